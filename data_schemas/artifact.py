@@ -1,0 +1,102 @@
+"""The record beside an output. A folder that has its record is whole and final: it is written last.
+
+A record names everything that made the folder: stage, recipe version, typed keys, the fingerprints of its inputs,
+and every file with its size.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+RECORD = "artifact.json"
+
+
+class Choice(BaseModel):
+    """What an evaluation decided: the policies so far, best first. `folder` is relative to the evaluation's parent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: str  # the step that made the policy, as in "round-1.dpo"
+    folder: str
+    score: float
+
+
+class Artifact(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    step: str
+    recipe_version: int
+    fingerprint: str = ""  # empty for a stage that was run by hand
+    keys: dict[str, Any]  # the stage's identity keys, resolved and typed
+    inputs: dict[str, str]  # key -> folder or file it was given
+    outputs: dict[str, str]  # name -> file or folder, relative to this one
+    files: dict[str, int]  # every file of the outputs -> bytes
+    metrics: dict[str, float | int | str | None]
+    reasons: dict[str, str] = {}  # metric that is null -> why
+    choices: list[Choice] = []
+    versions: dict[str, str] = {}
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path) -> "Artifact | None":
+        """The record of `folder`, or None where there is none yet.
+
+        Raises ValueError, in one line, for a record that is not one.
+        """
+        path = folder / RECORD
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ValueError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
+
+    def missing(self, folder: Path) -> list[str]:
+        """The files of the record that are not in `folder` with their recorded size."""
+        return [name for name, size in self.files.items() if not _has_size(folder / name, size)]
+
+    def write(self, folder: Path) -> None:
+        """Written beside, synced, renamed: a record is there whole or not at all."""
+        write_atomically(folder / RECORD, self.model_dump_json(indent=2) + "\n")
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def files_below(folder: Path, outputs: dict[str, str]) -> dict[str, int]:
+    """Every file of `outputs`, relative to `folder`, with its size in bytes."""
+    found: dict[str, int] = {}
+    for output in outputs.values():
+        path = folder / output
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                found[str(file.relative_to(folder))] = file.stat().st_size
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` by `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

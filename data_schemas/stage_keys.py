@@ -1,0 +1,217 @@
+"""Every key of every stage: its type, default and role, checked by one piece of code in the pipeline and the stages.
+
+`stage_keys.json` is generated from the stages' dataclasses by `python -m stages.describe`; reading it needs no torch.
+TRL's own parser checks neither types nor abbreviations (`max_length: 2.5` and `seed: [3]` pass), hence this file.
+"""
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel
+
+# identity: part of what makes a step the same step. runtime: how it is run, left out of the fingerprint.
+# rows, model, function: an input; it enters the fingerprint by content (files), or by the step that makes it.
+KeyRole = Literal["identity", "runtime", "rows", "model", "function"]
+INPUT_ROLES = ("rows", "model", "function")
+KEYS_FILE = Path(__file__).with_name("stage_keys.json")
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a configuration, said in one line with the way out. Ends a command with exit code 2."""
+
+
+class StageKey(BaseModel):
+    type: str  # "float", "int | null", "list[str] | null", …
+    default: Any = None
+    role: KeyRole = "identity"
+    required: bool = False
+    own: bool = False  # ours, not TRL's
+    choices: list[str] | None = None
+    help: str = ""
+
+
+class StageDescription(BaseModel):
+    recipe_version: int  # raised whenever the stage's output changes for the same keys
+    example: str
+    keys: dict[str, StageKey]
+
+
+@functools.cache
+def stages() -> dict[str, StageDescription]:
+    """Every stage's description, by name."""
+    if get_args(KeyRole)[2:] != INPUT_ROLES:
+        raise AssertionError("INPUT_ROLES and KeyRole differ")
+    content = json.loads(KEYS_FILE.read_text(encoding="utf-8"))
+    return {name: StageDescription.model_validate(stage) for name, stage in content.items()}
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where some valid name is near, else the empty string."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_keys(stage: str, values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """The values with their types (`"1e-5"` becomes 1e-05), unknown keys and wrong types refused.
+
+    `where` is what the message opens with: a file, or a recipe's section. Raises ConfigError.
+    """
+    keys = stages()[stage].keys
+    typed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in keys:
+            raise ConfigError(f"{where}: unknown key {name!r} of stage {stage}{nearest(str(name), list(keys))}")
+        typed[name] = check_value(value, keys[name], where=f"{where}: {name}")
+    return typed
+
+
+def check_value(value: Any, key: StageKey, *, where: str) -> Any:
+    """The value with the key's type, or ConfigError."""
+    for kind in key.type.split(" | "):
+        try:
+            typed = _convert(value, kind)
+        except (TypeError, ValueError):
+            continue
+        if key.choices and typed is not None and typed not in key.choices:
+            raise ConfigError(
+                f"{where}={value!r} is not one of {', '.join(key.choices)}{nearest(str(value), key.choices)}"
+            )
+        return typed
+    raise ConfigError(f"{where}={value!r} is {_name_of(value)}, expected {key.type.replace('null', 'nothing (null)')}")
+
+
+def _name_of(value: Any) -> str:
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _convert(value: Any, kind: str) -> Any:
+    if kind == "any":
+        return value
+    if kind == "null":
+        if value is None or value in ("null", "none", "None"):
+            return None
+        raise TypeError
+    if kind.startswith("list["):
+        if not isinstance(value, list):
+            raise TypeError
+        return [_convert(item, kind[5:-1]) for item in value]
+    if kind == "dict":
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = yaml.safe_load(value)
+        if not isinstance(value, dict):
+            raise TypeError
+        return value
+    if isinstance(value, list | dict) or value is None:
+        raise TypeError
+    if kind == "bool":
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "false": False}[str(value).lower()] if str(value).lower() in ("true", "false") else _no()
+    if isinstance(value, bool):
+        raise TypeError
+    if kind == "int":
+        return value if isinstance(value, int) else int(value) if isinstance(value, str) else _no()
+    if kind == "float":
+        return float(value)
+    return value if isinstance(value, str) else str(value)
+
+
+def _no() -> Any:
+    raise TypeError
+
+
+def with_defaults(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of the stage, given or default."""
+    return {name: values.get(name, key.default) for name, key in stages()[stage].keys.items()}
+
+
+def check_required(stage: str, values: Mapping[str, Any], *, where: str) -> None:
+    """Raises ConfigError for the first required key that has no value."""
+    for name, key in stages()[stage].keys.items():
+        if key.required and values.get(name) is None:
+            raise ConfigError(f"{where}: {name} is missing ({key.help})")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping, by the safe loader; ConfigError with line and column where it is not one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {_name_of(content)}, expected `key: value` lines")
+    return content
+
+
+def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
+    """`--config FILE --key value --list a b --flag --no_flag`, typed; the command line wins over the file."""
+    keys = stages()[stage].keys
+    values: dict[str, Any] = {}
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if not word.startswith("--"):
+            raise ConfigError(f"{word!r}: expected --key value")
+        name, has_value, attached = word[2:].partition("=")
+        end = position + 1
+        while end < len(words) and not re.match(r"--[a-zA-Z]", words[end]):
+            end += 1
+        given = ([attached] if has_value else []) + list(words[position + 1 : end])
+        position = end
+        if name == "config":
+            if len(given) != 1:
+                raise ConfigError("--config takes one file")
+            values = check_keys(stage, read_yaml(Path(given[0])), where=given[0]) | values
+            continue
+        if name not in keys and name.removeprefix("no_") in keys and not given:
+            name, given = name.removeprefix("no_"), ["false"]
+        key = keys.get(name)
+        takes_list = key is not None and "list[" in key.type
+        if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
+            values[name] = yaml.safe_load(given[0])
+        elif takes_list and not (len(given) == 1 and "| str" in f"| {key.type}"):
+            values[name] = given
+        elif len(given) > 1:
+            raise ConfigError(f"--{name} takes one value, got {len(given)}: {' '.join(given)}")
+        else:
+            values[name] = given[0] if given else True
+    return check_keys(stage, values, where=f"{stage}")
+
+
+def help_text(stage: str, *, everything: bool) -> str:
+    """What `--help` prints: an example and our own keys; `--help-all` adds TRL's."""
+    description = stages()[stage]
+    own = {name: key for name, key in description.keys.items() if key.own}
+    others = {name: key for name, key in description.keys.items() if not key.own}
+    lines = [f"stages/{stage}.py", "", "Example:", f"  {description.example}", "", "Keys of this stage:"]
+    lines += [_help_line(name, key) for name, key in own.items()]
+    if others:
+        lines += ["", f"and {len(others)} keys of TRL and transformers, under their own names" + (":" if everything else
+                  " (--help-all lists them), such as:")]  # fmt: skip
+        common = ("model_name_or_path",
+                  "learning_rate", "num_train_epochs", "max_steps", "max_length", "eval_steps",
+                  "per_device_train_batch_size", "lr_scheduler_type", "beta", "use_peft", "bf16", "use_cpu")  # fmt: skip
+        lines += [_help_line(name, key) for name, key in others.items() if everything or name in common]
+    return "\n".join(lines)
+
+
+def _help_line(name: str, key: StageKey) -> str:
+    default = "required" if key.required else f"default: {json.dumps(key.default)}"
+    head = f"  --{name} <{key.type}>"
+    first = " ".join(key.help.split()).split(". ")[0]
+    return f"{head:<52} {first} ({default})" if len(head) <= 52 else f"{head}\n{'':<52} {first} ({default})"

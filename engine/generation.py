@@ -1,0 +1,203 @@
+"""Sampling answers. One seam: prompts in, answers out, whatever generates them.
+
+The noise of an answer comes from (seed, prompt id, k, position) alone, and batches are formed before they are divided
+among processes: any number of processes gives the same answers, another batch size changes rounding at most.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from data_schemas.artifact import write_atomically
+from data_schemas.rows import Prompt
+from engine.arguments import GenerationArguments
+from engine.stage import Stage
+from engine.template import encode_prompt
+from engine.tokenized import wait_for
+
+# Shapes: B = answers in a batch, T = prompt tokens (left-padded), V = vocabulary, N = new tokens at most.
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer that is wanted: the k-th of its prompt."""
+
+    prompt: Prompt
+    k: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    ids: list[int]  # the end token included, where it ended
+    ended: bool  # by the end token, not by max_new_tokens
+
+
+def device_of(use_cpu: bool) -> torch.device:
+    """This process's device; a stage that generates holds whole models, outside of ZeRO."""
+    if use_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def draw_prompts(
+    prompts: Sequence[Prompt], count: int | None, *, seed: int, purpose: str, round: int = 1
+) -> list[Prompt]:
+    """`count` prompts (None: all) in an order drawn by seed and purpose; each round takes the next ones, then wraps."""
+    order = sorted(prompts, key=lambda row: hashlib.sha256(f"{seed}/{purpose}/{row.prompt_id}".encode()).digest())
+    if count is None or count >= len(order):
+        return order
+    start = (max(round, 1) - 1) * count % len(order)
+    return (order + order)[start : start + count]
+
+
+def noise(seed: str, prompt_id: str, k: int, length: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for one answer, [length]: one for each position."""
+    key = hashlib.sha256(f"{seed}/{prompt_id}/{k}".encode()).digest()[:16]
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big"))).random(length)
+
+
+class _Sample(LogitsProcessor):
+    """Leaves one token a row: the one at which the cumulative probability passes the row's uniform number."""
+
+    def __init__(self, noise_BN: torch.Tensor, *, num_prompt_tokens: int, temperature: float, top_p: float) -> None:
+        self.noise_BN, self.start, self.temperature, self.top_p = noise_BN, num_prompt_tokens, temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.temperature == 0:
+            return scores
+        probabilities_BV = torch.softmax(scores.double() / self.temperature, dim=-1)
+        if self.top_p < 1:
+            sorted_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
+            beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= self.top_p
+            probabilities_BV = torch.zeros_like(sorted_BV).scatter(1, order_BV, sorted_BV.masked_fill(beyond_BV, 0))
+        cumulative_BV = probabilities_BV.cumsum(-1)
+        uniform_B1 = self.noise_BN[:, input_ids.shape[1] - self.start, None] * cumulative_BV[:, -1:]
+        chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -math.inf).scatter(1, chosen_B1, 0.0)
+
+
+def sample(
+    stage: Stage,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asks: Sequence[Ask],
+    arguments: GenerationArguments,
+    *,
+    purpose: str,
+) -> list[Answer]:
+    """One answer for each ask, in order. `purpose` keeps the noise of different uses of one seed apart."""
+    encoded = {
+        ask.prompt.prompt_id: encode_prompt(tokenizer, ask.prompt.prompt, tools=ask.prompt.tools) for ask in asks
+    }
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, encoded.values()), default=0)
+    if limit and longest + arguments.max_new_tokens > limit:
+        log.warning("prompts of up to %d tokens + max_new_tokens=%d pass the model's %d positions", longest,
+                    arguments.max_new_tokens, limit)  # fmt: skip
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    end_ids = set(ends if isinstance(ends, list) else [ends]) - {None} | {tokenizer.eos_token_id}
+    seed = f"{arguments.seed}/{purpose}"
+
+    def generate(batch: Sequence[Ask]) -> list[dict[str, Any]]:
+        rows = [encoded[ask.prompt.prompt_id] for ask in batch]
+        width = max(map(len, rows))
+        # Padding must be on the left: generate() continues from the last column.
+        ids_BT = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows])
+        mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        noise_BN = torch.from_numpy(
+            np.stack([noise(seed, ask.prompt.prompt_id, ask.k, arguments.max_new_tokens) for ask in batch])
+        )
+        sampler = _Sample(
+            noise_BN.to(model.device),
+            num_prompt_tokens=width,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+        )
+        with torch.no_grad():
+            output = model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=ids_BT.to(model.device),
+                attention_mask=mask_BT.to(model.device),
+                logits_processor=LogitsProcessorList([sampler]),
+                do_sample=False,
+                max_new_tokens=arguments.max_new_tokens,
+                eos_token_id=sorted(end_ids),
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        answers = []
+        for row in output[:, width:].tolist():
+            end = next((position for position, token in enumerate(row) if token in end_ids), None)
+            ids = row if end is None else row[: end + 1]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            answers.append({"text": text, "ids": ids, "ended": end is not None})
+        return answers
+
+    # Prompts of like length together; the order is part of the step's identity, not of how it is run.
+    order = sorted(
+        range(len(asks)), key=lambda i: (len(encoded[asks[i].prompt.prompt_id]), asks[i].prompt.prompt_id, asks[i].k)
+    )
+    results = in_batches(stage, name, [asks[i] for i in order], generate, size=arguments.generation_batch_size)
+    answers: list[Answer | None] = [None] * len(asks)
+    for position, result in zip(order, results, strict=True):
+        answers[position] = Answer(**result)
+    return [answer for answer in answers if answer is not None]
+
+
+def in_batches(
+    stage: Stage, name: str, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]], *, size: int
+) -> list[Result]:
+    """`work` on batches of `items`, divided among the processes; every process gets all results, in order.
+
+    Results travel as files, not through a collective: a process may take as long as it needs. A finished part is kept
+    and used by the next attempt.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    parts = [stage.folder / "checkpoints" / f"{name}.{part}-of-{processes}.json" for part in range(processes)]
+    parts[0].parent.mkdir(exist_ok=True)
+    if not parts[rank].exists():
+        mine = range(rank, len(batches), processes)
+        done: list[list[Result]] = []
+        started = last = time.monotonic()
+        for number, index in enumerate(mine, start=1):
+            done.append(work(batches[index]))
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                log.info("%s: %d of %d batches in %.0f s", name, number, len(mine), last - started)
+        write_atomically(parts[rank], json.dumps(done))
+    results: list[list[Result]] = [[] for _ in batches]
+    for part, path in enumerate(parts):
+        wait_for(path)
+        for index, batch in zip(range(part, len(batches), processes), json.loads(path.read_text()), strict=True):
+            results[index] = batch
+    return [result for batch in results for result in batch]
+
+
+def log_prob_sums(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], *, pad: int) -> list[float]:
+    """Sum of log p(answer token) of each (prompt ids, answer ids), in nats, at temperature 1."""
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids_BT = torch.tensor([prompt + answer + [pad] * (width - len(prompt) - len(answer)) for prompt, answer in rows])
+    answer_BT = torch.tensor([[0.0] * len(p) + [1.0] * len(a) + [0.0] * (width - len(p) - len(a)) for p, a in rows])
+    mask_BT = torch.tensor([[1] * (len(p) + len(a)) + [0] * (width - len(p) - len(a)) for p, a in rows])
+    ids_BT, answer_BT = ids_BT.to(model.device), answer_BT.to(model.device)
+    with torch.no_grad():
+        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT.to(model.device), use_cache=False).logits
+        log_probs_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
+    token_BT = log_probs_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)
+    return (token_BT * answer_BT[:, 1:]).sum(1).tolist()

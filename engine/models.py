@@ -1,0 +1,124 @@
+"""Loading and checking models and tokenizers: one place for dtype, pad token and what a model folder must hold."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from data_schemas.stage_keys import ConfigError
+
+
+def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a prepared folder: with a chat template and a pad token that is not the end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+    if needs_template:
+        way_out = "run stages/prepare_base.py on it first"
+        if not tokenizer.chat_template:
+            raise ConfigError(f"{path} has no chat template; {way_out}")
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise ConfigError(f"{path} has no pad token of its own (pad == end token); {way_out}")
+    return tokenizer
+
+
+def load_causal(path: str, *, dtype: str = "auto", **options: Any) -> PreTrainedModel:
+    """A causal language model; `dtype` is a torch dtype's name or auto (as it was saved)."""
+    return _load(AutoModelForCausalLM, path, dtype=dtype, **options)
+
+
+def load_reward(path: str, *, dtype: str = "auto", **options: Any) -> PreTrainedModel:
+    """A sequence classifier with one score: the reward model's form."""
+    return _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=1, **options)
+
+
+def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel:
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{path} is not a model folder (no config.json)")
+    try:
+        return cls.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be loaded as a model ({str(error).splitlines()[0]})") from error
+
+
+def training_options(model: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of from_pretrained that TRL's ModelConfig asks for."""
+    options: dict[str, Any] = {"dtype": model.dtype or "float32", "revision": model.model_revision}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    return options
+
+
+def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
+    """TRL's LoRA configuration, or None. A reward model's score head is trained whole beside its adapters."""
+    if not model.use_peft:
+        return None
+    model.lora_task_type = "SEQ_CLS" if is_reward_model else "CAUSAL_LM"
+    if is_reward_model:
+        model.lora_modules_to_save = sorted({"score", *(model.lora_modules_to_save or [])})
+    return get_peft_config(model)
+
+
+def merge_adapter(base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str) -> None:
+    """Writes the plain model that base and adapter make, in a process of its own, free of any ZeRO state."""
+    kind = "reward" if is_reward_model else "causal"
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TORCHELASTIC"))
+    }
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "engine.models", base, str(adapter), str(out), kind, dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"merging {adapter} failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def _merge(base: str, adapter: str, out: str, kind: str, dtype: str) -> None:
+    from peft import PeftModel
+
+    model = load_reward(base, dtype=dtype) if kind == "reward" else load_causal(base, dtype=dtype)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    if kind == "reward":
+        merged.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
+    merged.save_pretrained(out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+
+
+def check_weights(folder: Path) -> None:
+    """Every tensor of the saved model is there, not empty, and finite. Raises ValueError naming the tensor."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights")
+    index = folder / "model.safetensors.index.json"
+    expected = set(json.loads(index.read_text())["weight_map"]) if index.exists() else None
+    seen: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = file.get_tensor(name)
+                seen.add(name)
+                if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{path.name}: {name} is {'empty' if tensor.numel() == 0 else 'nan or infinite'}")
+    if expected is not None and expected - seen:
+        raise ValueError(f"{folder} misses {len(expected - seen)} tensors, such as {min(expected - seen)}")
+
+
+if __name__ == "__main__":
+    _merge(*sys.argv[1:])

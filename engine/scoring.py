@@ -1,0 +1,81 @@
+"""Scores of answers: by a function, or by a reward model."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data_schemas.rows import Message, Prompt, for_template
+from engine.generation import in_batches
+from engine.models import load_reward, load_tokenizer
+from engine.stage import Stage, find_function
+from engine.template import encode_answer
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is to be scored."""
+
+    prompt: Prompt
+    text: str
+    ended: bool
+
+
+def score_by_function(reference: str, answered: Sequence[Answered]) -> list[float]:
+    """`module:function(prompt, answer, ended)` for each. Raises ValueError where it gives no finite number."""
+    function = find_function(reference)
+    scores = []
+    for item in answered:
+        score = function(for_template(item.prompt.prompt), item.text, item.ended)
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{reference} gave {score!r} for {item.text[:80]!r}, expected a finite number")
+        scores.append(float(score))
+    return scores
+
+
+def score_by_reward_model(
+    stage: Stage,
+    name: str,
+    path: str,
+    answered: Sequence[Answered],
+    *,
+    device: torch.device,
+    dtype: str,
+    batch_size: int,
+) -> list[float]:
+    """The reward model's score of each answer; an empty answer scores minus infinity's stand-in, the lowest of all."""
+    tokenizer = load_tokenizer(path)
+    model = load_reward(path, dtype=dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
+    rows = [_encode(tokenizer, item) for item in answered]
+    order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: (len(rows[i] or []), i))
+
+    def score(batch: Sequence[int]) -> list[float]:
+        return reward_scores(model, [rows[i] or [] for i in batch], pad=int(tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+
+    found = in_batches(stage, name, order, score, size=batch_size)
+    lowest = min(found, default=0.0)
+    scores = [lowest] * len(rows)
+    for index, value in zip(order, found, strict=True):
+        scores[index] = value
+    return scores
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, item: Answered) -> list[int] | None:
+    if not item.text.strip():
+        return None
+    answer = [Message(role="assistant", content=item.text)]
+    prompt_ids, answer_ids = encode_answer(tokenizer, item.prompt.prompt, answer, tools=item.prompt.tools)
+    return prompt_ids + answer_ids
+
+
+def reward_scores(model: PreTrainedModel, rows: Sequence[list[int]], *, pad: int) -> list[float]:
+    """One score a row of tokens, read at its last token."""
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    with torch.no_grad():
+        output: Any = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    return output.logits[:, 0].float().tolist()

@@ -1,0 +1,310 @@
+"""A stage is a program: one config in, one folder out, its record last. This is what surrounds every stage's `main`.
+
+It checks the keys, holds a lock on the folder, ends the process when its runner or launcher has died, sends the log to
+console and file, reports the end in `outcome.json` (`accelerate launch` turns every exit code into 1), and writes the
+record.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_schemas import stage_keys
+from data_schemas.artifact import RECORD, Artifact, Choice, files_below, read_json, write_atomically
+from data_schemas.stage_keys import ConfigError
+from engine import arguments
+from engine.tracking import Tracker
+
+log = logging.getLogger("alignloop")
+
+HINTS = {  # a part of an error's text -> the way out
+    "out of memory": "out of device memory: lower per_device_train_batch_size (the result stays the same), max_length, "
+    "or set gradient_checkpointing: true",
+    "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set gradient_checkpointing: true",
+    "can't allocate memory": "out of memory: lower per_device_train_batch_size or generation_batch_size",
+    "no space left": "the disk is full: free some space and run the same command again; what is finished is kept",
+    "nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
+}
+
+
+@dataclass
+class Stage:
+    """One run of a stage: its folder, its values, its tracker."""
+
+    name: str
+    folder: Path
+    values: dict[str, Any]  # every key that was given, typed
+    tracker: Tracker
+    is_main: bool
+
+
+@dataclass
+class Made:
+    """What `main` returns: everything the record says besides the keys."""
+
+    outputs: dict[str, str]
+    metrics: dict[str, float | int | str | None] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+
+
+def run_stage(
+    name: str,
+    classes: Sequence[type],
+    main: Callable[..., Made],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    words: Sequence[str] | None = None,
+) -> None:
+    """Runs a stage from its command line and ends the process: 0 done, 2 a user's mistake, 1 anything else."""
+    words = list(sys.argv[1:] if words is None else words)
+    if {"-h", "--help", "--help-all"} & set(words):
+        print(stage_keys.help_text(name, everything="--help-all" in words))
+        sys.exit(0)
+    try:
+        values = stage_keys.parse_command_line(name, words)
+        stage_keys.check_required(name, values, where=name)
+        folder = Path(values.get("output_dir") or _missing("output_dir")).absolute()
+        code = _run(name, classes, main, values | {"output_dir": str(folder)}, dict(defaults or {}))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 0:  # where one rank failed, the others may wait in a collective forever
+        _leave_process_group()
+    sys.exit(code)
+
+
+def _missing(key: str) -> Any:
+    raise ConfigError(f"{key} is missing: the folder this stage writes")
+
+
+def _run(
+    name: str, classes: Sequence[type], main: Callable[..., Made], values: dict[str, Any], defaults: dict[str, Any]
+) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    folder = Path(values["output_dir"])
+    end_with_the_runner()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder, is_main=rank == 0):
+        _claim(name, folder, values, is_main=rank == 0)
+        _start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
+        tracker = Tracker(folder, active=rank == 0)
+        started = time.monotonic()
+        try:
+            filled = dict(values)
+            if "global_batch_size" in stage_keys.stages()[name].keys:
+                filled = arguments.resolve_batch(values, default_global=_default(name, "global_batch_size"))
+                filled["output_dir"] = str(folder / "checkpoints")
+                filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
+            instances = arguments.fill(classes, filled, defaults)
+            if "wandb" in str(values.get("report_to", _default(name, "report_to"))):
+                identity = _identity(name, values)
+                tracker.start_wandb(
+                    folder, name=values.get("step", name), group=values.get("run_group", ""), config=identity
+                )
+            made = main(Stage(name, folder, values, tracker, rank == 0), *instances)
+        except (Exception, KeyboardInterrupt) as error:
+            return _failed(folder, error, is_main=rank == 0)
+        finally:
+            tracker.finish()
+        if rank == 0:
+            _finish(name, folder, values, made, seconds=time.monotonic() - started)
+    return 0
+
+
+def _default(stage: str, key: str) -> Any:
+    return stage_keys.stages()[stage].keys[key].default
+
+
+def _identity(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    keys = stage_keys.stages()[stage].keys
+    typed = stage_keys.with_defaults(stage, values)
+    return {name: value for name, value in typed.items() if keys[name].role == "identity"}
+
+
+def _inputs(stage: str, values: Mapping[str, Any]) -> dict[str, str]:
+    keys = stage_keys.stages()[stage].keys
+    inputs = {}
+    for name, value in values.items():
+        if keys[name].role in stage_keys.INPUT_ROLES and value is not None:
+            inputs[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return inputs
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, *, is_main: bool) -> Iterator[None]:
+    """One stage at a time writes a folder. The kernel lets go of the lock when the process dies."""
+    if not is_main:
+        yield
+        return
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is being written by another process (pid {file.read().strip() or '?'})"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _claim(name: str, folder: Path, values: Mapping[str, Any], *, is_main: bool) -> None:
+    """Refuses a folder that is finished, or that holds an unfinished stage with other keys: nothing is overwritten."""
+    if (folder / RECORD).exists():
+        raise ConfigError(f"{folder} holds a finished stage ({RECORD}); choose another output_dir, or move it away")
+    mine = {"stage": name, "keys": _identity(name, values), "inputs": _inputs(name, values)}
+    path = folder / "identity.json"
+    before = read_json(path)
+    if before is not None and before != json.loads(json.dumps(mine)) and is_main:
+        both = {**before["keys"], **before["inputs"]}, {**mine["keys"], **mine["inputs"]}
+        changed = [key for key in both[1] if both[0].get(key) != both[1][key]] or ["stage"]
+        raise ConfigError(
+            f"{folder} holds an unfinished {before['stage']} with other keys ({', '.join(changed)}); "
+            "choose another output_dir, or move it away"
+        )
+    if is_main and before is None:
+        write_atomically(path, json.dumps(mine, indent=2))
+
+
+def _start_logging(folder: Path, level: str, *, is_main: bool) -> None:
+    """Console by level, log.txt with everything from INFO on; ranks other than the first only warn."""
+    names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+    names |= {"passive": logging.INFO, "detail": logging.INFO}
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(names.get(level, logging.INFO) if is_main else logging.ERROR)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [console]
+    if is_main:
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    root = logging.getLogger()
+    root.handlers = handlers
+    root.setLevel(logging.DEBUG if level == "debug" else logging.INFO)
+    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "torch", "deepspeed", "DeepSpeed", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
+    interrupted = isinstance(error, KeyboardInterrupt)
+    is_users = isinstance(error, ConfigError)
+    text = " ".join(str(error).split()) or type(error).__name__
+    cause = text if is_users else "interrupted" if interrupted else f"{type(error).__name__}: {text}"
+    hint = next((hint for part, hint in HINTS.items() if part in f"{type(error).__name__} {text}".lower()), "")
+    if is_users or interrupted:
+        log.error("error: %s", cause)
+    else:
+        log.error("error: %s", cause, exc_info=error)
+    with contextlib.suppress(OSError):  # on a full disk the exit code has to do
+        write_atomically(
+            folder / "outcome.json",
+            json.dumps({"state": "interrupted" if interrupted else "failed", "cause": cause[:2000], "hint": hint,
+                        "kind": "config" if is_users else "error"}),
+        )  # fmt: skip
+    return 130 if interrupted else 2 if is_users else 1
+
+
+def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seconds: float) -> None:
+    versions = {}
+    for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    if not values.get("keep_checkpoints"):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    write_atomically(folder / "outcome.json", json.dumps({"state": "done", "cause": "", "hint": "", "kind": ""}))
+    Artifact(
+        stage=name,
+        step=str(values.get("step", "")),
+        recipe_version=stage_keys.stages()[name].recipe_version,
+        fingerprint=str(values.get("fingerprint", "")),
+        keys=_identity(name, values),
+        inputs=_inputs(name, values),
+        outputs=made.outputs,
+        files=files_below(folder, made.outputs),
+        metrics=made.metrics,
+        reasons=made.reasons,
+        choices=made.choices,
+        versions=versions,
+        seconds=round(seconds, 3),
+    ).write(folder)
+    log.info("whole: %s", folder)
+
+
+def end_with_the_runner() -> None:
+    """Ends this process as soon as its runner, or the launcher above it, has died: no stage writes without one.
+
+    Every rank watches for itself, since a signal to `accelerate launch` leaves its ranks behind.
+    """
+    runner = os.environ.get("ALIGNLOOP_RUNNER_PID")
+    if not runner:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while True:
+            if os.getppid() != parent or not _is_alive(int(runner)):
+                os._exit(70)
+            time.sleep(0.3)
+
+    threading.Thread(target=watch, name="end-with-the-runner", daemon=True).start()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _leave_process_group() -> None:
+    """Ranks leave together; an open group at exit prints a warning or hangs."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def find_function(reference: str) -> Callable[..., Any]:
+    """`module:function`, looked up beside the recipe (ALIGNLOOP_FUNCTION_PATH) first, then as an installed module.
+
+    Raises ConfigError where it can't be found.
+    """
+    import importlib
+    import importlib.util
+
+    module_name, _, function_name = reference.partition(":")
+    if not module_name or not function_name:
+        raise ConfigError(f"{reference!r} is not of the form module:function")
+    beside = Path(os.environ.get("ALIGNLOOP_FUNCTION_PATH", ".")) / (module_name.replace(".", "/") + ".py")
+    try:
+        if beside.is_file():
+            spec = importlib.util.spec_from_file_location(f"beside_recipe_{module_name.replace('.', '_')}", beside)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{reference}: {error} (looked beside the recipe, then among installed modules)") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"{reference}: {module_name} has no function {function_name!r}")
+    return function

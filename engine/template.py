@@ -1,0 +1,146 @@
+"""Chat templates: from messages to tokens, and which of the tokens are trained.
+
+What is trained is found by rendering alone, without markers in the template: an assistant turn's tokens are those
+between the rendered dialog before it (with the generation prompt) and the end token that closes it. This holds for
+every prefix-preserving template, that is, one that renders the first turns of a dialog as it renders them alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from data_schemas.rows import Message, for_template
+from data_schemas.stage_keys import ConfigError
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NAMED = {"chatml": (CHATML, ["<|im_start|>", "<|im_end|>"])}  # name -> template, its special tokens
+
+IGNORED = -100  # a label that no loss sees
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One dialog in tokens. `trained[i]` says whether the loss sees token i; both have the dialog's length."""
+
+    ids: list[int]
+    trained: list[bool]
+
+    @property
+    def labels(self) -> list[int]:
+        return [token if trained else IGNORED for token, trained in zip(self.ids, self.trained, strict=True)]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    generation_prompt: bool = False,
+) -> str:
+    """The dialog as the model reads it. Raises ValueError where the template refuses the dialog."""
+    try:
+        text = tokenizer.apply_chat_template(
+            for_template(messages), tools=tools, tokenize=False, add_generation_prompt=generation_prompt
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        roles = ", ".join(message.role for message in messages)
+        raise ValueError(f"the chat template refuses a dialog of {roles}: {error}") from error
+    return str(text)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], *, tools: list[dict[str, Any]] | None = None
+) -> list[int]:
+    """The tokens an answer is generated from."""
+    return _encode(tokenizer, render(tokenizer, prompt, tools=tools, generation_prompt=True))[0]
+
+
+def encode_dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    train_from: int = 0,
+) -> Encoded:
+    """The whole dialog, up to the end token of its last turn, with every assistant turn from `train_from` on trained.
+
+    Every trained turn ends in a labelled end token. Raises ValueError where the template is not prefix-preserving or
+    closes a turn without an end token.
+    """
+    text = render(tokenizer, messages, tools=tools)
+    ids, offsets = _encode(tokenizer, text)
+    trained = [False] * len(ids)
+    last = 0
+    for turn, message in enumerate(messages):
+        if message.role != "assistant" or turn < train_from:
+            continue
+        before = render(tokenizer, messages[:turn], tools=tools, generation_prompt=True)
+        upto = render(tokenizer, messages[: turn + 1], tools=tools)
+        if not text.startswith(before) or not text.startswith(upto):
+            raise ValueError(
+                f"the chat template renders turn {turn + 1} otherwise once more turns follow it (it is not "
+                "prefix-preserving): keep only the last assistant turn of such dialogs, or give another chat_template"
+            )
+        span = [i for i, (start, end) in enumerate(offsets) if len(before) <= start < end <= len(upto)]
+        ends = [i for i in span if ids[i] == tokenizer.eos_token_id]
+        if not ends:
+            raise ValueError(
+                f"turn {turn + 1} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "
+                f"with {upto[-20:]!r}; run prepare_base with a chat_template that ends each turn by an end token"
+            )
+        for i in span[: span.index(ends[-1]) + 1]:
+            trained[i] = True
+        last = ends[-1] + 1
+    if not last:
+        raise ValueError("the dialog has no assistant turn to train")
+    return Encoded(ids[:last], trained[:last])
+
+
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt (its generation prompt included) and of the answer, through its end token."""
+    whole = encode_dialog(tokenizer, [*prompt, *answer], tools=tools, train_from=len(prompt))
+    first = whole.trained.index(True)
+    return whole.ids[:first], whole.ids[first:]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token by which the template closes an assistant turn, or None."""
+    probe = "probe"
+    text = render(tokenizer, [Message(role="user", content="question"), Message(role="assistant", content=probe)])
+    ids, _ = _encode(tokenizer, text[text.rindex(probe) + len(probe) :])
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token in special), None)
+
+
+def read_template(name: str | None) -> tuple[str, list[str]] | None:
+    """A template by name, from a .jinja file or as it stands, with the special tokens it needs."""
+    if name is None:
+        return None
+    if name in NAMED:
+        return NAMED[name]
+    if "{%" in name or "{{" in name:
+        return name, []
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"chat_template={name!r} is neither a file nor one of {', '.join(NAMED)}")
+    return path.read_text(encoding="utf-8"), []
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    if not tokenizer.is_fast:
+        raise ConfigError("the tokenizer has no fast version (tokenizer.json), which the token masks need")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoded["input_ids"]), list(encoded["offset_mapping"])

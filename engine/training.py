@@ -1,0 +1,229 @@
+"""What every training stage adds to its TRL trainer.
+
+Evaluation before the first step, every eval_steps and at the end; the best model by eval_loss, step 0 among the
+candidates, is what is saved; early stopping; global batches that do not depend on the number of processes; every logged
+number in metrics.jsonl; resume from the newest whole checkpoint.
+
+    class PolicyTrainer(TrainingLoop, SFTTrainer): ...
+    return train_and_save(stage, trainer, arguments, model)
+"""
+
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as HFTrainingArguments
+from trl import ModelConfig
+
+from data_schemas.stage_keys import ConfigError
+from engine import checkpoints
+from engine.arguments import TrainingStageArguments
+from engine.evaluation import ExactEvaluation
+from engine.models import check_weights, merge_adapter
+from engine.stage import Made, Stage
+from engine.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+# Ours for TRL's keys, in every training stage.
+DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,  # a share of all steps
+    "save_steps": 0.1,
+    "save_total_limit": 2,
+    "report_to": "wandb",
+}
+
+
+class GlobalBatches(Sampler[int]):
+    """A shuffled epoch, cut to whole global batches: the same rows a step for any number of processes.
+
+    Consecutive runs of `global_batch_size` indices are one optimizer step.
+    """
+
+    def __init__(self, num_rows: int, *, global_batch_size: int, seed: int) -> None:
+        if num_rows < global_batch_size:
+            raise ConfigError(
+                f"{num_rows} training rows are fewer than one global_batch_size={global_batch_size}; "
+                f"lower global_batch_size to {num_rows} or less, or give more rows"
+            )
+        self.num_rows, self.size, self.seed, self.epoch = (
+            num_rows,
+            num_rows // global_batch_size * global_batch_size,
+            seed,
+            0,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(torch.randperm(self.num_rows, generator=generator)[: self.size].tolist())
+
+
+class TrainingLoop(ExactEvaluation):
+    """Goes before a TRL trainer in the bases; `stage` and `stage_arguments` are set before `train`."""
+
+    stage: Stage
+    stage_arguments: TrainingStageArguments
+    resumed_from: int | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        assert dataset is not None
+        return GlobalBatches(
+            len(dataset),  # pyright: ignore[reportArgumentType]
+            global_batch_size=self.stage_arguments.global_batch_size,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        step = self.state.global_step
+        losses = self.stage.tracker.history("eval_loss") | {step: metrics["eval_loss"]}
+        best = best_step(losses)
+        if best == step:
+            self._save_best(step)
+        patience = self.stage_arguments.patience
+        if patience is not None and sum(at > best for at in losses) >= patience:
+            log.info("no better eval_loss in %d evaluations: stopping at step %d", patience, step)
+            self.control.should_training_stop = True
+        return metrics
+
+    def _save_best(self, step: int) -> None:
+        """All processes call this: under ZeRO-3 the weights are gathered from all of them."""
+        folder = Path(str(self.args.output_dir))
+        partial = folder / f".best-{step}.partial"
+        self.save_model(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            for leftover in ("training_args.bin", "README.md"):
+                (partial / leftover).unlink(missing_ok=True)
+            target = checkpoints.best_folder(folder, step)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            step = self.state.global_step
+            checkpoint = folder / f"checkpoint-{step}"
+            checkpoints.mark_whole(checkpoint, step=step, processes=self.args.world_size)
+            checkpoints.forget_other_bests(folder, best_step(self.stage.tracker.history("eval_loss")))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: what made a model stands in its record."""
+
+
+def best_step(losses: dict[int, float]) -> int:
+    """The earliest step with the lowest eval_loss; a loss that is not a number never wins."""
+    return min(losses, key=lambda step: (math.inf if math.isnan(losses[step]) else losses[step], step))
+
+
+class _Track(TrainerCallback):
+    """Logged values into the tracker; evaluation and a log line at the last step; plain lines off a terminal."""
+
+    def __init__(self, tracker: Tracker, *, is_main: bool) -> None:
+        self.tracker, self.is_main = tracker, is_main
+
+    def on_step_end(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_log = True
+        return control
+
+    def on_log(
+        self,
+        args: HFTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        # Timings are in the record; a resumed run would log them twice.
+        values = {key: value for key, value in logs.items() if not key.endswith(("_runtime", "_per_second"))}
+        self.tracker.log(values, step=state.global_step)
+        if self.is_main and not sys.stderr.isatty():
+            shown = {
+                key: value
+                for key, value in values.items()
+                if (isinstance(value, float) and "loss" in key) or key == "learning_rate"
+            }
+            text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+            if text:
+                log.info("step %d/%d  %s", state.global_step, state.max_steps, text)
+
+
+def prepare_config(training: Any) -> None:
+    """TRL's config as every stage needs it; called before the trainer is made."""
+    training.report_to = []  # ours is the tracker
+    training.eval_on_start = False
+    training.load_best_model_at_end = False
+    training.dataloader_drop_last = False
+    training.shuffle_dataset = False
+    training.remove_unused_columns = False
+    if not getattr(training, "packing", False):
+        training.max_length = None  # longer rows are left out when they are tokenized: TRL would cut off their ends
+
+
+def train_and_save(
+    stage: Stage, trainer: Any, arguments: TrainingStageArguments, model: ModelConfig, *, is_reward_model: bool = False
+) -> Made:
+    """Trains from the newest whole checkpoint or from the start, and leaves the best model in `model/`.
+
+    Returns what the record says: eval_loss at step 0 and at the best step, and that step's metrics.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    trainer.stage, trainer.stage_arguments = stage, arguments
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Track(stage.tracker, is_main=stage.is_main))
+    try:
+        newest = checkpoints.newest_whole(folder, processes=trainer.args.world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    # Evaluating at the start again after a resume would log step 0's numbers under another step.
+    trainer.args.eval_on_start = newest is None
+    stage.tracker.forget_after(newest[1] if newest else -1)
+    if newest:
+        log.info("resuming from step %d", newest[1])
+    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+
+    losses = stage.tracker.history("eval_loss")
+    best = best_step(losses)
+    if not math.isfinite(losses[best]):
+        raise ValueError("eval_loss is nan or infinite at every evaluation")
+    if best == 0:
+        log.warning("no step was better than the start (eval_loss %.4f): the model is saved as it came", losses[0])
+    if stage.is_main:
+        best_model = checkpoints.best_folder(folder, best)
+        target = stage.folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        if model.use_peft:
+            base = str(model.model_name_or_path)
+            merge_adapter(base, best_model, target, is_reward_model=is_reward_model, dtype=model.dtype or "float32")
+        else:
+            best_model.rename(target)
+        check_weights(target)
+    trainer.accelerator.wait_for_everyone()
+    at_best: dict[str, float | int | str | None] = {
+        key: value for (at, key), value in stage.tracker.values.items() if at == best and key.startswith("eval_")
+    }
+    steps = trainer.state.global_step
+    metrics = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps}
+    return Made(outputs={"model": "model"}, metrics=metrics)

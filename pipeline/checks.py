@@ -1,0 +1,124 @@
+"""What can be known to go wrong before anything is launched, and without torch: one ConfigError each."""
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_schemas.artifact import read_json
+from data_schemas.stage_keys import ConfigError, stages, with_defaults
+from pipeline.fingerprint import find_module
+from pipeline.plan import File, Model, Step, has_preferences
+from pipeline.recipe import Recipe
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
+
+
+def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Raises ConfigError for the first thing that would stop a step."""
+    _check_data(recipe)
+    _check_inputs(recipe, steps)
+    for step in steps:
+        for name, value in step.keys.items():
+            if value is not None and stages()[step.stage].keys[name].role == "function":
+                find_module(value, recipe.path.absolute().parent)
+        _check_launch(recipe, step)
+        _check_batch(recipe, step)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data, where = recipe.data, recipe.path
+    made = bool(data.get("make_data"))
+    if recipe.base_model is None:
+        if recipe.pretrain is None:
+            raise ConfigError(f"{where}: base_model is missing: a folder, a hub name, or a section pretrain")
+        if not (made or data.get("documents")):
+            raise ConfigError(f"{where}: data.documents is missing: pretrain needs text")
+    if not (made or data.get("instructions") or (has_preferences(recipe) and data.get("chosen_as_instructions"))):
+        raise ConfigError(f"{where}: data.instructions is missing, or data.preferences with chosen_as_instructions > 0")
+    if recipe.rounds and not recipe.section("annotate", 1).get("annotator_function") and not has_preferences(recipe):
+        raise ConfigError(f"{where}: annotate.annotator_function or data.preferences is missing: who compares answers?")
+    if not recipe.section("evaluate_policy").get("judge_function"):
+        if not has_preferences(recipe):
+            raise ConfigError(f"{where}: evaluate_policy.judge_function or data.preferences is missing: who judges?")
+        if not data.get("judge_share"):
+            raise ConfigError(f"{where}: data.judge_share is 0: without evaluate_policy.judge_function "
+                              "the judge needs preference pairs of its own; try 0.2")  # fmt: skip
+
+
+def _check_inputs(recipe: Recipe, steps: Sequence[Step]) -> None:
+    template = recipe.prepare_base.get("chat_template")
+    if template and template.endswith(".jinja") and not Path(template).is_file():
+        raise ConfigError(f"{recipe.path}: prepare_base.chat_template={template!r} does not exist")
+    for step in steps:
+        for key, references in step.inputs.items():
+            where = "base_model" if step.stage == "prepare_base" else f"{step.section}.{key}"
+            for reference in references:
+                if isinstance(reference, File | Model):
+                    _check_input(
+                        step, key, reference, has_template=template is not None, where=f"{recipe.path}: {where}"
+                    )
+
+
+def _check_input(step: Step, key: str, given: File | Model, *, has_template: bool, where: str) -> None:
+    path = Path(given.path)
+    if not path.exists():
+        if not _looks_like_hub_name(given.path):
+            raise ConfigError(f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe")
+    elif isinstance(given, Model):
+        needs_template = step.stage == "prepare_base" and not has_template
+        check_model_folder(path, where=where, needs_template=needs_template,
+                           only_tokenizer=key == "tokenizer_name_or_path")  # fmt: skip
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    owner = name.partition("/")[0]
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    return is_name and not name.endswith(ROW_FILES) and not Path(owner).exists()
+
+
+def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_tokenizer: bool = False) -> None:
+    """Raises ConfigError where the folder lacks a config, a tokenizer, or a needed chat template."""
+    if not folder.is_dir():
+        raise ConfigError(f"{where}={folder} is a file, expected a model folder")
+    if not only_tokenizer and not (folder / "config.json").is_file():
+        raise ConfigError(f"{where}={folder} has no config.json: is it a model folder?")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
+    if needs_template and not (folder / "chat_template.jinja").is_file():
+        config = read_json(folder / "tokenizer_config.json")
+        if not (isinstance(config, dict) and config.get("chat_template")):
+            raise ConfigError(f"{where}={folder} has no chat template; "
+                              "give one, as in prepare_base: {chat_template: chatml}")  # fmt: skip
+
+
+def _check_launch(recipe: Recipe, step: Step) -> None:
+    where = f"{recipe.path}: {step.section}.launch" if step.launch != recipe.launch else f"{recipe.path}: launch"
+    if step.launch.profile == "single" and step.launch.num_processes > 1:
+        raise ConfigError(f"{where}: num_processes={step.launch.num_processes} with profile single; try profile: ddp")
+    if step.launch.device == "gpu" and not has_gpu():
+        raise ConfigError(f"{where}: this machine has no GPU; CPU use is said in the recipe: launch: {{device: cpu}}")
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA or AMD GPU that is not hidden from us; known without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return devices or shutil.which("nvidia-smi") is not None
+
+
+def _check_batch(recipe: Recipe, step: Step) -> None:
+    keys = with_defaults(step.stage, step.keys)
+    rows, processes = keys.get("global_batch_size"), step.launch.num_processes
+    if rows is None:
+        return
+    # Only a micro-batch that was asked for counts: where none is, the stage chooses one that fits.
+    micro_batch = step.keys.get("per_device_train_batch_size") or 1
+    if rows % (micro_batch * processes):
+        product = micro_batch * processes
+        raise ConfigError(f"{recipe.path}: {step.section}.global_batch_size={rows} is not a multiple of "
+                          f"per_device_train_batch_size x num_processes = {micro_batch} x {processes}; "
+                          f"try {max(round(rows / product), 1) * product}")  # fmt: skip

@@ -1,0 +1,178 @@
+"""The `alignloop` command: run | plan | status | chat.
+
+    alignloop run configs/demo.yaml --set dpo.beta=0.2
+
+A user's mistake is one line on stderr and exit code 2; a stage that fails is 1; Ctrl-C is 130 and SIGTERM 143.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data_schemas.artifact import read_json
+from data_schemas.stage_keys import ConfigError
+from pipeline import report
+from pipeline.checks import check_recipe
+from pipeline.fingerprint import SMALL
+from pipeline.launching import ROOT, Interrupted, is_locked, run_lock
+from pipeline.plan import make_plan
+from pipeline.recipe import load_recipe
+from pipeline.runner import Run, StageFailed, read_record, run_steps
+from pipeline.summary import SUMMARY
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="The post-training loop from one file: reward model, rejection sampling, SFT, DPO, evaluated, round by round.",
+)  # fmt: skip
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="as in --set dpo.beta=0.2")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show the stages' own output")] = False,
+) -> None:
+    """Run the loop; run again, it reuses what is whole and goes on where it stopped."""
+    loaded = load_recipe(recipe, overrides or [])
+    steps = make_plan(loaded)
+    check_recipe(loaded, steps)
+    console = report.make_console()
+    with run_lock(loaded.folder):
+        planned = Run.of(loaded, steps)
+        live = console.is_terminal and not verbose
+        with report.Progress(console, len(steps), live=live) as progress:
+            run_steps(planned, verbose=verbose, show=progress)
+    summary = _read_summary(loaded.folder)
+    console.print(report.rounds_table(summary))
+    best = loaded.folder / summary["best_policy"]["folder"]
+    print(f"\nbest policy: {summary['best_policy']['step']}")
+    print(f"chat with it: {_command()} chat {shlex.quote(_short(best))}")
+    print(f"all numbers:  {_short(loaded.folder / SUMMARY)}")
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Show every step: reuse, resume or run, and why. Runs nothing."""
+    loaded = load_recipe(recipe, overrides or [])
+    steps = make_plan(loaded)
+    check_recipe(loaded, steps)
+    planned = Run.of(loaded, steps, hash_limit=SMALL)
+    decisions = {step.name: planned.decide(step) for step in steps}
+    report.make_console().print(report.plan_tree(planned, decisions), soft_wrap=True)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, or its summary.json")]) -> None:
+    """Show how far a run is, and its numbers."""
+    folder = run.parent if run.name == SUMMARY else run
+    summary = _read_summary(folder)
+    console = report.make_console()
+    console.print(f"{summary['name']}: {_state(summary, folder)}")
+    console.print(report.steps_table(summary))
+    console.print(report.rounds_table(summary))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def chat(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="a model's, step's or run's folder; or a hub name")],
+    prompt: Annotated[str | None, typer.Option(help="print one answer and end; without it, a conversation")] = None,
+) -> None:
+    """Talk to a model. Further --keys go to stages/chat.py as they are."""
+    words = [_model_of(model), *(["--prompt", prompt] if prompt is not None else [])]
+    command = [sys.executable, str(ROOT / "stages" / "chat.py"), *words, *context.args]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    raise typer.Exit(subprocess.call(command, env=os.environ | {"PYTHONPATH": path}))
+
+
+def _model_of(name: str) -> str:
+    folder = Path(name)
+    if not folder.exists():
+        if name.count("/") == 1 and not folder.parent.exists():
+            return name  # a hub name
+        raise ConfigError(f"{name} does not exist")
+    if (folder / SUMMARY).is_file():
+        best = _read_summary(folder)["best_policy"]
+        if best is None:
+            raise ConfigError(f"{name} has no evaluated policy yet")
+        return str(folder / best["folder"])
+    artifact = read_record(folder)
+    if artifact is not None and "model" in artifact.outputs:
+        return str(folder / artifact.outputs["model"])
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{name} is no model: it has no config.json, no record of a model and no {SUMMARY}")
+    return name
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    summary = read_json(folder / SUMMARY)
+    if summary is None:
+        raise ConfigError(f"{folder} has no {SUMMARY}: is it a run's folder?")
+    return summary
+
+
+def _state(summary: dict[str, Any], folder: Path) -> str:
+    if summary["state"] == "running" and not is_locked(folder):
+        return "stopped: its runner is gone; run it again to go on"
+    return summary["state"]
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _command() -> str:
+    """How this command was called, so that a printed line can be typed."""
+    found = shutil.which("alignloop")
+    called = Path(sys.argv[0]).absolute()
+    return "alignloop" if found and Path(found).absolute() == called else shlex.quote(_short(called))
+
+
+def _explain(failure: StageFailed) -> None:
+    print(f"error: {failure.step.name} failed: {failure.cause}", file=sys.stderr)
+    print(f"command: {shlex.join(failure.command)}\nlast lines of {_short(failure.log)}:", file=sys.stderr)
+    for line in failure.tail:
+        print(f"  {line}", file=sys.stderr)
+    if failure.hint:
+        print(f"hint: {failure.hint}", file=sys.stderr)
+
+
+def main() -> None:
+    """The console script's entry: turns what went wrong into a line and an exit code."""
+    from typer.main import get_command
+
+    try:
+        code = get_command(app)(standalone_mode=False)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except StageFailed as failure:
+        _explain(failure)
+        code = 2 if failure.is_users else 1
+    except Interrupted as interrupted:
+        print("interrupted; what is finished is kept: run the same command again to go on", file=sys.stderr)
+        code = 128 + interrupted.number
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # the command line's own errors have one
+            raise
+        message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
+        print(f"error: {message}; see {_command()} --help", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

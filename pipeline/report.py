@@ -1,0 +1,154 @@
+"""What the command prints: the tree of a plan, a line a step while a run goes on, the tables of a summary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from pipeline.plan import Step
+from pipeline.runner import Decision, Run
+from pipeline.summary import StepState
+
+COLOURS = {
+    "reuse": "green", "reused": "green", "ran": "green", "resume": "yellow", "resumed": "yellow", "run": "cyan",
+    "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim",
+}  # fmt: skip
+# What a stage's line shows first of its metrics.
+HEADLINES = {
+    "pretrain": ("eval_loss_at_step_0", "eval_loss"),
+    "sft": ("eval_loss_at_step_0", "eval_loss"),
+    "reward_model": ("eval_accuracy", "eval_loss"),
+    "annotate": ("pairs",),
+    "rejection_sampling": ("winners",),
+    "dpo": ("eval_rewards/accuracies", "eval_rewards/margins"),
+    "evaluate_policy": ("judge_mean", "win_rate_vs_first", "win_rate_vs_previous"),
+}
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A terminal's own width; elsewhere wide enough that no row of a table is folded."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=220)
+
+
+def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
+    """Every step with what will happen to it and why, by round."""
+    counts = [
+        f"{sum(d.action == action for d in decisions.values())} {action}" for action in ("reuse", "resume", "run")
+    ]
+    tree = Tree(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  [dim]{escape(_shown(run))}[/dim]")
+    branches: dict[int | None, Tree] = {None: tree}
+    for step in run.steps:
+        if step.round not in branches:
+            branches[step.round] = tree.add(f"round {step.round}")
+        decision = decisions[step.name]
+        line = Text(f"{decision.action:<7}", style=COLOURS[decision.action])
+        line.append(f"{step.name}: {decision.why}", style="default")
+        branches[step.round].add(line)
+    return tree
+
+
+def _shown(run: Run) -> str:
+    return f"{run.recipe.output_dir}/{run.recipe.name}"
+
+
+class Progress:
+    """One line a step: a live one on a terminal, one at its start and one at its end elsewhere."""
+
+    def __init__(self, console: Console, num_steps: int, *, live: bool) -> None:
+        self.console, self.num_steps = console, num_steps
+        self.live = Live(console=console, transient=True, refresh_per_second=4) if live else None
+        self.position = 0
+        self.announced = ""
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, step: Step, state: StepState) -> None:
+        if state.state == "running":
+            line = self._line(self.position + 1, step, state)
+            if self.live:
+                self.live.update(line)
+            elif self.announced != step.name:
+                self.announced = step.name
+                self.console.print(line, soft_wrap=True)
+            return
+        self.position += 1
+        if self.live:
+            self.live.update("")
+        self.console.print(self._line(self.position, step, state), soft_wrap=True)
+
+    def _line(self, position: int, step: Step, state: StepState) -> Text:
+        line = Text(f"[{position:>{len(str(self.num_steps))}}/{self.num_steps}] {step.name:<27} ")
+        line.append(f"{state.state:<8}", style=COLOURS.get(state.state, "default"))
+        line.append(f"{state.seconds:7.1f} s  " if state.state != "running" or self.live else "")
+        numbers = headline(step.stage, state.artifact.metrics if state.artifact else {})
+        return line.append("  ".join(part for part in (numbers, f"({state.why})" if state.why else "") if part))
+
+
+def headline(stage: str, metrics: Mapping[str, Any]) -> str:
+    shown = [name for name in HEADLINES.get(stage, ()) if metrics.get(name) is not None]
+    return "  ".join(f"{name} {number(metrics[name])}" for name in shown)
+
+
+def rounds_table(summary: Mapping[str, Any]) -> Table:
+    """The table by round. `-` is a number that does not apply; summary.json says why."""
+    judges = sorted({row["judge"] for row in summary["rounds"] if row["judge"]})
+    table = Table(box=MARKDOWN, title=f"by round, judged by {', '.join(judges) or '?'}", title_justify="left")
+    columns = {
+        "round": lambda row: str(row["round"]),
+        "policy": lambda row: row["policy"] or "-",
+        "judge": lambda row: number(row["judge_mean"]),
+        "proxy": lambda row: number(row["proxy_mean"]),
+        "gain vs first": lambda row: _interval(row, "score_gain_vs_first"),
+        "wins vs first": lambda row: _interval(row, "win_rate_vs_first"),
+        "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
+        "KL": lambda row: number(row["kl_to_first"]),
+        "tokens": lambda row: number(row["mean_answer_tokens"]),
+        "ended": lambda row: number(row["ended_share"]),
+        "distinct-2": lambda row: number(row["distinct_2"]),
+        "RM accuracy": lambda row: number(row["reward_accuracy"]),
+        "SFT loss": lambda row: number(row["sft_eval_loss"]),
+        "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
+    }
+    for name in columns:
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    for row in summary["rounds"]:
+        table.add_row(*(show(row) for show in columns.values()))
+    return table
+
+
+def steps_table(summary: Mapping[str, Any]) -> Table:
+    """The table of steps, for `status`."""
+    table = Table(box=MARKDOWN)
+    for name in ("step", "state", "seconds", "folder", "numbers"):
+        table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=True)
+    for step in summary["steps"]:
+        state = Text(step["state"], style=COLOURS.get(step["state"], "default"))
+        numbers = headline(step["stage"], step["metrics"])
+        table.add_row(step["name"], state, f"{step['seconds']:.1f}", step["folder"] or "-", numbers)
+    return table
+
+
+def number(value: Any) -> str:
+    """Three decimals; `-` for null."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return number(row[name]) + ("" if low is None or high is None else f" [{number(low)}, {number(high)}]")

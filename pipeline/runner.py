@@ -1,0 +1,257 @@
+"""Runs a plan: for each step reuse, resume, or launch; `summary.json` after every change.
+
+A step's folder is `<run>/<step>-<first 8 of its fingerprint>`. It is reused when its record is there and nothing is
+missing, resumed when it holds a whole checkpoint, and launched otherwise. One runner a run folder, held by a lock that
+the kernel releases.
+"""
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from data_schemas.artifact import Artifact, read_json, write_atomically
+from data_schemas.stage_keys import ConfigError, check_required, stages
+from pipeline import launching, summary
+from pipeline.fingerprint import FileHashes, Identity, differences, identities
+from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
+from pipeline.recipe import Recipe
+
+IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that the next plan can say what changed
+NUM_TAIL_LINES = 20
+LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
+
+Action = Literal["reuse", "resume", "run", "to be hashed"]
+HINTS = (  # in a stage's output -> the way out; only where the stage itself could not say
+    ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
+    ("No space left", "the disk is full: free some space and run the same command again; what is finished is kept"),
+    ("SIGKILL", "killed, most likely for its memory: lower per_device_train_batch_size or generation_batch_size"),
+    (" nan", "a number is not finite: lower learning_rate, or use bf16 instead of fp16"),
+)
+
+
+@dataclass
+class StageFailed(Exception):
+    """A stage ended without its record."""
+
+    step: Step
+    command: Sequence[str]
+    log: Path
+    tail: Sequence[str]  # the last lines that the stage printed
+    cause: str
+    hint: str
+    is_users: bool  # a mistake in the configuration that only the stage could see
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Action
+    why: str
+    folder: Path | None  # None while the fingerprint is not known
+
+
+@dataclass
+class Run:
+    """A recipe with its plan, and what every step of it is."""
+
+    recipe: Recipe
+    steps: list[Step]
+    identities: Mapping[str, Identity]
+    states: dict[str, summary.StepState] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
+        """`hash_limit`: bytes over which a file with no known hash is left to be hashed (None: none is)."""
+        hashes = FileHashes(recipe.folder / ".hashes.json", limit=hash_limit)
+        known = identities(steps, hashes=hashes, function_folder=recipe.path.absolute().parent)
+        return cls(recipe, steps, known)
+
+    def folder(self, name: str) -> Path | None:
+        fingerprint = self.identities[name].fingerprint
+        return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
+
+    def decide(self, step: Step) -> Decision:
+        """Reuse, resume or run, and why. Touches nothing."""
+        folder = self.folder(step.name)
+        if folder is None:
+            return Decision("to be hashed", self._why(step), None)
+        artifact = read_record(folder)
+        if artifact is not None:
+            missing = artifact.missing(folder)
+            if not missing and artifact.fingerprint == self.identities[step.name].fingerprint:
+                return Decision("reuse", "unchanged", folder)
+            lost = f"{missing[0]} is missing or has another size" if missing else "its record has another fingerprint"
+            return Decision("run", lost, folder)
+        if progress := finished_part(folder):
+            return Decision("resume", f"from {progress}", folder)
+        if folder.is_dir():
+            cause = (read_json(folder / "outcome.json") or {}).get("cause")
+            return Decision("run", f"did not finish: {cause}" if cause else "did not finish", folder)
+        return Decision("run", self._why(step), folder)
+
+    def _why(self, step: Step) -> str:
+        """What differs from the newest folder of the same step."""
+        old = [path for path in self.recipe.folder.glob(f"{step.name}-????????") if (path / IDENTITY_FILE).is_file()]
+        if not old:
+            return "never ran"
+        newest = max(old, key=lambda path: (path / IDENTITY_FILE).stat().st_mtime_ns)
+        lines = differences(step, read_json(newest / IDENTITY_FILE) or {}, self.identities[step.name].content)
+        return ", ".join(lines) or "never finished"
+
+    def resolve(self, reference: Reference) -> Path | str | None:
+        """What a stage is given for a reference; None for an optional output that was not made."""
+        match reference:
+            case EvaluationFolder(name):
+                return self.folder(name)
+            case BestPolicy(name, rank):
+                made_by = _record(self.folder(name)).choices[rank].step
+                return self.resolve(Output(made_by, "model"))
+            case Output(name, output, optional):
+                folder = self.folder(name)
+                outputs = _record(folder).outputs
+                if output in outputs and folder is not None:
+                    return folder / outputs[output]
+                if optional:
+                    return None
+                raise ConfigError(f"{name} made no {output}: the split is empty; it needs more rows ({folder})")
+            case _:
+                return reference.path
+
+    def stage_config(self, step: Step) -> dict[str, Any]:
+        """Every key the stage is given; what is not here is its default."""
+        known = stages()[step.stage].keys
+        keys = dict(step.keys)
+        for key, references in step.inputs.items():
+            found = [self.resolve(reference) for reference in references]
+            paths = [str(path) for path in found if path is not None]
+            if (shares := f"{key}_shares") in keys:
+                keys[shares] = [share for share, path in zip(keys[shares], found, strict=True) if path is not None]
+            if paths:
+                keys[key] = paths if "list[" in known[key].type else paths[0]
+        check_required(step.stage, keys, where=step.name)
+        policies = [_record(self.folder(item.step)).choices[item.rank].step
+                    for item in step.inputs.get("policies", []) if isinstance(item, BestPolicy)]  # fmt: skip
+        runner_keys = {
+            "output_dir": str(self.folder(step.name)),
+            "step": step.name,
+            "run_group": self.recipe.name,
+            "fingerprint": self.identities[step.name].fingerprint,
+            "policy_names": policies or None,
+            "use_cpu": step.launch.device == "cpu" or None,
+        }
+        return keys | {key: value for key, value in runner_keys.items() if key in known and value is not None}
+
+
+def read_record(folder: Path) -> Artifact | None:
+    """The folder's record, or None. Raises ConfigError for one that can't be read."""
+    try:
+        return Artifact.read(folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _record(folder: Path | None) -> Artifact:
+    artifact = read_record(folder) if folder else None
+    if artifact is None:
+        raise ConfigError(f"{folder} lost its record while the run went on; run again")
+    return artifact
+
+
+def finished_part(folder: Path) -> str:
+    """What an unfinished step can go on from: its newest whole checkpoint, or finished batches; or the empty string."""
+    whole = [path.parent.name for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
+    if whole:
+        return max(whole, key=lambda name: int(name.rpartition("-")[2]))
+    return "the answers it finished" if any(folder.glob("checkpoints/*-of-*.json")) else ""
+
+
+# -- the loop -------------------------------------------------------------------------------------------------------
+
+
+def run_steps(run: Run, *, verbose: bool = False, show: Callable[[Step, summary.StepState], None]) -> None:
+    """Every step in order. `show` is called when a step starts, now and then while it runs, and when it ends.
+
+    Raises StageFailed, Interrupted, or ConfigError; the summary then says so, and everything finished stays.
+    """
+    folder = run.recipe.folder
+    run.states = {step.name: summary.StepState(run.folder(step.name)) for step in run.steps}
+    with launching.signals_raise():
+        try:
+            for step in run.steps:
+                _run_step(run, step, verbose=verbose, show=show)
+            summary.write(folder, run, "done")
+        except BaseException as error:
+            running = [state for state in run.states.values() if state.state == "running"]
+            for state in running:
+                state.state = "failed"
+            with contextlib.suppress(OSError):  # a full disk: the error itself says more
+                summary.write(folder, run, "interrupted" if isinstance(error, launching.Interrupted) else "failed")
+            raise
+
+
+def _run_step(run: Run, step: Step, *, verbose: bool, show: Callable[[Step, summary.StepState], None]) -> None:
+    state = run.states[step.name]
+    decision = run.decide(step)
+    if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
+        launching.end_leftovers(decision.folder)
+        decision = run.decide(step)  # the stage of a dead runner may have finished
+    state.why = decision.why
+    folder = decision.folder
+    assert folder is not None, "a run hashes everything"
+    if decision.action != "reuse":
+        state.state, started = "running", time.monotonic()
+        summary.write(run.recipe.folder, run, "running")
+        show(step, state)
+        config = run.stage_config(step)
+        _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
+        command = launching.launch_command(step, folder)
+        env = launching.environment(step, folder, run.recipe.path.absolute().parent)
+
+        def tick() -> None:
+            state.seconds = time.monotonic() - started
+            show(step, state)
+
+        code, printed = launching.run_to_end(command, folder, env, verbose=verbose, tick=tick)
+        state.seconds = time.monotonic() - started
+        if run.decide(step).action != "reuse":  # the record, not the exit code, says whether a step is whole
+            raise _failure(step, folder, command, code, printed)
+    state.artifact = _record(folder)
+    if decision.action == "reuse":
+        state.seconds = state.artifact.seconds
+    state.state = {"reuse": "reused", "resume": "resumed"}.get(decision.action, "ran")
+    if decision.action != "reuse":
+        summary.write(run.recipe.folder, run, "running")
+    show(step, state)
+
+
+def _prepare_folder(folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> None:
+    """Leaves nothing half-written of an earlier try; the stage itself judges what in `checkpoints` is whole."""
+    kept = {".lock", "console.txt", "log.txt", "checkpoints"} | ({"metrics.jsonl", "wandb"} if resume else set())
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_atomically(folder / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True))
+
+
+def _failure(step: Step, folder: Path, command: list[str], code: int, printed: str) -> StageFailed:
+    outcome = read_json(folder / "outcome.json") or {}
+    ending = f"ended with exit code {code}" if code else "ended without its record"
+    if code < 0:
+        ending = f"killed by {signal.Signals(-code).name}"
+    hint = outcome.get("hint") or next((way_out for part, way_out in HINTS if part in f"{printed}\n{ending}"), "")
+    cause = outcome.get("cause") or ending
+    is_users = outcome.get("kind") == "config"
+    lines = printed.splitlines()
+    # torch's launcher says at length that a process failed; what failed stands above that.
+    end = next((place for place, line in enumerate(lines) if LAUNCHERS_REPORT in line), len(lines))
+    tail = lines[:end][-NUM_TAIL_LINES:]
+    return StageFailed(step, command, folder / "console.txt", tail, cause=cause, hint=hint, is_users=is_users)

@@ -1,0 +1,79 @@
+"""Talk with a model: one answer with --prompt, a conversation without. Empty line or Ctrl-D ends it.
+
+python stages/chat.py MODEL_DIR --prompt "What is the capital of France?"
+"""
+
+import argparse
+import sys
+
+import torch
+from transformers import TextStreamer, logging
+
+from data_schemas.rows import Message
+from data_schemas.stage_keys import ConfigError
+from engine.generation import device_of
+from engine.models import load_causal, load_tokenizer
+from engine.template import encode_prompt
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder")
+    parser.add_argument("--prompt", help="one question; its answer is printed and the program ends")
+    parser.add_argument("--system", help="a system prompt")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the most probable token")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--use_cpu", action="store_true")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    try:
+        tokenizer = load_tokenizer(arguments.model)
+        model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    torch.manual_seed(arguments.seed)
+    dialog = [Message(role="system", content=arguments.system)] if arguments.system else []
+
+    def answer() -> str:
+        ids = torch.tensor([encode_prompt(tokenizer, dialog)], device=model.device)
+        sampling = (
+            {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature else {"do_sample": False}
+        )
+        output = model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=arguments.max_new_tokens,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
+            **sampling,
+        )
+        return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+    if arguments.prompt is not None:
+        if not arguments.prompt.strip():
+            print("error: --prompt is empty", file=sys.stderr)
+            return 2
+        dialog.append(Message(role="user", content=arguments.prompt))
+        answer()
+        return 0
+    print("(an empty line ends the conversation)")
+    while True:
+        try:
+            said = input("you: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return 0
+        if not said:
+            return 0
+        dialog.append(Message(role="user", content=said))
+        text = answer()
+        if not text.strip():
+            print("(no answer)")
+            dialog.pop()
+            continue
+        dialog.append(Message(role="assistant", content=text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The one folder every later stage starts from: chat template, end token of a turn, a pad token of its own.
+
+Many base models lack a template, pad with their end token (so that masking by id hides the end token and the model
+never learns to stop), or have no row in the embeddings for a template's tokens.
+
+    python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from data_schemas.rows import Message
+from data_schemas.stage_keys import ConfigError
+from engine.arguments import PlainStageArguments, key_field, required_field
+from engine.models import check_weights, load_causal
+from engine.stage import Made, Stage, run_stage
+from engine.template import encode_dialog, end_of_turn, read_template
+
+RECIPE_VERSION = 1
+EXAMPLE = "python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared"
+PAD = "<|pad|>"
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class PrepareBaseArguments(PlainStageArguments):
+    model_name_or_path: str = required_field("the base model: a folder or a hub name", role="model")
+    model_revision: str = key_field("main", "branch, tag or commit of a hub name")
+    chat_template: str | None = key_field(None, "chatml, a .jinja file, or a template's text; null: the model's own")
+    dtype: str = key_field("auto", "precision the model is saved in: auto (as it came), float32, bfloat16")
+
+
+ARGUMENTS = (PrepareBaseArguments,)
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
+    """Template, end token and pad token, in place. Raises ConfigError where there is no template to work with."""
+    template = read_template(chat_template)
+    if template is not None:
+        tokenizer.chat_template = template[0]
+        known = tokenizer.get_vocab()
+        missing = [token for token in template[1] if token not in known]
+        if missing:
+            tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"{tokenizer.name_or_path} has no chat template; set prepare_base.chat_template (chatml, or a file)"
+        )
+    end = end_of_turn(tokenizer)
+    if end is None:
+        raise ConfigError(
+            "the chat template closes an assistant turn without a special token; give one that does (chatml)"
+        )
+    tokenizer.eos_token = end
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    turns = [Message(role="user", content="Hi"), Message(role="assistant", content="Hello")]
+    try:
+        encode_dialog(tokenizer, [*turns, *turns])  # the template must be one that later stages can train on
+    except ValueError as error:
+        raise ConfigError(f"chat template: {error}") from error
+
+
+def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
+    """Rows for all tokens; new ones start at the mean of the others, so that their logits start unremarkable."""
+    embeddings = model.get_input_embeddings().weight
+    before = embeddings.shape[0]
+    if num_tokens <= before:
+        return 0
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    head = model.get_output_embeddings()
+    weights = [model.get_input_embeddings().weight] + ([head.weight] if head is not None else [])
+    with torch.no_grad():
+        for weight in weights:
+            assert isinstance(weight, torch.Tensor)
+            weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+    return num_tokens - before
+
+
+def main(stage: Stage, arguments: PrepareBaseArguments) -> Made:
+    source = arguments.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=arguments.model_revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+    original_end = tokenizer.eos_token_id
+    prepare_tokenizer(tokenizer, arguments.chat_template)
+    model = load_causal(source, dtype=arguments.dtype, revision=arguments.model_revision)
+    added = fit_embeddings(model, len(tokenizer))
+    ends = list(dict.fromkeys(token for token in (tokenizer.eos_token_id, original_end) if token is not None))
+    # Only the ends and the pad: a model's own top_k or temperature would otherwise be in every later sampling.
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.save_pretrained(stage.folder / "model")
+    tokenizer.save_pretrained(stage.folder / "model")
+    check_weights(stage.folder / "model")
+    log.info("end token %s, pad token %s, %d new embedding rows", tokenizer.eos_token, tokenizer.pad_token, added)
+    return Made(outputs={"model": "model"}, metrics={"new_tokens": added, "parameters": model.num_parameters()})
+
+
+if __name__ == "__main__":
+    run_stage("prepare_base", ARGUMENTS, main)

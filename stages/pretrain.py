@@ -1,0 +1,193 @@
+"""Pretraining: documents -> one token stream with end tokens -> blocks of `block_size` -> next-token loss.
+
+From random weights (an architecture in the config, a tokenizer trained on the corpus or given), or continued from a
+model. Attention crosses documents inside a block, which Llama 3 (arXiv 2407.21783, 3.2) masks.
+
+    accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml
+"""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+from trl import ModelConfig, SFTConfig
+
+from data_schemas import splitting
+from data_schemas.reading import read_documents
+from data_schemas.rows import Document
+from data_schemas.stage_keys import ConfigError
+from engine.arguments import TrainingStageArguments, key_field
+from engine.models import load_causal, load_tokenizer, lora_config, training_options
+from engine.optimizers import MuonAdamW
+from engine.stage import Made, Stage, run_stage
+from engine.tokenized import table, wait_for
+from engine.training import DEFAULTS, prepare_config, train_and_save
+from stages.sft import PolicyTrainer
+
+RECIPE_VERSION = 1
+EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
+END, PAD = "<|endoftext|>", "<|pad|>"
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class PretrainArguments(TrainingStageArguments):
+    architecture: dict[str, Any] | None = key_field(
+        None, "from random weights: model_type and its config keys, as in {model_type: llama, hidden_size: 128}"
+    )
+    tokenizer_name_or_path: str | None = key_field(
+        None, "tokenizer to use; null: train one on train_data", role="model"
+    )
+    vocab_size: int = key_field(8192, "tokens of the tokenizer that is trained on train_data")
+    special_tokens: list[str] = key_field([], "tokens of that tokenizer besides end and pad, such as a template's")
+    block_size: int = key_field(1024, "tokens a row")
+    muon_learning_rate: float | None = key_field(
+        None, "learning rate of Muon on the hidden matrices, AdamW keeps the rest; null: TRL's optim alone"
+    )
+
+
+ARGUMENTS = (PretrainArguments, SFTConfig, ModelConfig)
+
+
+class PretrainTrainer(PolicyTrainer):
+    stage_arguments: PretrainArguments
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        muon = self.stage_arguments.muon_learning_rate
+        if muon is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer = MuonAdamW(
+            self.model,
+            muon_learning_rate=muon,
+            learning_rate=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+        )
+        return self.optimizer
+
+
+def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: no text is unknown to it. The same texts give the same tokenizer."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = [END, PAD, *special_tokens]
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=specials,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD, extra_special_tokens=special_tokens or None
+    )
+
+
+def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[dict[str, Any]]:
+    """The texts' tokens, an end token after each, in rows of `size`; the last, shorter one is left out."""
+    stream: list[int] = []
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        stream += [*ids, int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
+    rows = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[Document]]:
+    """Training and held-out documents: given, or by the hash of the text."""
+    train = read_documents(arguments.train_data, on_bad_row=arguments.on_bad_row).rows
+    if arguments.eval_data:
+        return train, read_documents(arguments.eval_data, on_bad_row=arguments.on_bad_row).rows
+    shares = splitting.Shares(evaluation=0.0, validation=arguments.validation_share)
+    sides = [splitting.assign(hashlib.sha256(row.text.encode()).hexdigest(), shares) for row in train]
+    held_out = [row for row, side in zip(train, sides, strict=True) if side == "validation"]
+    if not held_out:
+        raise ConfigError(f"no document is held out of {len(train)}: give eval_data, or a larger validation_share")
+    return [row for row, side in zip(train, sides, strict=True) if side != "validation"], held_out
+
+
+def load_or_train_tokenizer(stage: Stage, arguments: PretrainArguments, model: ModelConfig, texts: list[str]) -> Any:
+    given = arguments.tokenizer_name_or_path or model.model_name_or_path
+    if given:
+        tokenizer = load_tokenizer(given, needs_template=False)
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of {given} has no end token (eos_token), which separates documents")
+        return tokenizer
+    path = stage.folder / "checkpoints" / "tokenizer"
+    if stage.is_main and not path.exists():
+        trained = train_tokenizer(texts, vocab_size=arguments.vocab_size, special_tokens=arguments.special_tokens)
+        partial = path.with_name(f".tokenizer.partial-{os.getpid()}")
+        trained.save_pretrained(str(partial))
+        partial.rename(path)
+    wait_for(path)
+    return load_tokenizer(str(path), needs_template=False)
+
+
+def make_model(
+    arguments: PretrainArguments, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> PreTrainedModel:
+    if model.model_name_or_path:
+        return load_causal(model.model_name_or_path, **training_options(model))
+    keys = dict(arguments.architecture or {})
+    kind = keys.pop("model_type", "llama")
+    try:
+        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **keys)
+    except ValueError as error:
+        raise ConfigError(f"architecture: {str(error).splitlines()[0][:200]}") from error
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype or "float32"))
+
+
+def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model: ModelConfig) -> Made:
+    if not model.model_name_or_path and not arguments.architecture:
+        raise ConfigError("pretrain needs architecture (random weights) or model_name_or_path (to continue from)")
+    if arguments.muon_learning_rate is not None and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError(
+            "muon_learning_rate does not work under DeepSpeed, which makes its own optimizer; set it to null"
+        )
+    train, held_out = split_documents(arguments)
+    tokenizer = load_or_train_tokenizer(stage, arguments, model, [row.text for row in train])
+    size = arguments.block_size
+    tables = [
+        table(
+            stage,
+            name,
+            rows,
+            tokenizer,
+            lambda rows=rows: blocks([row.text for row in rows], tokenizer, size=size),
+            version=f"pretrain-1 block_size={size}",
+        )
+        for name, rows in (("train", train), ("eval", held_out))
+    ]
+    log.info("%d documents, %d blocks of %d tokens, %d held out", len(train), len(tables[0]), size, len(tables[1]))
+    prepare_config(training)
+    trainer = PretrainTrainer(
+        make_model(arguments, model, tokenizer, seed=training.seed),
+        args=training,
+        train_dataset=tables[0],
+        eval_dataset=tables[1],
+        processing_class=tokenizer,
+        peft_config=lora_config(model),
+    )
+    return train_and_save(stage, trainer, arguments, model)
+
+
+if __name__ == "__main__":
+    run_stage("pretrain", ARGUMENTS, main, defaults=DEFAULTS)

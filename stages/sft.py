@@ -1,0 +1,79 @@
+"""Supervised finetuning on conversations: cross entropy on the tokens of every assistant turn.
+
+As in Llama 3 (arXiv 2407.21783, 4.1.3) the prompt is masked; every trained turn ends in a labelled end token.
+
+    accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trl import ModelConfig, SFTConfig, SFTTrainer
+
+from data_schemas.reading import read_conversations
+from data_schemas.rows import Conversation
+from engine.arguments import TrainingStageArguments, key_field
+from engine.models import load_causal, load_tokenizer, lora_config, training_options
+from engine.stage import Made, Stage, run_stage
+from engine.template import encode_dialog
+from engine.tokenized import split_rows, tokenize
+from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
+
+RECIPE_VERSION = 1
+EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5"
+
+
+@dataclass(kw_only=True)
+class SFTArguments(TrainingStageArguments):
+    train_data_shares: list[float] | None = key_field(None, "share kept of each file of train_data; null: all")
+    eval_data_shares: list[float] | None = key_field(None, "share kept of each file of eval_data; null: all")
+
+
+ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
+
+
+class PolicyTrainer(TrainingLoop, SFTTrainer):
+    """SFT whose evaluation means are over trained tokens."""
+
+    def batch_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
+        return {"": float((inputs["labels"][:, 1:] != -100).sum())}
+
+
+def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
+    path = str(model.model_name_or_path)
+    tokenizer = load_tokenizer(path)
+    train, held_out = split_rows(
+        stage,
+        arguments,
+        read_conversations,
+        shares=arguments.train_data_shares,
+        eval_shares=arguments.eval_data_shares,
+        seed=training.seed,
+    )
+
+    def encode(row: Conversation) -> dict[str, Any] | None:
+        dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
+        if training.max_length is not None and len(dialog.ids) > training.max_length:
+            # A row cut in the middle of an answer would teach a turn without its end token.
+            return None
+        return {"input_ids": dialog.ids, "labels": dialog.labels}
+
+    version = f"sft-1 max_length={training.max_length}"
+    tables = [
+        tokenize(stage, name, rows, encode, tokenizer, version=version)
+        for name, rows in (("train", train), ("eval", held_out))
+    ]
+    prepare_config(training)
+    trainer = PolicyTrainer(
+        load_causal(path, **training_options(model)),
+        args=training,
+        train_dataset=tables[0],
+        eval_dataset=tables[1],
+        processing_class=tokenizer,
+        peft_config=lora_config(model),
+    )
+    return train_and_save(stage, trainer, arguments, model)
+
+
+if __name__ == "__main__":
+    run_stage("sft", ARGUMENTS, main, defaults=DEFAULTS)

@@ -1,0 +1,168 @@
+"""Fingerprints: what changes one, what does not, and what a plan says about it."""
+
+import os
+
+import pytest
+from fake_stages import build_inputs, write_keys
+
+from data_schemas import stage_keys
+from data_schemas.stage_keys import ConfigError
+from pipeline.fingerprint import FileHashes, differences, find_module, identities, source_hash
+from pipeline.plan import make_plan
+from pipeline.recipe import load_recipe
+
+AFTER_ROUND_1_DPO = {
+    "round-1.dpo", "round-1.evaluate_policy", "round-2.annotate", "round-2.reward_model", "round-2.rejection_sampling",
+    "round-2.sft", "round-2.dpo", "round-2.evaluate_policy",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def toy_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_keys, "KEYS_FILE", write_keys(tmp_path / "keys.json"))
+    stage_keys.stages.cache_clear()
+    yield
+    stage_keys.stages.cache_clear()
+
+
+@pytest.fixture
+def work(tmp_path):
+    return build_inputs(tmp_path / "work").parent
+
+
+def known(work, *overrides, limit=None):
+    steps = make_plan(load_recipe(work / "toy.yaml", overrides))
+    hashes = FileHashes(work / ".hashes.json", limit=limit)
+    return steps, identities(steps, hashes=hashes, function_folder=work)
+
+
+def changed(before, after) -> set[str]:
+    return {name for name in before if before[name].fingerprint != after[name].fingerprint}
+
+
+def test_an_identity_key_changes_its_step_and_everything_below(work):
+    _, before = known(work)
+    _, after = known(work, "dpo.beta=0.2")
+    assert changed(before, after) == AFTER_ROUND_1_DPO
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dpo.beta=0.1",  # the default, said aloud
+        'dpo.learning_rate="5e-5"',  # typed before it is hashed
+        "dpo.per_device_train_batch_size=2",
+        "launch={profile: zero3, num_processes: 8, device: cpu}",
+        "output_dir=elsewhere",
+        "name=other",
+        "defaults.report_to=wandb",
+    ],
+)
+def test_how_a_step_is_run_changes_nothing(work, override):
+    _, before = known(work)
+    _, after = known(work, override)
+    assert changed(before, after) == set()
+
+
+def test_raw_files_and_models_enter_by_content_not_by_name_or_time(work):
+    _, before = known(work)
+    os.utime(work / "pairs.jsonl")
+    (work / "base" / ".hidden").write_text("not part of the model")
+    assert changed(before, known(work)[1]) == set()
+    (work / "pairs.jsonl").rename(work / "renamed.jsonl")
+    assert (
+        changed(before, known(work, "data.preferences=renamed.jsonl".replace("renamed", str(work / "renamed")))[1])
+        == set()
+    )
+    (work / "renamed.jsonl").write_text('{"a": 1}')
+    after = known(work, f"data.preferences={work / 'renamed.jsonl'}")[1]
+    assert "prepare_data" in changed(before, after)
+    assert "prepare_base" not in changed(before, after)
+    (work / "pairs.jsonl").write_text("{}")
+    (work / "base" / "config.json").write_text('{"hidden_size": 8}')
+    assert "prepare_data" not in changed(before, known(work)[1])
+    assert {"prepare_base", "round-0.sft"} <= changed(before, known(work)[1])
+
+
+def test_a_hash_is_taken_once_for_a_file_that_did_not_change(work, monkeypatch):
+    hashes = FileHashes(work / "cache.json")
+    content = hashes.of(work / "pairs.jsonl")
+    hashes.save()
+    again = FileHashes(work / "cache.json", limit=0)  # may read nothing
+    assert again.of(work / "pairs.jsonl") == content
+    (work / "pairs.jsonl").write_text("longer now")
+    assert again.of(work / "pairs.jsonl") == "to be hashed"
+
+
+def test_a_plan_leaves_large_files_to_be_hashed_and_says_so(work):
+    steps, before = known(work)
+    (work / "pairs.jsonl").write_text("x" * 100)
+    _, after = known(work, limit=50)
+    assert after["prepare_data"].fingerprint is None
+    assert after["round-0.sft"].fingerprint is None  # its input is not known
+    assert after["prepare_base"].fingerprint == before["prepare_base"].fingerprint
+    assert differences(steps[0], before["prepare_data"].content, after["prepare_data"].content) == [
+        f"input {work / 'pairs.jsonl'} is to be hashed"
+    ]
+
+
+def test_a_functions_source_is_part_of_the_steps_that_call_it(work):
+    steps, before = known(work)
+    (work / "scores.py").write_text("def score(prompt, answer, ended):\n    return 1.0\n")
+    _, after = known(work)
+    assert changed(before, after) == set(before) - {"prepare_data", "prepare_base", "round-0.sft"}
+    step = next(step for step in steps if step.name == "round-0.evaluate_policy")
+    assert differences(step, before[step.name].content, after[step.name].content) == [
+        "the source of scores:score changed"
+    ]
+
+
+def test_of_a_package_every_source_counts_and_nothing_is_imported(tmp_path):
+    package = tmp_path / "world" / "inner"
+    package.mkdir(parents=True)
+    (tmp_path / "world" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "__init__.py").write_text("")
+    (package / "gold.py").write_text("from world.facts import score\n")
+    (tmp_path / "world" / "facts.py").write_text("def score(): ...")
+    before = source_hash("world.inner.gold:score", tmp_path)
+    (tmp_path / "world" / "facts.py").write_text("def score(): return 1")
+    assert source_hash("world.inner.gold:score", tmp_path) != before
+
+
+def test_functions_are_found_beside_the_recipe_before_installed_modules(tmp_path):
+    assert find_module("textwrap:dedent", tmp_path).parent != tmp_path
+    (tmp_path / "textwrap.py").write_text("dedent = len")
+    assert find_module("textwrap:dedent", tmp_path) == tmp_path / "textwrap.py"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("scores", "'scores' is no function: expected module:function"),
+        ("no_such.module:f", "no module 'no_such.module' beside the recipe"),
+        ("scores:scor", "defines no 'scor'"),
+        ("broken:f", "broken.py:1 is not Python"),
+    ],
+)
+def test_a_function_that_cannot_be_found_is_one_line(work, function, message):
+    (work / "broken.py").write_text("def f(:")
+    with pytest.raises(ConfigError, match=r"^[^\n]*$") as error:
+        known(work, f"annotate.annotator_function={function}")
+    assert message in str(error.value)
+
+
+def test_a_change_is_told_by_field_and_by_input(work):
+    steps, before = known(work)
+    _, after = known(work, "dpo.beta=0.2", "dpo.loss_type=[sigmoid, sft]")
+    told = {step.name: differences(step, before[step.name].content, after[step.name].content) for step in steps}
+    assert told["round-1.dpo"] == ["dpo.beta 0.1 -> 0.2", 'dpo.loss_type ["sigmoid"] -> ["sigmoid", "sft"]']
+    assert told["round-1.evaluate_policy"] == ["input round-1.dpo changed"]
+    assert told["round-1.sft"] == []
+    assert "input round-2.sft changed" in told["round-2.dpo"]
+
+
+def test_a_raised_recipe_version_is_told(work):
+    steps, before = known(work)
+    old = before["round-1.dpo"].content | {"recipe_version": 0}
+    step = next(step for step in steps if step.name == "round-1.dpo")
+    assert differences(step, old, before["round-1.dpo"].content) == ["stage dpo changed (version 0 -> 1)"]

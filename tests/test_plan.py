@@ -1,0 +1,163 @@
+"""The plan: which steps, in which order, and what each is given. Worked out by hand from the published loop."""
+
+import pytest
+from fake_stages import build_inputs, write_keys
+
+from data_schemas import stage_keys
+from data_schemas.stage_keys import ConfigError
+from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output, make_plan
+from pipeline.recipe import load_recipe
+
+BASE = Output("prepare_base", "model")
+
+
+@pytest.fixture(autouse=True)
+def toy_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_keys, "KEYS_FILE", write_keys(tmp_path / "keys.json"))
+    stage_keys.stages.cache_clear()
+    yield
+    stage_keys.stages.cache_clear()
+
+
+@pytest.fixture
+def plan(tmp_path):
+    recipe_file = build_inputs(tmp_path / "work")
+    return lambda *overrides: {step.name: step for step in make_plan(load_recipe(recipe_file, overrides))}
+
+
+def both(step: str, name: str) -> tuple[Output, Output]:
+    return Output(step, f"{name}.train"), Output(step, f"{name}.validation", optional=True)
+
+
+def test_two_rounds_are_these_steps_in_this_order(plan):
+    assert list(plan()) == [
+        "prepare_data", "prepare_base", "round-0.sft", "round-0.evaluate_policy",
+        "round-1.annotate", "round-1.reward_model", "round-1.rejection_sampling", "round-1.sft", "round-1.dpo",
+        "round-1.evaluate_policy",
+        "round-2.annotate", "round-2.reward_model", "round-2.rejection_sampling", "round-2.sft", "round-2.dpo",
+        "round-2.evaluate_policy",
+    ]  # fmt: skip
+
+
+def test_the_base_is_given_or_pretrained(plan, tmp_path):
+    steps = plan()
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [Model(str(tmp_path / "work" / "base"))]}
+    steps = plan("base_model=null", "pretrain={block_size: 32}")
+    assert list(steps)[:3] == ["prepare_data", "pretrain", "prepare_base"]
+    assert steps["pretrain"].inputs["train_data"] == [Output("prepare_data", "documents.train")]
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [Output("pretrain", "model")]}
+
+
+def test_raw_files_are_inputs_of_prepare_data(plan, tmp_path):
+    assert plan()["prepare_data"].inputs == {
+        "preferences": [File(str(tmp_path / "work" / "pairs.jsonl"))],
+        "instructions": [File(str(tmp_path / "work" / "chats.jsonl"))],
+    }
+
+
+def test_reward_models_start_from_the_base_and_see_all_batches_so_far(plan):
+    human, first, second = (
+        both("prepare_data", "preferences"),
+        both("round-1.annotate", "pairs"),
+        both("round-2.annotate", "pairs"),
+    )
+    human = Output("prepare_data", "preferences.train", optional=True), human[1]  # others may stand in for it
+    steps = plan()
+    assert steps["round-2.reward_model"].inputs == {
+        "model_name_or_path": [BASE],
+        "train_data": [human[0], first[0], second[0]],
+        "eval_data": [human[1], first[1], second[1]],
+    }
+    assert steps["round-1.reward_model"].inputs["train_data"] == [human[0], first[0]]
+
+
+@pytest.mark.parametrize(
+    ("batches", "train_data"),
+    [
+        (1, ["round-2.annotate"]),
+        (2, ["round-1.annotate", "round-2.annotate"]),
+        (9, ["prepare_data", "round-1.annotate", "round-2.annotate"]),
+    ],
+)
+def test_dpo_starts_from_the_rounds_sft_and_sees_the_most_recent_batches(plan, batches, train_data):
+    step = plan(f"dpo_batches={batches}")["round-2.dpo"]
+    assert step.inputs["model_name_or_path"] == [Output("round-2.sft", "model")]
+    assert [reference.step for reference in step.inputs["train_data"]] == train_data
+
+
+def test_the_best_policy_so_far_samples_and_the_base_learns(plan):
+    steps = plan()
+    assert steps["round-1.rejection_sampling"].inputs["model_name_or_path"] == [BestPolicy("round-0.evaluate_policy")]
+    assert steps["round-2.rejection_sampling"].inputs["model_name_or_path"] == [BestPolicy("round-1.evaluate_policy")]
+    assert steps["round-2.rejection_sampling"].inputs["reward_model"] == [Output("round-2.reward_model", "model")]
+    assert steps["round-2.sft"].inputs["model_name_or_path"] == [BASE]
+    assert plan("sft_from=best")["round-2.sft"].inputs["model_name_or_path"] == [BestPolicy("round-1.evaluate_policy")]
+
+
+def test_sft_mixes_winners_with_a_share_of_the_human_instructions(plan):
+    step = plan("human_share=0.25")["round-1.sft"]
+    winners, human = both("round-1.rejection_sampling", "winners"), both("prepare_data", "instructions")
+    assert step.inputs["train_data"] == [winners[0], human[0]]
+    assert step.inputs["eval_data"] == [winners[1], human[1]]
+    assert step.keys["train_data_shares"] == [1.0, 0.25]
+    step = plan("human_share=0.0")["round-1.sft"]
+    assert step.inputs["train_data"] == [winners[0]]
+    assert step.keys["train_data_shares"] is None
+
+
+def test_two_policies_are_compared_from_round_two_on(plan):
+    steps = plan()
+    assert steps["round-1.annotate"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]
+    assert steps["round-2.annotate"].inputs["policies"] == [
+        BestPolicy("round-1.evaluate_policy"), BestPolicy("round-1.evaluate_policy", rank=1),
+    ]  # fmt: skip
+    assert plan("annotate_policies=best")["round-2.annotate"].inputs["policies"] == [
+        BestPolicy("round-1.evaluate_policy")
+    ]
+
+
+def test_without_an_annotator_function_the_last_reward_model_annotates_from_round_two_on(plan):
+    steps = plan("annotate.annotator_function=null")
+    assert "round-1.annotate" not in steps
+    assert steps["round-1.reward_model"].inputs["train_data"] == [Output("prepare_data", "preferences.train")]
+    assert steps["round-1.dpo"].inputs["train_data"] == [Output("prepare_data", "preferences.train")]
+    assert steps["round-2.annotate"].inputs["annotator_model"] == [Output("round-1.reward_model", "model")]
+    assert "annotator_model" not in plan()["round-2.annotate"].inputs
+
+
+def test_every_evaluation_has_the_same_judge_and_all_earlier_ones(plan):
+    steps = plan("evaluate_policy.judge_function=null")
+    assert steps["judge"].stage == "reward_model"
+    assert steps["judge"].inputs["train_data"] == [Output("prepare_data", "preferences.judge")]
+    assert [steps[f"round-{r}.evaluate_policy"].inputs["judge_model"] for r in range(3)] == [
+        [Output("judge", "model")]
+    ] * 3
+    last = steps["round-2.evaluate_policy"]
+    assert last.inputs["previous"] == [
+        EvaluationFolder("round-0.evaluate_policy"),
+        EvaluationFolder("round-1.evaluate_policy"),
+    ]
+    assert last.inputs["first_policy"] == [Output("round-0.sft", "model")]
+    assert last.inputs["proxy_model"] == [Output("round-2.reward_model", "model")]
+    assert last.keys["policy_step"] == "round-2.dpo"
+    first = steps["round-0.evaluate_policy"]
+    assert first.inputs.keys() == {"prompts", "model_name_or_path", "judge_model"}
+    assert "judge" not in plan()  # a judge function decides
+
+
+def test_every_round_draws_other_prompts_with_the_recipes_seed(plan):
+    steps = plan("seed=5", "rejection_sampling.seed=6")
+    assert (steps["round-2.annotate"].keys["round"], steps["round-2.annotate"].keys["seed"]) == (2, 5)
+    assert (steps["round-1.rejection_sampling"].keys["round"], steps["round-1.rejection_sampling"].keys["seed"]) == (
+        1,
+        6,
+    )
+
+
+def test_no_round_is_a_run_too(plan):
+    assert list(plan("rounds=0"))[-1] == "round-0.evaluate_policy"
+
+
+def test_a_key_that_the_plan_sets_is_refused(plan):
+    with pytest.raises(ConfigError, match=r"rejection_sampling\.reward_model is set by the plan"):
+        plan("rejection_sampling.reward_model=x")

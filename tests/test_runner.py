@@ -1,0 +1,427 @@
+"""The runner and the command, with toy stages: what is reused, resumed and run, and how it fails and stops."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from fake_stages import build_house, build_inputs
+
+from pipeline import launching, report
+from pipeline.plan import Step
+from pipeline.recipe import Launch
+
+ONE_ROUND = ("--set", "rounds=1")
+STEPS_OF_ONE_ROUND = [
+    "prepare_data", "prepare_base", "round-0.sft", "round-0.evaluate_policy", "round-1.annotate",
+    "round-1.reward_model", "round-1.rejection_sampling", "round-1.sft", "round-1.dpo", "round-1.evaluate_policy",
+]  # fmt: skip
+
+
+class World:
+    """A house of toy stages, a folder to work in, and the command."""
+
+    def __init__(self, root: Path) -> None:
+        self.command = build_house(root / "house")
+        self.work = build_inputs(root / "work").parent
+        self.run_folder = self.work / "runs" / "toy"
+
+    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        env = os.environ | {"TOY": "{}", "SCORES": "{}", "GRACE": "0.5"} | environment
+        return subprocess.Popen([sys.executable, str(self.command), *words], cwd=self.work, env=env, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+    def call(self, *words: str, **environment: str) -> tuple[int, str, str]:
+        process = self.start(*words, **environment)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    def run(self, *words: str, **environment: str) -> tuple[int, str, str]:
+        return self.call("run", "toy.yaml", *ONE_ROUND, *words, **environment)
+
+    def launched(self) -> list[str]:
+        """The steps that were started since the last call of this."""
+        path = self.run_folder / "launched.txt"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    def summary(self) -> dict:
+        return json.loads((self.run_folder / "summary.json").read_text())
+
+    def states(self) -> dict[str, str]:
+        return {step["name"]: step["state"] for step in self.summary()["steps"]}
+
+    def folder(self, step: str) -> Path:
+        (folder,) = self.run_folder.glob(f"{step}-????????")
+        return folder
+
+    def config(self, step: str) -> dict:
+        return yaml.safe_load((self.folder(step) / "config.yaml").read_text())
+
+    def hanging(self) -> list[int]:
+        """Waits for the toy stage that hangs; its process and that of its child."""
+        path, deadline = self.run_folder / "hanging.txt", time.monotonic() + 30
+        while not (path.exists() and len(path.read_text().split()) == 2):
+            assert time.monotonic() < deadline, "no stage hangs"
+            time.sleep(0.02)
+        return [int(pid) for pid in path.read_text().split()]
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_finished_run_is_reused_whole_in_under_two_seconds(world):
+    code, out, _ = world.run()
+    assert code == 0
+    assert world.launched() == STEPS_OF_ONE_ROUND
+    assert set(world.states().values()) == {"ran"}
+    folder = world.folder("round-1.dpo")
+    assert f"chat runs/toy/{folder.name}/model" in out
+    assert "runs/toy/summary.json" in out
+
+    started = time.monotonic()
+    code, out, _ = world.run()
+    assert time.monotonic() - started < 2
+    assert code == 0
+    assert world.launched() == []
+    assert set(world.states().values()) == {"reused"}
+
+
+def test_an_edited_key_runs_what_hangs_on_it_and_both_results_exist(world):
+    world.run()
+    world.launched()
+    code, out, _ = world.call("plan", "toy.yaml", *ONE_ROUND, "--set", "dpo.beta=0.2")
+    assert code == 0
+    lines = [line.strip("│├└─ ") for line in out.splitlines()]
+    assert [line.split()[1] for line in lines if line.startswith("run ")] == [
+        "round-1.dpo:",
+        "round-1.evaluate_policy:",
+    ]
+    assert "run    round-1.dpo: dpo.beta 0.1 -> 0.2" in lines
+    assert "run    round-1.evaluate_policy: input round-1.dpo changed" in lines
+    assert world.launched() == []
+
+    assert world.run("--set", "dpo.beta=0.2")[0] == 0
+    assert world.launched() == ["round-1.dpo", "round-1.evaluate_policy"]
+    assert len(list(world.run_folder.glob("round-1.dpo-*"))) == 2
+    assert world.run()[0] == 0  # and back, for free
+    assert world.launched() == []
+
+
+def test_a_step_with_a_missing_or_cut_file_runs_again_and_nothing_else(world):
+    world.run()
+    world.launched()
+    (world.folder("round-1.sft") / "model" / "config.json").write_text("")
+    assert (
+        "round-1.sft: model/config.json is missing or has another size" in world.call("plan", "toy.yaml", *ONE_ROUND)[1]
+    )
+    assert world.run()[0] == 0
+    assert world.launched() == ["round-1.sft"]
+
+
+def test_the_stages_are_given_what_the_plan_says(world):
+    world.run("--set", "human_share=0.25")
+    sft = world.config("round-1.sft")
+    winners = world.folder("round-1.rejection_sampling") / "winners.train.jsonl"
+    data = world.folder("prepare_data")
+    assert sft["train_data"] == [str(winners), str(data / "instructions.train.jsonl")]
+    assert sft["train_data_shares"] == [1.0, 0.25]
+    # The toy rejection sampling makes no winners.validation: an optional output is left out.
+    assert sft["eval_data"] == [str(data / "instructions.validation.jsonl")]
+    assert sft["use_cpu"] is True
+    assert (sft["step"], sft["run_group"]) == ("round-1.sft", "toy")
+    assert world.folder("round-1.sft").name.endswith(sft["fingerprint"][:8])
+    annotate = world.config("round-1.annotate")
+    assert annotate["policies"] == [str(world.folder("round-0.sft") / "model")]
+    assert annotate["policy_names"] == ["round-0.sft"]
+    assert world.config("round-1.evaluate_policy")["previous"] == [str(world.folder("round-0.evaluate_policy"))]
+
+
+def test_a_round_that_made_things_worse_is_not_built_upon(world):
+    assert world.call("run", "toy.yaml", SCORES='{"round-1.dpo": -1.0, "round-2.dpo": -0.5}')[0] == 0
+    first = str(world.folder("round-0.sft") / "model")
+    assert world.config("round-2.rejection_sampling")["model_name_or_path"] == first
+    assert world.config("round-2.annotate")["policy_names"] == ["round-0.sft", "round-1.dpo"]
+    assert world.summary()["best_policy"] == {
+        "step": "round-0.sft", "folder": f"{world.folder('round-0.sft').name}/model", "score": 0.0,
+    }  # fmt: skip
+
+
+def test_the_summary_has_its_schema_and_a_reason_for_every_null(world):
+    world.run()
+    summary = world.summary()
+    assert list(summary) == ["name", "state", "steps", "rounds", "best_policy"]
+    assert summary["state"] == "done"
+    assert list(summary["steps"][0]) == [
+        "name",
+        "stage",
+        "round",
+        "folder",
+        "fingerprint",
+        "state",
+        "seconds",
+        "metrics",
+    ]
+    rows = summary["rounds"]
+    assert [(row["round"], row["policy"], row["gold_mean"]) for row in rows] == [
+        (0, "round-0.sft", 0.0), (1, "round-1.dpo", 1.0),
+    ]  # fmt: skip
+    for row in rows:
+        assert {name for name, value in row.items() if value is None} == set(row["reasons"])
+    assert rows[0]["reasons"]["reward_accuracy"] == "round 0 has no reward_model"
+    assert rows[0]["reasons"]["win_rate_vs_first"] == "there is no earlier policy"
+    assert rows[1]["sft_eval_loss"] == 1.5
+
+
+def test_a_stage_that_fails_is_told_with_command_log_and_hint_and_the_rest_is_kept(world):
+    code, _, err = world.run(TOY='{"round-1.dpo": "fail"}')
+    assert code == 1
+    lines = err.splitlines()
+    assert lines[0] == "error: round-1.dpo failed: ended with exit code 1"
+    assert lines[1].endswith(f"stages/dpo.py --config {world.folder('round-1.dpo')}/config.yaml")
+    assert lines[2] == f"last lines of runs/toy/{world.folder('round-1.dpo').name}/console.txt:"
+    assert "  RuntimeError: torch.OutOfMemoryError: no memory" in lines
+    assert lines[-1].startswith("hint: out of device memory: lower per_device_train_batch_size")
+    assert world.summary()["state"] == "failed"
+    assert world.states()["round-1.dpo"] == "failed"
+    assert world.states()["round-1.evaluate_policy"] == "pending"
+
+    world.launched()
+    assert "round-1.dpo: did not finish" in world.call("plan", "toy.yaml", *ONE_ROUND)[1]
+    assert world.run()[0] == 0
+    assert world.launched() == ["round-1.dpo", "round-1.evaluate_policy"]
+    assert world.states()["round-1.sft"] == "reused"
+
+
+def test_a_users_mistake_that_only_a_stage_can_see_is_exit_code_two(world):
+    code, _, err = world.run(TOY='{"round-1.dpo": "config"}')
+    assert code == 2
+    assert "error: round-1.dpo failed: beta=9 is too much" in err
+    assert "hint: try 1" in err
+
+
+def test_an_empty_split_is_exit_code_two_and_names_the_step(world):
+    code, _, err = world.run(TOY='{"round-1.annotate": "empty", "prepare_data": "empty"}')
+    assert code == 2
+    assert err.startswith("error: prepare_data made no instructions.train: the split is empty")
+    assert err.count("\n") == 1
+
+
+def test_a_step_with_a_whole_checkpoint_is_resumed(world):
+    world.run(TOY='{"round-1.dpo": "checkpoint"}')
+    assert "resume round-1.dpo: from checkpoint-50" in world.call("plan", "toy.yaml", *ONE_ROUND)[1]
+    assert world.run()[0] == 0
+    assert world.states()["round-1.dpo"] == "resumed"
+    assert (world.folder("round-1.dpo") / "checkpoints" / "checkpoint-50" / "whole.json").exists()
+
+
+def test_without_a_whole_checkpoint_nothing_half_written_is_left(world):
+    world.run(TOY='{"round-1.dpo": "fail"}')
+    folder = world.folder("round-1.dpo")
+    (folder / "model").mkdir()
+    (folder / "model" / "half.safetensors").write_text("")
+    (folder / "metrics.jsonl").write_text("{}")
+    world.run()
+    assert not (folder / "model" / "half.safetensors").exists()
+    assert not (folder / "metrics.jsonl").exists()
+    assert (folder / "console.txt").read_text().count("hello from round-1.dpo") == 2
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("behaviour", ["hang", "stubborn"])
+def test_a_signal_stops_the_stage_and_all_it_started(world, number, exit_code, behaviour):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY=json.dumps({"round-0.sft": behaviour}))
+    pids = world.hanging()
+    assert all(map(alive, pids))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == exit_code
+    assert not any(map(alive, pids))
+    assert "interrupted; what is finished is kept" in err
+    assert world.summary()["state"] == "interrupted"
+    assert world.states()["round-0.sft"] == "failed"
+
+
+def test_the_stage_of_a_killed_runner_is_ended_before_its_step_is_run_again(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY='{"round-0.sft": "hang"}')
+    pids = world.hanging()
+    process.kill()
+    process.communicate()
+    assert all(map(alive, pids))  # the toy stage does not watch its runner; ours do
+    assert "stopped: its runner is gone" in world.call("status", "runs/toy")[1]
+    world.launched()
+    assert world.run()[0] == 0
+    assert not any(map(alive, pids))
+    assert world.launched() == STEPS_OF_ONE_ROUND[2:]
+
+
+def test_a_second_run_on_the_same_folder_is_refused_and_names_the_first(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY='{"round-0.sft": "hang"}')
+    world.hanging()
+    code, _, err = world.run()
+    assert code == 2
+    assert err == f"error: {world.run_folder} is in use by another run (pid {process.pid}); wait for it or stop it\n"
+    assert "toy: running" in world.call("status", "runs/toy")[1]
+    process.terminate()
+    process.communicate()
+
+
+def test_a_folder_that_has_packages_of_our_names_masks_none_of_ours(world):
+    for name in ("pipeline", "stages", "engine", "data_schemas", "yaml"):
+        (world.work / name).mkdir()
+        (world.work / name / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    (world.work / "stages" / "sft.py").write_text("raise RuntimeError('the wrong one')")
+    assert world.run()[0] == 0
+
+
+def test_verbose_passes_the_stages_output_on(world):
+    out = world.run("-v")[1]
+    assert "hello from round-1.dpo" in out
+    assert "hello from round-1.dpo" not in world.run("--set", "dpo.beta=0.2")[1]
+
+
+def test_status_shows_every_step_and_the_table_by_round(world):
+    world.run()
+    for target in ("runs/toy", "runs/toy/summary.json"):
+        code, out, _ = world.call("status", target)
+        assert code == 0
+        assert "| round-1.reward_model " in out
+        assert "|     1 | round-1.dpo | 1.000 |" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "gone.yaml"), "error: gone.yaml does not exist\n"),
+        (("plan", "toy.yaml", "--set", "dpo.betta=1"),
+         "error: toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n"),
+        (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
+        (("status", "."), "error: . has no summary.json: is it a run's folder?\n"),
+        (("chat", "gone"), "error: gone does not exist\n"),
+        (("chat", "."), "error: . is no model: it has no config.json, no record of a model and no summary.json\n"),
+        (("run",), "Missing argument 'RECIPE'"),
+        (("rnu",), "No such command 'rnu'"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_one_line_on_stderr_and_exit_code_two(world, words, message):
+    code, out, err = world.call(*words)
+    assert code == 2
+    assert message in err
+    assert (err.count("\n"), out) == (1, "")
+    assert not world.run_folder.exists()
+
+
+@pytest.mark.parametrize("target", ["runs/toy", "{step}", "{step}/model"])
+def test_chat_takes_a_run_a_step_or_a_model(world, target):
+    (world.command.parent / "stages" / "chat.py").write_text("import sys; print(sys.argv[1:])")
+    world.run()
+    step = f"runs/toy/{world.folder('round-1.dpo').name}"
+    code, out, _ = world.call("chat", target.format(step=step), "--prompt", "hi", "--temperature", "0")
+    assert code == 0
+    assert out == f"['{step}/model', '--prompt', 'hi', '--temperature', '0']\n"
+
+
+def test_the_command_loads_neither_torch_nor_transformers_and_plans_in_a_second(world):
+    loaded = "import pipeline.cli, sys; print({'torch', 'transformers', 'trl', 'accelerate'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "set()\n"
+    world.call("plan", "toy.yaml")
+    started = time.monotonic()
+    assert world.call("plan", "toy.yaml")[0] == 0
+    assert time.monotonic() - started < 1
+
+
+# -- how stages are launched ----------------------------------------------------------------------------------------
+
+
+def step_with(**launch) -> Step:
+    return Step("round-1.dpo", "dpo", 1, "dpo", {}, {}, Launch(**launch))
+
+
+def test_one_process_is_plain_python(tmp_path):
+    command = launching.launch_command(step_with(device="cpu"), tmp_path)
+    assert command == [sys.executable, str(launching.ROOT / "stages" / "dpo.py"), "--config", f"{tmp_path}/config.yaml"]
+
+
+def test_several_processes_and_zero_go_through_accelerate_with_the_steps_own_profile(tmp_path):
+    step = step_with(profile="zero3", num_processes=2, device="cpu", main_process_port=29555)
+    command = launching.launch_command(step, tmp_path)
+    assert command[1:5] == ["-m", "accelerate.commands.launch", "--config_file", f"{tmp_path}/accelerate.yaml"]
+    profile = yaml.safe_load((tmp_path / "accelerate.yaml").read_text())
+    assert (profile["use_cpu"], profile["num_processes"], profile["main_process_port"]) == (True, 2, 29555)
+    assert profile["deepspeed_config"]["zero_stage"] == 3
+    offloaded = launching.launch_command(step_with(profile="zero3_offload"), tmp_path)
+    assert "accelerate.commands.launch" in offloaded  # one GPU with its optimizer in the CPU's memory
+    assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["use_cpu"] is False
+
+
+def test_the_environment_divides_the_cores_and_says_the_device_as_the_profile_takes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    cpu = launching.environment(step_with(profile="ddp", num_processes=3, device="cpu"), tmp_path, tmp_path)
+    assert (cpu["OMP_NUM_THREADS"], cpu["ACCELERATE_USE_CPU"]) == ("2", "true")
+    assert cpu["PYTHONPATH"].split(os.pathsep)[0] == str(launching.ROOT)
+    # With this variable accelerate drops DeepSpeed without a word.
+    zero = launching.environment(step_with(profile="zero2", num_processes=2, device="cpu"), tmp_path, tmp_path)
+    assert "ACCELERATE_USE_CPU" not in zero
+    assert "ACCELERATE_USE_CPU" not in launching.environment(step_with(), tmp_path, tmp_path)
+
+
+def test_every_profile_of_a_recipe_is_a_file_without_precision_accumulation_or_clipping():
+    folder = launching.ROOT / "configs" / "accelerate"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(get_args(Launch.model_fields["profile"].annotation))
+    for path in folder.glob("*.yaml"):
+        profile = yaml.safe_load(path.read_text())
+        text = json.dumps(profile)
+        assert not any(word in text for word in ("mixed_precision", "gradient_accumulation", "gradient_clipping"))
+        if path.stem.startswith("zero"):
+            assert profile["deepspeed_config"]["zero_stage"] == int(path.stem[4])
+        if path.stem.startswith("zero3"):
+            assert profile["deepspeed_config"]["zero3_save_16bit_model"] is True
+            assert profile["deepspeed_config"]["zero3_init_flag"] is True
+
+
+def test_accelerate_itself_accepts_every_profile(tmp_path):
+    check = (
+        "import sys; from accelerate.commands.launch import launch_command_parser, _validate_launch_command as v\n"
+        "for path in sys.argv[1:]:\n"
+        "    args, *_ = v(launch_command_parser().parse_args(['--config_file', path, 'x.py']))\n"
+        "    print(path.rpartition('/')[2], bool(args.use_deepspeed), args.num_processes)\n"
+    )
+    paths = []
+    for name in ("ddp", "zero1", "zero2", "zero3", "zero3_offload"):
+        (tmp_path / name).mkdir()
+        launching.launch_command(step_with(profile=name, num_processes=2, device="cpu"), tmp_path / name)
+        paths.append(str((tmp_path / name / "accelerate.yaml").rename(tmp_path / f"{name}.yaml")))
+    done = subprocess.run([sys.executable, "-c", check, *paths], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        "ddp.yaml False 2", "zero1.yaml True 2", "zero2.yaml True 2", "zero3.yaml True 2", "zero3_offload.yaml True 2",
+    ], done.stderr  # fmt: skip
+
+
+def test_a_lock_is_seen_from_outside(tmp_path):
+    assert not launching.is_locked(tmp_path)
+    with (tmp_path / ".lock").open("w") as file:
+        assert not launching.is_locked(tmp_path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert launching.is_locked(tmp_path)
+
+
+def test_numbers_and_intervals_are_shown_short():
+    assert [report.number(value) for value in (None, 0.12345, 3, "gold")] == ["-", "0.123", "3", "gold"]
