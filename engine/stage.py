@@ -97,6 +97,7 @@ def _run(
     rank = int(os.environ.get("RANK", "0"))
     folder = Path(values["output_dir"])
     end_with_the_runner()
+    _use_all_cores()
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder, is_main=rank == 0):
         _claim(name, folder, values, is_main=rank == 0)
@@ -263,6 +264,16 @@ def end_with_the_runner() -> None:
             time.sleep(0.3)
 
     threading.Thread(target=watch, name="end-with-the-runner", daemon=True).start()
+
+
+def _use_all_cores() -> None:
+    """Threads = cores / processes, however the stage was started: `accelerate launch` alone gives each process one.
+
+    The number of threads changes speed, and by its order of sums the last bits.
+    """
+    if "torch" in sys.modules:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        sys.modules["torch"].set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _is_alive(pid: int) -> bool:

@@ -5,6 +5,7 @@ between the rendered dialog before it (with the generation prompt) and the end t
 every prefix-preserving template, that is, one that renders the first turns of a dialog as it renders them alone.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,7 @@ def encode_dialog(
     closes a turn without an end token.
     """
     text = render(tokenizer, messages, tools=tools)
-    ids, offsets = _encode(tokenizer, text)
-    trained = [False] * len(ids)
-    last = 0
+    turns: list[tuple[int, int, int]] = []  # number of a trained turn, where its text begins and ends
     for turn, message in enumerate(messages):
         if message.role != "assistant" or turn < train_from:
             continue
@@ -88,12 +87,17 @@ def encode_dialog(
                 f"the chat template renders turn {turn + 1} otherwise once more turns follow it (it is not "
                 "prefix-preserving): keep only the last assistant turn of such dialogs, or give another chat_template"
             )
-        span = [i for i, (start, end) in enumerate(offsets) if len(before) <= start < end <= len(upto)]
+        turns.append((turn, len(before), len(upto)))
+    ids, offsets = _encode_cut(tokenizer, text, [begin for _, begin, _ in turns])
+    trained = [False] * len(ids)
+    last = 0
+    for turn, begin, finish in turns:
+        span = [i for i, (start, end) in enumerate(offsets) if begin <= start and end <= finish]
         ends = [i for i in span if ids[i] == tokenizer.eos_token_id]
         if not ends:
             raise ValueError(
                 f"turn {turn + 1} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "
-                f"with {upto[-20:]!r}; run prepare_base with a chat_template that ends each turn by an end token"
+                f"with {text[:finish][-20:]!r}; run prepare_base with a chat_template that ends each turn by an end token"
             )
         for i in span[: span.index(ends[-1]) + 1]:
             trained[i] = True
@@ -137,6 +141,23 @@ def read_template(name: str | None) -> tuple[str, list[str]] | None:
     if not path.is_file():
         raise ConfigError(f"chat_template={name!r} is neither a file nor one of {', '.join(NAMED)}")
     return path.read_text(encoding="utf-8"), []
+
+
+def _encode_cut(
+    tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens and offsets, no token across a cut: an answer's first white space must not join the prompt's last token,
+    since an answer is generated from the prompt's tokens alone."""
+    ids, offsets = _encode(tokenizer, text)
+    crossed = [cut for cut in cuts if any(start < cut < end for start, end in offsets)]
+    if not crossed:
+        return ids, offsets
+    ids, offsets = [], []
+    for begin, finish in itertools.pairwise([0, *crossed, len(text)]):
+        piece, places = _encode(tokenizer, text[begin:finish])
+        ids += piece
+        offsets += [(begin + start, begin + end) for start, end in places]
+    return ids, offsets
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

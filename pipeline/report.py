@@ -1,6 +1,6 @@
 """What the command prints: the tree of a plan, a line a step while a run goes on, the tables of a summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import MARKDOWN
@@ -87,11 +87,12 @@ class Progress:
             return
         self.position += 1
         if self.live:
-            self.live.update("")
+            self.live.update("", refresh=True)
         self.console.print(self._line(self.position, step, state), soft_wrap=True)
 
     def _line(self, position: int, step: Step, state: StepState) -> Text:
-        line = Text(f"[{position:>{len(str(self.num_steps))}}/{self.num_steps}] {step.name:<27} ")
+        line = Text(no_wrap=True, overflow="ellipsis" if self.live and state.state == "running" else "fold")
+        line.append(f"[{position:>{len(str(self.num_steps))}}/{self.num_steps}] {step.name:<27} ")
         line.append(f"{state.state:<8}", style=COLOURS.get(state.state, "default"))
         line.append(f"{state.seconds:7.1f} s  " if state.state != "running" or self.live else "")
         numbers = headline(step.stage, state.artifact.metrics if state.artifact else {})
@@ -104,41 +105,43 @@ def headline(stage: str, metrics: Mapping[str, Any]) -> str:
 
 
 def rounds_table(summary: Mapping[str, Any]) -> Table:
-    """The table by round. `-` is a number that does not apply; summary.json says why."""
+    """A column a round, so that it fits a terminal. `-` is a number that does not apply; summary.json says why."""
     judges = sorted({row["judge"] for row in summary["rounds"] if row["judge"]})
     table = Table(box=MARKDOWN, title=f"by round, judged by {', '.join(judges) or '?'}", title_justify="left")
-    columns = {
-        "round": lambda row: str(row["round"]),
+    table.add_column("", no_wrap=True)
+    for row in summary["rounds"]:
+        table.add_column(f"round {row['round']}", justify="right", no_wrap=True)
+    shown = {
         "policy": lambda row: row["policy"] or "-",
-        "judge": lambda row: number(row["judge_mean"]),
-        "proxy": lambda row: number(row["proxy_mean"]),
+        "judge's mean": lambda row: number(row["judge_mean"]),
         "gain vs first": lambda row: _interval(row, "score_gain_vs_first"),
         "wins vs first": lambda row: _interval(row, "win_rate_vs_first"),
         "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
-        "KL": lambda row: number(row["kl_to_first"]),
-        "tokens": lambda row: number(row["mean_answer_tokens"]),
+        "proxy's mean": lambda row: number(row["proxy_mean"]),
+        "KL to first": lambda row: number(row["kl_to_first"]),
+        "answer tokens": lambda row: number(row["mean_answer_tokens"]),
         "ended": lambda row: number(row["ended_share"]),
         "distinct-2": lambda row: number(row["distinct_2"]),
-        "RM accuracy": lambda row: number(row["reward_accuracy"]),
-        "SFT loss": lambda row: number(row["sft_eval_loss"]),
+        "reward accuracy": lambda row: number(row["reward_accuracy"]),
+        "SFT eval loss": lambda row: number(row["sft_eval_loss"]),
         "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
     }
-    for name in columns:
-        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    for row in summary["rounds"]:
-        table.add_row(*(show(row) for show in columns.values()))
+    for name, show in shown.items():
+        table.add_row(name, *(show(row) for row in summary["rounds"]))
     return table
 
 
 def steps_table(summary: Mapping[str, Any]) -> Table:
-    """The table of steps, for `status`."""
+    """The table of steps, for `status`. A step is named by its folder."""
     table = Table(box=MARKDOWN)
-    for name in ("step", "state", "seconds", "folder", "numbers"):
-        table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=True)
-    for step in summary["steps"]:
+    names = [step["folder"] or step["name"] for step in summary["steps"]]
+    table.add_column("step", min_width=max(map(len, names), default=4))
+    table.add_column("state", min_width=7)
+    table.add_column("seconds", justify="right", min_width=7)
+    table.add_column("numbers")
+    for name, step in zip(names, summary["steps"], strict=True):
         state = Text(step["state"], style=COLOURS.get(step["state"], "default"))
-        numbers = headline(step["stage"], step["metrics"])
-        table.add_row(step["name"], state, f"{step['seconds']:.1f}", step["folder"] or "-", numbers)
+        table.add_row(name, state, f"{step['seconds']:.1f}", headline(step["stage"], step["metrics"]))
     return table
 
 
@@ -151,4 +154,4 @@ def number(value: Any) -> str:
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return number(row[name]) + ("" if low is None or high is None else f" [{number(low)}, {number(high)}]")
+    return number(row[name]) + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
