@@ -29,7 +29,7 @@ class Row(BaseModel):
         """Sets derived fields that the row came without; only while it is being made."""
         for name, value in derived.items():
             if not getattr(self, name):
-                self.__dict__[name] = value
+                object.__setattr__(self, name, value)  # the row is frozen for everybody else
                 self.__pydantic_fields_set__.add(name)
 
 

@@ -19,7 +19,24 @@ from pydantic import BaseModel
 # rows, model, function: an input; it enters the fingerprint by content (files), or by the step that makes it.
 KeyRole = Literal["identity", "runtime", "rows", "model", "function"]
 INPUT_ROLES = ("rows", "model", "function")
+COMMON_KEYS = (  # TRL's that --help shows
+    "model_name_or_path output_dir learning_rate num_train_epochs max_steps max_length eval_steps per_device_train_batch_size "
+    "lr_scheduler_type beta use_peft bf16 use_cpu"
+).split()
+PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # the pipeline's to set, left out of --help
 KEYS_FILE = Path(__file__).with_name("stage_keys.json")
+
+
+# Keys of TRL that this project answers in another way. They are refused with the way out.
+REPLACED_KEYS = {
+    "gradient_accumulation_steps": "set global_batch_size; accumulation follows from it",
+    "load_best_model_at_end": "the best model by eval_loss, step 0 included, is always the one that is saved",
+    "resume_from_checkpoint": "a stage resumes by itself from the newest whole checkpoint in its output_dir",
+    "chat_template_path": "the template is set once, by prepare_base.chat_template",
+    "eval_packing": "evaluation rows are never packed, so that evaluation numbers do not depend on packing",
+    "assistant_only_loss": "the loss is always on every assistant turn",
+    "completion_only_loss": "the loss is always on every assistant turn",
+}
 
 
 class ConfigError(ValueError):
@@ -68,6 +85,8 @@ def check_keys(stage: str, values: Mapping[str, Any], *, where: str) -> dict[str
         if name not in keys:
             raise ConfigError(f"{where}: unknown key {name!r} of stage {stage}{nearest(str(name), list(keys))}")
         typed[name] = check_value(value, keys[name], where=f"{where}: {name}")
+        if name in REPLACED_KEYS and typed[name] not in (None, False):
+            raise ConfigError(f"{where}: {name} is not a key here: {REPLACED_KEYS[name]}")
     return typed
 
 
@@ -182,9 +201,10 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
             name, given = name.removeprefix("no_"), ["false"]
         key = keys.get(name)
         takes_list = key is not None and "list[" in key.type
+        takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
             values[name] = yaml.safe_load(given[0])
-        elif takes_list and not (len(given) == 1 and "| str" in f"| {key.type}"):
+        elif takes_list and not (len(given) == 1 and takes_text):
             values[name] = given
         elif len(given) > 1:
             raise ConfigError(f"--{name} takes one value, got {len(given)}: {' '.join(given)}")
@@ -196,22 +216,19 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
 def help_text(stage: str, *, everything: bool) -> str:
     """What `--help` prints: an example and our own keys; `--help-all` adds TRL's."""
     description = stages()[stage]
-    own = {name: key for name, key in description.keys.items() if key.own}
+    own = {name: key for name, key in description.keys.items() if key.own and name not in PIPELINE_KEYS}
     others = {name: key for name, key in description.keys.items() if not key.own}
     lines = [f"stages/{stage}.py", "", "Example:", f"  {description.example}", "", "Keys of this stage:"]
     lines += [_help_line(name, key) for name, key in own.items()]
     if others:
-        lines += ["", f"and {len(others)} keys of TRL and transformers, under their own names" + (":" if everything else
-                  " (--help-all lists them), such as:")]  # fmt: skip
-        common = ("model_name_or_path",
-                  "learning_rate", "num_train_epochs", "max_steps", "max_length", "eval_steps",
-                  "per_device_train_batch_size", "lr_scheduler_type", "beta", "use_peft", "bf16", "use_cpu")  # fmt: skip
-        lines += [_help_line(name, key) for name, key in others.items() if everything or name in common]
+        rest = ":" if everything else " (--help-all lists them), such as:"
+        lines += ["", f"and {len(others)} keys of TRL and transformers, under their own names{rest}"]
+        lines += [_help_line(name, key) for name, key in others.items() if everything or name in COMMON_KEYS]
     return "\n".join(lines)
 
 
 def _help_line(name: str, key: StageKey) -> str:
     default = "required" if key.required else f"default: {json.dumps(key.default)}"
-    head = f"  --{name} <{key.type}>"
+    head = f"  --{name} <{key.type.removeprefix('null | ')}>"
     first = " ".join(key.help.split()).split(". ")[0]
     return f"{head:<52} {first} ({default})" if len(head) <= 52 else f"{head}\n{'':<52} {first} ({default})"

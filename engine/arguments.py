@@ -31,16 +31,6 @@ RUNTIME_KEYS = frozenset(
     fsdp_config deepspeed debug skip_memory_metrics do_train do_eval do_predict resume_from_checkpoint local_rank
     dataset_num_proc precompute_ref_batch_size""".split()
 )
-# Keys of TRL that this project answers in another way. They are refused with the way out.
-REPLACED_KEYS = {
-    "gradient_accumulation_steps": "set global_batch_size; accumulation follows from it",
-    "load_best_model_at_end": "the best model by eval_loss, step 0 included, is always the one that is saved",
-    "resume_from_checkpoint": "a stage resumes by itself from the newest whole checkpoint in its output_dir",
-    "chat_template_path": "the template is set once, by prepare_base.chat_template",
-    "eval_packing": "evaluation rows are never packed, so that evaluation numbers do not depend on packing",
-    "assistant_only_loss": "the loss is always on every assistant turn",
-    "completion_only_loss": "the loss is always on every assistant turn",
-}
 
 
 def key_field(default: Any, help: str, *, role: str = "identity") -> Any:
@@ -179,9 +169,6 @@ def fill(classes: Sequence[type], values: Mapping[str, Any], defaults: Mapping[s
 
 def resolve_batch(values: dict[str, Any], *, default_global: int) -> dict[str, Any]:
     """The values with micro-batch and accumulation derived from global_batch_size and the number of processes."""
-    for name, way_out in REPLACED_KEYS.items():
-        if values.get(name) is not None and values[name] is not False:
-            raise ConfigError(f"{name} is not a key here: {way_out}")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = values.get("global_batch_size", default_global)
     if rows < 1 or rows % processes:

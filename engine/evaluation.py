@@ -41,7 +41,7 @@ class ExactEvaluation(Trainer):
         return {}
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         batches = rank_batches(
             len(dataset),
             batch_size=self.args.per_device_eval_batch_size,
@@ -65,6 +65,7 @@ class ExactEvaluation(Trainer):
         weights: dict[str, float] = defaultdict(float)
         values_N = torch.zeros(num_rows, dtype=torch.float64)
         has_rows = False
+        assert isinstance(self.model, torch.nn.Module)
         self.model.eval()
         with _without_gathering(self.accelerator), torch.no_grad():
             for rows, batch in zip(batches, dataloader, strict=True):
@@ -96,6 +97,7 @@ class ExactEvaluation(Trainer):
         logged.clear()
         needs_outputs = type(self).row_values is not ExactEvaluation.row_values
         with self.compute_loss_context_manager():
+            assert isinstance(self.model, torch.nn.Module)
             result = self.compute_loss(self.model, inputs, return_outputs=needs_outputs)
         loss, values = (result[0], self.row_values(result[1])) if isinstance(result, tuple) else (result, None)
         means = {name: values_[-1] for name, values_ in logged.items() if name not in NOT_MEANS}

@@ -111,8 +111,7 @@ def sample(
     if limit and longest + arguments.max_new_tokens > limit:
         log.warning("prompts of up to %d tokens + max_new_tokens=%d pass the model's %d positions", longest,
                     arguments.max_new_tokens, limit)  # fmt: skip
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    end_ids = set(ends if isinstance(ends, list) else [ends]) - {None} | {tokenizer.eos_token_id}
+    end_ids = end_tokens(model, tokenizer)
     seed = f"{arguments.seed}/{purpose}"
 
     def generate(batch: Sequence[Ask]) -> list[dict[str, Any]]:
@@ -157,6 +156,16 @@ def sample(
     for position, result in zip(order, results, strict=True):
         answers[position] = Answer(**result)
     return [answer for answer in answers if answer is not None]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end an answer: the template's end of a turn, and the model's own."""
+    own: Any = model.generation_config.eos_token_id if model.generation_config else None
+    return {
+        int(token)
+        for token in [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+        if token is not None
+    }  # pyright: ignore[reportArgumentType]
 
 
 def in_batches(

@@ -55,6 +55,13 @@ def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel
         raise ConfigError(f"{path} cannot be loaded as a model ({str(error).splitlines()[0]})") from error
 
 
+def path_of(model: ModelConfig) -> str:
+    """The model a training stage starts from; ConfigError where none is given."""
+    if not model.model_name_or_path:
+        raise ConfigError("model_name_or_path is missing: the folder of the model to start from")
+    return model.model_name_or_path
+
+
 def training_options(model: ModelConfig) -> dict[str, Any]:
     """Keyword arguments of from_pretrained that TRL's ModelConfig asks for."""
     options: dict[str, Any] = {"dtype": model.dtype or "float32", "revision": model.model_revision}

@@ -50,7 +50,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
         mask_2BT = inputs["completion_mask"][:, 1:]
         nll = nll_per_answer(log_probs[0][:, -mask_2BT.size(1) :], mask_2BT)
         weight = sum(weight for name, weight in zip(types, weights, strict=True) if name == "sft")
-        self._metrics["train" if self.model.training else "eval"]["nll"].append(nll.item())
+        self._metrics["train" if model.training else "eval"]["nll"].append(nll.item())
         return loss + weight * nll
 
 

@@ -48,7 +48,10 @@ def render(
     """The dialog as the model reads it. Raises ValueError where the template refuses the dialog."""
     try:
         text = tokenizer.apply_chat_template(
-            for_template(messages), tools=tools, tokenize=False, add_generation_prompt=generation_prompt
+            for_template(messages),
+            tools=tools,  # pyright: ignore[reportArgumentType]
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
         )
     except (TemplateError, TypeError, KeyError) as error:
         roles = ", ".join(message.role for message in messages)
@@ -92,12 +95,14 @@ def encode_dialog(
     trained = [False] * len(ids)
     last = 0
     for turn, begin, finish in turns:
-        span = [i for i, (start, end) in enumerate(offsets) if begin <= start and end <= finish]
+        # A token of spaces alone may have no width: some tokenizers trim their offsets.
+        span = [i for i, (start, end) in enumerate(offsets) if begin <= start and begin < end <= finish]
         ends = [i for i in span if ids[i] == tokenizer.eos_token_id]
         if not ends:
             raise ValueError(
                 f"turn {turn + 1} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "
-                f"with {text[:finish][-20:]!r}; run prepare_base with a chat_template that ends each turn by an end token"
+                f"with {text[max(0, finish - 20) : finish]!r}; run prepare_base with a chat_template that ends each "
+                "turn by an end token"
             )
         for i in span[: span.index(ends[-1]) + 1]:
             trained[i] = True

@@ -129,7 +129,8 @@ def table(
 ) -> Dataset:
     """What `build` makes of the rows, as a table on disk: built by the first process, read by all."""
     digest = hashlib.sha256(version.encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    backend: Any = tokenizer.backend_tokenizer
+    digest.update(backend.to_str().encode())
     digest.update(str(tokenizer.chat_template).encode())
     for row in rows:
         digest.update(row.to_json().encode())

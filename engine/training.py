@@ -142,10 +142,9 @@ class _Track(TrainerCallback):
 
     def on_step_end(
         self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    ) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_log = True
-        return control
 
     def on_log(
         self,

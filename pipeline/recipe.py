@@ -185,8 +185,10 @@ def check_section(section: Section, values: Mapping[str, Any], *, where: str) ->
 def _located(value: Any, key: StageKey, folder: Path) -> Any:
     if isinstance(value, list):
         return [_located(item, key, folder) for item in value]
-    is_path = key.role in ("rows", "model") or (isinstance(value, str) and value.endswith(".jinja"))
-    return locate(value, folder) if is_path and isinstance(value, str) else value
+    if isinstance(value, str) and value.endswith(".jinja"):
+        path = Path(locate(value, folder))
+        return path.read_text(encoding="utf-8") if path.is_file() else value  # its text is what makes a step the same
+    return locate(value, folder) if key.role in ("rows", "model") and isinstance(value, str) else value
 
 
 def locate(value: str, folder: Path) -> str:

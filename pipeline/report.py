@@ -48,7 +48,7 @@ def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
         if step.round not in branches:
             branches[step.round] = tree.add(f"round {step.round}")
         decision = decisions[step.name]
-        line = Text(f"{decision.action:<7}", style=COLOURS[decision.action])
+        line = Text(f"{decision.action:<6} ", style=COLOURS[decision.action])
         line.append(f"{step.name}: {decision.why}", style="default")
         branches[step.round].add(line)
     return tree

@@ -228,12 +228,26 @@ def _run_step(run: Run, step: Step, *, verbose: bool, show: Callable[[Step, summ
     state.state = {"reuse": "reused", "resume": "resumed"}.get(decision.action, "ran")
     if decision.action != "reuse":
         summary.write(run.recipe.folder, run, "running")
+    _link(run.recipe.folder / "steps" / step.name, folder)
     show(step, state)
+
+
+def _link(link: Path, folder: Path) -> None:
+    """`steps/<step>` leads to the step's folder in the last run of any recipe: for people, nothing here reads it."""
+    target = Path("..") / folder.name
+    if link.is_symlink() and link.readlink() == target:
+        return
+    link.parent.mkdir(exist_ok=True)
+    partial = link.with_name(f".{link.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target, target_is_directory=True)
+    partial.replace(link)
 
 
 def _prepare_folder(folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> None:
     """Leaves nothing half-written of an earlier try; the stage itself judges what in `checkpoints` is whole."""
-    kept = {".lock", "console.txt", "log.txt", "checkpoints"} | ({"metrics.jsonl", "wandb"} if resume else set())
+    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt"}
+    kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

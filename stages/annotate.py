@@ -47,7 +47,8 @@ ARGUMENTS = (AnnotateArguments,)
 
 def strength_of(difference: float, margins: Sequence[float]) -> Strength:
     """The level of a positive score difference; below the last margin it is marginally better."""
-    return next((STRENGTHS[level] for level, margin in enumerate(margins) if difference >= margin), STRENGTHS[-1])
+    level = next((level for level, margin in enumerate(margins) if difference >= margin), len(STRENGTHS) - 1)
+    return STRENGTHS[level]
 
 
 def compare(

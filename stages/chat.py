@@ -48,7 +48,7 @@ def main() -> int:
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
             **sampling,
         )
-        return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
     if arguments.prompt is not None:
         if not arguments.prompt.strip():

@@ -15,7 +15,7 @@ from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine import training as training_loop
 from engine.arguments import TrainingStageArguments
-from engine.models import load_causal, load_tokenizer, lora_config, training_options
+from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.preferences import PreferenceTrainer
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
@@ -36,7 +36,7 @@ ARGUMENTS = (DPOArguments, DPOConfig, ModelConfig)
 
 
 def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> Made:
-    path = str(model.model_name_or_path)
+    path = path_of(model)
     tokenizer = load_tokenizer(path)
     train, held_out = split_rows(stage, arguments, read_pairs)
 

@@ -8,6 +8,7 @@ never learns to stop), or have no row in the embeddings for a template's tokens.
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,8 +67,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
 
 def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
     """Rows for all tokens; new ones start at the mean of the others, so that their logits start unremarkable."""
-    embeddings = model.get_input_embeddings().weight
-    before = embeddings.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    before = int(embeddings.weight.shape[0])
     if num_tokens <= before:
         return 0
     model.resize_token_embeddings(num_tokens, mean_resizing=False)

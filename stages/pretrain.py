@@ -62,12 +62,12 @@ ARGUMENTS = (PretrainArguments, SFTConfig, ModelConfig)
 
 
 class PretrainTrainer(PolicyTrainer):
-    stage_arguments: PretrainArguments
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        assert isinstance(self.stage_arguments, PretrainArguments)
         muon = self.stage_arguments.muon_learning_rate
         if muon is None or self.optimizer is not None:
             return super().create_optimizer(model)
+        assert isinstance(self.model, torch.nn.Module)
         self.optimizer = MuonAdamW(
             self.model,
             muon_learning_rate=muon,

@@ -19,7 +19,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine.arguments import TrainingStageArguments
-from engine.models import load_reward, load_tokenizer, lora_config, training_options
+from engine.models import load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
 from engine.tokenized import split_rows, tokenize
@@ -86,7 +86,7 @@ def initialise_head(model: PreTrainedModel, *, seed: int) -> None:
 
 
 def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig) -> Made:
-    path = str(model.model_name_or_path)
+    path = path_of(model)
     tokenizer = load_tokenizer(path)
     train, held_out = split_rows(stage, arguments, read_pairs)
 

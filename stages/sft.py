@@ -13,7 +13,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
 from engine.arguments import TrainingStageArguments, key_field
-from engine.models import load_causal, load_tokenizer, lora_config, training_options
+from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
 from engine.tokenized import split_rows, tokenize
@@ -40,7 +40,7 @@ class PolicyTrainer(TrainingLoop, SFTTrainer):
 
 
 def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
-    path = str(model.model_name_or_path)
+    path = path_of(model)
     tokenizer = load_tokenizer(path)
     train, held_out = split_rows(
         stage,

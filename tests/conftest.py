@@ -111,8 +111,8 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                 num_key_value_heads=2, max_position_embeddings=512)  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),

@@ -1,18 +1,25 @@
 """Which tokens are trained, under any template; and the folder that prepare_base makes."""
 
+import copy
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import byte_tokenizer, run_here, weights_of
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.reading import read_conversations, read_rows, write_rows
-from data_schemas.rows import Conversation, Message, Prompt
+from data_schemas.rows import Conversation, Message
 from data_schemas.stage_keys import ConfigError
-from engine.generation import Answer, Ask
+from engine.stage import Stage
 from engine.template import CHATML, encode_answer, encode_dialog, encode_prompt, end_of_turn, render
+from engine.tokenized import tokenize
+from engine.tracking import Tracker
+from stages.prepare_base import prepare_tokenizer
 
 # name -> (template, its special tokens, end token, the dialog TURNS as it renders). What ⟦…⟧ encloses is trained; the
 # dialog goes up to the last trained token. The templates are the models' own, with newlines written as \n.
@@ -39,7 +46,8 @@ GOLDEN = {
     "gemma": (
         "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
         "{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] "
-        "| trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+        "| trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}"
+        "{% endif %}",
         ["<bos>", "<start_of_turn>", "<end_of_turn>"],
         "<end_of_turn>",
         "<bos><start_of_turn>user\nCapital of France?<end_of_turn>\n<start_of_turn>model\n⟦Paris.<end_of_turn>⟧\n"
@@ -52,7 +60,7 @@ GOLDEN = {
         "</s>",
         "<s>[INST] Capital of France? [/INST]⟦ Paris.</s>⟧[INST] Sure? [/INST]⟦ Yes, Paris!</s>⟧",
     ),
-    "zephyr": (  # its generation prompt ends before the newline
+    "zephyr": (
         "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + "
         "eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n' + message['content'] + "
         "eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
@@ -69,7 +77,7 @@ TURNS = [
     Message(role="user", content="Sure?"),
     Message(role="assistant", content="Yes, Paris!"),
 ]
-HARD_ANSWERS = ["\n\nTwo\n\nparagraphs\n", "  indented", "    ", "été 日本 🙂", "<|im_end|", "\n", "def f():\n    return 1"]
+HARD_ANSWERS = ["\n\nTwo\n\nparagraphs\n", "  indented", "    ", "été 日本 🙂", "<|im_end|", "\n", "def f():\n    1"]
 
 
 def with_template(template: str, special_tokens: list[str], end: str, **options: Any) -> Any:
@@ -128,16 +136,212 @@ def test_only_turns_from_train_from_on_are_trained(golden):
 @pytest.mark.parametrize("answer", HARD_ANSWERS)
 def test_the_prompt_that_is_generated_from_is_a_prefix_of_the_dialog(golden, answer):
     """Also where the answer begins with white space, which a tokenizer joins with what stands before it."""
-    tokenizer, marked = golden
-    if "| trim" in tokenizer.chat_template and not answer.strip():
-        pytest.skip("this template leaves nothing of a blank answer")
-    # "\n\n" and "  " become one token each, as in real vocabularies.
+    tokenizer, _ = golden
+    # "\n\n" and "  " become one token each wherever they stand, as in Llama 3's vocabulary.
     tokenizer.add_tokens(["\n\n", "  "])
     turns = [*TURNS[:3], Message.model_construct(role="assistant", content=answer)]
     prompt = encode_prompt(tokenizer, turns[:3])
     prompt_ids, answer_ids = encode_answer(tokenizer, turns[:3], turns[3:])
     assert prompt_ids == prompt
-    told = tokenizer.decode(answer_ids)
     assert answer_ids[-1] == tokenizer.eos_token_id
     wanted = answer.strip() if "| trim" in tokenizer.chat_template else answer
-    assert told.removesuffix(tokenizer.eos_token).endswith(wanted)
+    mistral = tokenizer.chat_template == GOLDEN["mistral"][0]
+    assert tokenizer.decode(answer_ids[:-1]) == (" " if mistral else "") + wanted
+
+
+def test_spaces_are_trained_where_the_tokenizer_trims_its_offsets(tokenizer):
+    """RoBERTa's way: the offsets of a token leave out its spaces, so a token of spaces alone has no width."""
+    trimming = copy.deepcopy(tokenizer)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    answer = [Message(role="assistant", content="  if x:\n      y")]
+    _, plain = encode_answer(tokenizer, TURNS[:1], answer)
+    prompt_ids, trimmed = encode_answer(trimming, TURNS[:1], answer)
+    assert trimmed == plain and tokenizer.decode(plain) == "  if x:\n      y<|im_end|>"
+    dialog = encode_dialog(trimming, [*TURNS[:1], *answer])
+    assert dialog.trained == [False] * len(prompt_ids) + [True] * len(plain)
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_drops_earlier_thoughts_is_not_prefix_preserving():
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'user' or loop.last "
+        "%}{{ message['content'] }}{% else %}{{ message['content'].split('</think>')[-1] }}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    thinking = [TURNS[0], Message(role="assistant", content="<think>hm</think>Paris."), *TURNS[2:]]
+    said = r"^the chat template renders turn 2 otherwise once more turns follow it \(it is not prefix-preserving\): "
+    with pytest.raises(ValueError, match=said + r".* give another chat_template$"):
+        encode_dialog(tokenizer, thinking)
+    assert encode_dialog(tokenizer, thinking[:2]).trained[-1]
+
+
+def test_a_template_without_an_end_token_is_one_clear_error():
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    tokenizer = with_template(template, [], "<|endoftext|>")
+    said = r"^turn 2 does not end in the end token '<\|endoftext\|>': the chat template closes it with "
+    with pytest.raises(ValueError, match=said + r"'\?\\nassistant: Paris.\\n'; run prepare_base"):
+        encode_dialog(tokenizer, TURNS[:2])
+    assert end_of_turn(tokenizer) is None
+
+
+def test_a_dialog_without_an_answer_and_a_refused_role_are_errors(tokenizer):
+    with pytest.raises(ValueError, match="no assistant turn to train"):
+        encode_dialog(tokenizer, TURNS[:1])
+    refusing = with_template("{{ raise_exception('no system prompt') }}", [], "<|endoftext|>")
+    with pytest.raises(ValueError, match=r"^the chat template refuses a dialog of system, user: no system prompt$"):
+        encode_prompt(refusing, [Message(role="system", content="Be brief."), TURNS[0]])
+
+
+# -- tools ----------------------------------------------------------------------------------------------------------
+
+# Reads nested keys, and says which are there: a None that was filled in shows.
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}{% for call in message['tool_calls'] or [] %}{{ call | tojson }}"
+    "{% for key, value in call['function']['arguments'].items() %} {{ key }}={{ value }}{% endfor %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def call(name: str, **arguments: Any) -> dict[str, str]:
+    return {"from": "function_call", "value": json.dumps({"name": name, "arguments": arguments})}
+
+
+GLAIVE = [
+    {
+        "conversations": [
+            {"from": "human", "value": "Rice?"},
+            call("search", ingredients=["rice"], limits={"minutes": 20}),
+            {"from": "observation", "value": '{"recipes": [{"name": "Rice"}]}'},
+            {"from": "gpt", "value": "Rice it is."},
+        ],
+        "tools": json.dumps([{"name": "search", "parameters": {"type": "object", "required": ["ingredients"]}}]),
+    },
+    {  # other keys in the same places
+        "conversations": [
+            {"from": "human", "value": "Mail?"},
+            call("send", to="Ann", limits={"size": None, "parts": [{"a": 1}, {"b": 2}]}),
+            {"from": "observation", "value": "sent"},
+            {"from": "gpt", "value": "Sent."},
+        ],
+        "tools": "[]",
+    },
+]
+
+
+def assert_same_after_storing(source: Path, folder: Path, *, at_least: int) -> list[str]:
+    """Renders and tokenizes every row before and after write_rows / read_rows, and the table that training reads."""
+    tokenizer = with_template(TOOL_TEMPLATE, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    came = read_conversations([source]).rows
+    write_rows(folder / "stored.jsonl", came)
+    stored = read_rows(folder / "stored.jsonl", Conversation)
+    texts = [render(tokenizer, row.messages, tools=row.tools) for row in came]
+    assert texts == [render(tokenizer, row.messages, tools=row.tools) for row in stored]
+    assert stored == came and len(came) >= at_least
+
+    def encode(row: Conversation) -> dict[str, Any]:
+        dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
+        return {"input_ids": dialog.ids, "labels": dialog.labels}
+
+    (folder / "checkpoints").mkdir()
+    stage = Stage("sft", folder, {}, Tracker(folder, active=False), is_main=True)
+    table = tokenize(stage, "train", stored, encode, tokenizer, version="test")
+    wanted = [encode(row) for row in came]
+    assert list(table["input_ids"]) == [row["input_ids"] for row in wanted]
+    assert list(table["labels"]) == [row["labels"] for row in wanted]
+    return texts
+
+
+def test_rows_with_nested_keys_render_the_same_after_they_are_stored(tmp_path):
+    source = tmp_path / "glaive.json"
+    source.write_text(json.dumps(GLAIVE))
+    texts = assert_same_after_storing(source, tmp_path, at_least=2)
+    assert texts[1] == (
+        "<|im_start|>user\nMail?<|im_end|>\n<|im_start|>assistant\n"
+        '{"type": "function", "function": {"name": "send", "arguments": {"to": "Ann", "limits": {"size": null, '
+        '"parts": [{"a": 1}, {"b": 2}]}}}}'
+        " to=Ann limits={'size': None, 'parts': [{'a': 1}, {'b': 2}]}<|im_end|>\n"
+        "<|im_start|>tool\nsent<|im_end|>\n<|im_start|>assistant\nSent.<|im_end|>\n"
+    )
+    assert texts[0].startswith('[{"name": "search", "parameters": {"type": "object", "required": ["ingredients"]}}]\n')
+
+
+def test_real_tool_calls_render_the_same_after_they_are_stored(test_data, tmp_path):
+    source = test_data / "llamafactory" / "glaive_toolcall_en_demo.json"
+    texts = assert_same_after_storing(source, tmp_path, at_least=300)
+    assert sum('"arguments": ' in text for text in texts) > 100
+
+
+# -- prepare_base ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_base, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "chatml"
+    record = run_here("prepare_base", folder, model_name_or_path=tiny_base, chat_template="chatml")
+    assert record.metrics["new_tokens"] == 2  # <|im_start|>, <|im_end|>
+    return folder / "model"
+
+
+def test_prepare_base_mends_pad_template_and_embeddings(tiny_base, prepared):
+    before = AutoTokenizer.from_pretrained(tiny_base)
+    assert before.pad_token_id == before.eos_token_id and not before.chat_template
+    after = AutoTokenizer.from_pretrained(prepared)
+    assert (after.eos_token, after.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert after.chat_template == CHATML
+    model = AutoModelForCausalLM.from_pretrained(prepared)
+    assert model.config.eos_token_id == after.eos_token_id and model.config.pad_token_id == after.pad_token_id
+    # Generation stops at the end of a turn and at the base's own end of text.
+    assert model.generation_config.eos_token_id == [after.eos_token_id, before.eos_token_id]
+    ids = encode_dialog(after, TURNS).ids
+    assert max(ids) < model.get_input_embeddings().weight.shape[0] == len(after)
+
+
+def test_new_embedding_rows_are_the_mean_and_old_ones_stay(tiny_base, prepared):
+    old, new = weights_of(tiny_base), weights_of(prepared)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = len(old[name])
+        assert torch.equal(new[name][:rows], old[name])
+        assert len(new[name]) == rows + 2
+        torch.testing.assert_close(new[name][rows:], old[name].mean(0).expand(2, -1))
+    layer = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(new[layer], old[layer])
+
+
+def test_a_pad_token_is_added_where_a_turn_ends_in_the_old_one(tiny_base):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    prepare_tokenizer(tokenizer, GOLDEN["zephyr"][0])
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|pad|>")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_the_models_own_template_is_kept_or_replaced(tiny_model, tmp_path):
+    record = run_here("prepare_base", tmp_path / "kept", model_name_or_path=tiny_model)
+    assert record.metrics["new_tokens"] == 0
+    kept = AutoTokenizer.from_pretrained(tmp_path / "kept" / "model")
+    assert kept.chat_template == CHATML and kept.eos_token == "<|im_end|>"
+
+    (tmp_path / "zephyr.jinja").write_text(GOLDEN["zephyr"][0].replace("eos_token", "'<|im_end|>'"))
+    run_here("prepare_base", tmp_path / "new", model_name_or_path=tiny_model, chat_template=tmp_path / "zephyr.jinja")
+    replaced = AutoTokenizer.from_pretrained(tmp_path / "new" / "model")
+    assert render(replaced, TURNS[:2]) == ("<|user|>\nCapital of France?<|im_end|>\n<|assistant|>\nParis.<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template; set prepare_base.chat_template"),
+        ("nowhere.jinja", "chat_template='nowhere.jinja' is neither a file nor one of chatml"),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "closes an assistant turn without a special token"),
+        ("{% for m in messages %}{{ m['role'] }}{{ m['content'] }}<|endoftext|>{{ loop.length }}{% endfor %}",
+         "not prefix-preserving"),
+    ],
+)  # fmt: skip
+def test_prepare_base_refuses_a_template_that_cannot_be_trained_on(tiny_base, template, message):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    with pytest.raises(ConfigError) as error:
+        prepare_tokenizer(tokenizer, template)
+    assert message in str(error.value) and "\n" not in str(error.value)
