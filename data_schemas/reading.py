@@ -17,6 +17,7 @@ Line numbers are the file's own for .jsonl, .csv and .txt; for .json, .parquet a
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import sys
@@ -38,6 +39,8 @@ Fields = dict[str, Any]
 T = TypeVar("T", bound=Row)
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
+NUM_LINES_OF_A_LOOK = 50
+MAX_BYTES_OF_A_LOOK = 4_000_000
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
 ROLES = {
     "human": "user",
@@ -115,6 +118,30 @@ def read_rows(path: Path, row_type: type[T]) -> list[T]:
     except OSError as error:
         raise ConfigError(_cannot_open(path, error)) from None
     return rows
+
+
+def check_columns(path: Path, kind: str) -> None:
+    """A look at the first rows of a local file or folder, not at all of it: ConfigError where it is not of `kind`.
+
+    `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. Large files of a format that
+    has to be read whole are left to the stage.
+    """
+    dialects = {"documents": DOCUMENTS, "instructions": CONVERSATIONS, "preferences": PAIRS}.get(kind, PROMPTS)
+    for file in _files(path):
+        if _format(file).startswith(".jsonl"):
+            opened = gzip.open if file.name.endswith(".gz") else open
+            try:
+                with opened(file, "rb") as stream:
+                    lines = _json_lines(file, b"".join(itertools.islice(stream, NUM_LINES_OF_A_LOOK)))
+            except (OSError, EOFError, zlib.error):
+                lines = _lines(file)  # says what is wrong with it
+        elif _format(file) != ".parquet" and file.stat().st_size < MAX_BYTES_OF_A_LOOK:
+            lines = _lines(file)
+        else:
+            continue
+        if not lines:
+            raise ConfigError(f"{file} is empty: it has no rows")
+        _check_columns(str(file), lines, dialects)
 
 
 # --- one file after the other ---
@@ -383,19 +410,24 @@ def _sources(paths: Iterable[str | Path]) -> Iterator[tuple[str, list[_Line]]]:
     """Every file's name and lines, folders opened up."""
     for given in paths:
         path = Path(given)
-        if path.is_dir():
-            inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-            files = sorted(file for file in inside if _format(file) and not any(p[0] == "." for p in file.parts))
-            if not files:
-                raise ConfigError(f"{path} is a folder without data; expected {', '.join(FORMATS)} files in it")
-            for file in files:
-                yield str(path / file), _lines(path / file)
-        elif path.exists():
-            yield str(path), _lines(path)
+        if path.exists():
+            for file in _files(path):
+                yield str(file), _lines(file)
         elif re.fullmatch(r"[\w-]+/[\w.-]+", str(given)) and not _format(path) and not path.parent.is_dir():
             yield str(given), _hub_lines(str(given))
         else:
             raise ConfigError(f"{given} does not exist (nor is it a hub name, owner/name)")
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the data files of a folder."""
+    if not path.is_dir():
+        return [path]
+    inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in inside if _format(file) and not any(part[0] == "." for part in file.parts))
+    if not files:
+        raise ConfigError(f"{path} is a folder without data; expected {', '.join(FORMATS)} files in it")
+    return [path / file for file in files]
 
 
 def _format(path: Path) -> str:

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 KeyRole = Literal["identity", "runtime", "rows", "model", "function"]
 INPUT_ROLES = ("rows", "model", "function")
 COMMON_KEYS = (  # TRL's that --help shows
-    "model_name_or_path output_dir learning_rate num_train_epochs max_steps max_length eval_steps per_device_train_batch_size "
-    "lr_scheduler_type beta use_peft bf16 use_cpu"
+    "model_name_or_path output_dir learning_rate num_train_epochs max_steps max_length eval_steps "
+    "per_device_train_batch_size lr_scheduler_type beta use_peft bf16 use_cpu"
 ).split()
 PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # the pipeline's to set, left out of --help
 KEYS_FILE = Path(__file__).with_name("stage_keys.json")

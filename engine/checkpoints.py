@@ -14,8 +14,13 @@ from data_schemas.artifact import read_json, write_atomically
 MARKER = "whole.json"
 
 
-def mark_whole(checkpoint: Path, *, step: int, processes: int) -> None:
-    write_atomically(checkpoint / MARKER, json.dumps({"step": step, "processes": processes}))
+def mark_whole(checkpoint: Path, *, step: int, processes: int, num_tokens: int = 0) -> None:
+    """`num_tokens`: trained on up to this step."""
+    write_atomically(checkpoint / MARKER, json.dumps({"step": step, "processes": processes, "num_tokens": num_tokens}))
+
+
+def tokens_trained_on(checkpoint: Path) -> int:
+    return int((read_json(checkpoint / MARKER) or {}).get("num_tokens", 0))
 
 
 def newest_whole(folder: Path, *, processes: int) -> tuple[Path, int] | None:

@@ -91,7 +91,8 @@ def merge_adapter(base: str, adapter: Path, out: Path, *, is_reward_model: bool,
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "engine.models", base, str(adapter), str(out), kind, dtype]
+    # -P: a folder named engine/ in the working directory would mask ours.
+    command = [sys.executable, "-P", "-m", "engine.models", base, str(adapter), str(out), kind, dtype]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"merging {adapter} failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -34,7 +34,7 @@ HINTS = {  # a part of an error's text -> the way out
     "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set gradient_checkpointing: true",
     "can't allocate memory": "out of memory: lower per_device_train_batch_size or generation_batch_size",
     "no space left": "the disk is full: free some space and run the same command again; what is finished is kept",
-    "nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
+    "is nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
 }
 
 
@@ -104,6 +104,7 @@ def _run(
         _start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
         tracker = Tracker(folder, active=rank == 0)
         started = time.monotonic()
+        _ended(folder, rank).unlink(missing_ok=True)
         try:
             filled = dict(values)
             if "global_batch_size" in stage_keys.stages()[name].keys:
@@ -122,8 +123,23 @@ def _run(
         finally:
             tracker.finish()
         if rank == 0:
+            _wait_for_other_ranks(folder)
             _finish(name, folder, values, made, seconds=time.monotonic() - started)
+        else:
+            _ended(folder, rank).parent.mkdir(exist_ok=True)
+            _ended(folder, rank).touch()
     return 0
+
+
+def _ended(folder: Path, rank: int) -> Path:
+    return folder / "checkpoints" / f"rank-{rank}-ended"
+
+
+def _wait_for_other_ranks(folder: Path) -> None:
+    """They may still read what lies in `checkpoints`, which goes with the record. Where one failed, so do all."""
+    others = [_ended(folder, rank) for rank in range(1, int(os.environ.get("WORLD_SIZE", "1")))]
+    while not all(path.exists() for path in others):
+        time.sleep(0.05)
 
 
 def _default(stage: str, key: str) -> Any:

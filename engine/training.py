@@ -77,7 +77,7 @@ class TrainingLoop(ExactEvaluation):
 
     stage: Stage
     stage_arguments: TrainingStageArguments
-    resumed_from: int | None = None
+    _total_train_tokens: int  # TRL's count, which it does not save
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -122,7 +122,9 @@ class TrainingLoop(ExactEvaluation):
             folder = Path(str(self.args.output_dir))
             step = self.state.global_step
             checkpoint = folder / f"checkpoint-{step}"
-            checkpoints.mark_whole(checkpoint, step=step, processes=self.args.world_size)
+            checkpoints.mark_whole(
+                checkpoint, step=step, processes=self.args.world_size, num_tokens=int(self._total_train_tokens)
+            )
             checkpoints.forget_other_bests(folder, best_step(self.stage.tracker.history("eval_loss")))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -201,6 +203,7 @@ def train_and_save(
     stage.tracker.forget_after(newest[1] if newest else -1)
     if newest:
         log.info("resuming from step %d", newest[1])
+        trainer._total_train_tokens = checkpoints.tokens_trained_on(newest[0])
     trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
 
     losses = stage.tracker.history("eval_loss")

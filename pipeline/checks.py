@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.artifact import read_json
+from data_schemas.reading import check_columns
 from data_schemas.stage_keys import ConfigError, stages, with_defaults
 from pipeline.fingerprint import find_module
 from pipeline.plan import File, Model, Step, has_preferences
@@ -67,6 +68,11 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
     if not path.exists():
         if not _looks_like_hub_name(given.path):
             raise ConfigError(f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe")
+    elif isinstance(given, File) and step.stage == "prepare_data":
+        try:
+            check_columns(path, key)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
     elif isinstance(given, Model):
         needs_template = step.stage == "prepare_base" and not has_template
         check_model_folder(path, where=where, needs_template=needs_template,

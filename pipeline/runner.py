@@ -33,7 +33,7 @@ HINTS = (  # in a stage's output -> the way out; only where the stage itself cou
     ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
     ("No space left", "the disk is full: free some space and run the same command again; what is finished is kept"),
     ("SIGKILL", "killed, most likely for its memory: lower per_device_train_batch_size or generation_batch_size"),
-    (" nan", "a number is not finite: lower learning_rate, or use bf16 instead of fp16"),
+    ("is nan", "a number is not finite: lower learning_rate, or use bf16 instead of fp16"),
 )
 
 

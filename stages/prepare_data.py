@@ -1,19 +1,19 @@
 """The run's rows, made or read, validated, and split once: training, validation, judge and evaluation, by dialog.
 
-Nothing of an evaluation dialog is in any training file, in any turn; documents that contain an evaluation prompt are
-left out by the same rule. Needs no torch.
+Nothing of an evaluation dialog is in any training file, in any turn: documents that contain an evaluation prompt are
+left out, and so are dialogs of another group that ask one in a later turn. Needs no torch.
 
     python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data
 """
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_schemas.reading import BadRow, read_conversations, read_documents, read_pairs, read_prompts, write_rows
-from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
+from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row, group_of
 from data_schemas.splitting import Shares, assign, becomes_instruction, contains_any
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import PlainStageArguments, key_field
@@ -101,6 +101,12 @@ def main(stage: Stage, arguments: PrepareDataArguments) -> Made:
         return [row for row in rows if assign(row.group_id, shares, evaluation_groups=groups) == place]
 
     evaluation = unique(held_out or part(prompts, "evaluation"))[: arguments.num_evaluation_prompts]
+    asked = {prompt.group_id for prompt in evaluation}
+    before = len(conversations) + len(pairs) + len(prompts)
+    conversations = [row for row in conversations if not asks_later(row.messages, asked)]
+    pairs = [row for row in pairs if not asks_later(row.prompt, asked)]
+    prompts = [row for row in prompts if not asks_later(row.prompt, asked)]
+    dialogs_left_out = before - len(conversations) - len(pairs) - len(prompts)
     leaks = contains_any(documents, evaluation)
     clean = [document for document, leak in zip(documents, leaks, strict=True) if not leak]
     # 95/5 by document: the hash of the text is its group.
@@ -125,6 +131,7 @@ def main(stage: Stage, arguments: PrepareDataArguments) -> Made:
     shutil.rmtree(stage.folder / "made", ignore_errors=True)
     metrics: dict[str, float | int | str | None] = {name: len(rows) for name, rows in parts.items()}
     metrics |= {"rejected_rows": len(bad), "documents_left_out": len(documents) - len(clean)}
+    metrics["dialogs_left_out"] = dialogs_left_out
     log.info("%s", ", ".join(f"{name} {count}" for name, count in metrics.items() if count))
     if not evaluation:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
@@ -140,6 +147,12 @@ def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[Preference
         if before and before[-1].role in ("user", "tool"):
             found.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id))
     return found
+
+
+def asks_later(messages: Sequence[Message], groups: Collection[str]) -> bool:
+    """Whether a user turn after the first asks what a dialog of `groups` asks first."""
+    users = [message for message in messages if message.role == "user"]
+    return any(group_of([message]) in groups for message in users[1:])
 
 
 def unique(prompts: Sequence[Prompt]) -> list[Prompt]:

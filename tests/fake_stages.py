@@ -198,8 +198,8 @@ def build_inputs(folder: Path) -> Path:
     (base / "config.json").write_text("{}")
     (base / "tokenizer.json").write_text("{}")
     (base / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "pairs.jsonl").write_text("{}")
-    (folder / "chats.jsonl").write_text("{}")
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    (folder / "chats.jsonl").write_text('{"messages": []}')
     (folder / "scores.py").write_text("def score(prompt, answer, ended):\n    return 0.0\n")
     recipe = folder / "toy.yaml"
     recipe.write_text(RECIPE)

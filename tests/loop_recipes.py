@@ -1,4 +1,4 @@
-"""A tiny world beside a tiny recipe, and the real command on it. Fixtures here are shared through `pytest_plugins`."""
+"""A tiny world beside a tiny recipe, and the real command on it."""
 
 import json
 import os
@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from pipeline.launching import ROOT, STEP_FOLDER
+from pipeline.launching import STEP_FOLDER
 
 COMMAND = Path(sys.executable).parent / "alignloop"
 NUM_QUESTIONS = 48
@@ -115,11 +114,16 @@ STEPS = [
 ]  # fmt: skip
 
 
+DATA_AND_BASE = STEPS[:3]
+
+
 class Place:
     """Where runs go: a recipe with its module in one folder, the working directory beside it.
 
     The working directory holds packages of our names that raise when they are imported.
     """
+
+    lora: subprocess.Popen[str]  # the run of the LoRA loop, where there is one
 
     def __init__(self, root: Path) -> None:
         self.recipes, self.work = root / "recipes", root / "work"
@@ -207,15 +211,4 @@ def python_by_hand(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
                           timeout=300, check=False)  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory) -> Place:
-    """The plain two-round loop, run once: `runs/loop`. Nothing may change it; see `Place.begin_with`."""
-    made = Place(tmp_path_factory.mktemp("loop"))
-    code, out, err = made.run()
-    assert code == 0, f"{out[-3000:]}\n{err[-3000:]}"
-    (made.work / "first_output.txt").write_text(out)
-    shutil.copy(made.work / "runs" / "loop" / "summary.json", made.work / "first_summary.json")
-    return made
-
-
-__all__ = ["ROOT", "STEPS", "Place", "clean_environment", "launches", "place", "processes_of", "python_by_hand"]
+LORA = ("defaults.use_peft=true", "pretrain.use_peft=false", "evaluate_policy.judge_function=world:falling")

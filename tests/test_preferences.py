@@ -17,7 +17,7 @@ def test_nll_is_normalised_by_each_answers_length():
     assert float(nll_per_answer(log_probs, mask)) == 3.5
 
 
-@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}, {"use_peft": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}], ids=str)
 def test_at_the_start_the_loss_is_log_2_plus_the_weighted_nll(tiny_model, rows, tmp_path, options):
     """Policy and reference are the same: every margin is 0, however the reference is had."""
     run_here(

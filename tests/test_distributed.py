@@ -1,0 +1,73 @@
+"""Two CPU processes with ZeRO-2 and ZeRO-3 against one plain process: the same start, the same model.
+
+A launch takes many seconds, so each pair of stage and profile is launched once and everything is asked of its output.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import metrics_of, run_here, weights_of
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from engine.models import check_weights
+
+# 9 held-out rows on two processes in batches of 4: the second has a spare row in none of its batches' sums.
+KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
+RESULTS = {"sft": "eval_loss", "reward_model": "eval_accuracy", "dpo": "eval_rewards/accuracies"}
+
+
+def keys_of(stage: str, tiny_model: Path, rows: Path) -> dict[str, Any]:
+    kind = "conversations" if stage == "sft" else "pairs"
+    data = {"train_data": [rows / f"{kind}.jsonl"], "eval_data": [rows / f"{kind}_eval.jsonl"]}
+    return {"model_name_or_path": tiny_model, **KEYS, **data}
+
+
+@pytest.fixture(scope="session")
+def one_process(tiny_model, rows, tmp_path_factory) -> Any:
+    made: dict[str, Path] = {}
+
+    def folder_of(stage: str) -> Path:
+        if stage not in made:
+            made[stage] = tmp_path_factory.mktemp("one") / stage
+            run_here(stage, made[stage], **keys_of(stage, tiny_model, rows))
+        return made[stage]
+
+    return folder_of
+
+
+@pytest.mark.parametrize("profile", ["zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo"])
+def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stage, tiny_model, rows, tmp_path):
+    one, two = one_process(stage), tmp_path / "two"
+    record = run_stage(stage, two, profile=profile, processes=2, **keys_of(stage, tiny_model, rows))
+    assert record.metrics["steps"] == 2
+
+    wanted, found = metrics_of(one), metrics_of(two)
+    assert {key for key in found if key[1].startswith("eval_")} == {key for key in wanted if key[1].startswith("eval_")}
+    # Evaluation is exact: before the first step the weights are the same, and so are the numbers.
+    start = {key: value for key, value in wanted.items() if key[0] == 0 and key[1].startswith("eval_")}
+    assert {key: found[key] for key in start} == pytest.approx(start, abs=1e-6, rel=1e-6)
+    # Afterwards only the order of the sums over rows differs.
+    for step in (1, 2):
+        assert found[step, "eval_loss"] == pytest.approx(wanted[step, "eval_loss"], abs=1e-4)
+        assert found[step, RESULTS[stage]] == pytest.approx(wanted[step, RESULTS[stage]], abs=1e-4)
+        assert found[step, "loss"] == pytest.approx(wanted[step, "loss"], abs=1e-4)
+
+    # The saved model is plain: it loads in this process, whole, and answers as the other does.
+    check_weights(two / "model")
+    first, second = weights_of(one / "model"), weights_of(two / "model")
+    assert {name: tensor.shape for name, tensor in first.items()} == {
+        name: tensor.shape for name, tensor in second.items()
+    }
+    loader = AutoModelForSequenceClassification if stage == "reward_model" else AutoModelForCausalLM
+    ids = torch.arange(10, 40)[None]
+    outputs = []
+    for folder in (one, two):
+        model, loading = loader.from_pretrained(folder / "model", output_loading_info=True)
+        assert not any(loading.values()), loading
+        with torch.no_grad():
+            outputs.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+    # AdamW divides by the gradient's size, so rounding of small gradients shows: steps are of 1e-3, logits of about 1.
+    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-3, rtol=0)

@@ -1,0 +1,439 @@
+"""Sampling, scoring, and what becomes of the answers: the same rows for any batch size and number of processes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_here
+
+from data_schemas.artifact import Artifact
+from data_schemas.reading import read_pairs, read_prompts, read_rows
+from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
+from data_schemas.stage_keys import ConfigError
+from engine.arguments import GenerationArguments
+from engine.generation import Answer, Ask, _Sample, draw_prompts, log_prob_sums, noise, sample
+from engine.models import load_causal, load_reward, load_tokenizer
+from engine.scoring import Answered, score_by_function, score_by_reward_model
+from engine.stage import Stage
+from engine.template import encode_prompt
+from engine.tracking import Tracker
+from stages import annotate, evaluate_policy
+from stages.annotate import strength_of
+from stages.rejection_sampling import pick
+
+
+def question(text: str) -> Prompt:
+    return Prompt(prompt=[Message(role="user", content=text)])
+
+
+PROMPTS = [question(f"Capital of {name}?" + " Please." * (number % 3)) for number, name in enumerate("ABCDEFG")]
+
+
+@pytest.fixture
+def stage(tmp_path) -> Stage:
+    return Stage("test", tmp_path, {}, Tracker(tmp_path, active=False), is_main=True)
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model, rows, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rm") / "rm"
+    run_here("reward_model", folder, model_name_or_path=tiny_model, train_data=[rows / "pairs.jsonl"],
+             eval_data=[rows / "pairs_eval.jsonl"], max_steps=1)  # fmt: skip
+    return folder / "model"
+
+
+# -- choosing a token -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uniform", "temperature", "top_p", "token"),
+    [
+        # Probabilities 0.1, 0.5, 0.4: cumulative 0.1, 0.6, 1.0.
+        (0.05, 1.0, 1.0, 0),
+        (0.15, 1.0, 1.0, 1),
+        (0.59, 1.0, 1.0, 1),
+        (0.61, 1.0, 1.0, 2),
+        (0.999, 1.0, 1.0, 2),
+        # Temperature 0.5 squares them: 0.01, 0.25, 0.16 of 0.42, cumulative 0.0238, 0.619, 1.
+        (0.05, 0.5, 1.0, 1),
+        (0.61, 0.5, 1.0, 1),
+        (0.63, 0.5, 1.0, 2),
+        # top_p 0.8 needs tokens 1 and 2; 0 can't come. Of 0.9: cumulative 0, 0.556, 1.
+        (0.05, 1.0, 0.8, 1),
+        (0.55, 1.0, 0.8, 1),
+        (0.56, 1.0, 0.8, 2),
+        # top_p 0.45 is reached by token 1 alone.
+        (0.0, 1.0, 0.45, 1),
+        (0.999, 1.0, 0.45, 1),
+    ],
+)
+def test_the_token_at_which_the_cumulative_probability_passes_the_noise(uniform, temperature, top_p, token):
+    scores = torch.log(torch.tensor([[0.1, 0.5, 0.4]]))
+    # Three prompt tokens and one generated already: the noise of position 1 counts.
+    sampler = _Sample(torch.tensor([[0.3, uniform]]), num_prompt_tokens=3, temperature=temperature, top_p=top_p)
+    left = sampler(torch.zeros(1, 4, dtype=torch.long), scores)
+    assert left[0].tolist() == [0.0 if index == token else -math.inf for index in range(3)]
+
+
+def test_temperature_0_leaves_the_scores_to_the_greedy_choice():
+    scores = torch.tensor([[1.0, 3.0, 2.0]])
+    sampler = _Sample(torch.zeros(1, 1), num_prompt_tokens=0, temperature=0.0, top_p=1.0)
+    assert torch.equal(sampler(torch.zeros(1, 0, dtype=torch.long), scores), scores)
+
+
+def test_noise_is_uniform_and_hangs_on_seed_prompt_and_k_alone():
+    first = noise("7/rs", "abc", 0, 4000)
+    assert np.array_equal(first[:10], noise("7/rs", "abc", 0, 10))
+    for other in (noise("8/rs", "abc", 0, 4000), noise("7/rs", "abd", 0, 4000), noise("7/rs", "abc", 1, 4000)):
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.06
+    assert first.min() >= 0 and first.max() < 1
+    assert abs(first.mean() - 0.5) < 0.02 and abs(first.std() - 12**-0.5) < 0.02
+
+
+def test_each_round_draws_the_next_prompts_then_wraps():
+    ids = [row.prompt_id for row in draw_prompts(PROMPTS, None, seed=1, purpose="annotate")]
+    assert sorted(ids) == sorted(row.prompt_id for row in PROMPTS)
+    drawn = [
+        [row.prompt_id for row in draw_prompts(PROMPTS, 3, seed=1, purpose="annotate", round=number)]
+        for number in (1, 2, 3)
+    ]
+    assert drawn == [ids[:3], ids[3:6], ids[6:] + ids[:2]]
+    other = [row.prompt_id for row in draw_prompts(PROMPTS[::-1], 3, seed=1, purpose="annotate")]
+    assert other == drawn[0], "the order of the file does not count"
+    assert [row.prompt_id for row in draw_prompts(PROMPTS, None, seed=1, purpose="other")] != ids
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def draw(folder: Path, model: Path, asks: list[Ask], **keys: Any) -> list[Answer]:
+    folder.mkdir()
+    arguments = GenerationArguments(**{"seed": 5, "max_new_tokens": 12, "use_cpu": True, **keys})
+    stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
+    policy = load_causal(str(model), dtype="float32").eval()
+    return sample(stage, "answers", policy, load_tokenizer(str(model)), asks, arguments, purpose="p")
+
+
+ASKS = [Ask(prompt, k) for prompt in PROMPTS for k in range(3)]
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_model, tmp_path_factory) -> list[Answer]:
+    return draw(tmp_path_factory.mktemp("answers") / "all", tiny_model, ASKS, generation_batch_size=32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_answers_do_not_hang_on_the_batch_size(batch_size, answers, tiny_model, tmp_path):
+    assert draw(tmp_path / "other", tiny_model, ASKS, generation_batch_size=batch_size) == answers
+
+
+def test_answers_do_not_hang_on_order_or_company(answers, tiny_model, tmp_path):
+    chosen = [20, 3, 11, 4]
+    other = draw(tmp_path / "other", tiny_model, [ASKS[index] for index in chosen], generation_batch_size=3)
+    assert other == [answers[index] for index in chosen]
+    assert draw(tmp_path / "seed", tiny_model, ASKS[:4], seed=6) != answers[:4]
+
+
+def test_each_ask_has_its_own_answer_with_its_end_token(answers, tokenizer, tiny_model, tmp_path):
+    assert len(answers) == len(ASKS)
+    assert len({answer.text for answer in answers}) > 15
+    ended = draw(tmp_path / "long", tiny_model, ASKS, max_new_tokens=400)
+    assert any(answer.ended for answer in ended), "some answer must end by itself for this to show something"
+    for answer in answers + ended:
+        assert answer.ended == (answer.ids[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in answer.ids[:-1]
+        assert answer.text == tokenizer.decode(answer.ids, skip_special_tokens=True)
+    assert all(len(answer.ids) == 12 for answer in answers if not answer.ended)
+
+
+def test_temperature_0_is_the_most_probable_continuation(tokenizer, tiny_model, tmp_path):
+    greedy = draw(tmp_path / "greedy", tiny_model, ASKS[:4], temperature=0.0, max_new_tokens=5)
+    assert greedy[0] == greedy[1] == greedy[2], "without noise the answers of one prompt are the same"
+    model = load_causal(str(tiny_model), dtype="float32").eval()
+    ids = encode_prompt(tokenizer, PROMPTS[0].prompt)
+    for token in greedy[0].ids:
+        with torch.no_grad():
+            assert token == int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        ids = [*ids, token]
+
+
+def test_a_sampled_answer_follows_its_noise(answers, tokenizer, tiny_model):
+    """One answer worked out token by token, from the model's plain probabilities and the noise of (seed, prompt, k)."""
+    model = load_causal(str(tiny_model), dtype="float32").eval()
+    ids = encode_prompt(tokenizer, PROMPTS[2].prompt)
+    numbers = noise("5/p", PROMPTS[2].prompt_id, 1, 12)
+    for token, number in zip(answers[7].ids, numbers, strict=False):
+        with torch.no_grad():
+            cumulative = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1).cumsum(-1)
+        assert token == int((cumulative <= number).sum())
+        ids = [*ids, token]
+
+
+def test_finished_parts_are_used_by_the_next_attempt(answers, tiny_model, tmp_path, monkeypatch):
+    folder = tmp_path / "again"
+    draw(folder, tiny_model, ASKS[:3])
+    arguments = GenerationArguments(seed=5, max_new_tokens=12, use_cpu=True)
+    stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
+    policy = load_causal(str(tiny_model), dtype="float32")
+    monkeypatch.setattr(policy, "generate", None)  # to call it would be an error
+    tokenizer = load_tokenizer(str(tiny_model))
+    assert sample(stage, "answers", policy, tokenizer, ASKS[:3], arguments, purpose="p") == answers[:3]
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_log_prob_sums_are_the_answer_tokens_log_probs(tiny_model, tokenizer):
+    model = load_causal(str(tiny_model), dtype="float32").eval()
+    rows = [([5, 6, 7], [8, 9]), ([10], [11, 12, 13, 14]), ([20, 21, 22, 23, 24, 25], [26])]
+    wanted = []
+    for prompt, answer in rows:
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(input_ids=torch.tensor([prompt + answer])).logits[0].double(), -1)
+        positions = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        wanted.append(sum(float(log_probs[at, token]) for at, token in zip(positions, answer, strict=True)))
+    assert log_prob_sums(model, rows, pad=tokenizer.pad_token_id) == pytest.approx(wanted, abs=1e-4)
+
+
+ANSWERED = [
+    Answered(prompt, text, ended=True)
+    for prompt, text in zip(PROMPTS, ["Rome.", "", "It is a large city. " * 4, "Oslo", "\n", "Sure?", "x"], strict=True)
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_reward_scores_do_not_hang_on_the_batch_size(batch_size, reward_model, tokenizer, stage):
+    scores = score_by_reward_model(
+        stage, "scores", str(reward_model), ANSWERED, device=torch.device("cpu"), dtype="float32", batch_size=batch_size
+    )
+    model = load_reward(str(reward_model), dtype="float32").eval()
+    plain = {}
+    for number, item in enumerate(ANSWERED):
+        if item.text.strip():
+            row = encode_prompt(tokenizer, item.prompt.prompt)
+            row = [*row, *tokenizer(item.text)["input_ids"], tokenizer.eos_token_id]
+            with torch.no_grad():
+                hidden = model.model(input_ids=torch.tensor([row])).last_hidden_state
+                plain[number] = float(model.score(hidden[0, -1]))
+    assert [scores[number] for number in plain] == pytest.approx(list(plain.values()), abs=1e-5)
+    # Empty answers score as the lowest, so that none of them is ever chosen.
+    assert scores[1] == scores[4] == min(scores)
+    assert scores[1] == pytest.approx(min(plain.values()), abs=1e-5)
+
+
+def test_a_function_scores_prompt_answer_and_end(tmp_path, monkeypatch):
+    (tmp_path / "judge.py").write_text(
+        "def score(prompt, answer, ended):\n    return len(answer) + 100 * ended + 1000 * len(prompt)\n"
+        "def bad(prompt, answer, ended):\n    return float('nan')\n"
+    )
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    asked = [Answered(PROMPTS[0], "abc", True), Answered(PROMPTS[0], "ab", False)]
+    assert score_by_function("judge:score", asked) == [1103.0, 1002.0]
+    with pytest.raises(ValueError, match=r"judge:bad gave nan for 'abc', expected a finite number"):
+        score_by_function("judge:bad", asked)
+
+
+# -- pairs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("difference", "strength"),
+    [
+        (3.0, "significantly_better"),
+        (1.0, "significantly_better"),
+        (0.99, "better"),
+        (0.5, "better"),
+        (0.3, "slightly_better"),
+        (0.1, "marginally_better"),
+    ],
+)
+def test_strength_by_score_difference(difference, strength):
+    assert strength_of(difference, [1.0, 0.5, 0.25]) == strength
+
+
+def answered(text: str, *, ended: bool = True) -> Answer:
+    return Answer(text, [1, 2], ended)
+
+
+@pytest.mark.parametrize(
+    ("answers", "scores", "result"),
+    [
+        ([answered("a"), answered("b")], [0.1, 0.7], ("b", "a", "better", "new", "old")),
+        ([answered("a"), answered("b")], [2.0, 0.7], ("a", "b", "significantly_better", "old", "new")),
+        ([answered("a"), answered(" a\n")], [0.1, 0.7], "identical"),
+        ([answered("a"), answered("b")], [0.7, 0.7], "equal_score"),
+        ([answered(" "), answered("b")], [0.1, 0.7], "empty"),
+        ([answered("a"), answered("b", ended=False)], [0.1, 0.7], "unfinished_chosen"),
+        ([answered("a", ended=False), answered("b")], [0.1, 0.7], ("b", "a", "better", "new", "old")),
+    ],
+)
+def test_two_answers_make_a_pair_or_say_why_not(answers, scores, result):
+    made = annotate.compare(
+        PROMPTS[0], answers, scores, ["old", "new"], margins=[1.0, 0.5, 0.25], keep_unfinished=False
+    )
+    if not isinstance(made, str):
+        assert (made.chosen_score, made.rejected_score) == (max(scores), min(scores))
+        assert made.group_id == PROMPTS[0].group_id
+        made = (made.chosen[0].content, made.rejected[0].content, made.strength, made.chosen_from, made.rejected_from)
+    assert made == result
+
+
+def test_annotate_writes_pairs_from_two_policies(tiny_model, tied_model, rows, tmp_path, monkeypatch):
+    (tmp_path / "judge.py").write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    record = run_here(
+        "annotate", tmp_path / "annotate", prompts=[rows / "prompts.jsonl"], policies=[tiny_model, tied_model],
+        policy_names=["round-1.dpo", "round-0.sft"], annotator_function="judge:score", max_new_tokens=8,
+        keep_unfinished=True,
+    )  # fmt: skip
+    pairs = read_pairs([tmp_path / "annotate" / "pairs.train.jsonl"]).rows
+    dropped = sum(value for key, value in record.metrics.items() if key.startswith("dropped_"))
+    assert len(pairs) == record.metrics["pairs"] > 0 and len(pairs) + dropped == 10
+    for pair in pairs:
+        assert {pair.chosen_from, pair.rejected_from} == {"round-1.dpo", "round-0.sft"}
+        assert pair.chosen_score == len(pair.chosen[0].content) > len(pair.rejected[0].content)
+    assert record.outputs == {"pairs.train": "pairs.train.jsonl"}  # no validation prompts: no such output
+
+
+# -- the best of K ----------------------------------------------------------------------------------------------------
+
+
+def candidates(*items: tuple[str, float, bool]) -> list[Candidate]:
+    return [Candidate(text=text, k=k, num_tokens=3, ended=ended, score=score)
+            for k, (text, score, ended) in enumerate(items)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("items", "kept"),
+    [
+        ([("a", 0.1, True), ("b", 0.9, True), ("c", 0.5, True)], 1),
+        ([("a", 0.1, True), ("b", 0.9, False), ("c", 0.5, True)], 2),  # the best one was cut off
+        ([("", 0.9, True), ("b", 0.1, True), ("c", 0.0, True)], 1),
+        ([("a", 0.5, True), ("a ", 0.5, True), ("b", 0.5, True)], "tie"),
+        ([("a", 0.9, True), ("b", 0.9, True), ("c", 0.1, True)], 0),  # the first of two best ones
+        ([("a", 0.5, True), (" a", 0.5, True), ("", 0.9, True)], "identical"),
+        ([("", 0.5, True), (" \n", 0.5, True)], "empty"),
+        ([("a", 0.5, False), ("b", 0.7, False)], "unfinished"),
+        ([("a", -2.0, True), ("b", -1.0, True)], 1),
+    ],
+)
+def test_the_best_candidate_is_kept_or_the_reason_why_none_is(items, kept):
+    assert pick(candidates(*items), keep_unfinished=False) == kept
+
+
+def test_unfinished_answers_may_win_where_they_are_asked_for():
+    assert pick(candidates(("a", 0.1, True), ("b", 0.9, False)), keep_unfinished=True) == 1
+
+
+REJECTION_SAMPLING = {"num_answers": 3, "max_new_tokens": 10, "keep_unfinished": True, "generation_batch_size": 4}
+
+
+def test_two_processes_sample_the_same_rows_as_one(tiny_model, reward_model, rows, run_stage, tmp_path):
+    keys = {"model_name_or_path": tiny_model, "reward_model": reward_model, "prompts": [rows / "prompts.jsonl"],
+            **REJECTION_SAMPLING}  # fmt: skip
+    one = run_here("rejection_sampling", tmp_path / "one", **keys)
+    two = run_stage("rejection_sampling", tmp_path / "two", profile="ddp", processes=2, **keys)
+    for name in ("candidates.jsonl", "winners.train.jsonl", "winners.validation.jsonl"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
+    assert two.metrics == one.metrics
+    groups = read_rows(tmp_path / "one" / "candidates.jsonl", Candidates)
+    asked = read_prompts([rows / "prompts.jsonl"]).rows
+    assert sorted(group.prompt_id for group in groups) == sorted(prompt.prompt_id for prompt in asked)
+    assert all([candidate.k for candidate in group.candidates] == [0, 1, 2] for group in groups)
+    winners = read_rows(tmp_path / "one" / "winners.train.jsonl", Conversation)
+    kept = [group for group in groups if group.kept is not None]
+    assert [row.messages[-1].content for row in winners] == [group.candidates[group.kept].text for group in kept]
+    assert all(group.candidates[group.kept].score == max(c.score for c in group.candidates) for group in kept)
+
+
+# -- evaluation of a policy -------------------------------------------------------------------------------------------
+
+
+def test_wins_count_answers_with_the_same_k_and_ties_half():
+    ours, theirs = np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[0.0, 1.0], [0.5, 0.2]])
+    assert evaluate_policy.wins(ours, theirs).tolist() == [0.5, 0.75]
+
+
+def test_paired_interval_holds_the_mean_and_narrows_with_agreement():
+    assert evaluate_policy.paired_interval(np.full(20, 0.25), seed=0) == (0.25, 0.25, 0.25)
+    differences = np.array([1.0, -1.0] * 50) + 0.1
+    mean, low, high = evaluate_policy.paired_interval(differences, seed=0)
+    # The mean of 100 draws of ±1 has standard deviation 0.1: 95 % within ±0.196 of 0.1.
+    assert mean == pytest.approx(0.1)
+    assert low == pytest.approx(0.1 - 0.196, abs=0.03) and high == pytest.approx(0.1 + 0.196, abs=0.03)
+    assert evaluate_policy.paired_interval(differences, seed=0) == (mean, low, high)
+
+
+def test_distinct_2_by_hand():
+    # a b, b a, a b | a b: 2 distinct of 4 pairs. Texts of one word have none.
+    assert evaluate_policy.distinct_2(["a b a b", "a b", "c"]) == 0.5
+    assert evaluate_policy.distinct_2(["c"]) == 0.0
+
+
+def test_compare_with_the_first_and_the_previous_policy():
+    first, previous, ours = np.array([[0.0], [0.0]]), np.array([[1.0], [0.0]]), np.array([[0.5], [0.5]])
+    metrics, reasons = evaluate_policy.compare(ours, [first, previous], seed=0)
+    assert reasons == {}
+    assert metrics["win_rate_vs_first"] == 1.0 and metrics["score_gain_vs_first"] == 0.5
+    assert (metrics["score_gain_vs_first_low"], metrics["score_gain_vs_first_high"]) == (0.5, 0.5)
+    assert metrics["win_rate_vs_previous"] == 0.5 and metrics["score_gain_vs_previous"] == 0.0
+    metrics, reasons = evaluate_policy.compare(ours, [], seed=0)
+    assert metrics == {"win_rate_vs_first": None, "win_rate_vs_previous": None}
+    assert reasons == dict.fromkeys(metrics, "this is the first policy")
+
+
+def test_policies_are_ranked_by_the_same_judge_on_the_same_answers(tiny_model, tied_model, rows, tmp_path, monkeypatch):
+    (tmp_path / "judge.py").write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    common = {"prompts": [rows / "prompts.jsonl"], "judge_function": "judge:score", "num_answers": 2,
+              "max_new_tokens": 6}  # fmt: skip
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    first = run_here("evaluate_policy", folders[0], model_name_or_path=tiny_model, policy_step="a", **common)
+    later = {"first_policy": tiny_model, **common}
+    second = run_here("evaluate_policy", folders[1], model_name_or_path=tied_model, policy_step="b",
+                      previous=folders[:1], **later)  # fmt: skip
+    third = run_here("evaluate_policy", folders[2], model_name_or_path=tiny_model, policy_step="c",
+                     previous=folders[:2], **later)  # fmt: skip
+
+    groups = read_rows(folders[0] / "answers.jsonl", Candidates)
+    lengths = [[len(candidate.text) for candidate in group.candidates] for group in groups]
+    assert first.metrics["gold_mean"] == first.metrics["judge_mean"] == pytest.approx(np.mean(lengths))
+    assert first.metrics["judge"] == "judge:score" and first.metrics["kl_to_first"] == 0.0
+    assert first.metrics["win_rate_vs_first"] is None and "win_rate_vs_first" in first.reasons
+    # The same policy gives the same answers: every comparison a tie, no distance, and the earlier one stays ahead.
+    assert (folders[2] / "answers.jsonl").read_text() == (folders[0] / "answers.jsonl").read_text()
+    assert third.metrics["win_rate_vs_first"] == 0.5 and third.metrics["kl_to_first"] == pytest.approx(0, abs=1e-4)
+    assert second.metrics["kl_to_first"] > 0.1
+    scores = {choice.step: choice.score for choice in third.choices}
+    assert scores == {"a": first.metrics["judge_mean"], "b": second.metrics["judge_mean"], "c": scores["a"]}
+    order = [choice.step for choice in third.choices]
+    assert order == (["b", "a", "c"] if scores["b"] > scores["a"] else ["a", "c", "b"])
+
+
+def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_path):
+    def evaluation(judge: str, num_answers: int) -> str:
+        folder = tmp_path / f"{judge}-{num_answers}"
+        folder.mkdir()
+        groups = [
+            Candidates(prompt=row.prompt, prompt_id=row.prompt_id, group_id=row.group_id,
+                       candidates=candidates(*[("a", 0.5, True)] * num_answers))
+            for row in PROMPTS
+        ]  # fmt: skip
+        (folder / "answers.jsonl").write_text("".join(group.to_json() + "\n" for group in groups))
+        Artifact(stage="evaluate_policy", step="", recipe_version=1, keys={}, inputs={}, outputs={}, files={},
+                 metrics={"judge": judge}).write(folder)  # fmt: skip
+        return str(folder)
+
+    scores, choices = evaluate_policy.earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
+    assert scores[0].shape == (7, 2) and choices == []
+    with pytest.raises(ConfigError, match=r"was judged by other, this one by gold: not comparable"):
+        evaluate_policy.earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
+    with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
+        evaluate_policy.earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
+    with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
+        evaluate_policy.earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
+    with pytest.raises(ConfigError, match=r"holds no finished evaluation"):
+        evaluate_policy.earlier([str(tmp_path)], "gold", PROMPTS, 2)

@@ -1,0 +1,65 @@
+"""The direction of imports: data_schemas <- pipeline, engine <- stages; torch lives in engine and stages alone."""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# package -> which of our packages it may import
+ALLOWED = {
+    "data_schemas": {"data_schemas"},
+    "engine": {"engine", "data_schemas"},
+    "stages": {"stages", "engine", "data_schemas"},
+    "pipeline": {"pipeline", "data_schemas"},
+    "toy_world": {"toy_world"},
+}
+HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets", "deepspeed", "peft", "wandb"}
+WITHOUT_HEAVY = ("data_schemas", "pipeline", "toy_world")
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of everything that a file imports, inside functions too; a relative import as `.`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." if node.level else str(node.module).partition(".")[0])
+    return names
+
+
+def test_imports_inside_functions_and_relative_ones_are_seen():
+    assert imported("import a.b\ndef f():\n    from c.d import e\n    from . import g\n") == {"a", "c", "."}
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_go_one_way(package):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert len(files) >= 4
+    # `datasets` is imported where a hub name is read, and only then: the test below sees that it is not before.
+    heavy = HEAVY - {"datasets"} if package in WITHOUT_HEAVY else set()
+    forbidden = set(ALLOWED) - ALLOWED[package] | {"."} | heavy
+    for file in files:
+        assert not imported(file.read_text(encoding="utf-8")) & forbidden, file
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli", "data_schemas.reading", "stages.prepare_data"])
+def test_planning_and_reading_load_no_torch(module):
+    """Nor does the stage that only reads and splits rows."""
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_no_stage_or_package_bears_the_name_of_an_installed_library():
+    """A script's own folder comes first on sys.path: stages/evaluate.py would mask a library of that name."""
+    installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names) | {"evaluate"}
+    stages = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert len(stages) >= 9
+    assert not stages & installed
+    ours = {name for name, by in importlib.metadata.packages_distributions().items() if set(by) == {"alignloop"}}
+    assert not set(ALLOWED) & (installed - ours)
