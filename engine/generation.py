@@ -19,6 +19,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.artifact import write_atomically
+from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
 from engine.arguments import GenerationArguments
 from engine.stage import Stage
@@ -64,6 +65,22 @@ def draw_prompts(
         return order
     start = (max(round, 1) - 1) * count % len(order)
     return (order + order)[start : start + count]
+
+
+def draw_both_sides(
+    train: tuple[list[str], int | None],
+    validation: tuple[list[str] | None, int | None],
+    *,
+    seed: int,
+    purpose: str,
+    round: int,
+) -> list[tuple[str, Prompt]]:
+    """Prompts of the round, each with its side ("train", "validation"), from (files, how many) of the two sides."""
+    drawn: list[tuple[str, Prompt]] = []
+    for side, (files, count) in (("train", train), ("validation", validation)):
+        rows = read_prompts(files).rows if files else []
+        drawn += [(side, row) for row in draw_prompts(rows, count, seed=seed, purpose=purpose, round=round)]
+    return drawn
 
 
 def noise(seed: str, prompt_id: str, k: int, length: int) -> np.ndarray:

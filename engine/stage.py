@@ -30,8 +30,8 @@ log = logging.getLogger("alignloop")
 
 HINTS = {  # a part of an error's text -> the way out
     "out of memory": "out of device memory: lower per_device_train_batch_size (the result stays the same), max_length, "
-    "or set gradient_checkpointing: true",
-    "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set gradient_checkpointing: true",
+    "or set activation_checkpointing: true",
+    "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set activation_checkpointing: true",
     "can't allocate memory": "out of memory: lower per_device_train_batch_size or generation_batch_size",
     "no space left": "the disk is full: free some space and run the same command again; what is finished is kept",
     "is nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
@@ -190,7 +190,7 @@ def _claim(name: str, folder: Path, values: Mapping[str, Any], *, is_main: bool)
     before = read_json(path)
     if before is not None and before != json.loads(json.dumps(mine)) and is_main:
         both = {**before["keys"], **before["inputs"]}, {**mine["keys"], **mine["inputs"]}
-        changed = [key for key in both[1] if both[0].get(key) != both[1][key]] or ["stage"]
+        changed = [key for key in both[0] | both[1] if both[0].get(key) != both[1].get(key)] or ["stage"]
         raise ConfigError(
             f"{folder} holds an unfinished {before['stage']} with other keys ({', '.join(changed)}); "
             "choose another output_dir, or move it away"
@@ -214,6 +214,11 @@ def _start_logging(folder: Path, level: str, *, is_main: bool) -> None:
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.DEBUG if level == "debug" else logging.INFO)
+    if not sys.stderr.isatty():  # loading bars are for a terminal
+        if "transformers" in sys.modules:
+            sys.modules["transformers"].utils.logging.disable_progress_bar()
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
     for noisy in ("httpx", "urllib3", "filelock", "fsspec", "torch", "deepspeed", "DeepSpeed", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -118,6 +118,22 @@ def tokenize(
     return table(stage, name, rows, tokenizer, build, version=version)
 
 
+def tokenize_sides(
+    stage: Stage,
+    train: Sequence[RowType],
+    held_out: Sequence[RowType],
+    encode: Callable[[RowType], dict[str, Any] | None],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    version: str,
+) -> tuple[Dataset, Dataset]:
+    """Training and held-out tables."""
+    return (
+        tokenize(stage, "train", train, encode, tokenizer, version=version),
+        tokenize(stage, "eval", held_out, encode, tokenizer, version=version),
+    )
+
+
 def table(
     stage: Stage,
     name: str,

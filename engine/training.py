@@ -179,6 +179,8 @@ def prepare_config(training: Any) -> None:
     training.dataloader_drop_last = False
     training.shuffle_dataset = False
     training.remove_unused_columns = False
+    if hasattr(training, "eval_packing"):
+        training.eval_packing = False
     if not getattr(training, "packing", False):
         training.max_length = None  # longer rows are left out when they are tokenized: TRL would cut off their ends
 

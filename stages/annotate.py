@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_schemas.reading import read_prompts, write_rows
+from data_schemas.reading import write_rows
 from data_schemas.rows import STRENGTHS, Message, PreferencePair, Prompt, Strength
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import GenerationArguments, key_field, required_field
-from engine.generation import Answer, Ask, device_of, draw_prompts, sample
+from engine.generation import Answer, Ask, device_of, draw_both_sides, sample
 from engine.models import load_causal, load_tokenizer
 from engine.scoring import Answered, score_by_function, score_by_reward_model
 from engine.stage import Made, Stage, run_stage
@@ -96,16 +96,13 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
     ):
         raise ConfigError(f"strength_margins={arguments.strength_margins}: expected three falling score differences")
     device = device_of(arguments.use_cpu)
-    drawn: list[tuple[str, Prompt]] = []
-    for side, files, count in (
-        ("train", arguments.prompts, arguments.num_prompts),
-        ("validation", arguments.validation_prompts or [], arguments.num_validation_prompts),
-    ):
-        rows = read_prompts(files).rows if files else []
-        drawn += [
-            (side, row)
-            for row in draw_prompts(rows, count, seed=arguments.seed, purpose="annotate", round=arguments.round)
-        ]
+    drawn = draw_both_sides(
+        (arguments.prompts, arguments.num_prompts),
+        (arguments.validation_prompts, arguments.num_validation_prompts),
+        seed=arguments.seed,
+        purpose="annotate",
+        round=arguments.round,
+    )
     # Two answers a prompt: one from each policy, or both from the only one.
     policies = [arguments.policies[0], arguments.policies[-1]]
     names = [(arguments.policy_names or arguments.policies)[side] for side in (0, -1)]

@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--use_cpu", action="store_true")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         tokenizer = load_tokenizer(arguments.model)
         model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,7 @@ from engine.models import load_causal, load_tokenizer, lora_config, path_of, tra
 from engine.preferences import PreferenceTrainer
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
-from engine.tokenized import split_rows, tokenize
+from engine.tokenized import split_rows, tokenize_sides
 from engine.training import prepare_config, train_and_save
 
 RECIPE_VERSION = 1
@@ -48,11 +48,9 @@ def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: Mode
             return None
         return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
 
-    version = f"dpo-1 max_length={training.max_length}"
-    tables = [
-        tokenize(stage, name, rows, encode, tokenizer, version=version)
-        for name, rows in (("train", train), ("eval", held_out))
-    ]
+    tables = tokenize_sides(
+        stage, train, held_out, encode, tokenizer, version=f"dpo-1 max_length={training.max_length}"
+    )
     prepare_config(training)
     options = training_options(model)
     lora = lora_config(model)

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_schemas.reading import read_prompts, write_rows
-from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
+from data_schemas.reading import write_rows
+from data_schemas.rows import Candidate, Candidates, Conversation, Message
 from engine.arguments import GenerationArguments, key_field, required_field
-from engine.generation import Ask, device_of, draw_prompts, sample
+from engine.generation import Ask, device_of, draw_both_sides, sample
 from engine.models import load_causal, load_tokenizer
 from engine.scoring import Answered, score_by_reward_model
 from engine.stage import Made, Stage, run_stage
@@ -63,18 +63,13 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
     path, device = arguments.model_name_or_path, device_of(arguments.use_cpu)
     tokenizer = load_tokenizer(path)
     policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-    drawn: list[tuple[str, Prompt]] = []
-    for side, files, count in (
-        ("train", arguments.prompts, arguments.num_prompts),
-        ("validation", arguments.validation_prompts or [], arguments.num_validation_prompts),
-    ):
-        rows = read_prompts(files).rows if files else []
-        drawn += [
-            (side, row)
-            for row in draw_prompts(
-                rows, count, seed=arguments.seed, purpose="rejection_sampling", round=arguments.round
-            )
-        ]
+    drawn = draw_both_sides(
+        (arguments.prompts, arguments.num_prompts),
+        (arguments.validation_prompts, arguments.num_validation_prompts),
+        seed=arguments.seed,
+        purpose="rejection_sampling",
+        round=arguments.round,
+    )
     asks = [Ask(prompt, k) for _, prompt in drawn for k in range(arguments.num_answers)]
     log.info("%d prompts x %d answers", len(drawn), arguments.num_answers)
     answers = sample(stage, "answers", policy, tokenizer, asks, arguments, purpose=f"{stage.name}/{arguments.round}")

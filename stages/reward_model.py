@@ -22,7 +22,7 @@ from engine.arguments import TrainingStageArguments
 from engine.models import load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
-from engine.tokenized import split_rows, tokenize
+from engine.tokenized import split_rows, tokenize_sides
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 1
@@ -98,11 +98,9 @@ def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, 
         too_long = training.max_length is not None and max(map(len, both.values())) > training.max_length
         return None if too_long else both
 
-    version = f"reward_model-1 max_length={training.max_length}"
-    tables = [
-        tokenize(stage, name, rows, encode, tokenizer, version=version)
-        for name, rows in (("train", train), ("eval", held_out))
-    ]
+    tables = tokenize_sides(
+        stage, train, held_out, encode, tokenizer, version=f"reward_model-1 max_length={training.max_length}"
+    )
     prepare_config(training)
     reward_model = load_reward(path, **training_options(model))
     reward_model.config.pad_token_id = tokenizer.pad_token_id

@@ -16,7 +16,7 @@ from engine.arguments import TrainingStageArguments, key_field
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
-from engine.tokenized import split_rows, tokenize
+from engine.tokenized import split_rows, tokenize_sides
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 1
@@ -58,11 +58,9 @@ def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: Mode
             return None
         return {"input_ids": dialog.ids, "labels": dialog.labels}
 
-    version = f"sft-1 max_length={training.max_length}"
-    tables = [
-        tokenize(stage, name, rows, encode, tokenizer, version=version)
-        for name, rows in (("train", train), ("eval", held_out))
-    ]
+    tables = tokenize_sides(
+        stage, train, held_out, encode, tokenizer, version=f"sft-1 max_length={training.max_length}"
+    )
     prepare_config(training)
     trainer = PolicyTrainer(
         load_causal(path, **training_options(model)),

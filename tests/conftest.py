@@ -206,7 +206,13 @@ Launched = subprocess.CompletedProcess[str]
 
 
 def launch(
-    stage: str, folder: Path, *, profile: str = "", processes: int = 1, env: dict[str, str] | None = None, **keys: Any
+    stage: str,
+    folder: Path,
+    *,
+    profile: str = "single",
+    processes: int = 1,
+    env: dict[str, str] | None = None,
+    **keys: Any,
 ) -> Launched:
     """Runs a stage as a program: plain Python, or through accelerate with a profile and CPU processes."""
     from pipeline import launching
@@ -216,15 +222,11 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     values = stage_keys(stage, **keys) | {"output_dir": str(folder)}
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    how = Launch(profile=profile or "single", num_processes=processes, device="cpu")  # pyright: ignore[reportArgumentType]
+    how = Launch(profile=profile, num_processes=processes, device="cpu")  # pyright: ignore[reportArgumentType]
     step = Step(name=stage, stage=stage, round=None, section="", keys={}, inputs={}, launch=how)  # pyright: ignore[reportArgumentType]
     command = launching.launch_command(step, folder)
-    if profile == "single":  # the pipeline starts one process without a launcher
-        profile_file = launching.ROOT / "configs" / "accelerate" / "single.yaml"
-        flags = ["-m", "accelerate.commands.launch", "--config_file", str(profile_file), "--cpu"]
-        command = [command[0], *flags, *command[1:]]
     environment = launching.environment(step, folder, folder) | (env or {})
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="session")

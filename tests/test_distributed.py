@@ -41,19 +41,23 @@ def one_process(tiny_model, rows, tmp_path_factory) -> Any:
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo"])
 def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stage, tiny_model, rows, tmp_path):
     one, two = one_process(stage), tmp_path / "two"
-    record = run_stage(stage, two, profile=profile, processes=2, **keys_of(stage, tiny_model, rows))
+    checkpointing = {"save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
+    record = run_stage(stage, two, profile=profile, processes=2, **checkpointing, **keys_of(stage, tiny_model, rows))
     assert record.metrics["steps"] == 2
+    # DeepSpeed's own files: accelerate drops DeepSpeed without a word where its environment asks for the CPU.
+    shards = {path.name for path in (two / "checkpoints" / "checkpoint-2" / "global_step2").glob("*optim_states.pt")}
+    assert len(shards) == 2 and all("zero_pp_rank" in name for name in shards)
+    assert (two / "checkpoints" / "checkpoint-2" / "whole.json").exists()
 
     wanted, found = metrics_of(one), metrics_of(two)
     assert {key for key in found if key[1].startswith("eval_")} == {key for key in wanted if key[1].startswith("eval_")}
     # Evaluation is exact: before the first step the weights are the same, and so are the numbers.
     start = {key: value for key, value in wanted.items() if key[0] == 0 and key[1].startswith("eval_")}
     assert {key: found[key] for key in start} == pytest.approx(start, abs=1e-6, rel=1e-6)
-    # Afterwards only the order of the sums over rows differs.
+    # Afterwards only the order of the sums over rows differs: about 1e-6 in a loss of 6, and in logits of 2.
     for step in (1, 2):
-        assert found[step, "eval_loss"] == pytest.approx(wanted[step, "eval_loss"], abs=1e-4)
-        assert found[step, RESULTS[stage]] == pytest.approx(wanted[step, RESULTS[stage]], abs=1e-4)
-        assert found[step, "loss"] == pytest.approx(wanted[step, "loss"], abs=1e-4)
+        for key in ("eval_loss", "loss", RESULTS[stage]):
+            assert found[step, key] == pytest.approx(wanted[step, key], abs=1e-5), (step, key)
 
     # The saved model is plain: it loads in this process, whole, and answers as the other does.
     check_weights(two / "model")
@@ -69,5 +73,4 @@ def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stag
         assert not any(loading.values()), loading
         with torch.no_grad():
             outputs.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
-    # AdamW divides by the gradient's size, so rounding of small gradients shows: steps are of 1e-3, logits of about 1.
-    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)

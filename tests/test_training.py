@@ -132,14 +132,6 @@ def test_fewer_rows_than_a_global_batch_is_one_line(tiny_model, rows, tmp_path):
         GlobalBatches(3, global_batch_size=4, seed=0)
 
 
-def test_accelerate_with_one_process_and_plain_python_write_the_same_bytes(run_stage, tiny_model, rows, tmp_path):
-    keys = {"model_name_or_path": tiny_model, **data(rows, "sft")}
-    run_stage("sft", tmp_path / "plain", **keys)
-    run_stage("sft", tmp_path / "accelerate", profile="single", **keys)
-    files = [tmp_path / how / "model" / "model.safetensors" for how in ("plain", "accelerate")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
 # -- resume -----------------------------------------------------------------------------------------------------------
 
 RESUME = {"max_steps": 6, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 3e-3}
