@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-long lint types keys clean
+.PHONY: install demo test lint types keys clean
 
 install: $(VENV)/.installed
 
@@ -24,10 +24,7 @@ types: install
 	$(BIN)/pyright
 
 test: lint types
-	$(BIN)/pytest -m "not long"
-
-test-long: install
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -n 2 --dist loadgroup --durations 15
 
 # After a key of a stage, or its recipe version, has changed.
 keys: install

@@ -36,7 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(
         HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
     )
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # Two workers share the cores: spinning threads would make both many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file stays on one, and so do the two files that look at the same loop."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("loop" if name in ("test_loop", "test_by_hand") else name))
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +118,7 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.set_num_threads(1)  # matrices of 32: on a busy machine threads only wait for each other
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
@@ -186,7 +195,9 @@ def call_stage(stage: str, folder: Path, **keys: Any) -> int:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        return stage_module._run(stage, module.ARGUMENTS, module.main, values, getattr(module, "DEFAULTS", {}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")  # where it is not set, accelerate takes all cores
+            return stage_module._run(stage, module.ARGUMENTS, module.main, values, getattr(module, "DEFAULTS", {}))
     finally:
         for handler in set(root.handlers) - set(handlers):
             handler.close()
