@@ -123,7 +123,7 @@ def _convert(value: Any, kind: str) -> Any:
         return [_convert(item, kind[5:-1]) for item in value]
     if kind == "dict":
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            value = yaml.safe_load(value)
+            value = _parsed(value, where="the value")
         if not isinstance(value, dict):
             raise TypeError
         return value
@@ -203,7 +203,7 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
         takes_list = key is not None and "list[" in key.type
         takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
-            values[name] = yaml.safe_load(given[0])
+            values[name] = _parsed(given[0], where=f"--{name}")
         elif takes_list and not (len(given) == 1 and takes_text):
             values[name] = given
         elif len(given) > 1:
@@ -211,6 +211,13 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
         else:
             values[name] = given[0] if given else True
     return check_keys(stage, values, where=f"{stage}")
+
+
+def _parsed(text: str, *, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{where} {text}: not a YAML list, as in [a, b]") from None
 
 
 def help_text(stage: str, *, everything: bool) -> str:

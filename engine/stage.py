@@ -229,6 +229,8 @@ def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     cause = text if is_users else "interrupted" if interrupted else f"{type(error).__name__}: {text}"
     hint = next((hint for part, hint in HINTS.items() if part in f"{type(error).__name__} {text}".lower()), "")
+    if is_main and is_users and not any(folder.glob("checkpoints/checkpoint-*")):
+        (folder / "identity.json").unlink(missing_ok=True)  # nothing is made yet: the mended keys may use the folder
     if is_users or interrupted:
         log.error("error: %s", cause)
     else:

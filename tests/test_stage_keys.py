@@ -223,3 +223,8 @@ def test_help_names_an_example_and_our_own_keys_first(stage):
         assert len(help_text(stage, everything=True).splitlines()) > 100
         rest = next(number for number, line in enumerate(text) if "keys of TRL and transformers" in line)
         assert own < rest < next(number for number, line in enumerate(text) if line.startswith("  --learning_rate "))
+
+
+def test_a_list_that_is_not_yaml_is_one_line():
+    with pytest.raises(ConfigError, match=r"--train_data \[a: not a YAML list"):
+        parse_command_line("sft", ["--train_data", "[a"])

@@ -101,6 +101,11 @@ def test_an_unfinished_folder_goes_on_with_the_same_keys_only(words, tmp_path):
     assert again.returncode == 0 and Artifact.read(tmp_path / "out") is not None
 
 
+def test_a_key_that_the_stage_refused_may_be_mended_in_the_same_folder(words, tmp_path):
+    assert by_hand("prepare_data", *words, "--judge_share", "2", cwd=tmp_path).returncode == 2
+    assert by_hand("prepare_data", *words, cwd=tmp_path).returncode == 0
+
+
 def test_a_folder_that_another_process_writes_is_refused(words, tmp_path):
     (tmp_path / "out").mkdir()
     with (tmp_path / "out" / ".lock").open("w") as file:
