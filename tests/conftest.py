@@ -40,12 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With several workers a file stays on one, and so do the two files that look at the same loop."""
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("loop" if name in ("test_loop", "test_by_hand") else name))
+    name = item.path.stem
+    item.add_marker(pytest.mark.xdist_group("loop" if name in ("test_loop", "test_by_hand") else name))
 
 
 @pytest.fixture(scope="session")
