@@ -24,7 +24,7 @@ types: install
 	$(BIN)/pyright
 
 test: lint types
-	$(BIN)/pytest -n 2 --dist loadgroup --durations 15
+	$(BIN)/pytest -n 2 --dist loadfile --durations 15
 
 # After a key of a stage, or its recipe version, has changed.
 keys: install

@@ -40,12 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several workers a file stays on one, and so do the two files that look at the same loop."""
-    name = item.path.stem
-    item.add_marker(pytest.mark.xdist_group("loop" if name in ("test_loop", "test_by_hand") else name))
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of public test data outside the repository."""
