@@ -6,6 +6,7 @@ prepare_data stands for all where it can: it loads no torch.
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -44,6 +45,8 @@ def by_hand(stage: str, *words: Any, cwd: Path, **environment: str) -> subproces
     return subprocess.run(
         [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *map(str, words)],
         cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        # A suite started in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )  # fmt: skip
 
 
