@@ -75,6 +75,13 @@ def environment(step: Step, folder: Path, function_folder: Path) -> dict[str, st
     # Not with ZeRO: accelerate would then drop DeepSpeed without a word. There `use_cpu` in the stage's config does it.
     if step.launch.device == "cpu" and not step.launch.profile.startswith("zero"):
         values["ACCELERATE_USE_CPU"] = "true"
+    if step.launch.profile.startswith("zero") and "TORCH_EXTENSIONS_DIR" not in values:
+        # DeepSpeed compiles into a folder with a lock that a killed process leaves behind, and then every later launch
+        # waits for ever. A folder of the run's own has one runner at a time: a lock in it is nobody's.
+        compiled = folder.parent / ".torch_extensions"
+        for lock in compiled.rglob("lock"):
+            lock.unlink(missing_ok=True)
+        values["TORCH_EXTENSIONS_DIR"] = str(compiled)
     return values
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(
         HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
     )
+    # Compiled once a session; in the user's own folder a killed session would leave its lock to all later ones.
+    os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
     # Two workers share the cores: spinning threads would make both many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -427,3 +427,16 @@ def test_a_lock_is_seen_from_outside(tmp_path):
 
 def test_numbers_and_intervals_are_shown_short():
     assert [report.number(value) for value in (None, 0.12345, 3, "gold")] == ["-", "0.123", "3", "gold"]
+
+
+def test_a_killed_compilation_does_not_stop_later_zero_launches(tmp_path, monkeypatch):
+    left = tmp_path / "run" / ".torch_extensions" / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    zero = step_with(profile="zero2", num_processes=2, device="cpu")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/the/users/own")
+    assert launching.environment(zero, tmp_path / "run" / "step", tmp_path)["TORCH_EXTENSIONS_DIR"] == "/the/users/own"
+    assert left.exists()
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    environment = launching.environment(zero, tmp_path / "run" / "step", tmp_path)
+    assert environment["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "run" / ".torch_extensions") and not left.exists()
