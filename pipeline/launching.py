@@ -69,9 +69,6 @@ def environment(step: Step, folder: Path, function_folder: Path) -> dict[str, st
         "ALIGNLOOP_FUNCTION_PATH": str(function_folder),
         STEP_FOLDER: str(folder),
     }
-    if step.launch.device == "cpu":
-        # Waiting threads sleep: spinning ones make a stage many times slower as soon as anything else runs beside it.
-        values.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Not with ZeRO: accelerate would then drop DeepSpeed without a word. There `use_cpu` in the stage's config does it.
     if step.launch.device == "cpu" and not step.launch.profile.startswith("zero"):
         values["ACCELERATE_USE_CPU"] = "true"
