@@ -1,0 +1,170 @@
+"""The average of models that one stage trained with other hyperparameters or data, in place of one of them.
+
+As in Llama 3 (arXiv 2407.21783, 4.1.5) for reward models, SFT and DPO, which does not say how it weighs the parts: the
+weights are equal, given, or found greedily (model soups, arXiv 2203.05482, recipe 1); slerp is for two models. The
+average and each of its parts are evaluated on the same held-out rows with the training stage's own loss.
+
+    accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy
+"""
+
+import gc
+import hashlib
+import importlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data_schemas.stage_keys import ConfigError, check_keys
+from engine.arguments import PlainStageArguments, fill, key_field, required_field
+from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
+from engine.models import check_weights, load_tokenizer
+from engine.selection import all_pairs
+from engine.stage import Made, Stage, run_stage
+from engine.tokenized import held_out_rows, tokenize, wait_for
+
+RECIPE_VERSION = 1
+EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
+# The parts are plain models, adapters merged; only a reference of its own is the same for all of them.
+PLAIN = {"use_peft": False, "load_in_4bit": False, "load_in_8bit": False, "precompute_ref_log_probs": False,
+         "activation_checkpointing": False, "report_to": "none"}  # fmt: skip
+OURS = ("output_dir", "model_name_or_path", "train_data", "eval_data", "reference_model", "use_cpu",
+        "per_device_eval_batch_size")  # fmt: skip
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class AverageModelsArguments(PlainStageArguments):
+    models: list[str] = required_field("folders of the models to average", role="model")
+    averaged_stage: Literal["sft", "reward_model", "dpo"] = required_field("the stage that trained them")
+    weights: str | list[float] = key_field("uniform", "uniform, greedy (by eval loss), or a number a model")
+    method: Literal["linear", "slerp"] = key_field("linear", "weighted mean, or the arc between two models")
+    fraction: float = key_field(0.5, "slerp: how far along the arc from the first model to the second")
+    eval_data: list[str] | None = key_field(None, "files of held-out rows", role="rows")
+    train_data: list[str] | None = key_field(
+        None, "files of training rows, of which validation_share is held out where there is no eval_data", role="rows"
+    )
+    reference_model: str | None = key_field(None, "dpo: the reference policy of the evaluation", role="model")
+    stage_keys: dict = key_field({}, "keys of averaged_stage for the evaluation: max_length, beta, bf16, …")
+    part_names: list[str] | None = key_field(None, "the models' names in the record; null: 1, 2, …", role="runtime")
+    per_device_eval_batch_size: int = key_field(8, "rows a batch of the evaluation", role="runtime")
+
+
+ARGUMENTS = (AverageModelsArguments,)
+
+
+def check_arguments(arguments: AverageModelsArguments) -> None:
+    """Raises ConfigError for what can be known to be wrong before any model is looked at."""
+    weights, count = arguments.weights, len(arguments.models)
+    if isinstance(weights, str) and weights not in ("uniform", "greedy"):
+        raise ConfigError(f"weights={weights!r} is not one of uniform, greedy, or a list of numbers")
+    if isinstance(weights, list) and len(weights) != count:
+        raise ConfigError(f"{len(weights)} weights for {count} models; give one for each")
+    if arguments.method == "slerp" and (count != 2 or weights != "uniform"):
+        raise ConfigError("method=slerp takes exactly two models and no weights; set fraction, or method: linear")
+    if not 0 <= arguments.fraction <= 1:
+        raise ConfigError(f"fraction={arguments.fraction} is not between 0 and 1")
+    if arguments.averaged_stage == "dpo" and not arguments.reference_model:
+        raise ConfigError("reference_model is missing: the loss of dpo is measured against the parts' reference")
+    if not (arguments.eval_data or arguments.train_data):
+        raise ConfigError("eval_data is missing: the held-out rows that the average and its parts are measured on")
+    if names := [name for name in arguments.stage_keys if name in OURS]:
+        raise ConfigError(f"stage_keys.{names[0]} is a key of average_models itself")
+    if arguments.part_names and len(arguments.part_names) != count:
+        raise ConfigError(f"{len(arguments.part_names)} part_names for {count} models; give one for each")
+
+
+class Evaluation:
+    """The training stage's evaluation, on rows that are read and tokenized once."""
+
+    def __init__(self, stage: Stage, arguments: AverageModelsArguments) -> None:
+        self.stage, self.module = stage, importlib.import_module(f"stages.{arguments.averaged_stage}")
+        name = arguments.averaged_stage
+        given = check_keys(name, arguments.stage_keys, where=f"{stage.name}: stage_keys")
+        self.values = {"seed": arguments.seed} | given | PLAIN | {
+            "output_dir": str(stage.folder / "checkpoints" / "evaluation"),
+            "train_data": arguments.train_data or [],
+            "eval_data": arguments.eval_data,
+            "reference_model": arguments.reference_model,
+            "use_cpu": arguments.use_cpu,
+            "per_device_eval_batch_size": arguments.per_device_eval_batch_size,
+        }  # fmt: skip
+        self.tokenizer = load_tokenizer(arguments.models[0])
+        stages_own, training, _ = self._arguments_for(arguments.models[0])
+        rows = held_out_rows(stage, stages_own, self.module.read)
+        if given.get("ranking_pairs") == "all":
+            rows = [pair for row in rows for pair in all_pairs(row)]
+        encode, version = self.module.encoder(self.tokenizer, stages_own, training)
+        self.rows = tokenize(stage, "eval", rows, encode, self.tokenizer, version=version)
+
+    def _arguments_for(self, folder: Path | str) -> tuple[Any, Any, Any]:
+        values = self.values | {"model_name_or_path": str(folder)}
+        made = fill(self.module.ARGUMENTS, values, getattr(self.module, "DEFAULTS", {}))
+        return made[0], made[1], made[2]
+
+    def __call__(self, folder: Path | str) -> dict[str, float]:
+        """eval_loss and the stage's other numbers of one model. All processes call this."""
+        stages_own, training, model = self._arguments_for(folder)
+        # TRL's trainers want training rows; nothing trains on them.
+        trainer = self.module.make_trainer(stages_own, training, model, self.tokenizer, self.rows, self.rows)
+        numbers = trainer.numbers()
+        trainer.accelerator.free_memory()
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.info("%s: eval_loss %.4f", folder, numbers["eval_loss"])
+        return numbers
+
+
+def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Sequence[float]) -> Path:
+    """The folder of the average with these weights: written by the first process, awaited by the others."""
+    what = json.dumps([list(weights), arguments.method, arguments.fraction])
+    path = stage.folder / "checkpoints" / f"average-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    if stage.is_main and not path.exists():
+        folders = [Path(folder) for folder in arguments.models]
+        if arguments.method == "slerp":
+            write_slerp(folders[0], folders[1], path, fraction=arguments.fraction)
+        else:
+            write_average(folders, path, weights=weights)
+    wait_for(path)
+    return path
+
+
+def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
+    check_arguments(arguments)
+    check_alike([Path(folder) for folder in arguments.models])
+    evaluate = Evaluation(stage, arguments)
+    losses = [evaluate(folder)["eval_loss"] for folder in arguments.models]
+
+    if arguments.method == "slerp":
+        weights = [1 - arguments.fraction, arguments.fraction]
+    elif isinstance(arguments.weights, list):
+        weights = normalised(arguments.weights)
+    elif arguments.weights == "greedy":
+        weights = greedy_weights(losses, lambda tried: evaluate(make_average(stage, arguments, tried))["eval_loss"])
+    else:
+        weights = normalised([1.0] * len(arguments.models))
+    average = make_average(stage, arguments, weights)
+    numbers = evaluate(average)
+    if not math.isfinite(numbers["eval_loss"]):
+        raise ValueError("the average's eval_loss is nan or infinite")
+
+    names = arguments.part_names or [str(place) for place in range(1, len(losses) + 1)]
+    metrics: dict[str, Any] = dict(numbers)
+    metrics |= {f"eval_loss_of_{name}": loss for name, loss in zip(names, losses, strict=True)}
+    metrics |= {f"weight_of_{name}": weight for name, weight in zip(names, weights, strict=True)}
+    stage.tracker.log(metrics, step=0)
+    if stage.is_main:
+        average.rename(stage.folder / "model")
+        check_weights(stage.folder / "model")
+    return Made(outputs={"model": "model"}, metrics=metrics)
+
+
+if __name__ == "__main__":
+    run_stage("average_models", ARGUMENTS, main)
