@@ -11,6 +11,10 @@ itself (`tools`, `group_id`, `strength`, …), so stored rows read back equal:
     prompts        prompt | messages or conversations, less a last assistant turn | instruction, input
     pairs          prompt, chosen, rejected | conversations, chosen, rejected | instruction, chosen, rejected |
                    chosen, rejected: two whole dialogs, as messages or in one text (HH), that differ in the last answer
+      rankings     an `edited` column beside chosen and rejected (edited > chosen > rejected) | prompt, ranked: a list
+                   of answers, the best first | prompt, responses, scores: answers with numbers, higher is better
+      dialogs      turns: a list of {prompt, chosen, rejected, edited}, one a user turn; each turn's prompt is the
+                   dialog so far with the best answers, so a row gives as many pairs as it has turns
 Line numbers are the file's own for .jsonl, .csv and .txt; for .json, .parquet and the hub the row's, from 1.
 """
 
@@ -19,6 +23,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import re
 import sys
 import zlib
@@ -164,7 +169,7 @@ class _Line:
 
 class _Dialect(NamedTuple):
     columns: tuple[str, ...]  # all of them are needed
-    convert: Callable[[Fields], Fields]  # the columns -> the fields of the row
+    convert: Callable[[Fields], Fields | list[Fields]]  # the columns -> the fields of the row, or of several
     without: str = ""  # a column that makes it another dialect
 
     def matches(self, raw: Fields) -> bool:
@@ -179,7 +184,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[_Dialect, ...], on_ba
         _check_columns(name, lines, dialects)
         for line in lines:
             try:
-                read.rows.append(_row(line, row_type, dialects))
+                read.rows.extend(_rows(line, row_type, dialects))
             except _Bad as error:
                 if on_bad_row == "error":
                     raise ConfigError(f"{name}:{line.number}: {error} ({ADVICE})") from None
@@ -202,7 +207,8 @@ def _accepted(dialects: tuple[_Dialect, ...]) -> str:
     )
 
 
-def _row(line: _Line, row_type: type[T], dialects: tuple[_Dialect, ...]) -> T:
+def _rows(line: _Line, row_type: type[T], dialects: tuple[_Dialect, ...]) -> list[T]:
+    """The rows that a line gives: one, but for a dialog of several comparisons."""
     if line.error:
         raise line.error
     raw = line.raw
@@ -212,7 +218,9 @@ def _row(line: _Line, row_type: type[T], dialects: tuple[_Dialect, ...]) -> T:
     if dialect is None:
         raise _Bad("columns", _shorten(", ".join(map(str, raw))) or "none", _accepted(dialects))
     try:
-        return row_type.model_validate(_carried(raw, row_type) | dialect.convert(raw))
+        converted = dialect.convert(raw)
+        all_fields = converted if isinstance(converted, list) else [converted]
+        return [row_type.model_validate(_carried(raw, row_type) | fields) for fields in all_fields]
     except ValidationError as error:
         raise _first_error(error, row_type) from None
 
@@ -222,6 +230,8 @@ def _carried(raw: Fields, row_type: type[Row]) -> Fields:
     anything: text is carried, the rest is derived anew."""
     carried: Fields = {}
     for name, field in row_type.model_fields.items():
+        if name == "between":
+            continue  # part of what the answers are
         if name == "tools" and name in raw:
             carried |= _tools(raw["tools"])
         elif name in raw and not field.is_required() and (field.default is None or isinstance(raw[name], str)):
@@ -351,7 +361,65 @@ def _answer(raw: Fields, column: str, prompt: list[Fields]) -> list[Fields]:
 
 
 def _pair(raw: Fields, prompt: list[Fields]) -> Fields:
-    return {"prompt": prompt, "chosen": _answer(raw, "chosen", prompt), "rejected": _answer(raw, "rejected", prompt)}
+    """Chosen and rejected, with an edited answer above them and answers between them where the row has such."""
+    answers = [_answer(raw, name, prompt) for name in ("edited", "chosen") if raw.get(name)]
+    between = [_answer({"between": answer}, "between", prompt) for answer in raw.get("between") or []]
+    if answers[0] == answers[-1]:  # the edit changed nothing
+        answers = answers[:1]
+    return _ranking(prompt, [*answers, *between, _answer(raw, "rejected", prompt)])
+
+
+def _ranking(prompt: list[Fields], answers: list[list[Fields]]) -> Fields:
+    """The fields of a ranking, the best answer first, at the level of one turn: what all answers say alike up to a user
+    turn belongs to the prompt, and what follows the turn in which they part is no answer to the same prompt."""
+    same = 0
+    while all(len(answer) > same and answer[same] == answers[0][same] for answer in answers):
+        same += 1
+    shared = [place for place, turn in enumerate(answers[0][:same]) if turn.get("role") == "user"]
+    start = shared[-1] + 1 if shared else 0
+    turns = [list(itertools.takewhile(lambda turn: turn.get("role") != "user", answer[start:])) for answer in answers]
+    fields = {"prompt": prompt + answers[0][:start], "chosen": turns[0], "rejected": turns[-1]}
+    return fields | ({"between": turns[1:-1]} if turns[1:-1] else {})
+
+
+def _ranked(raw: Fields) -> Fields:
+    """A list of answers, the best first."""
+    ranked = raw["ranked"]
+    if not isinstance(ranked, list) or len(ranked) < 2:
+        raise _Bad("ranked", _describe(ranked), "a list of at least two answers, the best first")
+    prompt = _question(raw)
+    return _ranking(prompt, [_answer({"ranked": answer}, "ranked", prompt) for answer in ranked])
+
+
+def _scored(raw: Fields) -> Fields:
+    """Answers with a number each. Of answers with the same number the first is kept: a ranking has no ties."""
+    responses, scores = raw["responses"], raw["scores"]
+    if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
+        raise _Bad("scores", _describe(scores), f"a number for each response of {_describe(responses)}")
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise _Bad("scores", _describe(score), "finite numbers")
+    best = {score: response for response, score in zip(reversed(responses), reversed(scores), strict=True)}
+    if len(best) < 2:
+        raise _Bad("scores", f"{len(best)} different scores", "at least two, or nothing is better than anything")
+    order = sorted(best, reverse=True)
+    ranking = _ranked(raw | {"ranked": [best[score] for score in order]})
+    return ranking | {"chosen_score": float(order[0]), "rejected_score": float(order[-1])}
+
+
+def _turns(raw: Fields) -> list[Fields]:
+    """A dialog with a comparison at every turn; it goes on from the best answer of each."""
+    if not isinstance(raw["turns"], list) or not raw["turns"]:
+        raise _Bad("turns", _describe(raw["turns"]), "a list of turns with prompt, chosen and rejected")
+    dialog = [{"role": "system", "content": _text(raw, "system")}] if raw.get("system") else []
+    rows: list[Fields] = []
+    for place, turn in enumerate(raw["turns"]):
+        if not isinstance(turn, dict) or any(not turn.get(name) for name in ("prompt", "chosen", "rejected")):
+            raise _Bad(f"turns.{place}", _describe(turn), "a turn with prompt, chosen and rejected")
+        fields = _pair(turn, dialog + _question(turn))
+        dialog = fields["prompt"] + fields["chosen"]
+        rows.append(_carried(turn, PreferencePair) | fields)
+    return rows
 
 
 def _two_dialogs(raw: Fields) -> Fields:
@@ -400,6 +468,9 @@ PAIRS = (
     _Dialect(("conversations", "chosen", "rejected"), lambda raw: _pair(raw, _dialog(raw, "conversations"))),
     _Dialect(("instruction", "chosen", "rejected"), lambda raw: _pair(raw, _instruction(raw))),
     _Dialect(("chosen", "rejected"), _two_dialogs),
+    _Dialect(("prompt", "ranked"), _ranked),
+    _Dialect(("prompt", "responses", "scores"), _scored),
+    _Dialect(("turns",), _turns),
 )
 
 
@@ -609,6 +680,7 @@ SAID = {
     "no messages": ("", "no messages", "at least one"),
     "no user message": ("", "no user message", "at least one"),
     "can only come first": ("", "a system message after the first message", "it only at the start"),
+    "ranking are identical": ("ranking", "two identical answers", "different answers"),
     "are identical": ("chosen, rejected", "two identical answers", "two different answers"),
     "chosen does not end": ("chosen", "an answer without a last assistant message", "one that ends with it"),
     "rejected does not end": ("rejected", "an answer without a last assistant message", "one that ends with it"),

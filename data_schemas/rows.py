@@ -98,6 +98,7 @@ class Conversation(Row):
     tools: list[dict[str, Any]] | None = None
     group_id: str = ""
     source: str = ""  # the step or file it came from
+    difficulty: float | None = Field(default=None, allow_inf_nan=False)  # spread of the rewards of the prompt's answers
 
     @model_validator(mode="after")
     def _is_a_dialog(self) -> Self:
@@ -123,27 +124,41 @@ class Prompt(Row):
 
 
 class PreferencePair(Row):
-    """One comparison: `chosen` and `rejected` both answer `prompt`."""
+    """One comparison: `chosen` and `rejected` both answer `prompt`. With answers in `between` it is a ranking.
+
+    A ranking's best answer is `chosen` and its worst `rejected`, so every ranking is a pair as it stands; Llama 3's
+    edited > chosen > rejected (arXiv 2407.21783, 4.2.1) has the edited answer as `chosen`.
+    """
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+    between: list[list[Message]] | None = None  # ranked between the two, best first
     tools: list[dict[str, Any]] | None = None
     group_id: str = ""
-    strength: Strength | None = None
+    strength: Strength | None = None  # by how much `chosen` is better than `rejected`
+    disagreement: float | None = Field(default=None, ge=0, le=1)  # share of the annotators that prefer `rejected`
     chosen_from: str = ""  # the policy or file each answer came from
     rejected_from: str = ""
     chosen_score: float | None = Field(default=None, allow_inf_nan=False)  # the annotator's units
     rejected_score: float | None = Field(default=None, allow_inf_nan=False)
 
+    @property
+    def ranking(self) -> list[list[Message]]:
+        """All answers, the best first; at least two."""
+        return [self.chosen, *(self.between or []), self.rejected]
+
     @model_validator(mode="after")
     def _is_a_comparison(self) -> Self:
         _check_order(self.prompt, ends_with=("user", "tool"))
-        for name, answer in (("chosen", self.chosen), ("rejected", self.rejected)):
+        between = [(f"between.{place}", answer) for place, answer in enumerate(self.between or [])]
+        for name, answer in (("chosen", self.chosen), ("rejected", self.rejected), *between):
             if not answer or answer[-1].role != "assistant":
                 raise ValueError(f"{name} does not end with an assistant message")
         if self.chosen == self.rejected:
             raise ValueError("chosen and rejected are identical")
+        if any(answer in self.ranking[:place] for place, answer in enumerate(self.ranking)):
+            raise ValueError("two answers of the ranking are identical")
         self._fill(group_id=group_of(self.prompt))
         return self
 
@@ -167,5 +182,6 @@ class Candidates(Row):
     group_id: str
     tools: list[dict[str, Any]] | None = None
     candidates: list[Candidate]
-    kept: int | None = None  # index into `candidates`
+    spread: float | None = Field(default=None, allow_inf_nan=False)  # standard deviation of the scores
+    kept: list[int] = []  # indices into `candidates`, best first
     dropped: str | None = None  # why none was kept

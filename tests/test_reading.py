@@ -167,6 +167,57 @@ def test_pairs_of_every_dialect(tmp_path, row, prompt):
 # --- formats ---
 
 
+@pytest.mark.parametrize(
+    ("row", "ranking"),
+    [
+        ({"prompt": "q", "edited": "a", "chosen": "b", "rejected": "c"}, "abc"),
+        ({"prompt": "q", "edited": None, "chosen": "b", "rejected": "c"}, "bc"),
+        ({"prompt": "q", "edited": "b", "chosen": "b", "rejected": "c"}, "bc"),  # the edit changed nothing
+        ({"prompt": [user("q")], "ranked": ["a", [assistant("b")], "c", "d"]}, "abcd"),
+        ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [0, 2.5, 1]}, "bca"),
+        ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 1, 2]}, "ca"),  # of a tie the first
+    ],
+)
+def test_rankings_of_every_dialect(tmp_path, row, ranking):
+    (made,) = read_pairs(lines(tmp_path / "a.jsonl", row)).rows
+    assert "".join(answer[0].content for answer in made.ranking) == ranking
+    assert for_template(made.prompt) == [user("q")]
+    if "scores" in row:
+        assert (made.chosen_score, made.rejected_score) == (max(row["scores"]), min(row["scores"]))
+
+
+def test_a_dialog_compared_at_every_turn_is_split_into_its_turns(tmp_path):
+    """Each turn's prompt is the dialog so far, gone on with from the best answers (Llama 3, table 6)."""
+    turns = [
+        {"prompt": "q1", "chosen": "a1", "rejected": "b1", "strength": "better"},
+        {"prompt": "q2", "edited": "a2!", "chosen": "a2", "rejected": "b2"},
+        {"prompt": "q3", "chosen": "a3", "rejected": "b3"},
+    ]
+    first, second, third = read_pairs(lines(tmp_path / "a.jsonl", {"system": "s", "turns": turns})).rows
+    system = {"role": "system", "content": "s"}
+    assert for_template(first.prompt) == [system, user("q1")]
+    assert for_template(second.prompt) == [system, user("q1"), assistant("a1"), user("q2")]
+    assert for_template(third.prompt) == [*for_template(second.prompt), assistant("a2!"), user("q3")]
+    assert [[answer[0].content for answer in row.ranking] for row in (first, second, third)] == [
+        ["a1", "b1"], ["a2!", "a2", "b2"], ["a3", "b3"],
+    ]  # fmt: skip
+    assert [row.strength for row in (first, second, third)] == ["better", None, None]
+    assert len({row.group_id for row in (first, second, third)}) == 1
+
+
+def test_answers_of_several_turns_are_compared_at_the_turn_in_which_they_part(tmp_path):
+    """What both say alike goes into the prompt; what follows the first different turn answers different prompts."""
+    shared = [assistant("a1"), user("q2")]
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    result = {"role": "tool", "content": "7"}
+    chosen = [*shared, call, result, assistant("a2"), user("q3"), assistant("a3")]
+    rejected = [*shared, assistant("b2"), user("q4"), assistant("b3")]
+    (row,) = read_pairs(lines(tmp_path / "a.jsonl", {"prompt": "q1", "chosen": chosen, "rejected": rejected})).rows
+    assert for_template(row.prompt) == [user("q1"), *shared]
+    assert for_template(row.chosen) == [call, result, assistant("a2")]
+    assert for_template(row.rejected) == [assistant("b2")]
+
+
 def test_jsonl_with_bom_blank_lines_and_a_line_separator_inside_a_text(tmp_path):
     text = json.dumps({"text": "one\u2028line"}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n\r\n" + b'{"text": "two"}')
@@ -352,6 +403,54 @@ GOOD = {"messages": TWO_TURNS}
         ),
         (
             read_pairs,
+            {"prompt": "a", "ranked": ["b", "c"]},
+            {"prompt": "a", "ranked": ["b"]},
+            "ranked: found a list of 1, expected a list of at least two answers, the best first",
+        ),
+        (
+            read_pairs,
+            {"prompt": "a", "ranked": ["b", "c"]},
+            {"prompt": "a", "ranked": ["b", "c", "b"]},
+            "chosen, rejected: found two identical answers, expected two different answers",
+        ),
+        (
+            read_pairs,
+            {"prompt": "a", "ranked": ["b", "c"]},
+            {"prompt": "a", "ranked": ["b", "c", "c", "d"]},
+            "ranking: found two identical answers, expected different answers",
+        ),
+        (
+            read_pairs,
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1]},
+            "scores: found a list of 1, expected a number for each response of a list of 2",
+        ),
+        (
+            read_pairs,
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+            {"prompt": "a", "responses": ["b", "c"], "scores": [2, 2]},
+            "scores: found 1 different scores, expected at least two, or nothing is better than anything",
+        ),
+        (
+            read_pairs,
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1, "best"]},
+            "scores: found 'best', expected finite numbers",
+        ),
+        (
+            read_pairs,
+            {"turns": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
+            {"turns": [{"prompt": "a", "chosen": "b"}]},
+            "turns.0: found a mapping with prompt, chosen, expected a turn with prompt, chosen and rejected",
+        ),
+        (
+            read_pairs,
+            {"turns": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
+            {"turns": []},
+            "turns: found a list of 0, expected a list of turns with prompt, chosen and rejected",
+        ),
+        (
+            read_pairs,
             {"prompt": "a", "chosen": "b", "rejected": "c"},
             {"prompt": "a", "chosen": [user("x"), assistant("b")], "rejected": "c"},
             "chosen: found a dialog that begins with 'user', expected the prompt's own messages, or an assistant"
@@ -469,6 +568,12 @@ OWN_ROWS = [
                        rejected=[Message(role="assistant", content="b")], strength="better", chosen_from="p1",
                        rejected_from="p0", chosen_score=0.5, rejected_score=None, group_id="g"),
     ),
+    (
+        read_pairs,
+        PreferencePair(prompt=OWN_PROMPT, chosen=[Message(role="assistant", content="a")],
+                       between=[[Message(role="assistant", content=text)] for text in "bc"], disagreement=0.25,
+                       rejected=[Message(role="assistant", content="d")]),
+    ),
 ]  # fmt: skip
 
 
@@ -484,7 +589,7 @@ def test_stored_rows_read_back_equal_by_both_ways(tmp_path, reader, row):
 
 def test_candidates_are_stored_too(tmp_path):
     candidate = Candidate(text="a", k=0, num_tokens=2, ended=True, score=0.25)
-    row = Candidates(prompt=OWN_PROMPT, prompt_id="p", group_id="g", candidates=[candidate], kept=0)
+    row = Candidates(prompt=OWN_PROMPT, prompt_id="p", group_id="g", candidates=[candidate], kept=[0])
     write_rows(tmp_path / "candidates.jsonl", [row])
     assert read_rows(tmp_path / "candidates.jsonl", Candidates) == [row]
 
