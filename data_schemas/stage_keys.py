@@ -97,10 +97,11 @@ def check_value(value: Any, key: StageKey, *, where: str) -> Any:
             typed = _convert(value, kind)
         except (TypeError, ValueError):
             continue
-        if key.choices and typed is not None and typed not in key.choices:
-            raise ConfigError(
-                f"{where}={value!r} is not one of {', '.join(key.choices)}{nearest(str(value), key.choices)}"
-            )
+        for item in typed if isinstance(typed, list) else [typed]:
+            if key.choices and item is not None and item not in key.choices:
+                raise ConfigError(
+                    f"{where}={item!r} is not one of {', '.join(key.choices)}{nearest(str(item), key.choices)}"
+                )
         return typed
     raise ConfigError(f"{where}={value!r} is {_name_of(value)}, expected {key.type.replace('null', 'nothing (null)')}")
 

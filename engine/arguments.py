@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_schemas.rows import Strength
 from data_schemas.stage_keys import ConfigError, StageDescription, StageKey
 
 # TRL and transformers keys that say how a stage is run or watched, not what it makes.
@@ -81,6 +82,21 @@ class TrainingStageArguments(StepArguments):
 
 
 @dataclass(kw_only=True)
+class PreferenceArguments(TrainingStageArguments):
+    """Which pairs train: those of the clear levels whose answers are not too alike (Llama 3, arXiv 2407.21783, 4.2.1).
+
+    Held-out pairs are left as they are, so that numbers of different choices are about the same rows.
+    """
+
+    strengths: list[Strength] | None = key_field(
+        ["significantly_better", "better"], "levels that train; a pair without a level always does; null: all levels"
+    )
+    max_similarity: float | None = key_field(
+        None, "drop answers more alike than this to a better one: 1 - edits / characters of the longer; null: none"
+    )
+
+
+@dataclass(kw_only=True)
 class GenerationArguments(PlainStageArguments):
     """Sampling. The noise of an answer comes from (seed, prompt id, k): neither batch nor process count enters."""
 
@@ -145,6 +161,8 @@ def _describe_type(hint: Any) -> tuple[str, list[str] | None]:
             choices = [str(item.value) for item in member]
         elif origin is list:
             names.append(f"list[{arguments[0].__name__ if arguments[0] in (int, float, str) else 'str'}]")
+            if typing.get_origin(arguments[0]) is Literal:
+                choices = [str(item) for item in typing.get_args(arguments[0])]
         elif origin is dict or member is dict:
             names.append("dict")
         else:

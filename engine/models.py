@@ -1,5 +1,6 @@
 """Loading and checking models and tokenizers: one place for dtype, pad token and what a model folder must hold."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +20,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from data_schemas.artifact import Artifact
 from data_schemas.stage_keys import ConfigError
 
 
@@ -44,6 +47,24 @@ def load_causal(path: str, *, dtype: str = "auto", **options: Any) -> PreTrained
 def load_reward(path: str, *, dtype: str = "auto", **options: Any) -> PreTrainedModel:
     """A sequence classifier with one score: the reward model's form."""
     return _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=1, **options)
+
+
+def identity_of(path: str) -> str:
+    """What tells a model from others: the fingerprint of the step that made it, else its files; a hub name as it is."""
+    folder = Path(path)
+    if not path or not folder.is_dir():
+        return path
+    record = Artifact.read(folder.parent)
+    if record is not None and record.fingerprint:
+        return f"{record.fingerprint}/{folder.name}"
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*"))]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def is_reward_model(path: str) -> bool:
+    """Whether the model has a trained score head already."""
+    kinds = AutoConfig.from_pretrained(path).architectures or []
+    return any("SequenceClassification" in kind for kind in kinds)
 
 
 def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel:

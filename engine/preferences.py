@@ -1,20 +1,53 @@
-"""What DPO adds to TRL's trainer: an NLL term that does not depend on the micro-batch, and exact evaluation means.
+"""What DPO adds to TRL's trainer: two token masks, an NLL term that does not depend on the micro-batch, exact means.
 
-TRL's `sft` loss is a mean over the chosen tokens of each micro-batch, so 8x1 and 2x4 rows give other gradients. Here it
-is normalised by each answer's length (Pang et al., arXiv 2404.19733, eq. 4), then averaged over pairs.
+Llama 3 (arXiv 2407.21783, 4.1.4) masks header and termination tokens in the preference term, else tails repeat or
+answers end abruptly; its NLL term is there for formatting and keeps them. TRL has one mask for both. Its `sft` loss is
+a mean over the chosen tokens of each micro-batch, so 8x1 and 2x4 rows give other gradients; here it is normalised by
+each answer's length (Pang et al., arXiv 2404.19733, eq. 4), or by the tokens of the whole global batch.
+
+Any TRL `loss_type` sees the preference mask alone: its log-probs, its lengths (`ipo`, `sigmoid_norm`), its metrics.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from engine.training import TrainingLoop
 
 # Shapes: B = pairs in the batch, T = tokens; tensors of the batch hold the chosen rows, then the rejected, [2B, T].
+IGNORED = -100
+
+
+@dataclass
+class TwoMasks(DataCollatorForPreference):
+    """TRL's batch with `completion_mask` = what the preference term sees, and `nll_mask` = what the NLL term sees.
+
+    Rows hold, beside TRL's `prompt_ids`, `chosen_ids` and `rejected_ids`, both masks of each answer as lists:
+    `chosen_content`, `chosen_trained`, `rejected_content`, `rejected_trained`.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        for name, kind in (("completion_mask", "content"), ("nll_mask", "trained")):
+            mask_2BT = torch.zeros_like(batch["input_ids"])
+            for half, side in enumerate(("chosen", "rejected")):
+                for row, example in enumerate(examples):
+                    start, flags = len(example["prompt_ids"]), example[f"{side}_{kind}"]
+                    mask_2BT[half * len(examples) + row, start : start + len(flags)] = torch.tensor(flags).long()
+            batch[name] = mask_2BT
+        return batch
 
 
 class PreferenceTrainer(TrainingLoop, DPOTrainer):
+    """`nll_per` is "answer" or "batch"; it is set before `train`."""
+
+    nll_per: Literal["answer", "batch"] = "answer"
+    _mean_nll_tokens = 0.0  # trained tokens of a chosen answer, mean over the global batch
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows come in tokens (prompt_ids, chosen_ids, rejected_ids), which only this TRL trainer does not expect."""
         return dataset
@@ -30,31 +63,68 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
             "mean_token_accuracy": chosen,
         }
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        samples, num_items = super().get_batch_samples(*args, **kwargs)
+        if self.nll_per == "batch":
+            lengths = [length for batch in samples for length in nll_lengths(batch["nll_mask"])]
+            tokens, rows = self._sum_over_processes([float(sum(lengths)), float(len(lengths))])
+            self._mean_nll_tokens = tokens / max(1.0, rows)
+        return samples, num_items
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        before = self._mean_nll_tokens
+        if self.nll_per == "batch":  # the batch of an evaluation is all of its rows
+            lengths = [sum(flags) for flags in args[0].dataset["chosen_trained"]]
+            self._mean_nll_tokens = sum(lengths) / len(lengths)
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self._mean_nll_tokens = before
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != "nll_mask"})
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        if "sft" not in self.loss_types:
-            return super()._compute_loss(model, inputs, return_outputs)
+        inputs = dict(inputs)
+        nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
         log_probs: list[torch.Tensor] = []
 
-        def recording(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
+        def policy(*, labels: torch.Tensor, **kwargs: Any) -> Any:
+            """The policy's log-probs at every trained token, of which TRL is shown those of its own mask."""
+            seen_2BT = (nll_mask_2BT | preference_mask_2BT).bool()
+            outputs = model(**kwargs, labels=kwargs["input_ids"].masked_fill(~seen_2BT, IGNORED))
             log_probs.append(outputs.log_probs)
+            shown = torch.zeros_like(outputs.log_probs)
+            width = labels.size(1) - 1  # adapters that prepend virtual tokens have more columns
+            shown[:, -width:] = outputs.log_probs[:, -width:] * preference_mask_2BT[:, 1:]
+            outputs.log_probs = shown
             return outputs
 
         types, weights = self.loss_types, self.loss_weights
-        pairs = [(name, weight) for name, weight in zip(types, weights, strict=True) if name != "sft"]
+        own = [(name, weight) for name, weight in zip(types, weights, strict=True) if name != "sft"]
         try:
-            self.loss_types, self.loss_weights = [name for name, _ in pairs], [weight for _, weight in pairs]
-            loss = super()._compute_loss(recording, inputs, False)
+            self.loss_types, self.loss_weights = [name for name, _ in own], [weight for _, weight in own]
+            loss = super()._compute_loss(policy, inputs, False)
         finally:
             self.loss_types, self.loss_weights = types, weights
-        mask_2BT = inputs["completion_mask"][:, 1:]
-        nll = nll_per_answer(log_probs[0][:, -mask_2BT.size(1) :], mask_2BT)
-        weight = sum(weight for name, weight in zip(types, weights, strict=True) if name == "sft")
-        self._metrics["train" if model.training else "eval"]["nll"].append(nll.item())
-        return loss + weight * nll
+        if "sft" in types:
+            mask_BT = nll_mask_2BT[:, 1:].chunk(2)[0]
+            lengths_B = mask_BT.sum(1).clamp(min=1)
+            if self.nll_per == "batch":
+                lengths_B = torch.full_like(lengths_B, self._mean_nll_tokens, dtype=torch.float32)
+            nll = chosen_nll(log_probs[0][:, -mask_BT.size(1) :], mask_BT, lengths_B)
+            weight = sum(weight for name, weight in zip(types, weights, strict=True) if name == "sft")
+            self._metrics["train" if self.model.training else "eval"]["nll"].append(nll.item())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            loss = loss + weight * nll
+        return loss
 
 
-def nll_per_answer(log_probs_2BT: torch.Tensor, mask_2BT: torch.Tensor) -> torch.Tensor:
-    """Mean over pairs of -log p(chosen | prompt) / |chosen|, a scalar. The first half of the rows are the chosen."""
-    log_probs_BT, mask_BT = log_probs_2BT.chunk(2)[0], mask_2BT.chunk(2)[0]
-    return -((log_probs_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).mean()
+def nll_lengths(mask_2BT: torch.Tensor) -> Sequence[int]:
+    """Tokens that the NLL term sees of each chosen answer of a batch, [B]."""
+    return mask_2BT[:, 1:].chunk(2)[0].sum(1).tolist()
+
+
+def chosen_nll(log_probs_2BT: torch.Tensor, mask_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """Mean over pairs of -log p(chosen | prompt) / length, a scalar. The first half of the rows are the chosen."""
+    log_probs_BT = log_probs_2BT.chunk(2)[0]
+    return -((log_probs_BT * mask_BT).sum(1) / lengths_B).mean()

@@ -3,6 +3,9 @@
 What is trained is found by rendering alone, without markers in the template: an assistant turn's tokens are those
 between the rendered dialog before it (with the generation prompt) and the end token that closes it. This holds for
 every prefix-preserving template, that is, one that renders the first turns of a dialog as it renders them alone.
+
+Which of the trained tokens are formatting (header and termination of a turn) is found in the same way: a turn is
+rendered once more with other words, and what stays the same around them is formatting.
 """
 
 import itertools
@@ -24,14 +27,20 @@ CHATML = (
 NAMED = {"chatml": (CHATML, ["<|im_start|>", "<|im_end|>"])}  # name -> template, its special tokens
 
 IGNORED = -100  # a label that no loss sees
+PROBE = "zqprobe"  # words that no template writes itself
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One dialog in tokens. `trained[i]` says whether the loss sees token i; both have the dialog's length."""
+    """One dialog in tokens. `trained[i]` says whether the loss sees token i; all lists have the dialog's length.
+
+    `content[i]` says whether a trained token is of the message itself, not of its header or termination; it is
+    `trained` where the content was not asked for.
+    """
 
     ids: list[int]
     trained: list[bool]
+    content: list[bool]
 
     @property
     def labels(self) -> list[int]:
@@ -72,11 +81,12 @@ def encode_dialog(
     *,
     tools: list[dict[str, Any]] | None = None,
     train_from: int = 0,
+    find_content: bool = False,
 ) -> Encoded:
     """The whole dialog, up to the end token of its last turn, with every assistant turn from `train_from` on trained.
 
-    Every trained turn ends in a labelled end token. Raises ValueError where the template is not prefix-preserving or
-    closes a turn without an end token.
+    Every trained turn ends in a labelled end token. Raises ValueError where the template is not prefix-preserving,
+    closes a turn without an end token, or (with `find_content`) does not tell content from formatting.
     """
     text = render(tokenizer, messages, tools=tools)
     turns: list[tuple[int, int, int]] = []  # number of a trained turn, where its text begins and ends
@@ -92,7 +102,7 @@ def encode_dialog(
             )
         turns.append((turn, len(before), len(upto)))
     ids, offsets = _encode_cut(tokenizer, text, [begin for _, begin, _ in turns])
-    trained = [False] * len(ids)
+    trained, content = [False] * len(ids), [False] * len(ids)
     last = 0
     for turn, begin, finish in turns:
         # A token of spaces alone may have no width: some tokenizers trim their offsets.
@@ -104,12 +114,42 @@ def encode_dialog(
                 f"with {text[max(0, finish - 20) : finish]!r}; run prepare_base with a chat_template that ends each "
                 "turn by an end token"
             )
+        start_of_content, end_of_content = begin, finish
+        if find_content:
+            start_of_content, end_of_content = _content_span(tokenizer, text, messages, turn, begin, finish, tools)
         for i in span[: span.index(ends[-1]) + 1]:
             trained[i] = True
+            start, end = offsets[i]
+            content[i] = start < end_of_content and (end > start_of_content or start == end >= start_of_content)
+        if find_content and not any(content[i] for i in span):
+            raise ValueError(f"turn {turn + 1} has no content between its header and its termination")
         last = ends[-1] + 1
     if not last:
         raise ValueError("the dialog has no assistant turn to train")
-    return Encoded(ids[:last], trained[:last])
+    return Encoded(ids[:last], trained[:last], content[:last] if find_content else trained[:last])
+
+
+def _content_span(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    messages: Sequence[Message],
+    turn: int,
+    begin: int,
+    finish: int,
+    tools: list[dict[str, Any]] | None,
+) -> tuple[int, int]:
+    """Where the message's own words begin and end in `text`, of which the turn has [begin, finish)."""
+    probe = render(tokenizer, [*messages[:turn], Message(role="assistant", content=PROBE)], tools=tools)
+    place = probe.find(PROBE, begin)
+    header, termination = probe[begin:place], probe[place + len(PROBE) :]
+    rendered = text[begin:finish]
+    known = place >= 0 and len(header) + len(termination) <= len(rendered)
+    if not known or not rendered.startswith(header) or not rendered.endswith(termination):
+        raise ValueError(
+            f"the chat template does not tell formatting from content in turn {turn + 1}: it writes "
+            f"{probe[begin:][:60]!r} around other words; set mask_formatting: false, or give another chat_template"
+        )
+    return begin + len(header), finish - len(termination)
 
 
 def encode_answer(

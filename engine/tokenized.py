@@ -26,6 +26,7 @@ from engine.stage import Stage
 
 log = logging.getLogger(__name__)
 RowType = TypeVar("RowType", Conversation, PreferencePair)
+Encode = Callable[[RowType], dict[str, Any] | None]  # a row in tokens; None leaves it out
 
 
 def split_rows(
@@ -59,6 +60,16 @@ def split_rows(
     return train, held_out
 
 
+def held_out_rows(stage: Stage, arguments: TrainingStageArguments, read: Callable[..., Read[RowType]]) -> list[RowType]:
+    """All held-out rows: of eval_data, and only where it is missing a share of the groups of train_data."""
+    if not arguments.eval_data:
+        return split_rows(stage, arguments, read)[1]
+    rows = _read_shares(stage, arguments.eval_data, read, arguments, None, seed=0)
+    if not rows:
+        raise ConfigError(f"{stage.name}: no row is left for eval_data (of {', '.join(arguments.eval_data)})")
+    return rows
+
+
 def _read_shares(
     stage: Stage,
     paths: Sequence[str],
@@ -90,12 +101,12 @@ def tokenize(
     stage: Stage,
     name: str,
     rows: Sequence[RowType],
-    encode: Callable[[RowType], dict[str, Any] | None],
+    encode: Encode[RowType],
     tokenizer: PreTrainedTokenizerBase,
     *,
     version: str,
 ) -> Dataset:
-    """`encode` of every row as a table; None leaves a row out. `version` names what `encode` does, options included.
+    """`encode` of every row as a table. `version` names what `encode` does, options included.
 
     Raises ConfigError naming the row that the template refuses, and where no row is left.
     """
@@ -116,22 +127,6 @@ def tokenize(
         return encoded
 
     return table(stage, name, rows, tokenizer, build, version=version)
-
-
-def tokenize_sides(
-    stage: Stage,
-    train: Sequence[RowType],
-    held_out: Sequence[RowType],
-    encode: Callable[[RowType], dict[str, Any] | None],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    version: str,
-) -> tuple[Dataset, Dataset]:
-    """Training and held-out tables."""
-    return (
-        tokenize(stage, "train", train, encode, tokenizer, version=version),
-        tokenize(stage, "eval", held_out, encode, tokenizer, version=version),
-    )
 
 
 def table(

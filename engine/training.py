@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
 from trl import ModelConfig
+from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import ConfigError
 from engine import checkpoints
@@ -100,6 +101,18 @@ class TrainingLoop(ExactEvaluation):
             log.info("no better eval_loss in %d evaluations: stopping at step %d", patience, step)
             self.control.should_training_stop = True
         return metrics
+
+    def numbers(self) -> dict[str, float]:
+        """What an evaluation outside training says of the model as it was loaded; no best model is kept of it."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            # Its engine puts the model on the device and, under ZeRO-3, gathers the divided weights layer by layer.
+            prepare_deepspeed(self.model, self.accelerator)  # pyright: ignore[reportArgumentType]
+        self.remove_callback(PrinterCallback)
+        metrics = super().evaluate()
+        timings = ("_runtime", "_per_second")
+        return {
+            name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(timings)
+        }
 
     def _save_best(self, step: int) -> None:
         """All processes call this: under ZeRO-3 the weights are gathered from all of them."""
@@ -186,11 +199,17 @@ def prepare_config(training: Any) -> None:
 
 
 def train_and_save(
-    stage: Stage, trainer: Any, arguments: TrainingStageArguments, model: ModelConfig, *, is_reward_model: bool = False
+    stage: Stage,
+    trainer: Any,
+    arguments: TrainingStageArguments,
+    model: ModelConfig,
+    *,
+    is_reward_model: bool = False,
+    metrics: Mapping[str, int] | None = None,
 ) -> Made:
     """Trains from the newest whole checkpoint or from the start, and leaves the best model in `model/`.
 
-    Returns what the record says: eval_loss at step 0 and at the best step, and that step's metrics.
+    Returns what the record says: `metrics`, eval_loss at step 0 and at the best step, and that step's metrics.
     """
     folder = Path(str(trainer.args.output_dir))
     trainer.stage, trainer.stage_arguments = stage, arguments
@@ -229,5 +248,5 @@ def train_and_save(
         key: value for (at, key), value in stage.tracker.values.items() if at == best and key.startswith("eval_")
     }
     steps = trainer.state.global_step
-    metrics = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps}
-    return Made(outputs={"model": "model"}, metrics=metrics)
+    made = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps, **(metrics or {})}
+    return Made(outputs={"model": "model"}, metrics=made)

@@ -1,70 +1,107 @@
 """Direct preference optimization (arXiv 2305.18290, eq. 7) from the round's SFT model, which is also the reference.
 
-As in Llama 3 (arXiv 2407.21783, 4.1.4): beta 0.1 and 0.2 x NLL on the chosen answer. Not yet: the mask of formatting
-tokens.
+As in Llama 3 (arXiv 2407.21783, 4.1.4): beta 0.1, header and termination tokens masked in the preference term, and
+0.2 x NLL on the chosen answer, which keeps them.
 
     accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, ModelConfig
 
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine import training as training_loop
-from engine.arguments import TrainingStageArguments
+from engine.arguments import PreferenceArguments, key_field
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
-from engine.preferences import PreferenceTrainer
+from engine.preferences import PreferenceTrainer, TwoMasks
+from engine.selection import all_pairs, select
 from engine.stage import Made, Stage, run_stage
-from engine.template import encode_answer
-from engine.tokenized import split_rows, tokenize_sides
+from engine.template import encode_dialog
+from engine.tokenized import Encode, split_rows, tokenize
 from engine.training import prepare_config, train_and_save
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
 DEFAULTS = training_loop.DEFAULTS | {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
 
 
 @dataclass(kw_only=True)
-class DPOArguments(TrainingStageArguments):
-    pass
+class DPOArguments(PreferenceArguments):
+    mask_formatting: bool = key_field(True, "header and termination tokens are no part of the preference term")
+    nll_per: Literal["answer", "batch"] = key_field(
+        "answer", "length that the NLL term is divided by: its answer's, or the mean of the global batch"
+    )
+    ranking_pairs: Literal["best_worst", "all"] = key_field(
+        "best_worst", "what a ranking trains: its best against its worst answer, or all its pairs"
+    )
+    reference_model: str | None = key_field(None, "the reference policy; null: the model it starts from", role="model")
 
 
 ARGUMENTS = (DPOArguments, DPOConfig, ModelConfig)
+read = read_pairs
 
 
-def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> Made:
-    path = path_of(model)
-    tokenizer = load_tokenizer(path)
-    train, held_out = split_rows(stage, arguments, read_pairs)
+def encoder(
+    tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments, training: DPOConfig
+) -> tuple[Encode[PreferencePair], str]:
+    """What a pair is in tokens, with both masks of each answer, and the name of this way of doing it."""
+    max_length, mask = training.max_length, arguments.mask_formatting
 
     def encode(row: PreferencePair) -> dict[str, Any] | None:
-        prompt_ids, chosen_ids = encode_answer(tokenizer, row.prompt, row.chosen, tools=row.tools)
-        _, rejected_ids = encode_answer(tokenizer, row.prompt, row.rejected, tools=row.tools)
-        longest = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
-        if training.max_length is not None and longest > training.max_length:
-            return None
-        return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
+        encoded: dict[str, Any] = {}
+        for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
+            dialog = encode_dialog(tokenizer, [*row.prompt, *answer], tools=row.tools, train_from=len(row.prompt),
+                                   find_content=mask)  # fmt: skip
+            start = dialog.trained.index(True)
+            if max_length is not None and len(dialog.ids) > max_length:
+                return None
+            encoded |= {
+                "prompt_ids": dialog.ids[:start],
+                f"{side}_ids": dialog.ids[start:],
+                f"{side}_trained": dialog.trained[start:],
+                f"{side}_content": dialog.content[start:],
+            }
+        return encoded
 
-    tables = tokenize_sides(
-        stage, train, held_out, encode, tokenizer, version=f"dpo-1 max_length={training.max_length}"
-    )
+    return encode, f"dpo-2 {max_length=} {mask=}"
+
+
+def make_trainer(
+    arguments: DPOArguments, training: DPOConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
+) -> PreferenceTrainer:
     prepare_config(training)
-    options = training_options(model)
-    lora = lora_config(model)
+    path, options, lora = path_of(model), training_options(model), lora_config(model)
+    # With adapters the reference is the model without them; else a copy of its own, from the same folder.
+    own_reference = arguments.reference_model is None and (lora or training.precompute_ref_log_probs)
     trainer = PreferenceTrainer(
         load_causal(path, **options),
-        # With adapters the reference is the model without them; else a copy of its own, from the same folder.
-        ref_model=None if lora or training.precompute_ref_log_probs else load_causal(path, **options),
+        ref_model=None if own_reference else load_causal(arguments.reference_model or path, **options),
         args=training,
-        train_dataset=tables[0],
-        eval_dataset=tables[1],
+        data_collator=TwoMasks(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora,
     )
-    return train_and_save(stage, trainer, arguments, model)
+    trainer.nll_per = arguments.nll_per
+    return trainer
+
+
+def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> Made:
+    tokenizer = load_tokenizer(path_of(model))
+    train, held_out = split_rows(stage, arguments, read)
+    train, dropped = select(stage, arguments, train)
+    if arguments.ranking_pairs == "all":
+        train, held_out = ([pair for row in rows for pair in all_pairs(row)] for rows in (train, held_out))
+    encode, version = encoder(tokenizer, arguments, training)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version)
+              for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
+    trainer = make_trainer(arguments, training, model, tokenizer, *tables)
+    return train_and_save(stage, trainer, arguments, model, metrics=dropped)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,120 @@
 """The reward model: Bradley-Terry on preference pairs, -log sigmoid(r_chosen - r_rejected), from the pretrained base.
 
 As in Llama 3 (arXiv 2407.21783, 4.1.2), without a margin term; one score head on the base, read at the end token. The
-head starts with standard deviation 1/sqrt(d + 1) (Tülu 3, arXiv 2411.15124).
+head starts with standard deviation 1/sqrt(d + 1) (Tülu 3, arXiv 2411.15124). A ranking of n answers is one row: all its
+n (n - 1) / 2 pairs in one step, divided by their number (InstructGPT, arXiv 2203.02155, eq. 1), so a prompt weighs the
+same whatever the length of its ranking. Each answer is a sequence of its own, where Llama 3 concatenates them.
 
     accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
-from engine.arguments import TrainingStageArguments
-from engine.models import load_reward, load_tokenizer, lora_config, path_of, training_options
+from engine.arguments import PreferenceArguments
+from engine.models import is_reward_model, load_reward, load_tokenizer, lora_config, path_of, training_options
+from engine.selection import select
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
-from engine.tokenized import split_rows, tokenize_sides
+from engine.tokenized import Encode, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
+
+# Shapes: B = rankings in the batch, A = their answers one after the other, P = their pairs, T = tokens.
 
 
 @dataclass(kw_only=True)
-class RewardModelArguments(TrainingStageArguments):
+class RewardModelArguments(PreferenceArguments):
     pass
 
 
 ARGUMENTS = (RewardModelArguments, RewardConfig, ModelConfig)
+read = read_pairs
+
+
+@dataclass
+class Rankings:
+    """A batch of rankings: all answers padded to one width, and their pairs as indices into them."""
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        answers = [torch.tensor(answer) for example in examples for answer in example["answers"]]
+        better, worse, weights = [], [], []
+        first = 0
+        for example in examples:
+            pairs = list(itertools.combinations(range(first, first + len(example["answers"])), 2))
+            better += [pair[0] for pair in pairs]
+            worse += [pair[1] for pair in pairs]
+            weights += [1 / len(pairs)] * len(pairs)
+            first += len(example["answers"])
+        ends = list(itertools.accumulate(len(example["answers"]) for example in examples))
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(answers, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad([torch.ones_like(answer) for answer in answers], batch_first=True),
+            "better": torch.tensor(better),
+            "worse": torch.tensor(worse),
+            "weights": torch.tensor(weights),
+            "best": torch.tensor([0, *ends[:-1]]),
+            "worst": torch.tensor(ends) - 1,
+        }
 
 
 class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
-    """Reward modelling whose evaluation means are over pairs, with precision and recall of "chosen is better"."""
+    """Reward modelling on rankings, with precision and recall of "the best answer is better than the worst"."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Rows come in tokens: `answers`, the best first."""
+        return dataset
 
     def batch_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
-        return {"": len(inputs["input_ids"]) / 2}
+        return {"": len(inputs["best"]), "mean_reward": len(inputs["input_ids"])}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean over rankings of the mean over their pairs of -log sigmoid(r_better - r_worse)."""
+        config: Any = self.args
+        gather: Any = self.accelerator.gather
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        rewards_A = outputs.logits.squeeze(-1).float()
+        better_P, worse_P = rewards_A[inputs["better"]], rewards_A[inputs["worse"]]
+        share_P = inputs["weights"] / len(inputs["best"])
+        loss = (share_P * -torch.nn.functional.logsigmoid(better_P - worse_P)).sum()
+        if config.center_rewards_coefficient is not None:
+            loss = loss + config.center_rewards_coefficient * (share_P * (better_P + worse_P) ** 2).sum()
+
+        logged = self._metrics["train" if self.model.training else "eval"]  # pyright: ignore[reportOptionalMemberAccess]
+        if self.model.training:  # pyright: ignore[reportOptionalMemberAccess]
+            self._total_train_tokens += int(gather(inputs["attention_mask"].sum()).sum())
+        logged["num_tokens"] = [self._total_train_tokens]
+        margins_B = (rewards_A[inputs["best"]] - rewards_A[inputs["worst"]]).detach()
+        means = {
+            "accuracy": (share_P * (better_P > worse_P)).sum(),
+            "margin": (share_P * (better_P - worse_P)).sum().detach(),
+            "mean_reward": rewards_A.mean().detach(),
+        }
+        for name, value in means.items():
+            logged[name].append(float(gather(value).mean()))
+        logged["min_reward"].append(float(gather(rewards_A.min().detach()).min()))
+        logged["max_reward"].append(float(gather(rewards_A.max().detach()).max()))
+        return (loss, margins_B) if return_outputs else loss
 
     def row_values(self, outputs: Any) -> torch.Tensor:
-        chosen_B, rejected_B = torch.chunk(outputs.logits.squeeze(-1).float(), 2)
-        return chosen_B - rejected_B
+        return outputs
 
     def metrics_of_rows(self, values_N: Sequence[float]) -> dict[str, float]:
         return precision_recall(values_N, seed=0)
@@ -85,35 +154,50 @@ def initialise_head(model: PreTrainedModel, *, seed: int) -> None:
             head.weight.copy_(weight.to(head.weight))
 
 
-def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig) -> Made:
-    path = path_of(model)
-    tokenizer = load_tokenizer(path)
-    train, held_out = split_rows(stage, arguments, read_pairs)
+def encoder(
+    tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments, training: RewardConfig
+) -> tuple[Encode[PreferencePair], str]:
+    """What a ranking is in tokens, and the name of this way of doing it."""
+    max_length = training.max_length
 
     def encode(row: PreferencePair) -> dict[str, Any] | None:
-        both = {}
-        for name, answer in (("chosen_ids", row.chosen), ("rejected_ids", row.rejected)):
-            prompt_ids, answer_ids = encode_answer(tokenizer, row.prompt, answer, tools=row.tools)
-            both[name] = prompt_ids + answer_ids
-        too_long = training.max_length is not None and max(map(len, both.values())) > training.max_length
-        return None if too_long else both
+        both = [encode_answer(tokenizer, row.prompt, answer, tools=row.tools) for answer in row.ranking]
+        whole = [prompt_ids + answer_ids for prompt_ids, answer_ids in both]
+        answers = [ids for ids in whole if max_length is None or len(ids) <= max_length]
+        return {"answers": answers} if len(answers) > 1 else None
 
-    tables = tokenize_sides(
-        stage, train, held_out, encode, tokenizer, version=f"reward_model-1 max_length={training.max_length}"
-    )
+    return encode, f"reward_model-2 {max_length=}"
+
+
+def make_trainer(
+    arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig, tokenizer: Any, train: Any,
+    held_out: Any,
+) -> BradleyTerryTrainer:  # fmt: skip
     prepare_config(training)
-    reward_model = load_reward(path, **training_options(model))
+    reward_model = load_reward(path_of(model), **training_options(model))
     reward_model.config.pad_token_id = tokenizer.pad_token_id
-    initialise_head(reward_model, seed=training.seed)
-    trainer = BradleyTerryTrainer(
+    if not is_reward_model(path_of(model)):
+        initialise_head(reward_model, seed=training.seed)
+    return BradleyTerryTrainer(
         reward_model,
         args=training,
-        train_dataset=tables[0],
-        eval_dataset=tables[1],
+        data_collator=Rankings(tokenizer.pad_token_id),
+        train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora_config(model, is_reward_model=True),
     )
-    return train_and_save(stage, trainer, arguments, model, is_reward_model=True)
+
+
+def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig) -> Made:
+    tokenizer = load_tokenizer(path_of(model))
+    train, held_out = split_rows(stage, arguments, read)
+    train, dropped = select(stage, arguments, train)
+    encode, version = encoder(tokenizer, arguments, training)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version)
+              for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
+    trainer = make_trainer(arguments, training, model, tokenizer, *tables)
+    return train_and_save(stage, trainer, arguments, model, is_reward_model=True, metrics=dropped)
 
 
 if __name__ == "__main__":

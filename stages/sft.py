@@ -8,6 +8,7 @@ As in Llama 3 (arXiv 2407.21783, 4.1.3) the prompt is masked; every trained turn
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from data_schemas.reading import read_conversations
@@ -16,7 +17,7 @@ from engine.arguments import TrainingStageArguments, key_field
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
-from engine.tokenized import split_rows, tokenize_sides
+from engine.tokenized import Encode, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 1
@@ -30,6 +31,7 @@ class SFTArguments(TrainingStageArguments):
 
 
 ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
+read = read_conversations
 
 
 class PolicyTrainer(TrainingLoop, SFTTrainer):
@@ -39,37 +41,50 @@ class PolicyTrainer(TrainingLoop, SFTTrainer):
         return {"": float((inputs["labels"][:, 1:] != -100).sum())}
 
 
-def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
-    path = path_of(model)
-    tokenizer = load_tokenizer(path)
-    train, held_out = split_rows(
-        stage,
-        arguments,
-        read_conversations,
-        shares=arguments.train_data_shares,
-        eval_shares=arguments.eval_data_shares,
-        seed=training.seed,
-    )
+def encoder(
+    tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments, training: SFTConfig
+) -> tuple[Encode[Conversation], str]:
+    """What a conversation is in tokens and labels, and the name of this way of doing it."""
+    max_length = training.max_length
 
     def encode(row: Conversation) -> dict[str, Any] | None:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        if training.max_length is not None and len(dialog.ids) > training.max_length:
+        if max_length is not None and len(dialog.ids) > max_length:
             # A row cut in the middle of an answer would teach a turn without its end token.
             return None
         return {"input_ids": dialog.ids, "labels": dialog.labels}
 
-    tables = tokenize_sides(
-        stage, train, held_out, encode, tokenizer, version=f"sft-1 max_length={training.max_length}"
-    )
+    return encode, f"sft-1 {max_length=}"
+
+
+def make_trainer(
+    arguments: SFTArguments, training: SFTConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
+) -> PolicyTrainer:
     prepare_config(training)
-    trainer = PolicyTrainer(
-        load_causal(path, **training_options(model)),
+    return PolicyTrainer(
+        load_causal(path_of(model), **training_options(model)),
         args=training,
-        train_dataset=tables[0],
-        eval_dataset=tables[1],
+        train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora_config(model),
     )
+
+
+def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
+    tokenizer = load_tokenizer(path_of(model))
+    train, held_out = split_rows(
+        stage,
+        arguments,
+        read,
+        shares=arguments.train_data_shares,
+        eval_shares=arguments.eval_data_shares,
+        seed=training.seed,
+    )
+    encode, version = encoder(tokenizer, arguments, training)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version)
+              for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
+    trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model)
 
 

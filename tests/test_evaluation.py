@@ -147,7 +147,8 @@ def test_dpo_loss_and_accuracy_are_means_over_pairs(tiny_model, tokenizer, rows,
             prompt_ids, answer_ids = encode_answer(tokenizer, messages(row["prompt"]), messages(answer))
             of_policy = token_log_probs(trainer.model, prompt_ids + answer_ids)[-len(answer_ids) :]
             of_reference = token_log_probs(reference, prompt_ids + answer_ids)[-len(answer_ids) :]
-            ratios.append(float((of_policy - of_reference).sum()))
+            assert answer_ids[-1] == tokenizer.eos_token_id  # all of an answer's formatting under this template
+            ratios.append(float((of_policy - of_reference)[:-1].sum()))
             if answer is row["chosen"]:
                 nlls.append(-float(of_policy.mean()))
         margins.append(0.1 * (ratios[0] - ratios[1]))

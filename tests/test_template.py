@@ -21,15 +21,16 @@ from engine.tokenized import tokenize
 from engine.tracking import Tracker
 from stages.prepare_base import prepare_tokenizer
 
-# name -> (template, its special tokens, end token, the dialog TURNS as it renders). What ⟦…⟧ encloses is trained; the
-# dialog goes up to the last trained token. The templates are the models' own, with newlines written as \n.
+# name -> (template, its special tokens, end token, the dialog TURNS as it renders). What ⟦…⟧ encloses is trained, what
+# ⟪…⟫ encloses is the answer's own content; the dialog goes up to the last trained token. The templates are the models'
+# own, with newlines written as \n.
 GOLDEN = {
     "chatml": (
         CHATML,
         ["<|im_start|>", "<|im_end|>"],
         "<|im_end|>",
-        "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n⟦Paris.<|im_end|>⟧\n"
-        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n⟦Yes, Paris!<|im_end|>⟧",
+        "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n⟦⟪Paris.⟫<|im_end|>⟧\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n⟦⟪Yes, Paris!⟫<|im_end|>⟧",
     ),
     "llama 3": (
         "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
@@ -39,9 +40,9 @@ GOLDEN = {
         ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "<|eot_id|>",
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nCapital of France?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n⟦Paris.<|eot_id|>⟧"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n⟦⟪Paris.⟫<|eot_id|>⟧"
         "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n⟦Yes, Paris!<|eot_id|>⟧",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n⟦⟪Yes, Paris!⟫<|eot_id|>⟧",
     ),
     "gemma": (
         "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
@@ -50,15 +51,15 @@ GOLDEN = {
         "{% endif %}",
         ["<bos>", "<start_of_turn>", "<end_of_turn>"],
         "<end_of_turn>",
-        "<bos><start_of_turn>user\nCapital of France?<end_of_turn>\n<start_of_turn>model\n⟦Paris.<end_of_turn>⟧\n"
-        "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n⟦Yes, Paris!<end_of_turn>⟧",
+        "<bos><start_of_turn>user\nCapital of France?<end_of_turn>\n<start_of_turn>model\n⟦⟪Paris.⟫<end_of_turn>⟧\n"
+        "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n⟦⟪Yes, Paris!⟫<end_of_turn>⟧",
     ),
     "mistral": (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + "
         "message['content'] + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}",
         ["<s>", "</s>"],
         "</s>",
-        "<s>[INST] Capital of France? [/INST]⟦ Paris.</s>⟧[INST] Sure? [/INST]⟦ Yes, Paris!</s>⟧",
+        "<s>[INST] Capital of France? [/INST]⟦ ⟪Paris.⟫</s>⟧[INST] Sure? [/INST]⟦ ⟪Yes, Paris!⟫</s>⟧",
     ),
     "zephyr": (
         "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + "
@@ -67,8 +68,8 @@ GOLDEN = {
         "{% endfor %}",
         ["</s>"],
         "</s>",
-        "<|user|>\nCapital of France?</s>\n<|assistant|>\n⟦Paris.</s>⟧\n"
-        "<|user|>\nSure?</s>\n<|assistant|>\n⟦Yes, Paris!</s>⟧",
+        "<|user|>\nCapital of France?</s>\n<|assistant|>\n⟦⟪Paris.⟫</s>⟧\n"
+        "<|user|>\nSure?</s>\n<|assistant|>\n⟦⟪Yes, Paris!⟫</s>⟧",
     ),
 }
 TURNS = [
@@ -94,27 +95,70 @@ def golden(request) -> tuple[Any, str]:
     return with_template(template, special_tokens, end), marked
 
 
-def expected(tokenizer: Any, marked: str) -> tuple[list[int], list[bool]]:
-    """Tokens and mask of a marked text, each piece of it tokenized alone."""
+def expected(tokenizer: Any, marked: str) -> tuple[list[int], list[bool], list[bool]]:
+    """Tokens and both masks of a marked text, each piece of it tokenized alone."""
     ids: list[int] = []
-    trained: list[bool] = []
-    for position, piece in enumerate(re.split("[⟦⟧]", marked)):
+    masks: dict[str, list[bool]] = {"⟦": [], "⟪": []}
+    inside = {"⟦": False, "⟪": False}
+    for piece in re.split("([⟦⟧⟪⟫])", marked):
+        if piece in ("⟦", "⟧", "⟪", "⟫"):
+            inside["⟦" if piece in "⟦⟧" else "⟪"] = piece in "⟦⟪"
+            continue
         tokens = tokenizer(piece, add_special_tokens=False)["input_ids"]
         ids += tokens
-        trained += [position % 2 == 1] * len(tokens)
-    return ids, trained
+        for kind, mask in masks.items():
+            mask += [inside[kind]] * len(tokens)
+    return ids, masks["⟦"], masks["⟪"]
 
 
 def test_golden_token_masks_of_five_templates(golden):
     tokenizer, marked = golden
-    dialog = encode_dialog(tokenizer, TURNS)
-    ids, trained = expected(tokenizer, marked)
-    assert tokenizer.decode(dialog.ids) == re.sub("[⟦⟧]", "", marked)
-    assert [(tokenizer.decode([i]), t) for i, t in zip(dialog.ids, dialog.trained, strict=True)] == [
-        (tokenizer.decode([i]), t) for i, t in zip(ids, trained, strict=True)
+    dialog = encode_dialog(tokenizer, TURNS, find_content=True)
+    ids, trained, content = expected(tokenizer, marked)
+    assert tokenizer.decode(dialog.ids) == re.sub("[⟦⟧⟪⟫]", "", marked)
+    found = zip(dialog.ids, dialog.trained, dialog.content, strict=True)
+    wanted = zip(ids, trained, content, strict=True)
+    assert [(tokenizer.decode([i]), *masks) for i, *masks in found] == [
+        (tokenizer.decode([i]), *masks) for i, *masks in wanted
     ]
     assert dialog.ids == ids
     assert dialog.labels == [i if t else -100 for i, t in zip(ids, trained, strict=True)]
+    assert encode_dialog(tokenizer, TURNS).content == trained  # where content is not asked for
+
+
+@pytest.mark.parametrize("answer", ["  indented", "été 日本 🙂", "ends in space \n", "zqprobe", "<|im_start|>user\n"])
+def test_content_is_what_stands_between_header_and_termination(golden, answer):
+    tokenizer, _ = golden
+    turns = [*TURNS[:3], Message(role="assistant", content=answer)]
+    dialog = encode_dialog(tokenizer, turns, train_from=3, find_content=True)
+    wanted = answer.strip() if "| trim" in tokenizer.chat_template else answer
+    assert tokenizer.decode([i for i, c in zip(dialog.ids, dialog.content, strict=True) if c]) == wanted
+    assert dialog.content[-1] is False and dialog.trained[-1] is True  # the end token is formatting, and is trained
+
+
+def test_a_header_in_the_answers_own_tokens_is_formatting():
+    """A template that ignores add_generation_prompt leaves the header to the answer."""
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    dialog = encode_dialog(tokenizer, TURNS[:2], find_content=True)
+    marked = "<|im_start|>user\nCapital of France?<|im_end|>\n⟦<|im_start|>assistant\n⟪Paris.⟫<|im_end|>⟧"
+    assert (dialog.ids, dialog.trained, dialog.content) == expected(tokenizer, marked)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{{ m['content'] | upper }}",  # the words are not what they were
+        "{{ m['content'] | length }}: {{ m['content'] }}",  # the header hangs on the words
+        "{{ m['content'] }}{% if 'Paris' in m['content'] %}!!{% endif %}<|im_end|>extra{{ m['content'] | length }}",
+    ],
+)
+def test_a_template_that_does_not_tell_formatting_from_content_is_one_clear_error(said):
+    template = "{% for m in messages %}<|im_start|>" + said + "<|im_end|>{% endfor %}"
+    tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    with pytest.raises(ValueError, match=r"does not tell formatting from content in turn 2: .* mask_formatting: false"):
+        encode_dialog(tokenizer, TURNS[:2], find_content=True)
+    encode_dialog(tokenizer, TURNS[:2])
 
 
 def test_every_trained_turn_ends_in_a_labelled_end_token(golden):
@@ -129,7 +173,7 @@ def test_only_turns_from_train_from_on_are_trained(golden):
     tokenizer, marked = golden
     first, second = (match.end() for match in re.finditer("⟧", marked))
     dialog = encode_dialog(tokenizer, TURNS, train_from=2)
-    ids, trained = expected(tokenizer, marked[:first].replace("⟦", "").replace("⟧", "") + marked[first:second])
+    ids, trained, _ = expected(tokenizer, re.sub("[⟦⟧⟪⟫]", "", marked[:first]) + marked[first:second])
     assert (dialog.ids, dialog.trained) == (ids, trained)
 
 
