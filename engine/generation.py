@@ -22,6 +22,7 @@ from data_schemas.artifact import write_atomically
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
 from engine.arguments import GenerationArguments
+from engine.models import identity_of
 from engine.stage import Stage
 from engine.template import encode_prompt
 from engine.tokenized import wait_for
@@ -38,6 +39,7 @@ class Ask:
 
     prompt: Prompt
     k: int
+    temperature: float | None = None  # None: the stage's own
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,16 @@ def noise(seed: str, prompt_id: str, k: int, length: int) -> np.ndarray:
 class _Sample(LogitsProcessor):
     """Leaves one token a row: the one at which the cumulative probability passes the row's uniform number."""
 
-    def __init__(self, noise_BN: torch.Tensor, *, num_prompt_tokens: int, temperature: float, top_p: float) -> None:
-        self.noise_BN, self.start, self.temperature, self.top_p = noise_BN, num_prompt_tokens, temperature, top_p
+    def __init__(
+        self, noise_BN: torch.Tensor, temperature_B1: torch.Tensor, *, num_prompt_tokens: int, top_p: float
+    ) -> None:
+        self.noise_BN, self.temperature_B1, self.start, self.top_p = noise_BN, temperature_B1, num_prompt_tokens, top_p
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.temperature == 0:
+        greedy_B1 = self.temperature_B1 == 0
+        if greedy_B1.all():
             return scores
-        probabilities_BV = torch.softmax(scores.double() / self.temperature, dim=-1)
+        probabilities_BV = torch.softmax(scores.double() / self.temperature_B1.masked_fill(greedy_B1, 1.0), dim=-1)
         if self.top_p < 1:
             sorted_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
             beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= self.top_p
@@ -106,6 +111,7 @@ class _Sample(LogitsProcessor):
         cumulative_BV = probabilities_BV.cumsum(-1)
         uniform_B1 = self.noise_BN[:, input_ids.shape[1] - self.start, None] * cumulative_BV[:, -1:]
         chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=scores.shape[1] - 1)
+        chosen_B1 = torch.where(greedy_B1, scores.argmax(dim=1, keepdim=True), chosen_B1)
         return torch.full_like(scores, -math.inf).scatter(1, chosen_B1, 0.0)
 
 
@@ -140,10 +146,11 @@ def sample(
         noise_BN = torch.from_numpy(
             np.stack([noise(seed, ask.prompt.prompt_id, ask.k, arguments.max_new_tokens) for ask in batch])
         )
+        temperatures = [arguments.temperature if ask.temperature is None else ask.temperature for ask in batch]
         sampler = _Sample(
             noise_BN.to(model.device),
+            torch.tensor(temperatures, dtype=torch.float64, device=model.device)[:, None],
             num_prompt_tokens=width,
-            temperature=arguments.temperature,
             top_p=arguments.top_p,
         )
         with torch.no_grad():
@@ -168,7 +175,11 @@ def sample(
     order = sorted(
         range(len(asks)), key=lambda i: (len(encoded[asks[i].prompt.prompt_id]), asks[i].prompt.prompt_id, asks[i].k)
     )
-    results = in_batches(stage, name, [asks[i] for i in order], generate, size=arguments.generation_batch_size)
+    ordered = [asks[i] for i in order]
+    rows = [(encoded[ask.prompt.prompt_id], ask.prompt.prompt_id, ask.k, ask.temperature) for ask in ordered]
+    settings = (arguments.dtype, seed, arguments.temperature, arguments.top_p, arguments.max_new_tokens)
+    content = (identity_of(str(model.config.name_or_path)), settings, sorted(end_ids), rows)
+    results = in_batches(stage, name, ordered, generate, size=arguments.generation_batch_size, content=content)
     answers: list[Answer | None] = [None] * len(asks)
     for position, result in zip(order, results, strict=True):
         answers[position] = Answer(**result)
@@ -186,17 +197,29 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
 
 
 def in_batches(
-    stage: Stage, name: str, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]], *, size: int
+    stage: Stage,
+    name: str,
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], list[Result]],
+    *,
+    size: int,
+    content: Any,
 ) -> list[Result]:
     """`work` on batches of `items`, divided among the processes; every process gets all results, in order.
 
     Results travel as files, not through a collective: a process may take as long as it needs. A finished part is kept
-    and used by the next attempt.
+    and used by the next attempt, also by one in another folder beside this one: `content` is all that makes the results
+    what they are, so a step that failed later on and runs again with other keys does not compute them twice.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    parts = [stage.folder / "checkpoints" / f"{name}.{part}-of-{processes}.json" for part in range(processes)]
+    key = hashlib.sha256(json.dumps([content, size], sort_keys=True).encode()).hexdigest()[:16]
+    parts = [stage.folder / "checkpoints" / f"{name}-{key}.{part}-of-{processes}.json" for part in range(processes)]
     parts[0].parent.mkdir(exist_ok=True)
+    earlier = next(stage.folder.parent.glob(f"*/checkpoints/{parts[rank].name}"), None)
+    if earlier is not None and not parts[rank].exists():
+        log.info("%s: taken from %s", name, earlier.parent.parent)
+        write_atomically(parts[rank], earlier.read_text())
     if not parts[rank].exists():
         mine = range(rank, len(batches), processes)
         done: list[list[Result]] = []

@@ -1,7 +1,10 @@
 """Scores of answers: by a function, or by a reward model."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.rows import Message, Prompt, for_template
+from data_schemas.stage_keys import ConfigError
 from engine.generation import in_batches
-from engine.models import load_reward, load_tokenizer
+from engine.models import identity_of, load_reward, load_tokenizer
 from engine.stage import Stage, find_function
 from engine.template import encode_answer
 
@@ -24,16 +28,47 @@ class Answered:
     ended: bool
 
 
-def score_by_function(reference: str, answered: Sequence[Answered]) -> list[float]:
-    """`module:function(prompt, answer, ended)` for each. Raises ValueError where it gives no finite number."""
+def score_by_function(reference: str, answered: Sequence[Answered], *, timeout: float) -> list[float]:
+    """`module:function(prompt, answer, ended)` for each. Raises ConfigError, naming the answer, where the function
+    raises, takes longer than `timeout` seconds, or gives no finite number."""
     function = find_function(reference)
     scores = []
     for item in answered:
-        score = function(for_template(item.prompt.prompt), item.text, item.ended)
+        said = f"{reference}(…, {item.text[:80]!r}, {item.ended})"
+        try:
+            with _at_most(timeout):
+                score = function(for_template(item.prompt.prompt), item.text, item.ended)
+        except _TookTooLong:
+            raise ConfigError(f"{said} took longer than function_timeout={timeout:g} seconds") from None
+        except Exception as error:
+            raise ConfigError(f"{said} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         if not isinstance(score, int | float) or not math.isfinite(score):
-            raise ValueError(f"{reference} gave {score!r} for {item.text[:80]!r}, expected a finite number")
+            raise ConfigError(f"{said} gave {score!r}, expected a finite number")
         scores.append(float(score))
     return scores
+
+
+class _TookTooLong(BaseException):
+    """Not an Exception: the function's own handlers must not catch it."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises _TookTooLong after so many seconds, also out of a loop or a wait that would never end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a signal reaches the main thread alone
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise _TookTooLong
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def score_by_reward_model(
@@ -55,7 +90,8 @@ def score_by_reward_model(
     def score(batch: Sequence[int]) -> list[float]:
         return reward_scores(model, [rows[i] or [] for i in batch], pad=int(tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
 
-    found = in_batches(stage, name, order, score, size=batch_size)
+    content = (identity_of(path), dtype, [rows[i] for i in order])
+    found = in_batches(stage, name, order, score, size=batch_size, content=content)
     lowest = min(found, default=0.0)
     scores = [lowest] * len(rows)
     for index, value in zip(order, found, strict=True):

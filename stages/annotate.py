@@ -1,26 +1,31 @@
-"""Preference annotation: prompts, two answers each from one or two policies, an annotator -> pairs with a strength.
+"""Preference annotation: prompts, answers from one or more policies, an annotator -> pairs with a strength.
 
-As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where there are two; there is no edit
-step. The annotator is a Python function, or a reward model. Equal, identical and empty answers are dropped and counted.
+As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where there are two; an edit step is
+left to people. With more answers the best is chosen, and the worst (RLHFlow) or a random other one (Tülu 3, arXiv
+2411.15124) rejected, or the whole ranking kept. The annotator is a Python function, or one or more reward models.
+Equal, identical and empty answers are dropped and counted.
 
     accelerate launch stages/annotate.py --config configs/stages/annotate.yaml
 """
 
 import logging
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from data_schemas.reading import write_rows
-from data_schemas.rows import STRENGTHS, Message, PreferencePair, Prompt, Strength
+from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
 from data_schemas.stage_keys import ConfigError
+from engine.annotators import Annotator, Group, Judgement, Program, RewardModels
 from engine.arguments import GenerationArguments, key_field, required_field
 from engine.generation import Answer, Ask, device_of, draw_both_sides, sample
 from engine.models import load_causal, load_tokenizer
-from engine.scoring import Answered, score_by_function, score_by_reward_model
+from engine.scoring import Answered
 from engine.stage import Made, Stage, run_stage
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
 log = logging.getLogger(__name__)
 
@@ -29,10 +34,14 @@ log = logging.getLogger(__name__)
 class AnnotateArguments(GenerationArguments):
     prompts: list[str] = required_field("files of prompts", role="rows")
     validation_prompts: list[str] | None = key_field(None, "held-out prompts: their pairs are eval rows", role="rows")
-    policies: list[str] = required_field("one or two policies that answer", role="model")
+    policies: list[str] = required_field("one or more policies that answer, in turn", role="model")
     policy_names: list[str] | None = key_field(None, "their names, for the rows", role="runtime")
     annotator_function: str | None = key_field(None, "module:function(prompt, answer, ended) -> score", role="function")
-    annotator_model: str | None = key_field(None, "a reward model as the annotator", role="model")
+    annotator_models: list[str] | None = key_field(None, "reward models as the annotator; several vote", role="model")
+    vote: Literal["mean", "majority"] = key_field("mean", "how several reward models agree on an order")
+    num_answers: int = key_field(2, "answers a prompt, over all policies")
+    rejected: Literal["worst", "random"] = key_field("worst", "of the answers below the best, which is rejected")
+    keep_rankings: bool = key_field(False, "keep the answers between the best and the worst: rows are rankings")
     num_prompts: int | None = key_field(None, "prompts drawn; null: all")
     num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all")
     round: int = key_field(1, "each round draws the next prompts")
@@ -40,6 +49,7 @@ class AnnotateArguments(GenerationArguments):
         [1.0, 0.5, 0.25], "score difference from which a pair is significantly better, better, slightly better"
     )
     keep_unfinished: bool = key_field(False, "let answers be chosen that the length limit cut off")
+    function_timeout: float = key_field(60.0, "seconds that one call of annotator_function may take", role="runtime")
 
 
 ARGUMENTS = (AnnotateArguments,)
@@ -52,50 +62,63 @@ def strength_of(difference: float, margins: Sequence[float]) -> Strength:
 
 
 def compare(
-    prompt: Prompt,
-    answers: Sequence[Answer],
-    scores: Sequence[float],
+    group: Group,
+    judgement: Judgement,
     names: Sequence[str],
     *,
     margins: Sequence[float],
-    keep_unfinished: bool,
+    keep_unfinished: bool = False,
+    keep_rankings: bool = False,
+    draw: random.Random | None = None,
 ) -> PreferencePair | str:
-    """The pair that two answers make, or why they make none: empty, identical, equal_score, unfinished_chosen."""
-    if any(not answer.text.strip() for answer in answers):
+    """What the answers of a prompt make: a pair, or a ranking; or why nothing: empty, identical, equal_score,
+    unfinished_chosen. Of identical answers, and of answers with equal scores, the first stands for all. `draw` picks
+    the rejected answer among those below the best; without it the worst is rejected."""
+    scores_N, answers = judgement.scores_N, group.answers
+    alive = [i for i, answer in enumerate(answers) if answer.text.strip()]
+    if len(alive) < 2:
         return "empty"
-    if answers[0].text.strip() == answers[1].text.strip():
+    alive = list({answers[i].text.strip(): i for i in reversed(alive)}.values())
+    if len(alive) < 2:
         return "identical"
-    if scores[0] == scores[1]:
+    alive = list({scores_N[i]: i for i in sorted(alive, reverse=True)}.values())
+    if len(alive) < 2:
         return "equal_score"
-    best = 0 if scores[0] > scores[1] else 1
-    if not answers[best].ended and not keep_unfinished:
+    order = sorted(alive, key=lambda i: -scores_N[i])
+    while order and not keep_unfinished and not answers[order[0]].ended:
+        order.pop(0)
+    if len(order) < 2:
         return "unfinished_chosen"
-    chosen, rejected = ([Message(role="assistant", content=answers[side].text)] for side in (best, 1 - best))
+    best, worst = order[0], draw.choice(order[1:]) if draw else order[-1]
+    between = order[1:-1] if keep_rankings else []
+    messages = {i: [Message(role="assistant", content=answers[i].text)] for i in order}
+    optional: dict[str, Any] = {"disagreement": judgement.disagreement(best, worst)} if judgement.votes_VN else {}
+    if between:
+        optional["between"] = [messages[i] for i in between]
     return PreferencePair(
-        prompt=prompt.prompt,
-        chosen=chosen,
-        rejected=rejected,
-        tools=prompt.tools,
-        group_id=prompt.group_id,
-        strength=strength_of(scores[best] - scores[1 - best], margins),
+        prompt=group.prompt.prompt,
+        chosen=messages[best],
+        rejected=messages[worst],
+        tools=group.prompt.tools,
+        group_id=group.prompt.group_id,
+        strength=judgement.strength or strength_of(scores_N[best] - scores_N[worst], margins),
         chosen_from=names[best],
-        rejected_from=names[1 - best],
-        chosen_score=scores[best],
-        rejected_score=scores[1 - best],
+        rejected_from=names[worst],
+        chosen_score=scores_N[best],
+        rejected_score=scores_N[worst],
+        **optional,
     )
 
 
 def main(stage: Stage, arguments: AnnotateArguments) -> Made:
-    if not 1 <= len(arguments.policies) <= 2:
-        raise ConfigError(f"annotate takes one or two policies, got {len(arguments.policies)}")
-    if (arguments.annotator_function is None) == (arguments.annotator_model is None):
-        raise ConfigError("annotate needs annotator_function or annotator_model, one of them")
-    if (
-        len(arguments.strength_margins) != 3
-        or sorted(arguments.strength_margins, reverse=True) != arguments.strength_margins
-    ):
-        raise ConfigError(f"strength_margins={arguments.strength_margins}: expected three falling score differences")
+    check(arguments)
     device = device_of(arguments.use_cpu)
+    annotator: Annotator
+    if arguments.annotator_function:
+        annotator = Program(arguments.annotator_function, arguments.function_timeout)
+    else:
+        annotator = RewardModels(stage, arguments.annotator_models or [], arguments.vote, device, arguments.dtype,
+                                 arguments.generation_batch_size)  # fmt: skip
     drawn = draw_both_sides(
         (arguments.prompts, arguments.num_prompts),
         (arguments.validation_prompts, arguments.num_validation_prompts),
@@ -103,40 +126,36 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
         purpose="annotate",
         round=arguments.round,
     )
-    # Two answers a prompt: one from each policy, or both from the only one.
-    policies = [arguments.policies[0], arguments.policies[-1]]
-    names = [(arguments.policy_names or arguments.policies)[side] for side in (0, -1)]
-    answers: list[list[Answer]] = []
-    purpose = f"{stage.name}/{arguments.round}"
+    # Answer k of a prompt comes from policy k, from the first again after the last.
+    number, policies = arguments.num_answers, arguments.policies
+    names = [(arguments.policy_names or policies)[k % len(policies)] for k in range(number)]
+    answers: dict[tuple[int, int], Answer] = {}  # (number of the prompt, k)
     for side, path in enumerate(policies):
+        mine = [(place, k) for place in range(len(drawn)) for k in range(side, number, len(policies))]
         tokenizer = load_tokenizer(path)
         policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-        asks = [Ask(prompt, side) for _, prompt in drawn]
-        answers.append(sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose))
+        asks = [Ask(drawn[place][1], k) for place, k in mine]
+        purpose = f"{stage.name}/{arguments.round}"
+        found = sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose)
+        answers |= dict(zip(mine, found, strict=True))
         del policy
-    answered = [
-        Answered(prompt, both[side].text, both[side].ended)
-        for (_, prompt), both in zip(drawn, zip(*answers, strict=True), strict=True)
-        for side in (0, 1)
+    groups = [
+        Group(prompt, [Answered(prompt, answers[place, k].text, answers[place, k].ended) for k in range(number)])
+        for place, (_, prompt) in enumerate(drawn)
     ]
-    if arguments.annotator_function:
-        scores = score_by_function(arguments.annotator_function, answered)
-    else:
-        scores = score_by_reward_model(
-            stage, "scores", str(arguments.annotator_model), answered, device=device, dtype=arguments.dtype,
-            batch_size=arguments.generation_batch_size,
-        )  # fmt: skip
+    judgements = annotator(groups)
 
     pairs: dict[str, list[PreferencePair]] = {"train": [], "validation": []}
     dropped: Counter[str] = Counter()
-    for number, (side, prompt) in enumerate(drawn):
+    for (side, prompt), group, judgement in zip(drawn, groups, judgements, strict=True):
         result = compare(
-            prompt,
-            [answers[0][number], answers[1][number]],
-            scores[2 * number : 2 * number + 2],
+            group,
+            judgement,
             names,
             margins=arguments.strength_margins,
             keep_unfinished=arguments.keep_unfinished,
+            keep_rankings=arguments.keep_rankings,
+            draw=random.Random(f"{arguments.seed}/{prompt.prompt_id}") if arguments.rejected == "random" else None,
         )
         if isinstance(result, str):
             dropped[result] += 1
@@ -146,19 +165,37 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
         for side, rows in pairs.items():
             write_rows(stage.folder / f"pairs.{side}.jsonl", rows)
     if not pairs["train"]:
-        raise ValueError(f"no pair is left of {len(drawn)} prompts: {dict(dropped)}")
+        raise ConfigError(f"no pair is left of {len(drawn)} prompts: "
+                          f"{', '.join(f'{reason} {count}' for reason, count in dropped.items())}")  # fmt: skip
     log.info("%d pairs, dropped: %s", sum(map(len, pairs.values())), dict(dropped) or "none")
-    levels = Counter(pair.strength for rows in pairs.values() for pair in rows)
+    made = [pair for rows in pairs.values() for pair in rows]
+    scores = [score for judgement in judgements for score in judgement.scores_N]
     metrics: dict[str, float | int | str | None] = {
         "prompts": len(drawn),
-        "pairs": sum(map(len, pairs.values())),
+        "pairs": len(made),
         "score_mean": sum(scores) / len(scores),
     }
-    metrics |= {str(level): count for level, count in levels.items()}
+    if made[0].disagreement is not None:
+        metrics["disagreement_mean"] = sum(pair.disagreement or 0.0 for pair in made) / len(made)
+    metrics |= {str(level): count for level, count in Counter(pair.strength for pair in made).items()}
     metrics |= {f"dropped_{reason}": count for reason, count in dropped.items()}
     return Made(
         outputs={f"pairs.{side}": f"pairs.{side}.jsonl" for side, rows in pairs.items() if rows}, metrics=metrics
     )
+
+
+def check(arguments: AnnotateArguments) -> None:
+    """Raises ConfigError for keys that do not go together."""
+    if (arguments.annotator_function is None) == (not arguments.annotator_models):
+        raise ConfigError("annotate needs annotator_function or annotator_models, one of them")
+    number, margins = arguments.num_answers, arguments.strength_margins
+    if number < max(2, len(arguments.policies)):
+        raise ConfigError(f"num_answers={number} is too few to compare answers of {len(arguments.policies)} policies; "
+                          f"try {max(2, len(arguments.policies))}")  # fmt: skip
+    if len(margins) != 3 or sorted(margins, reverse=True) != margins:
+        raise ConfigError(f"strength_margins={margins}: expected three falling score differences")
+    if arguments.keep_rankings and arguments.rejected == "random":
+        raise ConfigError("keep_rankings: true keeps all answers in order; it does not go with rejected: random")
 
 
 if __name__ == "__main__":

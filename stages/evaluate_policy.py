@@ -1,7 +1,8 @@
 """Evaluates a policy on the run's frozen prompts, compares it with the earlier ones, and chooses the best so far.
 
 Every policy in a comparison is scored by the same judge, named in the row: the gold score where there is one, else a
-reward model that no round optimised. The round's own reward model is reported as a proxy and decides nothing.
+reward model that no round optimised. The round's own reward model is reported as a proxy and decides nothing alone. The
+gate's rules say whether the policy becomes the best so far, the best is kept, or the run stops.
 
     accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml
 """
@@ -10,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +21,24 @@ from data_schemas.artifact import Artifact, Choice
 from data_schemas.reading import read_prompts, read_rows, write_rows
 from data_schemas.rows import Candidate, Candidates, Prompt
 from data_schemas.stage_keys import ConfigError
-from engine.arguments import GenerationArguments, key_field, required_field
+from engine.arguments import key_field, required_field
+from engine.gate import GateArguments, decide
 from engine.generation import Answer, Ask, device_of, in_batches, log_prob_sums, sample
-from engine.models import load_causal, load_tokenizer
+from engine.models import identity_of, load_causal, load_tokenizer
 from engine.scoring import Answered, score_by_function, score_by_reward_model
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_prompt
 
 # Shapes: P = prompts, K = answers a prompt.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
 NUM_RESAMPLES = 2_000
+Metric = float | int | str | None
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class EvaluatePolicyArguments(GenerationArguments):
+class EvaluatePolicyArguments(GateArguments):
     prompts: list[str] = required_field("files of held-out prompts, frozen for the run", role="rows")
     model_name_or_path: str = required_field("the policy under test", role="model")
     policy_step: str = key_field("", "name of the step that made the policy")
@@ -49,6 +52,7 @@ class EvaluatePolicyArguments(GenerationArguments):
     judge_model: str | None = key_field(None, "a reward model no round optimises, where there is no gold", role="model")
     proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
     num_answers: int = key_field(4, "answers a prompt")
+    function_timeout: float = key_field(60.0, "seconds that one call of judge_function may take", role="runtime")
     num_prompts: int | None = key_field(None, "the first prompts; null: all")
 
 
@@ -73,32 +77,48 @@ def distinct_2(texts: Sequence[str]) -> float:
     return len(set(pairs)) / max(1, len(pairs))
 
 
-def compare(
-    scores_PK: np.ndarray, previous: Sequence[np.ndarray], *, seed: int
-) -> tuple[dict[str, float | int | str | None], dict[str, str]]:
-    """Win rates and score gains against the first and the previous policy, or why there are none."""
-    metrics: dict[str, float | int | str | None] = {}
-    reasons: dict[str, str] = {}
-    for name, other_PK in (("first", previous[:1]), ("previous", previous[-1:])):
-        if not other_PK:
-            reasons[f"win_rate_vs_{name}"] = "this is the first policy"
-            metrics[f"win_rate_vs_{name}"] = None
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier evaluation on the same prompts by the same judge."""
+
+    policy: str  # the step that made it
+    scores_PK: np.ndarray
+    groups: Sequence[Candidates]
+    choices: Sequence[Choice]
+
+    @property
+    def answered(self) -> list[Answered]:
+        """Its answers, prompt by prompt."""
+        answered: list[Answered] = []
+        for group in self.groups:
+            prompt = Prompt(prompt=group.prompt, tools=group.tools, group_id=group.group_id)
+            answered += [Answered(prompt, candidate.text, candidate.ended) for candidate in group.candidates]
+        return answered
+
+    @property
+    def mean_answer_tokens(self) -> float:
+        return float(np.mean([candidate.num_tokens for group in self.groups for candidate in group.candidates]))
+
+
+def compare(scores_PK: np.ndarray, others: Mapping[str, np.ndarray | None], *, seed: int) -> dict[str, Metric]:
+    """Win rate and gain in the mean score against each other policy with their intervals; null where there is none."""
+    metrics: dict[str, Metric] = {}
+    for name, other_PK in others.items():
+        if other_PK is None:
+            metrics |= {f"win_rate_vs_{name}": None, f"score_gain_vs_{name}": None}
             continue
         for metric, differences_P in (
-            (f"win_rate_vs_{name}", wins(scores_PK, other_PK[0])),
-            (f"score_gain_vs_{name}", (scores_PK - other_PK[0]).mean(axis=1)),
+            (f"win_rate_vs_{name}", wins(scores_PK, other_PK)),
+            (f"score_gain_vs_{name}", (scores_PK - other_PK).mean(axis=1)),
         ):
             mean, low, high = paired_interval(differences_P, seed=seed)
             metrics |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-    return metrics, reasons
+    return metrics
 
 
-def earlier(
-    folders: Sequence[str], judge: str, prompts: Sequence[Prompt], num_answers: int
-) -> tuple[list[np.ndarray], list[Choice]]:
-    """Scores [P, K] of the earlier evaluations and the policies so far. Refuses another judge or other prompts."""
-    scores: list[np.ndarray] = []
-    choices: list[Choice] = []
+def read_earlier(folders: Sequence[str], judge: str, prompts: Sequence[Prompt], num_answers: int) -> list[Earlier]:
+    """The earlier evaluations, oldest first. Refuses another judge or other prompts."""
+    found: list[Earlier] = []
     for folder in map(Path, folders):
         record = Artifact.read(folder)
         if record is None:
@@ -111,9 +131,10 @@ def earlier(
         same = [group.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts]
         if not same or any(len(group.candidates) != num_answers for group in groups):
             raise ConfigError(f"{folder} was made on other prompts or another num_answers: not comparable")
-        scores.append(np.array([[candidate.score for candidate in group.candidates] for group in groups], dtype=float))
-        choices = record.choices
-    return scores, choices
+        scores = [[candidate.score for candidate in group.candidates] for group in groups]
+        policy = str(record.keys.get("policy_step") or record.inputs.get("model_name_or_path", folder))
+        found.append(Earlier(policy, np.array(scores, dtype=float), groups, record.choices))
+    return found
 
 
 def kl_to_first(
@@ -136,6 +157,7 @@ def kl_to_first(
                 rows,
                 lambda batch, model=model: log_prob_sums(model, batch, pad=pad),
                 size=arguments.generation_batch_size,
+                content=(identity_of(path), arguments.dtype, rows),
             )
         )
         del model
@@ -148,7 +170,9 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
     path, device = arguments.model_name_or_path, device_of(arguments.use_cpu)
     prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]
     judge = arguments.judge_function or "held-out reward model"
-    previous, choices = earlier(arguments.previous or [], judge, prompts, arguments.num_answers)
+    previous = read_earlier(arguments.previous or [], judge, prompts, arguments.num_answers)
+    choices = list(previous[-1].choices) if previous else []
+    best = next((one for one in previous if choices and one.policy == choices[0].step), None)
 
     tokenizer = load_tokenizer(path)
     policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -157,33 +181,49 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
     del policy
     answered = [Answered(ask.prompt, answer.text, answer.ended) for ask, answer in zip(asks, answers, strict=True)]
 
-    def by_model(name: str, model: str) -> list[float]:
-        return score_by_reward_model(stage, name, model, answered, device=device, dtype=arguments.dtype,
+    def by_model(name: str, model: str, items: Sequence[Answered]) -> list[float]:
+        return score_by_reward_model(stage, name, model, items, device=device, dtype=arguments.dtype,
                                      batch_size=arguments.generation_batch_size)  # fmt: skip
 
     if arguments.judge_function:
-        scores = score_by_function(arguments.judge_function, answered)
+        scores = score_by_function(arguments.judge_function, answered, timeout=arguments.function_timeout)
     else:
-        scores = by_model("judge", str(arguments.judge_model))
+        scores = by_model("judge", str(arguments.judge_model), answered)
     scores_PK = np.array(scores).reshape(len(prompts), arguments.num_answers)
-    proxy = by_model("proxy", arguments.proxy_model) if arguments.proxy_model else None
+    proxy = by_model("proxy", arguments.proxy_model, answered) if arguments.proxy_model else None
 
-    metrics, reasons = compare(scores_PK, previous, seed=arguments.seed)
+    others = {
+        "first": previous[0].scores_PK if previous else None,
+        "previous": previous[-1].scores_PK if previous else None,
+        "best": best.scores_PK if best else None,
+    }
+    metrics = compare(scores_PK, others, seed=arguments.seed)
+    ended_share = float(np.mean([answer.ended for answer in answers]))
+    mean_answer_tokens = float(np.mean([len(answer.ids) for answer in answers]))
     metrics |= {
         "judge": judge,
         "judge_mean": float(scores_PK.mean()),
         "gold_mean": float(scores_PK.mean()) if arguments.judge_function else None,
         "proxy_mean": float(np.mean(proxy)) if proxy else None,
+        "proxy_gain_vs_best": None,
         "kl_to_first": kl_to_first(stage, arguments, asks, answers) if arguments.first_policy else 0.0,
-        "mean_answer_tokens": float(np.mean([len(answer.ids) for answer in answers])),
-        "ended_share": float(np.mean([answer.ended for answer in answers])),
+        "mean_answer_tokens": mean_answer_tokens,
+        "length_growth": mean_answer_tokens / best.mean_answer_tokens if best else None,
+        "ended_share": ended_share,
+        "unfinished_share": 1 - ended_share,
         "distinct_2": distinct_2([answer.text for answer in answers]),
         "prompts": len(prompts),
     }
+    if proxy and best:
+        of_best = by_model("proxy-of-best", str(arguments.proxy_model), best.answered)
+        metrics["proxy_gain_vs_best"] = float(np.mean(proxy) - np.mean(of_best))
+    decision = decide(metrics, arguments)
+    metrics |= {"gate": decision.action, "gate_reason": decision.by}
+    reasons = {name: "this is the first policy" for name, value in metrics.items() if value is None}
     if not arguments.judge_function:
         reasons["gold_mean"] = "the recipe gives no judge_function"
     if proxy is None:
-        reasons["proxy_mean"] = "no reward model has been trained yet"
+        reasons["proxy_mean"] = reasons["proxy_gain_vs_best"] = "no reward model is optimised up to here"
     if stage.is_main:
         write_rows(stage.folder / "answers.jsonl", _groups(prompts, asks, answers, scores, path))
         if proxy:
@@ -191,8 +231,11 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
 
     folder = os.path.relpath(path, stage.folder.parent)
     here = Choice(step=arguments.policy_step or path, folder=folder, score=float(scores_PK.mean()))
-    ranking = sorted([*choices, here], key=lambda choice: -choice.score)  # stable: an equal one does not displace
-    log.info("%s mean %.4f; best so far: %s", judge, here.score, ranking[0].step)
+    # The best first; the others by score. An annotation may ask for the second.
+    accepted = decision.action == "accept"
+    first, others_ = ([here], choices) if accepted else (choices[:1], [*choices[1:], here])
+    ranking = [*first, *sorted(others_, key=lambda choice: -choice.score)]
+    log.info("%s mean %.4f; %s: %s; best so far: %s", judge, here.score, decision.action, decision.by, ranking[0].step)
     outputs = {"answers": "answers.jsonl"} | ({"proxy_scores": "proxy_scores.json"} if proxy else {})
     return Made(outputs=outputs, metrics=metrics, reasons=reasons, choices=ranking)
 

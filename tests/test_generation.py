@@ -1,18 +1,20 @@
 """Sampling, scoring, and what becomes of the answers: the same rows for any batch size and number of processes."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_here
+from conftest import call_stage, run_here
 
-from data_schemas.artifact import Artifact
+from data_schemas.artifact import Artifact, read_json
 from data_schemas.reading import read_pairs, read_prompts, read_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
 from data_schemas.stage_keys import ConfigError
+from engine.annotators import Group, Judgement
 from engine.arguments import GenerationArguments
 from engine.generation import Answer, Ask, _Sample, draw_prompts, log_prob_sums, noise, sample
 from engine.models import load_causal, load_reward, load_tokenizer
@@ -20,9 +22,9 @@ from engine.scoring import Answered, score_by_function, score_by_reward_model
 from engine.stage import Stage
 from engine.template import encode_prompt
 from engine.tracking import Tracker
-from stages import annotate, evaluate_policy
+from stages import annotate, evaluate_policy, rejection_sampling
 from stages.annotate import strength_of
-from stages.rejection_sampling import pick
+from stages.rejection_sampling import above, asked, pick, rows_of
 
 
 def question(text: str) -> Prompt:
@@ -73,14 +75,15 @@ def reward_model(tiny_model, rows, tmp_path_factory) -> Path:
 def test_the_token_at_which_the_cumulative_probability_passes_the_noise(uniform, temperature, top_p, token):
     scores = torch.log(torch.tensor([[0.1, 0.5, 0.4]]))
     # Three prompt tokens and one generated already: the noise of position 1 counts.
-    sampler = _Sample(torch.tensor([[0.3, uniform]]), num_prompt_tokens=3, temperature=temperature, top_p=top_p)
+    temperatures = torch.tensor([[temperature]], dtype=torch.float64)
+    sampler = _Sample(torch.tensor([[0.3, uniform]]), temperatures, num_prompt_tokens=3, top_p=top_p)
     left = sampler(torch.zeros(1, 4, dtype=torch.long), scores)
     assert left[0].tolist() == [0.0 if index == token else -math.inf for index in range(3)]
 
 
 def test_temperature_0_leaves_the_scores_to_the_greedy_choice():
     scores = torch.tensor([[1.0, 3.0, 2.0]])
-    sampler = _Sample(torch.zeros(1, 1), num_prompt_tokens=0, temperature=0.0, top_p=1.0)
+    sampler = _Sample(torch.zeros(1, 1), torch.zeros(1, 1), num_prompt_tokens=0, top_p=1.0)
     assert torch.equal(sampler(torch.zeros(1, 0, dtype=torch.long), scores), scores)
 
 
@@ -228,12 +231,20 @@ def test_a_function_scores_prompt_answer_and_end(tmp_path, monkeypatch):
     (tmp_path / "judge.py").write_text(
         "def score(prompt, answer, ended):\n    return len(answer) + 100 * ended + 1000 * len(prompt)\n"
         "def bad(prompt, answer, ended):\n    return float('nan')\n"
+        "def broken(prompt, answer, ended):\n    return prompt[7]\n"
+        "def endless(prompt, answer, ended):\n"
+        "    while True:\n        try:\n            x = 1\n        except Exception:\n            pass\n"
     )
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
-    asked = [Answered(PROMPTS[0], "abc", True), Answered(PROMPTS[0], "ab", False)]
-    assert score_by_function("judge:score", asked) == [1103.0, 1002.0]
-    with pytest.raises(ValueError, match=r"judge:bad gave nan for 'abc', expected a finite number"):
-        score_by_function("judge:bad", asked)
+    items = [Answered(PROMPTS[0], "abc", True), Answered(PROMPTS[0], "ab", False)]
+    assert score_by_function("judge:score", items, timeout=9) == [1103.0, 1002.0]
+    for name, message in (
+        ("bad", r"judge:bad\(…, 'abc', True\) gave nan, expected a finite number"),
+        ("broken", r"judge:broken\(…, 'abc', True\) raised IndexError: list index out of range"),
+        ("endless", r"judge:endless\(…, 'abc', True\) took longer than function_timeout=0.2 seconds"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            score_by_function(f"judge:{name}", items, timeout=0.2)
 
 
 # -- pairs ------------------------------------------------------------------------------------------------------------
@@ -254,8 +265,11 @@ def test_strength_by_score_difference(difference, strength):
     assert strength_of(difference, [1.0, 0.5, 0.25]) == strength
 
 
-def answered(text: str, *, ended: bool = True) -> Answer:
-    return Answer(text, [1, 2], ended)
+def answered(text: str, *, ended: bool = True) -> Answered:
+    return Answered(PROMPTS[0], text, ended)
+
+
+MARGINS = [1.0, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -271,14 +285,85 @@ def answered(text: str, *, ended: bool = True) -> Answer:
     ],
 )
 def test_two_answers_make_a_pair_or_say_why_not(answers, scores, result):
-    made = annotate.compare(
-        PROMPTS[0], answers, scores, ["old", "new"], margins=[1.0, 0.5, 0.25], keep_unfinished=False
-    )
+    made = annotate.compare(Group(PROMPTS[0], answers), Judgement(scores), ["old", "new"], margins=MARGINS)
     if not isinstance(made, str):
         assert (made.chosen_score, made.rejected_score) == (max(scores), min(scores))
         assert made.group_id == PROMPTS[0].group_id
         made = (made.chosen[0].content, made.rejected[0].content, made.strength, made.chosen_from, made.rejected_from)
     assert made == result
+
+
+def made_of(texts: str, scores: list[float], **keys: Any) -> tuple[str, ...] | str:
+    """What answers of one letter make, best first; an upper-case one was cut off."""
+    answers = [answered(letter, ended=letter.islower()) for letter in texts]
+    made = annotate.compare(Group(PROMPTS[0], answers), Judgement(scores), list(texts), margins=MARGINS, **keys)
+    return made if isinstance(made, str) else tuple(answer[0].content for answer in made.ranking)
+
+
+@pytest.mark.parametrize(
+    ("texts", "scores", "keys", "made"),
+    [
+        ("abcd", [0.1, 0.9, 0.5, 0.3], {}, ("b", "a")),
+        ("abcd", [0.1, 0.9, 0.5, 0.3], {"keep_rankings": True}, ("b", "c", "d", "a")),
+        ("abcd", [0.5, 0.9, 0.5, 0.3], {"keep_rankings": True}, ("b", "a", "d")),  # c ties with a
+        ("aba", [0.1, 0.9, 0.1], {"keep_rankings": True}, ("b", "a")),
+        ("aBc", [0.1, 0.9, 0.5], {}, ("c", "a")),  # the best was cut off
+        ("aBc", [0.1, 0.9, 0.5], {"keep_unfinished": True}, ("B", "a")),
+        ("ABC", [0.1, 0.9, 0.5], {}, "unfinished_chosen"),
+        ("abc", [0.5, 0.5, 0.5], {}, "equal_score"),
+        ("aaa", [0.1, 0.2, 0.3], {}, "identical"),
+        (" b ", [0.1, 0.2, 0.3], {}, "empty"),
+        (" bc", [0.9, 0.2, 0.3], {}, ("c", "b")),
+    ],
+)
+def test_several_answers_make_a_pair_or_a_ranking(texts, scores, keys, made):
+    assert made_of(texts, scores, **keys) == made
+
+
+def test_a_random_lower_answer_is_rejected_where_asked():
+    scores = [0.1, 0.9, 0.5, 0.3]
+    rejected = {made_of("abcd", scores, draw=random.Random(seed))[1] for seed in range(30)}
+    assert rejected == {"a", "c", "d"}
+    assert made_of("abcd", scores, draw=random.Random(3)) == made_of("abcd", scores, draw=random.Random(3))
+
+
+def test_an_annotator_may_say_the_strength_itself_and_voters_their_disagreement():
+    group = Group(PROMPTS[0], [answered("a"), answered("b")])
+    judgement = Judgement([0.0, 9.0], strength="slightly_better", votes_VN=[[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
+    pair = annotate.compare(group, judgement, ["x", "y"], margins=MARGINS)
+    assert not isinstance(pair, str)
+    assert (pair.strength, pair.disagreement) == ("slightly_better", pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "needs annotator_function or annotator_models, one of them"),
+        ({"annotator_function": "a:b", "annotator_models": ["m"]}, "needs annotator_function or annotator_models"),
+        ({"annotator_function": "a:b", "num_answers": 1}, "num_answers=1 is too few .* 1 policies; try 2"),
+        ({"annotator_function": "a:b", "policies": ["p", "q", "r"]}, "num_answers=2 is too few .* try 3"),
+        ({"annotator_function": "a:b", "strength_margins": [0.5, 1.0, 0.2]}, "expected three falling"),
+        ({"annotator_function": "a:b", "keep_rankings": True, "rejected": "random"}, "does not go with"),
+    ],
+)
+def test_annotation_keys_that_do_not_go_together_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        annotate.check(annotate.AnnotateArguments(**{"policies": ["p"]} | keys))
+
+
+def test_a_failed_annotation_is_gone_on_with_under_another_function(tiny_model, rows, tmp_path, monkeypatch):
+    """Answers are found again in the folder of the failed step, which the mended function has made another step."""
+    judge = tmp_path / "judge.py"
+    judge.write_text("def score(prompt, answer, ended):\n    return 1 / 0\n")
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    keys = {"prompts": [rows / "prompts.jsonl"], "policies": [tiny_model], "annotator_function": "judge:score",
+            "max_new_tokens": 8, "keep_unfinished": True}  # fmt: skip
+    assert call_stage("annotate", tmp_path / "one", **keys) == 2
+    assert "raised ZeroDivisionError: division by zero" in read_json(tmp_path / "one" / "outcome.json")["cause"]
+    judge.write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
+    monkeypatch.setattr("transformers.GenerationMixin.generate", None)  # to call it would be an error
+    run_here("annotate", tmp_path / "two", **keys)
+    assert call_stage("annotate", tmp_path / "three", **keys | {"seed": 8}) == 1  # other answers are new ones
 
 
 def test_annotate_writes_pairs_from_two_policies(tiny_model, tied_model, rows, tmp_path, monkeypatch):
@@ -306,6 +391,10 @@ def candidates(*items: tuple[str, float, bool]) -> list[Candidate]:
             for k, (text, score, ended) in enumerate(items)]  # fmt: skip
 
 
+def sampling(**keys: Any) -> rejection_sampling.RejectionSamplingArguments:
+    return rejection_sampling.RejectionSamplingArguments(**{"policies": ["policy"]} | keys)
+
+
 @pytest.mark.parametrize(
     ("items", "kept"),
     [
@@ -321,18 +410,80 @@ def candidates(*items: tuple[str, float, bool]) -> list[Candidate]:
     ],
 )
 def test_the_best_candidate_is_kept_or_the_reason_why_none_is(items, kept):
-    assert pick(candidates(*items), keep_unfinished=False) == kept
+    assert pick(candidates(*items), sampling()) == ([kept] if isinstance(kept, int) else kept)
 
 
 def test_unfinished_answers_may_win_where_they_are_asked_for():
-    assert pick(candidates(("a", 0.1, True), ("b", 0.9, False)), keep_unfinished=True) == 1
+    assert pick(candidates(("a", 0.1, True), ("b", 0.9, False)), sampling(keep_unfinished=True)) == [1]
+
+
+def test_the_best_are_kept_by_rank_and_within_the_length_limits():
+    items = [("a", 0.1, True), ("b", 0.9, True), ("b ", 0.9, True), ("c", 0.5, True)]
+    assert pick(candidates(*items), sampling(num_winners=2)) == [1, 3]
+    assert pick(candidates(*items), sampling(num_winners=9)) == [1, 3, 0]
+    assert pick(candidates(*items), sampling(min_answer_tokens=4)) == "length"  # all have 3 tokens
+    assert pick(candidates(*items), sampling(max_answer_tokens=2)) == "length"
+    assert pick(candidates(*items), sampling(min_answer_tokens=3, max_answer_tokens=3)) == [1]
+
+
+def test_winners_below_the_least_score_are_dropped_with_the_reason():
+    groups = [
+        Candidates(prompt=PROMPTS[0].prompt, prompt_id="p", group_id="g", kept=[0, 1],
+                   candidates=candidates(("a", best, True), ("b", best - 1, True)))
+        for best in (1.0, 3.0)
+    ]  # fmt: skip
+    low, high = above(groups, 2.0, "below_min_score")
+    assert (low.kept, low.dropped) == ([], "below_min_score")
+    assert (high.kept, high.dropped) == ([0, 1], None)
+    assert [group.kept for group in above(groups, 2.5, "below_min_score")] == [[], [0]]
+
+
+def test_each_prompt_draws_its_temperature_and_system_prompt_by_the_seed():
+    arguments = sampling(temperature_range=[0.4, 0.9], system_prompts=["Be brief.", "Be kind."], seed=5)
+    drawn = [asked(prompt, arguments) for prompt in PROMPTS]
+    assert drawn == [asked(prompt, arguments) for prompt in PROMPTS]
+    temperatures = [temperature for _, temperature in drawn]
+    assert all(0.4 <= t <= 0.9 for t in temperatures) and len(set(temperatures)) == len(PROMPTS)
+    assert {prompt.prompt[0].content for prompt, _ in drawn} == {"Be brief.", "Be kind."}
+    for (shown, _), prompt in zip(drawn, PROMPTS, strict=True):
+        assert (shown.prompt[1:], shown.group_id) == (prompt.prompt, prompt.group_id)
+        assert shown.prompt_id != prompt.prompt_id
+    own = Prompt(prompt=[Message(role="system", content="Mine."), *PROMPTS[0].prompt])
+    assert asked(own, arguments)[0] == own
+    assert asked(PROMPTS[0], sampling()) == (PROMPTS[0], None)
+
+
+def test_a_winners_row_has_its_prompt_as_it_came_and_the_spread_as_difficulty():
+    system = [Message(role="system", content="Be kind."), *PROMPTS[0].prompt]
+    group = Candidates(prompt=system, prompt_id="p", group_id="g", kept=[1], spread=0.5,
+                       candidates=candidates(("a", 0.0, True), ("b", 1.0, True)))  # fmt: skip
+    (row,) = rows_of(group, PROMPTS[0], source="s", keep_system_prompt=False)
+    assert (row.messages[:-1], row.messages[-1].content, row.difficulty) == (PROMPTS[0].prompt, "b", 0.5)
+    (row,) = rows_of(group, PROMPTS[0], source="s", keep_system_prompt=True)
+    assert row.messages[:-1] == system
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_answers": 1}, "num_answers=1: the best of one answer is no choice; try 2"),
+        ({"keep_by": "min_score"}, "min_score goes with keep_by: min_score"),
+        ({"min_score": 1.0}, "min_score goes with keep_by: min_score"),
+        ({"temperature_range": [1.0, 0.5]}, r"temperature_range=\[1.0, 0.5\]: expected \[lowest, highest\]"),
+    ],
+)
+def test_sampling_keys_that_do_not_go_together_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        rejection_sampling.check(sampling(**keys))
 
 
 REJECTION_SAMPLING = {"num_answers": 3, "max_new_tokens": 10, "keep_unfinished": True, "generation_batch_size": 4}
 
 
-def test_two_processes_sample_the_same_rows_as_one(tiny_model, reward_model, rows, run_stage, tmp_path):
-    keys = {"model_name_or_path": tiny_model, "reward_model": reward_model, "prompts": [rows / "prompts.jsonl"],
+def test_two_processes_sample_the_same_rows_as_one(tiny_model, tied_model, reward_model, rows, run_stage, tmp_path):
+    # Two policies in turn, each prompt at its own temperature, under a system prompt of its own.
+    keys = {"policies": [tiny_model, tied_model], "reward_model": reward_model, "prompts": [rows / "prompts.jsonl"],
+            "temperature_range": [0.5, 1.5], "system_prompts": ["Be brief.", "Be kind."],
             **REJECTION_SAMPLING}  # fmt: skip
     one = run_here("rejection_sampling", tmp_path / "one", **keys)
     two = run_stage("rejection_sampling", tmp_path / "two", profile="ddp", processes=2, **keys)
@@ -340,13 +491,21 @@ def test_two_processes_sample_the_same_rows_as_one(tiny_model, reward_model, row
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
     assert two.metrics == one.metrics
     groups = read_rows(tmp_path / "one" / "candidates.jsonl", Candidates)
-    asked = read_prompts([rows / "prompts.jsonl"]).rows
-    assert sorted(group.prompt_id for group in groups) == sorted(prompt.prompt_id for prompt in asked)
+    prompts = read_prompts([rows / "prompts.jsonl"]).rows
+    assert sorted(group.prompt[-1].content for group in groups) == sorted(row.prompt[-1].content for row in prompts)
+    own = {row.prompt[0].content for row in prompts if row.prompt[0].role == "system"}
+    assert {group.prompt[0].content for group in groups} == {"Be brief.", "Be kind."} | own
     assert all([candidate.k for candidate in group.candidates] == [0, 1, 2] for group in groups)
+    sources = [str(tiny_model), str(tied_model), str(tiny_model)]
+    assert all([candidate.policy for candidate in group.candidates] == sources for group in groups)
     winners = read_rows(tmp_path / "one" / "winners.train.jsonl", Conversation)
-    kept = [group for group in groups if group.kept is not None]
-    assert [row.messages[-1].content for row in winners] == [group.candidates[group.kept].text for group in kept]
-    assert all(group.candidates[group.kept].score == max(c.score for c in group.candidates) for group in kept)
+    kept = [(group, group.candidates[group.kept[0]]) for group in groups if group.kept]
+    assert [row.messages[-1].content for row in winners] == [winner.text for _, winner in kept]
+    assert all(winner.score == max(c.score for c in group.candidates) for group, winner in kept)
+    assert [row.difficulty for row in winners] == [
+        pytest.approx(np.std([candidate.score for candidate in group.candidates])) for group, _ in kept
+    ]
+    assert {row.messages[0].content for row in winners if row.messages[0].role == "system"} <= own
 
 
 # -- evaluation of a policy -------------------------------------------------------------------------------------------
@@ -375,14 +534,12 @@ def test_distinct_2_by_hand():
 
 def test_compare_with_the_first_and_the_previous_policy():
     first, previous, ours = np.array([[0.0], [0.0]]), np.array([[1.0], [0.0]]), np.array([[0.5], [0.5]])
-    metrics, reasons = evaluate_policy.compare(ours, [first, previous], seed=0)
-    assert reasons == {}
+    metrics = evaluate_policy.compare(ours, {"first": first, "previous": previous}, seed=0)
     assert metrics["win_rate_vs_first"] == 1.0 and metrics["score_gain_vs_first"] == 0.5
     assert (metrics["score_gain_vs_first_low"], metrics["score_gain_vs_first_high"]) == (0.5, 0.5)
     assert metrics["win_rate_vs_previous"] == 0.5 and metrics["score_gain_vs_previous"] == 0.0
-    metrics, reasons = evaluate_policy.compare(ours, [], seed=0)
-    assert metrics == {"win_rate_vs_first": None, "win_rate_vs_previous": None}
-    assert reasons == dict.fromkeys(metrics, "this is the first policy")
+    assert evaluate_policy.compare(ours, {"first": None}, seed=0) == {"win_rate_vs_first": None,
+                                                                      "score_gain_vs_first": None}  # fmt: skip
 
 
 def test_policies_are_ranked_by_the_same_judge_on_the_same_answers(tiny_model, tied_model, rows, tmp_path, monkeypatch):
@@ -427,13 +584,13 @@ def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_p
                  metrics={"judge": judge}).write(folder)  # fmt: skip
         return str(folder)
 
-    scores, choices = evaluate_policy.earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
-    assert scores[0].shape == (7, 2) and choices == []
+    (earlier,) = evaluate_policy.read_earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
+    assert earlier.scores_PK.shape == (7, 2) and earlier.choices == [] and earlier.mean_answer_tokens == 3
     with pytest.raises(ConfigError, match=r"was judged by other, this one by gold: not comparable"):
-        evaluate_policy.earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
+        evaluate_policy.read_earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
     with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
-        evaluate_policy.earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
+        evaluate_policy.read_earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
     with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
-        evaluate_policy.earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
+        evaluate_policy.read_earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
     with pytest.raises(ConfigError, match=r"holds no finished evaluation"):
-        evaluate_policy.earlier([str(tmp_path)], "gold", PROMPTS, 2)
+        evaluate_policy.read_earlier([str(tmp_path)], "gold", PROMPTS, 2)
