@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -172,11 +173,10 @@ def _lock(folder: Path, *, is_main: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ConfigError(
-                f"{folder} is being written by another process (pid {file.read().strip() or '?'})"
-            ) from None
+            holder = file.read().strip().replace(" ", " on ") or "?"
+            raise ConfigError(f"{folder} is being written by another process (pid {holder})") from None
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
         yield
 
@@ -273,16 +273,18 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
 def end_with_the_runner() -> None:
     """Ends this process as soon as its runner, or the launcher above it, has died: no stage writes without one.
 
-    Every rank watches for itself, since a signal to `accelerate launch` leaves its ranks behind.
+    Every rank watches for itself, since a signal to `accelerate launch` leaves its ranks behind. On another machine
+    than the runner's its process number says nothing: there pipeline.wrapper ends the launcher.
     """
     runner = os.environ.get("ALIGNLOOP_RUNNER_PID")
     if not runner:
         return
-    parent = os.getppid()
+    parent, here = os.getppid(), socket.gethostname()
+    is_runners = os.environ.get("ALIGNLOOP_RUNNER_HOST", here) == here
 
     def watch() -> None:
         while True:
-            if os.getppid() != parent or not _is_alive(int(runner)):
+            if os.getppid() != parent or (is_runners and not _is_alive(int(runner))):
                 os._exit(70)
             time.sleep(0.3)
 

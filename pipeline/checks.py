@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from data_schemas.artifact import read_json
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import ConfigError, stages, with_defaults
 from pipeline.fingerprint import find_module
-from pipeline.plan import File, Model, Step, has_preferences
-from pipeline.recipe import Recipe
+from pipeline.launching import available_cores
+from pipeline.plan import File, Model, Step, has_preferences, judge_given, optimised_models
+from pipeline.recipe import ALONE, Launch, Recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
@@ -37,15 +39,29 @@ def _check_data(recipe: Recipe) -> None:
             raise ConfigError(f"{where}: base_model is missing: a folder, a hub name, or a section pretrain")
         if not (made or data.get("documents")):
             raise ConfigError(f"{where}: data.documents is missing: pretrain needs text")
-    if not (made or data.get("instructions") or (has_preferences(recipe) and data.get("chosen_as_instructions"))):
-        raise ConfigError(f"{where}: data.instructions is missing, or data.preferences with chosen_as_instructions > 0")
-    if recipe.rounds and not recipe.section("annotate", 1).get("annotator_function") and not has_preferences(recipe):
-        raise ConfigError(f"{where}: annotate.annotator_function or data.preferences is missing: who compares answers?")
-    if not recipe.section("evaluate_policy").get("judge_function"):
+    if recipe.first_sft or (recipe.human_share and "sft" in recipe.round_stages):
+        if not (made or data.get("instructions") or (has_preferences(recipe) and data.get("chosen_as_instructions"))):
+            raise ConfigError(f"{where}: data.instructions is missing, "
+                              "or data.preferences with chosen_as_instructions > 0")  # fmt: skip
+    elif not (made or data.get("prompts") or data.get("instructions") or has_preferences(recipe)):
+        raise ConfigError(f"{where}: data.prompts is missing: nothing else has prompts to answer")
+    judging, annotating = recipe.section("evaluate_policy"), recipe.section("annotate", 1)
+    if judging.get("judge_function") and judging.get("judge_model"):
+        raise ConfigError(f"{where}: evaluate_policy has both judge_function and judge_model; set one of them to null")
+    if annotating.get("annotator_function") and annotating.get("annotator_models"):
+        raise ConfigError(f"{where}: annotate has both annotator_function and annotator_models; "
+                          "set one of them to null")  # fmt: skip
+    judge = judging.get("judge_model")
+    for number in range(1, recipe.rounds + 1) if judge else ():
+        if judge in optimised_models(recipe, number):
+            raise ConfigError(f"{where}: evaluate_policy.judge_model={judge!r} is optimised in round {number}: "
+                              "its score would rise whatever happens; give another one")  # fmt: skip
+    if not judge_given(recipe):
         if not has_preferences(recipe):
-            raise ConfigError(f"{where}: evaluate_policy.judge_function or data.preferences is missing: who judges?")
+            raise ConfigError(f"{where}: evaluate_policy.judge_function, judge_model or data.preferences is missing: "
+                              "who judges?")  # fmt: skip
         if not data.get("judge_share"):
-            raise ConfigError(f"{where}: data.judge_share is 0: without evaluate_policy.judge_function "
+            raise ConfigError(f"{where}: data.judge_share is 0: without evaluate_policy.judge_function or judge_model "
                               "the judge needs preference pairs of its own; try 0.2")  # fmt: skip
 
 
@@ -101,11 +117,55 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
 
 
 def _check_launch(recipe: Recipe, step: Step) -> None:
-    where = f"{recipe.path}: {step.section}.launch" if step.launch != recipe.launch else f"{recipe.path}: launch"
-    if step.launch.profile == "single" and step.launch.num_processes > 1:
-        raise ConfigError(f"{where}: num_processes={step.launch.num_processes} with profile single; try profile: ddp")
-    if step.launch.device == "gpu" and not has_gpu():
-        raise ConfigError(f"{where}: this machine has no GPU; CPU use is said in the recipe: launch: {{device: cpu}}")
+    launch, where = step.launch, _place_of_launch(recipe, step)
+    if launch.profile == "single" and launch.num_processes > 1:
+        raise ConfigError(f"{where}: num_processes={launch.num_processes} with profile single; try profile: ddp")
+    _check_devices(launch, where=where)
+    if launch.num_machines == 1:
+        return
+    if launch.profile == "single":
+        raise ConfigError(f"{where}: num_machines={launch.num_machines} with profile single; try profile: zero3")
+    if launch.num_processes % launch.num_machines:
+        raise ConfigError(f"{where}: num_processes={launch.num_processes} is over all machines, "
+                          f"and no multiple of num_machines={launch.num_machines}")  # fmt: skip
+    if launch.wrapper is None:
+        raise ConfigError(f"{where}: wrapper is missing: it runs a command on every machine, "
+                          f'as in "srun --nodes={launch.num_machines} --ntasks-per-node=1"')  # fmt: skip
+    if launch.main_process_ip is None:
+        raise ConfigError(f"{where}: main_process_ip is missing: the address of machine 0, "
+                          "as in --set launch.main_process_ip=$(hostname)")  # fmt: skip
+
+
+def _place_of_launch(recipe: Recipe, step: Step) -> str:
+    return f"{recipe.path}: {step.section}.launch" if step.launch != recipe.launch else f"{recipe.path}: launch"
+
+
+def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Raises ConfigError where this machine can't run a step: it has no GPU, or no such wrapper."""
+    for step in steps:
+        command = shlex.split(step.launch.wrapper or "")
+        if command and not shutil.which(command[0]):
+            raise ConfigError(
+                f"{_place_of_launch(recipe, step)}: wrapper: {command[0]!r} is no command on this machine"
+            )
+        runs_elsewhere = step.launch.wrapper is not None or step.section in ALONE
+        if step.launch.device == "gpu" and not runs_elsewhere and not has_gpu():
+            raise ConfigError(f"{_place_of_launch(recipe, step)}: this machine has no GPU; "
+                              "CPU use is said in the recipe: launch: {device: cpu}")  # fmt: skip
+
+
+def _check_devices(launch: Launch, *, where: str) -> None:
+    devices, processes = launch.devices, launch.num_processes
+    if devices is None:
+        return
+    if len(set(devices)) < len(devices) or len(devices) < processes or min(devices) < 0:
+        raise ConfigError(f"{where}.devices={devices}: expected num_processes={processes} or more different numbers, "
+                          "as in [0, 1]")  # fmt: skip
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ours = available_cores() if launch.device == "cpu" else [int(part) for part in listed.split(",") if part.isdigit()]
+    if ours and not set(devices) <= set(ours):
+        kind = "cores" if launch.device == "cpu" else "GPUs, says CUDA_VISIBLE_DEVICES,"
+        raise ConfigError(f"{where}.devices={devices}: our {kind} are {', '.join(map(str, ours))}")
 
 
 def has_gpu() -> bool:

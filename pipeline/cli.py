@@ -18,7 +18,7 @@ import typer
 from data_schemas.artifact import read_json
 from data_schemas.stage_keys import ConfigError
 from pipeline import report
-from pipeline.checks import check_recipe
+from pipeline.checks import check_machine, check_recipe
 from pipeline.fingerprint import SMALL
 from pipeline.launching import ROOT, Interrupted, is_locked, run_lock
 from pipeline.plan import make_plan
@@ -44,6 +44,7 @@ def run(
     loaded = load_recipe(recipe, overrides or [])
     steps = make_plan(loaded)
     check_recipe(loaded, steps)
+    check_machine(loaded, steps)
     console = report.make_console()
     with run_lock(loaded.folder):
         planned = Run.of(loaded, steps)
@@ -67,6 +68,10 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
     report.make_console().print(report.plan_tree(planned, decisions), soft_wrap=True)
+    try:
+        check_machine(loaded, steps)
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 @app.command()

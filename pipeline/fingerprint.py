@@ -132,13 +132,16 @@ def _leaves(value: Any) -> list[Any]:
 
 def differences(step: Step, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two identities of one step, a line each: `dpo.beta 0.1 -> 0.2`."""
+    if old.get("stage") != new["stage"]:
+        return [f"{_stage(old.get('stage'))} -> {_stage(new['stage'])}"]
     lines = []
+    section = f"{step.section}.average" if step.stage == "average_models" else step.section
     if old.get("recipe_version") != new["recipe_version"]:
         lines.append(f"stage {step.stage} changed (version {old.get('recipe_version')} -> {new['recipe_version']})")
-    before = old.get("keys", {})
-    for name in sorted(before.keys() | new["keys"].keys()):
-        if before.get(name) != new["keys"].get(name):
-            lines.append(f"{step.section}.{name} {_short(before.get(name))} -> {_short(new['keys'].get(name))}")
+    before, now = _flat(old.get("keys", {})), _flat(new["keys"])
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            lines.append(f"{section}.{name} {_short(before.get(name))} -> {_short(now.get(name))}")
     for name, source in new["functions"].items():
         if old.get("functions", {}).get(name) not in (None, source):
             lines.append(f"the source of {new['keys'][name]} changed")
@@ -157,6 +160,18 @@ def differences(step: Step, old: Mapping[str, Any], new: Mapping[str, Any]) -> l
 
 def _name(reference: Reference) -> str:
     return reference.path if isinstance(reference, File | Model) else reference.step
+
+
+def _flat(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping's keys one by one: `stage_keys.beta`."""
+    flat: dict[str, Any] = {}
+    for name, value in keys.items():
+        flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _stage(name: str | None) -> str:
+    return "the average of its variants" if name == "average_models" else f"{name} alone"
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Starts one stage as a process, waits for its end, and stops it with everything it started.
+"""Starts stages as processes, says when they end, and stops them with everything they started.
 
 A stage runs in a session of its own and writes its output straight into console.txt: it can outlive neither Ctrl-C nor
 its runner, and no pipe breaks under it. Locks are the kernel's: they are gone when their process is.
@@ -7,19 +7,21 @@ its runner, and no pipe breaks under it. Locks are the kernel's: they are gone w
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import yaml
 
 from data_schemas.stage_keys import ConfigError
 from pipeline.plan import Step
+from pipeline.recipe import Launch
 
 ROOT = Path(__file__).absolute().parent.parent  # the stages and profiles lie beside this package, wherever we are run
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
@@ -33,20 +35,60 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def launch_command(step: Step, folder: Path) -> list[str]:
-    """Plain Python for one process; accelerate with the step's own copy of the profile for several, and for ZeRO."""
+@dataclass(frozen=True)
+class Slot:
+    """What one of several steps side by side has for itself."""
+
+    number: int = 0
+    devices: tuple[int, ...] | None = None  # GPUs, on the CPU cores; None: all there are
+
+
+def slots(launch: Launch, num_steps: int) -> list[Slot]:
+    """One slot for each of the steps that can run at once; a single one where no devices are given.
+
+    A step has `num_processes` GPUs. Cores are divided, since a process may use several.
+    """
+    if launch.devices is None:
+        return [Slot()]
+    count = max(1, min(num_steps, len(launch.devices) // launch.num_processes))
+    share = launch.num_processes if launch.device == "gpu" else len(launch.devices) // count
+    return [Slot(number, tuple(launch.devices[number * share : (number + 1) * share])) for number in range(count)]
+
+
+ALONE = Slot()
+
+
+def launch_command(step: Step, folder: Path, slot: Slot = ALONE) -> list[str]:
+    """Plain Python for one process; accelerate with the step's own copy of the profile for several, and for ZeRO.
+
+    Under the wrapper where there is one; on several machines it starts accelerate on each.
+    """
+    launch = step.launch
     script = [str(ROOT / "stages" / f"{step.stage}.py"), "--config", str(folder / "config.yaml")]
-    if step.launch.num_processes == 1 and step.launch.profile in ("single", "ddp"):
-        return [sys.executable, *script]
-    profile = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{step.launch.profile}.yaml").read_text())
+    # -P: a folder named pipeline/ in the working directory would mask ours.
+    ours = [sys.executable, "-P", "-m"]
+    wrapper = [*ours, "pipeline.wrapper", *shlex.split(launch.wrapper)] if launch.wrapper else []
+    if launch.num_processes == 1 and launch.profile in ("single", "ddp"):
+        return [*wrapper, sys.executable, *script]
+    profile = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{launch.profile}.yaml").read_text())
     profile |= {
-        "num_processes": step.launch.num_processes,
-        "main_process_port": step.launch.main_process_port or _free_port(),
-        "use_cpu": step.launch.device == "cpu",
+        "num_processes": launch.num_processes,
+        "num_machines": launch.num_machines,
+        "main_process_port": launch.main_process_port + slot.number if launch.main_process_port else _free_port(),
+        "use_cpu": launch.device == "cpu",
     }
-    (folder / "accelerate.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    return [*launcher, *script]
+    if launch.num_machines > 1:
+        profile["main_process_ip"] = launch.main_process_ip
+    copy = folder / "accelerate.yaml"
+    copy.write_text(yaml.safe_dump(profile, sort_keys=False))
+    if launch.num_machines > 1:
+        return [*wrapper, *ours, "pipeline.node", str(copy), *script]
+    return [*wrapper, sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(copy), *script]
+
+
+def num_threads(processes: int, cores: Sequence[int] | None = None) -> int:
+    """Threads of each of so many processes: the given cores, or all of this machine's, divided."""
+    return max(1, len(cores or available_cores()) // processes)
 
 
 def _free_port() -> int:
@@ -55,69 +97,97 @@ def _free_port() -> int:
         return connection.getsockname()[1]
 
 
-def environment(step: Step, folder: Path, function_folder: Path) -> dict[str, str]:
+def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = ALONE) -> dict[str, str]:
     """The stage's environment: our packages first, threads divided among processes, the device said."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = step.launch.num_processes // step.launch.num_machines
     path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     values = inherited | {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(max(1, cores // step.launch.num_processes)),
+        "OMP_NUM_THREADS": str(num_threads(processes, cores_of(step, slot))),
         "TOKENIZERS_PARALLELISM": "false",
         "ALIGNLOOP_RUNNER_PID": str(os.getpid()),
+        "ALIGNLOOP_RUNNER_HOST": socket.gethostname(),
         "ALIGNLOOP_FUNCTION_PATH": str(function_folder),
         STEP_FOLDER: str(folder),
     }
+    if slot.devices is not None and step.launch.device == "gpu":
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, slot.devices))
     # Not with ZeRO: accelerate would then drop DeepSpeed without a word. There `use_cpu` in the stage's config does it.
     if step.launch.device == "cpu" and not step.launch.profile.startswith("zero"):
         values["ACCELERATE_USE_CPU"] = "true"
     if step.launch.profile.startswith("zero") and "TORCH_EXTENSIONS_DIR" not in values:
         # DeepSpeed compiles into a folder with a lock that a killed process leaves behind, and then every later launch
-        # waits for ever. A folder of the run's own has one runner at a time: a lock in it is nobody's.
-        compiled = folder.parent / ".torch_extensions"
+        # waits for ever. A folder of the run's own has one step at a time: a lock in it is nobody's.
+        compiled = folder.parent / f".torch_extensions{f'-{slot.number}' if slot.number else ''}"
         for lock in compiled.rglob("lock"):
             lock.unlink(missing_ok=True)
         values["TORCH_EXTENSIONS_DIR"] = str(compiled)
     return values
 
 
-def run_to_end(
-    command: list[str], folder: Path, env: dict[str, str], *, verbose: bool, tick: Callable[[], None]
-) -> tuple[int, str]:
-    """Runs a stage; returns its exit code (negative: killed by that signal) and the end of what it printed.
-
-    Its output goes to console.txt, and with `verbose` to the terminal as well. `tick` is called now and then.
-    """
-    with (folder / "console.txt").open("ab") as output, (folder / "console.txt").open("rb") as reader:
-        output.write(f"$ {' '.join(command)}\n".encode())
-        output.flush()
-        start = reader.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=0.2)
-                _pass_on(reader, verbose=verbose)
-                tick()
-        finally:
-            _stop(folder, process)
-            _pass_on(reader, verbose=verbose)
-        reader.seek(max(start, reader.seek(0, os.SEEK_END) - 16_000))
-        return process.returncode, reader.read().decode(errors="replace")
+def available_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _pass_on(reader: BinaryIO, *, verbose: bool) -> None:
-    if verbose and (text := reader.read()):
-        sys.stdout.write(text.decode(errors="replace"))
+def cores_of(step: Step, slot: Slot) -> tuple[int, ...] | None:
+    """The cores that the step is kept to, or None."""
+    return slot.devices if step.launch.device == "cpu" else None
+
+
+class StageProcess:
+    """A stage that was started. Its output goes to console.txt; `finish` or `stop` it, whatever happens."""
+
+    def __init__(self, command: list[str], folder: Path, env: dict[str, str], *, cores: Sequence[int] | None) -> None:
+        self.command, self.folder, self.started = command, folder, time.monotonic()
+        self.reader = (folder / "console.txt").open("a+b")
+        self.reader.write(f"$ {' '.join(command)}\n".encode())
+        self.reader.flush()
+        self.start = self.reader.seek(0, os.SEEK_END)
+        self.unfinished = ""  # a line that was not passed on yet
+        with (folder / "console.txt").open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,
+            )
+        if cores is not None and hasattr(os, "sched_setaffinity"):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(self.process.pid, cores)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float) -> None:
+        """Until its end, and no longer than so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=seconds)
+
+    def pass_on(self, name: str) -> None:
+        """To the terminal what it has printed since the last time; with a name, whole lines behind it."""
+        text = self.unfinished + self.reader.read().decode(errors="replace")
+        if name:
+            whole, _, self.unfinished = text.rpartition("\n")
+            if self.has_ended():
+                whole, self.unfinished = text, ""
+            text = "".join(f"{name} | {line}\n" for line in whole.splitlines())
+        sys.stdout.write(text)
         sys.stdout.flush()
+
+    def finish(self) -> tuple[int, str]:
+        """Its exit code (negative: killed by that signal) and the end of what it printed, nothing of it still alive."""
+        stop([self])
+        with self.reader:
+            self.reader.seek(max(self.start, self.reader.seek(0, os.SEEK_END) - 16_000))
+            return self.process.returncode, self.reader.read().decode(errors="replace")
 
 
 # -- stopping -------------------------------------------------------------------------------------------------------
@@ -169,16 +239,21 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Ends everything the step started: SIGTERM, then SIGKILL after the grace or at the next signal to us."""
+def stop(stages: Sequence[StageProcess]) -> None:
+    """Ends everything the stages started: SIGTERM, then SIGKILL after the grace or at the next signal to us."""
     try:
-        _signal_groups(folder, process, signal.SIGTERM)
+        for stage in stages:
+            _signal_groups(stage.folder, stage.process, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
-        while (process.poll() is None or _processes_of(folder)) and time.monotonic() < deadline:
+        while any(not stage.has_ended() or _processes_of(stage.folder) for stage in stages):
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.05)
     finally:
-        _signal_groups(folder, process, signal.SIGKILL)
-        process.wait()
+        for stage in stages:
+            _signal_groups(stage.folder, stage.process, signal.SIGKILL)
+        for stage in stages:
+            stage.process.wait()
 
 
 def _signal_groups(folder: Path, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
@@ -212,6 +287,8 @@ def end_leftovers(folder: Path) -> None:
         time.sleep(0.1)
     _signal_groups(folder, None, signal.SIGKILL)
     if is_locked(folder):  # where there is no /proc: the process that the lock names
-        with contextlib.suppress(ValueError, IndexError, ProcessLookupError, PermissionError):
-            os.killpg(os.getpgid(int((folder / ".lock").read_text().split()[0])), signal.SIGKILL)
-            time.sleep(1)
+        with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
+            pid, host = (folder / ".lock").read_text().split()
+            if host == socket.gethostname():  # on another machine the number is another process
+                os.killpg(os.getpgid(int(pid)), signal.SIGKILL)
+                time.sleep(1)

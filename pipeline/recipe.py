@@ -10,6 +10,10 @@
     dpo: {beta: 0.1, launch: {profile: zero2}}
     by_round: {0: {sft: {num_train_epochs: 3}}}
 
+The sections sft, reward_model and dpo may list variants, whose average is then the section's model:
+
+    sft: {variants: [{learning_rate: 1e-5}, {human_share: 0.5}], average: {weights: greedy}}
+
 Every mistake is a ConfigError of one line. Paths are relative to the working directory, else to the recipe's folder.
 """
 
@@ -18,17 +22,25 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_schemas.stage_keys import ConfigError, StageKey, check_keys, nearest, read_yaml, stages
 
 Section = Literal["data", "pretrain", "prepare_base", "sft", "reward_model", "judge", "annotate", "rejection_sampling",
                   "dpo", "evaluate_policy"]  # fmt: skip
 SECTIONS: tuple[Section, ...] = get_args(Section)
+RoundStage = Literal["annotate", "reward_model", "rejection_sampling", "sft", "dpo"]
+ROUND_STAGES: tuple[RoundStage, ...] = get_args(RoundStage)  # in the order they run; evaluate_policy follows
 STAGE_OF: dict[str, str] = {"data": "prepare_data", "judge": "reward_model"}  # the others bear their stage's name
 Keys = dict[str, Any]
 T = TypeVar("T", bound=BaseModel)
 ONCE: tuple[Section, ...] = ("data", "pretrain", "prepare_base", "judge")  # before the rounds
+AVERAGED: tuple[Section, ...] = ("sft", "reward_model", "dpo")  # may list variants
+MIX_KEYS: dict[str, str] = {"sft": "human_share", "dpo": "dpo_batches"}  # the recipe's own that a variant may set
+BESIDE_KEYS = ("launch", "variants", "average")  # of a section, beside its stage's
+AVERAGE_KEYS = ("weights", "method", "fraction")  # of average_models
+# What models must have in common to be averaged, and to be measured on rows that none of them trained on.
+COMMON_TO_VARIANTS = ("validation_share", "model_revision", "eos_token", "pad_token", "reference_model")
 ALONE: tuple[Section, ...] = ("data", "prepare_base")  # always one process
 GENERATING: tuple[Section, ...] = ("annotate", "rejection_sampling", "evaluate_policy")  # outside ZeRO, where it hangs
 
@@ -39,9 +51,13 @@ class Launch(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = "single"
-    num_processes: int = Field(default=1, ge=1)
+    num_processes: int = Field(default=1, ge=1)  # over all machines
     device: Literal["gpu", "cpu"] = "gpu"
+    num_machines: int = Field(default=1, ge=1)
+    wrapper: str | None = None  # runs a command once on every machine: "srun --nodes=8 --ntasks-per-node=1"
+    main_process_ip: str | None = None  # of machine 0, as the others reach it
     main_process_port: int | None = None  # a free one is taken where none is given
+    devices: list[int] | None = None  # the GPUs, on the CPU the cores, that a step may take; null: all there are
 
 
 class Recipe(BaseModel):
@@ -54,10 +70,15 @@ class Recipe(BaseModel):
     seed: int = 0
     launch: Launch = Launch()
 
+    first_sft: bool = True  # round 0 trains the first policy; false: it is base_model, a chat model already
+    round_stages: list[RoundStage] = list(ROUND_STAGES)  # what a round has
+    refit_reward_model: bool = True  # each round, on all batches so far; false: round 1's serves all
     human_share: float = Field(default=1.0, ge=0.0, le=1.0)  # of the human instructions, mixed into SFT from round 1 on
     dpo_batches: int = Field(default=1, ge=1)  # how many of the most recent batches DPO trains on
+    dpo_reference: Literal["start", "first"] = "start"  # DPO's reference: the model it starts from, or the first policy
     sft_from: Literal["base", "best"] = "base"  # the model that SFT starts from, from round 1 on
     annotate_policies: Literal["best", "best_two"] = "best_two"  # whose answers are compared
+    sampling_policies: Literal["best", "best_two"] = "best"  # whose answers rejection sampling takes
 
     data: Keys = {}
     pretrain: Keys | None = None
@@ -73,6 +94,14 @@ class Recipe(BaseModel):
     by_round: dict[int, dict[Section, Keys]] = {}
 
     path: Path = Field(exclude=True)  # where it was read from; not a key
+
+    @field_validator("round_stages")
+    @classmethod
+    def _in_their_order(cls, given: list[RoundStage]) -> list[RoundStage]:
+        ordered = [stage for stage in ROUND_STAGES if stage in given]
+        if given != ordered:
+            raise ValueError(f"the order is fixed; try [{', '.join(ordered)}]")
+        return given
 
     @property
     def folder(self) -> Path:
@@ -101,9 +130,52 @@ class Recipe(BaseModel):
             launch |= values.get("launch", {})
         return Launch(**launch)
 
+    def variants(self, section: Section, round_number: int) -> list["Recipe"]:
+        """A recipe for each variant of a section, with its keys on top; this one where the section lists none."""
+        listed: list[Keys] = self._last(section, round_number, "variants") or [{}]
+        made = []
+        for variant in listed:
+            mix = {name: value for name, value in variant.items() if name == MIX_KEYS.get(section)}
+            of_round = self.by_round.get(round_number, {})
+            keys = of_round.get(section, {}) | {name: value for name, value in variant.items() if name not in mix}
+            rounds = self.by_round | {round_number: of_round | {section: keys}}
+            made.append(self.model_copy(update=mix | {"by_round": rounds}))
+        return made
+
+    def average(self, section: Section, round_number: int) -> Keys:
+        """The keys of average_models that the section sets. Raises ConfigError where its variants don't fit them."""
+        average: Keys = self._last(section, round_number, "average") or {}
+        weights, is_slerp = average.get("weights", "uniform"), average.get("method") == "slerp"
+        count, where = len(self.variants(section, round_number)), f"{self.path}: {section}.average"
+        if average and self._last(section, round_number, "variants") is None:
+            raise ConfigError(f"{where}: there is nothing to average; list two models or more as {section}.variants")
+        if count == 1:
+            return {}
+        if isinstance(weights, str) and weights not in ("uniform", "greedy"):
+            raise ConfigError(f"{where}.weights={weights!r} is not one of uniform, greedy, or a list of numbers")
+        if isinstance(weights, list) and len(weights) != count:
+            raise ConfigError(f"{where}: {len(weights)} weights for {count} variants; give one for each")
+        if isinstance(weights, list) and (min(weights) < 0 or not sum(weights)):
+            raise ConfigError(f"{where}.weights={weights}: expected numbers >= 0 with a sum above 0")
+        if is_slerp and (count != 2 or weights != "uniform"):
+            raise ConfigError(
+                f"{where}: method=slerp takes two variants and no weights; set fraction, or method: linear"
+            )
+        if not is_slerp and "fraction" in average:
+            raise ConfigError(f"{where}.fraction is for method: slerp; a mean takes weights")
+        if not 0 <= average.get("fraction", 0.5) <= 1:
+            raise ConfigError(f"{where}.fraction={average['fraction']} is not between 0 and 1")
+        return average
+
+    def _last(self, section: Section, round_number: int, name: str) -> Any:
+        return next((v[name] for _, v in reversed(list(self._layers(section, round_number))) if name in v), None)
+
     def _layers(self, section: Section, round_number: int | None) -> Iterator[tuple[str, Keys]]:
         for name in ("reward_model", section) if section == "judge" else (section,):
-            yield f"{self.path}: {name}", getattr(self, name) or {}
+            values = getattr(self, name) or {}
+            if name != section:  # the judge is one model, whatever variants of the reward model there are
+                values = {key: value for key, value in values.items() if key not in ("variants", "average")}
+            yield f"{self.path}: {name}", values
         if round_number is not None:
             values = self.by_round.get(round_number, {}).get(section, {})
             yield f"{self.path}: by_round.{round_number}.{section}", values
@@ -157,7 +229,45 @@ def _typed(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
             raise ConfigError(f"{where}.launch={values['launch']!r}: expected a mapping, as in {{num_processes: 2}}")
         parse(Launch, values["launch"], where=f"{where}.launch")
         located["launch"] = values["launch"]
-    return located
+    return located | (_typed_variants(section, values, folder, where=where) if section in AVERAGED else {})
+
+
+def _typed_variants(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
+    """The `variants` and `average` of a section, where it has them."""
+    typed: Keys = {}
+    if "variants" in values:
+        listed = values["variants"]
+        if not (isinstance(listed, list) and listed and all(isinstance(variant, dict) for variant in listed)):
+            raise ConfigError(
+                f"{where}.variants={listed!r}: expected a list of mappings, as in [{{seed: 1}}, {{seed: 2}}]"
+            )
+        typed["variants"] = [
+            _typed_variant(section, variant, folder, where=f"{where}.variants.{place}")
+            for place, variant in enumerate(listed, 1)
+        ]
+    if "average" in values:
+        average = values["average"]
+        if not isinstance(average, dict):
+            raise ConfigError(f"{where}.average={average!r}: expected a mapping, as in {{weights: greedy}}")
+        for name in average:
+            if name not in AVERAGE_KEYS:
+                raise ConfigError(f"{where}.average: unknown key {name!r}{nearest(str(name), AVERAGE_KEYS)}")
+        typed["average"] = check_keys("average_models", average, where=f"{where}.average")
+    return typed
+
+
+def _typed_variant(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
+    for name in COMMON_TO_VARIANTS:
+        if name in values:
+            raise ConfigError(f"{where}.{name}: all variants must have the same; say it in the section {section}")
+    mix = {name: value for name, value in values.items() if name == MIX_KEYS.get(section)}
+    parse(Recipe, {"name": "variant", "path": Path(), **mix}, where=where)
+    keys = {name: value for name, value in values.items() if name not in mix}
+    if wrong := [name for name in keys if name in BESIDE_KEYS]:
+        raise ConfigError(
+            f"{where}.{wrong[0]}: a variant holds keys of its stage alone; say it in the section {section}"
+        )
+    return mix | _typed(section, keys, folder, where=where)
 
 
 def _typed_defaults(values: Keys, folder: Path, *, where: str) -> Keys:
@@ -172,12 +282,18 @@ def _typed_defaults(values: Keys, folder: Path, *, where: str) -> Keys:
 
 
 def check_section(section: Section, values: Mapping[str, Any], *, where: str) -> Keys:
-    """The typed keys of a section, its `launch` aside. One path stands for a list of one."""
+    """The typed keys of a section's stage, those beside them aside. One path stands for a list of one."""
     stage = STAGE_OF.get(section, section)
     known = stages()[stage].keys
-    keys = {name: value for name, value in values.items() if name != "launch"}
+    beside = BESIDE_KEYS if section in AVERAGED else ("launch",)
+    keys = {name: value for name, value in values.items() if name not in beside}
     for name, value in keys.items():
-        if name in known and known[name].role == "rows" and isinstance(value, str):
+        if (
+            name in known
+            and known[name].role in ("rows", "model")
+            and isinstance(value, str)
+            and "list[" in known[name].type
+        ):
             keys[name] = [value]
     return check_keys(stage, keys, where=where)
 
@@ -214,7 +330,8 @@ def parse(model: type[T], values: Mapping[str, Any], *, where: str) -> T:
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {place} is missing") from None
         hint = nearest(str(first["input"]), SECTIONS) if first["loc"][-1] == "[key]" else ""
-        raise ConfigError(f"{where}: {place}={first['input']!r}: {first['msg']}{hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {place}={first['input']!r}: {message}{hint}") from None
 
 
 def _apply(override: str, content: dict[str, Any]) -> None:

@@ -1,23 +1,24 @@
 """What the command prints: the tree of a plan, a line a step while a run goes on, the tables of a summary."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.box import MARKDOWN
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from pipeline.plan import Step
+from pipeline.plan import BestPolicy, File, Model, Output, Step
 from pipeline.runner import Decision, Run
 from pipeline.summary import StepState
 
 COLOURS = {
     "reuse": "green", "reused": "green", "ran": "green", "resume": "yellow", "resumed": "yellow", "run": "cyan",
-    "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim",
+    "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim", "skip": "dim", "skipped": "dim",
 }  # fmt: skip
 # What a stage's line shows first of its metrics.
 HEADLINES = {
@@ -27,6 +28,7 @@ HEADLINES = {
     "annotate": ("pairs",),
     "rejection_sampling": ("winners",),
     "dpo": ("eval_rewards/accuracies", "eval_rewards/margins"),
+    "average_models": ("eval_loss", "eval_accuracy", "eval_rewards/accuracies"),
     "evaluate_policy": ("judge_mean", "win_rate_vs_first", "win_rate_vs_previous"),
 }
 
@@ -39,9 +41,10 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
     """Every step with what will happen to it and why, by round."""
-    counts = [
-        f"{sum(d.action == action for d in decisions.values())} {action}" for action in ("reuse", "resume", "run")
-    ]
+    number = {
+        action: sum(d.action == action for d in decisions.values()) for action in ("reuse", "resume", "run", "skip")
+    }
+    counts = [f"{count} {action}" for action, count in number.items() if count or action != "skip"]
     tree = Tree(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  [dim]{escape(_shown(run))}[/dim]")
     branches: dict[int | None, Tree] = {None: tree}
     for step in run.steps:
@@ -50,8 +53,23 @@ def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
         decision = decisions[step.name]
         line = Text(f"{decision.action:<6} ", style=COLOURS[decision.action])
         line.append(f"{step.name}: {decision.why}", style="default")
+        line.append(f"  <- {', '.join(sources(step))}" if step.inputs else "", style="dim")
         branches[step.round].add(line)
     return tree
+
+
+def sources(step: Step) -> list[str]:
+    """Where a step's inputs come from, each once; the earlier evaluations that another is compared with left out."""
+    found: dict[str, None] = {}
+    for reference in (item for items in step.inputs.values() for item in items):
+        match reference:
+            case BestPolicy(name, rank):
+                found[f"{'best' if rank == 0 else 'second best'} by {name}"] = None
+            case Output(name):
+                found[name] = None
+            case File(path) | Model(path):
+                found[path if "/" in path and not path.startswith("/") else Path(path).name] = None
+    return list(found)
 
 
 def _shown(run: Run) -> str:
@@ -59,13 +77,13 @@ def _shown(run: Run) -> str:
 
 
 class Progress:
-    """One line a step: a live one on a terminal, one at its start and one at its end elsewhere."""
+    """One line a step: live ones on a terminal, elsewhere one at its start and one at its end."""
 
     def __init__(self, console: Console, num_steps: int, *, live: bool) -> None:
         self.console, self.num_steps = console, num_steps
         self.live = Live(console=console, transient=True, refresh_per_second=4) if live else None
-        self.position = 0
-        self.announced = ""
+        self.positions: dict[str, int] = {}  # by step, in the order they started
+        self.running: dict[str, Text] = {}
 
     def __enter__(self) -> "Progress":
         if self.live:
@@ -77,18 +95,20 @@ class Progress:
             self.live.stop()
 
     def __call__(self, step: Step, state: StepState) -> None:
+        starts = step.name not in self.positions
+        position = self.positions.setdefault(step.name, len(self.positions) + 1)
+        line = self._line(position, step, state)
         if state.state == "running":
-            line = self._line(self.position + 1, step, state)
+            self.running[step.name] = line
             if self.live:
-                self.live.update(line)
-            elif self.announced != step.name:
-                self.announced = step.name
+                self.live.update(Group(*self.running.values()))
+            elif starts:
                 self.console.print(line, soft_wrap=True)
             return
-        self.position += 1
+        self.running.pop(step.name, None)
         if self.live:
-            self.live.update("", refresh=True)
-        self.console.print(self._line(self.position, step, state), soft_wrap=True)
+            self.live.update(Group(*self.running.values()), refresh=True)
+        self.console.print(line, soft_wrap=True)
 
     def _line(self, position: int, step: Step, state: StepState) -> Text:
         line = Text(no_wrap=True, overflow="ellipsis" if self.live and state.state == "running" else "fold")
@@ -117,6 +137,8 @@ def rounds_table(summary: Mapping[str, Any]) -> Table:
         "gain vs first": lambda row: _interval(row, "score_gain_vs_first"),
         "wins vs first": lambda row: _interval(row, "win_rate_vs_first"),
         "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
+        "gate": lambda row: row.get("gate") or "-",
+        "decided by": lambda row: (row.get("gate_reason") or "-").partition("; ")[0],
         "proxy's mean": lambda row: number(row["proxy_mean"]),
         "KL to first": lambda row: number(row["kl_to_first"]),
         "answer tokens": lambda row: number(row["mean_answer_tokens"]),

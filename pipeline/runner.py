@@ -1,16 +1,17 @@
 """Runs a plan: for each step reuse, resume, or launch; `summary.json` after every change.
 
 A step's folder is `<run>/<step>-<first 8 of its fingerprint>`. It is reused when its record is there and nothing is
-missing, resumed when it holds a whole checkpoint, and launched otherwise. One runner a run folder, held by a lock that
-the kernel releases.
+missing, resumed when it holds a whole checkpoint, and launched otherwise. Variants of one section may run side by side;
+one loop in the main thread watches them, where signals are raised. One runner a run folder, held by a lock that the
+kernel releases.
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,8 @@ IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that 
 NUM_TAIL_LINES = 20
 LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
 
-Action = Literal["reuse", "resume", "run", "to be hashed"]
+Show = Callable[[Step, summary.StepState], None]
+Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]
 HINTS = (  # in a stage's output -> the way out; only where the stage itself could not say
     ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
     ("No space left", "the disk is full: free some space and run the same command again; what is finished is kept"),
@@ -78,10 +80,12 @@ class Run:
         return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
 
     def decide(self, step: Step) -> Decision:
-        """Reuse, resume or run, and why. Touches nothing."""
+        """Reuse, resume, run or skip, and why. Touches nothing."""
         folder = self.folder(step.name)
         if folder is None:
             return Decision("to be hashed", self._why(step), None)
+        if reason := self._stopped_before(step):
+            return Decision("skip", reason, folder)
         artifact = read_record(folder)
         if artifact is not None:
             missing = artifact.missing(folder)
@@ -95,6 +99,17 @@ class Run:
             cause = (read_json(folder / "outcome.json") or {}).get("cause")
             return Decision("run", f"did not finish: {cause}" if cause else "did not finish", folder)
         return Decision("run", self._why(step), folder)
+
+    def _stopped_before(self, step: Step) -> str:
+        """Which gate of an earlier round stopped the run, and by what; or the empty string."""
+        for other in self.steps:
+            if other.stage != "evaluate_policy" or (other.round or 0) >= (step.round or 0):
+                continue
+            folder = self.folder(other.name)
+            artifact = read_record(folder) if folder else None
+            if artifact is not None and artifact.metrics.get("gate") == "stop":
+                return f"{other.name} stopped the run: {artifact.metrics.get('gate_reason')}"
+        return ""
 
     def _why(self, step: Step) -> str:
         """What differs from the newest folder of the same step."""
@@ -175,17 +190,18 @@ def finished_part(folder: Path) -> str:
 # -- the loop -------------------------------------------------------------------------------------------------------
 
 
-def run_steps(run: Run, *, verbose: bool = False, show: Callable[[Step, summary.StepState], None]) -> None:
-    """Every step in order. `show` is called when a step starts, now and then while it runs, and when it ends.
+def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
+    """Every step in order, variants of one section side by side where `launch.devices` has room for them.
 
-    Raises StageFailed, Interrupted, or ConfigError; the summary then says so, and everything finished stays.
+    `show` is called when a step starts, now and then while it runs, and when it ends. Raises StageFailed, Interrupted,
+    or ConfigError; the summary then says so, and everything finished stays.
     """
     folder = run.recipe.folder
     run.states = {step.name: summary.StepState(run.folder(step.name)) for step in run.steps}
     with launching.signals_raise():
         try:
-            for step in run.steps:
-                _run_step(run, step, verbose=verbose, show=show)
+            for steps in _independent(run.steps):
+                _run_side_by_side(run, steps, verbose=verbose, show=show)
             summary.write(folder, run, "done")
         except BaseException as error:
             running = [state for state in run.states.values() if state.state == "running"]
@@ -196,7 +212,77 @@ def run_steps(run: Run, *, verbose: bool = False, show: Callable[[Step, summary.
             raise
 
 
-def _run_step(run: Run, step: Step, *, verbose: bool, show: Callable[[Step, summary.StepState], None]) -> None:
+def _independent(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """The steps in order; the variants of one section, which hang on nothing of one another, come together."""
+    for _, group in itertools.groupby(steps, key=lambda step: (step.round, step.section, step.stage)):
+        yield list(group)
+
+
+@dataclass
+class _Job:
+    """A step that runs."""
+
+    step: Step
+    decision: Decision
+    slot: launching.Slot
+    stage: launching.StageProcess
+
+
+def _run_side_by_side(run: Run, steps: Sequence[Step], *, verbose: bool, show: Show) -> None:
+    """Steps that are independent of one another, as many at a time as their devices allow.
+
+    Where one fails, those that run are let finish, no other is started, and the first failure is raised.
+    """
+    waiting, free = list(steps), launching.slots(steps[0].launch, len(steps))
+    several = len(free) > 1
+    running: list[_Job] = []
+    failures: list[StageFailed | ConfigError] = []
+
+    def fail(step: Step, error: StageFailed | ConfigError) -> None:
+        failures.append(error)
+        run.states[step.name].state = "failed"
+        if running:  # else the error ends the run, and says it
+            summary.write(run.recipe.folder, run, "running")
+            show(step, run.states[step.name])
+
+    try:
+        while running or (waiting and not failures):
+            while waiting and free and not failures:
+                step = waiting.pop(0)
+                try:
+                    job = _start(run, step, free[0], show)
+                except ConfigError as error:
+                    fail(step, error)
+                    continue
+                if job is not None:
+                    running.append(job)
+                    free.remove(job.slot)
+            if running:
+                running[0].stage.wait(0.2)
+            for job in list(running):
+                has_ended = job.stage.has_ended()
+                if verbose:
+                    job.stage.pass_on(job.step.name if several else "")
+                if not has_ended:
+                    run.states[job.step.name].seconds = job.stage.seconds
+                    show(job.step, run.states[job.step.name])
+                    continue
+                try:
+                    _finish(run, job, show)
+                except (StageFailed, ConfigError) as error:
+                    running.remove(job)
+                    fail(job.step, error)
+                else:
+                    running.remove(job)
+                    free.append(job.slot)
+    finally:
+        launching.stop([job.stage for job in running])
+    if failures:
+        raise failures[0]
+
+
+def _start(run: Run, step: Step, slot: launching.Slot, show: Show) -> _Job | None:
+    """The step's stage, started; None where the step is whole already."""
     state = run.states[step.name]
     decision = run.decide(step)
     if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
@@ -205,31 +291,39 @@ def _run_step(run: Run, step: Step, *, verbose: bool, show: Callable[[Step, summ
     state.why = decision.why
     folder = decision.folder
     assert folder is not None, "a run hashes everything"
-    if decision.action != "reuse":
-        state.state, started = "running", time.monotonic()
-        summary.write(run.recipe.folder, run, "running")
+    if decision.action == "skip":
+        state.state = "skipped"
         show(step, state)
-        config = run.stage_config(step)
-        _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
-        command = launching.launch_command(step, folder)
-        env = launching.environment(step, folder, run.recipe.path.absolute().parent)
-
-        def tick() -> None:
-            state.seconds = time.monotonic() - started
-            show(step, state)
-
-        code, printed = launching.run_to_end(command, folder, env, verbose=verbose, tick=tick)
-        state.seconds = time.monotonic() - started
-        if run.decide(step).action != "reuse":  # the record, not the exit code, says whether a step is whole
-            raise _failure(step, folder, command, code, printed)
-    state.artifact = _record(folder)
+        return None
     if decision.action == "reuse":
-        state.seconds = state.artifact.seconds
-    state.state = {"reuse": "reused", "resume": "resumed"}.get(decision.action, "ran")
-    if decision.action != "reuse":
-        summary.write(run.recipe.folder, run, "running")
-    _link(run.recipe.folder / "steps" / step.name, folder)
+        state.artifact = _record(folder)
+        state.seconds, state.state = state.artifact.seconds, "reused"
+        _link(run.recipe.folder / "steps" / step.name, folder)
+        show(step, state)
+        return None
+    state.state = "running"
+    summary.write(run.recipe.folder, run, "running")
     show(step, state)
+    config = run.stage_config(step)
+    _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
+    command = launching.launch_command(step, folder, slot)
+    env = launching.environment(step, folder, run.recipe.path.absolute().parent, slot)
+    cores = launching.cores_of(step, slot)
+    return _Job(step, decision, slot, launching.StageProcess(command, folder, env, cores=cores))
+
+
+def _finish(run: Run, job: _Job, show: Show) -> None:
+    """The step's end: its record in the summary. Raises StageFailed where there is none."""
+    state, folder = run.states[job.step.name], job.stage.folder
+    state.seconds = job.stage.seconds
+    code, printed = job.stage.finish()
+    if run.decide(job.step).action != "reuse":  # the record, not the exit code, says whether a step is whole
+        raise _failure(job.step, folder, job.stage.command, code, printed)
+    state.artifact = _record(folder)
+    state.state = "resumed" if job.decision.action == "resume" else "ran"
+    summary.write(run.recipe.folder, run, "running")
+    _link(run.recipe.folder / "steps" / job.step.name, folder)
+    show(job.step, state)
 
 
 def _link(link: Path, folder: Path) -> None:

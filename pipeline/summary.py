@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary.json"
 
-# Column -> (the stage of the round that measured it, its name there). A policy is the last step before its evaluation.
+# Column -> (the section that measured it, its name there). A policy is the last step before its evaluation.
 COLUMNS = {
     "gold_mean": ("evaluate_policy", "gold_mean"),
     "judge": ("evaluate_policy", "judge"),
@@ -29,6 +29,8 @@ COLUMNS = {
     "score_gain_vs_first": ("evaluate_policy", "score_gain_vs_first"),
     "score_gain_vs_first_low": ("evaluate_policy", "score_gain_vs_first_low"),
     "score_gain_vs_first_high": ("evaluate_policy", "score_gain_vs_first_high"),
+    "gate": ("evaluate_policy", "gate"),
+    "gate_reason": ("evaluate_policy", "gate_reason"),
     "kl_to_first": ("evaluate_policy", "kl_to_first"),
     "mean_answer_tokens": ("evaluate_policy", "mean_answer_tokens"),
     "ended_share": ("evaluate_policy", "ended_share"),
@@ -94,32 +96,35 @@ def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> dict[str, An
 
 def _row(evaluation: "Step", steps: Sequence["Step"], states: Mapping[str, StepState]) -> dict[str, Any]:
     """One round's numbers; a null has its reason."""
-    of_round = {step.stage: states[step.name].artifact for step in steps if step.round == evaluation.round}
+    # Of a section with variants it is the last step that counts, their average.
+    of_round = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
     row: dict[str, Any] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
     reasons: dict[str, str] = {}
-    for column, (stage, metric) in COLUMNS.items():
-        artifact = of_round.get(stage)
+    for column, (section, metric) in COLUMNS.items():
+        artifact = of_round.get(section)
         row[column] = artifact.metrics.get(metric) if artifact else None
         if row[column] is None:
-            reasons[column] = _reason(stage, metric, of_round, evaluation)
+            skipped = states[evaluation.name].state == "skipped"
+            why = states[evaluation.name].why if skipped else _reason(section, metric, of_round, evaluation)
+            reasons[column] = why
     return row | {"reasons": reasons}
 
 
-def _reason(stage: str, metric: str, of_round: Mapping[str, Artifact | None], evaluation: "Step") -> str:
-    if stage not in of_round:
-        return f"round {evaluation.round} has no {stage}"
-    artifact = of_round[stage]
+def _reason(section: str, metric: str, of_round: Mapping[str, Artifact | None], evaluation: "Step") -> str:
+    if section not in of_round:
+        return f"round {evaluation.round} has no {section}"
+    artifact = of_round[section]
     if artifact is None:
-        return f"{stage} has not finished"
+        return f"{section} has not finished"
     if metric in artifact.reasons:
         return artifact.reasons[metric]
     if "_vs_" in metric or metric == "kl_to_first":
-        return "there is no earlier policy" if evaluation.round == 0 else f"{stage} did not measure it"
+        return "there is no earlier policy" if evaluation.round == 0 else f"{section} did not measure it"
     if metric == "gold_mean" and not evaluation.keys.get("judge_function"):
         return "no judge function: there is no gold score"
     if metric == "proxy_mean" and evaluation.round == 0:
         return "round 0 optimised no reward model"
-    return f"{stage} did not measure it"
+    return f"{section} did not measure it"
 
 
 def _name(folder: Path | None) -> str | None:

@@ -11,7 +11,7 @@ from data_schemas.stage_keys import KEYS_FILE
 from engine.arguments import describe
 
 STAGES = ("prepare_data", "pretrain", "prepare_base", "sft", "reward_model", "annotate", "rejection_sampling", "dpo",
-          "evaluate_policy")  # fmt: skip
+          "average_models", "evaluate_policy")  # fmt: skip
 
 
 def describe_all() -> str:

@@ -30,6 +30,8 @@ TRAINING = {
     "global_batch_size": ("int", 32, "identity"),
     "per_device_train_batch_size": ("int", 8, "runtime"),
     "bf16": ("null | bool", None, "identity"),
+    "validation_share": ("float", 0.05, "identity"),
+    "per_device_eval_batch_size": ("int", 8, "runtime"),
 }
 STAGES = {
     "prepare_data": dict.fromkeys(
@@ -54,15 +56,35 @@ STAGES = {
         "policies": ("list[str]", None, "model", True),
         "policy_names": ("null | list[str]", None, "runtime"),
         "annotator_function": ("null | str", None, "function"),
-        "annotator_model": ("null | str", None, "model"),
+        "annotator_models": ("null | list[str]", None, "model"),
+        "num_answers": ("int", 2, "identity"),
     },
     "rejection_sampling": GENERATION
     | {
-        "model_name_or_path": ("str", None, "model", True),
+        "policies": ("list[str]", None, "model", True),
+        "policy_names": ("null | list[str]", None, "runtime"),
         "reward_model": ("str", None, "model", True),
         "num_answers": ("int", 8, "identity"),
     },
-    "dpo": TRAINING | {"beta": ("float", 0.1, "identity"), "loss_type": ("list[str]", ["sigmoid"], "identity")},
+    "dpo": TRAINING
+    | {
+        "beta": ("float", 0.1, "identity"),
+        "loss_type": ("list[str]", ["sigmoid"], "identity"),
+        "reference_model": ("null | str", None, "model"),
+    },
+    "average_models": {
+        "models": ("list[str]", None, "model", True),
+        "averaged_stage": ("str", None, "identity", True),
+        "weights": ("list[float] | str", "uniform", "identity"),
+        "method": ("str", "linear", "identity"),
+        "fraction": ("float", 0.5, "identity"),
+        "train_data": ("null | list[str]", None, "rows"),
+        "eval_data": ("null | list[str]", None, "rows"),
+        "reference_model": ("null | str", None, "model"),
+        "stage_keys": ("dict", {}, "identity"),
+        "part_names": ("null | list[str]", None, "runtime"),
+        "per_device_eval_batch_size": ("int", 8, "runtime"),
+    },
     "evaluate_policy": {
         "prompts": ("list[str]", None, "rows", True),
         "model_name_or_path": ("str", None, "model", True),
@@ -93,6 +115,8 @@ lock.truncate(0); lock.write(str(os.getpid())); lock.flush()
 with (folder.parent / "launched.txt").open("a") as file:
     file.write(step + chr(10))
 print("hello from", step, flush=True)
+here = {"cores": sorted(os.sched_getaffinity(0)), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "threads": os.environ["OMP_NUM_THREADS"], "began": time.time()}
 behaviour = json.loads(os.environ.get("TOY", "{}")).get(step, "")
 if behaviour == "fail":
     print("RuntimeError: torch.OutOfMemoryError: no memory", flush=True)
@@ -105,13 +129,23 @@ if behaviour == "checkpoint":
     (folder / "checkpoints" / "checkpoint-50").mkdir(parents=True)
     (folder / "checkpoints" / "checkpoint-50" / "whole.json").write_text("{}")
     sys.exit(1)
+if behaviour.startswith("meet "):  # another step: both must run at one time
+    (folder / "here").touch()
+    deadline = time.monotonic() + 20
+    while not list(folder.parent.glob(behaviour.removeprefix("meet ") + "-????????/here")):
+        if time.monotonic() > deadline:
+            sys.exit("nobody came")
+        time.sleep(0.02)
+    time.sleep(0.3)
 if behaviour in ("hang", "stubborn"):
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A child in a session of its own, as torch's launcher makes them for its ranks.
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
-    (folder.parent / "hanging.txt").write_text(f"{os.getpid()} {child.pid}")
+    with (folder.parent / "hanging.txt").open("a") as file:
+        file.write(f"{os.getpid()} {child.pid} ")
     time.sleep(120)
+(folder / "here.json").write_text(json.dumps(here))
 outputs = {
     "prepare_data": ["documents.train", "instructions.train", "instructions.validation", "preferences.train",
                      "preferences.judge", "prompts.train", "evaluation_prompts"],
@@ -129,14 +163,18 @@ for name in outputs:
         (folder / "model" / "config.json").write_text("{}")
     else:
         (folder / made[name]).write_text("{}")
-metrics, choices = {"eval_loss": 1.5}, []
+metrics, choices = {"eval_loss": 1.25 if stage == "average_models" else 1.5}, []
 if stage == "evaluate_policy":
-    scores = {"round-0.sft": 0.0, "round-1.dpo": 1.0, "round-2.dpo": 2.0} | json.loads(os.environ.get("SCORES", "{}"))
+    given = json.loads(os.environ.get("SCORES", "{}"))
     steps = [json.loads((Path(p) / "toy.json").read_text()) for p in config.get("previous", [])] + [config["policy_step"]]
     (folder / "toy.json").write_text(json.dumps(config["policy_step"]))
+    rounds = {name: float(name[6:].split(".")[0]) if name.startswith("round-") else 0.0 for name in steps}
+    scores = rounds | {name: score for name, score in given.items() if name in steps}
     steps.sort(key=lambda name: -scores[name])
     choices = [Choice(step=name, folder="", score=scores[name]) for name in steps]
-    metrics = {"judge": "gold", "judge_mean": scores[config["policy_step"]], "gold_mean": scores[config["policy_step"]]}
+    gates = json.loads(os.environ.get("GATES", "{}"))
+    metrics = {"judge": "gold", "judge_mean": scores[config["policy_step"]], "gold_mean": scores[config["policy_step"]],
+               "gate": gates.get(step, "accept"), "gate_reason": "KL 25.000 > 20" if step in gates else "gain 1.000 > 0"}
 Artifact(stage=stage, step=step, recipe_version=1, fingerprint=config["fingerprint"], keys={}, inputs={}, outputs=made,
          files=files_below(folder, made), metrics=metrics, choices=choices, seconds=0.5).write(folder)
 """  # noqa: E501

@@ -83,6 +83,7 @@ RECIPE: dict[str, Any] = {
         "eval_steps": 1,
         "max_steps": 2,
         "max_length": 200,
+        "strengths": None,  # a dozen pairs are few enough
         "global_batch_size": 4,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",

@@ -1,18 +1,22 @@
 """What ships in configs/: recipes that plan, stage configs that a stage takes, profiles that say only how to run."""
 
 import gzip
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
-from data_schemas.stage_keys import check_keys, check_required, parse_command_line, read_yaml, stages
+from data_schemas.stage_keys import ConfigError, check_keys, check_required, parse_command_line, read_yaml, stages
 from pipeline.checks import check_recipe
 from pipeline.launching import ROOT
-from pipeline.plan import make_plan
-from pipeline.recipe import Launch, load_recipe
+from pipeline.plan import BestPolicy, Output, Step, make_plan
+from pipeline.recipe import Launch, Recipe, load_recipe
+from pipeline.report import plan_tree
 from pipeline.runner import Run
 
 CONFIGS = ROOT / "configs"
@@ -26,30 +30,148 @@ def name_of(path: Path) -> str:
 
 
 def test_something_ships():
-    assert {"demo", "smollm2_harmless"} <= {path.stem for path in RECIPES}
+    assert {path.stem for path in RECIPES} == set(STAGES_OF_A_ROUND)
     # Every stage but the one whose inputs are options of the command line, and has no torch.
     assert {path.stem for path in STAGE_CONFIGS} >= set(stages()) - {"prepare_data"}
     assert len(PROFILES) == 6
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_a_shipped_recipe_plans_from_any_folder(path, tmp_path, monkeypatch):
+ALL_OF_THEM = ("annotate", "reward_model", "rejection_sampling", "sft", "dpo")
+STAGES_OF_A_ROUND = {
+    "demo": (2, ALL_OF_THEM),
+    "smollm2_harmless": (2, ALL_OF_THEM),
+    "llama3_8b": (6, ALL_OF_THEM),
+    "llama3_70b_multinode": (6, ALL_OF_THEM),
+    "tulu3_8b": (1, ("annotate", "dpo")),
+    "online_dpo_8b": (3, ("annotate", "dpo")),
+    "raft": (4, ("rejection_sampling", "sft")),
+}
+# What the recipes for GPUs ask their user to give.
+GIVEN = {
+    "llama3_8b": ("data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz"),
+    "llama3_70b_multinode": (
+        "data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz", "launch.main_process_ip=machine-0",
+    ),
+    "tulu3_8b": ("data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz"),
+    "online_dpo_8b": ("data.prompts=prompts.jsonl", "data.preferences=harmless.jsonl.gz"),
+    "raft": ("data.prompts=prompts.jsonl", "evaluate_policy.judge_model=acme/another"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch) -> Path:
+    """A working directory with what a recipe asks its user to give: a base model, rows."""
     monkeypatch.chdir(tmp_path)
-    # What a recipe asks its user to give.
     pair = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"}
     (tmp_path / "harmless.jsonl.gz").write_bytes(gzip.compress(json.dumps(pair).encode()))
-    recipe = load_recipe(path)
+    (tmp_path / "chats.jsonl").write_text('{"messages": []}')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}')
+    (tmp_path / "base").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "base" / name).write_text("{}")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    return tmp_path
+
+
+def planned(name: str) -> tuple[Recipe, dict[str, Step]]:
+    settings = [*GIVEN[name], "base_model=base"] if name in GIVEN else []
+    recipe = load_recipe(CONFIGS / f"{name}.yaml", settings)
     steps = make_plan(recipe)
     check_recipe(recipe, steps)
-    assert (recipe.name, recipe.rounds) == (path.stem, 2)
-    assert [step.name for step in steps][-6:] == [
-        "round-2.annotate", "round-2.reward_model", "round-2.rejection_sampling", "round-2.sft", "round-2.dpo",
-        "round-2.evaluate_policy",
-    ]  # fmt: skip
-    assert recipe.launch.device == "cpu"
-    planned = Run.of(recipe, steps)
-    assert {planned.decide(step).why for step in steps} == {"never ran"}
+    return recipe, {step.name: step for step in steps}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_shipped_recipe_plans_from_any_folder(path, given):
+    recipe, steps = planned(path.stem)
+    rounds, of_a_round = STAGES_OF_A_ROUND[path.stem]
+    assert (recipe.name, recipe.rounds) == (path.stem, rounds)
+    last = [f"round-{rounds}.{stage}" for stage in (*of_a_round, "evaluate_policy")]
+    assert [name for name in steps if not re.search(r"\.\d$", name)][-len(last) :] == last  # variants aside
+    assert recipe.launch.device == ("gpu" if path.stem in GIVEN else "cpu")
+    run = Run.of(recipe, list(steps.values()))
+    assert {run.decide(step).why for step in run.steps} == {"never ran"}
     assert not recipe.folder.exists()
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_recipe_without_its_data_says_what_is_missing(name, given):
+    with pytest.raises(ConfigError, match=r"(data\.\w+|who \w+).* is missing") as error:
+        recipe = load_recipe(CONFIGS / f"{name}.yaml", ["base_model=base"])
+        check_recipe(recipe, make_plan(recipe))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_every_key_of_a_published_recipe_has_its_source(name):
+    lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
+    values = [line for line in lines if re.match(r" *[a-z_]+: +[^# ]", line) and not line.startswith("name:")]
+    assert len(values) > 15
+    assert [line for line in values if " # " not in line] == []
+
+
+def test_six_rounds_of_llama_3_pass_on_what_the_paper_says(given):
+    _, steps = planned("llama3_8b")
+    base, human = Output("prepare_base", "model"), Output("prepare_data", "preferences.train")
+    assert [name for name in steps if name.endswith(".evaluate_policy")] == [
+        f"round-{number}.evaluate_policy" for number in range(7)
+    ]
+    for number in range(1, 7):
+        stage = {name: steps[f"round-{number}.{name}"] for name in ALL_OF_THEM if f"round-{number}.{name}" in steps}
+
+        def variants(section: str, number: int = number) -> list[Step]:
+            """What is averaged: the average bears the section's name, and is what the next stage takes."""
+            found = [steps[f"round-{number}.{section}.{place}"] for place in (1, 2)]
+            assert steps[f"round-{number}.{section}"].inputs["models"] == [Output(one.name, "model") for one in found]
+            return found
+
+        best, second = (BestPolicy(f"round-{number - 1}.evaluate_policy", rank=rank) for rank in (0, 1))
+        batches = [Output(f"round-{earlier}.annotate", "pairs.train") for earlier in range(2, number + 1)]
+        # People's pairs are the first batch; then two answers from the best two policies are compared.
+        assert ("annotate" in stage) == (number > 1)
+        if number > 1:
+            assert stage["annotate"].inputs["policies"] == [best, second]
+        # The reward model: from the pre-trained base, on all batches so far.
+        for variant in variants("reward_model"):
+            assert variant.inputs["model_name_or_path"] == [base]
+            assert variant.inputs["train_data"] == [human, *batches]
+        # Rejection sampling: from the best policy so far, ranked by that reward model.
+        assert stage["rejection_sampling"].inputs["policies"] == [best]
+        assert stage["rejection_sampling"].inputs["reward_model"] == [Output(f"round-{number}.reward_model", "model")]
+        assert bool(stage["rejection_sampling"].keys.get("system_prompts")) == (number >= 3)
+        # SFT: of the pre-trained base, on the winners and the human data.
+        winners = Output(f"round-{number}.rejection_sampling", "winners.train")
+        for variant in variants("sft"):
+            assert variant.inputs["model_name_or_path"] == [base]
+            assert variant.inputs["train_data"] == [winners, Output("prepare_data", "instructions.train")]
+        # DPO: on that SFT model, on the most recent batch.
+        for variant in variants("dpo"):
+            assert variant.inputs["model_name_or_path"] == [Output(f"round-{number}.sft", "model")]
+            assert "reference_model" not in variant.inputs
+            assert variant.inputs["train_data"] == [[human, *batches][-1]]
+        wanted = {"learning_rate": 1e-5, "beta": 0.1, "mask_formatting": True, "loss_weights": [1.0, 0.2]}
+        first = variants("dpo")[0].keys
+        assert {key: first[key] for key in wanted} == wanted
+
+
+def test_the_plan_that_is_printed_shows_where_each_step_takes_its_inputs_from(given):
+    recipe, steps = planned("llama3_8b")
+    run = Run.of(recipe, list(steps.values()))
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(plan_tree(run, {step.name: run.decide(step) for step in run.steps}))
+    text = console.export_text()
+    assert "round-2.sft.1: never ran  <- prepare_base, round-2.rejection_sampling, prepare_data\n" in text
+    assert ("round-6.annotate: never ran  <- prepare_data, best by round-5.evaluate_policy, second best by "
+            "round-5.evaluate_policy, round-5.reward_model\n") in text  # fmt: skip
+    assert "round-6.dpo.1: never ran  <- round-6.sft, round-6.annotate\n" in text
+
+
+def test_the_recipe_for_several_machines_starts_training_on_all_and_data_on_one(given):
+    recipe, steps = planned("llama3_70b_multinode")
+    assert (steps["round-1.dpo"].launch.num_machines, steps["round-1.dpo"].launch.num_processes) == (8, 64)
+    assert steps["round-1.rejection_sampling"].launch.profile == "ddp"
+    assert (steps["prepare_data"].launch.num_machines, steps["prepare_base"].launch.wrapper) == (1, None)
+    assert "--nodes=8" in str(recipe.launch.wrapper)
 
 
 @pytest.mark.parametrize("path", STAGE_CONFIGS, ids=name_of)

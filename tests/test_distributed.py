@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import metrics_of, run_here, weights_of
+import yaml
+from conftest import metrics_of, run_here, stage_keys, weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from data_schemas.artifact import Artifact, read_json
 from engine.models import check_weights
+from pipeline import launching
+from pipeline.plan import Step
+from pipeline.recipe import Launch
 
 # 9 held-out rows on two processes in batches of 4: the second has a spare row in none of its batches' sums.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
@@ -74,3 +79,41 @@ def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stag
         with torch.no_grad():
             outputs.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)
+
+
+# Starts a command as `srun` does on two machines: here they are this one, twice.
+TWO_MACHINES = """#!/bin/sh
+ALIGNLOOP_MACHINE_RANK=1 "$@" &
+ALIGNLOOP_MACHINE_RANK=0 "$@"
+code=$?
+wait $! || code=1
+exit $code
+"""
+
+
+@pytest.mark.parametrize("profile", ["ddp", "zero2"])
+def test_two_machines_make_what_one_makes(profile, run_stage, tiny_model, rows, tmp_path):
+    keys = keys_of("sft", tiny_model, rows) | {"keep_checkpoints": True}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_stage("sft", one, profile=profile, processes=2, **keys)
+
+    two.mkdir()
+    (two / "config.yaml").write_text(yaml.safe_dump(stage_keys("sft", **keys) | {"output_dir": str(two)}))
+    (tmp_path / "srun.sh").write_text(TWO_MACHINES)
+    launch = Launch(profile=profile, num_processes=2, num_machines=2, device="cpu", main_process_ip="127.0.0.1",
+                    wrapper=f"sh {tmp_path / 'srun.sh'}")  # fmt: skip
+    step = Step("sft", "sft", None, "sft", {}, {}, launch)
+    command, environment = launching.launch_command(step, two), launching.environment(step, two, two)
+    stage = launching.StageProcess(command, two, environment, cores=None)
+    stage.wait(240)
+    code, printed = stage.finish()
+    assert code == 0 and Artifact.read(two) is not None, f"{read_json(two / 'outcome.json')}\n{printed[-4000:]}"
+    assert (two / "checkpoints" / "rank-1-ended").exists()
+
+    # Nothing at all differs: the same processes see the same rows.
+    found, wanted = metrics_of(two), metrics_of(one)
+    assert {key: found[key] for key in wanted if "loss" in key[1]} == {
+        key: value for key, value in wanted.items() if "loss" in key[1]
+    }
+    first, second = weights_of(one / "model"), weights_of(two / "model")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -166,3 +166,53 @@ def test_a_raised_recipe_version_is_told(work):
     old = before["round-1.dpo"].content | {"recipe_version": 0}
     step = next(step for step in steps if step.name == "round-1.dpo")
     assert differences(step, old, before["round-1.dpo"].content) == ["stage dpo changed (version 0 -> 1)"]
+
+
+VARIANTS = "sft.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("sft.variants=[{learning_rate: 1e-5}, {learning_rate: 3e-5}]", {"round-1.sft.2"}),
+        ("sft.average={weights: greedy}", set()),
+        ("by_round.1.sft.max_length=64", {"round-1.sft.1", "round-1.sft.2"}),
+    ],
+)
+def test_an_edit_of_variants_changes_its_part_the_average_and_what_hangs_on_them(work, override, parts):
+    recipe = ("rounds=1", "by_round.0.sft.variants=[{}]", VARIANTS)
+    _, before = known(work, *recipe)
+    _, after = known(work, *recipe, override)
+    below = {"round-1.sft", "round-1.dpo", "round-1.evaluate_policy"}
+    assert changed(before, after) == below | parts
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sft.learning_rate=9e-5",  # every variant says its own
+        "sft.per_device_eval_batch_size=2",
+        "sft.launch={devices: [0, 1]}",
+        "sft.average={weights: uniform}",  # the default, said aloud
+    ],
+)
+def test_what_neither_a_variant_nor_the_measurement_reads_changes_nothing(work, override):
+    recipe = ("rounds=1", VARIANTS)
+    assert changed(known(work, *recipe)[1], known(work, *recipe, override)[1]) == set()
+
+
+def test_the_differences_of_an_average_are_named_as_the_recipe_names_them(work):
+    def lines(*overrides, old):
+        steps, now = known(work, "rounds=1", *overrides)
+        step = next(step for step in steps if step.name == "round-1.dpo")
+        return differences(step, known(work, "rounds=1", *old)[1]["round-1.dpo"].content, now["round-1.dpo"].content)
+
+    variants = "dpo.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]"
+    assert lines(variants, old=()) == ["dpo alone -> the average of its variants"]
+    assert lines(old=(variants,)) == ["the average of its variants -> dpo alone"]
+    assert lines(variants, "dpo.average={weights: greedy}", old=(variants,)) == [
+        "dpo.average.weights uniform -> greedy",
+    ]
+    assert lines(variants, "dpo.beta=0.2", old=(variants,)) == [
+        "dpo.average.stage_keys.beta null -> 0.2", "input round-1.dpo.1 changed", "input round-1.dpo.2 changed",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import time
@@ -14,13 +15,13 @@ from safetensors.numpy import load_file
 from data_schemas.artifact import Artifact
 from data_schemas.rows import normalise
 from pipeline.checks import has_gpu
-from pipeline.launching import ROOT
+from pipeline.launching import ROOT, available_cores
 
 pytest_plugins = ("loop_fixtures",)
 
 COLUMNS = {  # by whether round 0 has it
-    True: ["gold_mean", "judge", "judge_mean", "kl_to_first", "mean_answer_tokens", "ended_share", "distinct_2",
-           "sft_eval_loss"],
+    True: ["gold_mean", "judge", "judge_mean", "gate", "gate_reason", "kl_to_first", "mean_answer_tokens",
+           "ended_share", "distinct_2", "sft_eval_loss"],
     False: ["proxy_mean", "win_rate_vs_first", "win_rate_vs_first_low", "win_rate_vs_first_high",
             "win_rate_vs_previous", "win_rate_vs_previous_low", "win_rate_vs_previous_high", "score_gain_vs_first",
             "score_gain_vs_first_low", "score_gain_vs_first_high", "reward_accuracy", "dpo_reward_accuracy"],
@@ -107,7 +108,7 @@ def _stamps(place) -> dict[str, int]:
 def test_an_edited_key_is_planned_with_its_reason_and_all_that_hangs_on_it(place):
     code, out, err = place.call("plan", *place.words("dpo.beta=0.3"))
     assert code == 0, err
-    lines = [line.strip("│├└─ ").split(maxsplit=1) for line in out.splitlines()]
+    lines = [line.strip("│├└─ ").partition("  <- ")[0].split(maxsplit=1) for line in out.splitlines()]
     runs = dict(line[1].split(": ", 1) for line in lines if line[0] == "run")
     # The choice after round 1 is made anew, so all of round 2 hangs on it.
     below = ["round-1.evaluate_policy", *(name for name in STEPS if name.startswith("round-2."))]
@@ -154,6 +155,31 @@ def test_the_evaluation_prompts_are_the_same_for_every_policy(place):
 
 def _rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# -- variants -------------------------------------------------------------------------------------------------------
+
+
+def test_variants_are_averaged_and_the_average_is_the_rounds_model(place):
+    place.begin_with(*DATA_AND_BASE, name="variants")
+    settings = ["rounds=0", "sft.variants=[{learning_rate: 1e-3}, {learning_rate: 3e-3}]"]
+    if len(cores := available_cores()) > 1:
+        settings.append(f"sft.launch={{devices: {cores[:2]}}}")
+    code, _, err = place.run(*settings, name="variants")
+    assert code == 0, err
+    record = Artifact.read(place.folder("round-0.sft", name="variants"))
+    assert record is not None
+    parts = [Artifact.read(place.folder(f"round-0.sft.{part}", name="variants")) for part in (1, 2)]
+    for part, made in enumerate(parts, 1):
+        assert made is not None
+        # Measured on the rows and with the numbers of its own training.
+        assert record.metrics[f"eval_loss_of_round-0.sft.{part}"] == pytest.approx(made.metrics["eval_loss"], abs=1e-5)
+        assert record.metrics[f"weight_of_round-0.sft.{part}"] == 0.5
+    (row,) = place.summary(name="variants")["rounds"]
+    assert (row["policy"], row["sft_eval_loss"]) == ("round-0.sft", record.metrics["eval_loss"])
+    assert place.config("round-0.evaluate_policy", name="variants")["model_name_or_path"] == str(
+        place.folder("round-0.sft", name="variants") / "model"
+    )
 
 
 # -- killed, stopped, refused ---------------------------------------------------------------------------------------
@@ -268,7 +294,7 @@ def test_a_round_that_made_things_worse_is_not_built_upon(lora):
     choice = Artifact.read(lora.folder("round-1.evaluate_policy", name="lora"))
     assert choice is not None
     assert [(item.step, item.score) for item in choice.choices] == [("round-0.sft", 0.5), ("round-1.dpo", -0.5)]
-    assert lora.config("round-2.rejection_sampling", name="lora")["model_name_or_path"] == first
+    assert lora.config("round-2.rejection_sampling", name="lora")["policies"] == [first]
     second = str(lora.folder("round-1.dpo", name="lora") / "model")
     assert lora.config("round-2.annotate", name="lora")["policies"] == [first, second]
     summary = lora.summary(name="lora")
@@ -294,8 +320,8 @@ def test_a_failing_stage_is_told_with_its_log_and_run_again_once_it_is_mended(pl
         return code, err.splitlines()
 
     code, lines = run_with("return float('nan')")
-    assert code == 1
-    assert lines[0].startswith("error: round-0.evaluate_policy failed: ValueError: judging:judge gave nan for ")
+    assert code == 2, "the function is the user's"
+    assert re.match(r"error: round-0.evaluate_policy failed: judging:judge\(…, .*\) gave nan, expected a", lines[0])
     assert not any("learning_rate" in line for line in lines), "no learning rate makes a judge's number finite"
     (folder,) = run.glob("round-0.evaluate_policy-*")
     assert lines[1].startswith("command: ")

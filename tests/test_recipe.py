@@ -8,7 +8,7 @@ from fake_stages import build_inputs, write_keys
 from data_schemas import stage_keys
 from data_schemas.stage_keys import ConfigError
 from pipeline import checks
-from pipeline.checks import check_recipe
+from pipeline.checks import check_machine, check_recipe
 from pipeline.plan import make_plan
 from pipeline.recipe import load_recipe
 
@@ -32,6 +32,7 @@ def checked(recipe_file: Path, *overrides: str):
     recipe = load_recipe(recipe_file, overrides)
     steps = make_plan(recipe)
     check_recipe(recipe, steps)
+    check_machine(recipe, steps)
     return recipe, steps
 
 
@@ -54,7 +55,8 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
     assert recipe.section("dpo", 2)["beta"] == 0.3
     assert recipe.section("sft")["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
     assert recipe.launch_of("dpo", 1).model_dump() == {
-        "profile": "single", "num_processes": 4, "device": "cpu", "main_process_port": None,
+        "profile": "single", "num_processes": 4, "device": "cpu", "num_machines": 1, "wrapper": None,
+        "main_process_ip": None, "main_process_port": None, "devices": None,
     }  # fmt: skip
     assert recipe.section("annotate")["seed"] == 7
 
@@ -95,6 +97,14 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_says_so(
         ("data.launch.num_processes=2", "data.launch: this stage is always one process"),
         ("sft.max_length=2.5", "sft: max_length=2.5 is a number, expected nothing (null) | int"),
         ("rounds=two", "rounds='two': Input should be a valid integer"),
+        ("round_stages=[dpo, sft]", "round_stages=['dpo', 'sft']: the order is fixed; try [sft, dpo]"),
+        ("round_stages=[sft, sft]", "round_stages=['sft', 'sft']: the order is fixed; try [sft]"),
+        (
+            "round_stages=[evaluate_policy]",
+            "round_stages.0='evaluate_policy': Input should be 'annotate', 'reward_model'",
+        ),
+        ("annotate.annotator_models=[a/b]", "annotate has both annotator_function and annotator_models; set one"),
+        ("evaluate_policy.judge_model=a/b", "evaluate_policy has both judge_function and judge_model; set one"),
         ("rounds=-1", "rounds=-1: Input should be greater than or equal to 0"),
         ("human_share=1.5", "human_share=1.5: Input should be less than or equal to 1"),
         ("name=a/b", "name='a/b': String should match pattern"),
@@ -115,6 +125,19 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_says_so(
         ("data.instructions=null", "data.instructions is missing, or data.preferences with chosen_as_instructions > 0"),
         ("evaluate_policy.judge_function=null", "data.judge_share is 0: without evaluate_policy.judge_function"),
         ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
+        ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
+        (
+            "launch={profile: ddp, num_machines: 2, num_processes: 3, device: cpu}",
+            "launch: num_processes=3 is over all machines, and no multiple of num_machines=2",
+        ),
+        (
+            "launch={profile: ddp, num_machines: 2, num_processes: 4, device: cpu}",
+            'launch: wrapper is missing: it runs a command on every machine, as in "srun --nodes=2',
+        ),
+        (
+            "launch={profile: ddp, num_machines: 2, num_processes: 4, device: cpu, wrapper: srun}",
+            "launch: main_process_ip is missing: the address of machine 0, as in --set",
+        ),
         (
             "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
             "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
@@ -136,8 +159,24 @@ def test_without_anyone_to_compare_answers_or_to_judge_nothing_starts(recipe_fil
     no_pairs = "data.preferences=null"
     with pytest.raises(ConfigError, match=r"annotate\.annotator_function or data\.preferences is missing"):
         checked(recipe_file, no_pairs, "annotate.annotator_function=null")
-    with pytest.raises(ConfigError, match=r"evaluate_policy\.judge_function or data\.preferences is missing"):
+    with pytest.raises(ConfigError, match=r"judge_function, judge_model or data\.preferences is missing"):
         checked(recipe_file, no_pairs, "evaluate_policy.judge_function=null")
+
+
+def test_an_optimised_reward_model_is_no_judge(recipe_file):
+    judge = "evaluate_policy={judge_function: null, judge_model: acme/judge}"
+    annotators = "annotate={annotator_function: null, annotator_models: [acme/reward]}"
+    checked(recipe_file, judge, annotators)
+    with pytest.raises(ConfigError, match="judge_model='acme/judge' is optimised in round 2"):
+        checked(recipe_file, judge, annotators, "by_round.2.annotate.annotator_models=[acme/reward, acme/judge]")
+
+
+def test_only_what_the_rounds_read_is_asked_for(recipe_file):
+    online = ("round_stages=[annotate, dpo]", "first_sft=false")
+    checked(recipe_file, *online, "data.instructions=null")
+    with pytest.raises(ConfigError, match=r"data\.prompts is missing: nothing else has prompts to answer"):
+        checked(recipe_file, *online, "data={}")
+    checked(recipe_file, *online, "data={prompts: chats.jsonl}")
 
 
 def test_a_model_folder_is_looked_into(recipe_file):
@@ -170,6 +209,9 @@ def test_a_gpu_profile_needs_a_gpu_and_cpu_use_is_said(recipe_file, monkeypatch)
         checked(recipe_file, "launch.device=gpu")
     with pytest.raises(ConfigError, match=r"dpo\.launch: this machine has no GPU"):
         checked(recipe_file, "dpo.launch.device=gpu")
+    checked(recipe_file, "launch={wrapper: env A=1}")  # where it runs, we are not
+    with pytest.raises(ConfigError, match="launch: wrapper: 'srum' is no command on this machine"):
+        checked(recipe_file, "launch={wrapper: srum -N1}")
     monkeypatch.setattr(checks, "has_gpu", lambda: True)
     checked(recipe_file, "launch.device=gpu")
 
@@ -185,3 +227,25 @@ def test_a_recipe_that_is_not_yaml_or_not_there_is_one_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(ConfigError, match=r"bad\.yaml:2:2 is not YAML"):
         load_recipe(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        ("{devices: [0], num_processes: 2, profile: ddp}", r"launch\.devices=\[0\]: expected num_processes=2 or more"),
+        ("{devices: [0, 0]}", r"launch\.devices=\[0, 0\]: expected num_processes=1 or more different numbers"),
+        ("{devices: []}", r"launch\.devices=\[\]: expected num_processes=1 or more"),
+        ("{devices: [0, 9]}", r"launch\.devices=\[0, 9\]: our cores are 0, 1, 2, 3$"),
+        ("{devices: [0, 9], device: gpu}", r"launch\.devices=\[0, 9\]: our GPUs, says CUDA_VISIBLE_DEVICES, are 0, 1$"),
+        ("{devices: 2}", r"launch: devices=2: Input should be a valid list"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused_before_launch(recipe_file, monkeypatch, launch, message):
+    monkeypatch.setattr(checks, "available_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(checks, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match=message):
+        checked(recipe_file, f"dpo.launch={launch}")
+    checked(
+        recipe_file, "dpo.launch={devices: [1, 3]}", "launch={devices: [0, 1], device: gpu}", "dpo.launch.device=cpu"
+    )

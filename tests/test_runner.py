@@ -1,8 +1,10 @@
 """The runner and the command, with toy stages: what is reused, resumed and run, and how it fails and stops."""
 
 import fcntl
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ from typing import get_args
 import pytest
 import yaml
 from fake_stages import build_house, build_inputs
+from rich.console import Console
 
 from pipeline import launching, report
 from pipeline.plan import Step
 from pipeline.recipe import Launch
+from pipeline.summary import StepState
 
 ONE_ROUND = ("--set", "rounds=1")
 STEPS_OF_ONE_ROUND = [
@@ -66,10 +70,10 @@ class World:
     def config(self, step: str) -> dict:
         return yaml.safe_load((self.folder(step) / "config.yaml").read_text())
 
-    def hanging(self) -> list[int]:
-        """Waits for the toy stage that hangs; its process and that of its child."""
+    def hanging(self, *, stages: int = 1) -> list[int]:
+        """Waits for the toy stages that hang; their processes and those of their children."""
         path, deadline = self.run_folder / "hanging.txt", time.monotonic() + 30
-        while not (path.exists() and len(path.read_text().split()) == 2):
+        while not (path.exists() and len(path.read_text().split()) == 2 * stages):
             assert time.monotonic() < deadline, "no stage hangs"
             time.sleep(0.02)
         return [int(pid) for pid in path.read_text().split()]
@@ -109,7 +113,7 @@ def test_an_edited_key_runs_what_hangs_on_it_and_both_results_exist(world):
     world.launched()
     code, out, _ = world.call("plan", "toy.yaml", *ONE_ROUND, "--set", "dpo.beta=0.2")
     assert code == 0
-    lines = [line.strip("│├└─ ") for line in out.splitlines()]
+    lines = [line.strip("│├└─ ").partition("  <- ")[0] for line in out.splitlines()]
     assert [line.split()[1] for line in lines if line.startswith("run ")] == [
         "round-1.dpo:",
         "round-1.evaluate_policy:",
@@ -157,11 +161,85 @@ def test_the_stages_are_given_what_the_plan_says(world):
 def test_a_round_that_made_things_worse_is_not_built_upon(world):
     assert world.call("run", "toy.yaml", SCORES='{"round-1.dpo": -1.0, "round-2.dpo": -0.5}')[0] == 0
     first = str(world.folder("round-0.sft") / "model")
-    assert world.config("round-2.rejection_sampling")["model_name_or_path"] == first
+    assert world.config("round-2.rejection_sampling")["policies"] == [first]
     assert world.config("round-2.annotate")["policy_names"] == ["round-0.sft", "round-1.dpo"]
     assert world.summary()["best_policy"] == {
         "step": "round-0.sft", "folder": f"{world.folder('round-0.sft').name}/model", "score": 0.0,
     }  # fmt: skip
+
+
+def test_a_gate_that_stops_skips_the_later_rounds_and_says_by_which_number(world):
+    code, out, _ = world.call("run", "toy.yaml", GATES='{"round-1.evaluate_policy": "stop"}')
+    assert code == 0
+    reason = "round-1.evaluate_policy stopped the run: KL 25.000 > 20"
+    assert world.launched()[-1] == "round-1.evaluate_policy"
+    states = world.states()
+    assert {state for name, state in states.items() if name.startswith("round-2")} == {"skipped"}
+    assert {state for name, state in states.items() if not name.startswith("round-2")} == {"ran"}
+    summary = world.summary()
+    assert summary["state"] == "done"
+    assert (summary["rounds"][1]["gate"], summary["rounds"][1]["gate_reason"]) == ("stop", "KL 25.000 > 20")
+    assert summary["rounds"][2]["gate"] is None and summary["rounds"][2]["reasons"]["gate"] == reason
+    assert re.search(r"\| gate .*\| +stop \|", out) and re.search(r"\| decided by .*\| KL 25.000 > 20 \|", out)
+    planned = world.call("plan", "toy.yaml")[1]
+    assert f"skip   round-2.dpo: {reason}" in planned and "6 skip" in planned
+    # Another rule makes another evaluation: what was skipped then runs.
+    assert world.call("run", "toy.yaml", "--set", "seed=1")[0] == 0
+    assert "round-2.evaluate_policy" in world.launched()
+
+
+def test_online_dpo_runs_from_a_chat_model_with_given_reward_models(world):
+    settings = ["round_stages=[annotate, dpo]", "first_sft=false", "dpo_reference=first", "annotate_policies=best",
+                "annotate={annotator_models: [acme/reward], num_answers: 8}"]  # fmt: skip
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert world.call("run", "toy.yaml", *words, SCORES='{"round-1.dpo": -1.0}')[0] == 0
+    assert world.launched() == [
+        "prepare_data", "prepare_base", "round-0.evaluate_policy",
+        "round-1.annotate", "round-1.dpo", "round-1.evaluate_policy",
+        "round-2.annotate", "round-2.dpo", "round-2.evaluate_policy",
+    ]  # fmt: skip
+    base = str(world.folder("prepare_base") / "model")
+    # Round 1 made things worse: round 2 goes on from the base.
+    assert world.config("round-2.annotate")["policies"] == [base]
+    assert world.config("round-2.annotate")["policy_names"] == ["prepare_base"]
+    assert world.config("round-2.annotate")["annotator_models"] == ["acme/reward"]
+    dpo = world.config("round-2.dpo")
+    assert (dpo["model_name_or_path"], dpo["reference_model"]) == (base, base)
+    assert dpo["train_data"] == [str(world.folder("round-2.annotate") / "pairs.train.jsonl")]
+    assert world.config("round-2.evaluate_policy")["proxy_model"] == "acme/reward"
+    rows = world.summary()["rounds"]
+    assert [row["policy"] for row in rows] == ["prepare_base", "round-1.dpo", "round-2.dpo"]
+    assert rows[2]["reasons"]["sft_eval_loss"] == "round 2 has no sft"
+    assert world.summary()["best_policy"]["step"] == "round-2.dpo"
+
+
+def test_raft_runs_on_winners_alone(world):
+    settings = ["round_stages=[rejection_sampling, sft]", "first_sft=false", "sft_from=best", "human_share=0",
+                "data={prompts: chats.jsonl}", "rejection_sampling.reward_model=acme/reward"]  # fmt: skip
+    code, out, _ = world.call("run", "toy.yaml", *(word for setting in settings for word in ("--set", setting)))
+    assert code == 0 and "best policy: round-2.sft" in out
+    assert world.launched()[2:] == [
+        "round-0.evaluate_policy",
+        "round-1.rejection_sampling", "round-1.sft", "round-1.evaluate_policy",
+        "round-2.rejection_sampling", "round-2.sft", "round-2.evaluate_policy",
+    ]  # fmt: skip
+    first = str(world.folder("round-1.sft") / "model")
+    assert world.config("round-2.rejection_sampling")["policies"] == [first]
+    assert world.config("round-2.rejection_sampling")["reward_model"] == "acme/reward"
+    sft = world.config("round-2.sft")
+    assert sft["model_name_or_path"] == first
+    assert sft["train_data"] == [str(world.folder("round-2.rejection_sampling") / "winners.train.jsonl")]
+
+
+def test_a_recipe_for_gpus_is_planned_anywhere_but_runs_only_where_there_is_one(world):
+    code, out, err = world.call("plan", "toy.yaml", "--set", "launch.device=gpu", CUDA_VISIBLE_DEVICES="")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "run    round-2.dpo: never ran" in out
+    assert err.startswith("warning: toy.yaml: launch: this machine has no GPU")
+    code, out, err = world.call("run", "toy.yaml", "--set", "launch.device=gpu", CUDA_VISIBLE_DEVICES="")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: toy.yaml: launch: this machine has no GPU")
+    assert not world.run_folder.exists()
 
 
 def test_the_summary_has_its_schema_and_a_reason_for_every_null(world):
@@ -347,6 +425,137 @@ def test_the_command_loads_neither_torch_nor_transformers_and_plans_in_a_second(
     started = time.monotonic()
     assert world.call("plan", "toy.yaml")[0] == 0
     assert time.monotonic() - started < 1
+
+
+# -- variants side by side ------------------------------------------------------------------------------------------
+
+CORES = launching.available_cores()
+TWO = ("--set", "by_round.0.sft.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]", "--set", "rounds=0")
+SIDE_BY_SIDE = (*TWO, "--set", f"launch.devices={CORES[:2]}")
+two_cores = pytest.mark.skipif(len(CORES) < 2, reason="two steps side by side need two cores")
+
+
+@two_cores
+def test_variants_run_side_by_side_each_with_devices_of_its_own(world):
+    meet = {"round-0.sft.1": "meet round-0.sft.2", "round-0.sft.2": "meet round-0.sft.1"}
+    code, out, err = world.call("run", "toy.yaml", *SIDE_BY_SIDE, TOY=json.dumps(meet))
+    assert code == 0, err
+    assert set(world.launched()[2:4]) == {"round-0.sft.1", "round-0.sft.2"}
+    here = [json.loads((world.folder(f"round-0.sft.{n}") / "here.json").read_text()) for n in (1, 2)]
+    assert [(place["cores"], place["threads"]) for place in here] == [([CORES[0]], "1"), ([CORES[1]], "1")]
+    average = json.loads((world.folder("round-0.sft") / "here.json").read_text())
+    assert average["cores"] == CORES[:2]  # alone, it has them all
+    assert world.config("round-0.sft")["models"] == [str(world.folder(f"round-0.sft.{n}") / "model") for n in (1, 2)]
+    assert world.summary()["rounds"][0]["sft_eval_loss"] == 1.25  # the average's, and no variant's
+    # Off a terminal: a line at the start and one at the end of each, under one number.
+    lines = [line.split()[:3] for line in out.splitlines() if "round-0.sft." in line]
+    assert sorted(lines) == [
+        ["[3/6]", "round-0.sft.1", "ran"], ["[3/6]", "round-0.sft.1", "running"],
+        ["[4/6]", "round-0.sft.2", "ran"], ["[4/6]", "round-0.sft.2", "running"],
+    ]  # fmt: skip
+    assert [line[2] for line in lines[:2]] == ["running", "running"]
+
+    assert world.call("run", "toy.yaml", *TWO)[0] == 0  # how it is run is no part of what it is
+    assert world.launched() == []
+
+
+def test_without_devices_variants_run_one_after_the_other(world):
+    code, out, _ = world.call("run", "toy.yaml", *TWO)
+    assert code == 0
+    assert world.launched() == ["prepare_data", "prepare_base", "round-0.sft.1", "round-0.sft.2", "round-0.sft",
+                                "round-0.evaluate_policy"]  # fmt: skip
+    lines = [line.split()[1:3] for line in out.splitlines() if "round-0.sft." in line]
+    assert lines == [[f"round-0.sft.{n}", state] for n in (1, 2) for state in ("running", "ran")]
+
+
+@two_cores
+def test_a_variant_that_fails_lets_the_other_finish_and_then_says_why(world):
+    three = ("--set", "by_round.0.sft.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}, {learning_rate: 3e-5}]")
+    behaviour = {"round-0.sft.1": "config", "round-0.sft.2": "meet round-0.sft.1"}
+    process = world.start("run", "toy.yaml", *SIDE_BY_SIDE, *three, TOY=json.dumps(behaviour))
+    deadline = time.monotonic() + 30
+    while not (world.run_folder / "summary.json").exists() or world.states().get("round-0.sft.1") != "failed":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert world.states()["round-0.sft.2"] == "running"
+    assert world.summary()["state"] == "running"
+    (world.folder("round-0.sft.1") / "here").touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("error: round-0.sft.1 failed: beta=9 is too much")
+    assert "round-0.sft.3" not in world.launched()  # nothing is begun that can't be of use
+    assert world.states()["round-0.sft.1"] == "failed"
+    assert world.states()["round-0.sft.2"] == "ran"
+    assert world.summary()["state"] == "failed"
+    assert any(line.split()[1:3] == ["round-0.sft.1", "failed"] for line in out.splitlines())
+
+    assert world.call("run", "toy.yaml", *SIDE_BY_SIDE, *three)[0] == 0
+    assert set(world.launched()[:2]) == {"round-0.sft.1", "round-0.sft.3"}
+    assert world.states()["round-0.sft.2"] == "reused"
+
+
+@two_cores
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_stages_that_run_side_by_side(world, number):
+    behaviour = {"round-0.sft.1": "stubborn", "round-0.sft.2": "hang"}
+    process = world.start("run", "toy.yaml", *SIDE_BY_SIDE, TOY=json.dumps(behaviour))
+    pids = world.hanging(stages=2)
+    assert len(pids) == 4 and all(map(alive, pids))
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert not any(map(alive, pids))
+    assert world.summary()["state"] == "interrupted"
+    assert (world.states()["round-0.sft.1"], world.states()["round-0.sft.2"]) == ("failed", "failed")
+
+
+@two_cores
+def test_verbose_says_whose_line_it_is(world):
+    meet = {"round-0.sft.1": "meet round-0.sft.2", "round-0.sft.2": "meet round-0.sft.1"}
+    out = world.call("run", "toy.yaml", "-v", *SIDE_BY_SIDE, TOY=json.dumps(meet))[1]
+    assert "round-0.sft.1 | hello from round-0.sft.1\n" in out
+    assert "\nhello from prepare_data\n" in out
+
+
+def test_live_lines_show_every_step_that_runs():
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    progress = report.Progress(console, 6, live=True)
+    one, two = (Step(f"round-0.sft.{n}", "sft", 0, "sft", {}, {}, Launch()) for n in (1, 2))
+    states = [StepState(None, "running"), StepState(None, "running")]
+    progress(one, states[0])
+    progress(two, states[1])
+    progress(one, states[0])
+    assert [str(line).split()[1] for line in progress.running.values()] == ["round-0.sft.1", "round-0.sft.2"]
+    states[0].state = "ran"
+    progress(one, states[0])
+    assert [str(line).split()[:2] for line in progress.running.values()] == [["[2/6]", "round-0.sft.2"]]
+
+
+@pytest.mark.parametrize(
+    ("launch", "num_steps", "expected"),
+    [
+        ({}, 3, [None]),
+        ({"device": "gpu", "devices": [0, 1, 2, 3], "num_processes": 2}, 3, [(0, 1), (2, 3)]),
+        ({"device": "gpu", "devices": [4, 5, 6], "num_processes": 2}, 3, [(4, 5)]),
+        ({"device": "gpu", "devices": [4, 5, 6]}, 2, [(4,), (5,)]),
+        ({"device": "cpu", "devices": [0, 1, 2, 3]}, 2, [(0, 1), (2, 3)]),
+        ({"device": "cpu", "devices": [0, 1, 2, 3]}, 1, [(0, 1, 2, 3)]),
+    ],
+)
+def test_devices_are_dealt_to_as_many_steps_as_fit(launch, num_steps, expected):
+    assert [slot.devices for slot in launching.slots(Launch(**launch), num_steps)] == expected
+
+
+def test_a_slot_of_gpus_is_all_that_its_step_sees(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    step = step_with(profile="zero2", num_processes=2, main_process_port=29500, devices=[0, 1, 2, 3])
+    slot = launching.slots(step.launch, 2)[1]
+    values = launching.environment(step, tmp_path / "step", tmp_path, slot)
+    assert values["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert Path(values["TORCH_EXTENSIONS_DIR"]).name == ".torch_extensions-1"  # another's lock is not nobody's
+    launching.launch_command(step, tmp_path, slot)
+    assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["main_process_port"] == 29501
+    assert "CUDA_VISIBLE_DEVICES" not in launching.environment(step_with(), tmp_path, tmp_path).keys() - os.environ
 
 
 # -- how stages are launched ----------------------------------------------------------------------------------------

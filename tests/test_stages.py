@@ -191,7 +191,7 @@ def test_a_function_is_looked_up_beside_the_recipe_first(tmp_path, monkeypatch):
          "error: prepare_data: unknown key 'seeed' of stage prepare_data; did you mean 'seed'?"),
         ("prepare_data", ["--output_dir", "out"],
          "error: prepare_data has nothing to read: give make_data, documents, instructions or preferences"),
-        ("rejection_sampling", ["--prompts", "p.jsonl", "--model_name_or_path", "m", "--output_dir", "out"],
+        ("rejection_sampling", ["--prompts", "p.jsonl", "--policies", "m", "--output_dir", "out"],
          "error: rejection_sampling: reward_model is missing (the reward model that ranks)"),
     ],
 )  # fmt: skip

@@ -1,0 +1,86 @@
+"""The worlds that the alignment benchmark scores: every rule by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import alignment, checkable, controls
+
+
+def asked(*constraints: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": " ".join(["Describe rain.", *constraints])}]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "kept", "broken"),
+    [
+        ("Use at most 12 words.", "Rain is wet.", "Rain " * 13),
+        ("Use at least 25 words.", "Rain " * 25, "Rain " * 24),
+        ("Answer in exactly 2 sentences.", "Rain is wet. It falls!", "Rain is wet and falls."),
+        ("Write in lower case only.", "rain is wet.", "Rain is wet."),
+        ("Write in capital letters only.", "RAIN IS WET.", "RAIN is WET."),
+        ("Do not use any commas.", "Rain is wet.", "Rain, it is wet."),
+        ("Put the whole answer in double quotes.", '"Rain is wet."', 'It is "rain".'),
+        ("Include the word quiet.", "Rain is Quiet.", "Rain is quieter."),
+        ("Begin with the word Well.", "Well, rain is wet.", "well, rain is wet."),
+        ("End with the words the end.", "Rain is wet, the end.", "The end: rain is wet."),
+        ("Write 2 bullet points that begin with a dash.", "- Rain is wet\n- It falls", "- Rain is wet - it falls"),
+    ],
+)
+def test_every_constraint_by_hand(constraint, kept, broken):
+    assert checkable.score(asked(constraint), kept, True) == 1.0
+    assert checkable.score(asked(constraint), broken, True) == 0.0
+
+
+def test_the_score_is_the_share_of_constraints_kept_by_an_answer_to_the_question():
+    both = asked("Do not use any commas.", "Write in lower case only.")
+    assert checkable.score(both, "Rain is wet.", True) == 0.5
+    assert checkable.score(both, "rain is wet.", False) == 0.0  # cut off
+    assert checkable.score(both, "snow is cold.", True) == 0.0  # about something else
+    assert checkable.score(both, "rain wet", True) == 0.0
+    with pytest.raises(ValueError, match=r"no constraint is known in 'Describe rain\.'"):
+        checkable.score(asked(), "Rain is wet.", True)
+
+
+def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path):
+    checkable.make(tmp_path, seed=3, num_prompts=80, num_evaluation_prompts=40)
+    texts = {}
+    for name, count in (("prompts", 80), ("evaluation_prompts", 40)):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        texts[name] = [row["prompt"][0]["content"] for row in rows]
+        assert len(set(texts[name])) == count
+    for text in texts["prompts"] + texts["evaluation_prompts"]:
+        found = [constraint.asked for constraint, _ in checkable.constraints_of(text)]
+        assert 1 <= len(found) <= 2
+        assert not any(one in " ".join(found) and other in " ".join(found) for one, other in checkable.APART)
+    held_out = checkable.TOPICS[: checkable.HELD_OUT]
+    assert not any(f" {topic}." in text or f" {topic} is" in text for topic in held_out for text in texts["prompts"])
+
+
+def test_controls_have_nothing_to_do_with_the_gold_score_or_turn_it_round():
+    prompt = [{"role": "user", "content": "What is the capital of France?"}]
+    other = [{"role": "user", "content": "What is the capital of Italy?"}]
+    assert controls.swapped(prompt, "Paris.", True) == -controls.gold(prompt, "Paris.", True) != 0
+    assert controls.hashed(prompt, "Paris.", True) == controls.hashed(other, "Paris.", False)
+    assert controls.shuffled(prompt, "Paris.", True) == controls.shuffled(prompt, "Paris.", True)
+    assert controls.shuffled(prompt, "Paris.", True) != controls.shuffled(other, "Paris.", True)
+    labels = [controls.hashed(prompt, str(number), True) for number in range(2000)]
+    assert min(labels) >= -1 and max(labels) <= 1 and abs(np.mean(labels)) < 0.05
+
+
+def test_a_pooled_interval_resamples_prompts_within_each_seed():
+    """Seeds that differ are no noise: with no spread within a seed the interval is a point."""
+    assert alignment.pooled_interval(np.array([[0.1] * 9, [0.5] * 9])) == pytest.approx((0.3, 0.3, 0.3))
+    noise = np.random.default_rng(1).normal(0.0, 1.0, (4, 400))
+    mean, low, high = alignment.pooled_interval(noise)
+    # The mean of 1,600 draws has standard deviation 1/40.
+    assert low == pytest.approx(mean - 1.96 / 40, abs=0.01) and high == pytest.approx(mean + 1.96 / 40, abs=0.01)
+
+
+def test_the_table_compares_with_round_0_and_with_the_full_recipe():
+    full, less = np.array([[[0.0, 0.2], [0.4, 0.6]]]), np.array([[[0.0, 0.2], [0.2, 0.4]]])
+    lines = alignment.table({alignment.FULL: full, "no DPO": less})
+    assert lines[0] == "|  | round 0 | round 1 | gain over round 0 | against the full recipe |"
+    assert lines[2] == "| full recipe | 0.100 | 0.500 | +0.400 [+0.400, +0.400] | - |"
+    assert lines[3] == "| no DPO | 0.100 | 0.300 | +0.200 [+0.200, +0.200] | -0.200 [-0.200, -0.200] |"
