@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types keys clean
+.PHONY: install demo test lint types keys bench-alignment clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,11 @@ test: lint types
 # After a key of a stage, or its recipe version, has changed.
 keys: install
 	$(BIN)/python -m stages.describe
+
+# Five seeds of the demo's world, with parts removed and controls: docs/alignment.md. Runs that are there are reused.
+bench-alignment: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.alignment world
 
 clean:
 	rm -rf $(VENV) build *.egg-info
