@@ -1,10 +1,12 @@
 """Does the loop align? The gold score by round, over seeds: the full recipe, one part removed at a time, and controls.
 
-    python -m benchmarks.alignment world       # the demo's world, 5 seeds; runs that are there are reused
-    python -m benchmarks.alignment report      # docs/alignment.md and its plot, from the runs that are there
+    python -m benchmarks.alignment world                        # the demo's world, 5 seeds
+    python -m benchmarks.alignment smollm2 --base_model DIR     # one round on prompts that a program can check
+    python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from what is there
 
-Every run is an ordinary `alignloop run` of configs/demo.yaml with a few keys set, on a base that all share. The runs of
-one seed share a folder, so what two of them have in common is made once. Seeds run side by side, a core each.
+Every run is an ordinary `alignloop run`; runs that are there are reused. In the world it is configs/demo.yaml with a
+few keys set, on a base that all share. The runs of one seed share a folder, so what two of them have in common is made
+once. Seeds run side by side, a core each.
 """
 
 import argparse
@@ -45,10 +47,10 @@ NUM_RESAMPLES = 5_000
 # Shapes: S = seeds, R = rounds (with round 0), P = evaluation prompts.
 
 
-def alignloop(settings: Sequence[str], *, core: int | None = None) -> None:
-    """One run of the demo's recipe, on one core where it is given. Raises CalledProcessError where it fails."""
+def alignloop(settings: Sequence[str], *, recipe: str = "configs/demo.yaml", core: int | None = None) -> None:
+    """One run of a recipe, on one core where it is given. Raises CalledProcessError where it fails."""
     words = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / "configs" / "demo.yaml"), *words]
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / recipe), *words]
 
     def pin() -> None:
         if core is not None:
@@ -89,13 +91,13 @@ def run_world(seeds: Sequence[int]) -> None:
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
-def scores_of(seed: int, name: str) -> np.ndarray | None:
-    """Gold of every evaluation prompt in every round, [R, P]; None where the run is not there."""
-    folder = RUNS / f"alignment-{seed}"
-    kept = folder / "summaries" / f"{name}.json"
-    if not kept.is_file():
+def scores_of(folder: Path, kept: str) -> np.ndarray | None:
+    """Gold of every evaluation prompt in every round, [R, P], by the summary `kept`; None where it is not there."""
+    if not (folder / kept).is_file():
         return None
-    summary = json.loads(kept.read_text())
+    summary = json.loads((folder / kept).read_text())
+    if summary["state"] != "done":
+        return None
     rounds = [step["folder"] for step in summary["steps"] if step["stage"] == "evaluate_policy"]
     return np.array([_means(folder / name / "answers.jsonl") for name in rounds])
 
@@ -123,8 +125,7 @@ def table(scores: Mapping[str, np.ndarray]) -> list[str]:
         gain = pooled_interval(scores_SRP[:, -1] - scores_SRP[:, 0])
         against = "-"
         if name != FULL:
-            full_SRP = scores[FULL][: len(scores_SRP)]
-            against = shown(pooled_interval(scores_SRP[:, -1] - full_SRP[:, -1]))
+            against = shown(pooled_interval(scores_SRP[:, -1] - scores[FULL][:, -1]))
         lines.append(f"| {' | '.join([name, *means, shown(gain), against])} |")
     return lines
 
@@ -157,19 +158,22 @@ def draw(scores: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def report(seeds: Sequence[int], folder: Path) -> None:
-    found: dict[str, np.ndarray] = {}
-    for name in ABLATIONS | CONTROLS:
-        of_seeds = [scores for seed in seeds if (scores := scores_of(seed, name)) is not None]
-        if of_seeds:
-            found[name] = np.array(of_seeds)
-    if FULL not in found:
-        sys.exit("error: no run of the full recipe is there; run `python -m benchmarks.alignment world` first")
+    of_seed = {
+        seed: {name: scores_of(RUNS / f"alignment-{seed}", f"summaries/{name}.json") for name in ABLATIONS | CONTROLS}
+        for seed in seeds
+    }
+    whole = [scores for scores in of_seed.values() if all(of is not None for of in scores.values())]
+    if not whole:
+        sys.exit("error: no seed has all its runs; run `python -m benchmarks.alignment world` first")
+    found = {name: np.array([scores[name] for scores in whole]) for name in ABLATIONS | CONTROLS}
     folder.mkdir(exist_ok=True)
-    seeds_found = found[FULL].shape[0]
-    text = TEXT.format(seeds=seeds_found, prompts=found[FULL].shape[2], table="\n".join(table(found)))
+    text = TEXT.format(seeds=found[FULL].shape[0], prompts=found[FULL].shape[2], table="\n".join(table(found)))
+    checked = scores_of(RUNS / "checkable", "summary.json")
+    if checked is not None:
+        text += CHECKABLE.format(prompts=checked.shape[1], table="\n".join(table({FULL: checked[None]})))
     (folder / "alignment.md").write_text(text)
     draw(found, folder / "alignment.svg")
-    print("\n".join(table(found)))
+    print(text)
 
 
 TEXT = """# Does the loop align?
@@ -186,15 +190,27 @@ answer called better, and a reward that is a hash of the text.
 ![gold by round](alignment.svg)
 """
 
+CHECKABLE = """
+## A real model
+
+SmolLM2-135M-Instruct, one round and one seed (`benchmarks/checkable.yaml`): the share of the constraints that answers
+to {prompts} held-out prompts × 4 keep, checked by a program. Round 0 is the model as it comes.
+
+{table}
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["world", "report"])
+    parser.add_argument("part", choices=["world", "smollm2", "report"])
+    parser.add_argument("--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a folder, or a hub name")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     if arguments.part == "world":
         run_world(arguments.seeds)
+    if arguments.part == "smollm2":
+        alignloop([f"base_model={arguments.base_model}"], recipe="benchmarks/checkable.yaml")
     report(arguments.seeds, arguments.docs)
 
 
