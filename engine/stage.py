@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_schemas import stage_keys
+from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
 from engine import arguments
@@ -76,6 +76,7 @@ def run_stage(
     try:
         values = stage_keys.parse_command_line(name, words)
         stage_keys.check_required(name, values, where=name)
+        key_rules.check_values(name, values, where=name)
         folder = Path(values.get("output_dir") or _missing("output_dir")).absolute()
         code = _run(name, classes, main, values | {"output_dir": str(folder)}, dict(defaults or {}))
     except ConfigError as error:

@@ -45,13 +45,7 @@ def _check_data(recipe: Recipe) -> None:
                               "or data.preferences with chosen_as_instructions > 0")  # fmt: skip
     elif not (made or data.get("prompts") or data.get("instructions") or has_preferences(recipe)):
         raise ConfigError(f"{where}: data.prompts is missing: nothing else has prompts to answer")
-    judging, annotating = recipe.section("evaluate_policy"), recipe.section("annotate", 1)
-    if judging.get("judge_function") and judging.get("judge_model"):
-        raise ConfigError(f"{where}: evaluate_policy has both judge_function and judge_model; set one of them to null")
-    if annotating.get("annotator_function") and annotating.get("annotator_models"):
-        raise ConfigError(f"{where}: annotate has both annotator_function and annotator_models; "
-                          "set one of them to null")  # fmt: skip
-    judge = judging.get("judge_model")
+    judge = recipe.section("evaluate_policy").get("judge_model")
     for number in range(1, recipe.rounds + 1) if judge else ():
         if judge in optimised_models(recipe, number):
             raise ConfigError(f"{where}: evaluate_policy.judge_model={judge!r} is optimised in round {number}: "

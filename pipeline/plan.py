@@ -8,6 +8,7 @@ a step for each, and their average under the section's name: what comes later re
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from data_schemas.key_rules import check_values
 from data_schemas.stage_keys import ConfigError, check_required, stages
 from pipeline.recipe import STAGE_OF, Keys, Launch, Recipe, Section
 
@@ -264,6 +265,7 @@ def _step(
     own |= {key: value for key, value in keys.items() if value is not None}
     step = Step(name, stage, number, section, own, references, recipe.launch_of(section, number))
     check_required(stage, step.keys | step.inputs, where=f"{recipe.path}: {section}")
+    check_values(stage, step.keys | step.inputs, where=f"{recipe.path}: {section}")
     return step
 
 

@@ -111,7 +111,6 @@ def compare(
 
 
 def main(stage: Stage, arguments: AnnotateArguments) -> Made:
-    check(arguments)
     device = device_of(arguments.use_cpu)
     annotator: Annotator
     if arguments.annotator_function:
@@ -182,20 +181,6 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
     return Made(
         outputs={f"pairs.{side}": f"pairs.{side}.jsonl" for side, rows in pairs.items() if rows}, metrics=metrics
     )
-
-
-def check(arguments: AnnotateArguments) -> None:
-    """Raises ConfigError for keys that do not go together."""
-    if (arguments.annotator_function is None) == (not arguments.annotator_models):
-        raise ConfigError("annotate needs annotator_function or annotator_models, one of them")
-    number, margins = arguments.num_answers, arguments.strength_margins
-    if number < max(2, len(arguments.policies)):
-        raise ConfigError(f"num_answers={number} is too few to compare answers of {len(arguments.policies)} policies; "
-                          f"try {max(2, len(arguments.policies))}")  # fmt: skip
-    if len(margins) != 3 or sorted(margins, reverse=True) != margins:
-        raise ConfigError(f"strength_margins={margins}: expected three falling score differences")
-    if arguments.keep_rankings and arguments.rejected == "random":
-        raise ConfigError("keep_rankings: true keeps all answers in order; it does not go with rejected: random")
 
 
 if __name__ == "__main__":

@@ -165,8 +165,6 @@ def kl_to_first(
 
 
 def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
-    if (arguments.judge_function is None) == (arguments.judge_model is None):
-        raise ConfigError("evaluate_policy needs judge_function or judge_model, one of them")
     path, device = arguments.model_name_or_path, device_of(arguments.use_cpu)
     prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]
     judge = arguments.judge_function or "held-out reward model"

@@ -110,7 +110,6 @@ def asked(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[Prompt
 
 
 def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
-    check(arguments)
     device = device_of(arguments.use_cpu)
     drawn = draw_both_sides(
         (arguments.prompts, arguments.num_prompts),
@@ -223,18 +222,6 @@ def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_promp
         )
         for index in group.kept
     ]
-
-
-def check(arguments: RejectionSamplingArguments) -> None:
-    """Raises ConfigError for keys that do not go together."""
-    if arguments.num_answers < max(2, len(arguments.policies)):
-        raise ConfigError(f"num_answers={arguments.num_answers}: the best of one answer is no choice; "
-                          f"try {max(2, len(arguments.policies))}")  # fmt: skip
-    if (arguments.keep_by == "min_score") != (arguments.min_score is not None):
-        raise ConfigError("min_score goes with keep_by: min_score, and only with it")
-    limits = arguments.temperature_range
-    if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
-        raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
 
 
 if __name__ == "__main__":

@@ -182,12 +182,14 @@ def call_stage(stage: str, folder: Path, **keys: Any) -> int:
     """Runs a stage in this process, which saves the imports; returns its exit code."""
     import importlib
 
+    from data_schemas.key_rules import check_values
     from data_schemas.stage_keys import check_keys, check_required
     from engine import stage as stage_module
 
     module = importlib.import_module(f"stages.{stage}")
     values = check_keys(stage, stage_keys(stage, **keys) | {"output_dir": str(folder)}, where=stage)
     check_required(stage, values, where=stage)
+    check_values(stage, values, where=stage)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:

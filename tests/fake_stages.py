@@ -57,6 +57,9 @@ STAGES = {
         "policy_names": ("null | list[str]", None, "runtime"),
         "annotator_function": ("null | str", None, "function"),
         "annotator_models": ("null | list[str]", None, "model"),
+        "strength_margins": ("list[float]", [1.0, 0.5, 0.25], "identity"),
+        "keep_rankings": ("bool", False, "identity"),
+        "rejected": ("str", "worst", "identity"),
         "num_answers": ("int", 2, "identity"),
     },
     "rejection_sampling": GENERATION
@@ -64,12 +67,16 @@ STAGES = {
         "policies": ("list[str]", None, "model", True),
         "policy_names": ("null | list[str]", None, "runtime"),
         "reward_model": ("str", None, "model", True),
+        "keep_by": ("str", "rank", "identity"),
+        "min_score": ("null | float", None, "identity"),
+        "temperature_range": ("null | list[float]", None, "identity"),
         "num_answers": ("int", 8, "identity"),
     },
     "dpo": TRAINING
     | {
         "beta": ("float", 0.1, "identity"),
         "loss_type": ("list[str]", ["sigmoid"], "identity"),
+        "loss_weights": ("null | list[float]", None, "identity"),
         "reference_model": ("null | str", None, "model"),
     },
     "average_models": {

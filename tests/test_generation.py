@@ -335,22 +335,6 @@ def test_an_annotator_may_say_the_strength_itself_and_voters_their_disagreement(
     assert (pair.strength, pair.disagreement) == ("slightly_better", pytest.approx(1 / 3))
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({}, "needs annotator_function or annotator_models, one of them"),
-        ({"annotator_function": "a:b", "annotator_models": ["m"]}, "needs annotator_function or annotator_models"),
-        ({"annotator_function": "a:b", "num_answers": 1}, "num_answers=1 is too few .* 1 policies; try 2"),
-        ({"annotator_function": "a:b", "policies": ["p", "q", "r"]}, "num_answers=2 is too few .* try 3"),
-        ({"annotator_function": "a:b", "strength_margins": [0.5, 1.0, 0.2]}, "expected three falling"),
-        ({"annotator_function": "a:b", "keep_rankings": True, "rejected": "random"}, "does not go with"),
-    ],
-)
-def test_annotation_keys_that_do_not_go_together_are_refused(keys, message):
-    with pytest.raises(ConfigError, match=message):
-        annotate.check(annotate.AnnotateArguments(**{"policies": ["p"]} | keys))
-
-
 def test_a_failed_annotation_is_gone_on_with_under_another_function(tiny_model, rows, tmp_path, monkeypatch):
     """Answers are found again in the folder of the failed step, which the mended function has made another step."""
     judge = tmp_path / "judge.py"
@@ -461,20 +445,6 @@ def test_a_winners_row_has_its_prompt_as_it_came_and_the_spread_as_difficulty():
     assert (row.messages[:-1], row.messages[-1].content, row.difficulty) == (PROMPTS[0].prompt, "b", 0.5)
     (row,) = rows_of(group, PROMPTS[0], source="s", keep_system_prompt=True)
     assert row.messages[:-1] == system
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"num_answers": 1}, "num_answers=1: the best of one answer is no choice; try 2"),
-        ({"keep_by": "min_score"}, "min_score goes with keep_by: min_score"),
-        ({"min_score": 1.0}, "min_score goes with keep_by: min_score"),
-        ({"temperature_range": [1.0, 0.5]}, r"temperature_range=\[1.0, 0.5\]: expected \[lowest, highest\]"),
-    ],
-)
-def test_sampling_keys_that_do_not_go_together_are_refused(keys, message):
-    with pytest.raises(ConfigError, match=message):
-        rejection_sampling.check(sampling(**keys))
 
 
 REJECTION_SAMPLING = {"num_answers": 3, "max_new_tokens": 10, "keep_unfinished": True, "generation_batch_size": 4}

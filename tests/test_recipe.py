@@ -103,8 +103,11 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_says_so(
             "round_stages=[evaluate_policy]",
             "round_stages.0='evaluate_policy': Input should be 'annotate', 'reward_model'",
         ),
-        ("annotate.annotator_models=[a/b]", "annotate has both annotator_function and annotator_models; set one"),
-        ("evaluate_policy.judge_model=a/b", "evaluate_policy has both judge_function and judge_model; set one"),
+        (
+            "annotate.annotator_models=[a/b]",
+            "annotate: annotator_function and annotator_models are both given; set one",
+        ),
+        ("evaluate_policy.judge_model=a/b", "evaluate_policy: judge_function and judge_model are both given; set one"),
         ("rounds=-1", "rounds=-1: Input should be greater than or equal to 0"),
         ("human_share=1.5", "human_share=1.5: Input should be less than or equal to 1"),
         ("name=a/b", "name='a/b': String should match pattern"),

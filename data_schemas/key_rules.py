@@ -1,0 +1,113 @@
+"""What the values of a stage's keys may be, alone and beside each other: known without torch and before any launch.
+
+The pipeline checks a recipe's steps by it, and every stage its own command line.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from data_schemas.stage_keys import ConfigError, with_defaults
+
+Values = Mapping[str, Any]
+
+
+class Limit(NamedTuple):
+    low: float
+    high: float | None = None
+    is_open: bool = False  # the lowest value itself is not allowed
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.is_open else f"{self.low:g} or more"
+        return low if self.high is None else f"{low}, at most {self.high:g}"
+
+    def holds(self, value: float) -> bool:
+        return (value > self.low if self.is_open else value >= self.low) and (self.high is None or value <= self.high)
+
+
+# Of every stage that has the key, where it is given a number.
+LIMITS = {
+    "temperature": Limit(0),
+    "top_p": Limit(0, 1, is_open=True),
+    "max_new_tokens": Limit(1),
+    "generation_batch_size": Limit(1),
+    "num_answers": Limit(1),
+    "num_prompts": Limit(1),
+    "num_validation_prompts": Limit(0),
+    "num_winners": Limit(1),
+    "min_answer_tokens": Limit(0),
+    "max_answer_tokens": Limit(1),
+    "function_timeout": Limit(0, is_open=True),
+    "max_similarity": Limit(0, 1),
+    "global_batch_size": Limit(1),
+    "patience": Limit(1),
+    "beta": Limit(0, is_open=True),
+    "learning_rate": Limit(0),
+    "max_length": Limit(1),
+    "block_size": Limit(2),
+    "gate_min_win_rate": Limit(0, 1),
+    "gate_max_length_growth": Limit(0, is_open=True),
+    "gate_max_unfinished": Limit(0, 1),
+    "gate_max_kl": Limit(0),
+}
+
+
+def check_values(stage: str, values: Values, *, where: str) -> None:
+    """Raises ConfigError for the first value out of its limits, and for values that do not go together."""
+    values = with_defaults(stage, values)
+    for name, limit in LIMITS.items():
+        value = values.get(name)
+        if isinstance(value, int | float) and not limit.holds(value):
+            raise ConfigError(f"{where}: {name}={value}: expected a number {limit}")
+    try:
+        RULES.get(stage, lambda _: None)(values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _one_of(values: Values, one: str, other: str) -> None:
+    if values[one] and values[other]:
+        raise ConfigError(f"{one} and {other} are both given; set one of them to null")
+    if not values[one] and not values[other]:
+        raise ConfigError(f"{one} or {other} is missing")
+
+
+def _annotate(values: Values) -> None:
+    _one_of(values, "annotator_function", "annotator_models")
+    number, policies, margins = values["num_answers"], len(values["policies"] or []), values["strength_margins"]
+    if number < max(2, policies):
+        raise ConfigError(f"num_answers={number} is too few to compare answers of {policies} policies; "
+                          f"try {max(2, policies)}")  # fmt: skip
+    if len(margins) != 3 or sorted(margins, reverse=True) != margins:
+        raise ConfigError(f"strength_margins={margins}: expected three falling score differences")
+    if values["keep_rankings"] and values["rejected"] == "random":
+        raise ConfigError("keep_rankings: true keeps all answers in order; it does not go with rejected: random")
+
+
+def _rejection_sampling(values: Values) -> None:
+    number, least = values["num_answers"], max(2, len(values["policies"] or []))
+    if number < least:
+        raise ConfigError(f"num_answers={number}: the best of one answer is no choice; try {least}")
+    if (values["keep_by"] == "min_score") != (values["min_score"] is not None):
+        raise ConfigError("min_score goes with keep_by: min_score, and only with it")
+    limits = values["temperature_range"]
+    if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
+        raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
+
+
+def _evaluate_policy(values: Values) -> None:
+    _one_of(values, "judge_function", "judge_model")
+
+
+def _dpo(values: Values) -> None:
+    types, weights = values["loss_type"], values["loss_weights"]
+    types = types if isinstance(types, list) else [types]
+    if weights is not None and len(weights) != len(types):
+        raise ConfigError(f"{len(weights)} loss_weights for {len(types)} of loss_type; give one for each")
+
+
+RULES: dict[str, Callable[[Values], None]] = {
+    "annotate": _annotate,
+    "rejection_sampling": _rejection_sampling,
+    "evaluate_policy": _evaluate_policy,
+    "dpo": _dpo,
+}

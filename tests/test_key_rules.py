@@ -1,0 +1,64 @@
+"""Values that no type refuses, and values that do not go together: one line each, before anything runs."""
+
+import pytest
+
+from data_schemas.key_rules import LIMITS, RULES, Limit, check_values
+from data_schemas.stage_keys import ConfigError, stages
+
+ANNOTATE = {"policies": ["p"], "annotator_function": "a:b"}
+SAMPLING = {"policies": ["p"], "reward_model": "r"}
+
+
+REFUSED = [
+    ("annotate", {"policies": ["p"]}, "annotator_function or annotator_models is missing"),
+    ("annotate", ANNOTATE | {"annotator_models": ["m"]},
+     "annotator_function and annotator_models are both given; set one of them to null"),
+    ("annotate", ANNOTATE | {"num_answers": 1}, "num_answers=1 is too few to compare answers of 1 policies; try 2"),
+    ("annotate", ANNOTATE | {"policies": ["p", "q", "r"]},
+     "num_answers=2 is too few to compare answers of 3 policies; try 3"),
+    ("annotate", ANNOTATE | {"strength_margins": [0.5, 1.0, 0.2]},
+     "strength_margins=[0.5, 1.0, 0.2]: expected three falling score differences"),
+    ("annotate", ANNOTATE | {"strength_margins": [0.5]},
+     "strength_margins=[0.5]: expected three falling score differences"),
+    ("annotate", ANNOTATE | {"keep_rankings": True, "rejected": "random"},
+     "keep_rankings: true keeps all answers in order; it does not go with rejected: random"),
+    ("annotate", ANNOTATE | {"top_p": 1.5}, "top_p=1.5: expected a number above 0, at most 1"),
+    ("annotate", ANNOTATE | {"temperature": -0.1}, "temperature=-0.1: expected a number 0 or more"),
+    ("rejection_sampling", SAMPLING | {"num_answers": 1},
+     "num_answers=1: the best of one answer is no choice; try 2"),
+    ("rejection_sampling", SAMPLING | {"keep_by": "min_score"},
+     "min_score goes with keep_by: min_score, and only with it"),
+    ("rejection_sampling", SAMPLING | {"min_score": 1.0}, "min_score goes with keep_by: min_score, and only with it"),
+    ("rejection_sampling", SAMPLING | {"temperature_range": [1.0, 0.5]},
+     "temperature_range=[1.0, 0.5]: expected [lowest, highest]"),
+    ("rejection_sampling", SAMPLING | {"temperature_range": [1.0]},
+     "temperature_range=[1.0]: expected [lowest, highest]"),
+    ("evaluate_policy", {}, "judge_function or judge_model is missing"),
+    ("evaluate_policy", {"judge_function": "a:b", "judge_model": "m"},
+     "judge_function and judge_model are both given; set one of them to null"),
+    ("dpo", {"loss_type": ["sigmoid"], "loss_weights": [1.0, 0.2]},
+     "2 loss_weights for 1 of loss_type; give one for each"),
+    ("dpo", {"beta": 0.0}, "beta=0.0: expected a number above 0"),
+    ("sft", {"learning_rate": -1.0}, "learning_rate=-1.0: expected a number 0 or more"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "values", "message"), REFUSED)
+def test_values_that_cannot_be_meant_are_refused_in_one_line(stage, values, message):
+    with pytest.raises(ConfigError) as caught:
+        check_values(stage, values, where="recipe.yaml: section")
+    assert str(caught.value) == f"recipe.yaml: section: {message}"
+
+
+def test_defaults_and_values_at_the_limits_are_taken():
+    for stage in stages():
+        given = {"annotate": ANNOTATE, "rejection_sampling": SAMPLING, "evaluate_policy": {"judge_model": "m"}}
+        check_values(stage, given.get(stage, {}), where=stage)
+    check_values("annotate", ANNOTATE | {"top_p": 1.0, "temperature": 0.0, "num_prompts": 1}, where="")
+    check_values("rejection_sampling", SAMPLING | {"temperature_range": [0.7, 0.7]}, where="")
+
+
+def test_every_limit_and_rule_is_for_keys_that_there_are():
+    everywhere = {name for stage in stages().values() for name in stage.keys}
+    assert set(LIMITS) <= everywhere and set(RULES) <= set(stages())
+    assert str(Limit(0, 1, is_open=True)) == "above 0, at most 1" and str(Limit(2)) == "2 or more"
