@@ -1,57 +1,135 @@
-"""Checkpoints inside a stage: which are whole, which is the newest, and the best model kept beside them.
+"""Checkpoints inside a stage: whole or not there, verified before they are resumed from, pruned after that.
 
-The Trainer writes checkpoints in place, so a killed one looks like a finished one; `whole.json` is written into it when
-every process has saved its part, and only such a checkpoint is resumed from.
+The Trainer writes checkpoints in place, so a killed one looks like a finished one. Here a checkpoint is written into
+`.saving`, synced to disk, and renamed into its place; its marker, `whole.json`, names every file with size and hash.
+Resuming takes the newest checkpoint that verifies, and says which it refused.
 """
 
+import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_schemas.artifact import read_json, write_atomically
 
 MARKER = "whole.json"
+SAVING = ".saving"  # where the Trainer writes
+log = logging.getLogger(__name__)
 
 
-def mark_whole(checkpoint: Path, *, step: int, processes: int, num_tokens: int = 0) -> None:
-    """`num_tokens`: trained on up to this step."""
-    write_atomically(checkpoint / MARKER, json.dumps({"step": step, "processes": processes, "num_tokens": num_tokens}))
+@dataclass(frozen=True)
+class Progress:
+    """How far training was when a checkpoint was saved."""
+
+    step: int
+    best_step: int  # of the best model so far, which lies beside the checkpoints
+    num_tokens: int  # trained on; TRL counts them and does not save them
+    processes: int  # optimizer shards and random states are by process
 
 
-def tokens_trained_on(checkpoint: Path) -> int:
-    return int((read_json(checkpoint / MARKER) or {}).get("num_tokens", 0))
+def publish(folder: Path, progress: Progress) -> Path:
+    """Puts the checkpoint that lies in `.saving` into its place, whole."""
+    partial, target = (place / f"checkpoint-{progress.step}" for place in (folder / SAVING, folder))
+    files = [path for path in partial.rglob("*") if path.is_file()]
+    for path in files:
+        _sync(path)
+    with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter's lock
+        named = {str(path.relative_to(partial)): [path.stat().st_size, digest]
+                 for path, digest in zip(files, pool.map(_digest, files), strict=True)}  # fmt: skip
+    write_atomically(partial / MARKER, json.dumps(asdict(progress) | {"files": named}))
+    shutil.rmtree(target, ignore_errors=True)  # one that did not verify
+    partial.rename(target)
+    _sync(folder)
+    return target
 
 
-def newest_whole(folder: Path, *, processes: int) -> tuple[Path, int] | None:
-    """The checkpoint to resume from and its step; half-written ones are removed.
+def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | None:
+    """The newest checkpoint that verifies, and its progress; those that do not are left alone and said.
 
-    Raises ValueError where it was written by another number of processes, since optimizer shards are by process.
+    Raises ValueError where it was written by another number of processes.
     """
-    whole: list[tuple[int, Path]] = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        marker = read_json(checkpoint / MARKER)
-        if marker is not None:
-            whole.append((int(marker["step"]), checkpoint))
-            if marker["processes"] != processes:
-                raise ValueError(
-                    f"{checkpoint} was written by {marker['processes']} processes, this is {processes}: run with as "
-                    "many, or remove the folder to start the step again"
-                )
-        elif int(os.environ.get("RANK", "0")) == 0:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    if not whole:
-        return None
-    step, newest = max(whole)
-    return newest, step
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
+    for _, checkpoint in sorted(((_step_of(path), path) for path in folder.glob("checkpoint-*")), reverse=True):
+        reason = damage(checkpoint)
+        if reason:
+            log.warning("%s is not resumed from: %s", checkpoint.name, reason)
+            continue
+        progress = _progress(checkpoint)
+        if progress.processes != processes:
+            raise ValueError(
+                f"{checkpoint} was written by {progress.processes} processes, this is {processes}: run with as many, "
+                "or remove the folder to start the step again"
+            )
+        if not best_folder(folder, progress.best_step).is_dir():
+            log.warning(
+                "%s is not resumed from: its best model, of step %d, is gone", checkpoint.name, progress.best_step
+            )
+            continue
+        return checkpoint, progress
+    return None
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, in a few words; the empty string for a whole one."""
+    marker = read_json(checkpoint / MARKER)
+    if not isinstance(marker, dict) or "files" not in marker:
+        return "it has no marker"
+    for name, (size, _) in marker["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+    names = list(marker["files"])
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_digest, (checkpoint / name for name in names))
+        changed = [name for name, digest in zip(names, digests, strict=True) if digest != marker["files"][name][1]]
+    return f"{changed[0]} is not what was written" if changed else ""
+
+
+def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
+    """Removes all but the `keep` newest checkpoints (None: none), and the best models that none of them names."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of)
+    for checkpoint in checkpoints[: -keep or None] if keep else ():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    kept = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
+    _forget_bests(folder, {best_step, *(_progress(path).best_step for path in kept)})
 
 
 def best_folder(folder: Path, step: int) -> Path:
     return folder / f"best-{step}"
 
 
-def forget_other_bests(folder: Path, step: int) -> None:
-    """Removes best models other than that of `step`."""
+def _forget_bests(folder: Path, steps: Collection[int]) -> None:
     for path in folder.glob("best-*"):
-        if path != best_folder(folder, step):
+        if path not in [best_folder(folder, step) for step in steps]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _progress(checkpoint: Path) -> Progress:
+    marker = read_json(checkpoint / MARKER)
+    return Progress(**{name: int(marker[name]) for name in Progress.__dataclass_fields__})
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Until it is on the disk, a file's content or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

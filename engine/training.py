@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
@@ -128,17 +129,25 @@ class TrainingLoop(ExactEvaluation):
             partial.rename(target)
         self.accelerator.wait_for_everyone()
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the Trainer writes a checkpoint; it is put into its place when all of it is there."""
+        return str(Path(str(self.args.output_dir)) / checkpoints.SAVING)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
-            step = self.state.global_step
-            checkpoint = folder / f"checkpoint-{step}"
-            checkpoints.mark_whole(
-                checkpoint, step=step, processes=self.args.world_size, num_tokens=int(self._total_train_tokens)
+            best = best_step(self.stage.tracker.history("eval_loss"))
+            progress = checkpoints.Progress(
+                step=self.state.global_step,
+                best_step=best,
+                num_tokens=int(self._total_train_tokens),
+                processes=self.args.world_size,
             )
-            checkpoints.forget_other_bests(folder, best_step(self.stage.tracker.history("eval_loss")))
+            checkpoints.publish(folder, progress)
+            checkpoints.prune(folder, keep=self.args.save_total_limit, best_step=best)
+        self.accelerator.wait_for_everyone()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: what made a model stands in its record."""
@@ -198,6 +207,20 @@ def prepare_config(training: Any) -> None:
         training.max_length = None  # longer rows are left out when they are tokenized: TRL would cut off their ends
 
 
+def _newest_whole(folder: Path, processes: int, *, is_main: bool) -> tuple[Path, checkpoints.Progress] | None:
+    """The checkpoint that all processes resume from: verified by the first one, told to the others."""
+    found: list[Any] = [None, None]
+    if is_main:
+        try:
+            found[0] = checkpoints.newest_whole(folder, processes=processes)
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1]:
+        raise ConfigError(found[1])
+    return found[0]
+
+
 def train_and_save(
     stage: Stage,
     trainer: Any,
@@ -215,16 +238,13 @@ def train_and_save(
     trainer.stage, trainer.stage_arguments = stage, arguments
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Track(stage.tracker, is_main=stage.is_main))
-    try:
-        newest = checkpoints.newest_whole(folder, processes=trainer.args.world_size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    newest = _newest_whole(folder, trainer.args.world_size, is_main=stage.is_main)
     # Evaluating at the start again after a resume would log step 0's numbers under another step.
     trainer.args.eval_on_start = newest is None
-    stage.tracker.forget_after(newest[1] if newest else -1)
+    stage.tracker.forget_after(newest[1].step if newest else -1)
     if newest:
-        log.info("resuming from step %d", newest[1])
-        trainer._total_train_tokens = checkpoints.tokens_trained_on(newest[0])
+        log.info("resuming from step %d", newest[1].step)
+        trainer._total_train_tokens = newest[1].num_tokens
     trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
 
     losses = stage.tracker.history("eval_loss")

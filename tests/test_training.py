@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
-from engine import checkpoints, models, training
-from engine.checkpoints import newest_whole
+from engine import models, training
 from engine.optimizers import MuonAdamW
 from engine.tracking import Tracker
 from engine.training import GlobalBatches, best_step
@@ -166,38 +165,34 @@ def interrupted(tiny_model, rows, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("lost", ["nothing", "the marker of the newest checkpoint"])
+@pytest.mark.parametrize("lost", ["nothing", "the marker of the newest checkpoint", "a byte of the newest checkpoint"])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     lost, uninterrupted, interrupted, tiny_model, rows, tmp_path
 ):
     folder = tmp_path / "sft"
     shutil.copytree(interrupted, folder)
     resumed_from = 4
+    newest = folder / "checkpoints" / "checkpoint-4"
     if lost != "nothing":
-        (folder / "checkpoints" / "checkpoint-4" / "whole.json").unlink()
-        # What a killed process leaves: files cut off. To load them would be an error.
-        (folder / "checkpoints" / "checkpoint-4" / "optimizer.pt").write_bytes(b"cut")
         resumed_from = 2
+    if lost == "the marker of the newest checkpoint":
+        (newest / "whole.json").unlink()
+        # What a killed process leaves: files cut off. To load them would be an error.
+        (newest / "optimizer.pt").write_bytes(b"cut")
+    if lost == "a byte of the newest checkpoint":
+        content = bytearray((newest / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (newest / "model.safetensors").write_bytes(content)
     run_here("sft", folder, model_name_or_path=tiny_model, **RESUME, **data(rows, "sft"))
-    assert f"resuming from step {resumed_from}\n" in (folder / "log.txt").read_text()
+    logged = (folder / "log.txt").read_text()
+    assert f"resuming from step {resumed_from}\n" in logged
+    assert ("checkpoint-4 is not resumed from: " in logged) == (lost != "nothing")
     assert_equal_weights(folder / "model", uninterrupted / "model")
     wanted = {key: value for key, value in metrics_of(uninterrupted).items() if "total_flos" not in key[1]}
     found = metrics_of(folder)  # raises where a (step, key) stands twice
     for step, key in wanted:
         if key != "train_loss":  # the mean loss of the steps of this attempt
             assert found[step, key] == wanted[step, key], (step, key)
-
-
-def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
-    for step in (2, 10, 9):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        checkpoints.mark_whole(tmp_path / f"checkpoint-{step}", step=step, processes=1)
-    (tmp_path / "checkpoint-11").mkdir()
-    assert newest_whole(tmp_path, processes=1) == (tmp_path / "checkpoint-10", 10)
-    assert not (tmp_path / "checkpoint-11").exists()
-    with pytest.raises(ValueError, match=r"was written by 1 processes, this is 2: run with as many"):
-        newest_whole(tmp_path, processes=2)
-    assert newest_whole(tmp_path / "nowhere", processes=1) is None
 
 
 # -- LoRA and tied weights --------------------------------------------------------------------------------------------
