@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -37,8 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(
         HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
     )
-    # Compiled once a session; in the user's own folder a killed session would leave its lock to all later ones.
-    os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
+    # Compiled once a session, for all its workers; in the user's own folder a killed session would leave its lock
+    # to all later ones.
+    if not hasattr(config, "workerinput"):
+        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
     # Two workers share the cores: spinning threads would make both many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
