@@ -4,7 +4,6 @@ A judgement holds a number for each answer, be it a score, a share of votes, or 
 strength, where the annotator says it itself. An annotator knows nothing of how answers were made or pairs are picked.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -18,7 +17,6 @@ from engine.scoring import Answered, score_by_function, score_by_reward_model
 from engine.stage import Stage
 
 # Shapes: N = answers of one prompt, V = voters.
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from data_schemas.artifact import write_atomically
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
 from engine.arguments import GenerationArguments
-from engine.models import identity_of
+from engine.models import identity_of, load_causal, load_tokenizer
 from engine.stage import Stage
 from engine.template import encode_prompt
 from engine.tokenized import wait_for
@@ -178,12 +178,35 @@ def sample(
     ordered = [asks[i] for i in order]
     rows = [(encoded[ask.prompt.prompt_id], ask.prompt.prompt_id, ask.k, ask.temperature) for ask in ordered]
     settings = (arguments.dtype, seed, arguments.temperature, arguments.top_p, arguments.max_new_tokens)
-    content = (identity_of(str(model.config.name_or_path)), settings, sorted(end_ids), rows)
+    content = (identity_of(str(model.config.name_or_path)), settings, sorted(end_ids), *rows)
     results = in_batches(stage, name, ordered, generate, size=arguments.generation_batch_size, content=content)
     answers: list[Answer | None] = [None] * len(asks)
     for position, result in zip(order, results, strict=True):
         answers[position] = Answer(**result)
     return [answer for answer in answers if answer is not None]
+
+
+def sample_in_turn(
+    stage: Stage,
+    policies: Sequence[str],
+    prompts: Sequence[tuple[Prompt, float | None]],
+    arguments: GenerationArguments,
+    *,
+    num_answers: int,
+    purpose: str,
+) -> list[list[Answer]]:
+    """`num_answers` answers of each (prompt, temperature): answer k from policy k, from the first after the last."""
+    device = device_of(arguments.use_cpu)
+    answers: dict[tuple[int, int], Answer] = {}  # (number of the prompt, k)
+    for side, path in enumerate(policies):
+        mine = [(place, k) for place in range(len(prompts)) for k in range(side, num_answers, len(policies))]
+        asks = [Ask(prompts[place][0], k, prompts[place][1]) for place, k in mine]
+        tokenizer = load_tokenizer(path)
+        policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
+        found = sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose)
+        answers |= dict(zip(mine, found, strict=True))
+        del policy
+    return [[answers[place, k] for k in range(num_answers)] for place in range(len(prompts))]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -203,7 +226,7 @@ def in_batches(
     work: Callable[[Sequence[Item]], list[Result]],
     *,
     size: int,
-    content: Any,
+    content: Iterable[Any],
 ) -> list[Result]:
     """`work` on batches of `items`, divided among the processes; every process gets all results, in order.
 
@@ -213,7 +236,10 @@ def in_batches(
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    key = hashlib.sha256(json.dumps([content, size], sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(str(size).encode())
+    for piece in content:  # row by row: all of them in one text would be gigabytes
+        digest.update(json.dumps(piece).encode())
+    key = digest.hexdigest()[:16]
     parts = [stage.folder / "checkpoints" / f"{name}-{key}.{part}-of-{processes}.json" for part in range(processes)]
     parts[0].parent.mkdir(exist_ok=True)
     earlier = next(stage.folder.parent.glob(f"*/checkpoints/{parts[rank].name}"), None)

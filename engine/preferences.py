@@ -16,10 +16,10 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from engine.template import IGNORED
 from engine.training import TrainingLoop
 
 # Shapes: B = pairs in the batch, T = tokens; tensors of the batch hold the chosen rows, then the rejected, [2B, T].
-IGNORED = -100
 
 
 @dataclass

@@ -90,7 +90,7 @@ def score_by_reward_model(
     def score(batch: Sequence[int]) -> list[float]:
         return reward_scores(model, [rows[i] or [] for i in batch], pad=int(tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
 
-    content = (identity_of(path), dtype, [rows[i] for i in order])
+    content = (identity_of(path), dtype, *(rows[i] for i in order))
     found = in_batches(stage, name, order, score, size=batch_size, content=content)
     lowest = min(found, default=0.0)
     scores = [lowest] * len(rows)

@@ -12,7 +12,7 @@ from data_schemas.artifact import write_atomically
 from data_schemas.rows import Message, PreferencePair
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import PreferenceArguments
-from engine.stage import Stage
+from engine.stage import Stage, listed
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def select(
         log.info("%d of %d training pairs dropped: %s", len(dropped), len(pairs), dict(counts))
     if not kept:
         raise ConfigError(
-            f"{stage.name}: all {len(pairs)} training pairs are dropped ({_shown(counts)}); "
+            f"{stage.name}: all {len(pairs)} training pairs are dropped ({listed(counts)}); "
             "see strengths and max_similarity"
         )
     return kept, {f"dropped_{reason}": count for reason, count in counts.items()}
@@ -87,7 +87,3 @@ def all_pairs(pair: PreferencePair) -> list[PreferencePair]:
 
 def _text(answer: Sequence[Message]) -> str:
     return "\n".join(message.content for message in answer)
-
-
-def _shown(counts: Counter[str]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.items())

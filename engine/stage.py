@@ -271,6 +271,11 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
     log.info("whole: %s", folder)
 
 
+def listed(counts: Mapping[Any, int]) -> str:
+    """Counts by reason, as a message says them: `strength 9, too_similar 1`."""
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+
+
 def end_with_the_runner() -> None:
     """Ends this process as soon as its runner, or the launcher above it, has died: no stage writes without one.
 

@@ -20,10 +20,9 @@ from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
 from data_schemas.stage_keys import ConfigError
 from engine.annotators import Annotator, Group, Judgement, Program, RewardModels
 from engine.arguments import GenerationArguments, key_field, required_field
-from engine.generation import Answer, Ask, device_of, draw_both_sides, sample
-from engine.models import load_causal, load_tokenizer
+from engine.generation import device_of, draw_both_sides, sample_in_turn
 from engine.scoring import Answered
-from engine.stage import Made, Stage, run_stage
+from engine.stage import Made, Stage, listed, run_stage
 
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
@@ -125,22 +124,14 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
         purpose="annotate",
         round=arguments.round,
     )
-    # Answer k of a prompt comes from policy k, from the first again after the last.
     number, policies = arguments.num_answers, arguments.policies
     names = [(arguments.policy_names or policies)[k % len(policies)] for k in range(number)]
-    answers: dict[tuple[int, int], Answer] = {}  # (number of the prompt, k)
-    for side, path in enumerate(policies):
-        mine = [(place, k) for place in range(len(drawn)) for k in range(side, number, len(policies))]
-        tokenizer = load_tokenizer(path)
-        policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-        asks = [Ask(drawn[place][1], k) for place, k in mine]
-        purpose = f"{stage.name}/{arguments.round}"
-        found = sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose)
-        answers |= dict(zip(mine, found, strict=True))
-        del policy
+    prompts = [(prompt, None) for _, prompt in drawn]
+    purpose = f"{stage.name}/{arguments.round}"
+    answers = sample_in_turn(stage, policies, prompts, arguments, num_answers=number, purpose=purpose)
     groups = [
-        Group(prompt, [Answered(prompt, answers[place, k].text, answers[place, k].ended) for k in range(number)])
-        for place, (_, prompt) in enumerate(drawn)
+        Group(prompt, [Answered(prompt, answer.text, answer.ended) for answer in own])
+        for (prompt, _), own in zip(prompts, answers, strict=True)
     ]
     judgements = annotator(groups)
 
@@ -164,8 +155,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
         for side, rows in pairs.items():
             write_rows(stage.folder / f"pairs.{side}.jsonl", rows)
     if not pairs["train"]:
-        raise ConfigError(f"no pair is left of {len(drawn)} prompts: "
-                          f"{', '.join(f'{reason} {count}' for reason, count in dropped.items())}")  # fmt: skip
+        raise ConfigError(f"no pair is left of {len(drawn)} prompts: {listed(dropped)}")
     log.info("%d pairs, dropped: %s", sum(map(len, pairs.values())), dict(dropped) or "none")
     made = [pair for rows in pairs.values() for pair in rows]
     scores = [score for judgement in judgements for score in judgement.scores_N]

@@ -157,7 +157,7 @@ def kl_to_first(
                 rows,
                 lambda batch, model=model: log_prob_sums(model, batch, pad=pad),
                 size=arguments.generation_batch_size,
-                content=(identity_of(path), arguments.dtype, rows),
+                content=(identity_of(path), arguments.dtype, *rows),
             )
         )
         del model

@@ -20,10 +20,9 @@ from data_schemas.reading import write_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import GenerationArguments, key_field, required_field
-from engine.generation import Answer, Ask, device_of, draw_both_sides, sample
-from engine.models import load_causal, load_tokenizer
+from engine.generation import Answer, device_of, draw_both_sides, sample_in_turn
 from engine.scoring import Answered, score_by_reward_model
-from engine.stage import Made, Stage, run_stage
+from engine.stage import Made, Stage, listed, run_stage
 
 RECIPE_VERSION = 2
 EXAMPLE = (
@@ -110,7 +109,6 @@ def asked(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[Prompt
 
 
 def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
-    device = device_of(arguments.use_cpu)
     drawn = draw_both_sides(
         (arguments.prompts, arguments.num_prompts),
         (arguments.validation_prompts, arguments.num_validation_prompts),
@@ -121,33 +119,24 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
     shown = [asked(prompt, arguments) for _, prompt in drawn]
     number, policies = arguments.num_answers, arguments.policies
     log.info("%d prompts x %d answers", len(drawn), number)
-    answers: dict[tuple[int, int], Answer] = {}  # (number of the prompt, k)
-    for side, path in enumerate(policies):
-        mine = [(place, k) for place in range(len(drawn)) for k in range(side, number, len(policies))]
-        asks = [Ask(shown[place][0], k, temperature=shown[place][1]) for place, k in mine]
-        tokenizer = load_tokenizer(path)
-        policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-        name, purpose = f"answers-{side}", f"{stage.name}/{arguments.round}"
-        answers |= dict(
-            zip(mine, sample(stage, name, policy, tokenizer, asks, arguments, purpose=purpose), strict=True)
-        )
-        del policy
-    places = [(place, k) for place in range(len(drawn)) for k in range(number)]
+    purpose = f"{stage.name}/{arguments.round}"
+    answers = sample_in_turn(stage, policies, shown, arguments, num_answers=number, purpose=purpose)
+    flat = [Answered(prompt, answer.text, answer.ended)
+            for (prompt, _), own in zip(shown, answers, strict=True) for answer in own]  # fmt: skip
     scores = score_by_reward_model(
         stage,
         "scores",
         arguments.reward_model,
-        [Answered(shown[place][0], answers[place, k].text, answers[place, k].ended) for place, k in places],
-        device=device,
+        flat,
+        device=device_of(arguments.use_cpu),
         dtype=arguments.dtype,
         batch_size=arguments.generation_batch_size,
     )
-    score_of = dict(zip(places, scores, strict=True))
     names = [(arguments.policy_names or policies)[k % len(policies)] for k in range(number)]
-    groups: list[Candidates] = []
-    for place, (prompt, _) in enumerate(shown):
-        own = [(place, k) for k in range(number)]
-        groups.append(_group(prompt, [answers[i] for i in own], [score_of[i] for i in own], names, arguments))
+    groups = [
+        _group(prompt, answers[place], scores[place * number : (place + 1) * number], names, arguments)
+        for place, (prompt, _) in enumerate(shown)
+    ]
     least = arguments.min_score
     if arguments.keep_by == "top_quartile":
         least = float(np.quantile([reward_of(group, group.kept[0]) for group in groups if group.kept], 0.75))
@@ -166,7 +155,7 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
             write_rows(stage.folder / f"winners.{side}.jsonl", rows)
     outputs |= {f"winners.{side}": f"winners.{side}.jsonl" for side, rows in winners.items() if rows}
     if not winners["train"]:
-        raise ConfigError(f"no answer is kept of {len(places)}: {dict(dropped)}; see max_new_tokens, keep_unfinished "
+        raise ConfigError(f"no answer is kept of {len(flat)}: {listed(dropped)}; see max_new_tokens, keep_unfinished "
                           "and keep_by")  # fmt: skip
     log.info("%d winners, dropped: %s", sum(map(len, winners.values())), dict(dropped) or "none")
     gains = [
@@ -180,8 +169,8 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
         "reward_mean": sum(scores) / len(scores),
         "reward_gain_of_winners": sum(gains) / len(gains),
         "difficulty_mean": sum(group.spread or 0.0 for group in groups) / len(groups),
-        "mean_answer_tokens": sum(len(answer.ids) for answer in answers.values()) / len(answers),
-        "ended_share": sum(answer.ended for answer in answers.values()) / len(answers),
+        "mean_answer_tokens": sum(len(answer.ids) for own in answers for answer in own) / len(flat),
+        "ended_share": sum(answer.ended for answer in flat) / len(flat),
     }
     return Made(outputs=outputs, metrics=metrics | {f"dropped_{reason}": count for reason, count in dropped.items()})
 

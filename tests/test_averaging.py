@@ -217,6 +217,8 @@ def test_how_it_was_saved_and_the_last_padding_are_no_difference(tmp_path):
     other = model_of(tmp_path / "other", {"a": torch.ones(2)}, config={"dtype": "bfloat16"})
     (other / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "padding": {"length": 3}}))
     check_alike([first, other])
+    write_average([first, other], tmp_path / "average", weights=[0.5, 0.5])
+    assert weights_of(tmp_path / "average")["a"].tolist() == [0.5, 0.5]
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path):

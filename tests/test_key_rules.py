@@ -54,7 +54,11 @@ def test_defaults_and_values_at_the_limits_are_taken():
     for stage in stages():
         given = {"annotate": ANNOTATE, "rejection_sampling": SAMPLING, "evaluate_policy": {"judge_model": "m"}}
         check_values(stage, given.get(stage, {}), where=stage)
-    check_values("annotate", ANNOTATE | {"top_p": 1.0, "temperature": 0.0, "num_prompts": 1}, where="")
+    for values, past in (({"top_p": 1.0}, {"top_p": 1.01}), ({"temperature": 0.0}, {"temperature": -0.01}),
+                         ({"num_prompts": 1}, {"num_prompts": 0})):  # fmt: skip
+        check_values("annotate", ANNOTATE | values, where="")
+        with pytest.raises(ConfigError, match="expected a number"):
+            check_values("annotate", ANNOTATE | past, where="")
     check_values("rejection_sampling", SAMPLING | {"temperature_range": [0.7, 0.7]}, where="")
 
 
