@@ -5,8 +5,8 @@
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from what is there
 
 Every run is an ordinary `alignloop run`; runs that are there are reused. In the world it is configs/demo.yaml with a
-few keys set, on a base that all share. The runs of one seed share a folder, so what two of them have in common is made
-once. Seeds run side by side, a core each.
+few keys set, on a base that all share. The recipe and its ablations share a folder for each seed, and so do the
+controls: what two of them have in common is made once. As many folders are filled side by side as there are cores.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,17 @@ def alignloop(settings: Sequence[str], *, recipe: str = "configs/demo.yaml", cor
     subprocess.run(command, cwd=ROOT, preexec_fn=pin, stdout=subprocess.PIPE, check=True)
 
 
-def run_seed(seed: int, base: Path, *, core: int) -> None:
-    """Every variation of one seed, one after the other; each leaves its summary under its own name."""
-    for name, settings in (ABLATIONS | CONTROLS).items():
-        started = time.monotonic()
-        alignloop([f"name=alignment-{seed}", f"seed={seed}", f"base_model={base}", *settings], core=core)
-        folder = RUNS / f"alignment-{seed}"
+def run_folder(seed: int, name: str) -> Path:
+    """Where a variation runs with a seed."""
+    return RUNS / (f"alignment-{seed}-controls" if name in CONTROLS else f"alignment-{seed}")
+
+
+def run_variations(seed: int, names: Iterable[str], base: Path, *, core: int) -> None:
+    """Variations with one seed, one after the other; each leaves its summary under its own name."""
+    for name in names:
+        started, folder = time.monotonic(), run_folder(seed, name)
+        settings = (ABLATIONS | CONTROLS)[name]
+        alignloop([f"name={folder.name}", f"seed={seed}", f"base_model={base}", *settings], core=core)
         kept = folder / "summaries" / f"{name}.json"
         kept.parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / "summary.json", kept)
@@ -72,20 +77,22 @@ def run_seed(seed: int, base: Path, *, core: int) -> None:
 
 
 def run_world(seeds: Sequence[int]) -> None:
+    started = time.monotonic()
     alignloop([f"name={BASE}", "rounds=0"])
     base = RUNS / BASE / "steps" / "prepare_base" / "model"
     cores = sorted(os.sched_getaffinity(0))
     with ThreadPoolExecutor(len(cores)) as lanes:
         free = list(cores)
 
-        def one(seed: int) -> None:
+        def one(part: tuple[int, Iterable[str]]) -> None:
             core = free.pop()
             try:
-                run_seed(seed, base.resolve(), core=core)
+                run_variations(*part, base.resolve(), core=core)
             finally:
                 free.append(core)
 
-        list(lanes.map(one, seeds))
+        list(lanes.map(one, [(seed, names) for names in (ABLATIONS, CONTROLS) for seed in seeds]))
+    print(f"{len(seeds)} seeds in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
 
 
 # -- the report -----------------------------------------------------------------------------------------------------
@@ -159,7 +166,7 @@ def draw(scores: Mapping[str, np.ndarray], path: Path) -> None:
 
 def report(seeds: Sequence[int], folder: Path) -> None:
     of_seed = {
-        seed: {name: scores_of(RUNS / f"alignment-{seed}", f"summaries/{name}.json") for name in ABLATIONS | CONTROLS}
+        seed: {name: scores_of(run_folder(seed, name), f"summaries/{name}.json") for name in ABLATIONS | CONTROLS}
         for seed in seeds
     }
     whole = [scores for scores in of_seed.values() if all(of is not None for of in scores.values())]

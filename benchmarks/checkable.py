@@ -97,7 +97,7 @@ def constraints_of(prompt: str) -> list[tuple[Constraint, str]]:
     """The constraints that a prompt's text asks for, with their number or word."""
     found = []
     for constraint in CONSTRAINTS:
-        pattern = re.escape(constraint.asked).replace(r"\{\}", "(.+?)")
+        pattern = re.escape(constraint.asked).replace(r"\{\}", f"({'|'.join(constraint.values)})")
         if match := re.search(pattern, prompt):
             found.append((constraint, match.group(1) if match.groups() else ""))
     return found

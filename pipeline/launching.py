@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import yaml
 from data_schemas.stage_keys import ConfigError
 from pipeline.plan import Step
 from pipeline.recipe import Launch
+from pipeline.warm import Fork, WarmPool, WarmPython
 
 ROOT = Path(__file__).absolute().parent.parent  # the stages and profiles lie beside this package, wherever we are run
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
@@ -68,7 +69,7 @@ def launch_command(step: Step, folder: Path, slot: Slot = ALONE) -> list[str]:
     # -P: a folder named pipeline/ in the working directory would mask ours.
     ours = [sys.executable, "-P", "-m"]
     wrapper = [*ours, "pipeline.wrapper", *shlex.split(launch.wrapper)] if launch.wrapper else []
-    if launch.num_processes == 1 and launch.profile in ("single", "ddp"):
+    if _is_one_process(launch):
         return [*wrapper, sys.executable, *script]
     profile = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{launch.profile}.yaml").read_text())
     profile |= {
@@ -84,6 +85,10 @@ def launch_command(step: Step, folder: Path, slot: Slot = ALONE) -> list[str]:
     if launch.num_machines > 1:
         return [*wrapper, *ours, "pipeline.node", str(copy), *script]
     return [*wrapper, sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(copy), *script]
+
+
+def _is_one_process(launch: Launch) -> bool:
+    return launch.num_processes == 1 and launch.profile in ("single", "ddp")
 
 
 def num_threads(processes: int, cores: Sequence[int] | None = None) -> int:
@@ -139,25 +144,23 @@ def cores_of(step: Step, slot: Slot) -> tuple[int, ...] | None:
 class StageProcess:
     """A stage that was started. Its output goes to console.txt; `finish` or `stop` it, whatever happens."""
 
-    def __init__(self, command: list[str], folder: Path, env: dict[str, str], *, cores: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        folder: Path,
+        env: dict[str, str],
+        *,
+        cores: Sequence[int] | None,
+        warm: WarmPool | None = None,
+    ) -> None:
         self.command, self.folder, self.started = command, folder, time.monotonic()
         self.reader = (folder / "console.txt").open("a+b")
         self.reader.write(f"$ {' '.join(command)}\n".encode())
         self.reader.flush()
         self.start = self.reader.seek(0, os.SEEK_END)
         self.unfinished = ""  # a line that was not passed on yet
-        with (folder / "console.txt").open("ab") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=env,
-                start_new_session=True,
-            )
-        if cores is not None and hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.sched_setaffinity(self.process.pid, cores)
+        fork = _fork(warm, command, folder, env, cores) if warm is not None else None
+        self.process = fork or _start(command, folder, env, cores)
 
     @property
     def seconds(self) -> float:
@@ -187,7 +190,46 @@ class StageProcess:
         stop([self])
         with self.reader:
             self.reader.seek(max(self.start, self.reader.seek(0, os.SEEK_END) - 16_000))
-            return self.process.returncode, self.reader.read().decode(errors="replace")
+            return self.process.wait(), self.reader.read().decode(errors="replace")
+
+
+def _start(
+    command: Sequence[str], folder: Path, env: Mapping[str, str], cores: Sequence[int] | None
+) -> subprocess.Popen[bytes]:
+    with (folder / "console.txt").open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            start_new_session=True,
+        )
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def can_be_warm(launch: Launch) -> bool:
+    """Whether a step may be forked from a Python that has imported the libraries already."""
+    return launch.warm and launch.device == "cpu" and _is_one_process(launch) and launch.wrapper is None
+
+
+def warm_python(warm: WarmPool, env: Mapping[str, str]) -> WarmPython | None:
+    """The warm Python for steps of this environment; it imports while others work."""
+    return warm.python({name: value for name, value in env.items() if name != STEP_FOLDER})
+
+
+def _fork(
+    warm: WarmPool, command: Sequence[str], folder: Path, env: Mapping[str, str], cores: Sequence[int] | None
+) -> Fork | None:
+    """The command's script in a warm Python; None where that is not to be had, and the step starts from nothing."""
+    python = warm_python(warm, env)
+    if python is not None:
+        with contextlib.suppress(OSError):
+            return python.start(command[1:], folder / "console.txt", {STEP_FOLDER: env[STEP_FOLDER]}, cores)
+    return None
 
 
 # -- stopping -------------------------------------------------------------------------------------------------------
@@ -256,7 +298,7 @@ def stop(stages: Sequence[StageProcess]) -> None:
             stage.process.wait()
 
 
-def _signal_groups(folder: Path, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
+def _signal_groups(folder: Path, process: subprocess.Popen[bytes] | Fork | None, number: signal.Signals) -> None:
     groups = {process.pid} if process and process.poll() is None else set()
     for pid in _processes_of(folder):
         with contextlib.suppress(ProcessLookupError):
@@ -267,16 +309,18 @@ def _signal_groups(folder: Path, process: subprocess.Popen[bytes] | None, number
 
 
 def _processes_of(folder: Path) -> list[int]:
-    """The live processes that a step started, known by its folder in their environment.
+    """The live processes that a step started, known by its folder in their environment, or by where they print.
 
-    A process group is not enough: torch's launcher gives every rank a session of its own.
+    A process group is not enough: torch's launcher gives every rank a session of its own. A fork of a warm Python has
+    that one's environment there, whatever it has set since.
     """
-    mark = f"{STEP_FOLDER}={folder}".encode()
+    mark, console = f"{STEP_FOLDER}={folder}".encode(), (folder / "console.txt").resolve()
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # gone, or another user's; a zombie's is empty
-            if mark in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone, a zombie, or another user's
+            marked = mark in (process / "environ").read_bytes().split(b"\0")
+            if marked or console in ((process / "fd" / "1").readlink(), (process / "fd" / "2").readlink()):
+                found.append(int(process.name))
     return found
 
 

@@ -58,6 +58,7 @@ class Launch(BaseModel):
     main_process_ip: str | None = None  # of machine 0, as the others reach it
     main_process_port: int | None = None  # a free one is taken where none is given
     devices: list[int] | None = None  # the GPUs, on the CPU the cores, that a step may take; null: all there are
+    warm: bool = True  # steps of one process on the CPU share one Python's imports; false: each starts from nothing
 
 
 class Recipe(BaseModel):

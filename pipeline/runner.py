@@ -24,9 +24,11 @@ from pipeline import launching, summary
 from pipeline.fingerprint import FileHashes, Identity, differences, identities
 from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
 from pipeline.recipe import Recipe
+from pipeline.warm import WarmPool
 
 IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that the next plan can say what changed
 NUM_TAIL_LINES = 20
+QUICK = ("prepare_data",)  # stages that import nothing slow
 LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
 
 Show = Callable[[Step, summary.StepState], None]
@@ -198,10 +200,10 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
     """
     folder = run.recipe.folder
     run.states = {step.name: summary.StepState(run.folder(step.name)) for step in run.steps}
-    with launching.signals_raise():
+    with launching.signals_raise(), WarmPool() as warm:
         try:
             for steps in _independent(run.steps):
-                _run_side_by_side(run, steps, verbose=verbose, show=show)
+                _run_side_by_side(run, steps, warm, verbose=verbose, show=show)
             summary.write(folder, run, "done")
         except BaseException as error:
             running = [state for state in run.states.values() if state.state == "running"]
@@ -228,7 +230,7 @@ class _Job:
     stage: launching.StageProcess
 
 
-def _run_side_by_side(run: Run, steps: Sequence[Step], *, verbose: bool, show: Show) -> None:
+def _run_side_by_side(run: Run, steps: Sequence[Step], warm: WarmPool, *, verbose: bool, show: Show) -> None:
     """Steps that are independent of one another, as many at a time as their devices allow.
 
     Where one fails, those that run are let finish, no other is started, and the first failure is raised.
@@ -250,7 +252,7 @@ def _run_side_by_side(run: Run, steps: Sequence[Step], *, verbose: bool, show: S
             while waiting and free and not failures:
                 step = waiting.pop(0)
                 try:
-                    job = _start(run, step, free[0], show)
+                    job = _start(run, step, free[0], warm, show)
                 except ConfigError as error:
                     fail(step, error)
                     continue
@@ -281,7 +283,7 @@ def _run_side_by_side(run: Run, steps: Sequence[Step], *, verbose: bool, show: S
         raise failures[0]
 
 
-def _start(run: Run, step: Step, slot: launching.Slot, show: Show) -> _Job | None:
+def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Show) -> _Job | None:
     """The step's stage, started; None where the step is whole already."""
     state = run.states[step.name]
     decision = run.decide(step)
@@ -309,7 +311,12 @@ def _start(run: Run, step: Step, slot: launching.Slot, show: Show) -> _Job | Non
     command = launching.launch_command(step, folder, slot)
     env = launching.environment(step, folder, run.recipe.path.absolute().parent, slot)
     cores = launching.cores_of(step, slot)
-    return _Job(step, decision, slot, launching.StageProcess(command, folder, env, cores=cores))
+    is_warm = launching.can_be_warm(step.launch)
+    if is_warm and step.stage in QUICK:
+        launching.warm_python(warm, env)  # for the steps after it: it imports meanwhile
+        is_warm = False
+    stage = launching.StageProcess(command, folder, env, cores=cores, warm=warm if is_warm else None)
+    return _Job(step, decision, slot, stage)
 
 
 def _finish(run: Run, job: _Job, show: Show) -> None:

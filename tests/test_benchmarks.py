@@ -54,6 +54,9 @@ def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path
         found = [constraint.asked for constraint, _ in checkable.constraints_of(text)]
         assert 1 <= len(found) <= 2
         assert not any(one in " ".join(found) and other in " ".join(found) for one, other in checkable.APART)
+        said = [constraint.asked.format(value) for constraint, value in checkable.constraints_of(text)]
+        assert sum(map(len, said)) + len(said) == len(text) - text.index(min(said, key=text.index)) + 1
+        assert all(sentence in text for sentence in said)
     held_out = checkable.TOPICS[: checkable.HELD_OUT]
     assert not any(f" {topic}." in text or f" {topic} is" in text for topic in held_out for text in texts["prompts"])
 
