@@ -41,33 +41,22 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[\w']+", text)
 
 
+# Kinds of which a model of 135M parameters keeps some and breaks some: what it never does, best-of-K does not find.
 CONSTRAINTS = (
     Constraint("Use at most {} words.", lambda text, n: len(_words(text)) <= int(n), ("12", "15", "20")),
-    Constraint("Use at least {} words.", lambda text, n: len(_words(text)) >= int(n), ("25", "30")),
+    Constraint("Use at least {} words.", lambda text, n: len(_words(text)) >= int(n), ("20", "25")),
     Constraint(
         "Answer in exactly {} sentences.", lambda text, n: len(re.findall(r"[.!?](?=\s|$)", text)) == int(n), ("2", "3")
     ),
-    Constraint("Write in lower case only.", lambda text, _: text == text.lower()),
-    Constraint("Write in capital letters only.", lambda text, _: text == text.upper()),
     Constraint("Do not use any commas.", lambda text, _: "," not in text),
-    Constraint("Put the whole answer in double quotes.", lambda text, _: re.fullmatch(r'"[^"]+"', text) is not None),
     Constraint(
         "Include the word {}.", lambda text, word: word in map(str.lower, _words(text)), ("always", "quiet", "bright")
     ),
-    Constraint("Begin with the word {}.", lambda text, word: _words(text)[:1] == [word], ("Well", "Imagine", "Often")),
-    Constraint(
-        "End with the words {}.", lambda text, words: text.rstrip('.!"').endswith(words), ("that is all", "the end")
-    ),
-    Constraint(
-        "Write {} bullet points that begin with a dash.",
-        lambda text, n: len(re.findall(r"(?m)^- \S", text)) == int(n),
-        ("2", "3"),
-    ),
+    Constraint("Include a number in digits.", lambda text, _: re.search(r"\d", text) is not None),
+    Constraint("Speak of yourself as I.", lambda text, _: "I" in _words(text)),
+    Constraint("Speak to the reader as you.", lambda text, _: "you" in map(str.lower, _words(text))),
 )
-# Pairs that contradict each other are never asked together.
-APART = (("at most", "at least"), ("lower case", "capital"), ("lower case", "Begin with"), ("capital", "Begin with"),
-         ("capital", "Include"), ("capital", "End with"), ("sentences", "bullet"), ("double quotes", "bullet"),
-         ("at most", "bullet"), ("double quotes", "End with"), ("sentences", "End with"))  # fmt: skip
+APART = ("at most", "at least")  # never asked together
 
 
 def make(folder: Path, *, seed: int, num_prompts: int = 600, num_evaluation_prompts: int = 60) -> None:
@@ -88,7 +77,7 @@ def _prompt(drawn: random.Random, topic: str) -> str:
     while True:
         chosen = drawn.sample(CONSTRAINTS, drawn.choice((1, 2)))
         both = " ".join(constraint.asked for constraint in chosen)
-        if not any(one in both and other in both for one, other in APART):
+        if not all(words in both for words in APART):
             asked = [constraint.asked.format(drawn.choice(constraint.values)) for constraint in chosen]
             return " ".join([drawn.choice(TASKS).format(topic=topic), *asked])
 

@@ -41,6 +41,7 @@ LIMITS = {
     "global_batch_size": Limit(1),
     "patience": Limit(1),
     "beta": Limit(0, is_open=True),
+    "spike_sigma": Limit(0, is_open=True),
     "learning_rate": Limit(0),
     "max_length": Limit(1),
     "block_size": Limit(2),
@@ -59,6 +60,7 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
         if isinstance(value, int | float) and not limit.holds(value):
             raise ConfigError(f"{where}: {name}={value}: expected a number {limit}")
     try:
+        _training(values)
         RULES.get(stage, lambda _: None)(values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -69,6 +71,13 @@ def _one_of(values: Values, one: str, other: str) -> None:
         raise ConfigError(f"{one} and {other} are both given; set one of them to null")
     if not values[one] and not values[other]:
         raise ConfigError(f"{one} or {other} is missing")
+
+
+def _training(values: Values) -> None:
+    """Of every stage with an optimizer."""
+    if (values.get("fp16") or values.get("dtype") == "float16") and not values.get("force_fp16", True):
+        raise ConfigError("float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
+                          "bf16: true, or force_fp16: true to do it all the same")  # fmt: skip
 
 
 def _annotate(values: Values) -> None:

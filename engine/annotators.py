@@ -54,12 +54,13 @@ class Annotator(Protocol):
 class Program:
     """A Python function `module:function(prompt, answer, ended)` that scores one answer."""
 
+    stage: Stage
     reference: str
     timeout: float  # seconds a call
 
     def __call__(self, groups: Sequence[Group]) -> list[Judgement]:
         flat = [answer for group in groups for answer in group.answers]
-        scores = score_by_function(self.reference, flat, timeout=self.timeout)
+        scores = score_by_function(self.stage, "scores", self.reference, flat, timeout=self.timeout)
         return [Judgement(scores_N) for scores_N in _by_group(scores, groups)]
 
 

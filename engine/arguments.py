@@ -76,6 +76,14 @@ class TrainingStageArguments(StepArguments):
     global_batch_size: int = key_field(32, "rows an optimizer step, over all processes")
     patience: int | None = key_field(None, "stop after so many evaluations without a better eval_loss; null: never")
     on_bad_row: Literal["error", "set_aside"] = key_field("error", "what a bad row does: stop, or be set aside")
+    on_bad_step: Literal["stop", "skip"] = key_field(
+        "stop",
+        "a step with a loss or gradient that is not finite, or a loss that is a spike: stop there, or skip it",
+    )
+    spike_sigma: float | None = key_field(
+        10.0, "a loss so many standard deviations above the mean of the last 128 is a spike; null: none is"
+    )
+    force_fp16: bool = key_field(False, "train in float16 all the same", role="runtime")
     keep_checkpoints: bool = key_field(
         False, "keep the stage's checkpoints after its record is written", role="runtime"
     )

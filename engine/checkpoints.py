@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_schemas.artifact import read_json, write_atomically
@@ -30,6 +30,9 @@ class Progress:
     best_step: int  # of the best model so far, which lies beside the checkpoints
     num_tokens: int  # trained on; TRL counts them and does not save them
     processes: int  # optimizer shards and random states are by process
+    evaluation_is_due: bool = False  # SIGTERM came before the evaluation of this step
+    skipped_steps: int = 0
+    recent_losses: list[float] = field(default_factory=list)
 
 
 def publish(folder: Path, progress: Progress) -> Path:
@@ -101,6 +104,18 @@ def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
     _forget_bests(folder, {best_step, *(_progress(path).best_step for path in kept)})
 
 
+def link(source: Path, target: Path) -> None:
+    """`target` with the files of `source`, which stays: a kill before the record is written must not lose it."""
+
+    def same(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:  # a file system without hard links
+            shutil.copy2(one, other)
+
+    shutil.copytree(source, target, copy_function=same)
+
+
 def best_folder(folder: Path, step: int) -> Path:
     return folder / f"best-{step}"
 
@@ -113,7 +128,7 @@ def _forget_bests(folder: Path, steps: Collection[int]) -> None:
 
 def _progress(checkpoint: Path) -> Progress:
     marker = read_json(checkpoint / MARKER)
-    return Progress(**{name: int(marker[name]) for name in Progress.__dataclass_fields__})
+    return Progress(**{name: value for name, value in marker.items() if name in Progress.__dataclass_fields__})
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+ROUNDING = 1e-5  # a difference of two sums may have either sign where it is a smaller share of them: it is a tie
 NOT_MEANS = ("num_tokens", "min_reward", "max_reward")  # TRL logs them beside its means
 
 

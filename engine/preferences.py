@@ -16,6 +16,7 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from engine.evaluation import ROUNDING
 from engine.template import IGNORED
 from engine.training import TrainingLoop
 
@@ -87,7 +88,12 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
         nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
+        if "ref_chosen_logps" not in inputs:
+            reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         log_probs: list[torch.Tensor] = []
+        mode = "train" if self.model.training else "eval"  # pyright: ignore[reportOptionalMemberAccess]
+        logged = self._metrics[mode]
 
         def policy(*, labels: torch.Tensor, **kwargs: Any) -> Any:
             """The policy's log-probs at every trained token, of which TRL is shown those of its own mask."""
@@ -98,15 +104,26 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
             width = labels.size(1) - 1  # adapters that prepend virtual tokens have more columns
             shown[:, -width:] = outputs.log_probs[:, -width:] * preference_mask_2BT[:, 1:]
             outputs.log_probs = shown
+            sums.append(shown.detach().sum(1))
             return outputs
 
+        sums: list[torch.Tensor] = []
         types, weights = self.loss_types, self.loss_weights
         own = [(name, weight) for name, weight in zip(types, weights, strict=True) if name != "sft"]
+        precomputed = self.precompute_ref_logps
         try:
+            self.precompute_ref_logps = True
             self.loss_types, self.loss_weights = [name for name, _ in own], [weight for _, weight in own]
             loss = super()._compute_loss(policy, inputs, False)
         finally:
             self.loss_types, self.loss_weights = types, weights
+            self.precompute_ref_logps = precomputed
+        if self.ld_alpha is None:  # else TRL's sums are of weighted tokens
+            both = torch.stack([sums[0], torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])])
+            right_B, ties_B = judge_margins(both)
+            gather: Any = self.accelerator.gather_for_metrics
+            logged["rewards/accuracies"][-1] = float(gather(right_B).mean())
+            logged["rewards/ties"].append(float(gather(ties_B).mean()))
         if "sft" in types:
             mask_BT = nll_mask_2BT[:, 1:].chunk(2)[0]
             lengths_B = mask_BT.sum(1).clamp(min=1)
@@ -114,9 +131,22 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
                 lengths_B = torch.full_like(lengths_B, self._mean_nll_tokens, dtype=torch.float32)
             nll = chosen_nll(log_probs[0][:, -mask_BT.size(1) :], mask_BT, lengths_B)
             weight = sum(weight for name, weight in zip(types, weights, strict=True) if name == "sft")
-            self._metrics["train" if self.model.training else "eval"]["nll"].append(nll.item())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            logged["nll"].append(nll.item())
             loss = loss + weight * nll
         return loss
+
+
+def judge_margins(sums_P2B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each pair 1, 0 or, in a tie, one half for "the chosen answer has the larger reward", and 1 for a tie, [B].
+
+    From the log-prob sums of [policy, reference] x [chosen rows, then rejected], [2, 2B]. A margin that rounding could
+    turn is a tie, else the share of right ones would change with the batch size.
+    """
+    chosen_2B, rejected_2B = sums_P2B.float().chunk(2, dim=1)
+    margin_B = (chosen_2B[0] - chosen_2B[1]) - (rejected_2B[0] - rejected_2B[1])
+    size_B = (chosen_2B.abs() + rejected_2B.abs()).mean(0) / 2
+    ties_B = margin_B.abs() <= ROUNDING * size_B
+    return torch.where(ties_B, 0.5, (margin_B > 0).double()), ties_B.double()
 
 
 def nll_lengths(mask_2BT: torch.Tensor) -> Sequence[int]:

@@ -1,11 +1,13 @@
 """Scores of answers: by a function, or by a reward model."""
 
 import contextlib
+import inspect
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from engine.models import identity_of, load_reward, load_tokenizer
 from engine.stage import Stage, find_function
 from engine.template import encode_answer
 
+FUNCTION_BATCH = 64  # answers that a function scores between two files of results
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -28,24 +32,39 @@ class Answered:
     ended: bool
 
 
-def score_by_function(reference: str, answered: Sequence[Answered], *, timeout: float) -> list[float]:
+def score_by_function(
+    stage: Stage, name: str, reference: str, answered: Sequence[Answered], *, timeout: float
+) -> list[float]:
     """`module:function(prompt, answer, ended)` for each. Raises ConfigError, naming the answer, where the function
     raises, takes longer than `timeout` seconds, or gives no finite number."""
     function = find_function(reference)
-    scores = []
-    for item in answered:
-        said = f"{reference}(…, {item.text[:80]!r}, {item.ended})"
-        try:
-            with _at_most(timeout):
-                score = function(for_template(item.prompt.prompt), item.text, item.ended)
-        except _TookTooLong:
-            raise ConfigError(f"{said} took longer than function_timeout={timeout:g} seconds") from None
-        except Exception as error:
-            raise ConfigError(f"{said} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise ConfigError(f"{said} gave {score!r}, expected a finite number")
-        scores.append(float(score))
-    return scores
+
+    def score(items: Sequence[Answered]) -> list[float]:
+        return [_call(reference, function, item, timeout=timeout) for item in items]
+
+    rows = ((item.prompt.prompt_id, item.text, item.ended) for item in answered)
+    return in_batches(stage, name, answered, score, size=FUNCTION_BATCH, content=(reference, _source(function), *rows))
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """The text of the module that a function is in; of an object that can be called, of its class."""
+    of: Any = inspect.unwrap(function)
+    file = inspect.getsourcefile(of if inspect.isfunction(of) else type(of))
+    return Path(file).read_text(encoding="utf-8") if file else ""
+
+
+def _call(reference: str, function: Callable[..., Any], item: Answered, *, timeout: float) -> float:
+    said = f"{reference}(…, {item.text[:80]!r}, {item.ended})"
+    try:
+        with _at_most(timeout):
+            score = function(for_template(item.prompt.prompt), item.text, item.ended)
+    except _TookTooLong:
+        raise ConfigError(f"{said} took longer than function_timeout={timeout:g} seconds") from None
+    except Exception as error:
+        raise ConfigError(f"{said} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        raise ConfigError(f"{said} gave {score!r}, expected a finite number")
+    return float(score)
 
 
 class _TookTooLong(BaseException):

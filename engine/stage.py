@@ -24,7 +24,7 @@ from typing import Any
 from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
-from engine import arguments
+from engine import arguments, preemption
 from engine.tracking import Tracker
 
 log = logging.getLogger("alignloop")
@@ -82,6 +82,8 @@ def run_stage(
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except preemption.Preempted:  # nothing was begun, or all is written
+        code = preemption.EXIT_CODE
     sys.stdout.flush()
     sys.stderr.flush()
     if code == 0:  # where one rank failed, the others may wait in a collective forever
@@ -101,7 +103,7 @@ def _run(
     end_with_the_runner()
     _use_all_cores()
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder, is_main=rank == 0):
+    with _lock(folder, is_main=rank == 0), preemption.listening():
         _claim(name, folder, values, is_main=rank == 0)
         _start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
         tracker = Tracker(folder, active=rank == 0)
@@ -120,9 +122,11 @@ def _run(
                     folder, name=values.get("step", name), group=values.get("run_group", ""), config=identity
                 )
             made = main(Stage(name, folder, values, tracker, rank == 0), *instances)
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
             return _failed(folder, error, is_main=rank == 0)
         finally:
+            if seconds := preemption.longest_wait():
+                log.info("SIGTERM would have been answered within %.1f s", seconds)
             tracker.finish()
         if rank == 0:
             _wait_for_other_ranks(folder)
@@ -225,6 +229,8 @@ def _start_logging(folder: Path, level: str, *, is_main: bool) -> None:
 
 
 def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
+    if isinstance(error, preemption.Preempted):
+        return _preempted(folder, error, is_main=is_main)
     interrupted = isinstance(error, KeyboardInterrupt)
     is_users = isinstance(error, ConfigError)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -236,13 +242,22 @@ def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
         log.error("error: %s", cause)
     else:
         log.error("error: %s", cause, exc_info=error)
-    with contextlib.suppress(OSError):  # on a full disk the exit code has to do
-        write_atomically(
-            folder / "outcome.json",
-            json.dumps({"state": "interrupted" if interrupted else "failed", "cause": cause[:2000], "hint": hint,
-                        "kind": "config" if is_users else "error"}),
-        )  # fmt: skip
+    state, kind = "interrupted" if interrupted else "failed", "config" if is_users else "error"
+    _report(folder, {"state": state, "cause": cause[:2000], "hint": hint, "kind": kind})
     return 130 if interrupted else 2 if is_users else 1
+
+
+def _preempted(folder: Path, error: preemption.Preempted, *, is_main: bool) -> int:
+    cause, hint = "stopped by SIGTERM", f"run me again: {error.saved or 'what is finished is kept'}"
+    if is_main:
+        log.error("%s; %s", cause, hint)
+        _report(folder, {"state": "interrupted", "cause": cause, "hint": hint, "kind": "preempted"})
+    return preemption.EXIT_CODE
+
+
+def _report(folder: Path, outcome: Mapping[str, str]) -> None:
+    with contextlib.suppress(OSError):  # on a full disk the exit code has to do
+        write_atomically(folder / "outcome.json", json.dumps(outcome))
 
 
 def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seconds: float) -> None:
@@ -250,8 +265,6 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
     for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-    if not values.get("keep_checkpoints"):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_atomically(folder / "outcome.json", json.dumps({"state": "done", "cause": "", "hint": "", "kind": ""}))
     Artifact(
         stage=name,
@@ -268,6 +281,8 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
         versions=versions,
         seconds=round(seconds, 3),
     ).write(folder)
+    if not values.get("keep_checkpoints"):  # now that they are not needed: a kill before would have lost everything
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     log.info("whole: %s", folder)
 
 

@@ -25,12 +25,12 @@ from trl import ModelConfig
 from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import ConfigError
-from engine import checkpoints
+from engine import checkpoints, preemption
 from engine.arguments import TrainingStageArguments
 from engine.evaluation import ExactEvaluation
+from engine.guards import GuardedSteps
 from engine.models import check_weights, merge_adapter
 from engine.stage import Made, Stage
-from engine.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +74,14 @@ class GlobalBatches(Sampler[int]):
         return iter(torch.randperm(self.num_rows, generator=generator)[: self.size].tolist())
 
 
-class TrainingLoop(ExactEvaluation):
+class TrainingLoop(GuardedSteps, ExactEvaluation):
     """Goes before a TRL trainer in the bases; `stage` and `stage_arguments` are set before `train`."""
 
     stage: Stage
     stage_arguments: TrainingStageArguments
     _total_train_tokens: int  # TRL's count, which it does not save
+    _is_stopping = False  # for SIGTERM, with the next checkpoint
+    _evaluation_is_due = False  # of the step that the next checkpoint is of
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -90,24 +92,51 @@ class TrainingLoop(ExactEvaluation):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
 
+    def rows_of_step(self, step: int) -> list[int]:
+        sampler, size = self._get_train_sampler(), self.stage_arguments.global_batch_size
+        epoch, place = divmod((step - 1) * size, len(sampler))
+        sampler.set_epoch(epoch)
+        return sorted(row + 1 for row in list(sampler)[place : place + size])
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = super().evaluate(*args, **kwargs)
+        """Leaves the random state as it was, so that one that is cut off and made again changes nothing."""
         step = self.state.global_step
+        try:
+            with torch.random.fork_rng():
+                metrics = super().evaluate(*args, **kwargs)
+        except preemption.Preempted:
+            if step:
+                self._evaluation_is_due = True
+                self._save_checkpoint(self.model, None)
+            raise
         losses = self.stage.tracker.history("eval_loss") | {step: metrics["eval_loss"]}
         best = best_step(losses)
         if best == step:
             self._save_best(step)
-        patience = self.stage_arguments.patience
-        if patience is not None and sum(at > best for at in losses) >= patience:
-            log.info("no better eval_loss in %d evaluations: stopping at step %d", patience, step)
+        if self._is_out_of_patience(losses):
+            log.info("no better eval_loss in %d evaluations: stopping at step %d", self.stage_arguments.patience, step)
             self.control.should_training_stop = True
         return metrics
+
+    def _is_out_of_patience(self, losses: Mapping[int, float]) -> bool:
+        patience = self.stage_arguments.patience
+        return patience is not None and bool(losses) and sum(at > best_step(losses) for at in losses) >= patience
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Not where training was over when the checkpoint was saved: the Trainer would make one step more."""
+        over = self.state.global_step >= self.state.max_steps
+        if over or self._is_out_of_patience(self.stage.tracker.history("eval_loss")):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def numbers(self) -> dict[str, float]:
         """What an evaluation outside training says of the model as it was loaded; no best model is kept of it."""
         if self.is_deepspeed_enabled and self.deepspeed is None:
             # Its engine puts the model on the device and, under ZeRO-3, gathers the divided weights layer by layer.
             prepare_deepspeed(self.model, self.accelerator)  # pyright: ignore[reportArgumentType]
+        else:  # in the precision of training, as its reference already is
+            self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
         metrics = super().evaluate()
         timings = ("_runtime", "_per_second")
@@ -144,31 +173,53 @@ class TrainingLoop(ExactEvaluation):
                 best_step=best,
                 num_tokens=int(self._total_train_tokens),
                 processes=self.args.world_size,
+                evaluation_is_due=self._evaluation_is_due,
+                skipped_steps=self.skipped_steps,
+                recent_losses=list(self.recent_losses),
             )
             checkpoints.publish(folder, progress)
             checkpoints.prune(folder, keep=self.args.save_total_limit, best_step=best)
         self.accelerator.wait_for_everyone()
+        if self._is_stopping:
+            raise preemption.Preempted(f"training goes on from step {self.state.global_step}")
+
+    def answer_sigterm(self) -> None:
+        """At the end of a step: saves a checkpoint now where SIGTERM has come, the evaluation left for later.
+
+        All processes call this.
+        """
+        if preemption.is_due(self.accelerator):
+            self._is_stopping, self._evaluation_is_due = True, self.control.should_evaluate
+            self.control.should_save, self.control.should_evaluate = True, False
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: what made a model stands in its record."""
 
 
-def best_step(losses: dict[int, float]) -> int:
+def best_step(losses: Mapping[int, float]) -> int:
     """The earliest step with the lowest eval_loss; a loss that is not a number never wins."""
     return min(losses, key=lambda step: (math.inf if math.isnan(losses[step]) else losses[step], step))
 
 
 class _Track(TrainerCallback):
-    """Logged values into the tracker; evaluation and a log line at the last step; plain lines off a terminal."""
+    """Logged values into the tracker; evaluation and a log line at the last step; plain lines off a terminal; SIGTERM
+    answered after every step and every batch of an evaluation."""
 
-    def __init__(self, tracker: Tracker, *, is_main: bool) -> None:
-        self.tracker, self.is_main = tracker, is_main
+    def __init__(self, trainer: TrainingLoop) -> None:
+        self.trainer, self.tracker, self.is_main = trainer, trainer.stage.tracker, trainer.stage.is_main
+
+    def on_prediction_step(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if preemption.is_due(self.trainer.accelerator):
+            raise preemption.Preempted(f"training goes on from step {state.global_step}")
 
     def on_step_end(
         self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_log = True
+        self.trainer.answer_sigterm()
 
     def on_log(
         self,
@@ -234,18 +285,23 @@ def train_and_save(
 
     Returns what the record says: `metrics`, eval_loss at step 0 and at the best step, and that step's metrics.
     """
+    if trainer.is_deepspeed_enabled and arguments.on_bad_step == "skip":
+        raise ConfigError("on_bad_step: skip does not go with ZeRO, whose engine takes a step as soon as it has its "
+                          "gradients; set on_bad_step: stop")  # fmt: skip
     folder = Path(str(trainer.args.output_dir))
     trainer.stage, trainer.stage_arguments = stage, arguments
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Track(stage.tracker, is_main=stage.is_main))
+    trainer.add_callback(_Track(trainer))
     newest = _newest_whole(folder, trainer.args.world_size, is_main=stage.is_main)
-    # Evaluating at the start again after a resume would log step 0's numbers under another step.
-    trainer.args.eval_on_start = newest is None
+    # After a resume it would log step 0's numbers under another step, but where that step's are missing.
+    trainer.args.eval_on_start = newest is None or newest[1].evaluation_is_due
     stage.tracker.forget_after(newest[1].step if newest else -1)
     if newest:
         log.info("resuming from step %d", newest[1].step)
         trainer._total_train_tokens = newest[1].num_tokens
-    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+        trainer.skipped_steps, trainer.recent_losses = newest[1].skipped_steps, newest[1].recent_losses
+    with preemption.delayed():
+        trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
 
     losses = stage.tracker.history("eval_loss")
     best = best_step(losses)
@@ -261,12 +317,13 @@ def train_and_save(
             base = str(model.model_name_or_path)
             merge_adapter(base, best_model, target, is_reward_model=is_reward_model, dtype=model.dtype or "float32")
         else:
-            best_model.rename(target)
+            checkpoints.link(best_model, target)
         check_weights(target)
     trainer.accelerator.wait_for_everyone()
     at_best: dict[str, float | int | str | None] = {
         key: value for (at, key), value in stage.tracker.values.items() if at == best and key.startswith("eval_")
     }
     steps = trainer.state.global_step
-    made = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps, **(metrics or {})}
+    made = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps,
+            "skipped_steps": trainer.skipped_steps, **(metrics or {})}  # fmt: skip
     return Made(outputs={"model": "model"}, metrics=made)

@@ -25,7 +25,7 @@ from pipeline.recipe import Launch
 from pipeline.warm import Fork, WarmPool, WarmPython
 
 ROOT = Path(__file__).absolute().parent.parent  # the stages and profiles lie beside this package, wherever we are run
-GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
+LEFTOVER_SECONDS = 10.0  # that the stage of a dead runner has to end by itself
 STEP_FOLDER = "ALIGNLOOP_STEP_FOLDER"  # in the environment of everything that a step started: how it is found again
 
 
@@ -151,9 +151,11 @@ class StageProcess:
         env: dict[str, str],
         *,
         cores: Sequence[int] | None,
+        grace_seconds: float,
         warm: WarmPool | None = None,
     ) -> None:
         self.command, self.folder, self.started = command, folder, time.monotonic()
+        self.grace_seconds = grace_seconds
         self.reader = (folder / "console.txt").open("a+b")
         self.reader.write(f"$ {' '.join(command)}\n".encode())
         self.reader.flush()
@@ -282,14 +284,27 @@ def signals_raise() -> Iterator[None]:
 
 
 def stop(stages: Sequence[StageProcess]) -> None:
-    """Ends everything the stages started: SIGTERM, then SIGKILL after the grace or at the next signal to us."""
+    """Ends everything the stages started: SIGTERM, then SIGKILL after the grace or at the next signal to us.
+
+    A rank answers SIGTERM by a checkpoint. Its launcher would leave it thirty seconds for that, so it is not told.
+    """
     try:
         for stage in stages:
-            _signal_groups(stage.folder, stage.process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while any(not stage.has_ended() or _processes_of(stage.folder) for stage in stages):
-            if time.monotonic() > deadline:
+            ranks = [pid for pid in _processes_of(stage.folder) if _has_rank(pid)]
+            for pid in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if not ranks:
+                _signal_groups(stage.folder, stage.process, signal.SIGTERM)
+        started, said = time.monotonic(), False
+        while alive := [stage for stage in stages if not stage.has_ended() or _processes_of(stage.folder)]:
+            seconds, grace = time.monotonic() - started, max(stage.grace_seconds for stage in alive)
+            if seconds > grace:
                 break
+            if seconds > 1 and not said:
+                said = True
+                names = ", ".join(stage.folder.name for stage in alive)
+                print(f"{names} saves what is done, in {grace:g} s at most; once more ends it now", file=sys.stderr)
             time.sleep(0.05)
     finally:
         for stage in stages:
@@ -324,9 +339,18 @@ def _processes_of(folder: Path) -> list[int]:
     return found
 
 
+def _has_rank(pid: int) -> bool:
+    """Whether a launcher gave the process a place among others."""
+    try:
+        names = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(name.startswith(b"RANK=") for name in names)
+
+
 def end_leftovers(folder: Path) -> None:
     """Waits for the stage of a dead runner, which ends by itself, then kills it: no two stages write one folder."""
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + LEFTOVER_SECONDS
     while (is_locked(folder) or _processes_of(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
     _signal_groups(folder, None, signal.SIGKILL)

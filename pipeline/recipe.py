@@ -58,6 +58,7 @@ class Launch(BaseModel):
     main_process_ip: str | None = None  # of machine 0, as the others reach it
     main_process_port: int | None = None  # a free one is taken where none is given
     devices: list[int] | None = None  # the GPUs, on the CPU the cores, that a step may take; null: all there are
+    grace_seconds: float = Field(default=60.0, ge=0.0)  # that a stage has after SIGTERM to save a checkpoint
     warm: bool = True  # steps of one process on the CPU share one Python's imports; false: each starts from nothing
 
 

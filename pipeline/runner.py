@@ -186,7 +186,7 @@ def finished_part(folder: Path) -> str:
     whole = [path.parent.name for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
     if whole:
         return max(whole, key=lambda name: int(name.rpartition("-")[2]))
-    return "the answers it finished" if any(folder.glob("checkpoints/*-of-*.json")) else ""
+    return "the answers it finished" if any(folder.glob("checkpoints/*/[0-9]*.json")) else ""
 
 
 # -- the loop -------------------------------------------------------------------------------------------------------
@@ -315,7 +315,9 @@ def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Sho
     if is_warm and step.stage in QUICK:
         launching.warm_python(warm, env)  # for the steps after it: it imports meanwhile
         is_warm = False
-    stage = launching.StageProcess(command, folder, env, cores=cores, warm=warm if is_warm else None)
+    stage = launching.StageProcess(
+        command, folder, env, cores=cores, grace_seconds=step.launch.grace_seconds, warm=warm if is_warm else None
+    )
     return _Job(step, decision, slot, stage)
 
 

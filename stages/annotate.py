@@ -113,7 +113,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
     device = device_of(arguments.use_cpu)
     annotator: Annotator
     if arguments.annotator_function:
-        annotator = Program(arguments.annotator_function, arguments.function_timeout)
+        annotator = Program(stage, arguments.annotator_function, arguments.function_timeout)
     else:
         annotator = RewardModels(stage, arguments.annotator_models or [], arguments.vote, device, arguments.dtype,
                                  arguments.generation_batch_size)  # fmt: skip

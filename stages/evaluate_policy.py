@@ -184,7 +184,8 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
                                      batch_size=arguments.generation_batch_size)  # fmt: skip
 
     if arguments.judge_function:
-        scores = score_by_function(arguments.judge_function, answered, timeout=arguments.function_timeout)
+        scores = score_by_function(stage, "judge", arguments.judge_function, answered,
+                                   timeout=arguments.function_timeout)  # fmt: skip
     else:
         scores = by_model("judge", str(arguments.judge_model), answered)
     scores_PK = np.array(scores).reshape(len(prompts), arguments.num_answers)

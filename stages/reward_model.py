@@ -22,6 +22,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine.arguments import PreferenceArguments
+from engine.evaluation import ROUNDING
 from engine.models import is_reward_model, load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.selection import select
 from engine.stage import Made, Stage, run_stage
@@ -67,7 +68,7 @@ class Rankings:
             "attention_mask": pad([torch.ones_like(answer) for answer in answers], batch_first=True),
             "better": torch.tensor(better),
             "worse": torch.tensor(worse),
-            "weights": torch.tensor(weights),
+            "weights": torch.tensor(weights, dtype=torch.float64),
             "best": torch.tensor([0, *ends[:-1]]),
             "worst": torch.tensor(ends) - 1,
         }
@@ -92,7 +93,7 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         rewards_A = outputs.logits.squeeze(-1).float()
         better_P, worse_P = rewards_A[inputs["better"]], rewards_A[inputs["worse"]]
-        share_P = inputs["weights"] / len(inputs["best"])
+        share_P = (inputs["weights"] / len(inputs["best"])).float()
         loss = (share_P * -torch.nn.functional.logsigmoid(better_P - worse_P)).sum()
         if config.center_rewards_coefficient is not None:
             loss = loss + config.center_rewards_coefficient * (share_P * (better_P + worse_P) ** 2).sum()
@@ -101,11 +102,14 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         if self.model.training:  # pyright: ignore[reportOptionalMemberAccess]
             self._total_train_tokens += int(gather(inputs["attention_mask"].sum()).sum())
         logged["num_tokens"] = [self._total_train_tokens]
-        margins_B = (rewards_A[inputs["best"]] - rewards_A[inputs["worst"]]).detach()
+        margins_P, ties_P = margins_of(better_P.detach(), worse_P.detach())
+        margins_B, _ = margins_of(rewards_A[inputs["best"]].detach(), rewards_A[inputs["worst"]].detach())
+        exact_P = inputs["weights"] / len(inputs["best"])  # so that a mean of batches is the mean of rows
         means = {
-            "accuracy": (share_P * (better_P > worse_P)).sum(),
-            "margin": (share_P * (better_P - worse_P)).sum().detach(),
-            "mean_reward": rewards_A.mean().detach(),
+            "accuracy": (exact_P * torch.where(ties_P, 0.5, (margins_P > 0).double())).sum(),
+            "ties": (exact_P * ties_P).sum(),
+            "margin": (exact_P * (better_P - worse_P).detach()).sum(),
+            "mean_reward": rewards_A.detach().double().mean(),
         }
         for name, value in means.items():
             logged[name].append(float(gather(value).mean()))
@@ -118,6 +122,13 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
 
     def metrics_of_rows(self, values_N: Sequence[float]) -> dict[str, float]:
         return precision_recall(values_N, seed=0)
+
+
+def margins_of(better: torch.Tensor, worse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reward differences, and which of them are ties: rounding could turn them, so they are zero."""
+    margins = better - worse
+    ties = margins.abs() <= ROUNDING * (better.abs() + worse.abs()) / 2
+    return margins.masked_fill(ties, 0.0), ties
 
 
 def precision_recall(margins_N: Sequence[float], *, seed: int) -> dict[str, float]:

@@ -190,7 +190,7 @@ RECIPE = """
 name: toy
 rounds: 2
 base_model: base
-launch: {device: cpu}
+launch: {device: cpu, grace_seconds: 0.5}
 data: {preferences: pairs.jsonl, instructions: chats.jsonl}
 annotate: {annotator_function: "scores:score"}
 evaluate_policy: {judge_function: "scores:score"}
@@ -229,7 +229,7 @@ def build_house(root: Path) -> Path:
         stage_keys.KEYS_FILE = Path({str(keys)!r})
         warm.PRELOADED = ()
         launching.ROOT = Path({str(root)!r})
-        launching.GRACE_SECONDS = float(os.environ.get("GRACE", "10"))
+        launching.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
         cli.ROOT = launching.ROOT
         cli.main()
         """)

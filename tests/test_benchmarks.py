@@ -18,14 +18,11 @@ def asked(*constraints: str) -> list[dict[str, str]]:
         ("Use at most 12 words.", "Rain is wet.", "Rain " * 13),
         ("Use at least 25 words.", "Rain " * 25, "Rain " * 24),
         ("Answer in exactly 2 sentences.", "Rain is wet. It falls!", "Rain is wet and falls."),
-        ("Write in lower case only.", "rain is wet.", "Rain is wet."),
-        ("Write in capital letters only.", "RAIN IS WET.", "RAIN is WET."),
         ("Do not use any commas.", "Rain is wet.", "Rain, it is wet."),
-        ("Put the whole answer in double quotes.", '"Rain is wet."', 'It is "rain".'),
         ("Include the word quiet.", "Rain is Quiet.", "Rain is quieter."),
-        ("Begin with the word Well.", "Well, rain is wet.", "well, rain is wet."),
-        ("End with the words the end.", "Rain is wet, the end.", "The end: rain is wet."),
-        ("Write 2 bullet points that begin with a dash.", "- Rain is wet\n- It falls", "- Rain is wet - it falls"),
+        ("Include a number in digits.", "Rain falls 3 times.", "Rain falls three times."),
+        ("Speak of yourself as I.", "I like rain.", "My rain is wet, if Ice is."),
+        ("Speak to the reader as you.", "You like rain.", "Your rain is wet."),
     ],
 )
 def test_every_constraint_by_hand(constraint, kept, broken):
@@ -34,11 +31,12 @@ def test_every_constraint_by_hand(constraint, kept, broken):
 
 
 def test_the_score_is_the_share_of_constraints_kept_by_an_answer_to_the_question():
-    both = asked("Do not use any commas.", "Write in lower case only.")
+    both = asked("Do not use any commas.", "Speak of yourself as I.")
     assert checkable.score(both, "Rain is wet.", True) == 0.5
-    assert checkable.score(both, "rain is wet.", False) == 0.0  # cut off
-    assert checkable.score(both, "snow is cold.", True) == 0.0  # about something else
-    assert checkable.score(both, "rain wet", True) == 0.0
+    assert checkable.score(both, "I say that rain is wet.", True) == 1.0
+    assert checkable.score(both, "I say that rain is wet.", False) == 0.0  # cut off
+    assert checkable.score(both, "I say that snow is cold.", True) == 0.0  # about something else
+    assert checkable.score(both, "I rain", True) == 0.0
     with pytest.raises(ValueError, match=r"no constraint is known in 'Describe rain\.'"):
         checkable.score(asked(), "Rain is wet.", True)
 
@@ -53,7 +51,7 @@ def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path
     for text in texts["prompts"] + texts["evaluation_prompts"]:
         found = [constraint.asked for constraint, _ in checkable.constraints_of(text)]
         assert 1 <= len(found) <= 2
-        assert not any(one in " ".join(found) and other in " ".join(found) for one, other in checkable.APART)
+        assert not all(words in " ".join(found) for words in checkable.APART)
         said = [constraint.asked.format(value) for constraint, value in checkable.constraints_of(text)]
         assert sum(map(len, said)) + len(said) == len(text) - text.index(min(said, key=text.index)) + 1
         assert all(sentence in text for sentence in said)

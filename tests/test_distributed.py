@@ -104,7 +104,7 @@ def test_two_machines_make_what_one_makes(profile, run_stage, tiny_model, rows, 
                     wrapper=f"sh {tmp_path / 'srun.sh'}")  # fmt: skip
     step = Step("sft", "sft", None, "sft", {}, {}, launch)
     command, environment = launching.launch_command(step, two), launching.environment(step, two, two)
-    stage = launching.StageProcess(command, two, environment, cores=None)
+    stage = launching.StageProcess(command, two, environment, cores=None, grace_seconds=60)
     stage.wait(240)
     code, printed = stage.finish()
     assert code == 0 and Artifact.read(two) is not None, f"{read_json(two / 'outcome.json')}\n{printed[-4000:]}"

@@ -1,7 +1,13 @@
 """Sampling, scoring, and what becomes of the answers: the same rows for any batch size and number of processes."""
 
 import math
+import os
 import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,10 @@ from data_schemas.artifact import Artifact, read_json
 from data_schemas.reading import read_pairs, read_prompts, read_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
 from data_schemas.stage_keys import ConfigError
+from engine import preemption
 from engine.annotators import Group, Judgement
 from engine.arguments import GenerationArguments
-from engine.generation import Answer, Ask, _Sample, draw_prompts, log_prob_sums, noise, sample
+from engine.generation import Answer, Ask, _Sample, draw_prompts, in_batches, log_prob_sums, noise, sample
 from engine.models import load_causal, load_reward, load_tokenizer
 from engine.scoring import Answered, score_by_function, score_by_reward_model
 from engine.stage import Stage
@@ -186,6 +193,93 @@ def test_finished_parts_are_used_by_the_next_attempt(answers, tiny_model, tmp_pa
     assert sample(stage, "answers", policy, tokenizer, ASKS[:3], arguments, purpose="p") == answers[:3]
 
 
+# -- the journal of finished batches ----------------------------------------------------------------------------------
+
+
+class Work:
+    """Squares numbers, and remembers which."""
+
+    def __init__(self, *, kill_at: int | None = None, signal_at: int | None = None) -> None:
+        self.seen: list[int] = []
+        self.kill_at, self.signal_at = kill_at, signal_at
+
+    def __call__(self, batch: Sequence[int]) -> list[int]:
+        if self.kill_at in batch:
+            raise KeyboardInterrupt
+        if self.signal_at in batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.seen += batch
+        return [number * number for number in batch]
+
+
+def squares(folder: Path, work: Work, *, numbers: range = range(9), content: str = "squares") -> list[int]:
+    folder.mkdir(exist_ok=True)
+    stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
+    return in_batches(stage, "squares", numbers, work, size=2, content=[content])
+
+
+SQUARES = [number * number for number in range(9)]
+
+
+def test_a_killed_stage_does_no_finished_batch_again(tmp_path):
+    killed, again, once_more = Work(kill_at=5), Work(), Work(kill_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        squares(tmp_path / "a", killed)
+    assert killed.seen == [0, 1, 2, 3]
+    assert squares(tmp_path / "a", again) == SQUARES
+    assert again.seen == [4, 5, 6, 7, 8]
+    assert squares(tmp_path / "a", once_more) == SQUARES
+
+
+def test_batches_are_the_same_for_another_number_of_processes(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        squares(tmp_path / "a", Work(kill_at=5))
+    works, found = [Work(), Work()], {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        thread = threading.Thread(target=lambda rank=rank: found.update({rank: squares(tmp_path / "a", works[rank])}))
+        thread.start()
+        while rank == 0 and works[0].seen != [4, 5, 8]:
+            time.sleep(0.01)
+    thread.join(10)
+    deadline = time.monotonic() + 10
+    while len(found) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert found == {0: SQUARES, 1: SQUARES}
+    assert works[1].seen == [6, 7]
+
+
+@pytest.mark.parametrize("damage", [b"", b"cut", b"1 [1, 2]", b"\xff\xfe"])
+def test_a_damaged_batch_is_done_again_and_said(damage, tmp_path, caplog):
+    squares(tmp_path / "a", Work())
+    (second,) = (tmp_path / "a" / "checkpoints").glob("squares-*/1.json")
+    second.write_bytes(damage)
+    again = Work()
+    assert squares(tmp_path / "a", again) == SQUARES
+    assert again.seen == [2, 3]
+    assert f"{second} is not as it was written: its batch is done again" in caplog.text
+
+
+def test_sigterm_is_answered_when_the_batch_is_done(tmp_path):
+    work, again = Work(signal_at=3), Work()
+    with preemption.listening(), pytest.raises(preemption.Preempted):
+        squares(tmp_path / "a", work)
+    assert work.seen == [0, 1, 2, 3]
+    assert squares(tmp_path / "a", again) == SQUARES
+    assert again.seen == [4, 5, 6, 7, 8]
+
+
+def test_batches_of_another_try_beside_this_one_are_taken_over_but_only_of_the_same_content(tmp_path):
+    squares(tmp_path / "a", Work())
+    same, other = Work(kill_at=0), Work()
+    assert squares(tmp_path / "b", same) == SQUARES
+    squares(tmp_path / "c", other, content="other")
+    assert other.seen == list(range(9))
+    shutil.rmtree(tmp_path / "a")
+    assert squares(tmp_path / "b", Work(kill_at=0)) == SQUARES
+
+
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +321,7 @@ def test_reward_scores_do_not_hang_on_the_batch_size(batch_size, reward_model, t
     assert scores[1] == pytest.approx(min(plain.values()), abs=1e-5)
 
 
-def test_a_function_scores_prompt_answer_and_end(tmp_path, monkeypatch):
+def test_a_function_scores_prompt_answer_and_end(stage, tmp_path, monkeypatch):
     (tmp_path / "judge.py").write_text(
         "def score(prompt, answer, ended):\n    return len(answer) + 100 * ended + 1000 * len(prompt)\n"
         "def bad(prompt, answer, ended):\n    return float('nan')\n"
@@ -237,14 +331,14 @@ def test_a_function_scores_prompt_answer_and_end(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
     items = [Answered(PROMPTS[0], "abc", True), Answered(PROMPTS[0], "ab", False)]
-    assert score_by_function("judge:score", items, timeout=9) == [1103.0, 1002.0]
+    assert score_by_function(stage, "judge", "judge:score", items, timeout=9) == [1103.0, 1002.0]
     for name, message in (
         ("bad", r"judge:bad\(…, 'abc', True\) gave nan, expected a finite number"),
         ("broken", r"judge:broken\(…, 'abc', True\) raised IndexError: list index out of range"),
         ("endless", r"judge:endless\(…, 'abc', True\) took longer than function_timeout=0.2 seconds"),
     ):
         with pytest.raises(ConfigError, match=message):
-            score_by_function(f"judge:{name}", items, timeout=0.2)
+            score_by_function(stage, "judge", f"judge:{name}", items, timeout=0.2)
 
 
 # -- pairs ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,52 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     for step, key in wanted:
         if key != "train_loss":  # the mean loss of the steps of this attempt
             assert found[step, key] == wanted[step, key], (step, key)
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "saved", "is_due"),
+    [
+        ("on_step_end", 5, 5, False),
+        ("on_step_end", 4, 4, True),  # of which an evaluation is due
+        ("on_log", 4, 4, True),  # the evaluation comes next
+        ("on_log", 5, 6, True),
+        ("on_prediction_step", 4, 4, True),
+        ("on_prediction_step", 6, 6, True),  # the last step
+        ("on_prediction_step", 0, None, False),
+    ],
+)
+def test_sigterm_is_answered_by_a_checkpoint_from_which_everything_is_the_same(
+    where, step, saved, is_due, uninterrupted, tiny_model, rows, tmp_path, monkeypatch
+):
+    folder, keys = tmp_path / "sft", {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
+    own = getattr(training._Track, where)
+
+    def signalled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        own(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Track, where, signalled)
+        assert call_stage("sft", folder, **keys) == 143
+    outcome = read_json(folder / "outcome.json")
+    assert outcome["kind"] == "preempted"
+    assert outcome["hint"] == f"run me again: training goes on from step {saved or 0}"
+    assert "SIGTERM would have been answered within" in (folder / "log.txt").read_text()
+    steps = {int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/checkpoint-*")}
+    assert max(steps, default=None) == saved
+    if saved:
+        assert read_json(folder / "checkpoints" / f"checkpoint-{saved}" / "whole.json")["evaluation_is_due"] is is_due
+
+    run_here("sft", folder, **keys)
+    assert_equal_weights(folder / "model", uninterrupted / "model")
+    wanted = {key: value for key, value in metrics_of(uninterrupted).items() if key[1].startswith("eval_")}
+    found = {key: value for key, value in metrics_of(folder).items() if key[1].startswith("eval_")}
+    assert found == wanted
+    mine, whole = Artifact.read(folder), Artifact.read(uninterrupted)
+    assert mine is not None
+    assert whole is not None
+    assert mine.metrics == whole.metrics
 
 
 # -- LoRA and tied weights --------------------------------------------------------------------------------------------

@@ -106,7 +106,9 @@ def test_a_library_that_cannot_be_imported_is_left_to_the_step_to_tell(script, t
 
 def _run(script: str, folder: Path, pool: warm.WarmPool) -> None:
     environment = os.environ | {"OWN": "", "SHARED": "", launching.STEP_FOLDER: str(folder)}
-    stage = launching.StageProcess([sys.executable, script, "4"], folder, environment, cores=None, warm=pool)
+    stage = launching.StageProcess(
+        [sys.executable, script, "4"], folder, environment, cores=None, grace_seconds=0.5, warm=pool
+    )
     stage.wait(20)
     assert isinstance(stage.process, subprocess.Popen)
     assert stage.finish()[0] == 4
@@ -125,7 +127,7 @@ def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch)
     console = tmp_path / "console.txt"
     with warm.WarmPool() as pool:
         stage = launching.StageProcess(
-            [sys.executable, str(tmp_path / "step.py")], tmp_path, environment, cores=None, warm=pool
+            [sys.executable, str(tmp_path / "step.py")], tmp_path, environment, cores=None, grace_seconds=0.5, warm=pool
         )
         deadline = time.monotonic() + 20
         while len(words := console.read_text().splitlines()[1:]) < 2 and time.monotonic() < deadline:
@@ -133,7 +135,6 @@ def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch)
         pids = [stage.process.pid, *(int(line.split()[1]) for line in words)]
         assert len(pids) == 3
         assert set(launching._processes_of(tmp_path)) == set(pids)
-        monkeypatch.setattr(launching, "GRACE_SECONDS", 0.5)
         assert stage.finish()[0] == -15
         assert not launching._processes_of(tmp_path)
 

@@ -1,0 +1,82 @@
+"""Optimizer steps that would do harm: a loss or gradient that is not finite, or a loss far above the ones before.
+
+Such a step is seen before the optimizer takes it. Training stops there with the weights of the step before, or the step
+is skipped and counted (`on_bad_step`).
+"""
+
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from engine.arguments import TrainingStageArguments
+
+WINDOW = 128  # losses that a new one is compared with, and half of them before any is (OLMo 2, arXiv 2501.00656, 3.1)
+log = logging.getLogger(__name__)
+
+
+class BadStep(ValueError):
+    """A step that must not be taken; the message names it, its rows, and the way out."""
+
+
+class GuardedSteps(Trainer):
+    """Goes before a TRL trainer in the bases."""
+
+    stage_arguments: TrainingStageArguments
+    skipped_steps = 0
+    recent_losses: Sequence[float] = ()  # the last WINDOW
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._micro_losses = [*getattr(self, "_micro_losses", ()), loss.detach()]
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The Trainer calls this once a step, after the gradients are complete and before the optimizer's step.
+
+        DeepSpeed's engine has taken the step by then: there it can only be stopped after.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        mine = torch.stack(self._micro_losses).sum()
+        self._micro_losses = []
+        loss = float(self.accelerator.reduce(mine, reduction="mean"))  # pyright: ignore[reportArgumentType]
+        # In fp16 a gradient that overflows lowers the loss scale; that step is left out by the scaler itself.
+        known_norm = 0.0 if self.args.fp16 or norm is None else float(norm)
+        wrong = what_is_wrong(loss, known_norm, self.recent_losses, self.stage_arguments.spike_sigma)
+        if not wrong:
+            self.recent_losses = [*self.recent_losses, loss][-WINDOW:]
+            return norm
+        step = self.state.global_step + 1
+        if self.stage_arguments.on_bad_step == "stop":
+            raise BadStep(
+                f"step {step}: {wrong}; training rows {', '.join(map(str, self.rows_of_step(step)))}. "
+                f"Lower learning_rate (it is {self._get_learning_rate():g} here) or max_grad_norm "
+                f"({self.args.max_grad_norm:g}){', use bf16 instead of fp16' if self.args.fp16 else ''}, look at these "
+                "rows, or set on_bad_step: skip"
+            )
+        self.skipped_steps += 1
+        log.warning("step %d is skipped: %s (skipped so far: %d)", step, wrong, self.skipped_steps)
+        model.zero_grad(set_to_none=True)  # the optimizer then has nothing to do
+        return norm
+
+    def rows_of_step(self, step: int) -> Sequence[int]:
+        """The rows of the tokenized training data, from 1, that an optimizer step sees."""
+        raise NotImplementedError
+
+
+def what_is_wrong(loss: float, grad_norm: float, recent: Sequence[float], sigma: float | None) -> str:
+    """Why a step must not be taken, or the empty string."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if not math.isfinite(grad_norm):
+        return f"the gradient's norm is {grad_norm}"
+    if sigma is not None and len(recent) >= WINDOW // 2:
+        mean, deviation = statistics.fmean(recent), statistics.pstdev(recent)
+        if loss > mean + sigma * deviation > mean:
+            return (f"the loss is {loss:.4g}, {(loss - mean) / deviation:.0f} standard deviations above the mean of "
+                    f"the {len(recent)} before ({mean:.4g})")  # fmt: skip
+    return ""
