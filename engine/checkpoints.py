@@ -104,8 +104,8 @@ def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
     _forget_bests(folder, {best_step, *(_progress(path).best_step for path in kept)})
 
 
-def link(source: Path, target: Path) -> None:
-    """`target` with the files of `source`, which stays: a kill before the record is written must not lose it."""
+def link(source: Path, target: Path, *, leave_out: str) -> None:
+    """`target` with the files of `source` but one. They stay: a kill before the record is written must lose nothing."""
 
     def same(one: str, other: str) -> None:
         try:
@@ -113,7 +113,7 @@ def link(source: Path, target: Path) -> None:
         except OSError:  # a file system without hard links
             shutil.copy2(one, other)
 
-    shutil.copytree(source, target, copy_function=same)
+    shutil.copytree(source, target, copy_function=same, ignore=shutil.ignore_patterns(leave_out))
 
 
 def best_folder(folder: Path, step: int) -> Path:

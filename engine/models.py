@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -107,16 +106,20 @@ def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
 def merge_adapter(base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str) -> None:
     """Writes the plain model that base and adapter make, in a process of its own, free of any ZeRO state."""
     kind = "reward" if is_reward_model else "causal"
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TORCHELASTIC"))
-    }
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
     # -P: a folder named engine/ in the working directory would mask ours.
     command = [sys.executable, "-P", "-m", "engine.models", base, str(adapter), str(out), kind, dtype]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"merging {adapter} failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def without_launcher() -> dict[str, str]:
+    """Our environment for a process that is no rank of ours."""
+    of_launcher = ("ACCELERATE_", "TORCHELASTIC")
+    of_rank = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(of_launcher) and name not in of_rank
+    }
 
 
 def _merge(base: str, adapter: str, out: str, kind: str, dtype: str) -> None:
@@ -128,25 +131,6 @@ def _merge(base: str, adapter: str, out: str, kind: str, dtype: str) -> None:
         merged.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
     merged.save_pretrained(out)
     AutoTokenizer.from_pretrained(base).save_pretrained(out)
-
-
-def check_weights(folder: Path) -> None:
-    """Every tensor of the saved model is there, not empty, and finite. Raises ValueError naming the tensor."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no weights")
-    index = folder / "model.safetensors.index.json"
-    expected = set(json.loads(index.read_text())["weight_map"]) if index.exists() else None
-    seen: set[str] = set()
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor = file.get_tensor(name)
-                seen.add(name)
-                if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{path.name}: {name} is {'empty' if tensor.numel() == 0 else 'nan or infinite'}")
-    if expected is not None and expected - seen:
-        raise ValueError(f"{folder} misses {len(expected - seen)} tensors, such as {min(expected - seen)}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,17 @@ from engine import checkpoints, preemption
 from engine.arguments import TrainingStageArguments
 from engine.evaluation import ExactEvaluation
 from engine.guards import GuardedSteps
-from engine.models import check_weights, merge_adapter
+from engine.models import merge_adapter
+from engine.saved import (
+    PROBE,
+    TOLERANCES,
+    check_in_own_process,
+    check_saved,
+    check_weights,
+    fixed_rows,
+    outputs_of,
+    write_probe,
+)
 from engine.stage import Made, Stage
 
 log = logging.getLogger(__name__)
@@ -149,10 +159,14 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         folder = Path(str(self.args.output_dir))
         partial = folder / f".best-{step}.partial"
         self.save_model(str(partial))
+        rows = fixed_rows(self.eval_dataset)
+        with self.compute_loss_context_manager():
+            outputs = outputs_of(self.model, rows, device=self.args.device)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for leftover in ("training_args.bin", "README.md"):
                 (partial / leftover).unlink(missing_ok=True)
+            write_probe(partial, rows, outputs)
             target = checkpoints.best_folder(folder, step)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
@@ -303,6 +317,7 @@ def train_and_save(
     with preemption.delayed():
         trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
 
+    steps = trainer.state.global_step
     losses = stage.tracker.history("eval_loss")
     best = best_step(losses)
     if not math.isfinite(losses[best]):
@@ -317,13 +332,36 @@ def train_and_save(
             base = str(model.model_name_or_path)
             merge_adapter(base, best_model, target, is_reward_model=is_reward_model, dtype=model.dtype or "float32")
         else:
-            checkpoints.link(best_model, target)
+            checkpoints.link(best_model, target, leave_out=PROBE)
         check_weights(target)
+        _check_answers(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
     trainer.accelerator.wait_for_everyone()
     at_best: dict[str, float | int | str | None] = {
         key: value for (at, key), value in stage.tracker.values.items() if at == best and key.startswith("eval_")
     }
-    steps = trainer.state.global_step
     made = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps,
             "skipped_steps": trainer.skipped_steps, **(metrics or {})}  # fmt: skip
     return Made(outputs={"model": "model"}, metrics=made)
+
+
+def _check_answers(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
+    """Loads the saved model back, the training's memory given back before: it must answer as it did in training."""
+    if model.load_in_4bit or model.load_in_8bit:
+        log.info("trained on a quantized base and merged into the plain one: their answers are not the same")
+        return
+    training, is_alone = trainer.args, trainer.args.world_size == 1
+    autocast = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
+    exact = is_alone and training.device.type == "cpu" and not model.use_peft and not trainer.is_deepspeed_enabled
+    how = {
+        "is_reward_model": is_reward_model,
+        "device": str(training.device),
+        "autocast": autocast,
+        "tolerance": 0.0 if exact else TOLERANCES[autocast or "float32"],
+    }
+    if trainer.is_deepspeed_enabled:
+        check_in_own_process(target, probe, how)
+        return
+    trainer.optimizer = trainer.lr_scheduler = trainer.model_wrapped = None
+    trainer.model.to("cpu")
+    trainer.accelerator.free_memory()
+    check_saved(target, probe, how)

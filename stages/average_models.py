@@ -23,7 +23,8 @@ import torch
 from data_schemas.stage_keys import ConfigError, check_keys
 from engine.arguments import PlainStageArguments, fill, key_field, required_field
 from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
-from engine.models import check_weights, load_tokenizer
+from engine.models import load_tokenizer
+from engine.saved import check_weights
 from engine.selection import all_pairs
 from engine.stage import Made, Stage, run_stage
 from engine.tokenized import held_out_rows, tokenize, wait_for

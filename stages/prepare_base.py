@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from data_schemas.rows import Message
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import PlainStageArguments, key_field, required_field
-from engine.models import check_weights, load_causal
+from engine.models import load_causal
+from engine.saved import check_weights
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog, end_of_turn, read_template
 

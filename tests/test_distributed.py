@@ -13,7 +13,7 @@ from conftest import metrics_of, run_here, stage_keys, weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data_schemas.artifact import Artifact, read_json
-from engine.models import check_weights
+from engine.saved import check_weights
 from pipeline import launching
 from pipeline.plan import Step
 from pipeline.recipe import Launch

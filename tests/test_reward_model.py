@@ -1,6 +1,7 @@
 """The reward model's loss on rankings, worked out by hand."""
 
 import math
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ def trainer() -> Any:
     made = BradleyTerryTrainer.__new__(BradleyTerryTrainer)
     made.args = SimpleNamespace(center_rewards_coefficient=None)
     made.model = SimpleNamespace(training=False)
-    made._metrics = {"eval": {name: [] for name in ("accuracy", "margin", "mean_reward", "min_reward", "max_reward")}}
+    made._metrics = {"eval": defaultdict(list)}
     made._total_train_tokens = 0
     made.accelerator = SimpleNamespace(gather=lambda value: value)
     return made

@@ -1,0 +1,123 @@
+"""Is what was saved what was trained? Answered before a stage writes its record.
+
+While a model is trained its outputs on a few fixed rows are kept with it. At the end the model is loaded back from its
+files, by the loader that the next stage will use, and must give the same outputs: bit by bit on one CPU process, within
+a tolerance elsewhere. What this finds: weights that were not gathered, a score head that is newly made when it is
+loaded, tied weights that were left out, an adapter merged into the wrong base.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from engine.models import without_launcher
+
+PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
+NUM_ROWS, NUM_TOKENS = 4, 128
+LIMIT_BYTES = 40 * 10**9  # of weights that are loaded back whole
+# Of the largest output, by the precision that the model computes in: a merged adapter, a GPU, or several processes sum
+# in another order.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+log = logging.getLogger(__name__)
+
+
+def fixed_rows(dataset: Any) -> list[list[int]]:
+    """The first tokens of the first rows of a tokenized data set, whatever the stage."""
+    rows = []
+    for row in dataset.select(range(min(NUM_ROWS, len(dataset)))):
+        ids = row.get("input_ids") or (row["answers"][0] if "answers" in row else row["prompt_ids"] + row["chosen_ids"])
+        rows.append(list(ids[:NUM_TOKENS]))
+    return rows
+
+
+def outputs_of(model: Any, rows: Sequence[Sequence[int]], *, device: torch.device) -> list[torch.Tensor]:
+    """What the model says after each row: logits of the next token, [vocabulary], or the score, [1]."""
+    was_training = model.training
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for row in rows:
+            ids_1T = torch.tensor([row], device=device)
+            logits = model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False).logits
+            found.append((logits[0] if logits.dim() == 2 else logits[0, -1]).float().cpu())
+    model.train(was_training)
+    return found
+
+
+def write_probe(folder: Path, rows: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]) -> None:
+    tensors = {f"row-{number}": torch.tensor(row) for number, row in enumerate(rows)}
+    save_file(tensors | {f"output-{n}": output.contiguous() for n, output in enumerate(outputs)}, folder / PROBE)
+
+
+def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
+    """Raises ValueError where the model in `model` is not whole, or does not answer as `probe` says.
+
+    `how`: is_reward_model, device, autocast (a dtype's name or null), tolerance (of the largest output; 0: bit by bit).
+    """
+    cls = AutoModelForSequenceClassification if how["is_reward_model"] else AutoModelForCausalLM
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    if size > LIMIT_BYTES:
+        log.info("%s has %.0f GB: its tensors were checked, it was not loaded back", model, size / 1e9)
+        return
+    both: Any = cls.from_pretrained(model, dtype="auto", output_loading_info=True)
+    loaded, info = both
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if wrong:
+        raise ValueError(f"the saved model is not whole: {json.dumps(wrong)[:300]}")
+    probed = load_file(probe)
+    rows = [probed[f"row-{number}"].tolist() for number in range(len(probed) // 2)]
+    device = torch.device(how["device"])
+    loaded.to(device)
+    with torch.autocast(
+        device.type, dtype=getattr(torch, how["autocast"] or "bfloat16"), enabled=bool(how["autocast"])
+    ):
+        found = outputs_of(loaded, rows, device=device)
+    for number, output in enumerate(found):
+        wanted = probed[f"output-{number}"]
+        difference = float((output - wanted).abs().max()) if output.shape == wanted.shape else float("inf")
+        allowed = how["tolerance"] * float(wanted.abs().max())
+        if not difference <= allowed:
+            raise ValueError(
+                f"the saved model is not the trained one: after row {number + 1} of the held-out rows their outputs "
+                f"differ by up to {difference:.3g} (allowed: {allowed:.3g})"
+            )
+
+
+def check_in_own_process(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
+    """`check_saved` in a process that no ZeRO state reaches."""
+    command = [sys.executable, "-P", "-m", "engine.saved", str(model), str(probe), json.dumps(how)]
+    done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("ValueError: "))
+
+
+def check_weights(folder: Path) -> None:
+    """Every tensor of the saved model is there, not empty, and finite. Raises ValueError naming the tensor."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights")
+    index = folder / "model.safetensors.index.json"
+    expected = set(json.loads(index.read_text())["weight_map"]) if index.exists() else None
+    seen: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = file.get_tensor(name)
+                seen.add(name)
+                if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{path.name}: {name} is {'empty' if tensor.numel() == 0 else 'nan or infinite'}")
+    if expected is not None and expected - seen:
+        raise ValueError(f"{folder} misses {len(expected - seen)} tensors, such as {min(expected - seen)}")
+
+
+if __name__ == "__main__":
+    check_saved(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
