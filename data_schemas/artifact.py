@@ -1,17 +1,21 @@
 """The record beside an output. A folder that has its record is whole and final: it is written last.
 
 A record names everything that made the folder: stage, recipe version, typed keys, the fingerprints of its inputs,
-and every file with its size.
+and every file with its size and hash. It ends in a digest of itself.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 RECORD = "artifact.json"
+DIGEST = "digest"  # in the file: of all else that the record says
 
 
 class Choice(BaseModel):
@@ -35,6 +39,7 @@ class Artifact(BaseModel):
     inputs: dict[str, str]  # key -> folder or file it was given
     outputs: dict[str, str]  # name -> file or folder, relative to this one
     files: dict[str, int]  # every file of the outputs -> bytes
+    sha256: dict[str, str] = {}  # the same files -> hash of their content, made when the record is written
     metrics: dict[str, float | int | str | None]
     reasons: dict[str, str] = {}  # metric that is null -> why
     choices: list[Choice] = []
@@ -49,13 +54,21 @@ class Artifact(BaseModel):
         """
         path = folder / RECORD
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise ValueError(f"{path} is not a record ({error}); move the folder away") from None
+        digest = content.pop(DIGEST, None) if isinstance(content, dict) else None
+        try:
+            record = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise ValueError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
+        if digest != _digest_of(content):
+            raise ValueError(f"{path} was changed after it was written; put it back as it was, or move the folder away")
+        return record
 
     def missing(self, folder: Path) -> list[str]:
         """The files of the record that are not in `folder` with their recorded size."""
@@ -63,7 +76,37 @@ class Artifact(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Written beside, synced, renamed: a record is there whole or not at all."""
-        write_atomically(folder / RECORD, self.model_dump_json(indent=2) + "\n")
+        self.sha256 = dict(zip(self.files, hash_files(folder / name for name in self.files), strict=True))
+        content = json.loads(self.model_dump_json())
+        content[DIGEST] = _digest_of(content)
+        write_atomically(folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def damage(self, folder: Path) -> list[str]:
+        """What is not as the record says, a line a file; every file is read."""
+        found = []
+        whole = [name for name in self.files if name not in self.missing(folder)]
+        for name in self.missing(folder):
+            path = folder / name
+            size = f"has {path.stat().st_size} bytes, not {self.files[name]}" if path.is_file() else "is missing"
+            found.append(f"{name} {size}")
+        hashes = hash_files(folder / name for name in whole)
+        changed = [name for name, digest in zip(whole, hashes, strict=True) if digest != self.sha256.get(name)]
+        return found + [f"{name} is not what was written" for name in changed]
+
+
+def hash_files(paths: Iterable[Path]) -> list[str]:
+    """SHA-256 of each file. Several at a time: reading and hashing let go of the interpreter's lock."""
+
+    def of(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(of, paths))
+
+
+def _digest_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -5,17 +5,15 @@ The Trainer writes checkpoints in place, so a killed one looks like a finished o
 Resuming takes the newest checkpoint that verifies, and says which it refused.
 """
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_schemas.artifact import read_json, write_atomically
+from data_schemas.artifact import hash_files, read_json, write_atomically
 
 MARKER = "whole.json"
 SAVING = ".saving"  # where the Trainer writes
@@ -41,9 +39,8 @@ def publish(folder: Path, progress: Progress) -> Path:
     files = [path for path in partial.rglob("*") if path.is_file()]
     for path in files:
         _sync(path)
-    with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter's lock
-        named = {str(path.relative_to(partial)): [path.stat().st_size, digest]
-                 for path, digest in zip(files, pool.map(_digest, files), strict=True)}  # fmt: skip
+    named = {str(path.relative_to(partial)): [path.stat().st_size, digest]
+             for path, digest in zip(files, hash_files(files), strict=True)}  # fmt: skip
     write_atomically(partial / MARKER, json.dumps(asdict(progress) | {"files": named}))
     shutil.rmtree(target, ignore_errors=True)  # one that did not verify
     partial.rename(target)
@@ -89,9 +86,8 @@ def damage(checkpoint: Path) -> str:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
     names = list(marker["files"])
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(_digest, (checkpoint / name for name in names))
-        changed = [name for name, digest in zip(names, digests, strict=True) if digest != marker["files"][name][1]]
+    digests = hash_files(checkpoint / name for name in names)
+    changed = [name for name, digest in zip(names, digests, strict=True) if digest != marker["files"][name][1]]
     return f"{changed[0]} is not what was written" if changed else ""
 
 
@@ -134,11 +130,6 @@ def _progress(checkpoint: Path) -> Progress:
 def _step_of(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

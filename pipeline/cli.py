@@ -1,4 +1,4 @@
-"""The `alignloop` command: run | plan | status | chat.
+"""The `alignloop` command: run | plan | status | verify | chat.
 
     alignloop run configs/demo.yaml --set dpo.beta=0.2
 
@@ -17,7 +17,7 @@ import typer
 
 from data_schemas.artifact import read_json
 from data_schemas.stage_keys import ConfigError
-from pipeline import report
+from pipeline import report, verifying
 from pipeline.checks import check_machine, check_recipe
 from pipeline.fingerprint import SMALL
 from pipeline.launching import ROOT, Interrupted, is_locked, run_lock
@@ -83,6 +83,21 @@ def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's fold
     console.print(f"{summary['name']}: {_state(summary, folder)}")
     console.print(report.steps_table(summary))
     console.print(report.rounds_table(summary))
+
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")]) -> None:
+    """Read every file of a run and compare it with the records: is all of it as it was written?"""
+    checked = list(verifying.check_run(run))
+    if not checked:
+        raise ConfigError(f"{run} holds no step: is it a run's folder?")
+    console = report.make_console()
+    console.print(report.verified_table(checked))
+    damaged = [one for one in checked if one.problems]
+    if damaged:
+        names = ", ".join(one.folder.name for one in damaged)
+        print(f"error: {names}: not as written; move such a folder away, and `run` makes it again", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -1,6 +1,6 @@
 """What the command prints: the tree of a plan, a line a step while a run goes on, the tables of a summary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from rich.tree import Tree
 from pipeline.plan import BestPolicy, File, Model, Output, Step
 from pipeline.runner import Decision, Run
 from pipeline.summary import StepState
+from pipeline.verifying import Checked
 
 COLOURS = {
     "reuse": "green", "reused": "green", "ran": "green", "resume": "yellow", "resumed": "yellow", "run": "cyan",
     "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim", "skip": "dim", "skipped": "dim",
+    "whole": "green", "not finished": "dim",
 }  # fmt: skip
 # What a stage's line shows first of its metrics.
 HEADLINES = {
@@ -37,6 +39,17 @@ def make_console(*, stderr: bool = False) -> Console:
     """A terminal's own width; elsewhere wide enough that no row of a table is folded."""
     console = Console(stderr=stderr, highlight=False)
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=220)
+
+
+def verified_table(checked: Sequence[Checked]) -> Table:
+    """Every step's folder of a run, with what is wrong in it."""
+    table = Table("step", "files", "MB", "state", box=MARKDOWN)
+    for one in checked:
+        state = (
+            Text("\n".join(one.problems), style="red") if one.problems else Text(one.state, style=COLOURS[one.state])
+        )
+        table.add_row(Text(one.folder.name), str(one.files), f"{one.bytes / 1e6:.1f}", state)
+    return table
 
 
 def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -91,7 +92,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_finished_run_is_reused_whole_in_under_two_seconds(world):
+def seconds_of(call: Callable[[], tuple[int, str, str]]) -> float:
+    started = time.monotonic()
+    assert call()[0] == 0
+    return time.monotonic() - started
+
+
+def test_a_finished_run_is_reused_whole_and_starts_no_process(world):
     code, out, _ = world.run()
     assert code == 0
     assert world.launched() == STEPS_OF_ONE_ROUND
@@ -100,10 +107,8 @@ def test_a_finished_run_is_reused_whole_in_under_two_seconds(world):
     assert f"chat runs/toy/{folder.name}/model" in out
     assert "runs/toy/summary.json" in out
 
-    started = time.monotonic()
-    code, out, _ = world.run()
-    assert time.monotonic() - started < 2
-    assert code == 0
+    # The command's own start is nearly all there is.
+    assert seconds_of(world.run) < 4 * seconds_of(lambda: world.call("--help"))
     assert world.launched() == []
     assert set(world.states().values()) == {"reused"}
 
@@ -418,13 +423,11 @@ def test_chat_takes_a_run_a_step_or_a_model(world, target):
     assert out == f"['{step}/model', '--prompt', 'hi', '--temperature', '0']\n"
 
 
-def test_the_command_loads_neither_torch_nor_transformers_and_plans_in_a_second(world):
+def test_the_command_loads_neither_torch_nor_transformers_and_plans_at_once(world):
     loaded = "import pipeline.cli, sys; print({'torch', 'transformers', 'trl', 'accelerate'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "set()\n"
     world.call("plan", "toy.yaml")
-    started = time.monotonic()
-    assert world.call("plan", "toy.yaml")[0] == 0
-    assert time.monotonic() - started < 1
+    assert seconds_of(lambda: world.call("plan", "toy.yaml")) < 4 * seconds_of(lambda: world.call("--help"))
 
 
 # -- variants side by side ------------------------------------------------------------------------------------------
@@ -492,6 +495,87 @@ def test_a_variant_that_fails_lets_the_other_finish_and_then_says_why(world):
     assert world.call("run", "toy.yaml", *SIDE_BY_SIDE, *three)[0] == 0
     assert set(world.launched()[:2]) == {"round-0.sft.1", "round-0.sft.3"}
     assert world.states()["round-0.sft.2"] == "reused"
+
+
+# -- verify -----------------------------------------------------------------------------------------------------------
+
+
+def change_a_byte(folder: Path) -> str:
+    path = folder / "model" / "config.json"
+    path.write_text("[]")
+    return "model/config.json is not what was written"
+
+
+def cut_a_file(folder: Path) -> str:
+    path = folder / "model" / "config.json"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    return f"model/config.json has {size - 1} bytes, not {size}"
+
+
+def remove_a_file(folder: Path) -> str:
+    (folder / "model" / "config.json").unlink()
+    return "model/config.json is missing"
+
+
+def edit_the_record(folder: Path) -> str:
+    path = folder / "artifact.json"
+    path.write_text(path.read_text().replace('"seconds": 0.5', '"seconds": 0.6'))
+    return "artifact.json was changed after it was written; put it back as it was, or move the folder away"
+
+
+def cut_the_record(folder: Path) -> str:
+    path = folder / "artifact.json"
+    path.write_text(path.read_text()[:-9])
+    return "artifact.json is not a record ("
+
+
+def edit_the_identity(folder: Path) -> str:
+    (folder / "fingerprint.json").write_text("{}")
+    return "fingerprint.json is not what the record's fingerprint was made of"
+
+
+def rename_the_folder(folder: Path) -> str:
+    folder.rename(folder.with_name(f"{folder.name[:-8]}00000000"))
+    return "the folder's name does not end in its fingerprint"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [change_a_byte, cut_a_file, remove_a_file, edit_the_record, cut_the_record, edit_the_identity, rename_the_folder],
+)
+def test_verify_finds_what_is_not_as_it_was_written(world, damage):
+    assert world.run()[0] == 0
+    code, out, err = world.call("verify", "runs/toy")
+    assert (code, err) == (0, "")
+    assert out.count("| whole") == len(world.states())
+    problem = damage(world.folder("round-1.sft"))
+    code, out, err = world.call("verify", "runs/toy")
+    assert code == 1
+    assert problem in out
+    assert out.count("| whole") == len(world.states()) - 1
+    assert err.startswith("error: round-1.sft-")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [edit_the_record, cut_the_record])
+def test_a_record_that_was_changed_stops_a_run_and_nothing_is_touched(world, damage):
+    assert world.run()[0] == 0
+    problem, folder = damage(world.folder("round-1.sft")), world.folder("round-1.sft")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, _, err = world.run()
+    assert code == 2
+    assert problem in err
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_verify_says_what_is_not_finished_and_what_is_no_run(world):
+    assert world.run(TOY='{"round-1.dpo": "fail"}')[0] == 1
+    code, out, _ = world.call("verify", "runs/toy")
+    assert code == 0
+    assert "not finished" in out
+    assert world.call("verify", "runs") == (2, "", "error: runs holds no step: is it a run's folder?\n")
 
 
 @two_cores
