@@ -78,6 +78,11 @@ def is_due(accelerator: Any = None) -> bool:
     return _State.asked
 
 
+def forget() -> None:
+    """A SIGTERM that has come is not answered: the work is done sooner than it could be saved."""
+    _State.asked = False
+
+
 def longest_wait() -> float:
     """Seconds that SIGTERM would have waited for its answer at most, up to now."""
     return _State.longest

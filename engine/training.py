@@ -111,8 +111,9 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Leaves the random state as it was, so that one that is cut off and made again changes nothing."""
         step = self.state.global_step
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices):
                 metrics = super().evaluate(*args, **kwargs)
         except preemption.Preempted:
             if step:
@@ -316,6 +317,7 @@ def train_and_save(
         trainer.skipped_steps, trainer.recent_losses = newest[1].skipped_steps, newest[1].recent_losses
     with preemption.delayed():
         trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+        preemption.forget()  # training is over: what is left leaves the record
 
     steps = trainer.state.global_step
     losses = stage.tracker.history("eval_loss")
