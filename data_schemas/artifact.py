@@ -43,6 +43,7 @@ class Artifact(BaseModel):
     metrics: dict[str, float | int | str | None]
     reasons: dict[str, str] = {}  # metric that is null -> why
     choices: list[Choice] = []
+    contract: dict[str, str] = {}  # of a model, or of rows that a policy answered: see engine/contract.py
     versions: dict[str, str] = {}
     seconds: float = 0.0
 

@@ -84,6 +84,9 @@ class TrainingStageArguments(StepArguments):
         10.0, "a loss so many standard deviations above the mean of the last 128 is a spike; null: none is"
     )
     force_fp16: bool = key_field(False, "train in float16 all the same", role="runtime")
+    other_contract: bool = key_field(
+        False, "train also on rows whose answers another tokenizer or chat template made", role="runtime"
+    )
     keep_checkpoints: bool = key_field(
         False, "keep the stage's checkpoints after its record is written", role="runtime"
     )

@@ -58,6 +58,7 @@ class Made:
     metrics: dict[str, float | int | str | None] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
+    contract: dict[str, str] = field(default_factory=dict)
 
 
 def run_stage(
@@ -278,6 +279,7 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
         metrics=made.metrics,
         reasons=made.reasons,
         choices=made.choices,
+        contract=made.contract,
         versions=versions,
         seconds=round(seconds, 3),
     ).write(folder)

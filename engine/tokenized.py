@@ -22,6 +22,7 @@ from data_schemas.reading import BadRow, Read, write_rows
 from data_schemas.rows import Conversation, PreferencePair, Row
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import TrainingStageArguments
+from engine.contract import check_inputs
 from engine.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,15 @@ def split_rows(
             raise ConfigError(f"{stage.name}: no row is left for {key} (of {', '.join(arguments.train_data)})")
     log.info("%d training rows, %d held-out rows", len(train), len(held_out))
     return train, held_out
+
+
+def check_contract(tokenizer: PreTrainedTokenizerBase, model: str, arguments: TrainingStageArguments) -> None:
+    """Raises ConfigError where the stage's rows, or its reference, were made under another contract than its model."""
+    reference = getattr(arguments, "reference_model", None)
+    inputs = {"train_data": arguments.train_data, "eval_data": arguments.eval_data or [],
+              "reference_model": [reference] if reference else []}  # fmt: skip
+    if not arguments.other_contract:
+        check_inputs(tokenizer, model, inputs)
 
 
 def held_out_rows(stage: Stage, arguments: TrainingStageArguments, read: Callable[..., Read[RowType]]) -> list[RowType]:

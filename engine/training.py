@@ -27,6 +27,7 @@ from trl.models.utils import prepare_deepspeed
 from data_schemas.stage_keys import ConfigError
 from engine import checkpoints, preemption
 from engine.arguments import TrainingStageArguments
+from engine.contract import contract_of
 from engine.evaluation import ExactEvaluation
 from engine.guards import GuardedSteps
 from engine.models import merge_adapter
@@ -343,7 +344,7 @@ def train_and_save(
     }
     made = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps,
             "skipped_steps": trainer.skipped_steps, **(metrics or {})}  # fmt: skip
-    return Made(outputs={"model": "model"}, metrics=made)
+    return Made(outputs={"model": "model"}, metrics=made, contract=contract_of(trainer.processing_class))
 
 
 def _check_answers(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:

@@ -20,7 +20,9 @@ from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
 from data_schemas.stage_keys import ConfigError
 from engine.annotators import Annotator, Group, Judgement, Program, RewardModels
 from engine.arguments import GenerationArguments, key_field, required_field
+from engine.contract import contract_of
 from engine.generation import device_of, draw_both_sides, sample_in_turn
+from engine.models import load_tokenizer
 from engine.scoring import Answered
 from engine.stage import Made, Stage, listed, run_stage
 
@@ -168,9 +170,8 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
         metrics["disagreement_mean"] = sum(pair.disagreement or 0.0 for pair in made) / len(made)
     metrics |= {str(level): count for level, count in Counter(pair.strength for pair in made).items()}
     metrics |= {f"dropped_{reason}": count for reason, count in dropped.items()}
-    return Made(
-        outputs={f"pairs.{side}": f"pairs.{side}.jsonl" for side, rows in pairs.items() if rows}, metrics=metrics
-    )
+    outputs = {f"pairs.{side}": f"pairs.{side}.jsonl" for side, rows in pairs.items() if rows}
+    return Made(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(policies[0])))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from data_schemas.stage_keys import ConfigError, check_keys
 from engine.arguments import PlainStageArguments, fill, key_field, required_field
 from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
+from engine.contract import contract_of
 from engine.models import load_tokenizer
 from engine.saved import check_weights
 from engine.selection import all_pairs
@@ -164,7 +165,7 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
     if stage.is_main:
         average.rename(stage.folder / "model")
         check_weights(stage.folder / "model")
-    return Made(outputs={"model": "model"}, metrics=metrics)
+    return Made(outputs={"model": "model"}, metrics=metrics, contract=contract_of(evaluate.tokenizer))
 
 
 if __name__ == "__main__":

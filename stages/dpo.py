@@ -21,7 +21,7 @@ from engine.preferences import PreferenceTrainer, TwoMasks
 from engine.selection import all_pairs, select
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
-from engine.tokenized import Encode, split_rows, tokenize
+from engine.tokenized import Encode, check_contract, split_rows, tokenize
 from engine.training import prepare_config, train_and_save
 
 RECIPE_VERSION = 2
@@ -93,6 +93,7 @@ def make_trainer(
 
 def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> Made:
     tokenizer = load_tokenizer(path_of(model))
+    check_contract(tokenizer, path_of(model), arguments)
     train, held_out = split_rows(stage, arguments, read)
     train, dropped = select(stage, arguments, train)
     if arguments.ranking_pairs == "all":

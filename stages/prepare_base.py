@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from data_schemas.rows import Message
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import PlainStageArguments, key_field, required_field
+from engine.contract import contract_of
 from engine.models import load_causal
 from engine.saved import check_weights
 from engine.stage import Made, Stage, run_stage
@@ -100,7 +101,8 @@ def main(stage: Stage, arguments: PrepareBaseArguments) -> Made:
     tokenizer.save_pretrained(stage.folder / "model")
     check_weights(stage.folder / "model")
     log.info("end token %s, pad token %s, %d new embedding rows", tokenizer.eos_token, tokenizer.pad_token, added)
-    return Made(outputs={"model": "model"}, metrics={"new_tokens": added, "parameters": model.num_parameters()})
+    metrics: dict[str, Any] = {"new_tokens": added, "parameters": model.num_parameters()}
+    return Made(outputs={"model": "model"}, metrics=metrics, contract=contract_of(tokenizer))
 
 
 if __name__ == "__main__":

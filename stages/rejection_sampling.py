@@ -20,7 +20,9 @@ from data_schemas.reading import write_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import GenerationArguments, key_field, required_field
+from engine.contract import contract_of
 from engine.generation import Answer, device_of, draw_both_sides, sample_in_turn
+from engine.models import load_tokenizer
 from engine.scoring import Answered, score_by_reward_model
 from engine.stage import Made, Stage, listed, run_stage
 
@@ -172,7 +174,8 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
         "mean_answer_tokens": sum(len(answer.ids) for own in answers for answer in own) / len(flat),
         "ended_share": sum(answer.ended for answer in flat) / len(flat),
     }
-    return Made(outputs=outputs, metrics=metrics | {f"dropped_{reason}": count for reason, count in dropped.items()})
+    metrics |= {f"dropped_{reason}": count for reason, count in dropped.items()}
+    return Made(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 
 def _group(

@@ -27,7 +27,7 @@ from engine.models import is_reward_model, load_reward, load_tokenizer, lora_con
 from engine.selection import select
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
-from engine.tokenized import Encode, split_rows, tokenize
+from engine.tokenized import Encode, check_contract, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 2
@@ -202,6 +202,7 @@ def make_trainer(
 
 def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig) -> Made:
     tokenizer = load_tokenizer(path_of(model))
+    check_contract(tokenizer, path_of(model), arguments)
     train, held_out = split_rows(stage, arguments, read)
     train, dropped = select(stage, arguments, train)
     encode, version = encoder(tokenizer, arguments, training)

@@ -17,7 +17,7 @@ from engine.arguments import TrainingStageArguments, key_field
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
-from engine.tokenized import Encode, split_rows, tokenize
+from engine.tokenized import Encode, check_contract, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 1
@@ -73,6 +73,7 @@ def make_trainer(
 
 def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
     tokenizer = load_tokenizer(path_of(model))
+    check_contract(tokenizer, path_of(model), arguments)
     train, held_out = split_rows(
         stage,
         arguments,
