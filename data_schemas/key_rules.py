@@ -52,6 +52,11 @@ LIMITS = {
 }
 
 
+# Of average_models itself: the keys of the stage that it evaluates as can't set them.
+KEYS_OF_AVERAGE = ("output_dir", "model_name_or_path", "train_data", "eval_data", "reference_model", "use_cpu",
+                   "per_device_eval_batch_size")  # fmt: skip
+
+
 def check_values(stage: str, values: Values, *, where: str) -> None:
     """Raises ConfigError for the first value out of its limits, and for values that do not go together."""
     values = with_defaults(stage, values)
@@ -114,9 +119,40 @@ def _dpo(values: Values) -> None:
         raise ConfigError(f"{len(weights)} loss_weights for {len(types)} of loss_type; give one for each")
 
 
+def check_average(values: Values, count: int) -> None:
+    """Raises ConfigError where `weights`, `method` and `fraction` of an average do not go with so many models."""
+    weights, is_slerp = values.get("weights", "uniform"), values.get("method") == "slerp"
+    if isinstance(weights, str) and weights not in ("uniform", "greedy"):
+        raise ConfigError(f"weights={weights!r} is not one of uniform, greedy, or a list of numbers")
+    if isinstance(weights, list) and len(weights) != count:
+        raise ConfigError(f"{len(weights)} weights for {count} models; give one for each")
+    if isinstance(weights, list) and (min(weights) < 0 or not sum(weights)):
+        raise ConfigError(f"weights={weights}: expected numbers >= 0 with a sum above 0")
+    if is_slerp and (count != 2 or weights != "uniform"):
+        raise ConfigError("method=slerp takes two models and no weights; set fraction, or method: linear")
+    if not is_slerp and values.get("fraction") not in (None, 0.5):
+        raise ConfigError("fraction is for method: slerp; a mean takes weights")
+    if not 0 <= values.get("fraction", 0.5) <= 1:
+        raise ConfigError(f"fraction={values['fraction']} is not between 0 and 1")
+
+
+def _average_models(values: Values) -> None:
+    count = len(values["models"] or [])
+    check_average(values, count)
+    if values["averaged_stage"] == "dpo" and not values["reference_model"]:
+        raise ConfigError("reference_model is missing: the loss of dpo is measured against the parts' reference")
+    if not (values["eval_data"] or values["train_data"]):
+        raise ConfigError("eval_data is missing: the held-out rows that the average and its parts are measured on")
+    if names := [name for name in values["stage_keys"] if name in KEYS_OF_AVERAGE]:
+        raise ConfigError(f"stage_keys.{names[0]} is a key of average_models itself")
+    if values["part_names"] and len(values["part_names"]) != count:
+        raise ConfigError(f"{len(values['part_names'])} part_names for {count} models; give one for each")
+
+
 RULES: dict[str, Callable[[Values], None]] = {
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,
+    "average_models": _average_models,
     "dpo": _dpo,
 }

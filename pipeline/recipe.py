@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from data_schemas.key_rules import check_average
 from data_schemas.stage_keys import ConfigError, StageKey, check_keys, nearest, read_yaml, stages
 
 Section = Literal["data", "pretrain", "prepare_base", "sft", "reward_model", "judge", "annotate", "rejection_sampling",
@@ -147,26 +148,15 @@ class Recipe(BaseModel):
     def average(self, section: Section, round_number: int) -> Keys:
         """The keys of average_models that the section sets. Raises ConfigError where its variants don't fit them."""
         average: Keys = self._last(section, round_number, "average") or {}
-        weights, is_slerp = average.get("weights", "uniform"), average.get("method") == "slerp"
         count, where = len(self.variants(section, round_number)), f"{self.path}: {section}.average"
         if average and self._last(section, round_number, "variants") is None:
             raise ConfigError(f"{where}: there is nothing to average; list two models or more as {section}.variants")
         if count == 1:
             return {}
-        if isinstance(weights, str) and weights not in ("uniform", "greedy"):
-            raise ConfigError(f"{where}.weights={weights!r} is not one of uniform, greedy, or a list of numbers")
-        if isinstance(weights, list) and len(weights) != count:
-            raise ConfigError(f"{where}: {len(weights)} weights for {count} variants; give one for each")
-        if isinstance(weights, list) and (min(weights) < 0 or not sum(weights)):
-            raise ConfigError(f"{where}.weights={weights}: expected numbers >= 0 with a sum above 0")
-        if is_slerp and (count != 2 or weights != "uniform"):
-            raise ConfigError(
-                f"{where}: method=slerp takes two variants and no weights; set fraction, or method: linear"
-            )
-        if not is_slerp and "fraction" in average:
-            raise ConfigError(f"{where}.fraction is for method: slerp; a mean takes weights")
-        if not 0 <= average.get("fraction", 0.5) <= 1:
-            raise ConfigError(f"{where}.fraction={average['fraction']} is not between 0 and 1")
+        try:
+            check_average(average, count)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
         return average
 
     def _last(self, section: Section, round_number: int, name: str) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from data_schemas.stage_keys import ConfigError, check_keys
+from data_schemas.stage_keys import check_keys
 from engine.arguments import PlainStageArguments, fill, key_field, required_field
 from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
 from engine.contract import contract_of
@@ -35,8 +35,6 @@ EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/av
 # The parts are plain models, adapters merged; only a reference of its own is the same for all of them.
 PLAIN = {"use_peft": False, "load_in_4bit": False, "load_in_8bit": False, "precompute_ref_log_probs": False,
          "activation_checkpointing": False, "report_to": "none"}  # fmt: skip
-OURS = ("output_dir", "model_name_or_path", "train_data", "eval_data", "reference_model", "use_cpu",
-        "per_device_eval_batch_size")  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -58,27 +56,6 @@ class AverageModelsArguments(PlainStageArguments):
 
 
 ARGUMENTS = (AverageModelsArguments,)
-
-
-def check_arguments(arguments: AverageModelsArguments) -> None:
-    """Raises ConfigError for what can be known to be wrong before any model is looked at."""
-    weights, count = arguments.weights, len(arguments.models)
-    if isinstance(weights, str) and weights not in ("uniform", "greedy"):
-        raise ConfigError(f"weights={weights!r} is not one of uniform, greedy, or a list of numbers")
-    if isinstance(weights, list) and len(weights) != count:
-        raise ConfigError(f"{len(weights)} weights for {count} models; give one for each")
-    if arguments.method == "slerp" and (count != 2 or weights != "uniform"):
-        raise ConfigError("method=slerp takes exactly two models and no weights; set fraction, or method: linear")
-    if not 0 <= arguments.fraction <= 1:
-        raise ConfigError(f"fraction={arguments.fraction} is not between 0 and 1")
-    if arguments.averaged_stage == "dpo" and not arguments.reference_model:
-        raise ConfigError("reference_model is missing: the loss of dpo is measured against the parts' reference")
-    if not (arguments.eval_data or arguments.train_data):
-        raise ConfigError("eval_data is missing: the held-out rows that the average and its parts are measured on")
-    if names := [name for name in arguments.stage_keys if name in OURS]:
-        raise ConfigError(f"stage_keys.{names[0]} is a key of average_models itself")
-    if arguments.part_names and len(arguments.part_names) != count:
-        raise ConfigError(f"{len(arguments.part_names)} part_names for {count} models; give one for each")
 
 
 class Evaluation:
@@ -139,7 +116,6 @@ def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Seque
 
 
 def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
-    check_arguments(arguments)
     check_alike([Path(folder) for folder in arguments.models])
     evaluate = Evaluation(stage, arguments)
     losses = [evaluate(folder)["eval_loss"] for folder in arguments.models]

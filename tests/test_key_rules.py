@@ -9,7 +9,30 @@ ANNOTATE = {"policies": ["p"], "annotator_function": "a:b"}
 SAMPLING = {"policies": ["p"], "reward_model": "r"}
 
 
+AVERAGE = {"models": ["a", "b"], "averaged_stage": "sft", "eval_data": ["e.jsonl"]}
+SLERP = AVERAGE | {"method": "slerp"}
+
 REFUSED = [
+    ("average_models", AVERAGE | {"weights": "unifrom"},
+     "weights='unifrom' is not one of uniform, greedy, or a list of numbers"),
+    ("average_models", AVERAGE | {"weights": [0.5]}, "1 weights for 2 models; give one for each"),
+    ("average_models", AVERAGE | {"weights": [0.0, 0.0]},
+     "weights=[0.0, 0.0]: expected numbers >= 0 with a sum above 0"),
+    ("average_models", AVERAGE | {"weights": [2.0, -1.0]},
+     "weights=[2.0, -1.0]: expected numbers >= 0 with a sum above 0"),
+    ("average_models", SLERP | {"weights": [0.5, 0.5]},
+     "method=slerp takes two models and no weights; set fraction, or method: linear"),
+    ("average_models", SLERP | {"models": ["a", "b", "c"]},
+     "method=slerp takes two models and no weights; set fraction, or method: linear"),
+    ("average_models", SLERP | {"fraction": 1.5}, "fraction=1.5 is not between 0 and 1"),
+    ("average_models", AVERAGE | {"fraction": 0.3}, "fraction is for method: slerp; a mean takes weights"),
+    ("average_models", AVERAGE | {"averaged_stage": "dpo"},
+     "reference_model is missing: the loss of dpo is measured against the parts' reference"),
+    ("average_models", AVERAGE | {"eval_data": None},
+     "eval_data is missing: the held-out rows that the average and its parts are measured on"),
+    ("average_models", AVERAGE | {"stage_keys": {"eval_data": ["x"]}},
+     "stage_keys.eval_data is a key of average_models itself"),
+    ("average_models", AVERAGE | {"part_names": ["one"]}, "1 part_names for 2 models; give one for each"),
     ("annotate", {"policies": ["p"]}, "annotator_function or annotator_models is missing"),
     ("annotate", ANNOTATE | {"annotator_models": ["m"]},
      "annotator_function and annotator_models are both given; set one of them to null"),
@@ -52,7 +75,12 @@ def test_values_that_cannot_be_meant_are_refused_in_one_line(stage, values, mess
 
 def test_defaults_and_values_at_the_limits_are_taken():
     for stage in stages():
-        given = {"annotate": ANNOTATE, "rejection_sampling": SAMPLING, "evaluate_policy": {"judge_model": "m"}}
+        given = {
+            "average_models": AVERAGE,
+            "annotate": ANNOTATE,
+            "rejection_sampling": SAMPLING,
+            "evaluate_policy": {"judge_model": "m"},
+        }
         check_values(stage, given.get(stage, {}), where=stage)
     for values, past in (({"top_p": 1.0}, {"top_p": 1.01}), ({"temperature": 0.0}, {"temperature": -0.01}),
                          ({"num_prompts": 1}, {"num_prompts": 0})):  # fmt: skip

@@ -56,7 +56,7 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
     assert recipe.section("sft")["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
     assert recipe.launch_of("dpo", 1).model_dump() == {
         "profile": "single", "num_processes": 4, "device": "cpu", "num_machines": 1, "wrapper": None,
-        "main_process_ip": None, "main_process_port": None, "devices": None,
+        "main_process_ip": None, "main_process_port": None, "devices": None, "grace_seconds": 0.5, "warm": True,
     }  # fmt: skip
     assert recipe.section("annotate")["seed"] == 7
 
