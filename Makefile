@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types keys bench-alignment clean
+.PHONY: install demo test lint types keys bench-alignment soak clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ keys: install
 bench-alignment: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.alignment world
+
+# The demo killed at 50 random moments: every file must come out as in the run that was left alone.
+soak: install
+	$(BIN)/python -m benchmarks.soak --kills 50
 
 clean:
 	rm -rf $(VENV) build *.egg-info
