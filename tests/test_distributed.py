@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import metrics_of, run_here, stage_keys, weights_of
+from loop_recipes import wait_until
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data_schemas.artifact import Artifact, read_json
@@ -79,6 +80,37 @@ def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stag
         with torch.no_grad():
             outputs.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)
+
+
+def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(run_stage, tiny_model, rows, tmp_path):
+    """As a cluster sends it: to the ranks, which agree on the step; their launcher would give them thirty seconds."""
+    more = {"max_steps": 80, "eval_steps": 80, "logging_steps": 1, "save_strategy": "no"}
+    keys = keys_of("sft", tiny_model, rows) | more
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_stage("sft", whole, profile="zero2", processes=2, **keys)
+
+    cut.mkdir()
+    (cut / "config.yaml").write_text(yaml.safe_dump(stage_keys("sft", **keys) | {"output_dir": str(cut)}))
+    launch = Launch(profile="zero2", num_processes=2, device="cpu")
+    step = Step("sft", "sft", None, "sft", {}, {}, launch)
+    command, environment = launching.launch_command(step, cut), launching.environment(step, cut, cut)
+    stage = launching.StageProcess(command, cut, environment, cores=None, grace_seconds=120)
+    wait_until(lambda: (cut / "metrics.jsonl").exists() and len(metrics_of(cut)) > 8, seconds=120, what="a few steps")
+    launching.stop([stage])
+    _, printed = stage.finish()
+    outcome = read_json(cut / "outcome.json")
+    assert outcome is not None and outcome["kind"] == "preempted", f"{outcome}\n{printed[-3000:]}"
+    (checkpoint,) = (cut / "checkpoints").glob("checkpoint-*")
+    marker = read_json(checkpoint / "whole.json")
+    assert (marker["processes"], marker["step"]) == (2, int(checkpoint.name.rpartition("-")[2]))
+    assert 0 < marker["step"] < 80
+    assert outcome["hint"] == f"run me again: training goes on from step {marker['step']}"
+
+    run_stage("sft", cut, profile="zero2", processes=2, **keys)
+    assert f"resuming from step {marker['step']}" in (cut / "log.txt").read_text()
+    wanted, found = metrics_of(whole), metrics_of(cut)
+    for key in (80, "eval_loss"), (80, "eval_mean_token_accuracy"), (79, "loss"):
+        assert found[key] == pytest.approx(wanted[key], rel=1e-6), key
 
 
 # Starts a command as `srun` does on two machines: here they are this one, twice.
