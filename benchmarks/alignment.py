@@ -132,9 +132,25 @@ def table(scores: Mapping[str, np.ndarray]) -> list[str]:
         gain = pooled_interval(scores_SRP[:, -1] - scores_SRP[:, 0])
         against = "-"
         if name != FULL:
-            against = shown(pooled_interval(scores_SRP[:, -1] - scores[FULL][:, -1]))
+            differences_SP = scores_SRP[:, -1] - scores[FULL][:, -1]
+            above = int((differences_SP.mean(axis=1) > 0).sum())
+            against = f"{shown(pooled_interval(differences_SP))}, {above} of {len(differences_SP)} seeds above"
         lines.append(f"| {' | '.join([name, *means, shown(gain), against])} |")
     return lines
+
+
+def verdict(scores: Mapping[str, np.ndarray]) -> str:
+    """What the table says, in words: which parts make a difference beyond the interval, and what the controls do."""
+    sides: dict[str, list[str]] = {"worse": [], "better": [], "not told apart": []}
+    for name in ABLATIONS.keys() - {FULL}:
+        _, low, high = pooled_interval(scores[name][:, -1] - scores[FULL][:, -1])
+        sides["worse" if high < 0 else "better" if low > 0 else "not told apart"].append(name)
+    gains = {name: pooled_interval(scores[name][:, -1] - scores[name][:, 0]) for name in CONTROLS}
+    improved = [name for name, (_, low, _) in gains.items() if low > 0]
+    lines = [f"- {side.capitalize()} than the full recipe after the last round: {', '.join(sorted(names))}."
+             for side, names in sides.items() if names]  # fmt: skip
+    lines = [line.replace("Not told apart than the full recipe", "Not told apart from it") for line in lines]
+    return "\n".join([*lines, f"- Controls that improved: {', '.join(improved) or 'none'}."])
 
 
 def shown(interval: tuple[float, float, float]) -> str:
@@ -174,7 +190,8 @@ def report(seeds: Sequence[int], folder: Path) -> None:
         sys.exit("error: no seed has all its runs; run `python -m benchmarks.alignment world` first")
     found = {name: np.array([scores[name] for scores in whole]) for name in ABLATIONS | CONTROLS}
     folder.mkdir(exist_ok=True)
-    text = TEXT.format(seeds=found[FULL].shape[0], prompts=found[FULL].shape[2], table="\n".join(table(found)))
+    text = TEXT.format(seeds=found[FULL].shape[0], prompts=found[FULL].shape[2], table="\n".join(table(found)),
+                       verdict=verdict(found))  # fmt: skip
     checked = scores_of(RUNS / "checkable", "summary.json")
     if checked is not None:
         text += CHECKABLE.format(prompts=checked.shape[1], table="\n".join(table({FULL: checked[None]})))
@@ -192,7 +209,12 @@ same {prompts} held-out prompts × 4 answers, which nothing but annotation and e
 {table}
 
 The last three rows are controls, which must not improve: labels that have nothing to do with the answers, the worse
-answer called better, and a reward that is a hash of the text.
+answer called better, and a reward that is a hash of the text. Beyond the 95 % intervals:
+
+{verdict}
+
+The intervals are about these seeds' models on other prompts, not about other seeds: where the seeds disagree, nothing
+is shown. And a small world shows what a part does there, not what it does at scale.
 
 ![gold by round](alignment.svg)
 """

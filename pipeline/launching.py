@@ -304,7 +304,8 @@ def stop(stages: Sequence[StageProcess]) -> None:
             if seconds > 1 and not said:
                 said = True
                 names = ", ".join(stage.folder.name for stage in alive)
-                print(f"{names} saves what is done, in {grace:g} s at most; once more ends it now", file=sys.stderr)
+                with contextlib.suppress(OSError):  # nobody reads us any more: it saves all the same
+                    print(f"{names} saves what is done, in {grace:g} s at most; once more ends it now", file=sys.stderr)
             time.sleep(0.05)
     finally:
         for stage in stages:

@@ -53,13 +53,13 @@ class Rankings:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         answers = [torch.tensor(answer) for example in examples for answer in example["answers"]]
-        better, worse, weights = [], [], []
+        better, worse, num_pairs = [], [], []
         first = 0
         for example in examples:
             pairs = list(itertools.combinations(range(first, first + len(example["answers"])), 2))
             better += [pair[0] for pair in pairs]
             worse += [pair[1] for pair in pairs]
-            weights += [1 / len(pairs)] * len(pairs)
+            num_pairs += [len(pairs)] * len(pairs)
             first += len(example["answers"])
         ends = list(itertools.accumulate(len(example["answers"]) for example in examples))
         pad = torch.nn.utils.rnn.pad_sequence
@@ -68,7 +68,7 @@ class Rankings:
             "attention_mask": pad([torch.ones_like(answer) for answer in answers], batch_first=True),
             "better": torch.tensor(better),
             "worse": torch.tensor(worse),
-            "weights": torch.tensor(weights, dtype=torch.float64),
+            "num_pairs": torch.tensor(num_pairs),  # of the ranking that a pair is of
             "best": torch.tensor([0, *ends[:-1]]),
             "worst": torch.tensor(ends) - 1,
         }
@@ -93,7 +93,9 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         rewards_A = outputs.logits.squeeze(-1).float()
         better_P, worse_P = rewards_A[inputs["better"]], rewards_A[inputs["worse"]]
-        share_P = (inputs["weights"] / len(inputs["best"])).float()
+        # Exact, so that a mean of batches is the mean of rows. Counts: DeepSpeed makes inputs in float64 float32.
+        exact_P = 1 / (inputs["num_pairs"].double() * len(inputs["best"]))
+        share_P = exact_P.float()
         loss = (share_P * -torch.nn.functional.logsigmoid(better_P - worse_P)).sum()
         if config.center_rewards_coefficient is not None:
             loss = loss + config.center_rewards_coefficient * (share_P * (better_P + worse_P) ** 2).sum()
@@ -104,7 +106,6 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         logged["num_tokens"] = [self._total_train_tokens]
         margins_P, ties_P = margins_of(better_P.detach(), worse_P.detach())
         margins_B, _ = margins_of(rewards_A[inputs["best"]].detach(), rewards_A[inputs["worst"]].detach())
-        exact_P = inputs["weights"] / len(inputs["best"])  # so that a mean of batches is the mean of rows
         means = {
             "accuracy": (exact_P * torch.where(ties_P, 0.5, (margins_P > 0).double())).sum(),
             "ties": (exact_P * ties_P).sum(),

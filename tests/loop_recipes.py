@@ -192,9 +192,10 @@ def processes_of(run_folder: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            prints_to = str((process / "fd" / "1").readlink())  # of a warm step, of which the others say nothing
         except OSError:  # gone
             continue
-        if path in words or mark in environment:
+        if path in words or mark in environment or prints_to.startswith(f"{run_folder}/"):
             found.append(words.replace(b"\0", b" ").decode(errors="replace"))
     return found
 

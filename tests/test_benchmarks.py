@@ -84,4 +84,21 @@ def test_the_table_compares_with_round_0_and_with_the_full_recipe():
     lines = alignment.table({alignment.FULL: full, "no DPO": less})
     assert lines[0] == "|  | round 0 | round 1 | gain over round 0 | against the full recipe |"
     assert lines[2] == "| full recipe | 0.100 | 0.500 | +0.400 [+0.400, +0.400] | - |"
-    assert lines[3] == "| no DPO | 0.100 | 0.300 | +0.200 [+0.200, +0.200] | -0.200 [-0.200, -0.200] |"
+    assert (
+        lines[3] == "| no DPO | 0.100 | 0.300 | +0.200 [+0.200, +0.200] | -0.200 [-0.200, -0.200], 0 of 1 seeds above |"
+    )
+
+
+def test_the_verdict_names_what_differs_beyond_its_interval():
+    noise = np.random.default_rng(2).normal(0.0, 0.1, (2, 2, 400))
+    scores = dict.fromkeys(alignment.ABLATIONS | alignment.CONTROLS, noise)
+    assert alignment.verdict(scores).splitlines()[-1] == "- Controls that improved: none."
+    last = np.array([0.0, 1.0])[None, :, None]
+    scores |= {"no DPO": noise - 0.2 * last, "no NLL term": noise + 0.2 * last, "hash of the text": noise + 0.3 * last}
+    assert alignment.verdict(scores).splitlines() == [
+        "- Worse than the full recipe after the last round: no DPO.",
+        "- Better than the full recipe after the last round: no NLL term.",
+        "- Not told apart from it after the last round: no formatting mask, no rejection sampling, "
+        "reward model not refitted.",
+        "- Controls that improved: hash of the text.",
+    ]

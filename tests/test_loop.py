@@ -242,7 +242,8 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     process = place.start("run", *words)
     wait_until(lambda: any(path.stat().st_size for path in run.glob("round-0.sft-*/metrics.jsonl")), seconds=120,
                what="round-0.sft in training", process=process)  # fmt: skip
-    training = [line for line in processes_of(run) if "stages/sft.py" in line and "accelerate" not in line]
+    of_stage = "stages/sft.py" if launch else "pipeline.warm"
+    training = [line for line in processes_of(run) if of_stage in line and "accelerate" not in line]
     assert len(training) == launch.get("num_processes", 1)
 
     code, out, err = place.call("run", *words)
