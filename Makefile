@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types keys bench-alignment soak clean
+.PHONY: install demo test test-long lint types keys bench-alignment soak clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ types: install
 
 test: lint types
 	$(BIN)/pytest -n 2 --dist loadfile --durations 15
+
+# What is left out of `make test` for its time: more pairs of stage and ZeRO profile.
+test-long: install
+	$(BIN)/pytest -m long -n 2
 
 # After a key of a stage, or its recipe version, has changed.
 keys: install

@@ -43,8 +43,20 @@ def one_process(tiny_model, rows, tmp_path_factory) -> Any:
     return folder_of
 
 
-@pytest.mark.parametrize("profile", ["zero2", "zero3"])
-@pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo"])
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("stage", "profile"),
+    [
+        ("sft", "zero2"),
+        ("sft", "zero3"),
+        ("reward_model", "zero3"),
+        ("dpo", "zero3"),
+        pytest.param("reward_model", "zero2", marks=long),
+        pytest.param("dpo", "zero2", marks=long),
+    ],
+)
 def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stage, tiny_model, rows, tmp_path):
     one, two = one_process(stage), tmp_path / "two"
     checkpointing = {"save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
@@ -123,7 +135,7 @@ exit $code
 """
 
 
-@pytest.mark.parametrize("profile", ["ddp", "zero2"])
+@pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long)])
 def test_two_machines_make_what_one_makes(profile, run_stage, tiny_model, rows, tmp_path):
     keys = keys_of("sft", tiny_model, rows) | {"keep_checkpoints": True}
     one, two = tmp_path / "one", tmp_path / "two"
