@@ -20,7 +20,7 @@ from pipeline.verifying import Checked
 COLOURS = {
     "reuse": "green", "reused": "green", "ran": "green", "resume": "yellow", "resumed": "yellow", "run": "cyan",
     "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim", "skip": "dim", "skipped": "dim",
-    "whole": "green", "not finished": "dim",
+    "whole": "green", "sizes only": "yellow", "not finished": "dim",
 }  # fmt: skip
 # What a stage's line shows first of its metrics.
 HEADLINES = {

@@ -14,7 +14,7 @@ class Checked:
     """One step's folder."""
 
     folder: Path
-    state: str  # "whole" or "not finished"
+    state: str  # "whole", "sizes only" (a record of an older version, without hashes) or "not finished"
     files: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
@@ -35,7 +35,8 @@ def _check_step(folder: Path) -> Checked:
     except ValueError as error:
         return Checked(folder, "whole", problems=[str(error).removeprefix(f"{folder}/")])
     assert record is not None
-    found = Checked(folder, "whole", len(record.files), sum(record.files.values()), record.damage(folder))
+    state = "whole" if record.sha256.keys() == record.files.keys() else "sizes only"
+    found = Checked(folder, state, len(record.files), sum(record.files.values()), record.damage(folder))
     identity = read_json(folder / IDENTITY_FILE)
     if identity is None or digest(identity) != record.fingerprint:
         found.problems.append(f"{IDENTITY_FILE} is not what the record's fingerprint was made of")

@@ -570,6 +570,17 @@ def test_a_record_that_was_changed_stops_a_run_and_nothing_is_touched(world, dam
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_record_of_an_older_version_is_reused_and_verify_says_what_it_cannot_check(world):
+    assert world.run()[0] == 0
+    path = world.folder("round-1.sft") / "artifact.json"
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("digest", "sha256")}
+    path.write_text(json.dumps(older))
+    assert world.run()[0] == 0
+    assert set(world.states().values()) == {"reused"}
+    code, out, _ = world.call("verify", "runs/toy")
+    assert (code, out.count("| sizes only")) == (0, 1)
+
+
 def test_verify_says_what_is_not_finished_and_what_is_no_run(world):
     assert world.run(TOY='{"round-1.dpo": "fail"}')[0] == 1
     code, out, _ = world.call("verify", "runs/toy")
