@@ -224,7 +224,9 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
     if proxy is None:
         reasons["proxy_mean"] = reasons["proxy_gain_vs_best"] = "no reward model is optimised up to here"
     if stage.is_main:
-        write_rows(stage.folder / "answers.jsonl", _groups(prompts, asks, answers, scores, path))
+        write_rows(
+            stage.folder / "answers.jsonl", _groups(prompts, asks, answers, scores, arguments.policy_step or path)
+        )
         if proxy:
             (stage.folder / "proxy_scores.json").write_text(json.dumps(proxy), encoding="utf-8")
 
