@@ -84,9 +84,9 @@ class Artifact(BaseModel):
 
     def damage(self, folder: Path) -> list[str]:
         """What is not as the record says, a line a file; every file is read."""
-        found = []
-        whole = [name for name in self.files if name not in self.missing(folder)]
-        for name in self.missing(folder):
+        found, missing = [], self.missing(folder)
+        whole = [name for name in self.files if name not in missing]
+        for name in missing:
             path = folder / name
             size = f"has {path.stat().st_size} bytes, not {self.files[name]}" if path.is_file() else "is missing"
             found.append(f"{name} {size}")

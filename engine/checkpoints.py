@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_schemas.artifact import hash_files, read_json, write_atomically
 
@@ -36,12 +37,14 @@ class Progress:
 def publish(folder: Path, progress: Progress) -> Path:
     """Puts the checkpoint that lies in `.saving` into its place, whole."""
     partial, target = (place / f"checkpoint-{progress.step}" for place in (folder / SAVING, folder))
-    files = [path for path in partial.rglob("*") if path.is_file()]
-    for path in files:
+    everything = list(partial.rglob("*"))
+    for path in everything:
         _sync(path)
+    files = [path for path in everything if path.is_file()]
     named = {str(path.relative_to(partial)): [path.stat().st_size, digest]
              for path, digest in zip(files, hash_files(files), strict=True)}  # fmt: skip
     write_atomically(partial / MARKER, json.dumps(asdict(progress) | {"files": named}))
+    _sync(partial)
     shutil.rmtree(target, ignore_errors=True)  # one that did not verify
     partial.rename(target)
     _sync(folder)
@@ -76,8 +79,8 @@ def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | Non
 
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, in a few words; the empty string for a whole one."""
-    marker = read_json(checkpoint / MARKER)
-    if not isinstance(marker, dict) or "files" not in marker:
+    marker = _marker(checkpoint)
+    if not marker:
         return "it has no marker"
     for name, (size, _) in marker["files"].items():
         path = checkpoint / name
@@ -96,7 +99,7 @@ def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
     checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of)
     for checkpoint in checkpoints[: -keep or None] if keep else ():
         shutil.rmtree(checkpoint, ignore_errors=True)
-    kept = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
+    kept = [path for path in folder.glob("checkpoint-*") if _marker(path)]
     _forget_bests(folder, {best_step, *(_progress(path).best_step for path in kept)})
 
 
@@ -122,8 +125,14 @@ def _forget_bests(folder: Path, steps: Collection[int]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _progress(checkpoint: Path) -> Progress:
+def _marker(checkpoint: Path) -> dict[str, Any]:
+    """What the marker says; nothing where it is missing or not one."""
     marker = read_json(checkpoint / MARKER)
+    return marker if isinstance(marker, dict) and "files" in marker else {}
+
+
+def _progress(checkpoint: Path) -> Progress:
+    marker = _marker(checkpoint)
     return Progress(**{name: value for name, value in marker.items() if name in Progress.__dataclass_fields__})
 
 

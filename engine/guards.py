@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer
 
-from engine.arguments import TrainingStageArguments
+from engine.batches import GlobalBatching
 
 WINDOW = 128  # losses that a new one is compared with, and half of them before any is (OLMo 2, arXiv 2501.00656, 3.1)
 log = logging.getLogger(__name__)
@@ -23,10 +22,9 @@ class BadStep(ValueError):
     """A step that must not be taken; the message names it, its rows, and the way out."""
 
 
-class GuardedSteps(Trainer):
+class GuardedSteps(GlobalBatching):
     """Goes before a TRL trainer in the bases."""
 
-    stage_arguments: TrainingStageArguments
     skipped_steps = 0
     recent_losses: Sequence[float] = ()  # the last WINDOW
 
@@ -62,10 +60,6 @@ class GuardedSteps(Trainer):
         log.warning("step %d is skipped: %s (skipped so far: %d)", step, wrong, self.skipped_steps)
         model.zero_grad(set_to_none=True)  # the optimizer then has nothing to do
         return norm
-
-    def rows_of_step(self, step: int) -> Sequence[int]:
-        """The rows of the tokenized training data, from 1, that an optimizer step sees."""
-        raise NotImplementedError
 
 
 def what_is_wrong(loss: float, grad_norm: float, recent: Sequence[float], sigma: float | None) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl import ModelConfig
 
 from engine.models import without_launcher
 
@@ -53,9 +54,17 @@ def outputs_of(model: Any, rows: Sequence[Sequence[int]], *, device: torch.devic
     return found
 
 
-def write_probe(folder: Path, rows: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]) -> None:
+def as_tensors(rows: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rows and what the model said after each, as a safetensors file holds them."""
     tensors = {f"row-{number}": torch.tensor(row) for number, row in enumerate(rows)}
-    save_file(tensors | {f"output-{n}": output.contiguous() for n, output in enumerate(outputs)}, folder / PROBE)
+    return tensors | {f"output-{number}": output.contiguous() for number, output in enumerate(outputs)}
+
+
+def probe(trainer: Any) -> dict[str, torch.Tensor]:
+    """What the trainer's model says now. All processes call this: under ZeRO-3 the weights are divided among them."""
+    rows = fixed_rows(trainer.eval_dataset)
+    with trainer.compute_loss_context_manager():
+        return as_tensors(rows, outputs_of(trainer.model, rows, device=trainer.args.device))
 
 
 def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
@@ -90,6 +99,29 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
                 f"the saved model is not the trained one: after row {number + 1} of the held-out rows their outputs "
                 f"differ by up to {difference:.3g} (allowed: {allowed:.3g})"
             )
+
+
+def check_trained(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
+    """`check_saved` after training, whose memory is given back before. Raises ValueError as it does."""
+    if model.load_in_4bit or model.load_in_8bit:
+        log.info("trained on a quantized base and merged into the plain one: their answers are not the same")
+        return
+    training, is_alone = trainer.args, trainer.args.world_size == 1
+    autocast = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
+    exact = is_alone and training.device.type == "cpu" and not model.use_peft and not trainer.is_deepspeed_enabled
+    how = {
+        "is_reward_model": is_reward_model,
+        "device": str(training.device),
+        "autocast": autocast,
+        "tolerance": 0.0 if exact else TOLERANCES[autocast or "float32"],
+    }
+    if trainer.is_deepspeed_enabled:
+        check_in_own_process(target, probe, how)
+        return
+    trainer.optimizer = trainer.lr_scheduler = trainer.model_wrapped = None
+    trainer.model.to("cpu")
+    trainer.accelerator.free_memory()
+    check_saved(target, probe, how)
 
 
 def check_in_own_process(model: Path, probe: Path, how: Mapping[str, Any]) -> None:

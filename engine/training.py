@@ -12,13 +12,13 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import Sampler
+from safetensors.torch import save_file
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
 from trl import ModelConfig
@@ -31,16 +31,7 @@ from engine.contract import contract_of
 from engine.evaluation import ExactEvaluation
 from engine.guards import GuardedSteps
 from engine.models import merge_adapter
-from engine.saved import (
-    PROBE,
-    TOLERANCES,
-    check_in_own_process,
-    check_saved,
-    check_weights,
-    fixed_rows,
-    outputs_of,
-    write_probe,
-)
+from engine.saved import PROBE, check_trained, check_weights, probe
 from engine.stage import Made, Stage
 
 log = logging.getLogger(__name__)
@@ -55,36 +46,6 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class GlobalBatches(Sampler[int]):
-    """A shuffled epoch, cut to whole global batches: the same rows a step for any number of processes.
-
-    Consecutive runs of `global_batch_size` indices are one optimizer step.
-    """
-
-    def __init__(self, num_rows: int, *, global_batch_size: int, seed: int) -> None:
-        if num_rows < global_batch_size:
-            raise ConfigError(
-                f"{num_rows} training rows are fewer than one global_batch_size={global_batch_size}; "
-                f"lower global_batch_size to {num_rows} or less, or give more rows"
-            )
-        self.num_rows, self.size, self.seed, self.epoch = (
-            num_rows,
-            num_rows // global_batch_size * global_batch_size,
-            seed,
-            0,
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.num_rows, generator=generator)[: self.size].tolist())
-
-
 class TrainingLoop(GuardedSteps, ExactEvaluation):
     """Goes before a TRL trainer in the bases; `stage` and `stage_arguments` are set before `train`."""
 
@@ -94,21 +55,6 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
     _is_stopping = False  # for SIGTERM, with the next checkpoint
     _evaluation_is_due = False  # of the step that the next checkpoint is of
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        assert dataset is not None
-        return GlobalBatches(
-            len(dataset),  # pyright: ignore[reportArgumentType]
-            global_batch_size=self.stage_arguments.global_batch_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-        )
-
-    def rows_of_step(self, step: int) -> list[int]:
-        sampler, size = self._get_train_sampler(), self.stage_arguments.global_batch_size
-        epoch, place = divmod((step - 1) * size, len(sampler))
-        sampler.set_epoch(epoch)
-        return sorted(row + 1 for row in list(sampler)[place : place + size])
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Leaves the random state as it was, so that one that is cut off and made again changes nothing."""
         step = self.state.global_step
@@ -117,10 +63,11 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
             with torch.random.fork_rng(devices):
                 metrics = super().evaluate(*args, **kwargs)
         except preemption.Preempted:
-            if step:
+            if step and not self._evaluation_is_due:  # else it was left over: the checkpoint is there
                 self._evaluation_is_due = True
                 self._save_checkpoint(self.model, None)
             raise
+        self._evaluation_is_due = False
         losses = self.stage.tracker.history("eval_loss") | {step: metrics["eval_loss"]}
         best = best_step(losses)
         if best == step:
@@ -161,14 +108,12 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         folder = Path(str(self.args.output_dir))
         partial = folder / f".best-{step}.partial"
         self.save_model(str(partial))
-        rows = fixed_rows(self.eval_dataset)
-        with self.compute_loss_context_manager():
-            outputs = outputs_of(self.model, rows, device=self.args.device)
+        probed = probe(self)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for leftover in ("training_args.bin", "README.md"):
                 (partial / leftover).unlink(missing_ok=True)
-            write_probe(partial, rows, outputs)
+            save_file(probed, partial / PROBE)
             target = checkpoints.best_folder(folder, step)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
@@ -315,6 +260,7 @@ def train_and_save(
     if newest:
         log.info("resuming from step %d", newest[1].step)
         trainer._total_train_tokens = newest[1].num_tokens
+        trainer._evaluation_is_due = newest[1].evaluation_is_due
         trainer.skipped_steps, trainer.recent_losses = newest[1].skipped_steps, newest[1].recent_losses
     with preemption.delayed():
         trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
@@ -337,7 +283,7 @@ def train_and_save(
         else:
             checkpoints.link(best_model, target, leave_out=PROBE)
         check_weights(target)
-        _check_answers(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
+        check_trained(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
     trainer.accelerator.wait_for_everyone()
     at_best: dict[str, float | int | str | None] = {
         key: value for (at, key), value in stage.tracker.values.items() if at == best and key.startswith("eval_")
@@ -345,26 +291,3 @@ def train_and_save(
     made = {**at_best, "eval_loss_at_step_0": losses.get(0), "best_step": best, "steps": steps,
             "skipped_steps": trainer.skipped_steps, **(metrics or {})}  # fmt: skip
     return Made(outputs={"model": "model"}, metrics=made, contract=contract_of(trainer.processing_class))
-
-
-def _check_answers(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
-    """Loads the saved model back, the training's memory given back before: it must answer as it did in training."""
-    if model.load_in_4bit or model.load_in_8bit:
-        log.info("trained on a quantized base and merged into the plain one: their answers are not the same")
-        return
-    training, is_alone = trainer.args, trainer.args.world_size == 1
-    autocast = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
-    exact = is_alone and training.device.type == "cpu" and not model.use_peft and not trainer.is_deepspeed_enabled
-    how = {
-        "is_reward_model": is_reward_model,
-        "device": str(training.device),
-        "autocast": autocast,
-        "tolerance": 0.0 if exact else TOLERANCES[autocast or "float32"],
-    }
-    if trainer.is_deepspeed_enabled:
-        check_in_own_process(target, probe, how)
-        return
-    trainer.optimizer = trainer.lr_scheduler = trainer.model_wrapped = None
-    trainer.model.to("cpu")
-    trainer.accelerator.free_memory()
-    check_saved(target, probe, how)

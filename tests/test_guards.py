@@ -12,8 +12,8 @@ from data_schemas.artifact import read_json
 from data_schemas.key_rules import check_values
 from data_schemas.stage_keys import ConfigError
 from engine import guards
+from engine.batches import GlobalBatches
 from engine.guards import WINDOW, GuardedSteps, what_is_wrong
-from engine.training import GlobalBatches
 
 KEYS = {"max_steps": 4, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 3e-3, "seed": 5,
         "global_batch_size": 4, "logging_steps": 1}  # fmt: skip

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from data_schemas.artifact import Artifact, read_json
 from engine import checkpoints, saved
 from engine.models import load_causal
-from engine.saved import PROBE, check_saved, check_weights, outputs_of, write_probe
+from engine.saved import PROBE, as_tensors, check_saved, check_weights, outputs_of
 
 ROWS = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15]]
 PLAIN = {"is_reward_model": False, "device": "cpu", "autocast": None, "tolerance": 0.0}
@@ -33,7 +33,7 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
 def nudge(tensors: dict[str, torch.Tensor]) -> None:
     name = min(name for name in tensors if name.endswith("down_proj.weight"))
     tensors[name] = tensors[name].clone()
-    tensors[name][0, 0] += 1e-3
+    tensors[name][0, 0] += 0.1
 
 
 def forget_head(tensors: dict[str, torch.Tensor]) -> None:
@@ -73,8 +73,11 @@ def test_a_model_that_is_damaged_when_it_is_saved_gets_no_record(
 def test_a_model_of_bf16_weights_is_asked_in_its_own_precision(tiny_model, tmp_path):
     model = load_causal(str(tiny_model), dtype="bfloat16")
     model.save_pretrained(tmp_path / "model")
-    write_probe(tmp_path, ROWS, outputs_of(model, ROWS, device=torch.device("cpu")))
+    save_file(as_tensors(ROWS, outputs_of(model, ROWS, device=torch.device("cpu"))), tmp_path / PROBE)
     check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN)
+    edit(tmp_path / "model", nudge)
+    with pytest.raises(ValueError, match="the saved model is not the trained one"):
+        check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN)
 
 
 def test_a_tolerance_is_of_the_largest_output(tiny_model, tmp_path):
@@ -82,7 +85,7 @@ def test_a_tolerance_is_of_the_largest_output(tiny_model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     outputs = outputs_of(model, ROWS, device=torch.device("cpu"))
     outputs[1] = outputs[1] + 1e-5 * outputs[1].abs().max()
-    write_probe(tmp_path, ROWS, outputs)
+    save_file(as_tensors(ROWS, outputs), tmp_path / PROBE)
     check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 1.1e-5})
     with pytest.raises(ValueError, match="after row 2 of the held-out rows"):
         check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 0.9e-5})

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
 from engine import models, training
+from engine.batches import GlobalBatches
 from engine.optimizers import MuonAdamW
 from engine.tracking import Tracker
-from engine.training import GlobalBatches, best_step
+from engine.training import best_step
 
 STAGES = ("sft", "reward_model", "dpo")
 
