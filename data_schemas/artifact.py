@@ -143,5 +143,5 @@ def read_json(path: Path) -> Any:
     """The parsed file, or None where it is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None

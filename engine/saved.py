@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import ModelConfig
 
-from engine.models import without_launcher
+from engine.models import aligned, without_launcher
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
 NUM_ROWS, NUM_TOKENS = 4, 128
@@ -78,7 +78,8 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
         log.info("%s has %.0f GB: its tensors were checked, it was not loaded back", model, size / 1e9)
         return
     both: Any = cls.from_pretrained(model, dtype="auto", output_loading_info=True)
-    loaded, info = both
+    loaded: Any = aligned(both[0])
+    info = both[1]
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         raise ValueError(f"the saved model is not whole: {json.dumps(wrong)[:300]}")

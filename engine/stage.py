@@ -14,7 +14,6 @@ import os
 import shutil
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import Any
 from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
-from engine import arguments, preemption
+from engine import arguments, preemption, process
 from engine.tracking import Tracker
 
 log = logging.getLogger("alignloop")
@@ -88,7 +87,7 @@ def run_stage(
     sys.stdout.flush()
     sys.stderr.flush()
     if code == 0:  # where one rank failed, the others may wait in a collective forever
-        _leave_process_group()
+        process.leave_process_group()
     sys.exit(code)
 
 
@@ -101,8 +100,8 @@ def _run(
 ) -> int:
     rank = int(os.environ.get("RANK", "0"))
     folder = Path(values["output_dir"])
-    end_with_the_runner()
-    _use_all_cores()
+    process.end_with_the_runner()
+    process.use_all_cores()
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder, is_main=rank == 0), preemption.listening():
         _claim(name, folder, values, is_main=rank == 0)
@@ -291,54 +290,6 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
 def listed(counts: Mapping[Any, int]) -> str:
     """Counts by reason, as a message says them: `strength 9, too_similar 1`."""
     return ", ".join(f"{reason} {count}" for reason, count in counts.items())
-
-
-def end_with_the_runner() -> None:
-    """Ends this process as soon as its runner, or the launcher above it, has died: no stage writes without one.
-
-    Every rank watches for itself, since a signal to `accelerate launch` leaves its ranks behind. On another machine
-    than the runner's its process number says nothing: there pipeline.wrapper ends the launcher.
-    """
-    runner = os.environ.get("ALIGNLOOP_RUNNER_PID")
-    if not runner:
-        return
-    parent, here = os.getppid(), socket.gethostname()
-    is_runners = os.environ.get("ALIGNLOOP_RUNNER_HOST", here) == here
-
-    def watch() -> None:
-        while True:
-            if os.getppid() != parent or (is_runners and not _is_alive(int(runner))):
-                os._exit(70)
-            time.sleep(0.3)
-
-    threading.Thread(target=watch, name="end-with-the-runner", daemon=True).start()
-
-
-def _use_all_cores() -> None:
-    """Threads = cores / processes, however the stage was started: `accelerate launch` alone gives each process one.
-
-    The number of threads changes speed, and by its order of sums the last bits.
-    """
-    if "torch" in sys.modules:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        sys.modules["torch"].set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _leave_process_group() -> None:
-    """Ranks leave together; an open group at exit prints a warning or hangs."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def find_function(reference: str) -> Callable[..., Any]:

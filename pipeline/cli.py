@@ -20,10 +20,12 @@ from data_schemas.stage_keys import ConfigError
 from pipeline import report, verifying
 from pipeline.checks import check_machine, check_recipe
 from pipeline.fingerprint import SMALL
-from pipeline.launching import ROOT, Interrupted, is_locked, run_lock
+from pipeline.launching import ROOT
 from pipeline.plan import make_plan
+from pipeline.processes import Interrupted, is_locked, run_lock
 from pipeline.recipe import load_recipe
-from pipeline.runner import Run, StageFailed, read_record, run_steps
+from pipeline.run import Run, read_record
+from pipeline.runner import StageFailed, run_steps
 from pipeline.summary import SUMMARY
 
 app = typer.Typer(

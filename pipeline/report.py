@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipeline.plan import BestPolicy, File, Model, Output, Step
-from pipeline.runner import Decision, Run
+from pipeline.run import Decision, Run
 from pipeline.summary import StepState
 from pipeline.verifying import Checked
 

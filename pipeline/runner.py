@@ -1,9 +1,7 @@
 """Runs a plan: for each step reuse, resume, or launch; `summary.json` after every change.
 
-A step's folder is `<run>/<step>-<first 8 of its fingerprint>`. It is reused when its record is there and nothing is
-missing, resumed when it holds a whole checkpoint, and launched otherwise. Variants of one section may run side by side;
-one loop in the main thread watches them, where signals are raised. One runner a run folder, held by a lock that the
-kernel releases.
+Variants of one section may run side by side; one loop in the main thread watches them, where signals are raised. One
+runner a run folder, held by a lock that the kernel releases.
 """
 
 import contextlib
@@ -12,27 +10,24 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from data_schemas.artifact import Artifact, read_json, write_atomically
-from data_schemas.stage_keys import ConfigError, check_required, stages
-from pipeline import launching, summary
-from pipeline.fingerprint import FileHashes, Identity, differences, identities
-from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
-from pipeline.recipe import Recipe
+from data_schemas.artifact import read_json, write_atomically
+from data_schemas.stage_keys import ConfigError
+from pipeline import launching, processes, summary
+from pipeline.plan import Step
+from pipeline.run import IDENTITY_FILE, Decision, Run, record_of
 from pipeline.warm import WarmPool
 
-IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that the next plan can say what changed
 NUM_TAIL_LINES = 20
 QUICK = ("prepare_data",)  # stages that import nothing slow
 LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
 
 Show = Callable[[Step, summary.StepState], None]
-Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]
 HINTS = (  # in a stage's output -> the way out; only where the stage itself could not say
     ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
     ("No space left", "the disk is full: free some space and run the same command again; what is finished is kept"),
@@ -54,144 +49,6 @@ class StageFailed(Exception):
     is_users: bool  # a mistake in the configuration that only the stage could see
 
 
-@dataclass(frozen=True)
-class Decision:
-    action: Action
-    why: str
-    folder: Path | None  # None while the fingerprint is not known
-
-
-@dataclass
-class Run:
-    """A recipe with its plan, and what every step of it is."""
-
-    recipe: Recipe
-    steps: list[Step]
-    identities: Mapping[str, Identity]
-    states: dict[str, summary.StepState] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
-        """`hash_limit`: bytes over which a file with no known hash is left to be hashed (None: none is)."""
-        hashes = FileHashes(recipe.folder / ".hashes.json", limit=hash_limit)
-        known = identities(steps, hashes=hashes, function_folder=recipe.path.absolute().parent)
-        return cls(recipe, steps, known)
-
-    def folder(self, name: str) -> Path | None:
-        fingerprint = self.identities[name].fingerprint
-        return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
-
-    def decide(self, step: Step) -> Decision:
-        """Reuse, resume, run or skip, and why. Touches nothing."""
-        folder = self.folder(step.name)
-        if folder is None:
-            return Decision("to be hashed", self._why(step), None)
-        if reason := self._stopped_before(step):
-            return Decision("skip", reason, folder)
-        artifact = read_record(folder)
-        if artifact is not None:
-            missing = artifact.missing(folder)
-            if not missing and artifact.fingerprint == self.identities[step.name].fingerprint:
-                return Decision("reuse", "unchanged", folder)
-            lost = f"{missing[0]} is missing or has another size" if missing else "its record has another fingerprint"
-            return Decision("run", lost, folder)
-        if progress := finished_part(folder):
-            return Decision("resume", f"from {progress}", folder)
-        if folder.is_dir():
-            cause = (read_json(folder / "outcome.json") or {}).get("cause")
-            return Decision("run", f"did not finish: {cause}" if cause else "did not finish", folder)
-        return Decision("run", self._why(step), folder)
-
-    def _stopped_before(self, step: Step) -> str:
-        """Which gate of an earlier round stopped the run, and by what; or the empty string."""
-        for other in self.steps:
-            if other.stage != "evaluate_policy" or (other.round or 0) >= (step.round or 0):
-                continue
-            folder = self.folder(other.name)
-            artifact = read_record(folder) if folder else None
-            if artifact is not None and artifact.metrics.get("gate") == "stop":
-                return f"{other.name} stopped the run: {artifact.metrics.get('gate_reason')}"
-        return ""
-
-    def _why(self, step: Step) -> str:
-        """What differs from the newest folder of the same step."""
-        old = [path for path in self.recipe.folder.glob(f"{step.name}-????????") if (path / IDENTITY_FILE).is_file()]
-        if not old:
-            return "never ran"
-        newest = max(old, key=lambda path: (path / IDENTITY_FILE).stat().st_mtime_ns)
-        lines = differences(step, read_json(newest / IDENTITY_FILE) or {}, self.identities[step.name].content)
-        return ", ".join(lines) or "never finished"
-
-    def resolve(self, reference: Reference) -> Path | str | None:
-        """What a stage is given for a reference; None for an optional output that was not made."""
-        match reference:
-            case EvaluationFolder(name):
-                return self.folder(name)
-            case BestPolicy(name, rank):
-                made_by = _record(self.folder(name)).choices[rank].step
-                return self.resolve(Output(made_by, "model"))
-            case Output(name, output, optional):
-                folder = self.folder(name)
-                outputs = _record(folder).outputs
-                if output in outputs and folder is not None:
-                    return folder / outputs[output]
-                if optional:
-                    return None
-                raise ConfigError(f"{name} made no {output}: the split is empty; it needs more rows ({folder})")
-            case _:
-                return reference.path
-
-    def stage_config(self, step: Step) -> dict[str, Any]:
-        """Every key the stage is given; what is not here is its default."""
-        known = stages()[step.stage].keys
-        keys = dict(step.keys)
-        for key, references in step.inputs.items():
-            found = [self.resolve(reference) for reference in references]
-            paths = [str(path) for path in found if path is not None]
-            if (shares := f"{key}_shares") in keys:
-                keys[shares] = [share for share, path in zip(keys[shares], found, strict=True) if path is not None]
-            if paths:
-                keys[key] = paths if "list[" in known[key].type else paths[0]
-        check_required(step.stage, keys, where=step.name)
-        policies = [_record(self.folder(item.step)).choices[item.rank].step
-                    for item in step.inputs.get("policies", []) if isinstance(item, BestPolicy)]  # fmt: skip
-        runner_keys = {
-            "output_dir": str(self.folder(step.name)),
-            "step": step.name,
-            "run_group": self.recipe.name,
-            "fingerprint": self.identities[step.name].fingerprint,
-            "policy_names": policies or None,
-            "use_cpu": step.launch.device == "cpu" or None,
-        }
-        return keys | {key: value for key, value in runner_keys.items() if key in known and value is not None}
-
-
-def read_record(folder: Path) -> Artifact | None:
-    """The folder's record, or None. Raises ConfigError for one that can't be read."""
-    try:
-        return Artifact.read(folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _record(folder: Path | None) -> Artifact:
-    artifact = read_record(folder) if folder else None
-    if artifact is None:
-        raise ConfigError(f"{folder} lost its record while the run went on; run again")
-    return artifact
-
-
-def finished_part(folder: Path) -> str:
-    """What an unfinished step can go on from: its newest whole checkpoint, or finished batches; or the empty string."""
-    whole = [path.parent.name for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
-    if whole:
-        return max(whole, key=lambda name: int(name.rpartition("-")[2]))
-    return "the answers it finished" if any(folder.glob("checkpoints/*/[0-9]*.json")) else ""
-
-
-# -- the loop -------------------------------------------------------------------------------------------------------
-
-
 def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
     """Every step in order, variants of one section side by side where `launch.devices` has room for them.
 
@@ -200,7 +57,7 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
     """
     folder = run.recipe.folder
     run.states = {step.name: summary.StepState(run.folder(step.name)) for step in run.steps}
-    with launching.signals_raise(), WarmPool() as warm:
+    with processes.signals_raise(), WarmPool() as warm:
         try:
             for steps in _independent(run.steps):
                 _run_side_by_side(run, steps, warm, verbose=verbose, show=show)
@@ -210,7 +67,7 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
             for state in running:
                 state.state = "failed"
             with contextlib.suppress(OSError):  # a full disk: the error itself says more
-                summary.write(folder, run, "interrupted" if isinstance(error, launching.Interrupted) else "failed")
+                summary.write(folder, run, "interrupted" if isinstance(error, processes.Interrupted) else "failed")
             raise
 
 
@@ -227,7 +84,7 @@ class _Job:
     step: Step
     decision: Decision
     slot: launching.Slot
-    stage: launching.StageProcess
+    stage: processes.StageProcess
 
 
 def _run_side_by_side(run: Run, steps: Sequence[Step], warm: WarmPool, *, verbose: bool, show: Show) -> None:
@@ -278,7 +135,7 @@ def _run_side_by_side(run: Run, steps: Sequence[Step], warm: WarmPool, *, verbos
                     running.remove(job)
                     free.append(job.slot)
     finally:
-        launching.stop([job.stage for job in running])
+        processes.stop([job.stage for job in running])
     if failures:
         raise failures[0]
 
@@ -288,7 +145,7 @@ def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Sho
     state = run.states[step.name]
     decision = run.decide(step)
     if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
-        launching.end_leftovers(decision.folder)
+        processes.end_leftovers(decision.folder)
         decision = run.decide(step)  # the stage of a dead runner may have finished
     state.why = decision.why
     folder = decision.folder
@@ -298,7 +155,7 @@ def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Sho
         show(step, state)
         return None
     if decision.action == "reuse":
-        state.artifact = _record(folder)
+        state.artifact = record_of(folder)
         state.seconds, state.state = state.artifact.seconds, "reused"
         _link(run.recipe.folder / "steps" / step.name, folder)
         show(step, state)
@@ -313,9 +170,9 @@ def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Sho
     cores = launching.cores_of(step, slot)
     is_warm = launching.can_be_warm(step.launch)
     if is_warm and step.stage in QUICK:
-        launching.warm_python(warm, env)  # for the steps after it: it imports meanwhile
+        processes.warm_python(warm, env)  # for the steps after it: it imports meanwhile
         is_warm = False
-    stage = launching.StageProcess(
+    stage = processes.StageProcess(
         command, folder, env, cores=cores, grace_seconds=step.launch.grace_seconds, warm=warm if is_warm else None
     )
     return _Job(step, decision, slot, stage)
@@ -328,7 +185,7 @@ def _finish(run: Run, job: _Job, show: Show) -> None:
     code, printed = job.stage.finish()
     if run.decide(job.step).action != "reuse":  # the record, not the exit code, says whether a step is whole
         raise _failure(job.step, folder, job.stage.command, code, printed)
-    state.artifact = _record(folder)
+    state.artifact = record_of(folder)
     state.state = "resumed" if job.decision.action == "resume" else "ran"
     summary.write(run.recipe.folder, run, "running")
     _link(run.recipe.folder / "steps" / job.step.name, folder)

@@ -10,7 +10,7 @@ from data_schemas.artifact import Artifact, write_atomically
 
 if TYPE_CHECKING:
     from pipeline.plan import Step
-    from pipeline.runner import Run
+    from pipeline.run import Run
 
 SUMMARY = "summary.json"
 

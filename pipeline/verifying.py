@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_schemas.artifact import RECORD, Artifact, read_json
 from pipeline.fingerprint import digest
-from pipeline.runner import IDENTITY_FILE
+from pipeline.run import IDENTITY_FILE
 
 
 @dataclass

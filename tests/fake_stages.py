@@ -225,11 +225,11 @@ def build_house(root: Path) -> Path:
         import os
         from pathlib import Path
         from data_schemas import stage_keys
-        from pipeline import cli, launching, warm
+        from pipeline import cli, launching, processes, warm
         stage_keys.KEYS_FILE = Path({str(keys)!r})
         warm.PRELOADED = ()
         launching.ROOT = Path({str(root)!r})
-        launching.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
+        processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
         cli.ROOT = launching.ROOT
         cli.main()
         """)

@@ -46,6 +46,7 @@ def test_what_was_being_saved_when_the_process_died_is_gone(tmp_path):
         (lambda at: (at / "whole.json").unlink(), "it has no marker"),
         (lambda at: (at / "whole.json").write_text("{"), "it has no marker"),
         (lambda at: (at / "whole.json").write_text("[]"), "it has no marker"),
+        (lambda at: (at / "whole.json").write_bytes(b"\xff"), "it has no marker"),
         (lambda at: (at.parent / "best-3").rmdir(), "its best model, of step 3, is gone"),
     ],
 )
@@ -58,6 +59,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_one_before_is_t
     assert found is not None and found[1].step == 2
     assert caplog.messages == [f"checkpoint-4 is not resumed from: {reason}"]
     assert newest.is_dir(), "nothing that was made is thrown away"
+    prune(tmp_path, keep=3, best_step=2)  # the next checkpoint is saved beside it
     # Training comes by step 4 again: the damaged one makes place.
     assert damage(save(tmp_path, 4, best=2)) == ""
 

@@ -17,7 +17,7 @@ from pipeline.launching import ROOT
 from pipeline.plan import BestPolicy, Output, Step, make_plan
 from pipeline.recipe import Launch, Recipe, load_recipe
 from pipeline.report import plan_tree
-from pipeline.runner import Run
+from pipeline.run import Run
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data_schemas.artifact import Artifact, read_json
 from engine.saved import check_weights
-from pipeline import launching
+from pipeline import launching, processes
 from pipeline.plan import Step
 from pipeline.recipe import Launch
 
@@ -106,9 +106,9 @@ def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(run_stage,
     launch = Launch(profile="zero2", num_processes=2, device="cpu")
     step = Step("sft", "sft", None, "sft", {}, {}, launch)
     command, environment = launching.launch_command(step, cut), launching.environment(step, cut, cut)
-    stage = launching.StageProcess(command, cut, environment, cores=None, grace_seconds=120)
+    stage = processes.StageProcess(command, cut, environment, cores=None, grace_seconds=120)
     wait_until(lambda: (cut / "metrics.jsonl").exists() and len(metrics_of(cut)) > 8, seconds=120, what="a few steps")
-    launching.stop([stage])
+    processes.stop([stage])
     _, printed = stage.finish()
     outcome = read_json(cut / "outcome.json")
     assert outcome is not None and outcome["kind"] == "preempted", f"{outcome}\n{printed[-3000:]}"
@@ -148,7 +148,7 @@ def test_two_machines_make_what_one_makes(profile, run_stage, tiny_model, rows, 
                     wrapper=f"sh {tmp_path / 'srun.sh'}")  # fmt: skip
     step = Step("sft", "sft", None, "sft", {}, {}, launch)
     command, environment = launching.launch_command(step, two), launching.environment(step, two, two)
-    stage = launching.StageProcess(command, two, environment, cores=None, grace_seconds=60)
+    stage = processes.StageProcess(command, two, environment, cores=None, grace_seconds=60)
     stage.wait(240)
     code, printed = stage.finish()
     assert code == 0 and Artifact.read(two) is not None, f"{read_json(two / 'outcome.json')}\n{printed[-4000:]}"

@@ -108,6 +108,6 @@ def test_only_on_the_runners_machine_its_process_is_watched(host, ends):
     gone.wait()
     environment = {"ALIGNLOOP_RUNNER_PID": str(gone.pid), "PYTHONPATH": str(launching.ROOT)}
     environment |= {"ALIGNLOOP_RUNNER_HOST": host} if host else {}
-    code = "import time; from engine.stage import end_with_the_runner as e; e(); time.sleep(1.5)"
+    code = "import time; from engine.process import end_with_the_runner as e; e(); time.sleep(1.5)"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, timeout=60, check=False)
     assert done.returncode == (70 if ends else 0)

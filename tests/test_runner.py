@@ -18,7 +18,7 @@ import yaml
 from fake_stages import build_house, build_inputs
 from rich.console import Console
 
-from pipeline import launching, report
+from pipeline import launching, processes, report
 from pipeline.plan import Step
 from pipeline.recipe import Launch
 from pipeline.summary import StepState
@@ -722,11 +722,11 @@ def test_accelerate_itself_accepts_every_profile(tmp_path):
 
 
 def test_a_lock_is_seen_from_outside(tmp_path):
-    assert not launching.is_locked(tmp_path)
+    assert not processes.is_locked(tmp_path)
     with (tmp_path / ".lock").open("w") as file:
-        assert not launching.is_locked(tmp_path)
+        assert not processes.is_locked(tmp_path)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert launching.is_locked(tmp_path)
+        assert processes.is_locked(tmp_path)
 
 
 def test_numbers_and_intervals_are_shown_short():

@@ -244,6 +244,28 @@ def test_sigterm_is_answered_by_a_checkpoint_from_which_everything_is_the_same(
     assert mine.metrics == whole.metrics
 
 
+def test_a_second_sigterm_in_an_evaluation_that_was_left_over_leaves_the_checkpoint_alone(
+    uninterrupted, tiny_model, rows, tmp_path, monkeypatch
+):
+    folder, keys = tmp_path / "sft", {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
+    own = training._Track.on_prediction_step
+
+    def signalled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        own(self, args, state, control, **kwargs)
+
+    marker, written = folder / "checkpoints" / "checkpoint-4" / "whole.json", []
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Track, "on_prediction_step", signalled)
+        for _ in range(2):
+            assert call_stage("sft", folder, **keys) == 143
+            written.append(marker.stat().st_ino)
+    assert written[0] == written[1]
+    run_here("sft", folder, **keys)
+    assert_equal_weights(folder / "model", uninterrupted / "model")
+
+
 # -- LoRA and tied weights --------------------------------------------------------------------------------------------
 
 

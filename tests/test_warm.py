@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import launching, warm
+from pipeline import launching, processes, warm
 from pipeline.plan import Step
 from pipeline.recipe import Launch
 
@@ -106,7 +106,7 @@ def test_a_library_that_cannot_be_imported_is_left_to_the_step_to_tell(script, t
 
 def _run(script: str, folder: Path, pool: warm.WarmPool) -> None:
     environment = os.environ | {"OWN": "", "SHARED": "", launching.STEP_FOLDER: str(folder)}
-    stage = launching.StageProcess(
+    stage = processes.StageProcess(
         [sys.executable, script, "4"], folder, environment, cores=None, grace_seconds=0.5, warm=pool
     )
     stage.wait(20)
@@ -126,7 +126,7 @@ def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch)
     environment = os.environ | {launching.STEP_FOLDER: str(tmp_path)}
     console = tmp_path / "console.txt"
     with warm.WarmPool() as pool:
-        stage = launching.StageProcess(
+        stage = processes.StageProcess(
             [sys.executable, str(tmp_path / "step.py")], tmp_path, environment, cores=None, grace_seconds=0.5, warm=pool
         )
         deadline = time.monotonic() + 20
@@ -134,9 +134,9 @@ def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch)
             time.sleep(0.02)
         pids = [stage.process.pid, *(int(line.split()[1]) for line in words)]
         assert len(pids) == 3
-        assert set(launching._processes_of(tmp_path)) == set(pids)
+        assert set(processes._processes_of(tmp_path)) == set(pids)
         assert stage.finish()[0] == -15
-        assert not launching._processes_of(tmp_path)
+        assert not processes._processes_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_runs_steps_share_one_python_and_its_environment_is_theirs(tmp_path, m
     launch = Launch(device="cpu")
     step = Step(name="sft", stage="sft", round=None, section="", keys={}, inputs={}, launch=launch)
     with warm.WarmPool() as pool:
-        pythons = {launching.warm_python(pool, launching.environment(step, tmp_path / name, tmp_path)) for name in "ab"}
+        pythons = {processes.warm_python(pool, launching.environment(step, tmp_path / name, tmp_path)) for name in "ab"}
         assert len(pythons) == 1
         (python,) = pythons
         assert python is not None

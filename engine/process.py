@@ -1,0 +1,55 @@
+"""What a stage's process owes to its runner and its launcher: to end with them, the cores it has, a clean leave."""
+
+import os
+import socket
+import sys
+import threading
+import time
+
+
+def end_with_the_runner() -> None:
+    """Ends this process as soon as its runner, or the launcher above it, has died: no stage writes without one.
+
+    Every rank watches for itself, since a signal to `accelerate launch` leaves its ranks behind. On another machine
+    than the runner's its process number says nothing: there pipeline.wrapper ends the launcher.
+    """
+    runner = os.environ.get("ALIGNLOOP_RUNNER_PID")
+    if not runner:
+        return
+    parent, here = os.getppid(), socket.gethostname()
+    is_runners = os.environ.get("ALIGNLOOP_RUNNER_HOST", here) == here
+
+    def watch() -> None:
+        while True:
+            if os.getppid() != parent or (is_runners and not _is_alive(int(runner))):
+                os._exit(70)
+            time.sleep(0.3)
+
+    threading.Thread(target=watch, name="end-with-the-runner", daemon=True).start()
+
+
+def use_all_cores() -> None:
+    """Threads = cores / processes, however the stage was started: `accelerate launch` alone gives each process one.
+
+    The number of threads changes speed, and by its order of sums the last bits.
+    """
+    if "torch" in sys.modules:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        sys.modules["torch"].set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def leave_process_group() -> None:
+    """Ranks leave together; an open group at exit prints a warning or hangs."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
