@@ -49,6 +49,15 @@ class Message(Row):
         return self
 
 
+# Control characters move a terminal's cursor or more, those of writing direction reorder what is shown.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text as it may be shown in a terminal: what is unsafe there stands as `\\x1b`."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as plain dictionaries, the form chat templates take."""
     return [message.model_dump(exclude_unset=True) for message in messages]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import ModelConfig
 
+from engine.inspection import sequences_of
 from engine.models import aligned, without_launcher
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
@@ -35,8 +36,7 @@ def fixed_rows(dataset: Any) -> list[list[int]]:
     """The first tokens of the first rows of a tokenized data set, whatever the stage."""
     rows = []
     for row in dataset.select(range(min(NUM_ROWS, len(dataset)))):
-        ids = row.get("input_ids") or (row["answers"][0] if "answers" in row else row["prompt_ids"] + row["chosen_ids"])
-        rows.append(list(ids[:NUM_TOKENS]))
+        rows.append(list(sequences_of(row)[0][:NUM_TOKENS]))
     return rows
 
 

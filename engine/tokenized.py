@@ -23,11 +23,11 @@ from data_schemas.rows import Conversation, PreferencePair, Row
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import TrainingStageArguments
 from engine.contract import check_inputs
+from engine.inspection import Encode, TokenRow, encode_all
 from engine.stage import Stage
 
 log = logging.getLogger(__name__)
 RowType = TypeVar("RowType", Conversation, PreferencePair)
-Encode = Callable[[RowType], dict[str, Any] | None]  # a row in tokens; None leaves it out
 
 
 def split_rows(
@@ -115,28 +115,20 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     *,
     version: str,
+    max_length: int | None,
 ) -> Dataset:
-    """`encode` of every row as a table. `version` names what `encode` does, options included.
+    """`encode` of every row that fits into max_length, as a table. `version` names what `encode` does with its options.
 
     Raises ConfigError naming the row that the template refuses, and where no row is left.
     """
 
-    def build() -> list[dict[str, Any]]:
-        encoded = []
-        for number, row in enumerate(rows):
-            try:
-                result = encode(row)
-            except ValueError as error:
-                raise ConfigError(f"{name} row {number + 1}: {error}: {row.to_json()[:160]}") from error
-            if result is not None:
-                encoded.append(result)
-        if len(encoded) < len(rows):
-            log.warning(
-                "%s: %d of %d rows left out (longer than max_length)", name, len(rows) - len(encoded), len(rows)
-            )
+    def build() -> list[TokenRow]:
+        encoded, look = encode_all(name, rows, encode, tokenizer, max_length=max_length)
+        for line in look.warnings():
+            log.warning("%s: %s", name, line)
         return encoded
 
-    return table(stage, name, rows, tokenizer, build, version=version)
+    return table(stage, name, rows, tokenizer, build, version=f"{version} {max_length=}")
 
 
 def table(
@@ -144,7 +136,7 @@ def table(
     name: str,
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
-    build: Callable[[], list[dict[str, Any]]],
+    build: Callable[[], list[TokenRow]],
     *,
     version: str,
 ) -> Dataset:

@@ -1,15 +1,17 @@
-"""The `alignloop` command: run | plan | status | verify | chat.
+"""The `alignloop` command: run | plan | check | status | verify | chat.
 
     alignloop run configs/demo.yaml --set dpo.beta=0.2
 
 A user's mistake is one line on stderr and exit code 2; a stage that fails is 1; Ctrl-C is 130 and SIGTERM 143.
 """
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ import typer
 
 from data_schemas.artifact import read_json
 from data_schemas.stage_keys import ConfigError
-from pipeline import report, verifying
+from pipeline import checking, report, verifying
 from pipeline.checks import check_machine, check_recipe
 from pipeline.fingerprint import SMALL
 from pipeline.launching import ROOT
@@ -77,6 +79,29 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="rows to show of each training stage")] = 2,
+) -> None:
+    """Look at the rows as each stage would train on them, trained tokens in colour. Trains nothing."""
+    loaded = load_recipe(recipe, overrides or [])
+    steps = make_plan(loaded)
+    check_recipe(loaded, steps)
+    planned = Run.of(loaded, steps, hash_limit=SMALL)
+    with tempfile.TemporaryDirectory(prefix="alignloop-check-") as scratch:
+        request = checking.make_request(planned, Path(scratch)) | {"show": rows}
+        asked = Path(scratch) / "request.json"
+        asked.write_text(json.dumps(request))
+        code = subprocess.call([sys.executable, str(ROOT / "stages" / "check.py"), str(asked)], env=_environment())
+    try:
+        check_machine(loaded, steps)
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
 def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, or its summary.json")]) -> None:
     """Show how far a run is, and its numbers."""
     folder = run.parent if run.name == SUMMARY else run
@@ -111,8 +136,12 @@ def chat(
     """Talk to a model. Further --keys go to stages/chat.py as they are."""
     words = [_model_of(model), *(["--prompt", prompt] if prompt is not None else [])]
     command = [sys.executable, str(ROOT / "stages" / "chat.py"), *words, *context.args]
+    raise typer.Exit(subprocess.call(command, env=_environment()))
+
+
+def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    raise typer.Exit(subprocess.call(command, env=os.environ | {"PYTHONPATH": path}))
+    return os.environ | {"PYTHONPATH": path}
 
 
 def _model_of(name: str) -> str:

@@ -35,6 +35,7 @@ class Run:
     steps: list[Step]
     identities: Mapping[str, Identity]
     states: dict[str, summary.StepState] = field(default_factory=dict)
+    elsewhere: dict[str, Path] = field(default_factory=dict)  # steps that lie outside the run's folder
 
     @classmethod
     def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
@@ -44,6 +45,8 @@ class Run:
         return cls(recipe, steps, known)
 
     def folder(self, name: str) -> Path | None:
+        if name in self.elsewhere:
+            return self.elsewhere[name]
         fingerprint = self.identities[name].fingerprint
         return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
 

@@ -78,8 +78,10 @@ class Evaluation:
         rows = held_out_rows(stage, stages_own, self.module.read)
         if given.get("ranking_pairs") == "all":
             rows = [pair for row in rows for pair in all_pairs(row)]
-        encode, version = self.module.encoder(self.tokenizer, stages_own, training)
-        self.rows = tokenize(stage, "eval", rows, encode, self.tokenizer, version=version)
+        encode, version = self.module.encoder(self.tokenizer, stages_own)
+        self.rows = tokenize(
+            stage, "eval", rows, encode, self.tokenizer, version=version, max_length=training.max_length
+        )
 
     def _arguments_for(self, folder: Path | str) -> tuple[Any, Any, Any]:
         values = self.values | {"model_name_or_path": str(folder)}

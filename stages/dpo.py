@@ -16,12 +16,13 @@ from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine import training as training_loop
 from engine.arguments import PreferenceArguments, key_field
+from engine.inspection import Encode, TokenRow
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.preferences import PreferenceTrainer, TwoMasks
 from engine.selection import all_pairs, select
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
-from engine.tokenized import Encode, check_contract, split_rows, tokenize
+from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import prepare_config, train_and_save
 
 RECIPE_VERSION = 2
@@ -45,20 +46,16 @@ ARGUMENTS = (DPOArguments, DPOConfig, ModelConfig)
 read = read_pairs
 
 
-def encoder(
-    tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments, training: DPOConfig
-) -> tuple[Encode[PreferencePair], str]:
+def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tuple[Encode[PreferencePair], str]:
     """What a pair is in tokens, with both masks of each answer, and the name of this way of doing it."""
-    max_length, mask = training.max_length, arguments.mask_formatting
+    mask = arguments.mask_formatting
 
-    def encode(row: PreferencePair) -> dict[str, Any] | None:
-        encoded: dict[str, Any] = {}
+    def encode(row: PreferencePair) -> TokenRow:
+        encoded: TokenRow = {}
         for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
             dialog = encode_dialog(tokenizer, [*row.prompt, *answer], tools=row.tools, train_from=len(row.prompt),
                                    find_content=mask)  # fmt: skip
             start = dialog.trained.index(True)
-            if max_length is not None and len(dialog.ids) > max_length:
-                return None
             encoded |= {
                 "prompt_ids": dialog.ids[:start],
                 f"{side}_ids": dialog.ids[start:],
@@ -67,7 +64,18 @@ def encoder(
             }
         return encoded
 
-    return encode, f"dpo-2 {max_length=} {mask=}"
+    return encode, f"dpo-2 {mask=}"
+
+
+def read_rows(
+    stage: Stage, arguments: DPOArguments, *, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair], dict[str, int]]:
+    """Training rows, held-out rows, and how many were dropped by reason. `seed` draws nothing here."""
+    train, held_out = split_rows(stage, arguments, read)
+    train, dropped = select(stage, arguments, train)
+    if arguments.ranking_pairs == "all":
+        train, held_out = ([pair for row in rows for pair in all_pairs(row)] for rows in (train, held_out))
+    return train, held_out, dropped
 
 
 def make_trainer(
@@ -94,12 +102,9 @@ def make_trainer(
 def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> Made:
     tokenizer = load_tokenizer(path_of(model))
     check_contract(tokenizer, path_of(model), arguments)
-    train, held_out = split_rows(stage, arguments, read)
-    train, dropped = select(stage, arguments, train)
-    if arguments.ranking_pairs == "all":
-        train, held_out = ([pair for row in rows for pair in all_pairs(row)] for rows in (train, held_out))
-    encode, version = encoder(tokenizer, arguments, training)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version)
+    train, held_out, dropped = read_rows(stage, arguments, seed=training.seed)
+    encode, version = encoder(tokenizer, arguments)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length)
               for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model, metrics=dropped)

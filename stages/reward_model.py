@@ -23,11 +23,12 @@ from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine.arguments import PreferenceArguments
 from engine.evaluation import ROUNDING
+from engine.inspection import Encode, TokenRow
 from engine.models import is_reward_model, load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.selection import select
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
-from engine.tokenized import Encode, check_contract, split_rows, tokenize
+from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 2
@@ -166,19 +167,23 @@ def initialise_head(model: PreTrainedModel, *, seed: int) -> None:
             head.weight.copy_(weight.to(head.weight))
 
 
-def encoder(
-    tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments, training: RewardConfig
-) -> tuple[Encode[PreferencePair], str]:
+def encoder(tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments) -> tuple[Encode[PreferencePair], str]:
     """What a ranking is in tokens, and the name of this way of doing it."""
-    max_length = training.max_length
 
-    def encode(row: PreferencePair) -> dict[str, Any] | None:
+    def encode(row: PreferencePair) -> TokenRow:
         both = [encode_answer(tokenizer, row.prompt, answer, tools=row.tools) for answer in row.ranking]
-        whole = [prompt_ids + answer_ids for prompt_ids, answer_ids in both]
-        answers = [ids for ids in whole if max_length is None or len(ids) <= max_length]
-        return {"answers": answers} if len(answers) > 1 else None
+        return {"answers": [prompt_ids + answer_ids for prompt_ids, answer_ids in both]}
 
-    return encode, f"reward_model-2 {max_length=}"
+    return encode, "reward_model-2"
+
+
+def read_rows(
+    stage: Stage, arguments: RewardModelArguments, *, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair], dict[str, int]]:
+    """Training rows, held-out rows, and how many were dropped by reason. `seed` draws nothing here."""
+    train, held_out = split_rows(stage, arguments, read)
+    train, dropped = select(stage, arguments, train)
+    return train, held_out, dropped
 
 
 def make_trainer(
@@ -204,10 +209,9 @@ def make_trainer(
 def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig) -> Made:
     tokenizer = load_tokenizer(path_of(model))
     check_contract(tokenizer, path_of(model), arguments)
-    train, held_out = split_rows(stage, arguments, read)
-    train, dropped = select(stage, arguments, train)
-    encode, version = encoder(tokenizer, arguments, training)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version)
+    train, held_out, dropped = read_rows(stage, arguments, seed=training.seed)
+    encode, version = encoder(tokenizer, arguments)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length)
               for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model, is_reward_model=True, metrics=dropped)

@@ -14,10 +14,11 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
 from engine.arguments import TrainingStageArguments, key_field
+from engine.inspection import Encode, TokenRow
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
-from engine.tokenized import Encode, check_contract, split_rows, tokenize
+from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
 RECIPE_VERSION = 1
@@ -41,20 +42,22 @@ class PolicyTrainer(TrainingLoop, SFTTrainer):
         return {"": float((inputs["labels"][:, 1:] != -100).sum())}
 
 
-def encoder(
-    tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments, training: SFTConfig
-) -> tuple[Encode[Conversation], str]:
+def encoder(tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments) -> tuple[Encode[Conversation], str]:
     """What a conversation is in tokens and labels, and the name of this way of doing it."""
-    max_length = training.max_length
 
-    def encode(row: Conversation) -> dict[str, Any] | None:
+    def encode(row: Conversation) -> TokenRow:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        if max_length is not None and len(dialog.ids) > max_length:
-            # A row cut in the middle of an answer would teach a turn without its end token.
-            return None
         return {"input_ids": dialog.ids, "labels": dialog.labels}
 
-    return encode, f"sft-1 {max_length=}"
+    return encode, "sft-1"
+
+
+def read_rows(
+    stage: Stage, arguments: SFTArguments, *, seed: int
+) -> tuple[list[Conversation], list[Conversation], dict[str, int]]:
+    """Training rows, held-out rows, and how many were dropped by reason."""
+    shares = {"shares": arguments.train_data_shares, "eval_shares": arguments.eval_data_shares}
+    return *split_rows(stage, arguments, read, seed=seed, **shares), {}
 
 
 def make_trainer(
@@ -74,16 +77,9 @@ def make_trainer(
 def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
     tokenizer = load_tokenizer(path_of(model))
     check_contract(tokenizer, path_of(model), arguments)
-    train, held_out = split_rows(
-        stage,
-        arguments,
-        read,
-        shares=arguments.train_data_shares,
-        eval_shares=arguments.eval_data_shares,
-        seed=training.seed,
-    )
-    encode, version = encoder(tokenizer, arguments, training)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version)
+    train, held_out, _ = read_rows(stage, arguments, seed=training.seed)
+    encode, version = encoder(tokenizer, arguments)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length)
               for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model)

@@ -56,7 +56,7 @@ ANSWERS = [("Paris.", "I do not know that."), ("Rome is it, of course!", "Oslo."
 def table(tokenizer):
     """Three pairs in tokens, with both masks."""
     arguments = dpo.DPOArguments(train_data=[])
-    encode, _ = dpo.encoder(tokenizer, arguments, DPOConfig(use_cpu=True, bf16=False, max_length=None))
+    encode, _ = dpo.encoder(tokenizer, arguments)
     prompt = [Message(role="user", content="Capital of France?")]
     rows = [
         PreferencePair(prompt=prompt, chosen=[Message(role="assistant", content=chosen)],
@@ -191,7 +191,7 @@ def test_the_micro_batch_changes_no_weight(nll_per, tiny_model, rows, tmp_path):
 
 def test_without_the_mask_the_preference_term_sees_every_trained_token(tokenizer):
     arguments = dpo.DPOArguments(train_data=[], mask_formatting=False)
-    encode, _ = dpo.encoder(tokenizer, arguments, DPOConfig(use_cpu=True, bf16=False, max_length=None))
+    encode, _ = dpo.encoder(tokenizer, arguments)
     answers = {side: [Message(role="assistant", content=side)] for side in ("chosen", "rejected")}
     row = encode(PreferencePair(prompt=[Message(role="user", content="?")], **answers))
     assert row is not None and row["chosen_content"] == row["chosen_trained"] == [True] * len(row["chosen_ids"])

@@ -292,7 +292,7 @@ def assert_same_after_storing(source: Path, folder: Path, *, at_least: int) -> l
 
     (folder / "checkpoints").mkdir()
     stage = Stage("sft", folder, {}, Tracker(folder, active=False), is_main=True)
-    table = tokenize(stage, "train", stored, encode, tokenizer, version="test")
+    table = tokenize(stage, "train", stored, encode, tokenizer, version="test", max_length=None)
     wanted = [encode(row) for row in came]
     assert list(table["input_ids"]) == [row["input_ids"] for row in wanted]
     assert list(table["labels"]) == [row["labels"] for row in wanted]

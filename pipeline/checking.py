@@ -1,0 +1,94 @@
+"""What `alignloop check` looks at: a recipe's training rows as far as they are made, and the tokenizer of its base.
+
+Rows that `prepare_data` has not made yet are made in a scratch folder: nothing is written into the run.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_schemas.artifact import read_json
+from data_schemas.stage_keys import ConfigError
+from pipeline import launching
+from pipeline.plan import Model, Output, Step
+from pipeline.run import Run, read_record
+
+TRAINING = ("sft", "reward_model", "dpo")
+ROWS = ("train_data", "eval_data")
+
+
+def make_request(run: Run, scratch: Path) -> dict[str, Any]:
+    """What stages/check.py is given: the tokenizer, the steps with their rows, and the steps whose rows are not made.
+
+    Raises ConfigError where the data can't be read.
+    """
+    _find_data(run, scratch)
+    seen: list[Any] = []
+    steps, missing = [], dict[str, None]()
+    for step in run.steps:
+        if step.stage not in TRAINING:
+            continue
+        found = {key: list(_rows(run, step, key)) for key in ROWS}
+        for reference, path in (each for rows in found.values() for each in rows):
+            if path is None and not reference.optional:
+                missing[reference.step] = None
+        keys = dict(step.keys)
+        for key, rows in found.items():
+            if (shares := f"{key}_shares") in keys:
+                keys[shares] = [share for share, (_, path) in zip(keys[shares], rows, strict=True) if path]
+            keys[key] = [str(path) for _, path in rows if path]
+        like = (step.stage, keys | {"seed": None})
+        if keys["train_data"] and like not in seen:
+            seen.append(like)
+            steps.append({"step": step.name, "stage": step.stage, "keys": keys})
+    return {"tokenizer": _tokenizer(run), "steps": steps, "missing": list(missing)}
+
+
+def _find_data(run: Run, scratch: Path) -> None:
+    """The rows of `prepare_data`: those of the run, or made in the scratch folder."""
+    step = next(step for step in run.steps if step.stage == "prepare_data")
+    if run.decide(step).action == "reuse":
+        return
+    folder = run.elsewhere[step.name] = scratch / step.name
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(run.stage_config(step)))
+    command = launching.launch_command(step, folder)
+    env = launching.environment(step, folder, run.recipe.path.absolute().parent)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if read_record(folder) is None:
+        outcome = read_json(folder / "outcome.json") or {}
+        last = done.stderr.strip().splitlines()[-1:]
+        raise ConfigError(f"{step.name}: {outcome.get('cause') or ' '.join(last) or 'it did not finish'}")
+
+
+def _rows(run: Run, step: Step, key: str) -> Iterator[tuple[Output, Path | None]]:
+    """Each reference to rows with its file, None where it is not there (yet)."""
+    for reference in step.inputs.get(key, []):
+        if isinstance(reference, Output):
+            folder = run.folder(reference.step)
+            is_there = folder is not None and read_record(folder) is not None
+            path = run.resolve(Output(reference.step, reference.name, optional=True)) if is_there else None
+            yield reference, Path(path) if path else None
+
+
+def _tokenizer(run: Run) -> dict[str, Any]:
+    """Where the tokenizer comes from: a prepared folder, a model to prepare, or documents to train one on."""
+    prepare = next(step for step in run.steps if step.stage == "prepare_base")
+    if run.decide(prepare).action == "reuse":
+        return {"path": str(run.resolve(Output(prepare.name, "model")))}
+    how = {name: prepare.keys.get(name) for name in ("chat_template", "model_revision")}
+    source = prepare.inputs["model_name_or_path"][0]
+    if isinstance(source, Model):
+        return {"path": source.path, "is_prepared": False, **how}
+    assert isinstance(source, Output)
+    pretrain = next(step for step in run.steps if step.name == source.step)
+    if run.decide(pretrain).action == "reuse":
+        return {"path": str(run.resolve(source)), "is_prepared": False, **how}
+    if given := pretrain.inputs.get("tokenizer_name_or_path") or pretrain.inputs.get("model_name_or_path"):
+        return {"path": str(run.resolve(given[0])), "is_prepared": False, **how}
+    documents = [str(path) for _, path in _rows(run, pretrain, "train_data") if path]
+    keys = {name: pretrain.keys[name] for name in ("vocab_size", "special_tokens") if name in pretrain.keys}
+    return {"documents": documents, **keys, **how}
