@@ -77,6 +77,11 @@ def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | Non
     return None
 
 
+def is_there(folder: Path, step: int) -> bool:
+    """Whether a checkpoint of the step was put into its place, whole."""
+    return bool(_marker(folder / f"checkpoint-{step}"))
+
+
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, in a few words; the empty string for a whole one."""
     marker = _marker(checkpoint)

@@ -1,17 +1,19 @@
 """Optimizer steps that would do harm: a loss or gradient that is not finite, or a loss far above the ones before.
 
-Such a step is seen before the optimizer takes it. Training stops there with the weights of the step before, or the step
-is skipped and counted (`on_bad_step`).
+Such a step is seen before the optimizer takes it. Training stops there and leaves a checkpoint of the step before, or
+the step is skipped and counted (`on_bad_step`).
 """
 
 import logging
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine import checkpoints
 from engine.batches import GlobalBatching
 
 WINDOW = 128  # losses that a new one is compared with, and half of them before any is (OLMo 2, arXiv 2501.00656, 3.1)
@@ -19,14 +21,39 @@ log = logging.getLogger(__name__)
 
 
 class BadStep(ValueError):
-    """A step that must not be taken; the message names it, its rows, and the way out."""
+    """A step that must not be taken, or after which nothing is learnt; the message says why, and the way out."""
 
 
 class GuardedSteps(GlobalBatching):
     """Goes before a TRL trainer in the bases."""
 
+    _total_train_tokens: int  # TRL's count, which it does not save
     skipped_steps = 0
+    _at_last_step: Any = None  # random state and token count
     recent_losses: Sequence[float] = ()  # the last WINDOW
+
+    def remember_step(self) -> None:
+        """At the end of each step: what a checkpoint of it must say, should the next one be bad."""
+        devices = torch.cuda.get_rng_state_all() if self.args.device.type == "cuda" else None
+        self._at_last_step = (torch.get_rng_state(), devices, self._total_train_tokens)
+
+    def _save_last_step(self) -> str:
+        """A checkpoint of the step before the one that is under way. All processes call this. Returns what to say."""
+        step = self.state.global_step
+        if self.is_deepspeed_enabled:  # its engine has taken the step already
+            return "a checkpoint of an earlier step is kept, where one was saved"
+        if not step or self._at_last_step is None:
+            return "nothing was trained yet"
+        said = f"a checkpoint of step {step} is kept"
+        if checkpoints.is_there(Path(str(self.args.output_dir)), step):
+            return said
+        cpu, devices, self._total_train_tokens = self._at_last_step
+        torch.set_rng_state(cpu)
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)
+        assert isinstance(self.model, torch.nn.Module)
+        self._save_checkpoint(self.model, None)
+        return said
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -50,11 +77,12 @@ class GuardedSteps(GlobalBatching):
             return norm
         step = self.state.global_step + 1
         if self.stage_arguments.on_bad_step == "stop":
+            rows = ", ".join(map(str, self.rows_of_step(step)))
+            other_precision = ", use bf16 instead of fp16" if self.args.fp16 else ""
             raise BadStep(
-                f"step {step}: {wrong}; training rows {', '.join(map(str, self.rows_of_step(step)))}. "
-                f"Lower learning_rate (it is {self._get_learning_rate():g} here) or max_grad_norm "
-                f"({self.args.max_grad_norm:g}){', use bf16 instead of fp16' if self.args.fp16 else ''}, look at these "
-                "rows, or set on_bad_step: skip"
+                f"step {step}: {wrong}; training rows {rows}; {self._save_last_step()}. Lower learning_rate (it is "
+                f"{self._get_learning_rate():g} here) or max_grad_norm ({self.args.max_grad_norm:g}){other_precision}, "
+                "look at these rows, or set on_bad_step: skip"
             )
         self.skipped_steps += 1
         log.warning("step %d is skipped: %s (skipped so far: %d)", step, wrong, self.skipped_steps)

@@ -111,6 +111,11 @@ def score_by_reward_model(
 
     content = (identity_of(path), dtype, *(rows[i] for i in order))
     found = in_batches(stage, name, order, score, size=batch_size, content=content)
+    if len(set(found)) == 1 and len({tuple(rows[i] or []) for i in order}) > 1:
+        raise ConfigError(
+            f"the reward model {path} gives each of {len(found)} different answers the score {found[0]:.4g}: its "
+            "rewards have collapsed to a constant; train it again with a lower learning_rate"
+        )
     lowest = min(found, default=0.0)
     scores = [lowest] * len(rows)
     for index, value in zip(order, found, strict=True):

@@ -51,7 +51,6 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
 
     stage: Stage
     stage_arguments: TrainingStageArguments
-    _total_train_tokens: int  # TRL's count, which it does not save
     _is_stopping = False  # for SIGTERM, with the next checkpoint
     _evaluation_is_due = False  # of the step that the next checkpoint is of
 
@@ -68,6 +67,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
                 self._save_checkpoint(self.model, None)
             raise
         self._evaluation_is_due = False
+        self.check_evaluation(metrics)
         losses = self.stage.tracker.history("eval_loss") | {step: metrics["eval_loss"]}
         best = best_step(losses)
         if best == step:
@@ -76,6 +76,9 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
             log.info("no better eval_loss in %d evaluations: stopping at step %d", self.stage_arguments.patience, step)
             self.control.should_training_stop = True
         return metrics
+
+    def check_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Raises BadStep where the numbers of an evaluation show that training has failed."""
 
     def _is_out_of_patience(self, losses: Mapping[int, float]) -> bool:
         patience = self.stage_arguments.patience
@@ -180,6 +183,7 @@ class _Track(TrainerCallback):
     ) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_log = True
+        self.trainer.remember_step()
         self.trainer.answer_sigterm()
 
     def on_log(
@@ -191,8 +195,9 @@ class _Track(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         logs = logs or {}
-        # Timings are in the record; a resumed run would log them twice.
-        values = {key: value for key, value in logs.items() if not key.endswith(("_runtime", "_per_second"))}
+        # Timings are in the record; a resumed run would log them twice, and these two of the steps since then alone.
+        left_out = ("_runtime", "_per_second", "train_loss", "total_flos")
+        values = {key: value for key, value in logs.items() if not key.endswith(left_out)}
         self.tracker.log(values, step=state.global_step)
         if self.is_main and not sys.stderr.isatty():
             shown = {

@@ -10,7 +10,7 @@ same whatever the length of its ranking. Each answer is a sequence of its own, w
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from engine.arguments import PreferenceArguments
 from engine.evaluation import ROUNDING
+from engine.guards import BadStep
 from engine.inspection import Encode, TokenRow
 from engine.models import is_reward_model, load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.selection import select
@@ -118,6 +119,14 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         logged["min_reward"].append(float(gather(rewards_A.min().detach()).min()))
         logged["max_reward"].append(float(gather(rewards_A.max().detach()).max()))
         return (loss, margins_B) if return_outputs else loss
+
+    def check_evaluation(self, metrics: Mapping[str, float]) -> None:
+        if metrics["eval_ties"] == 1.0:
+            raise BadStep(
+                f"step {self.state.global_step}: the rewards have collapsed to a constant, "
+                f"{metrics['eval_mean_reward']:.4g}: in every held-out row all answers have the same one. Lower "
+                "learning_rate or weight_decay, or set bf16: false"
+            )
 
     def row_values(self, outputs: Any) -> torch.Tensor:
         return outputs

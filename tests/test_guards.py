@@ -13,7 +13,9 @@ from data_schemas.key_rules import check_values
 from data_schemas.stage_keys import ConfigError
 from engine import guards
 from engine.batches import GlobalBatches
+from engine.checkpoints import damage
 from engine.guards import WINDOW, GuardedSteps, what_is_wrong
+from stages.reward_model import BradleyTerryTrainer
 
 KEYS = {"max_steps": 4, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 3e-3, "seed": 5,
         "global_batch_size": 4, "logging_steps": 1}  # fmt: skip
@@ -41,7 +43,11 @@ def test_what_is_wrong_with_a_step(loss, norm, recent, sigma, expected):
 
 @pytest.fixture
 def bad_third_step(monkeypatch):
-    """The third step's loss is not a number, and its gradients with it."""
+    spoil_third_step(monkeypatch)
+
+
+def spoil_third_step(patch: pytest.MonkeyPatch) -> None:
+    """Its loss is not a number, and its gradients with it."""
     own = GuardedSteps.training_step
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -53,7 +59,7 @@ def bad_third_step(monkeypatch):
             self._micro_losses[-1] = loss
         return loss
 
-    monkeypatch.setattr(GuardedSteps, "training_step", training_step)
+    patch.setattr(GuardedSteps, "training_step", training_step)
 
 
 def keys_of(tiny_model: Path, rows: Path, **more: Any) -> dict[str, Any]:
@@ -70,8 +76,41 @@ def test_a_bad_step_stops_training_and_is_told_with_its_rows_and_the_way_out(tin
     told = ", ".join(str(row + 1) for row in sorted(in_order[8:12]))
     cause = read_json(tmp_path / "sft" / "outcome.json")["cause"]
     assert cause == (
-        f"BadStep: step 3: the loss is nan; training rows {told}. Lower learning_rate (it is 0.003 here) or "
-        "max_grad_norm (1), look at these rows, or set on_bad_step: skip"
+        f"BadStep: step 3: the loss is nan; training rows {told}; a checkpoint of step 2 is kept. Lower learning_rate "
+        "(it is 0.003 here) or max_grad_norm (1), look at these rows, or set on_bad_step: skip"
+    )
+
+
+def test_the_checkpoint_that_a_bad_step_leaves_is_one_to_go_on_from(tiny_model, rows, tmp_path, monkeypatch):
+    """A fault of the machine: the same command goes on at the step before, to the same weights."""
+    keys = keys_of(tiny_model, rows, save_strategy="no", lora_dropout=0.3, use_peft=True, lora_r=4)
+    run_here("sft", tmp_path / "alone", **keys)
+    with monkeypatch.context() as patch:
+        spoil_third_step(patch)
+        assert call_stage("sft", tmp_path / "sft", **keys) == 1
+    assert "a checkpoint of step 2 is kept" in read_json(tmp_path / "sft" / "outcome.json")["cause"]
+    assert damage(tmp_path / "sft" / "checkpoints" / "checkpoint-2") == ""
+    run_here("sft", tmp_path / "sft", **keys)
+    assert "resuming from step 2" in (tmp_path / "sft" / "log.txt").read_text()
+    for name, tensor in weights_of(tmp_path / "alone" / "model").items():
+        assert torch.equal(tensor, weights_of(tmp_path / "sft" / "model")[name]), name
+    assert metrics_of(tmp_path / "sft") == metrics_of(tmp_path / "alone")
+
+
+def test_rewards_that_collapse_to_a_constant_stop_the_stage(tiny_model, rows, tmp_path, monkeypatch):
+    own = BradleyTerryTrainer.training_step
+
+    def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = own(self, model, *args, **kwargs)
+        model.score.weight.data.zero_()
+        return loss
+
+    monkeypatch.setattr(BradleyTerryTrainer, "training_step", training_step)
+    data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
+    keys = keys_of(tiny_model, rows, optim="sgd", learning_rate=0.0) | data
+    assert call_stage("reward_model", tmp_path / "rm", **keys) == 1
+    assert read_json(tmp_path / "rm" / "outcome.json")["cause"].startswith(
+        "BadStep: step 2: the rewards have collapsed to a constant, 0: in every held-out row"
     )
 
 
