@@ -35,6 +35,7 @@ REPLACED_KEYS = {
     "chat_template_path": "the template is set once, by prepare_base.chat_template",
     "eval_packing": "evaluation rows are never packed, so that evaluation numbers do not depend on packing",
     "assistant_only_loss": "the loss is always on every assistant turn",
+    "hub_token": "a token in a file is read by others; log in with `hf auth login`, or set HF_TOKEN",
     "completion_only_loss": "the loss is always on every assistant turn",
 }
 

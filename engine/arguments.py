@@ -67,6 +67,13 @@ class PlainStageArguments(StepArguments):
 
 
 @dataclass(kw_only=True)
+class LoadingArguments(PlainStageArguments):
+    """What a stage without a TRL trainer needs to load a model; the others have it from TRL's ModelConfig."""
+
+    trust_remote_code: bool = key_field(False, "run code that comes with a model's files", role="runtime")
+
+
+@dataclass(kw_only=True)
 class TrainingStageArguments(StepArguments):
     """Our keys for the training stages; TRL's config and ModelConfig hold the rest."""
 
@@ -108,7 +115,7 @@ class PreferenceArguments(TrainingStageArguments):
 
 
 @dataclass(kw_only=True)
-class GenerationArguments(PlainStageArguments):
+class GenerationArguments(LoadingArguments):
     """Sampling. The noise of an answer comes from (seed, prompt id, k): neither batch nor process count enters."""
 
     temperature: float = key_field(1.0, "softmax temperature; 0 takes the most probable token")

@@ -93,6 +93,10 @@ def damage(checkpoint: Path) -> str:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
+    for path in checkpoint.rglob("*"):
+        name = str(path.relative_to(checkpoint))
+        if path.is_file() and name not in marker["files"] and name != MARKER:
+            return f"{name} is no part of it"
     names = list(marker["files"])
     digests = hash_files(checkpoint / name for name in names)
     changed = [name for name, digest in zip(names, digests, strict=True) if digest != marker["files"][name][1]]

@@ -21,16 +21,26 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from data_schemas.artifact import Artifact
 from data_schemas.stage_keys import ConfigError
+from engine.process import trusts_code
 
 ALIGNMENT = 64  # bytes
 
 
+def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The tokenizer as it came. Raises ConfigError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} has no tokenizer that can be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a prepared folder: with a chat template and a pad token that is not the end token."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+    tokenizer = read_tokenizer(path)
     if needs_template:
         way_out = "run stages/prepare_base.py on it first"
         if not tokenizer.chat_template:
@@ -64,17 +74,25 @@ def identity_of(path: str) -> str:
 
 def is_reward_model(path: str) -> bool:
     """Whether the model has a trained score head already."""
-    kinds = AutoConfig.from_pretrained(path).architectures or []
+    kinds = AutoConfig.from_pretrained(path, trust_remote_code=trusts_code()).architectures or []
     return any("SequenceClassification" in kind for kind in kinds)
 
 
 def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel:
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path} is not a model folder (no config.json)")
+    # Other formats of weights are pickled: opening them runs what is written there.
+    safe = {"use_safetensors": True, "trust_remote_code": trusts_code()}
     try:
-        return aligned(cls.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options))
+        return aligned(
+            cls.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **safe, **options)
+        )
     except OSError as error:
-        raise ConfigError(f"{path} cannot be loaded as a model ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{path} cannot be loaded as a model ({_first_line(error)})") from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ConfigError(f"{path} brings code of its own, which is not run unless trust_remote_code: true") from error
 
 
 def aligned(model: PreTrainedModel) -> PreTrainedModel:
@@ -142,9 +160,9 @@ def _merge(base: str, adapter: str, out: str, kind: str, dtype: str) -> None:
     model = load_reward(base, dtype=dtype) if kind == "reward" else load_causal(base, dtype=dtype)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
     if kind == "reward":
-        merged.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
+        merged.config.pad_token_id = read_tokenizer(base).pad_token_id
     merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+    read_tokenizer(base).save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What a stage's process owes to its runner and its launcher: to end with them, the cores it has, a clean leave."""
+"""What holds for a stage's whole process: it ends with its runner, has its share of the cores, trusts no stranger."""
 
 import os
 import socket
 import sys
 import threading
 import time
+
+TRUSTS_CODE = "ALIGNLOOP_TRUST_REMOTE_CODE"  # set by the stage's key alone, for it and for the processes it starts
 
 
 def end_with_the_runner() -> None:
@@ -43,6 +45,15 @@ def leave_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def trust_code(trusted: bool) -> None:
+    """Whether code that comes with a model's files may run, in this process and in those it starts."""
+    os.environ[TRUSTS_CODE] = "1" if trusted else ""
+
+
+def trusts_code() -> bool:
+    return os.environ.get(TRUSTS_CODE) == "1"
 
 
 def _is_alive(pid: int) -> bool:

@@ -22,6 +22,7 @@ from trl import ModelConfig
 
 from engine.inspection import sequences_of
 from engine.models import aligned, without_launcher
+from engine.process import trusts_code
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
 NUM_ROWS, NUM_TOKENS = 4, 128
@@ -77,7 +78,9 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
     if size > LIMIT_BYTES:
         log.info("%s has %.0f GB: its tensors were checked, it was not loaded back", model, size / 1e9)
         return
-    both: Any = cls.from_pretrained(model, dtype="auto", output_loading_info=True)
+    both: Any = cls.from_pretrained(
+        model, dtype="auto", output_loading_info=True, use_safetensors=True, trust_remote_code=trusts_code()
+    )
     loaded: Any = aligned(both[0])
     info = both[1]
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}

@@ -22,6 +22,7 @@ from typing import Any
 
 from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below, read_json, write_atomically
+from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
 from engine import arguments, preemption, process
 from engine.tracking import Tracker
@@ -80,7 +81,7 @@ def run_stage(
         folder = Path(values.get("output_dir") or _missing("output_dir")).absolute()
         code = _run(name, classes, main, values | {"output_dir": str(folder)}, dict(defaults or {}))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except preemption.Preempted:  # nothing was begun, or all is written
         code = preemption.EXIT_CODE
@@ -102,6 +103,7 @@ def _run(
     folder = Path(values["output_dir"])
     process.end_with_the_runner()
     process.use_all_cores()
+    process.trust_code(bool(values.get("trust_remote_code")))
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder, is_main=rank == 0), preemption.listening():
         _claim(name, folder, values, is_main=rank == 0)
@@ -116,6 +118,8 @@ def _run(
                 filled["output_dir"] = str(folder / "checkpoints")
                 filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
             instances = arguments.fill(classes, filled, defaults)
+            if values.get("trust_remote_code"):
+                log.warning("trust_remote_code: code that comes with the model's files runs here")
             if "wandb" in str(values.get("report_to", _default(name, "report_to"))):
                 identity = _identity(name, values)
                 tracker.start_wandb(
@@ -204,17 +208,24 @@ def _claim(name: str, folder: Path, values: Mapping[str, Any], *, is_main: bool)
         write_atomically(path, json.dumps(mine, indent=2))
 
 
+class _Printable(logging.Formatter):
+    """Texts of rows stand in messages: what could move a terminal's cursor is shown, not sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _start_logging(folder: Path, level: str, *, is_main: bool) -> None:
     """Console by level, log.txt with everything from INFO on; ranks other than the first only warn."""
     names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
     names |= {"passive": logging.INFO, "detail": logging.INFO}
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(names.get(level, logging.INFO) if is_main else logging.ERROR)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(_Printable("%(message)s"))
     handlers: list[logging.Handler] = [console]
     if is_main:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     root = logging.getLogger()
     root.handlers = handlers

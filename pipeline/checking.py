@@ -77,9 +77,9 @@ def _rows(run: Run, step: Step, key: str) -> Iterator[tuple[Output, Path | None]
 def _tokenizer(run: Run) -> dict[str, Any]:
     """Where the tokenizer comes from: a prepared folder, a model to prepare, or documents to train one on."""
     prepare = next(step for step in run.steps if step.stage == "prepare_base")
+    how = {name: prepare.keys.get(name) for name in ("chat_template", "model_revision", "trust_remote_code")}
     if run.decide(prepare).action == "reuse":
-        return {"path": str(run.resolve(Output(prepare.name, "model")))}
-    how = {name: prepare.keys.get(name) for name in ("chat_template", "model_revision")}
+        return {**how, "path": str(run.resolve(Output(prepare.name, "model"))), "model_revision": None}
     source = prepare.inputs["model_name_or_path"][0]
     if isinstance(source, Model):
         return {"path": source.path, "is_prepared": False, **how}

@@ -101,6 +101,9 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
         raise ConfigError(f"{where}={folder} is a file, expected a model folder")
     if not only_tokenizer and not (folder / "config.json").is_file():
         raise ConfigError(f"{where}={folder} has no config.json: is it a model folder?")
+    if not only_tokenizer and not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"{where}={folder} has no weights in safetensors; other formats run what is written in them "
+                          "when they are opened: convert it first")  # fmt: skip
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
     if needs_template and not (folder / "chat_template.jinja").is_file():

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from data_schemas.artifact import read_json
+from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
 from pipeline import checking, report, verifying
 from pipeline.checks import check_machine, check_recipe
@@ -188,10 +189,10 @@ def _command() -> str:
 
 
 def _explain(failure: StageFailed) -> None:
-    print(f"error: {failure.step.name} failed: {failure.cause}", file=sys.stderr)
+    print(f"error: {failure.step.name} failed: {printable(failure.cause)}", file=sys.stderr)
     print(f"command: {shlex.join(failure.command)}\nlast lines of {_short(failure.log)}:", file=sys.stderr)
     for line in failure.tail:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {printable(line)}", file=sys.stderr)
     if failure.hint:
         print(f"hint: {failure.hint}", file=sys.stderr)
 
@@ -203,10 +204,10 @@ def main() -> None:
     try:
         code = get_command(app)(standalone_mode=False)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except OSError as error:  # a full disk, a folder that is not ours
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 1
     except StageFailed as failure:
         _explain(failure)

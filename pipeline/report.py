@@ -67,6 +67,8 @@ def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
         line = Text(f"{decision.action:<6} ", style=COLOURS[decision.action])
         line.append(f"{step.name}: {decision.why}", style="default")
         line.append(f"  <- {', '.join(sources(step))}" if step.inputs else "", style="dim")
+        if step.keys.get("trust_remote_code"):
+            line.append("  runs code that comes with its model (trust_remote_code)", style="red")
         branches[step.round].add(line)
     return tree
 

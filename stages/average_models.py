@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 from data_schemas.stage_keys import check_keys
-from engine.arguments import PlainStageArguments, fill, key_field, required_field
+from engine.arguments import LoadingArguments, fill, key_field, required_field
 from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
 from engine.contract import contract_of
 from engine.models import load_tokenizer
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class AverageModelsArguments(PlainStageArguments):
+class AverageModelsArguments(LoadingArguments):
     models: list[str] = required_field("folders of the models to average", role="model")
     averaged_stage: Literal["sft", "reward_model", "dpo"] = required_field("the stage that trained them")
     weights: str | list[float] = key_field("uniform", "uniform, greedy (by eval loss), or a number a model")

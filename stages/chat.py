@@ -9,11 +9,19 @@ import sys
 import torch
 from transformers import TextStreamer, logging
 
-from data_schemas.rows import Message
+from data_schemas.rows import Message, printable
 from data_schemas.stage_keys import ConfigError
 from engine.generation import device_of
 from engine.models import load_causal, load_tokenizer
+from engine.process import trust_code
 from engine.template import encode_prompt
+
+
+class _Streamer(TextStreamer):
+    """Prints an answer as it comes, what could move the terminal's cursor shown and not sent."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(printable(text), stream_end)
 
 
 def main() -> int:
@@ -25,7 +33,9 @@ def main() -> int:
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model's files")
     arguments = parser.parse_args()
+    trust_code(arguments.trust_remote_code)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -46,7 +56,7 @@ def main() -> int:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=arguments.max_new_tokens,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
+            streamer=_Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
             **sampling,
         )
         return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))

@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data_schemas.reading import read_documents
@@ -24,6 +23,8 @@ from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError, with_defaults
 from engine.arguments import fill
 from engine.inspection import TokenRow, encode_all, sequences_of, trained_of
+from engine.models import read_tokenizer
+from engine.process import trust_code
 from engine.stage import Stage
 from engine.tracking import Tracker
 from stages.prepare_base import prepare_tokenizer
@@ -42,12 +43,8 @@ def load_tokenizer(asked: dict[str, Any], console: Console) -> Any:
             texts, vocab_size=defaults["vocab_size"], special_tokens=defaults["special_tokens"]
         )
     else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(asked["path"], revision=asked.get("model_revision") or "main")
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{asked['path']} has no tokenizer that can be read ({str(error).splitlines()[0]})"
-            ) from None
+        trust_code(bool(asked.get("trust_remote_code")))
+        tokenizer = read_tokenizer(asked["path"], revision=asked.get("model_revision") or "main")
     pad, end = tokenizer.pad_token, tokenizer.eos_token
     if asked.get("is_prepared", True) and "documents" not in asked:
         console.print(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}", markup=False)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.rows import Message
 from data_schemas.stage_keys import ConfigError
-from engine.arguments import PlainStageArguments, key_field, required_field
+from engine.arguments import LoadingArguments, key_field, required_field
 from engine.contract import contract_of
-from engine.models import load_causal
+from engine.models import load_causal, read_tokenizer
 from engine.saved import check_weights
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog, end_of_turn, read_template
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class PrepareBaseArguments(PlainStageArguments):
+class PrepareBaseArguments(LoadingArguments):
     model_name_or_path: str = required_field("the base model: a folder or a hub name", role="model")
     model_revision: str = key_field("main", "branch, tag or commit of a hub name")
     chat_template: str | None = key_field(None, "chatml, a .jinja file, or a template's text; null: the model's own")
@@ -85,10 +85,7 @@ def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
 
 def main(stage: Stage, arguments: PrepareBaseArguments) -> Made:
     source = arguments.model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=arguments.model_revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+    tokenizer = read_tokenizer(source, revision=arguments.model_revision)
     original_end = tokenizer.eos_token_id
     prepare_tokenizer(tokenizer, arguments.chat_template)
     model = load_causal(source, dtype=arguments.dtype, revision=arguments.model_revision)
