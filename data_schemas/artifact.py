@@ -4,6 +4,7 @@ A record names everything that made the folder: stage, recipe version, typed key
 and every file with its size and hash. It ends in a digest of itself.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 RECORD = "artifact.json"
+DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
 DIGEST = "digest"  # in the file: of all else that the record says
 
 
@@ -67,7 +69,7 @@ class Artifact(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise ValueError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
-        if digest is not None and digest != _digest_of(content):  # records of older versions have none
+        if digest is not None and digest != digest_of(content):  # records of older versions have none
             raise ValueError(f"{path} was changed after it was written; put it back as it was, or move the folder away")
         return record
 
@@ -76,11 +78,15 @@ class Artifact(BaseModel):
         return [name for name, size in self.files.items() if not _has_size(folder / name, size)]
 
     def write(self, folder: Path) -> None:
-        """Written beside, synced, renamed: a record is there whole or not at all."""
-        self.sha256 = dict(zip(self.files, hash_files(folder / name for name in self.files), strict=True))
+        """Written beside, synced, renamed: a record is there whole or not at all, and after all that it names."""
+        paths = [folder / name for name in self.files]
+        for path in {*paths, *(path.parent for path in paths)}:  # a record must not outlive its files in a power cut
+            sync(path)
+        self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
         content = json.loads(self.model_dump_json())
-        content[DIGEST] = _digest_of(content)
+        content[DIGEST] = digest_of(content)
         write_atomically(folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        sync(folder)
 
     def damage(self, folder: Path) -> list[str]:
         """What is not as the record says, a line a file; every file is read."""
@@ -107,7 +113,8 @@ def hash_files(paths: Iterable[Path]) -> list[str]:
         return list(pool.map(of, paths))
 
 
-def _digest_of(content: Any) -> str:
+def digest_of(content: Any) -> str:
+    """SHA-256 of what a file says besides this."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -119,29 +126,48 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def files_below(folder: Path, outputs: dict[str, str]) -> dict[str, int]:
-    """Every file of `outputs`, relative to `folder`, with its size in bytes."""
+    """Every file of `outputs`, relative to `folder`, with its size in bytes.
+
+    Raises FileNotFoundError for an output that has none.
+    """
     found: dict[str, int] = {}
     for output in outputs.values():
         path = folder / output
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                found[str(file.relative_to(folder))] = file.stat().st_size
+        files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"{path} was written and is gone")
+        found |= {str(file.relative_to(folder)): file.stat().st_size for file in files}
     return found
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The parsed file, or None where it is missing or not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what a full disk took of it
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Until it is on the disk, a file's content or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a file holds, or None where it is missing or holds none."""
+    try:
+        content = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

@@ -157,7 +157,8 @@ def _write(first: Path, folders: Sequence[Path], out: Path, weights_of: WeightsO
             with (partial / path.name).open("wb") as file:
                 file.write(text)
                 for name in header:
-                    _averaged(name, path, places, weights_of).view(torch.uint8).numpy().tofile(file)
+                    # Not tofile: what a full disk did not take it would leave out without a word.
+                    file.write(_averaged(name, path, places, weights_of).view(torch.uint8).numpy().data)
         elif path.is_file() and path.suffix not in PICKLED:
             shutil.copyfile(path, partial / path.name)
     shutil.rmtree(out, ignore_errors=True)

@@ -9,12 +9,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_schemas.artifact import hash_files, read_json, write_atomically
+from data_schemas.artifact import DIGEST, digest_of, hash_files, read_json, sync, write_atomically
 
 MARKER = "whole.json"
 SAVING = ".saving"  # where the Trainer writes
@@ -37,18 +37,29 @@ class Progress:
 def publish(folder: Path, progress: Progress) -> Path:
     """Puts the checkpoint that lies in `.saving` into its place, whole."""
     partial, target = (place / f"checkpoint-{progress.step}" for place in (folder / SAVING, folder))
-    everything = list(partial.rglob("*"))
-    for path in everything:
-        _sync(path)
-    files = [path for path in everything if path.is_file()]
-    named = {str(path.relative_to(partial)): [path.stat().st_size, digest]
-             for path, digest in zip(files, hash_files(files), strict=True)}  # fmt: skip
-    write_atomically(partial / MARKER, json.dumps(asdict(progress) | {"files": named}))
-    _sync(partial)
-    shutil.rmtree(target, ignore_errors=True)  # one that did not verify
-    partial.rename(target)
-    _sync(folder)
+    mark(partial, asdict(progress))
+    put(partial, target)
     return target
+
+
+def mark(folder: Path, content: Mapping[str, Any] | None = None) -> None:
+    """Syncs all of a folder to the disk and writes its marker: `content`, and every file with size and hash."""
+    everything = list(folder.rglob("*"))
+    for path in everything:
+        sync(path)
+    files = [path for path in everything if path.is_file()]
+    named = {str(path.relative_to(folder)): [path.stat().st_size, digest]
+             for path, digest in zip(files, hash_files(files), strict=True)}  # fmt: skip
+    marker = {**(content or {}), "files": named}
+    write_atomically(folder / MARKER, json.dumps(marker | {DIGEST: digest_of(marker)}))
+    sync(folder)
+
+
+def put(partial: Path, target: Path) -> None:
+    """Renames a marked folder into its place, where one may lie that did not verify."""
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    sync(target.parent)
 
 
 def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | None:
@@ -68,10 +79,11 @@ def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | Non
                 f"{checkpoint} was written by {progress.processes} processes, this is {processes}: run with as many, "
                 "or remove the folder to start the step again"
             )
-        if not best_folder(folder, progress.best_step).is_dir():
-            log.warning(
-                "%s is not resumed from: its best model, of step %d, is gone", checkpoint.name, progress.best_step
-            )
+        best = best_folder(folder, progress.best_step)
+        wrong = damage(best) if (best / MARKER).exists() else ""  # those of older versions have none
+        if wrong or not best.is_dir():
+            log.warning("%s is not resumed from: its best model, of step %d, is %s", checkpoint.name,
+                        progress.best_step, f"damaged: {wrong}" if wrong else "gone")  # fmt: skip
             continue
         return checkpoint, progress
     return None
@@ -83,7 +95,7 @@ def is_there(folder: Path, step: int) -> bool:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; the empty string for a whole one."""
+    """What is wrong with a marked folder, in a few words; the empty string for a whole one."""
     marker = _marker(checkpoint)
     if not marker:
         return "it has no marker"
@@ -113,7 +125,8 @@ def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
 
 
 def link(source: Path, target: Path, *, leave_out: str) -> None:
-    """`target` with the files of `source` but one. They stay: a kill before the record is written must lose nothing."""
+    """`target` with the files of `source` but its marker and one more. They stay: a kill before the record is written
+    must lose nothing."""
 
     def same(one: str, other: str) -> None:
         try:
@@ -121,7 +134,7 @@ def link(source: Path, target: Path, *, leave_out: str) -> None:
         except OSError:  # a file system without hard links
             shutil.copy2(one, other)
 
-    shutil.copytree(source, target, copy_function=same, ignore=shutil.ignore_patterns(leave_out))
+    shutil.copytree(source, target, copy_function=same, ignore=shutil.ignore_patterns(leave_out, MARKER))
 
 
 def best_folder(folder: Path, step: int) -> Path:
@@ -135,9 +148,10 @@ def _forget_bests(folder: Path, steps: Collection[int]) -> None:
 
 
 def _marker(checkpoint: Path) -> dict[str, Any]:
-    """What the marker says; nothing where it is missing or not one."""
-    marker = read_json(checkpoint / MARKER)
-    return marker if isinstance(marker, dict) and "files" in marker else {}
+    """What the marker says; nothing where it is missing, not one, or not as it was written."""
+    marker = read_json(checkpoint / MARKER) or {}
+    digest = marker.pop(DIGEST, None)  # those of older versions have none
+    return marker if "files" in marker and digest in (None, digest_of(marker)) else {}
 
 
 def _progress(checkpoint: Path) -> Progress:
@@ -148,12 +162,3 @@ def _progress(checkpoint: Path) -> Progress:
 def _step_of(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
-
-
-def _sync(path: Path) -> None:
-    """Until it is on the disk, a file's content or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from data_schemas.artifact import Artifact
+from data_schemas.artifact import Artifact, hash_files
 from data_schemas.stage_keys import ConfigError
 from engine.process import trusts_code
 
@@ -68,8 +68,10 @@ def identity_of(path: str) -> str:
     record = Artifact.read(folder.parent)
     if record is not None and record.fingerprint:
         return f"{record.fingerprint}/{folder.name}"
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*"))]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    # By content: a size and a time of change may be another model's too.
+    files = sorted(file for file in folder.glob("*") if file.is_file())
+    named = dict(zip((file.name for file in files), hash_files(files), strict=True))
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def is_reward_model(path: str) -> bool:

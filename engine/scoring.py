@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.rows import Message, Prompt, for_template
 from data_schemas.stage_keys import ConfigError
+from engine import preemption
 from engine.generation import in_batches
 from engine.models import identity_of, load_reward, load_tokenizer
 from engine.stage import Stage, find_function
@@ -40,7 +41,12 @@ def score_by_function(
     function = find_function(reference)
 
     def score(items: Sequence[Answered]) -> list[float]:
-        return [_call(reference, function, item, timeout=timeout) for item in items]
+        scores = []
+        for item in items:
+            if preemption.is_due():  # a batch of calls may take an hour
+                raise preemption.Preempted("finished batches of calls are kept")
+            scores.append(_call(reference, function, item, timeout=timeout))
+        return scores
 
     rows = ((item.prompt.prompt_id, item.text, item.ended) for item in answered)
     return in_batches(stage, name, answered, score, size=FUNCTION_BATCH, content=(reference, _source(function), *rows))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas import key_rules, stage_keys
-from data_schemas.artifact import RECORD, Artifact, Choice, files_below, read_json, write_atomically
+from data_schemas.artifact import DISK_FULL, RECORD, Artifact, Choice, files_below, read_json, write_atomically
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
 from engine import arguments, preemption, process
@@ -34,7 +34,10 @@ HINTS = {  # a part of an error's text -> the way out
     "or set activation_checkpointing: true",
     "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set activation_checkpointing: true",
     "can't allocate memory": "out of memory: lower per_device_train_batch_size or generation_batch_size",
-    "no space left": "the disk is full: free some space and run the same command again; what is finished is kept",
+    "no space left": DISK_FULL,
+    "quota exceeded": DISK_FULL,
+    "pytorchstreamwriter": DISK_FULL,  # torch.save, which does not say why a file was not written to its end
+    "unexpected pos": DISK_FULL,
     "is nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
 }
 
@@ -83,10 +86,15 @@ def run_stage(
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
+    except OSError as error:  # a folder that can't be written
+        hint = _hint(error)
+        print(f"error: {printable(str(error))}" + (f"; {hint}" if hint else ""), file=sys.stderr)
+        code = 1
     except preemption.Preempted:  # nothing was begun, or all is written
         code = preemption.EXIT_CODE
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # they may go to a file on a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     if code == 0:  # where one rank failed, the others may wait in a collective forever
         process.leave_process_group()
     sys.exit(code)
@@ -107,38 +115,54 @@ def _run(
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder, is_main=rank == 0), preemption.listening():
         _claim(name, folder, values, is_main=rank == 0)
+        if rank == 0:
+            _clear_leftovers(folder)
         _start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
         tracker = Tracker(folder, active=rank == 0)
         started = time.monotonic()
         _ended(folder, rank).unlink(missing_ok=True)
         try:
-            filled = dict(values)
-            if "global_batch_size" in stage_keys.stages()[name].keys:
-                filled = arguments.resolve_batch(values, default_global=_default(name, "global_batch_size"))
-                filled["output_dir"] = str(folder / "checkpoints")
-                filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
-            instances = arguments.fill(classes, filled, defaults)
-            if values.get("trust_remote_code"):
-                log.warning("trust_remote_code: code that comes with the model's files runs here")
-            if "wandb" in str(values.get("report_to", _default(name, "report_to"))):
-                identity = _identity(name, values)
-                tracker.start_wandb(
-                    folder, name=values.get("step", name), group=values.get("run_group", ""), config=identity
-                )
-            made = main(Stage(name, folder, values, tracker, rank == 0), *instances)
+            try:
+                filled = dict(values)
+                if "global_batch_size" in stage_keys.stages()[name].keys:
+                    filled = arguments.resolve_batch(values, default_global=_default(name, "global_batch_size"))
+                    filled["output_dir"] = str(folder / "checkpoints")
+                    filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
+                instances = arguments.fill(classes, filled, defaults)
+                if values.get("trust_remote_code"):
+                    log.warning("trust_remote_code: code that comes with the model's files runs here")
+                if "wandb" in str(values.get("report_to", _default(name, "report_to"))):
+                    identity = _identity(name, values)
+                    tracker.start_wandb(
+                        folder, name=values.get("step", name), group=values.get("run_group", ""), config=identity
+                    )
+                made = main(Stage(name, folder, values, tracker, rank == 0), *instances)
+            finally:
+                if seconds := preemption.longest_wait():
+                    log.info("SIGTERM would have been answered within %.1f s", seconds)
+                tracker.finish()
+            if rank == 0:
+                _wait_for_other_ranks(folder)
+                _finish(name, folder, values, made, seconds=time.monotonic() - started)
+            else:
+                _ended(folder, rank).parent.mkdir(exist_ok=True)
+                _ended(folder, rank).touch()
         except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
+            if (folder / RECORD).exists():  # all is written
+                raise
             return _failed(folder, error, is_main=rank == 0)
-        finally:
-            if seconds := preemption.longest_wait():
-                log.info("SIGTERM would have been answered within %.1f s", seconds)
-            tracker.finish()
-        if rank == 0:
-            _wait_for_other_ranks(folder)
-            _finish(name, folder, values, made, seconds=time.monotonic() - started)
-        else:
-            _ended(folder, rank).parent.mkdir(exist_ok=True)
-            _ended(folder, rank).touch()
     return 0
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Removes what was being written when an earlier attempt ended: nothing goes on from it, and it takes up space."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else another process of ours may be at a batch already
+    batches = folder.glob("checkpoints/*/.*.partial-*") if alone else ()
+    for path in [*folder.glob(".*.partial-*"), *folder.glob("checkpoints/.*"), *batches]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _ended(folder: Path, rank: int) -> Path:
@@ -197,6 +221,8 @@ def _claim(name: str, folder: Path, values: Mapping[str, Any], *, is_main: bool)
     mine = {"stage": name, "keys": _identity(name, values), "inputs": _inputs(name, values)}
     path = folder / "identity.json"
     before = read_json(path)
+    if is_main and before is None and path.exists() and any(folder.glob("checkpoints/checkpoint-*")):
+        raise ConfigError(f"{path} was damaged: nothing says which keys its checkpoints are of; move the folder away")
     if before is not None and before != json.loads(json.dumps(mine)) and is_main:
         both = {**before["keys"], **before["inputs"]}, {**mine["keys"], **mine["inputs"]}
         changed = [key for key in both[0] | both[1] if both[0].get(key) != both[1].get(key)] or ["stage"]
@@ -226,6 +252,7 @@ def _start_logging(folder: Path, level: str, *, is_main: bool) -> None:
     if is_main:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.handleError = lambda record: None  # a line that a full disk does not take is lost, and no more
         handlers.append(file)
     root = logging.getLogger()
     root.handlers = handlers
@@ -246,16 +273,28 @@ def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     is_users = isinstance(error, ConfigError)
     text = " ".join(str(error).split()) or type(error).__name__
     cause = text if is_users else "interrupted" if interrupted else f"{type(error).__name__}: {text}"
-    hint = next((hint for part, hint in HINTS.items() if part in f"{type(error).__name__} {text}".lower()), "")
+    hint = _hint(error)
     if is_main and is_users and not any(folder.glob("checkpoints/checkpoint-*")):
         (folder / "identity.json").unlink(missing_ok=True)  # nothing is made yet: the mended keys may use the folder
     if is_users or interrupted:
         log.error("error: %s", cause)
+    elif hint == DISK_FULL:
+        log.error("error: %s; %s", cause, hint)
     else:
         log.error("error: %s", cause, exc_info=error)
     state, kind = "interrupted" if interrupted else "failed", "config" if is_users else "error"
     _report(folder, {"state": state, "cause": cause[:2000], "hint": hint, "kind": kind})
     return 130 if interrupted else 2 if is_users else 1
+
+
+def _hint(error: BaseException | None) -> str:
+    """The way out of an error, or of one that it came from; the empty string where none is known."""
+    while error is not None:
+        text = f"{type(error).__name__} {error}".lower()
+        if hint := next((hint for part, hint in HINTS.items() if part in text), ""):
+            return hint
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _preempted(folder: Path, error: preemption.Preempted, *, is_main: bool) -> int:
@@ -267,8 +306,13 @@ def _preempted(folder: Path, error: preemption.Preempted, *, is_main: bool) -> i
 
 
 def _report(folder: Path, outcome: Mapping[str, str]) -> None:
-    with contextlib.suppress(OSError):  # on a full disk the exit code has to do
-        write_atomically(folder / "outcome.json", json.dumps(outcome))
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            write_atomically(folder / "outcome.json", json.dumps(outcome))
+            return
+        # On a full disk these make room; else the exit code has to do.
+        _clear_leftovers(folder)
+        (folder / "outcome.json").unlink(missing_ok=True)
 
 
 def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seconds: float) -> None:

@@ -21,6 +21,7 @@ from data_schemas import splitting
 from data_schemas.reading import BadRow, Read, write_rows
 from data_schemas.rows import Conversation, PreferencePair, Row
 from data_schemas.stage_keys import ConfigError
+from engine import checkpoints
 from engine.arguments import TrainingStageArguments
 from engine.contract import check_inputs
 from engine.inspection import Encode, TokenRow, encode_all
@@ -148,7 +149,9 @@ def table(
     for row in rows:
         digest.update(row.to_json().encode())
     path = stage.folder / "checkpoints" / f"{name}-{digest.hexdigest()[:16]}"
-    if stage.is_main and not path.exists():
+    if stage.is_main and (wrong := checkpoints.damage(path)):
+        if path.exists():
+            log.warning("%s is made again: %s", path.name, wrong)
         encoded = build()
         if not encoded:
             raise ConfigError(
@@ -156,8 +159,10 @@ def table(
             )
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         Dataset.from_list(encoded).save_to_disk(str(partial))
-        partial.rename(path)
-    wait_for(path)
+        checkpoints.mark(partial)
+        checkpoints.put(partial, path)
+    while not stage.is_main and checkpoints.damage(path):
+        time.sleep(0.2)
     dataset = load_from_disk(str(path))
     assert isinstance(dataset, Dataset)
     return dataset

@@ -3,6 +3,7 @@
 Every (step, key) stands once in metrics.jsonl, also after a resume. A failure of wandb is a warning, never the stage's.
 """
 
+import contextlib
 import json
 import logging
 import netrc
@@ -17,11 +18,14 @@ from data_schemas.artifact import write_atomically
 log = logging.getLogger(__name__)
 
 
+FILE = "metrics.jsonl"
+
+
 class Tracker:
     """Writes logged values of one step; only the main process has one that writes (`active`)."""
 
     def __init__(self, folder: Path, *, active: bool) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / FILE
         self.active = active
         self.values = _read(self.path)  # (step, key) -> value
         self._run: Any = None
@@ -40,12 +44,21 @@ class Tracker:
     def forget_after(self, step: int) -> None:
         """Drops what a killed attempt logged after the checkpoint that is resumed from."""
         self.values = {(at, key): value for (at, key), value in self.values.items() if at <= step}
-        if self.active and self.path.exists():
-            rows: dict[int, dict[str, float]] = {}
-            for (at, key), value in self.values.items():
-                rows.setdefault(at, {})[key] = value
-            lines = [json.dumps({"step": at, **row}) for at, row in rows.items()]
-            write_atomically(self.path, "".join(line + "\n" for line in lines))
+        if self.active and (self.path.exists() or self.values):
+            self.save(self.path.parent)
+
+    def save(self, folder: Path) -> None:
+        """Writes all values into the metrics.jsonl of a folder: a checkpoint has its own, which it goes on from."""
+        rows: dict[int, dict[str, float]] = {}
+        for (at, key), value in self.values.items():
+            rows.setdefault(at, {})[key] = value
+        lines = [json.dumps({"step": at, **row}) for at, row in rows.items()]
+        write_atomically(folder / FILE, "".join(line + "\n" for line in lines))
+
+    def load(self, checkpoint: Path) -> None:
+        """The values that a checkpoint was saved with; what stands in metrics.jsonl may have lost some since."""
+        if (checkpoint / FILE).exists():
+            self.values = _read(checkpoint / FILE)
 
     def history(self, key: str) -> dict[int, float]:
         """The values of one key by step, in order."""
@@ -96,13 +109,12 @@ def _read(path: Path) -> dict[tuple[int, str], float]:
     """What an earlier attempt logged; a last line cut short by a crash is left out."""
     values: dict[tuple[int, str], float] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
                 row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            step = row.pop("step")
-            values.update({(step, key): value for key, value in row.items()})
+                if isinstance(row, dict) and "step" in row:
+                    step = row.pop("step")
+                    values.update({(step, key): value for key, value in row.items()})
     return values
 
 

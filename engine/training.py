@@ -117,9 +117,8 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
             for leftover in ("training_args.bin", "README.md"):
                 (partial / leftover).unlink(missing_ok=True)
             save_file(probed, partial / PROBE)
-            target = checkpoints.best_folder(folder, step)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            checkpoints.mark(partial)
+            checkpoints.put(partial, checkpoints.best_folder(folder, step))
         self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -141,6 +140,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
                 skipped_steps=self.skipped_steps,
                 recent_losses=list(self.recent_losses),
             )
+            self.stage.tracker.save(Path(self._get_output_dir(trial)) / f"checkpoint-{progress.step}")
             checkpoints.publish(folder, progress)
             checkpoints.prune(folder, keep=self.args.save_total_limit, best_step=best)
         self.accelerator.wait_for_everyone()
@@ -261,6 +261,8 @@ def train_and_save(
     newest = _newest_whole(folder, trainer.args.world_size, is_main=stage.is_main)
     # After a resume it would log step 0's numbers under another step, but where that step's are missing.
     trainer.args.eval_on_start = newest is None or newest[1].evaluation_is_due
+    if newest:
+        stage.tracker.load(newest[0])
     stage.tracker.forget_after(newest[1].step if newest else -1)
     if newest:
         log.info("resuming from step %d", newest[1].step)

@@ -5,6 +5,7 @@
 A user's mistake is one line on stderr and exit code 2; a stage that fails is 1; Ctrl-C is 130 and SIGTERM 143.
 """
 
+import errno
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from data_schemas.artifact import read_json
+from data_schemas.artifact import DISK_FULL, read_json
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
 from pipeline import checking, report, verifying
@@ -31,6 +32,7 @@ from pipeline.run import Run, read_record
 from pipeline.runner import StageFailed, run_steps
 from pipeline.summary import SUMMARY
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="The post-training loop from one file: reward model, rejection sampling, SFT, DPO, evaluated, round by round.",
@@ -52,6 +54,8 @@ def run(
     check_machine(loaded, steps)
     console = report.make_console()
     with run_lock(loaded.folder):
+        for left in loaded.folder.glob(".*.partial-*"):  # what a killed run was writing
+            left.unlink(missing_ok=True)
         planned = Run.of(loaded, steps)
         live = console.is_terminal and not verbose
         with report.Progress(console, len(steps), live=live) as progress:
@@ -166,6 +170,8 @@ def _model_of(name: str) -> str:
 
 def _read_summary(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / SUMMARY)
+    if summary is None and (folder / SUMMARY).exists():
+        raise ConfigError(f"{folder / SUMMARY} was damaged; `run` writes it anew")
     if summary is None:
         raise ConfigError(f"{folder} has no {SUMMARY}: is it a run's folder?")
     return summary
@@ -207,7 +213,8 @@ def main() -> None:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except OSError as error:  # a full disk, a folder that is not ours
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        hint = f"; {DISK_FULL}" if error.errno in NO_SPACE else ""
+        print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
         code = 1
     except StageFailed as failure:
         _explain(failure)

@@ -8,6 +8,7 @@ content; their hashes are cached by (path, size, mtime in ns, inode).
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.machinery
 import json
@@ -35,7 +36,8 @@ class FileHashes:
     changed: bool = False
 
     def __post_init__(self) -> None:
-        self.known = read_json(self.cache_file) or {}
+        known = read_json(self.cache_file) or {}
+        self.known = {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 4}
 
     def of(self, path: Path) -> str:
         """The hash of a file, or of a folder's files (hidden ones aside) and their names."""
@@ -62,8 +64,10 @@ class FileHashes:
         return content
 
     def save(self) -> None:
+        """For the next time: where it can't be written, on a full disk or a read-only one, all is hashed again."""
         if self.changed and self.cache_file.parent.is_dir():
-            write_atomically(self.cache_file, json.dumps(self.known, indent=1))
+            with contextlib.suppress(OSError):
+                write_atomically(self.cache_file, json.dumps(self.known, indent=1))
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

@@ -233,12 +233,17 @@ def _has_rank(pid: int) -> bool:
 
 
 def end_leftovers(folder: Path) -> None:
-    """Waits for the stage of a dead runner, which ends by itself, then kills it: no two stages write one folder."""
+    """Waits for the stage of a dead runner, which ends by itself, then kills it: no two stages write one folder.
+
+    One that was started by hand, or runs on another machine, is left alone: it keeps its lock.
+    """
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while (is_locked(folder) or _processes_of(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
     _signal_groups(folder, None, signal.SIGKILL)
-    if is_locked(folder):  # where there is no /proc: the process that the lock names
+    while _processes_of(folder):  # a killed process holds its lock until it is gone
+        time.sleep(0.01)
+    if is_locked(folder) and not Path("/proc/self").exists():  # nothing tells whose it is: the process the lock names
         with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
             pid, host = (folder / ".lock").read_text().split()
             if host == socket.gethostname():  # on another machine the number is another process

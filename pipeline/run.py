@@ -84,11 +84,12 @@ class Run:
 
     def _why(self, step: Step) -> str:
         """What differs from the newest folder of the same step."""
-        old = [path for path in self.recipe.folder.glob(f"{step.name}-????????") if (path / IDENTITY_FILE).is_file()]
+        files = [path / IDENTITY_FILE for path in self.recipe.folder.glob(f"{step.name}-????????")]
+        old = [(path.stat().st_mtime_ns, content) for path in files if (content := read_json(path)) is not None]
         if not old:
             return "never ran"
-        newest = max(old, key=lambda path: (path / IDENTITY_FILE).stat().st_mtime_ns)
-        lines = differences(step, read_json(newest / IDENTITY_FILE) or {}, self.identities[step.name].content)
+        _, newest = max(old, key=lambda one: one[0])
+        lines = differences(step, newest, self.identities[step.name].content)
         return ", ".join(lines) or "never finished"
 
     def resolve(self, reference: Reference) -> Path | str | None:
@@ -152,7 +153,7 @@ def record_of(folder: Path | None) -> Artifact:
 
 def finished_part(folder: Path) -> str:
     """What an unfinished step can go on from: its newest whole checkpoint, or finished batches; or the empty string."""
-    whole = [path.parent.name for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
-    if whole:
-        return max(whole, key=lambda name: int(name.rpartition("-")[2]))
+    whole = [path.parent.name.partition("-")[2] for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
+    if steps := [int(step) for step in whole if step.isdigit()]:
+        return f"checkpoint-{max(steps)}"
     return "the answers it finished" if any(folder.glob("checkpoints/*/[0-9]*.json")) else ""

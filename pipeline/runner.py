@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from data_schemas.artifact import read_json, write_atomically
+from data_schemas.artifact import DISK_FULL, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
 from pipeline import launching, processes, summary
 from pipeline.plan import Step
@@ -24,13 +24,14 @@ from pipeline.run import IDENTITY_FILE, Decision, Run, record_of
 from pipeline.warm import WarmPool
 
 NUM_TAIL_LINES = 20
+FULL_BYTES = 2**20  # with less than that left a disk is full
 QUICK = ("prepare_data",)  # stages that import nothing slow
 LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
 
 Show = Callable[[Step, summary.StepState], None]
 HINTS = (  # in a stage's output -> the way out; only where the stage itself could not say
     ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
-    ("No space left", "the disk is full: free some space and run the same command again; what is finished is kept"),
+    ("No space left", DISK_FULL),
     ("SIGKILL", "killed, most likely for its memory: lower per_device_train_batch_size or generation_batch_size"),
     ("is nan", "a number is not finite: lower learning_rate, or use bf16 instead of fp16"),
 )
@@ -164,7 +165,8 @@ def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Sho
     summary.write(run.recipe.folder, run, "running")
     show(step, state)
     config = run.stage_config(step)
-    _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
+    with processes.run_lock(folder):  # a stage by hand, or on another machine, may be at it
+        _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
     command = launching.launch_command(step, folder, slot)
     env = launching.environment(step, folder, run.recipe.path.absolute().parent, slot)
     cores = launching.cores_of(step, slot)
@@ -222,6 +224,8 @@ def _failure(step: Step, folder: Path, command: list[str], code: int, printed: s
     if code < 0:
         ending = f"killed by {signal.Signals(-code).name}"
     hint = outcome.get("hint") or next((way_out for part, way_out in HINTS if part in f"{printed}\n{ending}"), "")
+    if not hint and shutil.disk_usage(folder).free < FULL_BYTES:  # too full even for the stage to say so
+        hint = DISK_FULL
     cause = outcome.get("cause") or ending
     is_users = outcome.get("kind") == "config"
     lines = printed.splitlines()

@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Seque
 
 def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
     check_alike([Path(folder) for folder in arguments.models])
+    if stage.is_main:  # an earlier try's, of which nothing says that they are whole
+        for left in stage.folder.glob("checkpoints/average-*"):
+            shutil.rmtree(left)
     evaluate = Evaluation(stage, arguments)
     losses = [evaluate(folder)["eval_loss"] for folder in arguments.models]
 
@@ -141,6 +145,7 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
     metrics |= {f"weight_of_{name}": weight for name, weight in zip(names, weights, strict=True)}
     stage.tracker.log(metrics, step=0)
     if stage.is_main:
+        shutil.rmtree(stage.folder / "model", ignore_errors=True)
         average.rename(stage.folder / "model")
         check_weights(stage.folder / "model")
     return Made(outputs={"model": "model"}, metrics=metrics, contract=contract_of(evaluate.tokenizer))

@@ -1,5 +1,6 @@
 """Tiny random models, small rows, and ways to run a stage. Nothing here needs a network."""
 
+import contextlib
 import json
 import logging
 import os
@@ -205,10 +206,11 @@ def call_stage(stage: str, folder: Path, **keys: Any) -> int:
             patch.setenv("OMP_NUM_THREADS", "1")  # where it is not set, accelerate takes all cores
             return stage_module._run(stage, module.ARGUMENTS, module.main, values, getattr(module, "DEFAULTS", {}))
     finally:
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers = handlers
+        mine, root.handlers = set(root.handlers) - set(handlers), handlers
         root.setLevel(level)
+        for handler in mine:
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                handler.close()
 
 
 def run_here(stage: str, folder: Path, **keys: Any) -> Artifact:
