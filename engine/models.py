@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,12 +26,12 @@ from data_schemas.stage_keys import ConfigError
 ALIGNMENT = 64  # bytes
 
 
-def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, *, needs_template: bool = True, revision: str = "main") -> PreTrainedTokenizerBase:
     """The tokenizer of a prepared folder: with a chat template and a pad token that is not the end token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except Exception as error:  # of a damaged file the library raises what it comes by
+        raise ConfigError(f"{path} has no tokenizer that can be read ({_first_line(error)})") from error
     if needs_template:
         way_out = "run stages/prepare_base.py on it first"
         if not tokenizer.chat_template:
@@ -72,9 +73,22 @@ def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path} is not a model folder (no config.json)")
     try:
-        return aligned(cls.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be loaded as a model ({str(error).splitlines()[0]})") from error
+        dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+        model, info = cls.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be loaded as a model ({_first_line(error)})") from error
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        raise ConfigError(f"{path} cannot be loaded as a model (its weights are not of config.json's sizes)") from error
+    missing = [name for name in sorted(info["missing_keys"]) if not name.startswith("score.")]  # the head: made anew
+    if missing:
+        raise ConfigError(f"{path} is not whole: it misses {len(missing)} tensors, such as {missing[0]}")
+    return aligned(model)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def aligned(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,16 +8,16 @@ never learns to stop), or have no row in the embeddings for a template's tokens.
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.rows import Message
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import PlainStageArguments, key_field, required_field
 from engine.contract import contract_of
-from engine.models import load_causal
+from engine.models import load_causal, load_tokenizer
 from engine.saved import check_weights
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog, end_of_turn, read_template
@@ -33,7 +33,9 @@ class PrepareBaseArguments(PlainStageArguments):
     model_name_or_path: str = required_field("the base model: a folder or a hub name", role="model")
     model_revision: str = key_field("main", "branch, tag or commit of a hub name")
     chat_template: str | None = key_field(None, "chatml, a .jinja file, or a template's text; null: the model's own")
-    dtype: str = key_field("auto", "precision the model is saved in: auto (as it came), float32, bfloat16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key_field(
+        "auto", "precision the model is saved in: auto (as it came), float32, bfloat16, float16"
+    )
 
 
 ARGUMENTS = (PrepareBaseArguments,)
@@ -63,7 +65,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     turns = [Message(role="user", content="Hi"), Message(role="assistant", content="Hello")]
     try:
         encode_dialog(tokenizer, [*turns, *turns])  # the template must be one that later stages can train on
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"chat template: {error}") from error
 
 
@@ -85,10 +87,7 @@ def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
 
 def main(stage: Stage, arguments: PrepareBaseArguments) -> Made:
     source = arguments.model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=arguments.model_revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source} has no tokenizer that can be read ({str(error).splitlines()[0]})") from error
+    tokenizer = load_tokenizer(source, needs_template=False, revision=arguments.model_revision)
     original_end = tokenizer.eos_token_id
     prepare_tokenizer(tokenizer, arguments.chat_template)
     model = load_causal(source, dtype=arguments.dtype, revision=arguments.model_revision)

@@ -70,7 +70,7 @@ def test_a_bad_step_stops_training_and_is_told_with_its_rows_and_the_way_out(tin
     told = ", ".join(str(row + 1) for row in sorted(in_order[8:12]))
     cause = read_json(tmp_path / "sft" / "outcome.json")["cause"]
     assert cause == (
-        f"BadStep: step 3: the loss is nan; training rows {told}. Lower learning_rate (it is 0.003 here) or "
+        f"step 3: the loss is nan; training rows {told}. Lower learning_rate (it is 0.003 here) or "
         "max_grad_norm (1), look at these rows, or set on_bad_step: skip"
     )
 
