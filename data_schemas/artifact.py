@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_schemas.stage_keys import ConfigError
+
 RECORD = "artifact.json"
 DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
 DIGEST = "digest"  # in the file: of all else that the record says
@@ -53,7 +55,7 @@ class Artifact(BaseModel):
     def read(cls, folder: Path) -> "Artifact | None":
         """The record of `folder`, or None where there is none yet.
 
-        Raises ValueError, in one line, for a record that is not one.
+        Raises ConfigError for a record that is not one.
         """
         path = folder / RECORD
         try:
@@ -61,16 +63,18 @@ class Artifact(BaseModel):
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{path} is not a record ({error}); move the folder away") from None
+            raise ConfigError(f"{path} is not a record ({error}); move the folder away") from None
         digest = content.pop(DIGEST, None) if isinstance(content, dict) else None
         try:
             record = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
+            raise ConfigError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
         if digest is not None and digest != digest_of(content):  # records of older versions have none
-            raise ValueError(f"{path} was changed after it was written; put it back as it was, or move the folder away")
+            raise ConfigError(
+                f"{path} was changed after it was written; put it back as it was, or move the folder away"
+            )
         return record
 
     def missing(self, folder: Path) -> list[str]:

@@ -14,8 +14,8 @@ itself (`tools`, `group_id`, `strength`, …), so stored rows read back equal:
 """
 
 import itertools
-import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,8 +40,11 @@ class Dialect(NamedTuple):
     convert: Callable[[Fields], Fields | list[Fields]]  # the columns -> the fields of the row, or of several
     without: str = ""  # a column that makes it another dialect
 
+    def is_named(self, raw: Fields) -> bool:
+        return all(name in raw for name in self.columns) and raw.get(self.without) is None
+
     def matches(self, raw: Fields) -> bool:
-        return all(raw.get(name) is not None for name in self.columns) and raw.get(self.without) is None
+        return self.is_named(raw) and all(raw[name] is not None for name in self.columns)
 
 
 def _text(raw: Fields, column: str) -> str:
@@ -71,7 +74,7 @@ def _message(turn: Any, place: str) -> Fields:
         # OpenAI's form has `content: null` beside tool calls.
         return {name: value for name, value in turn.items() if name != "content" or value is not None}
     speaker, said = turn["from"], turn.get("value")
-    if speaker not in ROLES:
+    if not isinstance(speaker, str) or speaker not in ROLES:
         raise WrongValue(f"{place}.from", describe(speaker), f"one of {', '.join(ROLES)}")
     if not isinstance(said, str):
         raise WrongValue(f"{place}.value", describe(said), "text")
@@ -102,7 +105,10 @@ def _dialog(raw: Fields, column: str) -> list[Fields]:
 def _instruction(raw: Fields) -> list[Fields]:
     """Alpaca's columns up to the answer; `history` is earlier turns as [question, answer]."""
     messages = [{"role": "system", "content": _text(raw, "system")}] if raw.get("system") else []
-    for position, turn in enumerate(raw.get("history") or []):
+    history = raw.get("history") or []
+    if not isinstance(history, list):
+        raise WrongValue("history", describe(history), "a list of turns, each a question and its answer")
+    for position, turn in enumerate(history):
         if not isinstance(turn, list) or len(turn) != 2:
             raise WrongValue(f"history.{position}", describe(turn), "a list of question and answer")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
@@ -148,8 +154,11 @@ def _answer(raw: Fields, column: str, prompt: list[Fields]) -> list[Fields]:
 
 def _pair(raw: Fields, prompt: list[Fields]) -> Fields:
     """Chosen and rejected, with an edited answer above them and answers between them where the row has such."""
-    answers = [_answer(raw, name, prompt) for name in ("edited", "chosen") if raw.get(name)]
-    between = [_answer({"between": answer}, "between", prompt) for answer in raw.get("between") or []]
+    answers = [_answer(raw, name, prompt) for name in ("edited", "chosen") if name == "chosen" or raw.get(name)]
+    listed = raw.get("between") or []
+    if not isinstance(listed, list):
+        raise WrongValue("between", describe(listed), "a list of answers")
+    between = [_answer({"between": answer}, "between", prompt) for answer in listed]
     if answers[0] == answers[-1]:  # the edit changed nothing
         answers = answers[:1]
     return _ranking(prompt, [*answers, *between, _answer(raw, "rejected", prompt)])
@@ -183,7 +192,8 @@ def _scored(raw: Fields) -> Fields:
     if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
         raise WrongValue("scores", describe(scores), f"a number for each response of {describe(responses)}")
     for score in scores:
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        # An integer may be too large for a float, where isfinite() raises.
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
             raise WrongValue("scores", describe(score), "finite numbers")
     best = {score: response for response, score in zip(reversed(responses), reversed(scores), strict=True)}
     if len(best) < 2:

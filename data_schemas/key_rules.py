@@ -3,6 +3,7 @@
 The pipeline checks a recipe's steps by it, and every stage its own command line.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ class Limit(NamedTuple):
         return low if self.high is None else f"{low}, at most {self.high:g}"
 
     def holds(self, value: float) -> bool:
-        return (value > self.low if self.is_open else value >= self.low) and (self.high is None or value <= self.high)
+        high = math.inf if self.high is None else self.high
+        return math.isfinite(value) and (self.low < value if self.is_open else self.low <= value) and value <= high
 
 
-# Of every stage that has the key, where it is given a number.
+# Of every stage that has the key, where it is given a number or a list of them.
 LIMITS = {
     "temperature": Limit(0),
     "top_p": Limit(0, 1, is_open=True),
@@ -45,6 +47,16 @@ LIMITS = {
     "learning_rate": Limit(0),
     "max_length": Limit(1),
     "block_size": Limit(2),
+    "vocab_size": Limit(1),
+    "muon_learning_rate": Limit(0),
+    "weight_decay": Limit(0),
+    "per_device_train_batch_size": Limit(1),
+    "per_device_eval_batch_size": Limit(1),
+    "train_data_shares": Limit(0, 1),
+    "eval_data_shares": Limit(0, 1),
+    "chosen_as_instructions": Limit(0, 1),
+    "max_rows": Limit(1),
+    "num_evaluation_prompts": Limit(1),
     "gate_min_win_rate": Limit(0, 1),
     "gate_max_length_growth": Limit(0, is_open=True),
     "gate_max_unfinished": Limit(0, 1),
@@ -62,8 +74,10 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
     values = with_defaults(stage, values)
     for name, limit in LIMITS.items():
         value = values.get(name)
-        if isinstance(value, int | float) and not limit.holds(value):
-            raise ConfigError(f"{where}: {name}={value}: expected a number {limit}")
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int | float) and not limit.holds(number) for number in numbers):
+            expected = "numbers" if isinstance(value, list) else "a number"
+            raise ConfigError(f"{where}: {name}={value}: expected {expected} {limit}")
     try:
         _training(values)
         RULES.get(stage, lambda _: None)(values)
@@ -126,7 +140,7 @@ def check_average(values: Values, count: int) -> None:
         raise ConfigError(f"weights={weights!r} is not one of uniform, greedy, or a list of numbers")
     if isinstance(weights, list) and len(weights) != count:
         raise ConfigError(f"{len(weights)} weights for {count} models; give one for each")
-    if isinstance(weights, list) and (min(weights) < 0 or not sum(weights)):
+    if isinstance(weights, list) and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
         raise ConfigError(f"weights={weights}: expected numbers >= 0 with a sum above 0")
     if is_slerp and (count != 2 or weights != "uniform"):
         raise ConfigError("method=slerp takes two models and no weights; set fraction, or method: linear")

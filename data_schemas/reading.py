@@ -152,7 +152,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
 def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ...]) -> None:
     """Raises ConfigError where no row of a file has the columns: that is not a bad row but another kind of file."""
     mappings = [line.raw for line in lines if isinstance(line.raw, dict)]
-    if mappings and not any(dialect.matches(raw) for raw in mappings for dialect in dialects):
+    if mappings and not any(dialect.is_named(raw) for raw in mappings for dialect in dialects):
         found = ", ".join(dict.fromkeys(str(column) for raw in mappings for column in raw)) or "none"
         raise ConfigError(f"{name} has the columns {shorten(found, 200)}; expected {_accepted(dialects)}")
 
@@ -173,6 +173,9 @@ def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[
         raise WrongValue("row", describe(raw), "a mapping of columns to values")
     dialect = next((dialect for dialect in dialects if dialect.matches(raw)), None)
     if dialect is None:
+        named = next((dialect for dialect in dialects if dialect.is_named(raw)), None)
+        if named is not None:
+            raise WrongValue(next(name for name in named.columns if raw[name] is None), "nothing", "a value")
         raise WrongValue("columns", shorten(", ".join(map(str, raw))) or "none", _accepted(dialects))
     try:
         converted = dialect.convert(raw)
@@ -193,6 +196,8 @@ EXPECTED = {
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a finite number",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
     "extra_forbidden": "no such field",
     "json_invalid": "one JSON object",
 }
@@ -221,8 +226,10 @@ def _first_error(error: ValidationError, row_type: type[Row]) -> WrongValue:
         found, _, expected = message.partition(", expected ")
         return WrongValue(field, found, expected or "a valid row")
     found = "nothing" if first["type"] == "missing" else describe(first["input"])
+    context = first.get("ctx", {})
     if first["type"] == "literal_error":
-        return WrongValue(field, found, first.get("ctx", {}).get("expected", message))
+        return WrongValue(field, found, context.get("expected", message))
     if first["type"] == "json_invalid":
         field = "line"
-    return WrongValue(field, found, EXPECTED.get(first["type"], message))
+    words = EXPECTED.get(first["type"])
+    return WrongValue(field, found, words.format(**context) if words else message.removeprefix("Input should be "))

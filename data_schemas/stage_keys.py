@@ -160,10 +160,18 @@ def check_required(stage: str, values: Mapping[str, Any], *, where: str) -> None
             raise ConfigError(f"{where}: {name} is missing ({key.help})")
 
 
+def load_yaml(text: str) -> Any:
+    """The value of a text, by the safe loader. Raises YAMLError, also for the 45th of a month or 1000 open brackets."""
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping, by the safe loader; ConfigError with line and column where it is not one."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
@@ -171,7 +179,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{path}{place} is not YAML: {problem}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -206,7 +215,7 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
         takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
             values[name] = _parsed(given[0], where=f"--{name}")
-        elif takes_list and not (len(given) == 1 and takes_text):
+        elif takes_list and given != ["null"] and not (len(given) == 1 and takes_text):
             values[name] = given
         elif len(given) > 1:
             raise ConfigError(f"--{name} takes one value, got {len(given)}: {' '.join(given)}")
@@ -217,7 +226,7 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
 
 def _parsed(text: str, *, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"{where} {text}: not a YAML list, as in [a, b]") from None
 

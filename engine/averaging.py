@@ -192,10 +192,8 @@ def _read(path: Path, name: str) -> torch.Tensor:
 
 
 def normalised(weights: Sequence[float]) -> list[float]:
-    """The weights with sum 1. Raises ConfigError for a negative or infinite one, and where all are 0."""
+    """The weights with sum 1."""
     total = math.fsum(weights)
-    if any(weight < 0 or not math.isfinite(weight) for weight in weights) or not total:
-        raise ConfigError(f"weights={list(weights)}: expected numbers >= 0 with a sum above 0")
     return [weight / total for weight in weights]
 
 

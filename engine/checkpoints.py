@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas.artifact import DIGEST, digest_of, hash_files, read_json, sync, write_atomically
+from data_schemas.stage_keys import ConfigError
 
 MARKER = "whole.json"
 SAVING = ".saving"  # where the Trainer writes
@@ -65,7 +66,7 @@ def put(partial: Path, target: Path) -> None:
 def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | None:
     """The newest checkpoint that verifies, and its progress; those that do not are left alone and said.
 
-    Raises ValueError where it was written by another number of processes.
+    Raises ConfigError where it was written by another number of processes.
     """
     shutil.rmtree(folder / SAVING, ignore_errors=True)
     for _, checkpoint in sorted(((_step_of(path), path) for path in folder.glob("checkpoint-*")), reverse=True):
@@ -75,7 +76,7 @@ def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | Non
             continue
         progress = _progress(checkpoint)
         if progress.processes != processes:
-            raise ValueError(
+            raise ConfigError(
                 f"{checkpoint} was written by {progress.processes} processes, this is {processes}: run with as many, "
                 "or remove the folder to start the step again"
             )

@@ -15,12 +15,13 @@ import torch
 
 from engine import checkpoints
 from engine.batches import GlobalBatching
+from engine.stage import StageError
 
 WINDOW = 128  # losses that a new one is compared with, and half of them before any is (OLMo 2, arXiv 2501.00656, 3.1)
 log = logging.getLogger(__name__)
 
 
-class BadStep(ValueError):
+class BadStep(StageError):
     """A step that must not be taken, or after which nothing is learnt; the message says why, and the way out."""
 
 

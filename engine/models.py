@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,12 +31,8 @@ def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerB
     """The tokenizer as it came. Raises ConfigError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file the library raises what it comes by
         raise ConfigError(f"{path} has no tokenizer that can be read ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
@@ -86,15 +83,25 @@ def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel
     # Other formats of weights are pickled: opening them runs what is written there.
     safe = {"use_safetensors": True, "trust_remote_code": trusts_code()}
     try:
-        return aligned(
-            cls.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **safe, **options)
-        )
-    except OSError as error:
+        dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+        model, info = cls.from_pretrained(path, dtype=dtype, output_loading_info=True, **safe, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            way_out = "it is not run unless trust_remote_code: true"
+            raise ConfigError(f"{path} brings code of its own; {way_out}") from error
         raise ConfigError(f"{path} cannot be loaded as a model ({_first_line(error)})") from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
             raise
-        raise ConfigError(f"{path} brings code of its own, which is not run unless trust_remote_code: true") from error
+        raise ConfigError(f"{path} cannot be loaded as a model (its weights are not of config.json's sizes)") from error
+    missing = [name for name in sorted(info["missing_keys"]) if not name.startswith("score.")]  # the head: made anew
+    if missing:
+        raise ConfigError(f"{path} is not whole: it misses {len(missing)} tensors, such as {missing[0]}")
+    return aligned(model)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def aligned(model: PreTrainedModel) -> PreTrainedModel:

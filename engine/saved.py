@@ -23,6 +23,7 @@ from trl import ModelConfig
 from engine.inspection import sequences_of
 from engine.models import aligned, without_launcher
 from engine.process import trusts_code
+from engine.stage import StageError
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
 NUM_ROWS, NUM_TOKENS = 4, 128
@@ -69,7 +70,7 @@ def probe(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
-    """Raises ValueError where the model in `model` is not whole, or does not answer as `probe` says.
+    """Raises StageError where the model in `model` is not whole, or does not answer as `probe` says.
 
     `how`: is_reward_model, device, autocast (a dtype's name or null), tolerance (of the largest output; 0: bit by bit).
     """
@@ -85,7 +86,7 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
     info = both[1]
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
-        raise ValueError(f"the saved model is not whole: {json.dumps(wrong)[:300]}")
+        raise StageError(f"the saved model is not whole: {json.dumps(wrong)[:300]}")
     probed = load_file(probe)
     rows = [probed[f"row-{number}"].tolist() for number in range(len(probed) // 2)]
     device = torch.device(how["device"])
@@ -99,14 +100,14 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
         difference = float((output - wanted).abs().max()) if output.shape == wanted.shape else float("inf")
         allowed = how["tolerance"] * float(wanted.abs().max())
         if not difference <= allowed:
-            raise ValueError(
+            raise StageError(
                 f"the saved model is not the trained one: after row {number + 1} of the held-out rows their outputs "
                 f"differ by up to {difference:.3g} (allowed: {allowed:.3g})"
             )
 
 
 def check_trained(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
-    """`check_saved` after training, whose memory is given back before. Raises ValueError as it does."""
+    """`check_saved` after training, whose memory is given back before. Raises StageError as it does."""
     if model.load_in_4bit or model.load_in_8bit:
         log.info("trained on a quantized base and merged into the plain one: their answers are not the same")
         return
@@ -133,14 +134,14 @@ def check_in_own_process(model: Path, probe: Path, how: Mapping[str, Any]) -> No
     command = [sys.executable, "-P", "-m", "engine.saved", str(model), str(probe), json.dumps(how)]
     done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("ValueError: "))
+        raise StageError(done.stderr.strip().splitlines()[-1].removeprefix("engine.stage.StageError: "))
 
 
 def check_weights(folder: Path) -> None:
-    """Every tensor of the saved model is there, not empty, and finite. Raises ValueError naming the tensor."""
+    """Every tensor of the saved model is there, not empty, and finite. Raises StageError naming the tensor."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder} holds no weights")
+        raise StageError(f"{folder} holds no weights")
     index = folder / "model.safetensors.index.json"
     expected = set(json.loads(index.read_text())["weight_map"]) if index.exists() else None
     seen: set[str] = set()
@@ -150,9 +151,9 @@ def check_weights(folder: Path) -> None:
                 tensor = file.get_tensor(name)
                 seen.add(name)
                 if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{path.name}: {name} is {'empty' if tensor.numel() == 0 else 'nan or infinite'}")
+                    raise StageError(f"{path.name}: {name} is {'empty' if tensor.numel() == 0 else 'nan or infinite'}")
     if expected is not None and expected - seen:
-        raise ValueError(f"{folder} misses {len(expected - seen)} tensors, such as {min(expected - seen)}")
+        raise StageError(f"{folder} misses {len(expected - seen)} tensors, such as {min(expected - seen)}")
 
 
 if __name__ == "__main__":

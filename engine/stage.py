@@ -64,6 +64,10 @@ class Made:
     contract: dict[str, str] = field(default_factory=dict)
 
 
+class StageError(ValueError):
+    """What a stage finds wrong with what it makes, a loss or a saved model: its one line says all; exit code 1."""
+
+
 def run_stage(
     name: str,
     classes: Sequence[type],
@@ -86,7 +90,7 @@ def run_stage(
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
-    except OSError as error:  # a folder that can't be written
+    except OSError as error:  # an output_dir that is a file, or can't be written
         hint = _hint(error)
         print(f"error: {printable(str(error))}" + (f"; {hint}" if hint else ""), file=sys.stderr)
         code = 1
@@ -195,6 +199,14 @@ def _inputs(stage: str, values: Mapping[str, Any]) -> dict[str, str]:
     return inputs
 
 
+def _paths(stage: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every file and folder that a stage is given to read, with its key."""
+    keys = stage_keys.stages()[stage].keys
+    for name, value in values.items():
+        if keys[name].role in ("rows", "model") and value is not None:
+            yield from ((name, path) for path in (value if isinstance(value, list) else [value]))
+
+
 @contextlib.contextmanager
 def _lock(folder: Path, *, is_main: bool) -> Iterator[None]:
     """One stage at a time writes a folder. The kernel lets go of the lock when the process dies."""
@@ -218,11 +230,16 @@ def _claim(name: str, folder: Path, values: Mapping[str, Any], *, is_main: bool)
     """Refuses a folder that is finished, or that holds an unfinished stage with other keys: nothing is overwritten."""
     if (folder / RECORD).exists():
         raise ConfigError(f"{folder} holds a finished stage ({RECORD}); choose another output_dir, or move it away")
+    for key, given in _paths(name, values):
+        if Path(given).absolute().is_relative_to(folder):
+            raise ConfigError(f"{key}={given} lies in {folder}, which this stage writes; choose another output_dir")
     mine = {"stage": name, "keys": _identity(name, values), "inputs": _inputs(name, values)}
     path = folder / "identity.json"
     before = read_json(path)
-    if is_main and before is None and path.exists() and any(folder.glob("checkpoints/checkpoint-*")):
-        raise ConfigError(f"{path} was damaged: nothing says which keys its checkpoints are of; move the folder away")
+    if is_main and path.exists() and not (isinstance(before, dict) and before.keys() == mine.keys()):
+        raise ConfigError(f"{path} is not a stage's; choose another output_dir, or move it away")
+    if is_main and before is None and (folder / "model").exists():
+        raise ConfigError(f"{folder / 'model'} is not this stage's; choose another output_dir, or move it away")
     if before is not None and before != json.loads(json.dumps(mine)) and is_main:
         both = {**before["keys"], **before["inputs"]}, {**mine["keys"], **mine["inputs"]}
         changed = [key for key in both[0] | both[1] if both[0].get(key) != both[1].get(key)] or ["stage"]
@@ -270,18 +287,16 @@ def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     if isinstance(error, preemption.Preempted):
         return _preempted(folder, error, is_main=is_main)
     interrupted = isinstance(error, KeyboardInterrupt)
-    is_users = isinstance(error, ConfigError)
+    is_users, says_all = isinstance(error, ConfigError), isinstance(error, ConfigError | StageError)
     text = " ".join(str(error).split()) or type(error).__name__
-    cause = text if is_users else "interrupted" if interrupted else f"{type(error).__name__}: {text}"
+    cause = text if says_all else "interrupted" if interrupted else f"{type(error).__name__}: {text}"
     hint = _hint(error)
     if is_main and is_users and not any(folder.glob("checkpoints/checkpoint-*")):
         (folder / "identity.json").unlink(missing_ok=True)  # nothing is made yet: the mended keys may use the folder
-    if is_users or interrupted:
-        log.error("error: %s", cause)
-    elif hint == DISK_FULL:
+    if hint == DISK_FULL:
         log.error("error: %s; %s", cause, hint)
     else:
-        log.error("error: %s", cause, exc_info=error)
+        log.error("error: %s", cause, exc_info=None if says_all or interrupted else error)
     state, kind = "interrupted" if interrupted else "failed", "config" if is_users else "error"
     _report(folder, {"state": state, "cause": cause[:2000], "hint": hint, "kind": kind})
     return 130 if interrupted else 2 if is_users else 1
@@ -356,7 +371,7 @@ def find_function(reference: str) -> Callable[..., Any]:
     import importlib.util
 
     module_name, _, function_name = reference.partition(":")
-    if not module_name or not function_name:
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ConfigError(f"{reference!r} is not of the form module:function")
     beside = Path(os.environ.get("ALIGNLOOP_FUNCTION_PATH", ".")) / (module_name.replace(".", "/") + ".py")
     try:
@@ -369,6 +384,8 @@ def find_function(reference: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{reference}: {error} (looked beside the recipe, then among installed modules)") from None
+    except SyntaxError as error:
+        raise ConfigError(f"{reference}: {error.filename}:{error.lineno} is not Python: {error.msg}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"{reference}: {module_name} has no function {function_name!r}")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.rows import Message, for_template
@@ -54,7 +53,7 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     generation_prompt: bool = False,
 ) -> str:
-    """The dialog as the model reads it. Raises ValueError where the template refuses the dialog."""
+    """The dialog as the model reads it. Raises ConfigError where the template refuses the dialog."""
     try:
         text = tokenizer.apply_chat_template(
             for_template(messages),
@@ -62,9 +61,9 @@ def render(
             tokenize=False,
             add_generation_prompt=generation_prompt,
         )
-    except (TemplateError, TypeError, KeyError) as error:
+    except Exception as error:  # a template is a program of somebody's
         roles = ", ".join(message.role for message in messages)
-        raise ValueError(f"the chat template refuses a dialog of {roles}: {error}") from error
+        raise ConfigError(f"the chat template refuses a dialog of {roles}: {' '.join(str(error).split())}") from error
     return str(text)
 
 
@@ -85,7 +84,7 @@ def encode_dialog(
 ) -> Encoded:
     """The whole dialog, up to the end token of its last turn, with every assistant turn from `train_from` on trained.
 
-    Every trained turn ends in a labelled end token. Raises ValueError where the template is not prefix-preserving,
+    Every trained turn ends in a labelled end token. Raises ConfigError where the template is not prefix-preserving,
     closes a turn without an end token, or (with `find_content`) does not tell content from formatting.
     """
     text = render(tokenizer, messages, tools=tools)
@@ -96,7 +95,7 @@ def encode_dialog(
         before = render(tokenizer, messages[:turn], tools=tools, generation_prompt=True)
         upto = render(tokenizer, messages[: turn + 1], tools=tools)
         if not text.startswith(before) or not text.startswith(upto):
-            raise ValueError(
+            raise ConfigError(
                 f"the chat template renders turn {turn + 1} otherwise once more turns follow it (it is not "
                 "prefix-preserving): keep only the last assistant turn of such dialogs, or give another chat_template"
             )
@@ -109,7 +108,7 @@ def encode_dialog(
         span = [i for i, (start, end) in enumerate(offsets) if begin <= start and begin < end <= finish]
         ends = [i for i in span if ids[i] == tokenizer.eos_token_id]
         if not ends:
-            raise ValueError(
+            raise ConfigError(
                 f"turn {turn + 1} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "
                 f"with {text[max(0, finish - 20) : finish]!r}; run prepare_base with a chat_template that ends each "
                 "turn by an end token"
@@ -122,10 +121,10 @@ def encode_dialog(
             start, end = offsets[i]
             content[i] = start < end_of_content and (end > start_of_content or start == end >= start_of_content)
         if find_content and not any(content[i] for i in span):
-            raise ValueError(f"turn {turn + 1} has no content between its header and its termination")
+            raise ConfigError(f"turn {turn + 1} has no content between its header and its termination")
         last = ends[-1] + 1
     if not last:
-        raise ValueError("the dialog has no assistant turn to train")
+        raise ConfigError("the dialog has no assistant turn to train")
     return Encoded(ids[:last], trained[:last], content[:last] if find_content else trained[:last])
 
 
@@ -145,7 +144,7 @@ def _content_span(
     rendered = text[begin:finish]
     known = place >= 0 and len(header) + len(termination) <= len(rendered)
     if not known or not rendered.startswith(header) or not rendered.endswith(termination):
-        raise ValueError(
+        raise ConfigError(
             f"the chat template does not tell formatting from content in turn {turn + 1}: it writes "
             f"{probe[begin:][:60]!r} around other words; set mask_formatting: false, or give another chat_template"
         )
@@ -169,6 +168,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The special token by which the template closes an assistant turn, or None."""
     probe = "probe"
     text = render(tokenizer, [Message(role="user", content="question"), Message(role="assistant", content=probe)])
+    if probe not in text:
+        raise ConfigError(f"the chat template leaves out what an assistant turn says: it writes {text[:60]!r}")
     ids, _ = _encode(tokenizer, text[text.rindex(probe) + len(probe) :])
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return next((str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token in special), None)
@@ -182,10 +183,12 @@ def read_template(name: str | None) -> tuple[str, list[str]] | None:
         return NAMED[name]
     if "{%" in name or "{{" in name:
         return name, []
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigError(f"chat_template={name!r} is neither a file nor one of {', '.join(NAMED)}")
-    return path.read_text(encoding="utf-8"), []
+    try:
+        return Path(name).read_text(encoding="utf-8"), []
+    except UnicodeDecodeError:
+        raise ConfigError(f"chat_template={name!r} is not UTF-8 text") from None
+    except OSError:
+        raise ConfigError(f"chat_template={name!r} is neither a file nor one of {', '.join(NAMED)}") from None
 
 
 def _encode_cut(

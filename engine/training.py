@@ -32,7 +32,7 @@ from engine.evaluation import ExactEvaluation
 from engine.guards import GuardedSteps
 from engine.models import merge_adapter
 from engine.saved import PROBE, check_trained, check_weights, probe
-from engine.stage import Made, Stage
+from engine.stage import Made, Stage, StageError
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _newest_whole(folder: Path, processes: int, *, is_main: bool) -> tuple[Path,
     if is_main:
         try:
             found[0] = checkpoints.newest_whole(folder, processes=processes)
-        except ValueError as error:
+        except ConfigError as error:
             found[1] = str(error)
     broadcast_object_list(found)
     if found[1]:
@@ -277,7 +277,7 @@ def train_and_save(
     losses = stage.tracker.history("eval_loss")
     best = best_step(losses)
     if not math.isfinite(losses[best]):
-        raise ValueError("eval_loss is nan or infinite at every evaluation")
+        raise StageError("eval_loss is nan or infinite at every evaluation")
     if best == 0:
         log.warning("no step was better than the start (eval_loss %.4f): the model is saved as it came", losses[0])
     if stage.is_main:

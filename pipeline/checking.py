@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from data_schemas.artifact import read_json
+from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
 from pipeline import launching
 from pipeline.plan import Model, Output, Step
-from pipeline.run import Run, read_record
+from pipeline.run import Run
 
 TRAINING = ("sft", "reward_model", "dpo")
 ROWS = ("train_data", "eval_data")
@@ -58,7 +58,7 @@ def _find_data(run: Run, scratch: Path) -> None:
     command = launching.launch_command(step, folder)
     env = launching.environment(step, folder, run.recipe.path.absolute().parent)
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if read_record(folder) is None:
+    if Artifact.read(folder) is None:
         outcome = read_json(folder / "outcome.json") or {}
         last = done.stderr.strip().splitlines()[-1:]
         raise ConfigError(f"{step.name}: {outcome.get('cause') or ' '.join(last) or 'it did not finish'}")
@@ -69,7 +69,7 @@ def _rows(run: Run, step: Step, key: str) -> Iterator[tuple[Output, Path | None]
     for reference in step.inputs.get(key, []):
         if isinstance(reference, Output):
             folder = run.folder(reference.step)
-            is_there = folder is not None and read_record(folder) is not None
+            is_there = folder is not None and Artifact.read(folder) is not None
             path = run.resolve(Output(reference.step, reference.name, optional=True)) if is_there else None
             yield reference, Path(path) if path else None
 

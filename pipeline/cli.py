@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from data_schemas.artifact import DISK_FULL, read_json
+from data_schemas.artifact import DISK_FULL, Artifact, read_json
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
 from pipeline import checking, report, verifying
@@ -28,7 +28,7 @@ from pipeline.launching import ROOT
 from pipeline.plan import make_plan
 from pipeline.processes import Interrupted, is_locked, run_lock
 from pipeline.recipe import load_recipe
-from pipeline.run import Run, read_record
+from pipeline.run import Run
 from pipeline.runner import StageFailed, run_steps
 from pipeline.summary import SUMMARY
 
@@ -160,7 +160,7 @@ def _model_of(name: str) -> str:
         if best is None:
             raise ConfigError(f"{name} has no evaluated policy yet")
         return str(folder / best["folder"])
-    artifact = read_record(folder)
+    artifact = Artifact.read(folder)
     if artifact is not None and "model" in artifact.outputs:
         return str(folder / artifact.outputs["model"])
     if not (folder / "config.json").is_file():
@@ -170,10 +170,10 @@ def _model_of(name: str) -> str:
 
 def _read_summary(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / SUMMARY)
-    if summary is None and (folder / SUMMARY).exists():
-        raise ConfigError(f"{folder / SUMMARY} was damaged; `run` writes it anew")
-    if summary is None:
+    if not (folder / SUMMARY).exists():
         raise ConfigError(f"{folder} has no {SUMMARY}: is it a run's folder?")
+    if not isinstance(summary, dict) or not {"name", "state", "steps", "rounds", "best_policy"} <= summary.keys():
+        raise ConfigError(f"{folder / SUMMARY} is not a run's summary; run the recipe again, which writes it anew")
     return summary
 
 

@@ -203,8 +203,8 @@ def find_module(function: str, folder: Path) -> Path:
 
     Raises ConfigError where the module or the function in it is not found.
     """
-    module, colon, name = function.partition(":")
-    if not colon or not module or not name:
+    module, _, name = function.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
         raise ConfigError(f"{function!r} is no function: expected module:function, as in my_scores:score")
     search: Sequence[str] | None = [str(folder), *sys.path]
     spec = None

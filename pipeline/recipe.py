@@ -17,6 +17,7 @@ The sections sft, reward_model and dpo may list variants, whose average is then 
 Every mistake is a ConfigError of one line. Paths are relative to the working directory, else to the recipe's folder.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -25,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_schemas.key_rules import check_average
-from data_schemas.stage_keys import ConfigError, StageKey, check_keys, nearest, read_yaml, stages
+from data_schemas.stage_keys import ConfigError, StageKey, check_keys, load_yaml, nearest, read_yaml, stages
 
 Section = Literal["data", "pretrain", "prepare_base", "sft", "reward_model", "judge", "annotate", "rejection_sampling",
                   "dpo", "evaluate_policy"]  # fmt: skip
@@ -61,6 +62,12 @@ class Launch(BaseModel):
     devices: list[int] | None = None  # the GPUs, on the CPU the cores, that a step may take; null: all there are
     grace_seconds: float = Field(default=60.0, ge=0.0)  # that a stage has after SIGTERM to save a checkpoint
     warm: bool = True  # steps of one process on the CPU share one Python's imports; false: each starts from nothing
+
+    @field_validator("wrapper")
+    @classmethod
+    def _can_be_split(cls, given: str | None) -> str | None:
+        shlex.split(given or "")  # ValueError for an open quote
+        return given
 
 
 class Recipe(BaseModel):
@@ -295,7 +302,10 @@ def _located(value: Any, key: StageKey, folder: Path) -> Any:
         return [_located(item, key, folder) for item in value]
     if isinstance(value, str) and value.endswith(".jinja"):
         path = Path(locate(value, folder))
-        return path.read_text(encoding="utf-8") if path.is_file() else value  # its text is what makes a step the same
+        try:
+            return path.read_text(encoding="utf-8") if path.is_file() else value  # its text makes a step the same
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not UTF-8 text") from None
     return locate(value, folder) if key.role in ("rows", "model") and isinstance(value, str) else value
 
 
@@ -331,7 +341,7 @@ def _apply(override: str, content: dict[str, Any]) -> None:
     if not equals or not name:
         raise ConfigError(f"--set {override}: expected key=value, as in --set dpo.beta=0.2")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not YAML; put it in quotes") from None
     place: dict[Any, Any] = content

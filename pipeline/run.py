@@ -57,7 +57,7 @@ class Run:
             return Decision("to be hashed", self._why(step), None)
         if reason := self._stopped_before(step):
             return Decision("skip", reason, folder)
-        artifact = read_record(folder)
+        artifact = Artifact.read(folder)
         if artifact is not None:
             missing = artifact.missing(folder)
             if not missing and artifact.fingerprint == self.identities[step.name].fingerprint:
@@ -77,7 +77,7 @@ class Run:
             if other.stage != "evaluate_policy" or (other.round or 0) >= (step.round or 0):
                 continue
             folder = self.folder(other.name)
-            artifact = read_record(folder) if folder else None
+            artifact = Artifact.read(folder) if folder else None
             if artifact is not None and artifact.metrics.get("gate") == "stop":
                 return f"{other.name} stopped the run: {artifact.metrics.get('gate_reason')}"
         return ""
@@ -98,8 +98,11 @@ class Run:
             case EvaluationFolder(name):
                 return self.folder(name)
             case BestPolicy(name, rank):
-                made_by = record_of(self.folder(name)).choices[rank].step
-                return self.resolve(Output(made_by, "model"))
+                choices = record_of(self.folder(name)).choices
+                if rank >= len(choices):
+                    raise ConfigError(f"{name} ranks {len(choices)} policies, too few for number {rank + 1}; move its "
+                                      f"folder away ({self.folder(name)})")  # fmt: skip
+                return self.resolve(Output(choices[rank].step, "model"))
             case Output(name, output, optional):
                 folder = self.folder(name)
                 outputs = record_of(folder).outputs
@@ -136,16 +139,8 @@ class Run:
         return keys | {key: value for key, value in runner_keys.items() if key in known and value is not None}
 
 
-def read_record(folder: Path) -> Artifact | None:
-    """The folder's record, or None. Raises ConfigError for one that can't be read."""
-    try:
-        return Artifact.read(folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def record_of(folder: Path | None) -> Artifact:
-    artifact = read_record(folder) if folder else None
+    artifact = Artifact.read(folder) if folder else None
     if artifact is None:
         raise ConfigError(f"{folder} lost its record while the run went on; run again")
     return artifact

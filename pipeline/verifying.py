@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_schemas.artifact import RECORD, Artifact, read_json
+from data_schemas.stage_keys import ConfigError
 from pipeline.fingerprint import digest
 from pipeline.run import IDENTITY_FILE
 
@@ -32,7 +33,7 @@ def check_run(run: Path) -> Iterator[Checked]:
 def _check_step(folder: Path) -> Checked:
     try:
         record = Artifact.read(folder)
-    except ValueError as error:
+    except ConfigError as error:
         return Checked(folder, "whole", problems=[str(error).removeprefix(f"{folder}/")])
     assert record is not None
     state = "whole" if record.sha256.keys() == record.files.keys() else "sizes only"

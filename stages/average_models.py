@@ -28,7 +28,7 @@ from engine.contract import contract_of
 from engine.models import load_tokenizer
 from engine.saved import check_weights
 from engine.selection import all_pairs
-from engine.stage import Made, Stage, run_stage
+from engine.stage import Made, Stage, StageError, run_stage
 from engine.tokenized import held_out_rows, tokenize, wait_for
 
 RECIPE_VERSION = 1
@@ -137,7 +137,7 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
     average = make_average(stage, arguments, weights)
     numbers = evaluate(average)
     if not math.isfinite(numbers["eval_loss"]):
-        raise ValueError("the average's eval_loss is nan or infinite")
+        raise StageError("the average's eval_loss is nan or infinite")
 
     names = arguments.part_names or [str(place) for place in range(1, len(losses) + 1)]
     metrics: dict[str, Any] = dict(numbers)

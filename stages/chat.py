@@ -9,6 +9,7 @@ import sys
 import torch
 from transformers import TextStreamer, logging
 
+from data_schemas.key_rules import LIMITS
 from data_schemas.rows import Message, printable
 from data_schemas.stage_keys import ConfigError
 from engine.generation import device_of
@@ -39,11 +40,18 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = load_tokenizer(arguments.model)
-        model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
+        return talk(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def talk(arguments: argparse.Namespace) -> int:
+    for name in ("temperature", "max_new_tokens"):
+        if not LIMITS[name].holds(getattr(arguments, name)):
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: expected a number {LIMITS[name]}")
+    tokenizer = load_tokenizer(arguments.model)
+    model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
     torch.manual_seed(arguments.seed)
     dialog = [Message(role="system", content=arguments.system)] if arguments.system else []
 
@@ -63,8 +71,7 @@ def main() -> int:
 
     if arguments.prompt is not None:
         if not arguments.prompt.strip():
-            print("error: --prompt is empty", file=sys.stderr)
-            return 2
+            raise ConfigError("--prompt is empty")
         dialog.append(Message(role="user", content=arguments.prompt))
         answer()
         return 0

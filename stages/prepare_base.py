@@ -8,7 +8,7 @@ never learns to stop), or have no row in the embeddings for a template's tokens.
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,9 @@ class PrepareBaseArguments(LoadingArguments):
     model_name_or_path: str = required_field("the base model: a folder or a hub name", role="model")
     model_revision: str = key_field("main", "branch, tag or commit of a hub name")
     chat_template: str | None = key_field(None, "chatml, a .jinja file, or a template's text; null: the model's own")
-    dtype: str = key_field("auto", "precision the model is saved in: auto (as it came), float32, bfloat16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key_field(
+        "auto", "precision the model is saved in: auto (as it came), float32, bfloat16, float16"
+    )
 
 
 ARGUMENTS = (PrepareBaseArguments,)
@@ -63,7 +65,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     turns = [Message(role="user", content="Hi"), Message(role="assistant", content="Hello")]
     try:
         encode_dialog(tokenizer, [*turns, *turns])  # the template must be one that later stages can train on
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"chat template: {error}") from error
 
 

@@ -6,10 +6,12 @@ left out, and so are dialogs of another group that ask one in a later turn. Need
     python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data
 """
 
+import inspect
 import logging
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from data_schemas.reading import BadRow, read_conversations, read_documents, read_pairs, read_prompts, write_rows
@@ -57,13 +59,27 @@ def sources(stage: Stage, arguments: PrepareDataArguments) -> dict[str, list[str
         made = stage.folder / "made"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        find_function(arguments.make_data)(made, seed=arguments.seed, **(arguments.make_data_arguments or {}))
+        make(made, arguments.make_data, {"seed": arguments.seed} | (arguments.make_data_arguments or {}))
         for kind in KINDS:
             if (made / f"{kind}.jsonl").exists():
                 files[kind].append(str(made / f"{kind}.jsonl"))
     if not any(files.values()):
         raise ConfigError("prepare_data has nothing to read: give make_data, documents, instructions or preferences")
     return files
+
+
+def make(folder: Path, reference: str, given: dict[str, Any]) -> None:
+    """Calls `module:function(folder, **given)`. Raises ConfigError where it does not take these arguments, or refuses
+    them by a ValueError."""
+    function = find_function(reference)
+    try:
+        inspect.signature(function).bind(folder, **given)
+    except TypeError as error:
+        raise ConfigError(f"{reference}: {error}; see make_data_arguments") from None
+    try:
+        function(folder, **given)
+    except ValueError as error:
+        raise ConfigError(f"{reference}: {error}") from error
 
 
 def main(stage: Stage, arguments: PrepareDataArguments) -> Made:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -147,12 +148,13 @@ def make_model(
     kind = keys.pop("model_type", "llama")
     try:
         config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **keys)
-    except ValueError as error:
-        raise ConfigError(f"architecture: {str(error).splitlines()[0][:200]}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"architecture: {' '.join(str(error).split())[:300]}") from error
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
     set_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype or "float32"))
+    dtype = model.dtype if model.dtype not in (None, "auto") else "float32"
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model: ModelConfig) -> Made:

@@ -141,7 +141,8 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
     ]
     least = arguments.min_score
     if arguments.keep_by == "top_quartile":
-        least = float(np.quantile([reward_of(group, group.kept[0]) for group in groups if group.kept], 0.75))
+        best = [reward_of(group, group.kept[0]) for group in groups if group.kept]
+        least = float(np.quantile(best, 0.75)) if best else None
     if least is not None:
         groups = above(groups, least, "below_" + arguments.keep_by)
 

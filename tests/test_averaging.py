@@ -55,12 +55,6 @@ def test_the_average_is_the_weighted_mean_of_every_tensor(tmp_path, weights, exp
     assert weights_of(tmp_path / "out")["w"].tolist() == expected
 
 
-@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [math.inf, 1.0], [math.nan, 1.0]])
-def test_weights_that_weigh_nothing_are_refused(weights):
-    with pytest.raises(ConfigError, match=r"weights=.*: expected numbers >= 0 with a sum above 0"):
-        normalised(weights)
-
-
 def test_the_greedy_soup_adds_a_part_only_where_the_loss_does_not_rise():
     # Own losses: the order is 1, 3, 0, 2. Adding 3 lowers the loss, 0 raises it, 2 leaves it as it is.
     asked = []

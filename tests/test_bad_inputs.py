@@ -1,0 +1,52 @@
+"""Every rule of the code meets a bad input: one line that says what is wrong, the exit code, every file as it was.
+
+The cases stand in bad_rows.py, bad_recipes.py, bad_keys.py, bad_models.py and bad_templates.py, by what is spoiled.
+"""
+
+import re
+from collections.abc import Iterator
+
+import bad_keys
+import bad_models
+import bad_recipes
+import bad_rows
+import bad_templates
+import pytest
+from bad_inputs import Case, Met, Place, Raise, play, raises, rules_in_data
+
+CASES = [*bad_rows.CASES, *bad_recipes.CASES, *bad_keys.CASES, *bad_models.CASES, *bad_templates.CASES]
+MET: dict[Case, Met] = {}  # of every case that has been played
+# (file, function) of rules that no case can come by -> which test has them, or why none can.
+ELSEWHERE = {
+    ("engine/saved.py", "check_in_own_process"): "after DeepSpeed, in a process that imports everything: test_saved",
+}
+
+
+@pytest.fixture
+def place(tmp_path, request) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield Place(tmp_path, patch, request.getfixturevalue)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_bad_input_is_one_line_and_leaves_every_file_as_it_was(case, place, capfd):
+    MET[case] = play(case, place, capfd)
+
+
+def test_every_rule_has_a_bad_input(tmp_path_factory, request, capfd):
+    for case in CASES:
+        if case not in MET:  # only some were chosen
+            with pytest.MonkeyPatch.context() as patch:
+                folder = tmp_path_factory.mktemp("case")
+                MET[case] = play(case, Place(folder, patch, request.getfixturevalue), capfd)
+    lines = {line for met in MET.values() for line in met.lines}
+    rules = raises()
+    assert len(rules) > 100
+    unmet = [str(rule) for rule in rules if not _is_met(rule, lines) and (rule.file, rule.function) not in ELSEWHERE]
+    unmet += [rule for rule, words in rules_in_data().items()
+              if not any(re.search(words, met.said) for met in MET.values())]  # fmt: skip
+    assert not unmet, "no bad input comes by: " + ", ".join(unmet)
+
+
+def _is_met(rule: Raise, lines: set[tuple[str, int]]) -> bool:
+    return any(file == rule.file and rule.first <= line <= rule.last for file, line in lines)
