@@ -105,7 +105,7 @@ def test_a_models_own_code_runs_where_it_is_trusted_alone(with_code, rows, tmp_p
     assert call_stage("prepare_base", tmp_path / "refused", model_name_or_path=with_code) == 2
     assert not crater.exists()
     cause = read_json(tmp_path / "refused" / "outcome.json")["cause"]
-    assert cause == f"{with_code} brings code of its own, which is not run unless trust_remote_code: true"
+    assert cause == f"{with_code} brings code of its own; it is not run unless trust_remote_code: true"
 
     run_here("prepare_base", tmp_path / "base", model_name_or_path=with_code, trust_remote_code=True)
     assert crater.exists()
