@@ -143,6 +143,12 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a file; an empty one where it is missing or holds something else."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
 def read_json(path: Path) -> Any:
     """The parsed file, or None where it is missing or not JSON."""
     try:

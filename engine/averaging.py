@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import safe_open
 
-from data_schemas.artifact import read_json
+from data_schemas.artifact import read_mapping
 from data_schemas.stage_keys import ConfigError
 
 # Where a model was saved, by what, and in which precision: no part of its architecture.
@@ -53,13 +53,13 @@ def check_alike(folders: Sequence[Path]) -> None:
 def _description(folder: Path, name: str) -> Any:
     if name == "chat template":
         template = folder / "chat_template.jinja"
-        inside = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+        inside = read_mapping(folder / "tokenizer_config.json").get("chat_template")
         return template.read_text(encoding="utf-8") if template.is_file() else inside
     if name == "tensor":
         return {tensor: shape for tensor, (_, shape) in tensors_of(folder).items()}
-    content = read_json(folder / name)
+    content = read_mapping(folder / name)
     left_out = NOT_ARCHITECTURE if name == "config.json" else CALL_STATE
-    return {key: value for key, value in (content or {}).items() if key not in left_out}
+    return {key: value for key, value in content.items() if key not in left_out}
 
 
 def _first_difference(one: Any, other: Any) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_schemas.artifact import hash_files, read_json, write_atomically
+from data_schemas.artifact import hash_files, read_mapping, write_atomically
 from data_schemas.stage_keys import ConfigError
 
 MARKER = "whole.json"
@@ -128,8 +128,11 @@ def _forget_bests(folder: Path, steps: Collection[int]) -> None:
 
 def _marker(checkpoint: Path) -> dict[str, Any]:
     """What the marker says; nothing where it is missing or not one."""
-    marker = read_json(checkpoint / MARKER)
-    return marker if isinstance(marker, dict) and "files" in marker else {}
+    marker = read_mapping(checkpoint / MARKER)
+    files = marker.get("files")
+    named = isinstance(files, dict) and all(isinstance(said, list) and len(said) == 2 for said in files.values())
+    counted = all(isinstance(marker.get(name), int) for name in ("step", "best_step", "num_tokens", "processes"))
+    return marker if named and counted else {}
 
 
 def _progress(checkpoint: Path) -> Progress:

@@ -101,7 +101,8 @@ def _read(path: Path) -> dict[tuple[int, str], float]:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            step = row.pop("step")
+            if not isinstance(row, dict) or not isinstance(step := row.pop("step", None), int):
+                continue
             values.update({(step, key): value for key, value in row.items()})
     return values
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.artifact import read_json
+from data_schemas.artifact import read_mapping
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import ConfigError, stages, with_defaults
 from pipeline.fingerprint import find_module
@@ -103,11 +103,10 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
         raise ConfigError(f"{where}={folder} has no config.json: is it a model folder?")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
-    if needs_template and not (folder / "chat_template.jinja").is_file():
-        config = read_json(folder / "tokenizer_config.json")
-        if not (isinstance(config, dict) and config.get("chat_template")):
-            raise ConfigError(f"{where}={folder} has no chat template; "
-                              "give one, as in prepare_base: {chat_template: chatml}")  # fmt: skip
+    has_template = (folder / "chat_template.jinja").is_file()
+    if needs_template and not has_template and not read_mapping(folder / "tokenizer_config.json").get("chat_template"):
+        raise ConfigError(f"{where}={folder} has no chat template; "
+                          "give one, as in prepare_base: {chat_template: chatml}")  # fmt: skip
 
 
 def _check_launch(recipe: Recipe, step: Step) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_schemas.artifact import read_json, write_atomically
+from data_schemas.artifact import read_mapping, write_atomically
 from data_schemas.stage_keys import ConfigError, stages, with_defaults
 from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
 
@@ -35,7 +35,7 @@ class FileHashes:
     changed: bool = False
 
     def __post_init__(self) -> None:
-        self.known = read_json(self.cache_file) or {}
+        self.known = read_mapping(self.cache_file)
 
     def of(self, path: Path) -> str:
         """The hash of a file, or of a folder's files (hidden ones aside) and their names."""
@@ -51,7 +51,7 @@ class FileHashes:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
         cached = self.known.get(str(path))
-        if cached and cached[:3] == stamp:
+        if isinstance(cached, list) and len(cached) == 4 and cached[:3] == stamp:
             return cached[3]
         if self.limit is not None and status.st_size > self.limit:
             return TO_BE_HASHED

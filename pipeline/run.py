@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_schemas.artifact import Artifact, read_json
+from data_schemas.artifact import Artifact, read_mapping
 from data_schemas.stage_keys import ConfigError, check_required, stages
 from pipeline import summary
 from pipeline.fingerprint import FileHashes, Identity, differences, identities
@@ -64,7 +64,7 @@ class Run:
         if progress := finished_part(folder):
             return Decision("resume", f"from {progress}", folder)
         if folder.is_dir():
-            cause = (read_json(folder / "outcome.json") or {}).get("cause")
+            cause = read_mapping(folder / "outcome.json").get("cause")
             return Decision("run", f"did not finish: {cause}" if cause else "did not finish", folder)
         return Decision("run", self._why(step), folder)
 
@@ -85,7 +85,7 @@ class Run:
         if not old:
             return "never ran"
         newest = max(old, key=lambda path: (path / IDENTITY_FILE).stat().st_mtime_ns)
-        lines = differences(step, read_json(newest / IDENTITY_FILE) or {}, self.identities[step.name].content)
+        lines = differences(step, read_mapping(newest / IDENTITY_FILE), self.identities[step.name].content)
         return ", ".join(lines) or "never finished"
 
     def resolve(self, reference: Reference) -> Path | str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from data_schemas.artifact import read_json, write_atomically
+from data_schemas.artifact import read_mapping, write_atomically
 from data_schemas.stage_keys import ConfigError
 from pipeline import launching, processes, summary
 from pipeline.plan import Step
@@ -217,7 +217,7 @@ def _prepare_folder(folder: Path, config: Mapping[str, Any], identity: Mapping[s
 
 
 def _failure(step: Step, folder: Path, command: list[str], code: int, printed: str) -> StageFailed:
-    outcome = read_json(folder / "outcome.json") or {}
+    outcome = read_mapping(folder / "outcome.json")
     ending = f"ended with exit code {code}" if code else "ended without its record"
     if code < 0:
         ending = f"killed by {signal.Signals(-code).name}"
