@@ -57,9 +57,9 @@ def _description(folder: Path, name: str) -> Any:
         return template.read_text(encoding="utf-8") if template.is_file() else inside
     if name == "tensor":
         return {tensor: shape for tensor, (_, shape) in tensors_of(folder).items()}
-    content = read_json(folder / name)
+    content = read_json(folder / name) or {}
     left_out = NOT_ARCHITECTURE if name == "config.json" else CALL_STATE
-    return {key: value for key, value in (content or {}).items() if key not in left_out}
+    return {key: value for key, value in content.items() if key not in left_out}
 
 
 def _first_difference(one: Any, other: Any) -> str:

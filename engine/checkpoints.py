@@ -152,7 +152,9 @@ def _marker(checkpoint: Path) -> dict[str, Any]:
     """What the marker says; nothing where it is missing, not one, or not as it was written."""
     marker = read_json(checkpoint / MARKER) or {}
     digest = marker.pop(DIGEST, None)  # those of older versions have none
-    return marker if "files" in marker and digest in (None, digest_of(marker)) else {}
+    files = marker.get("files")
+    named = isinstance(files, dict) and all(isinstance(said, list) and len(said) == 2 for said in files.values())
+    return marker if named and digest in (None, digest_of(marker)) else {}
 
 
 def _progress(checkpoint: Path) -> Progress:

@@ -106,11 +106,14 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
                           "when they are opened: convert it first")  # fmt: skip
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
-    if needs_template and not (folder / "chat_template.jinja").is_file():
-        config = read_json(folder / "tokenizer_config.json")
-        if not (isinstance(config, dict) and config.get("chat_template")):
-            raise ConfigError(f"{where}={folder} has no chat template; "
-                              "give one, as in prepare_base: {chat_template: chatml}")  # fmt: skip
+    has_template = (folder / "chat_template.jinja").is_file()
+    if (
+        needs_template
+        and not has_template
+        and not (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    ):
+        raise ConfigError(f"{where}={folder} has no chat template; "
+                          "give one, as in prepare_base: {chat_template: chatml}")  # fmt: skip
 
 
 def _check_launch(recipe: Recipe, step: Step) -> None:

@@ -249,15 +249,20 @@ def damaged_step(place: Place) -> Call:
     return place.alignloop("verify", "runs/toy")
 
 
+def planned_folder(place: Place, step: str) -> Path:
+    """Where the plan of the good recipe has a step."""
+    recipe = load_recipe(place.folder / "toy.yaml")
+    folder = Run.of(recipe, make_plan(recipe)).folder(step)
+    assert folder is not None
+    return folder
+
+
 def planned_beside(name: str, content: Any) -> Callable[[Place], Call]:
     """A step's folder that is there already, with a file that is not as it should be."""
 
     def make(place: Place) -> Call:
         words = place.recipe()
-        recipe = load_recipe(place.folder / "toy.yaml")
-        folder = Run.of(recipe, make_plan(recipe)).folder("prepare_data")
-        assert folder is not None
-        place.write(f"runs/toy/{folder.name}/{name}", content)
+        place.write(f"runs/toy/{planned_folder(place, 'prepare_data').name}/{name}", content)
         return place.alignloop("plan", *words)
 
     return make

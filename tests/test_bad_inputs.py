@@ -3,6 +3,7 @@
 The cases stand in bad_rows.py, bad_recipes.py, bad_keys.py, bad_models.py and bad_templates.py, by what is spoiled.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ import bad_rows
 import bad_templates
 import pytest
 from bad_inputs import Case, Met, Place, Raise, play, raises, rules_in_data
+from bad_recipes import planned_folder
 
 CASES = [*bad_rows.CASES, *bad_recipes.CASES, *bad_keys.CASES, *bad_models.CASES, *bad_templates.CASES]
 MET: dict[Case, Met] = {}  # of every case that has been played
@@ -33,10 +35,22 @@ def test_a_bad_input_is_one_line_and_leaves_every_file_as_it_was(case, place, ca
     MET[case] = play(case, place, capfd)
 
 
+@pytest.mark.parametrize("content", ["[1]", "3", '{"HERE/pairs.jsonl": 3}', "{", ""])
+@pytest.mark.parametrize("name", [".hashes.json", "STEP/fingerprint.json", "STEP/outcome.json"])
+def test_a_damaged_note_of_our_own_is_as_if_it_were_not_there(name, content, place, capfd):
+    place.patch.chdir(place.folder)
+    words = place.recipe()
+    step = planned_folder(place, "prepare_data").name
+    place.write(f"runs/toy/{name.replace('STEP', step)}", content.replace("HERE", str(place.folder)))
+    assert place.alignloop("plan", *words)() == 0
+    out, err = capfd.readouterr()
+    assert "prepare_data: " in out and not err
+
+
 def test_every_rule_has_a_bad_input(tmp_path_factory, request, capfd):
     for case in CASES:
-        if case not in MET:  # only some were chosen
-            with pytest.MonkeyPatch.context() as patch:
+        if case not in MET:  # not chosen to be run; or it failed, and says so itself
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(AssertionError):
                 folder = tmp_path_factory.mktemp("case")
                 MET[case] = play(case, Place(folder, patch, request.getfixturevalue), capfd)
     lines = {line for met in MET.values() for line in met.lines}
