@@ -75,6 +75,9 @@ def newest_whole(folder: Path, *, processes: int) -> tuple[Path, Progress] | Non
             log.warning("%s is not resumed from: %s", checkpoint.name, reason)
             continue
         progress = _progress(checkpoint)
+        if progress is None:
+            log.warning("%s is not resumed from: its marker is no checkpoint's", checkpoint.name)
+            continue
         if progress.processes != processes:
             raise ConfigError(
                 f"{checkpoint} was written by {progress.processes} processes, this is {processes}: run with as many, "
@@ -121,8 +124,8 @@ def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
     checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of)
     for checkpoint in checkpoints[: -keep or None] if keep else ():
         shutil.rmtree(checkpoint, ignore_errors=True)
-    kept = [path for path in folder.glob("checkpoint-*") if _marker(path)]
-    _forget_bests(folder, {best_step, *(_progress(path).best_step for path in kept)})
+    kept = filter(None, (_progress(path) for path in folder.glob("checkpoint-*")))
+    _forget_bests(folder, {best_step, *(progress.best_step for progress in kept)})
 
 
 def link(source: Path, target: Path, *, leave_out: str) -> None:
@@ -157,9 +160,12 @@ def _marker(checkpoint: Path) -> dict[str, Any]:
     return marker if named and digest in (None, digest_of(marker)) else {}
 
 
-def _progress(checkpoint: Path) -> Progress:
+def _progress(checkpoint: Path) -> Progress | None:
     marker = _marker(checkpoint)
-    return Progress(**{name: value for name, value in marker.items() if name in Progress.__dataclass_fields__})
+    try:
+        return Progress(**{name: value for name, value in marker.items() if name in Progress.__dataclass_fields__})
+    except TypeError:  # not one of a checkpoint
+        return None
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -101,9 +101,10 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
         raise ConfigError(f"{where}={folder} is a file, expected a model folder")
     if not only_tokenizer and not (folder / "config.json").is_file():
         raise ConfigError(f"{where}={folder} has no config.json: is it a model folder?")
-    if not only_tokenizer and not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{where}={folder} has no weights in safetensors; other formats run what is written in them "
-                          "when they are opened: convert it first")  # fmt: skip
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    if not only_tokenizer and pickled and not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"{where}={folder} has no weights in safetensors; {pickled[0]} runs what is written in it "
+                          "when it is opened: convert it first")  # fmt: skip
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
     has_template = (folder / "chat_template.jinja").is_file()

@@ -45,7 +45,7 @@ def test_pickled_weights_are_refused_before_a_launch_and_by_the_stage(tiny_model
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(crater)))
-    with pytest.raises(ConfigError, match=r"base_model=.* has no weights in safetensors; other formats run what is"):
+    with pytest.raises(ConfigError, match=r"base_model=.* has no weights in safetensors; pytorch_model.bin runs what"):
         check_model_folder(folder, where="base_model", needs_template=False)
     assert call_stage("prepare_base", tmp_path / "prepared", model_name_or_path=folder) == 2
     assert not crater.exists()
