@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from bad_inputs import Call, Case, Place
 from bad_rows import ANSWER, USER
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import ByT5Tokenizer
 
 from data_schemas.rows import Message
 from engine import saved
 from engine.checkpoints import Progress, publish
-from engine.models import load_causal
-from engine.template import encode_dialog
+from engine.models import load_causal, load_reward
+from engine.template import CHATML, encode_dialog
+from stages.check import check_step
 
 PLAIN = {"is_reward_model": False, "device": "cpu", "autocast": None, "tolerance": 0.0}
 SCORES = """
@@ -212,6 +214,47 @@ def without_an_answer(place: Place) -> Call:
     return place.function(encode_dialog, place.shared("tokenizer"), [Message(role="user", content="q")])
 
 
+def pickled(place: Place) -> Call:
+    """A base whose weights are pickled, before anything is launched."""
+    drop("model.safetensors")(model(place))
+    put("pytorch_model.bin", b"")(place.folder / "model")
+    return place.alignloop("plan", *place.recipe("base_model=model"))
+
+
+def checked_rows(place: Place) -> Call:
+    """`alignloop check` on toy dialogs, which say nothing."""
+    model(place)
+    return place.alignloop("check", *place.recipe("base_model=model"))
+
+
+def of_constant_rewards(stage: str) -> Callable[[Place], Call]:
+    """A reward model that gives everything the same score, trained on or voting."""
+
+    def make(place: Place) -> Call:
+        model(place)
+        reward_model: Any = load_reward(str(model(place, "rewards")))
+        reward_model.score.weight.data.zero_()
+        reward_model.save_pretrained(place.folder / "rewards")
+        if stage == "annotate":
+            return place.stage(stage, **annotate(place, annotator_function=None, annotator_models=["rewards"]))
+        return place.stage(stage, **dpo(place, model_name_or_path="rewards"))
+
+    return make
+
+
+def with_two_bos(folder: Path) -> None:
+    change("tokenizer_config.json", bos_token="<|endoftext|>")(folder)
+    put("chat_template.jinja", "{{ bos_token }}{{ bos_token }}" + CHATML)(folder)
+
+
+def checked(place: Place) -> Call:
+    """What `alignloop check` shows of a step whose rows are all too long."""
+    rows = place.folder_of("rows")
+    keys = {"train_data": [str(rows / "conversations.jsonl")], "eval_data": [str(rows / "conversations_eval.jsonl")]}
+    asked = {"step": "sft", "stage": "sft", "keys": keys | {"max_length": 3}}
+    return place.function(check_step, asked, place.shared("tokenizer"), place.folder, Console(quiet=True), show=1)
+
+
 def of_saved(spoil: Spoil, check: str = "check_weights") -> Callable[[Place], Call]:
     """What only a failure of our own can leave behind."""
 
@@ -259,6 +302,19 @@ CASES = [
     Case("weights that are not all there",
          of_model("annotate", tensors(lambda loaded: loaded.pop("model.norm.weight"))),
          "model is not whole: it misses 1 tensors, such as model.norm.weight"),
+    Case("weights that are pickled", pickled,
+         "base_model=HERE/model has no weights in safetensors; pytorch_model.bin runs what is written in it when"),
+    Case("model with code of its own",
+         of_model("annotate", change("config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})),
+         "model brings code of its own; it is not run unless trust_remote_code: true"),
+    Case("reward model of one score", of_constant_rewards("annotate"),
+         "the reward model rewards gives each of 4 different answers the score 0: its rewards have collapsed to a"),
+    Case("rewards that do not train", of_constant_rewards("reward_model"),
+         "step 0: the rewards have collapsed to a constant, 0: in every held-out row all answers have the same one", 1),
+    Case("template that writes two BOS tokens", of_model("sft", with_two_bos),
+         "train: every row begins with two BOS tokens: the chat template writes one too many"),
+    Case("rows to look at that are bad", checked_rows, "prepare_data: HERE/chats.jsonl:1: messages: found no"),
+    Case("rows to look at that are too long", checked, "train: nothing is left of 24 rows"),
     Case("weights that are nan", of_model("prepare_base", tensors(to_nan)),
          "model.safetensors: model.norm.weight is nan or infinite", 1),
     Case("weights that train to nan", of_model("sft", tensors(to_nan)),
