@@ -5,6 +5,7 @@ and every file with its size and hash. It ends in a digest of itself.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -164,6 +165,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

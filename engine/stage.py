@@ -29,6 +29,7 @@ from engine.tracking import Tracker
 
 log = logging.getLogger("alignloop")
 
+DISK_READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
 HINTS = {  # a part of an error's text -> the way out
     "out of memory": "out of device memory: lower per_device_train_batch_size (the result stays the same), max_length, "
     "or set activation_checkpointing: true",
@@ -38,6 +39,7 @@ HINTS = {  # a part of an error's text -> the way out
     "quota exceeded": DISK_FULL,
     "pytorchstreamwriter": DISK_FULL,  # torch.save, which does not say why a file was not written to its end
     "unexpected pos": DISK_FULL,
+    "read-only file system": DISK_READ_ONLY,
     "is nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
 }
 
@@ -293,7 +295,7 @@ def _failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     hint = _hint(error)
     if is_main and is_users and not any(folder.glob("checkpoints/checkpoint-*")):
         (folder / "identity.json").unlink(missing_ok=True)  # nothing is made yet: the mended keys may use the folder
-    if hint == DISK_FULL:
+    if hint in (DISK_FULL, DISK_READ_ONLY) and not is_users:
         log.error("error: %s; %s", cause, hint)
     else:
         log.error("error: %s", cause, exc_info=None if says_all or interrupted else error)
@@ -325,9 +327,9 @@ def _report(folder: Path, outcome: Mapping[str, str]) -> None:
         with contextlib.suppress(OSError):
             write_atomically(folder / "outcome.json", json.dumps(outcome))
             return
-        # On a full disk these make room; else the exit code has to do.
-        _clear_leftovers(folder)
-        (folder / "outcome.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a full disk these make room; else the exit code has to do
+            _clear_leftovers(folder)
+            (folder / "outcome.json").unlink(missing_ok=True)
 
 
 def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """A hostile disk and machine: full or read-only disks, files that were cut or changed by hand, clocks that jump, two
 runs on one folder, folders that were moved. Nothing whole is damaged, nothing damaged is taken for whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ from stages import annotate, average_models
 NO_ROUND = ("run", "toy.yaml", "--set", "rounds=0")
 STEPS = ["prepare_data", "prepare_base", "round-0.sft", "round-0.evaluate_policy"]
 DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
+READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
 
 
 class Disk:
@@ -102,13 +104,13 @@ def trained(tiny_model, rows, tmp_path_factory) -> Path:
     return folder
 
 
-def assert_says_that_the_disk_is_full(folder: Path, printed: str) -> None:
+def assert_says_how_it_failed(folder: Path, printed: str, hint: str = DISK_FULL) -> None:
     lines = [line for line in printed.splitlines() if line]
-    assert lines[-1].startswith("error: ") and lines[-1].endswith(f"; {DISK_FULL}")
+    assert lines[-1].startswith("error: ") and lines[-1].endswith(f"; {hint}")
     assert "Traceback" not in printed and "Logging error" not in printed
     assert sum(line.startswith("error: ") for line in lines) == 1
-    outcome = read_json(folder / "outcome.json")  # none where the disk is full to its last byte
-    assert outcome is None or (outcome["state"], outcome["hint"]) == ("failed", DISK_FULL)
+    outcome = read_json(folder / "outcome.json")  # none where the disk takes no byte more
+    assert outcome is None or (outcome["state"], outcome["hint"]) == ("failed", hint)
     assert Artifact.read(folder) is None
 
 
@@ -129,7 +131,7 @@ def test_a_disk_that_is_full_within_a_checkpoint(trained, tiny_model, rows, smal
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, "mark", mark)
             assert call_stage("sft", folder, **keys) == 1
-        assert_says_that_the_disk_is_full(folder, capfd.readouterr().err)
+        assert_says_how_it_failed(folder, capfd.readouterr().err)
         assert checkpoints.damage(folder / "checkpoints" / "checkpoint-2") == ""
         assert not (folder / "checkpoints" / "checkpoint-4").exists()
         disk.empty()
@@ -148,7 +150,9 @@ def assert_same_model(one: Path, other: Path) -> None:
     assert {key: metrics_of(one)[key] for key in wanted} == wanted
 
 
-def test_a_disk_that_is_full_within_answers_rows_and_record(tiny_model, rows, small_disk, tmp_path, monkeypatch, capfd):
+def test_a_disk_that_is_full_or_fails_within_answers_rows_or_record(
+    tiny_model, rows, small_disk, tmp_path, monkeypatch, capfd
+):
     (tmp_path / "judge.py").write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
     disk = small_disk(2)
@@ -158,29 +162,34 @@ def test_a_disk_that_is_full_within_answers_rows_and_record(tiny_model, rows, sm
     run_here("annotate", tmp_path / "undisturbed", **keys)
     capfd.readouterr()
 
-    def full(own: Callable[..., Any], *, after: int = 0) -> Callable[..., Any]:
+    def fail() -> None:  # what the kernel makes of a disk with errors; a mount here would be busy
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def spoilt(own: Callable[..., Any], spoil: Callable[[], None], *, after: int) -> Callable[..., Any]:
         calls = []
 
         def call(*args: Any) -> Any:
             calls.append(args)
-            if len(calls) > after:
-                disk.fill()
+            if len(calls) == after + 1:
+                spoil()
             return own(*args)
 
         return call
 
-    for module, name, after, done in (
-        (generation, "write_atomically", 2, 2),  # of five batches of answers
-        (annotate, "write_rows", 0, 5),
-        (stage_module, "files_below", 0, 5),  # for the record
+    for module, name, after, spoil, mend, hint, done in (
+        (generation, "write_atomically", 1, fail, list, READ_ONLY, 1),
+        (generation, "write_atomically", 2, disk.fill, disk.empty, DISK_FULL, 3),  # of five batches of answers
+        (annotate, "write_rows", 0, disk.fill, disk.empty, DISK_FULL, 5),
+        (stage_module, "files_below", 0, disk.fill, disk.empty, DISK_FULL, 5),  # for the record
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, full(getattr(module, name), after=after))
+            patch.setattr(module, name, spoilt(getattr(module, name), spoil, after=after))
             assert call_stage("annotate", folder, **keys) == 1
-        disk.empty()
-        assert_says_that_the_disk_is_full(folder, capfd.readouterr().err)
+        mend()
+        assert_says_how_it_failed(folder, capfd.readouterr().err, hint)
         assert len(list(folder.glob("checkpoints/answers-*/[0-9]*.json"))) == done
         assert not leftovers(folder)
+        assert (folder / "pairs.train.jsonl").exists() == (module is stage_module)
     monkeypatch.setattr("transformers.GenerationMixin.generate", None)  # to call it would be an error
     record = run_here("annotate", folder, **keys)
     assert (folder / "pairs.train.jsonl").read_bytes() == (tmp_path / "undisturbed" / "pairs.train.jsonl").read_bytes()
@@ -266,7 +275,6 @@ def assert_one_line(said: tuple[int, str, str], code: int, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("name", "call", "finished_steps"),
     [
-        ("summary.json", 1, []),
         ("summary.json", 4, STEPS[:2]),
         ("fingerprint.json", 2, STEPS[:1]),
         (".hashes.json", 1, []),
@@ -298,7 +306,10 @@ def test_a_stage_whose_output_a_full_disk_does_not_take_has_the_hint(finished, s
         shutil.rmtree(path)
     stage = finished.command.parent / "stages" / "sft.py"
     own = stage.read_text()
-    stage.write_text(f"from pathlib import Path\nPath({str(disk.filler)!r}).write_bytes(bytes(2**22))\n")
+    stage.write_text(  # nothing that it could say would be kept
+        f"import os\nfrom pathlib import Path\ntry:\n    Path({str(disk.filler)!r}).write_bytes(bytes(2**22))\n"
+        "finally:\n    os._exit(1)\n"
+    )
     try:
         code, _, err = world.call(*NO_ROUND)
     finally:
@@ -320,18 +331,18 @@ def test_what_a_killed_run_was_writing_is_removed_by_the_next(finished, tmp_path
 # -- a read-only disk -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hashes", ["as they are", "stale"])
-def test_a_run_on_a_read_only_disk_is_read_and_not_gone_on_with(hashes, finished, small_disk):
+def test_a_run_on_a_read_only_disk_is_read_and_not_gone_on_with(finished, small_disk):
     disk = small_disk(2)
-    world = copied(finished, disk.folder)  # a copy's files have other inodes: no hash of them is known
-    if hashes == "stale":
-        (world.run_folder / ".hashes.json").unlink()
+    # A copy's files have other inodes: its hashes are stale.
+    stale, missing = copied(finished, disk.folder / "stale"), copied(finished, disk.folder / "missing")
+    (missing.run_folder / ".hashes.json").unlink()
     disk.read_only()
-    code, out, err = world.call("plan", *NO_ROUND[1:])
-    assert (code, err) == (0, "")
-    assert f"{len(STEPS)} reuse, 0 resume, 0 run" in out
-    assert [(world.call(word, "runs/toy")[0::2]) for word in ("status", "verify")] == [(0, ""), (0, "")]
-    assert_one_line(world.call(*NO_ROUND), 1, "Read-only file system", "runs/toy/.lock")
+    for world in (stale, missing):
+        code, out, err = world.call("plan", *NO_ROUND[1:])
+        assert (code, err) == (0, "")
+        assert f"{len(STEPS)} reuse, 0 resume, 0 run" in out
+    assert [stale.call(word, "runs/toy")[0::2] for word in ("status", "verify")] == [(0, ""), (0, "")]
+    assert_one_line(stale.call(*NO_ROUND), 1, "Read-only file system", "runs/toy/.lock")
 
 
 def test_a_stage_by_hand_into_a_read_only_disk_is_one_line(rows, small_disk, tmp_path):
@@ -562,7 +573,8 @@ def test_a_clock_that_runs_backwards_changes_nothing(finished, tmp_path):
     (tmp_path / "clock" / "sitecustomize.py").write_text(
         "import itertools, time\nhours = itertools.count()\ntime.time = lambda: 1e9 - 3600 * next(hours)\n"
     )
-    code, out, err = world.call(*NO_ROUND, PYTHONPATH=str(tmp_path / "clock"))
+    path = os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])
+    code, out, err = world.call(*NO_ROUND, PYTHONPATH=path)
     assert (code, err) == (0, "")
     here = json.loads((world.folder("round-0.sft") / "here.json").read_text())
     assert here["began"] <= 1e9, "the stages' clock was not turned back"
@@ -647,6 +659,8 @@ def test_a_run_that_was_moved_is_reused_and_goes_on_without_its_old_place(finish
     world, old, new = copied(finished, tmp_path / "old"), tmp_path / "old", tmp_path / "another name"
     old.rename(new)
     world.work, world.run_folder = new, new / "runs" / "toy"
+    links = {link.name: link.resolve() for link in (world.run_folder / "steps").iterdir()}
+    assert links == {step: world.folder(step) for step in STEPS}
     # As on another machine, where these numbers are other processes.
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
         for folder in (world.run_folder, world.folder("round-0.sft")):
@@ -655,8 +669,6 @@ def test_a_run_that_was_moved_is_reused_and_goes_on_without_its_old_place(finish
         assert world.call(*NO_ROUND)[0] == 0
         assert (world.launched(), states(world)) == ([], {"reused"})
         assert not any(one.problems for one in check_run(world.run_folder))
-        links = {link.name: link.resolve() for link in (world.run_folder / "steps").iterdir()}
-        assert links == {step: world.folder(step) for step in STEPS}
 
         shutil.rmtree(world.folder("round-0.evaluate_policy"))
         (world.folder("round-0.sft") / "artifact.json").unlink()
