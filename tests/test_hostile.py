@@ -377,7 +377,7 @@ def test_what_only_says_how_a_step_was_made_may_be_damaged(finished, tmp_path):
         cut(world.folder("round-0.sft") / name)
     cut(world.run_folder / ".hashes.json")
     cut(world.run_folder / "summary.json")
-    assert_one_line(world.call("status", "runs/toy"), 2, "summary.json was damaged; `run` writes it anew")
+    assert_one_line(world.call("status", "runs/toy"), 2, "summary.json is not a run's summary; run the recipe again")
     assert_one_line(world.call("verify", "runs/toy"), 1, "round-0.sft-")
     # What it was made of cannot be told any more.
     assert "run    round-0.sft: never ran" in world.call("plan", *NO_ROUND[1:], "--set", "sft.seed=3")[1]
@@ -524,7 +524,7 @@ def test_a_damaged_last_line_of_the_metrics_is_left_out(tail, tmp_path):
 def test_checkpoints_whose_keys_are_not_known_any_more_are_not_gone_on_from(rows, tmp_path):
     (tmp_path / "out" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "out" / "identity.json").write_text('{"stage": "prepare_da')
-    with pytest.raises(ConfigError, match=r"identity\.json was damaged: nothing says which keys its checkpoints are"):
+    with pytest.raises(ConfigError, match=r"identity\.json is not a stage's; choose another output_dir"):
         call_stage("prepare_data", tmp_path / "out", instructions=[rows / "conversations.jsonl"])
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-2").is_dir()
 
@@ -677,7 +677,7 @@ def test_a_run_that_was_moved_is_reused_and_goes_on_without_its_old_place(finish
         stranger.kill()
     assert world.launched() == ["round-0.sft", "round-0.evaluate_policy"]
     for step in ("round-0.sft", "round-0.evaluate_policy"):
-        text = (world.folder(step) / "config.yaml").read_text()
+        text = " ".join((world.folder(step) / "config.yaml").read_text().split())  # YAML folds a long path
         assert str(new) in text and str(old) not in text and str(finished.work) not in text
 
 
