@@ -15,7 +15,7 @@ import torch
 
 from engine import checkpoints
 from engine.batches import GlobalBatching
-from engine.stage import StageError
+from engine.outcome import StageError
 
 WINDOW = 128  # losses that a new one is compared with, and half of them before any is (OLMo 2, arXiv 2501.00656, 3.1)
 log = logging.getLogger(__name__)

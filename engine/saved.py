@@ -22,8 +22,8 @@ from trl import ModelConfig
 
 from engine.inspection import sequences_of
 from engine.models import aligned, without_launcher
+from engine.outcome import StageError
 from engine.process import trusts_code
-from engine.stage import StageError
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
 NUM_ROWS, NUM_TOKENS = 4, 128
@@ -134,7 +134,7 @@ def check_in_own_process(model: Path, probe: Path, how: Mapping[str, Any]) -> No
     command = [sys.executable, "-P", "-m", "engine.saved", str(model), str(probe), json.dumps(how)]
     done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StageError(done.stderr.strip().splitlines()[-1].removeprefix("engine.stage.StageError: "))
+        raise StageError(done.stderr.strip().splitlines()[-1].removeprefix("engine.outcome.StageError: "))
 
 
 def check_weights(folder: Path) -> None:

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_schemas.rows import Message, Prompt, for_template
 from data_schemas.stage_keys import ConfigError
 from engine import preemption
+from engine.functions import find_function
 from engine.generation import in_batches
 from engine.models import identity_of, load_reward, load_tokenizer
-from engine.stage import Stage, find_function
+from engine.stage import Stage
 from engine.template import encode_answer
 
 FUNCTION_BATCH = 64  # answers that a function scores between two files of results

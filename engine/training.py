@@ -31,8 +31,9 @@ from engine.contract import contract_of
 from engine.evaluation import ExactEvaluation
 from engine.guards import GuardedSteps
 from engine.models import merge_adapter
+from engine.outcome import StageError
 from engine.saved import PROBE, check_trained, check_weights, probe
-from engine.stage import Made, Stage, StageError
+from engine.stage import Made, Stage
 
 log = logging.getLogger(__name__)
 

@@ -26,9 +26,10 @@ from engine.arguments import LoadingArguments, fill, key_field, required_field
 from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
 from engine.contract import contract_of
 from engine.models import load_tokenizer
+from engine.outcome import StageError
 from engine.saved import check_weights
 from engine.selection import all_pairs
-from engine.stage import Made, Stage, StageError, run_stage
+from engine.stage import Made, Stage, run_stage
 from engine.tokenized import held_out_rows, tokenize, wait_for
 
 RECIPE_VERSION = 1

@@ -19,7 +19,8 @@ from data_schemas.rows import Conversation, Document, Message, PreferencePair, P
 from data_schemas.splitting import Shares, assign, becomes_instruction, contains_any
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import PlainStageArguments, key_field
-from engine.stage import Made, Stage, find_function, run_stage
+from engine.functions import find_function
+from engine.stage import Made, Stage, run_stage
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"

@@ -19,8 +19,8 @@ from conftest import call_stage, conversation, write_jsonl
 
 from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
-from engine import stage as stage_module
-from engine.stage import find_function
+from engine import folder as stage_folder
+from engine.functions import find_function
 
 ROOT = Path(__file__).parent.parent
 MAKERS = """
@@ -217,12 +217,12 @@ def test_the_first_process_waits_for_the_others_before_it_clears_up(tmp_path, mo
     """Another process may still read the first one's answers, which lie in `checkpoints`."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     (tmp_path / "checkpoints").mkdir()
-    waiting = threading.Thread(target=stage_module._wait_for_other_ranks, args=(tmp_path,), daemon=True)
+    waiting = threading.Thread(target=stage_folder.wait_for_other_ranks, args=(tmp_path,), daemon=True)
     waiting.start()
     for rank in (2, 1):
         waiting.join(0.2)
         assert waiting.is_alive(), f"ended before rank {rank}"
-        stage_module._ended(tmp_path, rank).touch()
+        stage_folder.ended(tmp_path, rank).touch()
     waiting.join(10)
     assert not waiting.is_alive()
 
