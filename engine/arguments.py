@@ -109,6 +109,10 @@ class PreferenceArguments(TrainingStageArguments):
     strengths: list[Strength] | None = key_field(
         ["significantly_better", "better"], "levels that train; a pair without a level always does; null: all levels"
     )
+    share_prompts: bool = key_field(
+        True,
+        "answers to one prompt share its tokens and short rows share a row: the same numbers, several times as fast",
+    )
     max_similarity: float | None = key_field(
         None, "drop answers more alike than this to a better one: 1 - edits / characters of the longer; null: none"
     )

@@ -8,6 +8,7 @@ each answer's length (Pang et al., arXiv 2404.19733, eq. 4), or by the tokens of
 Any TRL `loss_type` sees the preference mask alone: its log-probs, its lengths (`ipo`, `sigmoid_norm`), its metrics.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,22 +18,31 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from engine.evaluation import ROUNDING
+from engine.shared_rows import PADDED, SharedRows, goes_with
 from engine.template import IGNORED
 from engine.training import TrainingLoop
+
+log = logging.getLogger(__name__)
 
 # Shapes: B = pairs in the batch, T = tokens; tensors of the batch hold the chosen rows, then the rejected, [2B, T].
 
 
 @dataclass
 class TwoMasks(DataCollatorForPreference):
-    """TRL's batch with `completion_mask` = what the preference term sees, and `nll_mask` = what the NLL term sees.
+    """TRL's batch with `completion_mask` = what the preference term sees, and `nll_mask` = what the NLL term sees; and
+    with the packed rows that the models are called on, where `share_prompts`.
 
     Rows hold, beside TRL's `prompt_ids`, `chosen_ids` and `rejected_ids`, both masks of each answer as lists:
     `chosen_content`, `chosen_trained`, `rejected_content`, `rejected_trained`.
     """
 
+    share_prompts: bool = False
+
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
+        if self.share_prompts:
+            sequences = [row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected") for row in examples]
+            batch |= SharedRows.of(sequences, [*range(len(examples))] * 2).as_inputs()
         for name, kind in (("completion_mask", "content"), ("nll_mask", "trained")):
             mask_2BT = torch.zeros_like(batch["input_ids"])
             for half, side in enumerate(("chosen", "rejected")):
@@ -48,6 +58,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
 
     nll_per: Literal["answer", "batch"] = "answer"
     _mean_nll_tokens = 0.0  # trained tokens of a chosen answer, mean over the global batch
+    _goes_with_shared_rows: bool | None = None  # not tried yet
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows come in tokens (prompt_ids, chosen_ids, rejected_ids), which only this TRL trainer does not expect."""
@@ -83,14 +94,33 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
             self._mean_nll_tokens = before
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != "nll_mask"})
+        inputs = {name: value for name, value in inputs.items() if name != "nll_mask"}
+        return super().compute_ref_log_probs(self._on_shared_rows(model, inputs), inputs)
+
+    def _on_shared_rows(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The model, called on the packed rows that are taken out of `inputs`, where there are some and they go."""
+        shared = SharedRows.taken_from(inputs)
+        if shared is None:
+            return model
+        if self._goes_with_shared_rows is None:
+            self._goes_with_shared_rows = not self.aux_loss_enabled and goes_with(model, self.args.device)
+            if not self._goes_with_shared_rows:
+                log.warning(PADDED)
+        if not self._goes_with_shared_rows:
+            return model
+
+        def call(*, input_ids: Any, attention_mask: Any, labels: torch.Tensor, **options: Any) -> Any:
+            return shared.log_probs(model, labels, **options)
+
+        return call
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
-        nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
         if "ref_chosen_logps" not in inputs:
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
+        nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
+        model = self._on_shared_rows(model, inputs)
         log_probs: list[torch.Tensor] = []
         mode = "train" if self.model.training else "eval"  # pyright: ignore[reportOptionalMemberAccess]
         logged = self._metrics[mode]

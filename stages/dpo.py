@@ -25,7 +25,7 @@ from engine.template import encode_dialog
 from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import prepare_config, train_and_save
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
 DEFAULTS = training_loop.DEFAULTS | {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
 
@@ -89,7 +89,7 @@ def make_trainer(
         load_causal(path, **options),
         ref_model=None if own_reference else load_causal(arguments.reference_model or path, **options),
         args=training,
-        data_collator=TwoMasks(pad_token_id=tokenizer.pad_token_id),
+        data_collator=TwoMasks(pad_token_id=tokenizer.pad_token_id, share_prompts=arguments.share_prompts),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,

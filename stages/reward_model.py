@@ -9,6 +9,7 @@ same whatever the length of its ranking. Each answer is a sequence of its own, w
 """
 
 import itertools
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,16 @@ from engine.guards import BadStep
 from engine.inspection import Encode, TokenRow
 from engine.models import is_reward_model, load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.selection import select
+from engine.shared_rows import PADDED, SharedRows, goes_with
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
 from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
+
+log = logging.getLogger(__name__)
 
 # Shapes: B = rankings in the batch, A = their answers one after the other, P = their pairs, T = tokens.
 
@@ -52,6 +56,7 @@ class Rankings:
     """A batch of rankings: all answers padded to one width, and their pairs as indices into them."""
 
     pad_token_id: int
+    share_prompts: bool = False
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         answers = [torch.tensor(answer) for example in examples for answer in example["answers"]]
@@ -65,7 +70,12 @@ class Rankings:
             first += len(example["answers"])
         ends = list(itertools.accumulate(len(example["answers"]) for example in examples))
         pad = torch.nn.utils.rnn.pad_sequence
+        packed = {}
+        if self.share_prompts:
+            groups = [number for number, example in enumerate(examples) for _ in example["answers"]]
+            packed = SharedRows.of([ids for example in examples for ids in example["answers"]], groups).as_inputs()
         return {
+            **packed,
             "input_ids": pad(answers, batch_first=True, padding_value=self.pad_token_id),
             "attention_mask": pad([torch.ones_like(answer) for answer in answers], batch_first=True),
             "better": torch.tensor(better),
@@ -78,6 +88,8 @@ class Rankings:
 
 class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
     """Reward modelling on rankings, with precision and recall of "the best answer is better than the worst"."""
+
+    _goes_with_shared_rows: bool | None = None  # not tried yet
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows come in tokens: `answers`, the best first."""
@@ -92,8 +104,7 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         """Mean over rankings of the mean over their pairs of -log sigmoid(r_better - r_worse)."""
         config: Any = self.args
         gather: Any = self.accelerator.gather
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        rewards_A = outputs.logits.squeeze(-1).float()
+        rewards_A = self._rewards(model, dict(inputs)).float()
         better_P, worse_P = rewards_A[inputs["better"]], rewards_A[inputs["worse"]]
         # Exact, so that a mean of batches is the mean of rows. Counts: DeepSpeed makes inputs in float64 float32.
         exact_P = 1 / (inputs["num_pairs"].double() * len(inputs["best"]))
@@ -119,6 +130,18 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
         logged["min_reward"].append(float(gather(rewards_A.min().detach()).min()))
         logged["max_reward"].append(float(gather(rewards_A.max().detach()).max()))
         return (loss, margins_B) if return_outputs else loss
+
+    def _rewards(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The score at the end of each answer, [A]: on packed rows where there are some and the model takes them."""
+        shared = SharedRows.taken_from(inputs)
+        if shared is not None and self._goes_with_shared_rows is None:
+            self._goes_with_shared_rows = goes_with(model, self.args.device, is_reward_model=True)
+            if not self._goes_with_shared_rows:
+                log.warning(PADDED)
+        if shared is not None and self._goes_with_shared_rows:
+            return shared.last_scores(model, inputs["attention_mask"].sum(1), use_cache=False)
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        return outputs.logits[:, 0]
 
     def check_evaluation(self, metrics: Mapping[str, float]) -> None:
         if metrics["eval_ties"] == 1.0:
@@ -207,7 +230,7 @@ def make_trainer(
     return BradleyTerryTrainer(
         reward_model,
         args=training,
-        data_collator=Rankings(tokenizer.pad_token_id),
+        data_collator=Rankings(tokenizer.pad_token_id, arguments.share_prompts),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
