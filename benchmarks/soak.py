@@ -24,6 +24,7 @@ from data_schemas.artifact import Artifact
 
 ROOT = Path(__file__).absolute().parent.parent
 SECONDS = (1.0, 14.0)  # between a start and its kill; a start takes about six
+MOST = 4  # kills of one step: then it is let pass, so that every kind of stage has its share
 WHO = ("runner", "stage", "both")
 
 
@@ -40,25 +41,39 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         sys.exit(err.decode())
 
 
-def running_step(folder: Path) -> tuple[str, list[int]]:
-    """The stage that runs in a run's folder, and the processes that hold its lock."""
+def running_step(folder: Path) -> tuple[str, str, list[int]]:
+    """The step that runs in a run's folder, its stage, and the processes that hold its lock."""
     try:
         steps: list[dict[str, Any]] = json.loads((folder / "summary.json").read_text())["steps"]
     except (FileNotFoundError, json.JSONDecodeError):
-        return "before the first", []
+        return "", "before the first", []
     step = next((step for step in steps if step["state"] == "running"), None)
     if step is None:
-        return "between two", []
+        return "", "between two", []
     try:
         holder = (folder / step["folder"] / ".lock").read_text().split()
     except FileNotFoundError:
         holder = []
-    return str(step["stage"]), [int(holder[0])] if holder else []
+    return str(step["name"]), str(step["stage"]), [int(holder[0])] if holder else []
 
 
-def kill(process: subprocess.Popen[bytes], folder: Path, drawn: random.Random) -> str | None:
+def wait(process: subprocess.Popen[bytes], folder: Path, kills: Counter[str], drawn: random.Random) -> bool:
+    """For a random time, and on until a step runs that was not killed often enough. Whether the run ended before."""
+    seconds = drawn.uniform(*SECONDS)
+    while True:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            if kills[running_step(folder)[0]] < MOST:
+                return False
+            seconds = drawn.uniform(0.1, 3.0)
+        else:
+            return True
+
+
+def kill(process: subprocess.Popen[bytes], folder: Path, kills: Counter[str], drawn: random.Random) -> str | None:
     """Kills what is drawn; the stage that it hit, or None where the run was through already."""
-    stage, pids = running_step(folder)
+    step, stage, pids = running_step(folder)
     who = drawn.choice(WHO) if pids else "runner"
     targets = ([process.pid] if who != "stage" else []) + (pids if who != "runner" else [])
     if process.poll() is not None:
@@ -69,6 +84,7 @@ def kill(process: subprocess.Popen[bytes], folder: Path, drawn: random.Random) -
         except ProcessLookupError:
             continue
     process.communicate()
+    kills[step] += bool(step)
     return stage
 
 
@@ -92,13 +108,11 @@ def soak(seed: int, kills: int, recipe: Path, settings: list[str]) -> tuple[Coun
     finish(start(names[0], seed, recipe, settings))
     alone = time.monotonic() - started
 
-    drawn, by_stage, started = random.Random(seed), Counter[str](), time.monotonic()
+    drawn, by_stage, by_step, started = random.Random(seed), Counter[str](), Counter[str](), time.monotonic()
     while by_stage.total() < kills:
         process = start(names[1], seed, recipe, settings)
-        try:
-            process.wait(drawn.uniform(*SECONDS))
-        except subprocess.TimeoutExpired:
-            stage = kill(process, killed, drawn)
+        if not wait(process, killed, by_step, drawn):
+            stage = kill(process, killed, by_step, drawn)
             if stage is not None:
                 by_stage[stage] += 1
                 continue
