@@ -8,7 +8,6 @@ each answer's length (Pang et al., arXiv 2404.19733, eq. 4), or by the tokens of
 Any TRL `loss_type` sees the preference mask alone: its log-probs, its lengths (`ipo`, `sigmoid_norm`), its metrics.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,11 +17,9 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from engine.evaluation import ROUNDING
-from engine.shared_rows import PADDED, SharedRows, goes_with
+from engine.shared_rows import OnSharedRows, SharedRows
 from engine.template import IGNORED
 from engine.training import TrainingLoop
-
-log = logging.getLogger(__name__)
 
 # Shapes: B = pairs in the batch, T = tokens; tensors of the batch hold the chosen rows, then the rejected, [2B, T].
 
@@ -53,12 +50,11 @@ class TwoMasks(DataCollatorForPreference):
         return batch
 
 
-class PreferenceTrainer(TrainingLoop, DPOTrainer):
+class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
     """`nll_per` is "answer" or "batch"; it is set before `train`."""
 
     nll_per: Literal["answer", "batch"] = "answer"
     _mean_nll_tokens = 0.0  # trained tokens of a chosen answer, mean over the global batch
-    _goes_with_shared_rows: bool | None = None  # not tried yet
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows come in tokens (prompt_ids, chosen_ids, rejected_ids), which only this TRL trainer does not expect."""
@@ -99,14 +95,8 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
 
     def _on_shared_rows(self, model: Any, inputs: dict[str, Any]) -> Any:
         """The model, called on the packed rows that are taken out of `inputs`, where there are some and they go."""
-        shared = SharedRows.taken_from(inputs)
+        shared = self.shared_rows_of(model, inputs)
         if shared is None:
-            return model
-        if self._goes_with_shared_rows is None:
-            self._goes_with_shared_rows = not self.aux_loss_enabled and goes_with(model, self.args.device)
-            if not self._goes_with_shared_rows:
-                log.warning(PADDED)
-        if not self._goes_with_shared_rows:
             return model
 
         def call(*, input_ids: Any, attention_mask: Any, labels: torch.Tensor, **options: Any) -> Any:

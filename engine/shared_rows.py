@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import Trainer
 
+from engine.saved import TOLERANCES
 from engine.template import IGNORED
 
 # Shapes: N = sequences, T = tokens of the longest, R = packed rows, L = their tokens.
 
 PREFIX = "shared_"  # of the tensors' names in a batch
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-PADDED = "this model does not go with shared rows: its rows are padded, which is slower"
 log = logging.getLogger(__name__)
 
 
@@ -131,49 +132,75 @@ class SharedRows:
         return scores[-1].flatten()[last_N]
 
 
-PROBE = ([3, 4, 5, 6, 7, 8, 9, 10, 11], [3, 4, 5, 6, 12, 13, 14])  # two sequences of ids that any vocabulary has
+class OnSharedRows(Trainer):
+    """Goes before a TRL trainer in the bases: takes a batch's packed rows where the model goes with them."""
+
+    shared_rows_are_of_rewards = False
+    _kinds_that_go: dict[type, bool]
+
+    def shared_rows_of(self, model: Any, inputs: dict[str, Any]) -> SharedRows | None:
+        """The packed rows, taken out of `inputs`; None where there are none, or where the model does not go with them.
+
+        A model of each kind is tried once: a reference may be of another than the policy. All processes call this.
+        """
+        rows = SharedRows.taken_from(inputs)
+        if rows is None:
+            return None
+        self.__dict__.setdefault("_kinds_that_go", {})
+        kind = type(_unwrapped(model))
+        if kind not in self._kinds_that_go:
+            precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+            self._kinds_that_go[kind] = goes_with(
+                model, self.args.device, precision=precision, is_reward_model=self.shared_rows_are_of_rewards
+            )
+            if not self._kinds_that_go[kind]:
+                log.warning("this model does not go with shared rows: its rows are padded, which is slower")
+        return rows if self._kinds_that_go[kind] else None
 
 
-def goes_with(model: Any, device: torch.device, *, is_reward_model: bool = False) -> bool:
+def goes_with(model: Any, device: torch.device, *, precision: str = "float32", is_reward_model: bool = False) -> bool:
     """Whether the model says of packed rows what it says of rows of their own: tried on two short ones.
 
     Not where its attention can't take the mask (flash attention, a state instead of attention), nor where its loss
-    counts the rows' tokens (a mixture of experts). All processes call this.
+    counts the rows' tokens (a mixture of experts). `precision` is what the trainer computes in.
     """
-    if _config_of(model)._attn_implementation not in ("sdpa", "eager"):
+    config = _config_of(model)
+    if config._attn_implementation not in ("sdpa", "eager") or hasattr(config, "output_router_logits"):
         return False
-    rows = SharedRows.of(PROBE, [0, 0]).to(device)
-    lengths_N = torch.tensor([len(ids) for ids in PROBE], device=device)
-    ids_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in PROBE], batch_first=True).to(device)
-    mask_NT = (torch.arange(ids_NT.size(1), device=device) < lengths_N[:, None]).long()
+    some = [token for token in range(3, 20) if token != config.pad_token_id]  # a reward is read before the padding
+    sequences = [some[:4] + some[4:9], some[:4] + some[9:14]]
+    rows = SharedRows.of(sequences, [0, 0]).to(device)
+    ids_NT = torch.tensor(sequences, device=device)
+    mask_NT = torch.ones_like(ids_NT)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             if is_reward_model:
                 wanted = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0].float()
-                found = rows.last_scores(model, lengths_N, use_cache=False).float()
+                found = rows.last_scores(model, mask_NT.sum(1), use_cache=False).float()
             else:
-                labels_NT, fused = (
-                    ids_NT.masked_fill(mask_NT == 0, IGNORED),
-                    {"fused_lm_head": True, "use_cache": False},
-                )
-                wanted = model(input_ids=ids_NT, attention_mask=mask_NT, labels=labels_NT, **fused).log_probs.float()
-                found = rows.log_probs(model, labels_NT, **fused).log_probs.float()
+                fused = {"fused_lm_head": True, "use_cache": False}
+                wanted = model(input_ids=ids_NT, attention_mask=mask_NT, labels=ids_NT, **fused).log_probs.float()
+                found = rows.log_probs(model, ids_NT, **fused).log_probs.float()
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         log.info("shared rows: %s", error)
         return False
     finally:
         model.train(was_training)
-    is_exact = next(iter(model.parameters())).dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-    allowed = (1e-4 if is_exact else 5e-2) * float(wanted.abs().max())
-    return float((wanted - found).abs().max()) <= allowed
+    weights = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
+    tolerance = max(TOLERANCES[precision], TOLERANCES.get(weights, 0.0))
+    return float((wanted - found).abs().max()) <= tolerance * float(wanted.abs().max())
+
+
+def _unwrapped(model: Any) -> Any:
+    while hasattr(model, "module"):  # DistributedDataParallel, DeepSpeed's engine
+        model = model.module
+    return model
 
 
 def _config_of(model: Any) -> Any:
-    while hasattr(model, "module"):  # DistributedDataParallel, DeepSpeed's engine
-        model = model.module
-    return model.config.get_text_config()
+    return _unwrapped(model).config.get_text_config()
 
 
 @dataclass(frozen=True)

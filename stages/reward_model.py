@@ -9,7 +9,6 @@ same whatever the length of its ranking. Each answer is a sequence of its own, w
 """
 
 import itertools
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from engine.guards import BadStep
 from engine.inspection import Encode, TokenRow
 from engine.models import is_reward_model, load_reward, load_tokenizer, lora_config, path_of, training_options
 from engine.selection import select
-from engine.shared_rows import PADDED, SharedRows, goes_with
+from engine.shared_rows import OnSharedRows, SharedRows
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_answer
 from engine.tokenized import check_contract, split_rows, tokenize
@@ -36,8 +35,6 @@ from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_sa
 
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
-
-log = logging.getLogger(__name__)
 
 # Shapes: B = rankings in the batch, A = their answers one after the other, P = their pairs, T = tokens.
 
@@ -86,10 +83,10 @@ class Rankings:
         }
 
 
-class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
+class BradleyTerryTrainer(TrainingLoop, OnSharedRows, RewardTrainer):
     """Reward modelling on rankings, with precision and recall of "the best answer is better than the worst"."""
 
-    _goes_with_shared_rows: bool | None = None  # not tried yet
+    shared_rows_are_of_rewards = True
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows come in tokens: `answers`, the best first."""
@@ -133,12 +130,8 @@ class BradleyTerryTrainer(TrainingLoop, RewardTrainer):
 
     def _rewards(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """The score at the end of each answer, [A]: on packed rows where there are some and the model takes them."""
-        shared = SharedRows.taken_from(inputs)
-        if shared is not None and self._goes_with_shared_rows is None:
-            self._goes_with_shared_rows = goes_with(model, self.args.device, is_reward_model=True)
-            if not self._goes_with_shared_rows:
-                log.warning(PADDED)
-        if shared is not None and self._goes_with_shared_rows:
+        shared = self.shared_rows_of(model, inputs)
+        if shared is not None:
             return shared.last_scores(model, inputs["attention_mask"].sum(1), use_cache=False)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         return outputs.logits[:, 0]

@@ -156,3 +156,22 @@ def test_a_stage_trains_to_the_same_weights_and_numbers(stage, use_peft, tiny_mo
         assert numbers[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     for name, tensor in wanted.items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", ["dpo", "reward_model"])
+def test_bf16_shares_rows_too(stage, tiny_model, rows, tmp_path):
+    data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
+    losses = []
+    for share in (True, False):
+        record = run_here(stage, tmp_path / str(share), model_name_or_path=tiny_model, bf16=True, share_prompts=share,
+                          **data)  # fmt: skip
+        losses.append(record.metrics["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
+
+
+def test_a_mixture_of_experts_is_left_on_rows_of_its_own():
+    model = make("llama")
+    model.config.output_router_logits = False
+    assert not goes_with(model, torch.device("cpu"))
