@@ -35,6 +35,7 @@ def rows(number: int, *, words: int) -> list[dict[str, Any]]:
 def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words: int) -> float:
     """Seconds from the first step to the end of all work, in this process."""
     import torch
+    from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -48,8 +49,6 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
     tokenizer = AutoTokenizer.from_pretrained(model)
     own = sft.SFTArguments(train_data=[], global_batch_size=batch)
     encode, _ = sft.encoder(tokenizer, own)
-    from datasets import Dataset
-
     data = [encode(Conversation.model_validate(row)) for row in rows(batch * steps + 16, words=words)]
     held_out, trained = Dataset.from_list(data[:16]), Dataset.from_list(data[16:])
     config = SFTConfig(

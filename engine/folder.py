@@ -45,7 +45,7 @@ def claim(name: str, folder: Path, values: Mapping[str, Any], *, is_main: bool) 
     mine = {"stage": name, "keys": identity_keys(name, values), "inputs": inputs_of(name, values)}
     path = folder / "identity.json"
     before = read_json(path)
-    if is_main and path.exists() and not (isinstance(before, dict) and before.keys() == mine.keys()):
+    if is_main and path.exists() and (before is None or before.keys() != mine.keys()):
         raise ConfigError(f"{path} is not a stage's; choose another output_dir, or move it away")
     if is_main and before is None and (folder / "model").exists():
         raise ConfigError(f"{folder / 'model'} is not this stage's; choose another output_dir, or move it away")

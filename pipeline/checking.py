@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from data_schemas.artifact import Artifact, read_json
-from data_schemas.stage_keys import ConfigError
+from data_schemas.stage_keys import ConfigError, with_defaults
 from pipeline import launching
 from pipeline.plan import Model, Output, Step
 from pipeline.run import Run
@@ -77,18 +77,20 @@ def _rows(run: Run, step: Step, key: str) -> Iterator[tuple[Output, Path | None]
 def _tokenizer(run: Run) -> dict[str, Any]:
     """Where the tokenizer comes from: a prepared folder, a model to prepare, or documents to train one on."""
     prepare = next(step for step in run.steps if step.stage == "prepare_base")
-    how = {name: prepare.keys.get(name) for name in ("chat_template", "model_revision", "trust_remote_code")}
+    keys = with_defaults("prepare_base", prepare.keys)
+    trust = {"trust_remote_code": keys["trust_remote_code"]}
     if run.decide(prepare).action == "reuse":
-        return {**how, "path": str(run.resolve(Output(prepare.name, "model"))), "model_revision": None}
+        return {"path": str(run.resolve(Output(prepare.name, "model"))), "is_prepared": True, **trust}
+    how = {"is_prepared": False, "chat_template": keys["chat_template"], **trust}
     source = prepare.inputs["model_name_or_path"][0]
     if isinstance(source, Model):
-        return {"path": source.path, "is_prepared": False, **how}
+        return {"path": source.path, "revision": keys["model_revision"], **how}
     assert isinstance(source, Output)
     pretrain = next(step for step in run.steps if step.name == source.step)
     if run.decide(pretrain).action == "reuse":
-        return {"path": str(run.resolve(source)), "is_prepared": False, **how}
+        return {"path": str(run.resolve(source)), **how}
     if given := pretrain.inputs.get("tokenizer_name_or_path") or pretrain.inputs.get("model_name_or_path"):
-        return {"path": str(run.resolve(given[0])), "is_prepared": False, **how}
+        return {"path": str(run.resolve(given[0])), **how}
     documents = [str(path) for _, path in _rows(run, pretrain, "train_data") if path]
-    keys = {name: pretrain.keys[name] for name in ("vocab_size", "special_tokens") if name in pretrain.keys}
-    return {"documents": documents, **keys, **how}
+    given_keys = with_defaults("pretrain", pretrain.keys)
+    return {"documents": documents, **{name: given_keys[name] for name in ("vocab_size", "special_tokens")}, **how}

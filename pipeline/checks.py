@@ -13,7 +13,8 @@ from data_schemas.stage_keys import ConfigError, stages, with_defaults
 from pipeline.fingerprint import find_module
 from pipeline.launching import available_cores
 from pipeline.plan import File, Model, Step, has_preferences, judge_given, optimised_models
-from pipeline.recipe import ALONE, Launch, Recipe
+from pipeline.recipe import Recipe
+from pipeline.sections import ALONE, Launch
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")

@@ -172,7 +172,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / SUMMARY)
     if not (folder / SUMMARY).exists():
         raise ConfigError(f"{folder} has no {SUMMARY}: is it a run's folder?")
-    if not isinstance(summary, dict) or not {"name", "state", "steps", "rounds", "best_policy"} <= summary.keys():
+    if summary is None or not {"name", "state", "steps", "rounds", "best_policy"} <= summary.keys():
         raise ConfigError(f"{folder / SUMMARY} is not a run's summary; run the recipe again, which writes it anew")
     return summary
 

@@ -53,7 +53,7 @@ class FileHashes:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
         cached = self.known.get(str(path))
-        if isinstance(cached, list) and len(cached) == 4 and cached[:3] == stamp:
+        if cached and cached[:3] == stamp:
             return cached[3]
         if self.limit is not None and status.st_size > self.limit:
             return TO_BE_HASHED

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.plan import Step
-from pipeline.recipe import Launch
+from pipeline.sections import Launch
 
 ROOT = Path(__file__).absolute().parent.parent  # the stages and profiles lie beside this package, wherever we are run
 STEP_FOLDER = "ALIGNLOOP_STEP_FOLDER"  # in the environment of everything that a step started: how it is found again

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from data_schemas.key_rules import check_values
 from data_schemas.stage_keys import ConfigError, check_required, stages
-from pipeline.recipe import STAGE_OF, Keys, Launch, Recipe, Section
+from pipeline.recipe import Recipe
+from pipeline.sections import STAGE_OF, Keys, Launch, Section
 
 # What a training stage's evaluation does not read: such a key changes the variants, never how they are measured.
 ONLY_IN_TRAINING = ("seed", "learning_rate", "num_train_epochs", "max_steps", "global_batch_size", "patience",

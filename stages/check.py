@@ -38,30 +38,20 @@ def load_tokenizer(asked: dict[str, Any], console: Console) -> Any:
     """The tokenizer as every stage will have it, and what is said of its end and pad tokens."""
     if "documents" in asked:
         texts = [row.text for row in read_documents(asked["documents"], on_bad_row="set_aside").rows]
-        defaults = with_defaults("pretrain", asked_keys(asked))
-        tokenizer: Any = train_tokenizer(
-            texts, vocab_size=defaults["vocab_size"], special_tokens=defaults["special_tokens"]
-        )
+        tokenizer: Any = train_tokenizer(texts, vocab_size=asked["vocab_size"], special_tokens=asked["special_tokens"])
     else:
-        trust_code(bool(asked.get("trust_remote_code")))
-        tokenizer = read_tokenizer(asked["path"], revision=asked.get("model_revision") or "main")
+        trust_code(asked["trust_remote_code"])
+        tokenizer = read_tokenizer(asked["path"], revision=asked.get("revision", "main"))
     pad, end = tokenizer.pad_token, tokenizer.eos_token
-    if asked.get("is_prepared", True) and "documents" not in asked:
+    if asked["is_prepared"]:
         console.print(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}", markup=False)
         return tokenizer
     prepare_tokenizer(tokenizer, asked["chat_template"])
-    own = (
-        "as it came"
-        if tokenizer.pad_token == pad
-        else f"new, since it was {'missing' if pad is None else 'the end token'}"
-    )
+    before = "missing" if pad is None else "the end token"
+    own = "as it came" if tokenizer.pad_token == pad else f"new, since it was {before}"
     console.print(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
                   f"pad is {tokenizer.pad_token} ({own}); padding is masked by length", markup=False)  # fmt: skip
     return tokenizer
-
-
-def asked_keys(asked: dict[str, Any]) -> dict[str, Any]:
-    return {name: asked[name] for name in ("vocab_size", "special_tokens") if name in asked}
 
 
 def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Console, *, show: int) -> None:
@@ -122,7 +112,7 @@ def main() -> int:
     try:
         tokenizer = load_tokenizer(request["tokenizer"], console)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     for asked in request["steps"]:
         try:

@@ -88,7 +88,7 @@ def rules_in_data() -> dict[str, str]:
     rules = {f"LIMITS[{name!r}]": rf"\b{name}=.+: expected (a number|numbers) {re.escape(str(limit))}$"
              for name, limit in LIMITS.items()}  # fmt: skip
     rules |= {f"REPLACED_KEYS[{name!r}]": rf"\b{name} is not a key here" for name in REPLACED_KEYS}
-    for file in ("data_schemas/rows.py", "pipeline/recipe.py"):
+    for file in ("data_schemas/rows.py", "pipeline/recipe.py", "pipeline/sections.py"):
         for kind in (node for node in ast.parse((ROOT / file).read_bytes()).body if isinstance(node, ast.ClassDef)):
             for node in kind.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):

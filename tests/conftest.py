@@ -236,7 +236,7 @@ def launch(
     """Runs a stage as a program: plain Python, or through accelerate with a profile and CPU processes."""
     from pipeline import launching
     from pipeline.plan import Step
-    from pipeline.recipe import Launch
+    from pipeline.sections import Launch
 
     folder.mkdir(parents=True, exist_ok=True)
     values = stage_keys(stage, **keys) | {"output_dir": str(folder)}

@@ -15,9 +15,10 @@ from data_schemas.stage_keys import ConfigError, check_keys, check_required, par
 from pipeline.checks import check_recipe
 from pipeline.launching import ROOT
 from pipeline.plan import BestPolicy, Output, Step, make_plan
-from pipeline.recipe import Launch, Recipe, load_recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.report import plan_tree
 from pipeline.run import Run
+from pipeline.sections import Launch
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

@@ -17,7 +17,7 @@ from data_schemas.artifact import Artifact, read_json
 from engine.saved import check_weights
 from pipeline import launching, processes
 from pipeline.plan import Step
-from pipeline.recipe import Launch
+from pipeline.sections import Launch
 
 # 9 held-out rows on two processes in batches of 4: the second has a spare row in none of its batches' sums.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}

@@ -17,7 +17,7 @@ from engine.models import load_causal, load_reward
 from engine.preferences import judge_margins
 from pipeline import launching
 from pipeline.plan import Step
-from pipeline.recipe import Launch
+from pipeline.sections import Launch
 from stages.reward_model import margins_of
 
 BETA = 0.1

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline import launching, node
 from pipeline.plan import Step
-from pipeline.recipe import Launch
+from pipeline.sections import Launch
 
 
 def step_on(machines: int, processes: int, *, profile: str = "ddp", wrapper: str = "srun -N2") -> Step:

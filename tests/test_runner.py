@@ -20,7 +20,7 @@ from rich.console import Console
 
 from pipeline import launching, processes, report
 from pipeline.plan import Step
-from pipeline.recipe import Launch
+from pipeline.sections import Launch
 from pipeline.summary import StepState
 
 ONE_ROUND = ("--set", "rounds=1")

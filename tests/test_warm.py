@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import launching, processes, warm
 from pipeline.plan import Step
-from pipeline.recipe import Launch
+from pipeline.sections import Launch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="steps are forked on Linux alone")
 
