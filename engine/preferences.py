@@ -27,7 +27,7 @@ from engine.training import TrainingLoop
 @dataclass
 class TwoMasks(DataCollatorForPreference):
     """TRL's batch with `completion_mask` = what the preference term sees, and `nll_mask` = what the NLL term sees; and
-    with the packed rows that the models are called on, where `share_prompts`.
+    with the long row that the models are called on, where `share_prompts`.
 
     Rows hold, beside TRL's `prompt_ids`, `chosen_ids` and `rejected_ids`, both masks of each answer as lists:
     `chosen_content`, `chosen_trained`, `rejected_content`, `rejected_trained`.
@@ -91,18 +91,7 @@ class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         inputs = {name: value for name, value in inputs.items() if name != "nll_mask"}
-        return super().compute_ref_log_probs(self._on_shared_rows(model, inputs), inputs)
-
-    def _on_shared_rows(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """The model, called on the packed rows that are taken out of `inputs`, where there are some and they go."""
-        shared = self.shared_rows_of(model, inputs)
-        if shared is None:
-            return model
-
-        def call(*, input_ids: Any, attention_mask: Any, labels: torch.Tensor, **options: Any) -> Any:
-            return shared.log_probs(model, labels, **options)
-
-        return call
+        return super().compute_ref_log_probs(self.on_shared_rows(model, inputs), inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
@@ -110,7 +99,7 @@ class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
-        model = self._on_shared_rows(model, inputs)
+        model = self.on_shared_rows(model, inputs)
         log_probs: list[torch.Tensor] = []
         mode = "train" if self.model.training else "eval"  # pyright: ignore[reportOptionalMemberAccess]
         logged = self._metrics[mode]

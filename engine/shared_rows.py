@@ -1,26 +1,30 @@
-"""Preference rows without waste: answers to one prompt share its tokens, and short rows share a row.
+"""Rows without waste: no padding, and answers to one prompt share its tokens.
 
-A packed row holds what two or more sequences begin with, without its last token, and then for each sequence a copy of
-that token and all that follows. The branches do not see each other, and their positions go on where the shared part
-ends, so every token is predicted from what it is predicted from in a row of its own: nothing is approximated. The copy
-is what makes TRL's shifted, fused LM head work as it is (sharing the prompt: frankxwang/dpo-prefix-sharing).
+The sequences of a batch stand end to end in one long row. Those that begin alike are one piece of it: what they share,
+without its last token, and then for each sequence a branch, which is a copy of that token and all that follows. The
+pieces do not see each other, nor do branches, and a branch's positions go on where the shared part ends: every token is
+predicted from what it is predicted from in a row of its own. Nothing is approximated. (The copy of the last shared
+token, and sharing the prompt in DPO: frankxwang/dpo-prefix-sharing.)
 
-A trainer's batch keeps its padded form, which TRL's losses read; only the model is called on packed rows, and what it
-says is put back into the padded form.
+A trainer's batch keeps its padded form, which TRL's losses read; only the model is called on the long row, and what it
+says is put back into the padded form. The language model's head is applied where a label is, and nowhere else.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import Trainer
 
+from engine import row_attention
+from engine.row_attention import Pieces
 from engine.saved import TOLERANCES
 from engine.template import IGNORED
 
-# Shapes: N = sequences, T = tokens of the longest, R = packed rows, L = their tokens.
+# Shapes: N = sequences, T = tokens of the longest, S = tokens of the long row, P = its pieces, M = labelled tokens.
 
 PREFIX = "shared_"  # of the tensors' names in a batch
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -29,49 +33,68 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Sequences in packed rows. `source_NT[n, t]` is where token t of sequence n stands, counted over all rows, and
-    what predicts it stands before it: of the copies of the last shared token that is the first branch's."""
+    """Sequences in one long row.
 
-    ids_RL: torch.Tensor
-    positions_RL: torch.Tensor
-    groups_RL: torch.Tensor  # which sequences a token is of; padding has a group of its own
-    branches_RL: torch.Tensor  # 0 is the shared part
-    source_NT: torch.Tensor
+    `before_NT[n, t]` is where the token stands that token t + 1 of sequence n is predicted from, `last_N[n]` where the
+    sequence ends; `lengths_P` are the pieces' lengths in the row's order, falling.
+    """
+
+    ids_1S: torch.Tensor
+    positions_1S: torch.Tensor
+    branches_1S: torch.Tensor  # 0 is the shared part of a piece
+    lengths_P: torch.Tensor
+    before_NT: torch.Tensor
+    last_N: torch.Tensor
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], groups: Sequence[int]) -> "SharedRows":
-        """Packs sequences, of which those of one group may share what they begin with."""
+        """Sequences, of which those of one group share what they begin with."""
         members: dict[int, list[int]] = {}
         for place, group in enumerate(groups):
             members.setdefault(group, []).append(place)
-        pieces = {group: _Piece.of([sequences[place] for place in places]) for group, places in members.items()}
-        width = max(len(piece.ids) for piece in pieces.values())
-        rows: list[list[int]] = []  # of groups, first fit by falling length
-        free: list[int] = []
-        for group in sorted(pieces, key=lambda group: (-len(pieces[group].ids), group)):
-            length = len(pieces[group].ids)
-            row = next((number for number, space in enumerate(free) if space >= length), len(rows))
-            if row == len(rows):
-                rows.append([])
-                free.append(width)
-            rows[row].append(group)
-            free[row] -= length
-        longest = max(map(len, sequences))
-        packed = torch.zeros(4, len(rows), width, dtype=torch.long)
-        packed[2] = -1
-        source_NT = torch.zeros(len(sequences), longest, dtype=torch.long)
-        for number, row in enumerate(rows):
-            start = 0
-            for group in row:
-                piece = pieces[group]
-                end = start + len(piece.ids)
-                packed[:, number, start:end] = torch.tensor(
-                    [piece.ids, piece.positions, [group] * len(piece.ids), piece.branches]
-                )
-                for place, source in zip(members[group], piece.sources, strict=True):
-                    source_NT[place, : len(source)] = torch.tensor(source) + number * width + start
-                start = end
-        return cls(packed[0], packed[1], packed[2], packed[3], source_NT)
+        pieces = [(places, _Piece.of([sequences[place] for place in places])) for places in members.values()]
+        pieces.sort(key=lambda both: (-len(both[1].ids), both[0]))
+        places: list[list[int]] = [[] for _ in sequences]  # of each sequence's tokens
+        start = 0
+        for own, piece in pieces:
+            for place, source in zip(own, piece.sources, strict=True):
+                places[place] = [start + at for at in source]
+            start += len(piece.ids)
+        # Of the copies of the last shared token, it is the one that the next token follows.
+        before = [[at - 1 for at in own[1:]] for own in places]
+        return cls._of_pieces([piece for _, piece in pieces], before, [own[-1] for own in places])
+
+    @classmethod
+    def of_parts(cls, sequences: Sequence[Sequence[Sequence[int]]]) -> "SharedRows":
+        """Sequences made of parts that do not see each other: documents in a block. The first token of a part is
+        predicted from the end of the part before it."""
+        parts = [(number, at, part) for number, parts in enumerate(sequences) for at, part in enumerate(parts)]
+        order = sorted(range(len(parts)), key=lambda place: (-len(parts[place][2]), place))
+        starts, start = [0] * len(parts), 0
+        for place in order:
+            starts[place] = start
+            start += len(parts[place][2])
+        places: list[list[int]] = [[] for _ in sequences]
+        for (number, _, part), start in zip(parts, starts, strict=True):
+            places[number] += range(start, start + len(part))
+        pieces = [_Piece.of([parts[place][2]]) for place in order]
+        return cls._of_pieces(pieces, [own[:-1] for own in places], [own[-1] for own in places])
+
+    @classmethod
+    def _of_pieces(
+        cls, pieces: "Sequence[_Piece]", before: Sequence[Sequence[int]], last: Sequence[int]
+    ) -> "SharedRows":
+        before_NT = torch.zeros(len(before), max(map(len, before)), dtype=torch.long)
+        for number, own in enumerate(before):
+            before_NT[number, : len(own)] = torch.tensor(own, dtype=torch.long)
+        return cls(
+            torch.tensor([[token for piece in pieces for token in piece.ids]]),
+            torch.tensor([[position for piece in pieces for position in piece.positions]]),
+            torch.tensor([[branch for piece in pieces for branch in piece.branches]]),
+            torch.tensor([len(piece.ids) for piece in pieces]),
+            before_NT,
+            torch.tensor(last),
+        )
 
     @classmethod
     def taken_from(cls, inputs: dict[str, Any]) -> "SharedRows | None":
@@ -87,39 +110,30 @@ class SharedRows:
         """The tensors as a batch carries them."""
         return {f"{PREFIX}{name}": getattr(self, name) for name in self.__dataclass_fields__}
 
-    def visible(self, *, additive: torch.dtype | None = None) -> torch.Tensor:
-        """What each token attends to, [R, 1, L, L]: booleans for SDPA, or 0 and the lowest number to be added."""
-        order = torch.arange(self.ids_RL.size(1), device=self.ids_RL.device)
-        groups, branches = self.groups_RL, self.branches_RL
-        same_group = groups[:, :, None] == groups[:, None, :]
-        branch_q, branch_k = branches[:, :, None], branches[:, None, :]
-        visible = (order[:, None] >= order[None, :]) & same_group & ((branch_k == 0) | (branch_k == branch_q))
-        visible = visible[:, None]
-        if additive is None:
-            return visible
-        return torch.zeros_like(visible, dtype=additive).masked_fill(~visible, torch.finfo(additive).min)
-
     def inputs_of(self, model: Any) -> dict[str, Any]:
-        """What the model is called with."""
-        additive = None if _config_of(model)._attn_implementation == "sdpa" else next(iter(model.parameters())).dtype
-        return {"input_ids": self.ids_RL, "attention_mask": self.visible(additive=additive),
-                "position_ids": self.positions_RL}  # fmt: skip
+        """What the model is called with. The mask, of four dimensions, keeps it from making one of its own."""
+        row_attention.enable(_config_of(model))
+        pieces = Pieces(self.lengths_P.tolist(), self.branches_1S, self.positions_1S)
+        return {"input_ids": self.ids_1S, "attention_mask": torch.zeros(1, 1, 1, 1, device=self.ids_1S.device),
+                "position_ids": self.positions_1S, "row_pieces": pieces}  # fmt: skip
 
     def log_probs(self, model: Any, labels_NT: torch.Tensor, **options: Any) -> Any:
-        """What TRL's fused LM head says of the sequences with these labels, [N, T - 1], from packed rows."""
+        """What TRL's fused LM head says of the sequences with these labels, [N, T - 1]. Its tensors are of the
+        labelled tokens alone, put back into the padded form."""
         seen_NT = labels_NT[:, 1:] != IGNORED
-        labels = torch.full_like(self.ids_RL, IGNORED).flatten()
-        labels[self.source_NT[:, 1:][seen_NT]] = labels_NT[:, 1:][seen_NT]
-        outputs = model(**self.inputs_of(model), labels=labels.view_as(self.ids_RL), **options)
-        before_NT = (self.source_NT[:, 1:] - 1).clamp(min=0)
+        before_M, labels_M = self.before_NT[seen_NT], labels_NT[:, 1:][seen_NT]
+        if not len(labels_M):  # one that is ignored: the head takes no empty row
+            before_M, labels_M = before_M.new_zeros(1), labels_M.new_full((1,), IGNORED)
+        with _head_only_at(model, before_M):
+            outputs = model(**self.inputs_of(model), shift_labels=labels_M[None], **options)
         for name in PER_TOKEN:
             value = outputs.get(name)
             if value is not None:
-                whole = torch.nn.functional.pad(value, (0, 1)).flatten()
-                outputs[name] = whole[before_NT] * seen_NT if value.is_floating_point() else whole[before_NT] & seen_NT
+                outputs[name] = value.new_zeros(seen_NT.shape).masked_scatter(seen_NT, value)
+        outputs["label_mask"] = seen_NT
         return outputs
 
-    def last_scores(self, model: Any, lengths_N: torch.Tensor, **options: Any) -> torch.Tensor:
+    def last_scores(self, model: Any, **options: Any) -> torch.Tensor:
         """A reward model's score at the last token of each sequence, [N]."""
         scores: list[torch.Tensor] = []
         head = next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "score")
@@ -128,18 +142,34 @@ class SharedRows:
             model(**self.inputs_of(model), **options)
         finally:
             hook.remove()
-        last_N = self.source_NT.gather(1, lengths_N[:, None] - 1)[:, 0]
-        return scores[-1].flatten()[last_N]
+        return scores[-1].flatten()[self.last_N]
+
+
+@contextlib.contextmanager
+def _head_only_at(model: Any, places_M: torch.Tensor) -> Iterator[None]:
+    """Within, the model's head meets the hidden states of these places of the row alone, [1, M, hidden]."""
+    model = _unwrapped(model)
+    backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, places_M]
+        return output
+
+    hook = backbone.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class OnSharedRows(Trainer):
-    """Goes before a TRL trainer in the bases: takes a batch's packed rows where the model goes with them."""
+    """Goes before a TRL trainer in the bases: takes a batch's long row where the model goes with it."""
 
     shared_rows_are_of_rewards = False
     _kinds_that_go: dict[type, bool]
 
     def shared_rows_of(self, model: Any, inputs: dict[str, Any]) -> SharedRows | None:
-        """The packed rows, taken out of `inputs`; None where there are none, or where the model does not go with them.
+        """The long row, taken out of `inputs`; None where there is none, or where the model does not go with it.
 
         A model of each kind is tried once: a reference may be of another than the policy. All processes call this.
         """
@@ -154,43 +184,60 @@ class OnSharedRows(Trainer):
                 model, self.args.device, precision=precision, is_reward_model=self.shared_rows_are_of_rewards
             )
             if not self._kinds_that_go[kind]:
-                log.warning("this model does not go with shared rows: its rows are padded, which is slower")
+                self.without_shared_rows()
         return rows if self._kinds_that_go[kind] else None
+
+    def without_shared_rows(self) -> None:
+        """What is said, once, of a model that does not go with them."""
+        log.warning("this model does not go with shared rows: its rows are padded, which is slower")
+
+    def on_shared_rows(self, model: Any, inputs: dict[str, Any]) -> Callable[..., Any]:
+        """The language model, called on the long row that is taken out of `inputs`, where there is one and it goes."""
+        shared = self.shared_rows_of(model, inputs)
+        if shared is None:
+            return model
+
+        def call(*, input_ids: Any, attention_mask: Any, labels: torch.Tensor, **options: Any) -> Any:
+            return shared.log_probs(model, labels, **options)
+
+        return call
 
 
 def goes_with(model: Any, device: torch.device, *, precision: str = "float32", is_reward_model: bool = False) -> bool:
-    """Whether the model says of packed rows what it says of rows of their own: tried on two short ones.
+    """Whether the model says of a long row what it says of rows of their own: tried on two short sequences.
 
-    Not where its attention can't take the mask (flash attention, a state instead of attention), nor where its loss
-    counts the rows' tokens (a mixture of experts). `precision` is what the trainer computes in.
+    Not where its attention does not go piece by piece (flash attention, sinks, a state instead of attention), nor where
+    its loss counts the rows' tokens (a mixture of experts). `precision` is what the trainer computes in.
     """
     config = _config_of(model)
-    if config._attn_implementation not in ("sdpa", "eager") or hasattr(config, "output_router_logits"):
+    if hasattr(config, "output_router_logits") or not row_attention.enable(config):
         return False
     some = [token for token in range(3, 20) if token != config.pad_token_id]  # a reward is read before the padding
     sequences = [some[:4] + some[4:9], some[:4] + some[9:14]]
     rows = SharedRows.of(sequences, [0, 0]).to(device)
     ids_NT = torch.tensor(sequences, device=device)
     mask_NT = torch.ones_like(ids_NT)
-    was_training = model.training
+    was_training, goes = model.training, False
     model.eval()
     try:
         with torch.no_grad():
             if is_reward_model:
                 wanted = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0].float()
-                found = rows.last_scores(model, mask_NT.sum(1), use_cache=False).float()
+                found = rows.last_scores(model, use_cache=False).float()
             else:
                 fused = {"fused_lm_head": True, "use_cache": False}
                 wanted = model(input_ids=ids_NT, attention_mask=mask_NT, labels=ids_NT, **fused).log_probs.float()
                 found = rows.log_probs(model, ids_NT, **fused).log_probs.float()
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        weights = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
+        tolerance = max(TOLERANCES[precision], TOLERANCES.get(weights, 0.0))
+        goes = float((wanted - found).abs().max()) <= tolerance * float(wanted.abs().max())
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         log.info("shared rows: %s", error)
-        return False
     finally:
         model.train(was_training)
-    weights = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
-    tolerance = max(TOLERANCES[precision], TOLERANCES.get(weights, 0.0))
-    return float((wanted - found).abs().max()) <= tolerance * float(wanted.abs().max())
+        if not goes:
+            row_attention.disable(config)
+    return goes
 
 
 def _unwrapped(model: Any) -> Any:
@@ -205,7 +252,7 @@ def _config_of(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One group, as it stands in a row."""
+    """Sequences that share what they begin with, as they stand in a row."""
 
     ids: list[int]
     positions: list[int]
@@ -214,8 +261,11 @@ class _Piece:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "_Piece":
-        shared = _shared_length(sequences)
         first = sequences[0]
+        if len(sequences) == 1:  # no branch: plain causal attention, which is faster
+            order = list(range(len(first)))
+            return cls(list(first), order, [0] * len(first), [order])
+        shared = _shared_length(sequences)
         ids, branches = list(first[: shared - 1]), [0] * (shared - 1)
         positions, sources = list(range(shared - 1)), []
         for number, sequence in enumerate(sequences, 1):
@@ -230,8 +280,6 @@ class _Piece:
 
 def _shared_length(sequences: Sequence[Sequence[int]]) -> int:
     """Tokens that all begin with; each has one more at least."""
-    if len(sequences) == 1:
-        return 1
     limit = min(map(len, sequences)) - 1
     first = sequences[0]
     shared = next((at for at in range(limit) if any(other[at] != first[at] for other in sequences[1:])), limit)

@@ -25,7 +25,7 @@ from engine.template import encode_dialog
 from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import prepare_config, train_and_save
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
 DEFAULTS = training_loop.DEFAULTS | {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
 

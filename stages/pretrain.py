@@ -1,14 +1,16 @@
 """Pretraining: documents -> one token stream with end tokens -> blocks of `block_size` -> next-token loss.
 
 From random weights (an architecture in the config, a tokenizer trained on the corpus or given), or continued from a
-model. Attention crosses documents inside a block, which Llama 3 (arXiv 2407.21783, 3.2) masks.
+model. As in Llama 3 (arXiv 2407.21783, 3.2) attention does not cross documents inside a block.
 
     accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml
 """
 
 import hashlib
+import itertools
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from transformers import (
     set_seed,
 )
 from trl import ModelConfig, SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data_schemas import splitting
 from data_schemas.reading import read_documents
@@ -32,12 +35,13 @@ from data_schemas.stage_keys import ConfigError
 from engine.arguments import TrainingStageArguments, key_field
 from engine.models import load_causal, load_tokenizer, lora_config, training_options
 from engine.optimizers import MuonAdamW
+from engine.shared_rows import SharedRows
 from engine.stage import Made, Stage, run_stage
 from engine.tokenized import table, wait_for
 from engine.training import DEFAULTS, prepare_config, train_and_save
 from stages.sft import PolicyTrainer
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
 END, PAD = "<|endoftext|>", "<|pad|>"
 log = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ class PretrainArguments(TrainingStageArguments):
     vocab_size: int = key_field(8192, "tokens of the tokenizer that is trained on train_data")
     special_tokens: list[str] = key_field([], "tokens of that tokenizer besides end and pad, such as a template's")
     block_size: int = key_field(1024, "tokens a row")
+    mask_documents: bool = key_field(True, "attention and positions begin anew with each document of a block")
     muon_learning_rate: float | None = key_field(
         None, "learning rate of Muon on the hidden matrices, AdamW keeps the rest; null: TRL's optim alone"
     )
@@ -62,7 +67,29 @@ class PretrainArguments(TrainingStageArguments):
 ARGUMENTS = (PretrainArguments, SFTConfig, ModelConfig)
 
 
+@dataclass
+class Documents(DataCollatorForLanguageModeling):
+    """TRL's batch of blocks, with the long row in which the documents of a block do not see each other."""
+
+    end_token_id: int = -1
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = SharedRows.of_parts([documents(example["input_ids"], self.end_token_id) for example in examples])
+        return super().torch_call(examples) | rows.as_inputs()
+
+
+def documents(block: Sequence[int], end: int) -> list[Sequence[int]]:
+    """A block cut after each end token."""
+    cuts = [0, *(at + 1 for at, token in enumerate(block) if token == end and at + 1 < len(block)), len(block)]
+    return [block[start:stop] for start, stop in itertools.pairwise(cuts)]
+
+
 class PretrainTrainer(PolicyTrainer):
+    def without_shared_rows(self) -> None:
+        raise ConfigError(
+            "the attention of this architecture cannot be kept within documents: set mask_documents: false"
+        )
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         assert isinstance(self.stage_arguments, PretrainArguments)
         muon = self.stage_arguments.muon_learning_rate
@@ -180,9 +207,12 @@ def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model:
     ]
     log.info("%d documents, %d blocks of %d tokens, %d held out", len(train), len(tables[0]), size, len(tables[1]))
     prepare_config(training)
+    end = tokenizer.eos_token_id
+    collator = Documents(end, end_token_id=end)  # blocks are of one length: nothing is padded
     trainer = PretrainTrainer(
         make_model(arguments, model, tokenizer, seed=training.seed),
         args=training,
+        data_collator=collator if arguments.mask_documents else None,
         train_dataset=tables[0],
         eval_dataset=tables[1],
         processing_class=tokenizer,

@@ -33,7 +33,7 @@ from engine.template import encode_answer
 from engine.tokenized import check_contract, split_rows, tokenize
 from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
 
 # Shapes: B = rankings in the batch, A = their answers one after the other, P = their pairs, T = tokens.
@@ -129,10 +129,10 @@ class BradleyTerryTrainer(TrainingLoop, OnSharedRows, RewardTrainer):
         return (loss, margins_B) if return_outputs else loss
 
     def _rewards(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The score at the end of each answer, [A]: on packed rows where there are some and the model takes them."""
+        """The score at the end of each answer, [A]: on the long row where there is one and the model takes it."""
         shared = self.shared_rows_of(model, inputs)
         if shared is not None:
-            return shared.last_scores(model, inputs["attention_mask"].sum(1), use_cache=False)
+            return shared.last_scores(model, use_cache=False)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         return outputs.logits[:, 0]
 

@@ -1,6 +1,7 @@
 """Supervised finetuning on conversations: cross entropy on the tokens of every assistant turn.
 
-As in Llama 3 (arXiv 2407.21783, 4.1.3) the prompt is masked; every trained turn ends in a labelled end token.
+As in Llama 3 (arXiv 2407.21783, 4.1.3) the prompt is masked; every trained turn ends in a labelled end token. TRL's
+`padding_free` is on, and works with any attention here: dialogs stand end to end, and do not see each other.
 
     accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5
 """
@@ -10,19 +11,23 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
+from engine import training as training_loop
 from engine.arguments import TrainingStageArguments, key_field
 from engine.inspection import Encode, TokenRow
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
+from engine.shared_rows import OnSharedRows, SharedRows
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
 from engine.tokenized import check_contract, split_rows, tokenize
-from engine.training import DEFAULTS, TrainingLoop, prepare_config, train_and_save
+from engine.training import TrainingLoop, prepare_config, train_and_save
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5"
+DEFAULTS = training_loop.DEFAULTS | {"padding_free": True}
 
 
 @dataclass(kw_only=True)
@@ -35,8 +40,21 @@ ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
 read = read_conversations
 
 
-class PolicyTrainer(TrainingLoop, SFTTrainer):
+class EndToEnd(DataCollatorForLanguageModeling):
+    """TRL's batch, with the one long row that the model is called on."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = SharedRows.of([example["input_ids"] for example in examples], range(len(examples)))
+        return super().torch_call(examples) | rows.as_inputs()
+
+
+class PolicyTrainer(TrainingLoop, OnSharedRows, SFTTrainer):
     """SFT whose evaluation means are over trained tokens."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(inputs)
+        called: Any = self.on_shared_rows(model, inputs)
+        return super().compute_loss(called, inputs, *args, **kwargs)
 
     def batch_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         return {"": float((inputs["labels"][:, 1:] != -100).sum())}
@@ -64,9 +82,13 @@ def make_trainer(
     arguments: SFTArguments, training: SFTConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
 ) -> PolicyTrainer:
     prepare_config(training)
+    end_to_end = training.padding_free and not training.packing
+    if end_to_end:
+        training.padding_free = False  # TRL's own needs FlashAttention, and takes no collator
     return PolicyTrainer(
         load_causal(path_of(model), **training_options(model)),
         args=training,
+        data_collator=EndToEnd(tokenizer.pad_token_id) if end_to_end else None,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,

@@ -357,6 +357,10 @@ CASES = [
          pretrain(change("tokenizer_config.json", eos_token=None), tokenizer_name_or_path="model",
                   architecture={"a": 1}),
          "the tokenizer of model has no end token (eos_token), which separates documents"),
+    Case("attention that cannot be kept within documents",
+         pretrain(architecture={"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+                  global_batch_size=1),
+         "the attention of this architecture cannot be kept within documents: set mask_documents: false"),
     Case("Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which makes"),
     # -- what no stage comes by without DeepSpeed, or before it looked at its rows
     Case("skipped steps under ZeRO", skipping_under_zero, "on_bad_step: skip does not go with ZeRO, whose engine"),

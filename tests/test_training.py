@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
 from engine import models, training
-from engine.batches import GlobalBatches
+from engine.batches import GlobalBatches, balanced
 from engine.optimizers import MuonAdamW
 from engine.tracking import Tracker
 from engine.training import best_step
@@ -120,6 +120,27 @@ def test_a_step_sees_the_same_rows_for_any_number_of_processes():
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(GlobalBatches(11, global_batch_size=4, seed=4)) != first
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "size", "runs"),
+    [
+        ([9, 8, 1, 1], 2, [[0, 3], [1, 2]]),  # 10 and 9 instead of 17 and 2
+        ([5, 4, 3, 2, 1, 1], 2, [[0, 5], [1, 4], [2, 3]]),
+        ([5, 4, 3], 3, [[0, 1, 2]]),  # one run: as drawn
+    ],
+)
+def test_a_global_batch_is_divided_so_that_tokens_are_balanced(num_tokens, size, runs):
+    made = balanced(range(len(num_tokens)), num_tokens, size=size)
+    assert [sorted(made[start : start + size]) for start in range(0, len(made), size)] == [sorted(run) for run in runs]
+
+
+def test_balancing_moves_no_row_into_another_step():
+    drawn = list(GlobalBatches(64, global_batch_size=8, seed=1))
+    divided = list(GlobalBatches(64, global_batch_size=8, seed=1, micro_batch_size=2, num_tokens=range(64)))
+    assert divided != drawn
+    for start in range(0, 64, 8):
+        assert sorted(divided[start : start + 8]) == sorted(drawn[start : start + 8])
 
 
 def test_fewer_rows_than_a_global_batch_is_one_line(tiny_model, rows, tmp_path):
@@ -365,6 +386,17 @@ def test_blocks_are_one_stream_with_end_tokens(tokenizer):
     made = blocks(texts, tokenizer, size=4)
     assert [row["input_ids"] for row in made] == [stream[i : i + 4] for i in range(0, len(stream) // 4 * 4, 4)]
     assert all(row["labels"] == row["input_ids"] for row in made)
+
+
+def test_pretraining_keeps_attention_within_documents_unless_told_not_to(tiny_model, rows, tmp_path):
+    losses = {}
+    for mask in (True, False):
+        record = run_here(
+            "pretrain", tmp_path / str(mask), train_data=[rows / "documents.jsonl"], model_name_or_path=tiny_model,
+            block_size=32, validation_share=0.2, mask_documents=mask, learning_rate=3e-3, max_steps=4,
+        )  # fmt: skip
+        losses[mask] = (record.metrics["eval_loss_at_step_0"], record.metrics["eval_loss"])
+    assert losses[True][0] != losses[False][0] and losses[True][1] < losses[True][0]
 
 
 def test_packing_trains_and_evaluates_without_it(tiny_model, rows, tmp_path):

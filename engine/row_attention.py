@@ -1,0 +1,189 @@
+"""Attention within the pieces of one long row: what stands end to end there does not see each other.
+
+A piece is one sequence, or sequences that share what they begin with: a shared part, then a branch for each, which sees
+the shared part and itself. All that works token by token (most of a model) then meets no padding at all; attention
+alone is computed piece by piece, those of like length in one call, by PyTorch's SDPA or by matrix products.
+
+A model takes it through transformers' own seam: `enable` names our function in its config, and a call with
+`row_pieces=Pieces(...)` uses it. Any other call goes on to what the config named before.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Shapes: S = tokens of the long row, N = pieces of one call, L = tokens of the longest of them, H = heads of size D.
+
+NAMES = {"sdpa": "row_pieces_sdpa", "eager": "row_pieces_eager"}  # in a config, by what it named before
+CALL_COSTS = 10_000  # pairs of tokens whose attention takes as long as one more call
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Pieces whose attention is computed together, padded at their ends to the longest of them."""
+
+    start: int  # in the row
+    lengths: Sequence[int]
+    branches_NL: torch.Tensor
+    positions_NL: torch.Tensor
+    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+
+    def take(self, whole: torch.Tensor) -> torch.Tensor:
+        """[1, H, S, D] -> [N, H, L, D]; padding is zero."""
+        own = whole[0].transpose(0, 1)[self.start : self.start + sum(self.lengths)]
+        if len(set(self.lengths)) == 1:
+            return own.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
+        return torch.nn.utils.rnn.pad_sequence(list(own.split(self.lengths)), batch_first=True).transpose(1, 2)
+
+    def put(self, attended: torch.Tensor) -> list[torch.Tensor]:
+        """[N, H, L, D] -> [tokens, H, D] of each piece, or of all together where they are of one length."""
+        tokens = attended.transpose(1, 2)
+        if len(set(self.lengths)) == 1:
+            return [tokens.flatten(0, 1)]
+        return [piece[:length] for piece, length in zip(tokens.unbind(), self.lengths, strict=True)]
+
+    def visible(self, window: int | None) -> torch.Tensor | None:
+        """What each token attends to, [N, 1, L, L]; None: all before it and itself."""
+        if window is not None and max(self.lengths) <= window:
+            window = None
+        if window not in self.masks:
+            self.masks[window] = self._mask(window)
+        return self.masks[window]
+
+    def _mask(self, window: int | None) -> torch.Tensor | None:
+        if window is None and not self.branches_NL.any():
+            return None
+        order = torch.arange(self.branches_NL.size(1), device=self.branches_NL.device)
+        branch_q, branch_k = self.branches_NL[:, :, None], self.branches_NL[:, None, :]
+        visible = (order[:, None] >= order[None, :]) & ((branch_k == 0) | (branch_k == branch_q))
+        if window is not None:
+            visible = visible & (self.positions_NL[:, :, None] - self.positions_NL[:, None, :] < window)
+        return visible[:, None]
+
+
+class Pieces:
+    """The pieces of a row, `lengths` in the order in which they stand there; best by falling length.
+
+    branches_1S: 0 is the shared part of a piece; positions_1S: what position each token has in its own sequence.
+    """
+
+    def __init__(self, lengths: Sequence[int], branches_1S: torch.Tensor, positions_1S: torch.Tensor) -> None:
+        self.calls: list[_Call] = []
+        start = 0
+        for first, end in together(lengths):
+            own = list(lengths[first:end])
+            branches_NL, positions_NL = (
+                torch.nn.utils.rnn.pad_sequence(list(of_row[0, start : start + sum(own)].split(own)), batch_first=True)
+                for of_row in (branches_1S, positions_1S)
+            )
+            self.calls.append(_Call(start, own, branches_NL, positions_NL))
+            start += sum(own)
+
+
+def together(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of pieces, (first, end), whose attention is one call each: least padding and fewest calls, weighed."""
+    costs, begins = [0.0], [0]
+    for end in range(1, len(lengths) + 1):
+        best, longest = (float("inf"), 0), 0
+        for first in range(end - 1, -1, -1):
+            longest = max(longest, lengths[first])
+            own = (end - first) * longest**2 + CALL_COSTS
+            best = min(best, (costs[first] + own, first))
+            if own > best[0]:
+                break  # a longer run only costs more
+        costs.append(best[0])
+        begins.append(best[1])
+    runs, end = [], len(lengths)
+    while end:
+        runs.append((begins[end], end))
+        end = begins[end]
+    return runs[::-1]
+
+
+def enable(config: Any) -> bool:
+    """Lets models of this config be called with `row_pieces`; whether that can be."""
+    for before, function in (("sdpa", _by_sdpa), ("eager", _by_products)):
+        ALL_ATTENTION_FUNCTIONS.register(NAMES[before], function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(NAMES[before], ALL_MASK_ATTENTION_FUNCTIONS[before])
+    if config._attn_implementation in NAMES:
+        config._attn_implementation = NAMES[config._attn_implementation]
+    return config._attn_implementation in NAMES.values()
+
+
+def disable(config: Any) -> None:
+    """Names in the config what it named before."""
+    for before, name in NAMES.items():
+        if config._attn_implementation == name:
+            config._attn_implementation = before
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pieces: Pieces,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    by_products: bool,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """[1, H, S, D] each -> [1, S, H, D]. Raises ValueError for kinds of attention that this is not."""
+    if others.get("s_aux") is not None or others.get("position_bias") is not None or (softcap and not by_products):
+        raise ValueError("attention with sinks or biases does not go piece by piece")
+    repeats = query.size(1) // key.size(1)
+    attended: list[torch.Tensor] = []
+    for call in pieces.calls:
+        q, k, v = call.take(query), call.take(key), call.take(value)
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        visible = call.visible(sliding_window)
+        if by_products:
+            out = _products(q, k, v, visible, scaling=scaling, softcap=softcap, dropout=dropout)
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout, scale=scaling
+            )
+        attended += call.put(out)
+    return torch.cat(attended)[None], None
+
+
+def _products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None, *, scaling: float | None,
+    softcap: float | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    scores = q @ k.transpose(2, 3) * (q.size(-1) ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if visible is None:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return torch.nn.functional.dropout(shares, dropout) @ v
+
+
+def _by_sdpa(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+    row_pieces: Pieces | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    if row_pieces is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
+    return _attend(module, query, key, value, row_pieces, by_products=False, **options)
+
+
+def _by_products(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+    row_pieces: Pieces | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    if row_pieces is None:  # each architecture has an eager attention of its own
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        return eager(module, query, key, value, attention_mask, **options)
+    return _attend(module, query, key, value, row_pieces, by_products=True, **options)
