@@ -37,6 +37,7 @@ REPLACED_KEYS = {
     "assistant_only_loss": "the loss is always on every assistant turn",
     "hub_token": "a token in a file is read by others; log in with `hf auth login`, or set HF_TOKEN",
     "completion_only_loss": "the loss is always on every assistant turn",
+    "precompute_ref_log_probs": "leave it out: they are always computed once, and kept for other runs",
 }
 
 

@@ -5,6 +5,9 @@ answers end abruptly; its NLL term is there for formatting and keeps them. TRL h
 a mean over the chosen tokens of each micro-batch, so 8x1 and 2x4 rows give other gradients; here it is normalised by
 each answer's length (Pang et al., arXiv 2404.19733, eq. 4), or by the tokens of the whole global batch.
 
+The reference's log-probs come with the rows (engine/reference.py); only a reference that changes while the policy is
+trained (`sync_ref_model`) is asked in every step.
+
 Any TRL `loss_type` sees the preference mask alone: its log-probs, its lengths (`ipo`, `sigmoid_norm`), its metrics.
 """
 
@@ -14,12 +17,13 @@ from typing import Any, Literal
 
 import torch
 from trl import DPOTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from engine.evaluation import ROUNDING
+from engine.reference import ReferenceOnce
 from engine.shared_rows import OnSharedRows, SharedRows
 from engine.template import IGNORED
-from engine.training import TrainingLoop
 
 # Shapes: B = pairs in the batch, T = tokens; tensors of the batch hold the chosen rows, then the rejected, [2B, T].
 
@@ -50,11 +54,23 @@ class TwoMasks(DataCollatorForPreference):
         return batch
 
 
-class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
-    """`nll_per` is "answer" or "batch"; it is set before `train`."""
+class PreferenceTrainer(ReferenceOnce, OnSharedRows, DPOTrainer):
+    """`nll_per` is "answer" or "batch"; it and `reference` are set before `train`."""
 
     nll_per: Literal["answer", "batch"] = "answer"
     _mean_nll_tokens = 0.0  # trained tokens of a chosen answer, mean over the global batch
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        hash_module = dpo_trainer.hash_module
+        dpo_trainer.hash_module = lambda module: ""  # of all weights, for a cache of TRL's that is not used here
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            dpo_trainer.hash_module = hash_module
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's own way, which hangs on the rows' order and on every key; ours comes before training."""
+        return dataset
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows come in tokens (prompt_ids, chosen_ids, rejected_ids), which only this TRL trainer does not expect."""
@@ -91,12 +107,16 @@ class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         inputs = {name: value for name, value in inputs.items() if name != "nll_mask"}
-        return super().compute_ref_log_probs(self.on_shared_rows(model, inputs), inputs)
+        with self.accelerator.autocast():  # here too a model is tried in the precision of training
+            return super().compute_ref_log_probs(self.on_shared_rows(model, inputs), inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
+        has_reference = "ref_chosen_logps" in inputs or self.ref_model is not None
         if "ref_chosen_logps" not in inputs:
-            reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            assert self.reference is None, "know_reference() comes first"
+            nothing_B = torch.zeros(len(inputs["input_ids"]) // 2, device=inputs["input_ids"].device)
+            reference = self.compute_ref_log_probs(self.ref_model, inputs) if has_reference else (nothing_B, nothing_B)
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
         model = self.on_shared_rows(model, inputs)
@@ -127,7 +147,10 @@ class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
         finally:
             self.loss_types, self.loss_weights = types, weights
             self.precompute_ref_logps = precomputed
-        if self.ld_alpha is None:  # else TRL's sums are of weighted tokens
+        if not has_reference:
+            for name in [name for name in logged if name.startswith("rewards/")]:
+                del logged[name]
+        elif self.ld_alpha is None:  # else TRL's sums are of weighted tokens
             both = torch.stack([sums[0], torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])])
             right_B, ties_B = judge_margins(both)
             gather: Any = self.accelerator.gather_for_metrics

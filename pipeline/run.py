@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError, check_required, stages
-from pipeline import summary
+from pipeline import reference_log_probs, summary
 from pipeline.fingerprint import FileHashes, Identity, differences, identities
 from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
 from pipeline.recipe import Recipe
@@ -66,10 +66,14 @@ class Run:
             return Decision("run", lost, folder)
         if progress := finished_part(folder):
             return Decision("resume", f"from {progress}", folder)
+        why = self._why(step)
         if folder.is_dir():
             cause = (read_json(folder / "outcome.json") or {}).get("cause")
-            return Decision("run", f"did not finish: {cause}" if cause else "did not finish", folder)
-        return Decision("run", self._why(step), folder)
+            why = f"did not finish: {cause}" if cause else "did not finish"
+        identity = self.identities[step.name].content
+        if reference_log_probs.are_there(self.recipe.folder, step, identity, identity_file=IDENTITY_FILE):
+            why += f"; {reference_log_probs.ARE_THERE}"
+        return Decision("run", why, folder)
 
     def _stopped_before(self, step: Step) -> str:
         """Which gate of an earlier round stopped the run, and by what; or the empty string."""

@@ -35,8 +35,8 @@ from engine.tokenized import held_out_rows, tokenize, wait_for
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
 # The parts are plain models, adapters merged; only a reference of its own is the same for all of them.
-PLAIN = {"use_peft": False, "load_in_4bit": False, "load_in_8bit": False, "precompute_ref_log_probs": False,
-         "activation_checkpointing": False, "report_to": "none"}  # fmt: skip
+PLAIN = {"use_peft": False, "load_in_4bit": False, "load_in_8bit": False, "activation_checkpointing": False,
+         "report_to": "none"}  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +95,7 @@ class Evaluation:
         stages_own, training, model = self._arguments_for(folder)
         # TRL's trainers want training rows; nothing trains on them.
         trainer = self.module.make_trainer(stages_own, training, model, self.tokenizer, self.rows, self.rows)
+        trainer.stage = self.stage
         numbers = trainer.numbers()
         trainer.accelerator.free_memory()
         del trainer

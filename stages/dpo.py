@@ -6,7 +6,9 @@ As in Llama 3 (arXiv 2407.21783, 4.1.4): beta 0.1, header and termination tokens
     accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2
 """
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +21,7 @@ from engine.arguments import PreferenceArguments, key_field
 from engine.inspection import Encode, TokenRow
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.preferences import PreferenceTrainer, TwoMasks
+from engine.reference import Reference
 from engine.selection import all_pairs, select
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_dialog
@@ -28,6 +31,7 @@ from engine.training import prepare_config, train_and_save
 RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
 DEFAULTS = training_loop.DEFAULTS | {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -83,11 +87,13 @@ def make_trainer(
 ) -> PreferenceTrainer:
     prepare_config(training)
     path, options, lora = path_of(model), training_options(model), lora_config(model)
-    # With adapters the reference is the model without them; else a copy of its own, from the same folder.
-    own_reference = arguments.reference_model is None and (lora or training.precompute_ref_log_probs)
+    reference = arguments.reference_model or path
+    if training.sync_ref_model:
+        log.info("sync_ref_model: the reference changes, so it stays in memory and is asked in every step")
+    training.precompute_ref_log_probs = not training.sync_ref_model  # else TRL loads one, and keeps it
     trainer = PreferenceTrainer(
         load_causal(path, **options),
-        ref_model=None if own_reference else load_causal(arguments.reference_model or path, **options),
+        ref_model=load_causal(reference, **options) if training.sync_ref_model else None,
         args=training,
         data_collator=TwoMasks(pad_token_id=tokenizer.pad_token_id, share_prompts=arguments.share_prompts),
         train_dataset=train,
@@ -96,6 +102,9 @@ def make_trainer(
         peft_config=lora,
     )
     trainer.nll_per = arguments.nll_per
+    if not training.sync_ref_model and set(training.loss_type) != {"sft"}:  # which alone reads no reference
+        is_start = Path(reference).resolve() == Path(path).resolve()
+        trainer.reference = Reference(reference, is_start=is_start, options=options)
     return trainer
 
 

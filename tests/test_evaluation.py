@@ -1,6 +1,5 @@
 """Evaluation numbers come from the weights and the rows alone: any batch size, compared with plain computations."""
 
-import copy
 import importlib
 import json
 import math
@@ -13,8 +12,10 @@ from conftest import call_stage
 
 from data_schemas.rows import Message
 from engine.evaluation import rank_batches
-from engine.stage import Made
+from engine.models import load_causal
+from engine.stage import Made, Stage
 from engine.template import encode_answer, encode_dialog
+from engine.tracking import Tracker
 from stages.reward_model import precision_recall
 
 
@@ -64,6 +65,9 @@ def trainer_of(stage: str, tiny_model, rows, folder, monkeypatch, **keys: Any) -
     keys = {"keep_checkpoints": True, **keys}
     assert call_stage(stage, folder, model_name_or_path=tiny_model, **data, **keys) == 0
     trainer = found[0]
+    if stage == "dpo":
+        trainer.stage = Stage(stage, folder, {}, Tracker(folder, active=False), is_main=True)
+        trainer.know_reference("eval")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in trainer.model.parameters():
@@ -139,7 +143,7 @@ def test_reward_accuracy_and_margin_are_means_over_pairs(tiny_model, tokenizer, 
 def test_dpo_loss_and_accuracy_are_means_over_pairs(tiny_model, tokenizer, rows, tmp_path, monkeypatch):
     trainer = trainer_of("dpo", tiny_model, rows, tmp_path / "dpo", monkeypatch)
     metrics = assert_same_for_all_batch_sizes(trainer)
-    reference = copy.deepcopy(trainer.ref_model)
+    reference = load_causal(str(tiny_model))
     losses, margins, nlls = [], [], []
     for row in held_out(rows, "pairs"):
         ratios = []

@@ -113,9 +113,9 @@ def test_an_edited_key_is_planned_with_its_reason_and_all_that_hangs_on_it(place
     # The choice after round 1 is made anew, so all of round 2 hangs on it.
     below = ["round-1.evaluate_policy", *(name for name in STEPS if name.startswith("round-2."))]
     assert list(runs) == ["round-1.dpo", *below]
-    assert runs["round-1.dpo"] == "dpo.beta 0.1 -> 0.3"
+    assert runs["round-1.dpo"] == "dpo.beta 0.1 -> 0.3; reference log-probs are there"
     assert runs["round-1.evaluate_policy"] == "input round-1.dpo changed"
-    assert runs["round-2.dpo"].startswith("dpo.beta 0.1 -> 0.3")
+    assert runs["round-2.dpo"].startswith("dpo.beta 0.1 -> 0.3") and "reference" not in runs["round-2.dpo"]
     assert [line[1].split(":")[0] for line in lines if line[0] == "reuse"] == STEPS[:9]
 
 
