@@ -177,8 +177,11 @@ def _copies(
         own: dict[str, Any] = {"tensor_parallel_size": shards}
         env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + shards])}
         if not gpus:
+            cores = [_cores(part, needed) for part in range(first, first + shards)]
+            # The first is for a copy in one process, the second for shards, each of which has a process of its own.
+            env["OMP_NUM_THREADS"] = str(len(cores[0]))
             env["VLLM_CPU_OMP_THREADS_BIND"] = os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or "|".join(
-                _cores(part, needed) for part in range(first, first + shards)
+                ",".join(map(str, own)) for own in cores
             )
         share = options.get("gpu_memory_utilization", None if gpus else SHARE_OF_RAM / needed)
         own |= {} if share is None else {"gpu_memory_utilization": share}
@@ -196,8 +199,7 @@ def _gpus() -> list[str]:
     return [name for name in listed.split(",") if name.strip() and name != "-1"]
 
 
-def _cores(part: int, parts: int) -> str:
-    """The cores of one of so many parts of this process's, as vLLM wants them listed; one at least."""
+def _cores(part: int, parts: int) -> list[int]:
+    """The cores of one of so many parts of this process's; one at least."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    own = cores[part * len(cores) // parts : (part + 1) * len(cores) // parts] or [cores[part % len(cores)]]
-    return ",".join(map(str, own))
+    return cores[part * len(cores) // parts : (part + 1) * len(cores) // parts] or [cores[part % len(cores)]]

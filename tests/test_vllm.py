@@ -184,7 +184,8 @@ def test_its_environment_is_not_ours(draw, fake, monkeypatch, tmp_path):
     draw("a", [(PROMPTS[0], None)])
     (note,) = fake.notes("import")
     environment, path = note["environment"], note["path"]
-    assert {name: environment.get(name) for name in ours if name in environment} == {"HF_HUB_OFFLINE": "1"}
+    left = {name: environment[name] for name in ours if name in environment}
+    assert left == {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     assert environment["PATH"] == f"{tmp_path / 'env' / 'bin'}:/usr/bin:/bin"
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and environment["VLLM_NO_USAGE_STATS"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
@@ -228,6 +229,7 @@ def test_on_a_cpu_the_cores_and_the_memory_are_divided(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
     copies = _copies({"data_parallel_size": 2}, str(tmp_path), use_cpu=True)
     assert [env["VLLM_CPU_OMP_THREADS_BIND"] for _, env, _ in copies] == ["2,3", "5,7"]
+    assert [env["OMP_NUM_THREADS"] for _, env, _ in copies] == ["2", "2"]
     assert [own["gpu_memory_utilization"] for own, _, _ in copies] == [0.2, 0.2]
     (sharded,) = _copies({"tensor_parallel_size": 2, "gpu_memory_utilization": 0.3}, str(tmp_path), use_cpu=True)
     assert sharded[1]["VLLM_CPU_OMP_THREADS_BIND"] == "2,3|5,7" and sharded[0]["gpu_memory_utilization"] == 0.3
