@@ -4,10 +4,12 @@ The pipeline checks a recipe's steps by it, and every stage its own command line
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_schemas.stage_keys import ConfigError, with_defaults
+from data_schemas.stage_keys import ConfigError, StageKey, check_value, nearest, with_defaults
 
 Values = Mapping[str, Any]
 
@@ -63,6 +65,15 @@ LIMITS = {
     "gate_max_kl": Limit(0),
 }
 
+# Of the key `vllm`: name -> type, limit.
+VLLM_KEYS: dict[str, tuple[str, Limit | None]] = {
+    "python": ("str", None),  # the interpreter of vLLM's own environment
+    "tensor_parallel_size": ("int", Limit(1)),  # GPUs that hold one copy of the model
+    "data_parallel_size": ("int", Limit(1)),  # copies of the model, for each of our processes
+    "gpu_memory_utilization": ("float", Limit(0, 1, is_open=True)),  # share of a device's memory; on a CPU of its RAM
+    "max_model_len": ("int", Limit(1)),  # tokens of a prompt and its answer
+}
+
 
 # Of average_models itself: the keys of the stage that it evaluates as can't set them.
 KEYS_OF_AVERAGE = ("output_dir", "model_name_or_path", "train_data", "eval_data", "reference_model", "use_cpu",
@@ -80,6 +91,7 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
             raise ConfigError(f"{where}: {name}={value}: expected {expected} {limit}")
     try:
         _training(values)
+        vllm_options(values)
         RULES.get(stage, lambda _: None)(values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -97,6 +109,29 @@ def _training(values: Values) -> None:
     if (values.get("fp16") or values.get("dtype") == "float16") and not values.get("force_fp16", True):
         raise ConfigError("float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
                           "bf16: true, or force_fp16: true to do it all the same")  # fmt: skip
+
+
+def vllm_options(values: Values) -> dict[str, Any]:
+    """What `vllm` holds, typed; of every stage that generates. Raises ConfigError for the first that can't be meant."""
+    options: dict[str, Any] = {}
+    for name, value in (values.get("vllm") or {}).items():
+        if name not in VLLM_KEYS:
+            raise ConfigError(f"vllm: unknown key {name!r}{nearest(str(name), list(VLLM_KEYS))}")
+        kind, limit = VLLM_KEYS[name]
+        options[name] = check_value(value, StageKey(type=kind), where=f"vllm.{name}")
+        if limit is not None and not limit.holds(options[name]):
+            raise ConfigError(f"vllm.{name}={value}: expected a number {limit}")
+    if values.get("engine") == "vllm" and not options.get("python"):
+        raise ConfigError("vllm.python is missing: the interpreter of vLLM's own environment, as in "
+                          "vllm: {python: /opt/vllm/bin/python}")  # fmt: skip
+    return options
+
+
+def check_interpreter(python: str) -> None:
+    """Raises ConfigError where vLLM's interpreter is no program on this machine."""
+    if not (Path(python).is_file() and os.access(python, os.X_OK)):
+        raise ConfigError(f"vllm.python={python!r} is no program here: give the interpreter of the environment that "
+                          "vLLM is installed in, as in /opt/vllm/bin/python")  # fmt: skip
 
 
 def _annotate(values: Values) -> None:

@@ -122,6 +122,13 @@ class PreferenceArguments(TrainingStageArguments):
 class GenerationArguments(LoadingArguments):
     """Sampling. The noise of an answer comes from (seed, prompt id, k): neither batch nor process count enters."""
 
+    engine: Literal["transformers", "vllm"] = key_field("transformers", "what generates: in this process, or vLLM's")
+    vllm: dict[str, Any] | None = key_field(
+        None,
+        "python: the interpreter of vLLM's own environment; tensor_parallel_size, data_parallel_size, "
+        "gpu_memory_utilization, max_model_len",
+        role="runtime",
+    )
     temperature: float = key_field(1.0, "softmax temperature; 0 takes the most probable token")
     top_p: float = key_field(1.0, "nucleus: the smallest set of tokens with this much probability")
     max_new_tokens: int = key_field(256, "longest answer, in tokens")

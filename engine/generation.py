@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from data_schemas.artifact import write_atomically
 from data_schemas.reading import read_prompts
@@ -197,22 +203,31 @@ def sample_in_turn(
     purpose: str,
 ) -> list[list[Answer]]:
     """`num_answers` answers of each (prompt, temperature): answer k from policy k, from the first after the last."""
-    device = device_of(arguments.use_cpu)
     answers: dict[tuple[int, int], Answer] = {}  # (number of the prompt, k)
     for side, path in enumerate(policies):
         mine = [(place, k) for place in range(len(prompts)) for k in range(side, num_answers, len(policies))]
         asks = [Ask(prompts[place][0], k, prompts[place][1]) for place, k in mine]
         tokenizer = load_tokenizer(path)
-        policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-        found = sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose)
+        if arguments.engine == "vllm":
+            from engine.vllm_engine import sample_by_vllm  # it imports from here
+
+            found = sample_by_vllm(stage, f"answers-{side}", path, tokenizer, asks, arguments, purpose=purpose)
+        else:
+            device = device_of(arguments.use_cpu)
+            policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
+            found = sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose)
+            del policy
         answers |= dict(zip(mine, found, strict=True))
-        del policy
     return [[answers[place, k] for k in range(num_answers)] for place in range(len(prompts))]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end an answer: the template's end of a turn, and the model's own."""
-    own: Any = model.generation_config.eos_token_id if model.generation_config else None
+    return ends_of(model.generation_config, tokenizer)
+
+
+def ends_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    own: Any = generation.eos_token_id if generation else None
     return {
         int(token)
         for token in [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -57,6 +58,14 @@ def load_reward(path: str, *, dtype: str = "auto", **options: Any) -> PreTrained
     return _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=1, **options)
 
 
+def read_config(path: str) -> PretrainedConfig:
+    """A model's configuration. Raises ConfigError where there is none that can be read."""
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trusts_code())
+    except (OSError, ValueError, KeyError) as error:
+        raise _refusal(path, error) from error
+
+
 def identity_of(path: str) -> str:
     """What tells a model from others: the fingerprint of the step that made it, else its files; a hub name as it is."""
     folder = Path(path)
@@ -86,10 +95,7 @@ def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel
         dtype = dtype if dtype == "auto" else getattr(torch, dtype)
         model, info = cls.from_pretrained(path, dtype=dtype, output_loading_info=True, **safe, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            way_out = "it is not run unless trust_remote_code: true"
-            raise ConfigError(f"{path} brings code of its own; {way_out}") from error
-        raise ConfigError(f"{path} cannot be loaded as a model ({_first_line(error)})") from error
+        raise _refusal(path, error) from error
     except RuntimeError as error:
         if "mismatched_sizes" not in str(error):
             raise
@@ -98,6 +104,12 @@ def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel
     if missing:
         raise ConfigError(f"{path} is not whole: it misses {len(missing)} tensors, such as {missing[0]}")
     return aligned(model)
+
+
+def _refusal(path: str, error: Exception) -> ConfigError:
+    if "trust_remote_code" in str(error):
+        return ConfigError(f"{path} brings code of its own; it is not run unless trust_remote_code: true")
+    return ConfigError(f"{path} cannot be loaded as a model ({_first_line(error)})")
 
 
 def _first_line(error: Exception) -> str:

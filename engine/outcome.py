@@ -16,7 +16,13 @@ from engine.folder import clear_leftovers
 log = logging.getLogger("alignloop")
 
 DISK_READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
+OF_VLLM = (
+    "what is finished is kept, run the same command again; where memory was too little, lower "
+    "vllm.gpu_memory_utilization or vllm.max_model_len, or raise vllm.tensor_parallel_size"
+)
 HINTS = {  # a part of an error's text -> the way out
+    "vllm's process": OF_VLLM,
+    "vllm does not take": OF_VLLM,
     "out of memory": "out of device memory: lower per_device_train_batch_size (the result stays the same), max_length, "
     "or set activation_checkpointing: true",
     "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set activation_checkpointing: true",

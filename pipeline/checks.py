@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.artifact import read_json
+from data_schemas.key_rules import check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import ConfigError, stages, with_defaults
 from pipeline.fingerprint import find_module
@@ -143,7 +144,7 @@ def _place_of_launch(recipe: Recipe, step: Step) -> str:
 
 
 def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Raises ConfigError where this machine can't run a step: it has no GPU, or no such wrapper."""
+    """Raises ConfigError where this machine can't run a step: it has no GPU, no such wrapper, or no vLLM."""
     for step in steps:
         command = shlex.split(step.launch.wrapper or "")
         if command and not shutil.which(command[0]):
@@ -154,6 +155,11 @@ def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
         if step.launch.device == "gpu" and not runs_elsewhere and not has_gpu():
             raise ConfigError(f"{_place_of_launch(recipe, step)}: this machine has no GPU; "
                               "CPU use is said in the recipe: launch: {device: cpu}")  # fmt: skip
+        if step.keys.get("engine") == "vllm" and not runs_elsewhere:
+            try:
+                check_interpreter(step.keys["vllm"]["python"])
+            except ConfigError as error:
+                raise ConfigError(f"{recipe.path}: {step.section}.{error}") from None
 
 
 def _check_devices(launch: Launch, *, where: str) -> None:

@@ -66,7 +66,7 @@ class Mix(BaseModel):
 def typed_section(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
     typed = check_section(section, values, where=where)
     known = stages()[STAGE_OF.get(section, section)].keys
-    located = {name: _located(value, known[name], folder) for name, value in typed.items()}
+    located = _all_located(typed, known, folder)
     if "launch" in values:
         if section in ALONE:
             raise ConfigError(f"{where}.launch: this stage is always one process")
@@ -123,7 +123,7 @@ def typed_defaults(values: Keys, folder: Path, *, where: str) -> Keys:
     typed = {}
     for stage, description in stages().items():
         typed |= check_keys(stage, {k: v for k, v in values.items() if k in description.keys}, where=where)
-    return {name: _located(value, everywhere[name], folder) for name, value in typed.items()}
+    return _all_located(typed, everywhere, folder)
 
 
 def check_section(section: Section, values: Mapping[str, Any], *, where: str) -> Keys:
@@ -141,6 +141,12 @@ def check_section(section: Section, values: Mapping[str, Any], *, where: str) ->
         ):
             keys[name] = [value]
     return check_keys(stage, keys, where=where)
+
+
+def _all_located(values: Keys, known: Mapping[str, StageKey], folder: Path) -> Keys:
+    located = {name: _located(value, known[name], folder) for name, value in values.items()}
+    python = (values.get("vllm") or {}).get("python")
+    return located | ({"vllm": values["vllm"] | {"python": locate(python, folder)}} if isinstance(python, str) else {})
 
 
 def _located(value: Any, key: StageKey, folder: Path) -> Any:

@@ -23,7 +23,7 @@ from data_schemas.rows import Candidate, Candidates, Prompt
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import key_field, required_field
 from engine.gate import GateArguments, decide
-from engine.generation import Answer, Ask, device_of, in_batches, log_prob_sums, sample
+from engine.generation import Answer, Ask, device_of, in_batches, log_prob_sums, sample_in_turn
 from engine.models import identity_of, load_causal, load_tokenizer
 from engine.scoring import Answered, score_by_function, score_by_reward_model
 from engine.stage import Made, Stage, run_stage
@@ -172,11 +172,10 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
     choices = list(previous[-1].choices) if previous else []
     best = next((one for one in previous if choices and one.policy == choices[0].step), None)
 
-    tokenizer = load_tokenizer(path)
-    policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-    asks = [Ask(prompt, k) for prompt in prompts for k in range(arguments.num_answers)]
-    answers = sample(stage, "answers", policy, tokenizer, asks, arguments, purpose=stage.name)
-    del policy
+    asked, number = [(prompt, None) for prompt in prompts], arguments.num_answers
+    by_prompt = sample_in_turn(stage, [path], asked, arguments, num_answers=number, purpose=stage.name)
+    asks = [Ask(prompt, k) for prompt in prompts for k in range(number)]
+    answers = [answer for own in by_prompt for answer in own]
     answered = [Answered(ask.prompt, answer.text, answer.ended) for ask, answer in zip(asks, answers, strict=True)]
 
     def by_model(name: str, model: str, items: Sequence[Answered]) -> list[float]:

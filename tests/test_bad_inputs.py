@@ -1,6 +1,7 @@
 """Every rule of the code meets a bad input: one line that says what is wrong, the exit code, every file as it was.
 
-The cases stand in bad_rows.py, bad_recipes.py, bad_keys.py, bad_models.py and bad_templates.py, by what is spoiled.
+The cases stand in bad_rows.py, bad_recipes.py, bad_keys.py, bad_models.py, bad_templates.py and bad_vllm.py, by what is
+spoiled.
 """
 
 import contextlib
@@ -12,11 +13,13 @@ import bad_models
 import bad_recipes
 import bad_rows
 import bad_templates
+import bad_vllm
 import pytest
 from bad_inputs import Case, Met, Place, Raise, play, raises, rules_in_data
 from bad_recipes import planned_folder
 
-CASES = [*bad_rows.CASES, *bad_recipes.CASES, *bad_keys.CASES, *bad_models.CASES, *bad_templates.CASES]
+CASES = [*bad_rows.CASES, *bad_recipes.CASES, *bad_keys.CASES, *bad_models.CASES, *bad_templates.CASES,
+         *bad_vllm.CASES]  # fmt: skip
 MET: dict[Case, Met] = {}  # of every case that has been played
 # (file, function) of rules that no case can come by -> which test has them, or why none can.
 ELSEWHERE = {

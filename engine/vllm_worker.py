@@ -1,0 +1,111 @@
+"""vLLM's side of engine/vllm_process.py: run by vLLM's own interpreter, with the standard library and vLLM alone.
+
+    python -I vllm_worker.py version    prints {"version": …} without an import of vLLM
+    python -I vllm_worker.py serve      JSON lines: settings, then requests come in; an answer to each goes out
+
+Nothing of this project is imported here: that environment has other versions, or none, of what we lean on.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+
+SECONDS_TO_END = 10.0  # that an idle vLLM has to put its own processes away
+
+
+def version():
+    if importlib.util.find_spec("vllm") is None:
+        return {"error": "No module named 'vllm'"}
+    packages = importlib.metadata.packages_distributions().get("vllm", [])  # "vllm", or a build of another name
+    return {"version": importlib.metadata.version(packages[0]) if packages else "unknown"}
+
+
+def serve(answers):
+    # Sent to a whole group, or to all that a job has: it is for the stage to answer, and its group must be finished.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    requests = queue.Queue()
+    is_busy = threading.Event()
+    is_busy.set()
+    threading.Thread(target=_read, args=(requests, is_busy), daemon=True).start()
+    settings = requests.get()
+    if settings is None:
+        return
+    try:
+        vllm = importlib.import_module("vllm")
+    except BaseException as error:
+        _send(answers, error=_line(error), at="import")
+        raise
+    try:
+        model = vllm.LLM(**settings)
+    except BaseException as error:
+        _send(answers, error=_line(error), at="load")
+        raise
+    _send(answers, ready=True)
+    while True:
+        is_busy.clear()
+        request = requests.get()
+        if request is None:
+            return
+        is_busy.set()
+        try:
+            _send(answers, ids=_generate(vllm, model, request))
+        except BaseException as error:
+            _send(answers, error=_line(error), at="generate")
+            raise
+
+
+def _generate(vllm, model, request):
+    """The tokens of each wanted answer, the end token included."""
+    parameters = [
+        vllm.SamplingParams(
+            temperature=answer["temperature"],
+            top_p=request["top_p"],
+            seed=answer["seed"],
+            max_tokens=request["max_tokens"],
+            stop_token_ids=request["stop"],
+            detokenize=False,
+        )
+        for answer in request["answers"]
+    ]
+    prompts = [{"prompt_token_ids": answer["prompt"]} for answer in request["answers"]]
+    # What an earlier group left there would change the shapes of this one's first pass, and by them its last bits.
+    model.reset_prefix_cache()
+    return [list(output.outputs[0].token_ids) for output in model.generate(prompts, parameters, use_tqdm=False)]
+
+
+def _read(requests, is_busy):
+    """Requests as they come. Where no more can come, the stage has ended, or died: so do we."""
+    for line in sys.stdin.buffer:
+        requests.put(json.loads(line))
+    requests.put(None)
+    if not is_busy.is_set():
+        time.sleep(SECONDS_TO_END)
+    os.killpg(0, signal.SIGKILL)  # with the processes that vLLM has started
+
+
+def _send(answers, **message):
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+def _line(error):
+    text = " ".join(str(error).split())[:1000]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+if __name__ == "__main__":
+    # What libraries print on stdout goes with the log, on stderr: stdout is for answers.
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if sys.argv[1:] == ["version"]:
+        _send(stdout, **version())
+    else:
+        serve(stdout)
