@@ -106,11 +106,9 @@ class SharedPrompts:
     def layer(self, number: int, key: torch.Tensor, value: torch.Tensor) -> _Layer:
         """The buffers of a layer, made at its first call. Zeros: what is masked is multiplied all the same."""
         if number not in self.layers:
-            sizes = [(self.num_places, self.prompt_tokens), (self.num_rows, self.answer_tokens)]
-            self.layers[number] = _Layer(
-                *(like.new_zeros(count, like.size(1), tokens, like.size(-1))
-                  for count, tokens in sizes for like in (key, value))
-            )  # fmt: skip
+            prompts, own = (self.num_places, self.prompt_tokens), (self.num_rows, self.answer_tokens)
+            self.layers[number] = _Layer(_keys(key, *prompts), _values(value, *prompts), _keys(key, *own),
+                                         _values(value, *own))  # fmt: skip
         return self.layers[number]
 
 
@@ -152,7 +150,7 @@ class _Step:
     length_B: torch.Tensor
     own_mask: torch.Tensor  # [B, 1, 1, N], to be added
     prompt_mask: torch.Tensor  # [P, 1, 1, T]
-    targets: dict[int, torch.Tensor] = field(default_factory=dict)  # by the number of heads of keys
+    targets: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # by heads of keys
 
     @classmethod
     def of(cls, cache: SharedPrompts, rows: Sequence[Live]) -> "_Step":
@@ -198,11 +196,11 @@ class _Step:
 
     def _keep(self, buffer: torch.Tensor, new: torch.Tensor) -> None:
         """Writes each row's new token behind its others."""
-        heads, tokens = buffer.size(1), buffer.size(2)
+        heads = buffer.size(1)
         if heads not in self.targets:
             of_heads = self.row_B[:, None] * heads + torch.arange(heads, device=self.row_B.device)
-            self.targets[heads] = (of_heads * tokens + self.length_B[:, None]).flatten()
-        buffer.view(-1, buffer.size(-1)).index_copy_(0, self.targets[heads], new.reshape(-1, new.size(-1)))
+            self.targets[heads] = (of_heads.flatten(), self.length_B.repeat_interleave(heads))
+        buffer.flatten(0, 1).index_put_(self.targets[heads], new.reshape(-1, new.size(-1)))
 
     def _in_cells(self, query_BJGD: torch.Tensor) -> torch.Tensor:
         """[P, J, C x G, D]; cells of no row hold zeros."""
@@ -218,17 +216,35 @@ class _Step:
         return found.index_select(0, self.cell_B)
 
 
+def _is_fused(like: torch.Tensor) -> bool:
+    """Whether attention is the CPU's fused kernel: in half precision two plain products are faster, by half."""
+    return like.device.type == "cpu" and like.dtype == torch.float32
+
+
+def _keys(like: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
+    """[count, J, tokens, D]. For plain products a head's tokens stand side by side, which doubles their speed."""
+    if _is_fused(like):
+        return _values(like, count, tokens)
+    return like.new_zeros(count, like.size(1), like.size(-1), tokens).transpose(2, 3)
+
+
+def _values(like: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
+    return like.new_zeros(count, like.size(1), tokens, like.size(-1))
+
+
 def attention_with_lse(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and the log-sum-exp of its scores, [..., queries, D] and [..., queries] in float32."""
-    if query.device.type == "cpu":
+    if _is_fused(query):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, attn_mask=mask, scale=scale
         )
-    scores = (query @ key.transpose(-1, -2)).float() * scale + mask
-    lse = scores.logsumexp(dim=-1)
-    return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse
+    scores = (query * scale @ key.transpose(-1, -2)).float().add_(mask)
+    largest = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(largest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    return (weights.to(value.dtype) @ value) / total.to(value.dtype), (largest + total.log())[..., 0]
 
 
 def _hidden(lengths: torch.Tensor, width: int) -> torch.Tensor:
