@@ -132,7 +132,7 @@ class GenerationArguments(LoadingArguments):
     temperature: float = key_field(1.0, "softmax temperature; 0 takes the most probable token")
     top_p: float = key_field(1.0, "nucleus: the smallest set of tokens with this much probability")
     max_new_tokens: int = key_field(256, "longest answer, in tokens")
-    generation_batch_size: int = key_field(32, "answers a batch; another size changes rounding at most")
+    generation_batch_size: int = key_field(32, "answers written at a time; another size changes rounding at most")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = key_field("auto", "precision the models are loaded in")
 
 

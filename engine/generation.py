@@ -5,15 +5,14 @@ among processes: any number of processes gives the same answers, another batch s
 """
 
 import hashlib
-import json
+import itertools
 import logging
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +24,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from data_schemas.artifact import write_atomically
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
-from engine import preemption
 from engine.arguments import GenerationArguments
+from engine.choosing import choose
+from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
+from engine.journal import in_batches
 from engine.models import identity_of, load_causal, load_tokenizer
 from engine.stage import Stage
 from engine.template import encode_prompt
 
 # Shapes: B = answers in a batch, T = prompt tokens (left-padded), V = vocabulary, N = new tokens at most.
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+# Answers written together, in batches of the size asked for: only where the last ones are written, rows stay empty.
+GROUP_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,17 @@ def noise(seed: str, prompt_id: str, k: int, length: int) -> np.ndarray:
 
 
 class _Sample(LogitsProcessor):
-    """Leaves one token a row: the one at which the cumulative probability passes the row's uniform number."""
+    """Leaves generate() one token a row: the one that its uniform number chooses."""
 
     def __init__(
-        self, noise_BN: torch.Tensor, temperature_B1: torch.Tensor, *, num_prompt_tokens: int, top_p: float
+        self, noise_BN: torch.Tensor, temperature_B: torch.Tensor, *, num_prompt_tokens: int, top_p: float
     ) -> None:
-        self.noise_BN, self.temperature_B1, self.start, self.top_p = noise_BN, temperature_B1, num_prompt_tokens, top_p
+        self.noise_BN, self.temperature_B, self.start, self.top_p = noise_BN, temperature_B, num_prompt_tokens, top_p
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        greedy_B1 = self.temperature_B1 == 0
-        if greedy_B1.all():
-            return scores
-        probabilities_BV = torch.softmax(scores.double() / self.temperature_B1.masked_fill(greedy_B1, 1.0), dim=-1)
-        if self.top_p < 1:
-            sorted_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
-            beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= self.top_p
-            probabilities_BV = torch.zeros_like(sorted_BV).scatter(1, order_BV, sorted_BV.masked_fill(beyond_BV, 0))
-        cumulative_BV = probabilities_BV.cumsum(-1)
-        uniform_B1 = self.noise_BN[:, input_ids.shape[1] - self.start, None] * cumulative_BV[:, -1:]
-        chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=scores.shape[1] - 1)
-        chosen_B1 = torch.where(greedy_B1, scores.argmax(dim=1, keepdim=True), chosen_B1)
-        return torch.full_like(scores, -math.inf).scatter(1, chosen_B1, 0.0)
+        noise_B = self.noise_BN[:, input_ids.shape[1] - self.start]
+        chosen_B = choose(scores, noise_B, self.temperature_B, top_p=self.top_p)
+        return torch.full_like(scores, -math.inf).scatter(1, chosen_B[:, None], 0.0)
 
 
 def sample(
@@ -141,56 +131,119 @@ def sample(
     if limit and longest + arguments.max_new_tokens > limit:
         log.warning("prompts of up to %d tokens + max_new_tokens=%d pass the model's %d positions", longest,
                     arguments.max_new_tokens, limit)  # fmt: skip
-    end_ids = end_tokens(model, tokenizer)
-    seed = f"{arguments.seed}/{purpose}"
-
-    def generate(batch: Sequence[Ask]) -> list[dict[str, Any]]:
-        rows = [encoded[ask.prompt.prompt_id] for ask in batch]
-        width = max(map(len, rows))
-        # Padding must be on the left: generate() continues from the last column.
-        ids_BT = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows])
-        mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        noise_BN = torch.from_numpy(
-            np.stack([noise(seed, ask.prompt.prompt_id, ask.k, arguments.max_new_tokens) for ask in batch])
-        )
-        temperatures = [arguments.temperature if ask.temperature is None else ask.temperature for ask in batch]
-        sampler = _Sample(
-            noise_BN.to(model.device),
-            torch.tensor(temperatures, dtype=torch.float64, device=model.device)[:, None],
-            num_prompt_tokens=width,
-            top_p=arguments.top_p,
-        )
-        with torch.no_grad():
-            output = model.generate(  # pyright: ignore[reportCallIssue]
-                input_ids=ids_BT.to(model.device),
-                attention_mask=mask_BT.to(model.device),
-                logits_processor=LogitsProcessorList([sampler]),
-                do_sample=False,
-                max_new_tokens=arguments.max_new_tokens,
-                eos_token_id=sorted(end_ids),
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        answers = []
-        for row in output[:, width:].tolist():
-            end = next((position for position, token in enumerate(row) if token in end_ids), None)
-            ids = row if end is None else row[: end + 1]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            answers.append({"text": text, "ids": ids, "ended": end is not None})
-        return answers
-
+    writer = _Writer(model, tokenizer, arguments, seed=f"{arguments.seed}/{purpose}", longest=longest)
     # Prompts of like length together; the order is part of the step's identity, not of how it is run.
     order = sorted(
         range(len(asks)), key=lambda i: (len(encoded[asks[i].prompt.prompt_id]), asks[i].prompt.prompt_id, asks[i].k)
     )
-    ordered = [asks[i] for i in order]
-    rows = [(encoded[ask.prompt.prompt_id], ask.prompt.prompt_id, ask.k, ask.temperature) for ask in ordered]
-    settings = (arguments.dtype, seed, arguments.temperature, arguments.top_p, arguments.max_new_tokens)
-    content = (identity_of(str(model.config.name_or_path)), settings, sorted(end_ids), *rows)
-    results = in_batches(stage, name, ordered, generate, size=arguments.generation_batch_size, content=content)
+    items: dict[str, _Item] = {}
+    for i in order:
+        prompt_id = asks[i].prompt.prompt_id
+        items.setdefault(prompt_id, _Item(encoded[prompt_id], [])).asks.append(asks[i])
+    rows = [(item.ids, ask.prompt.prompt_id, ask.k, ask.temperature) for item in items.values() for ask in item.asks]
+    settings = (arguments.dtype, writer.seed, arguments.temperature, arguments.top_p, arguments.max_new_tokens)
+    content = (identity_of(str(model.config.name_or_path)), "by prompt", settings, sorted(writer.end_ids), *rows)
+    most = max((len(item.asks) for item in items.values()), default=1)
+    size = max(1, GROUP_BATCHES * arguments.generation_batch_size // most)
+    by_prompt = in_batches(stage, name, list(items.values()), writer.write, size=size, content=content)
     answers: list[Answer | None] = [None] * len(asks)
-    for position, result in zip(order, results, strict=True):
+    for position, result in zip(order, itertools.chain.from_iterable(by_prompt), strict=True):
         answers[position] = Answer(**result)
     return [answer for answer in answers if answer is not None]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A prompt's tokens, and the answers to it that are wanted."""
+
+    ids: list[int]
+    asks: list[Ask]
+
+
+class _Writer:
+    """Writes the answers to a group of prompts: by our own loop, or by generate() where a model does not go with it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: GenerationArguments,
+        *,
+        seed: str,
+        longest: int,
+    ) -> None:
+        self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
+        self.seed, self.longest, self.end_ids = seed, longest + arguments.max_new_tokens, end_tokens(model, tokenizer)
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Found out at the first group that is not done yet."""
+        goes = goes_with_shared_prompts(self.model, longest=self.longest)
+        if not goes:
+            log.warning("this model does not go with shared prompts: generate() writes its answers, which is slower")
+        return goes
+
+    def write(self, items: Sequence[_Item]) -> list[list[dict[str, Any]]]:
+        """For each prompt its answers, as Answer's fields."""
+        asks = [(number, ask) for number, item in enumerate(items) for ask in item.asks]
+        noise_AN = [noise(self.seed, ask.prompt.prompt_id, ask.k, self.arguments.max_new_tokens) for _, ask in asks]
+        own = self.arguments.temperature
+        temperatures = [own if ask.temperature is None else ask.temperature for _, ask in asks]
+        wanted = [
+            Wanted(number, temperature, noise_N)
+            for (number, _), temperature, noise_N in zip(asks, temperatures, noise_AN, strict=True)
+        ]
+        write = self._share if self.shares_prompts else self._generate
+        texts = iter([self._answer(ids) for ids in write([item.ids for item in items], wanted)])
+        return [list(itertools.islice(texts, len(item.asks))) for item in items]
+
+    def _share(self, prompts: Sequence[list[int]], wanted: Sequence[Wanted]) -> list[list[int]]:
+        return write_answers(
+            self.model,
+            prompts,
+            wanted,
+            max_new_tokens=self.arguments.max_new_tokens,
+            end_ids=self.end_ids,
+            top_p=self.arguments.top_p,
+            num_live=self.arguments.generation_batch_size,
+        )
+
+    def _generate(self, prompts: Sequence[list[int]], wanted: Sequence[Wanted]) -> list[list[int]]:
+        size = self.arguments.generation_batch_size
+        found: list[list[int]] = []
+        for start in range(0, len(wanted), size):
+            found += self._generate_batch(prompts, wanted[start : start + size])
+        return found
+
+    def _generate_batch(self, prompts: Sequence[list[int]], wanted: Sequence[Wanted]) -> list[list[int]]:
+        rows, pad, device = [prompts[one.prompt] for one in wanted], self.tokenizer.pad_token_id, self.model.device
+        width = max(map(len, rows))
+        # Padding must be on the left: generate() continues from the last column.
+        ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        sampler = _Sample(
+            torch.from_numpy(np.stack([one.noise_N for one in wanted])).to(device),
+            torch.tensor([one.temperature for one in wanted], dtype=torch.float64, device=device),
+            num_prompt_tokens=width,
+            top_p=self.arguments.top_p,
+        )
+        with torch.no_grad():
+            output = self.model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=ids_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                logits_processor=LogitsProcessorList([sampler]),
+                do_sample=False,
+                max_new_tokens=self.arguments.max_new_tokens,
+                eos_token_id=sorted(self.end_ids),
+                pad_token_id=pad,
+            )
+        ends = [next((at + 1 for at, token in enumerate(row) if token in self.end_ids), len(row))
+                for row in output[:, width:].tolist()]  # fmt: skip
+        return [row[:end] for row, end in zip(output[:, width:].tolist(), ends, strict=True)]
+
+    def _answer(self, ids: list[int]) -> dict[str, Any]:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return {"text": text, "ids": ids, "ended": ids[-1] in self.end_ids}
 
 
 def sample_in_turn(
@@ -233,85 +286,3 @@ def ends_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerB
         for token in [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
         if token is not None
     }  # pyright: ignore[reportArgumentType]
-
-
-def in_batches(
-    stage: Stage,
-    name: str,
-    items: Sequence[Item],
-    work: Callable[[Sequence[Item]], list[Result]],
-    *,
-    size: int,
-    content: Iterable[Any],
-) -> list[Result]:
-    """`work` on batches of `items`, divided among the processes; every process gets all results, in order.
-
-    Results travel as files, not through a collective: a process may take as long as it needs. Each batch is a file of
-    its own, and is done once: by an attempt that was killed, of any number of processes, or by one in another folder
-    beside this one. `content` is all that makes the results what they are, so a step that failed later on and runs
-    again with other keys takes them over.
-    """
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    batches = [items[start : start + size] for start in range(0, len(items), size)]
-    digest = hashlib.sha256(str(size).encode())
-    for piece in content:  # row by row: all of them in one text would be gigabytes
-        digest.update(json.dumps(piece).encode())
-    folder = stage.folder / "checkpoints" / f"{name}-{digest.hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    elsewhere = [path for path in stage.folder.parent.glob(f"*/checkpoints/{folder.name}") if path != folder]
-    mine, taken = range(rank, len(batches), processes), 0
-    started = last = time.monotonic()
-    for number, index in enumerate(mine, start=1):
-        file, known = f"{index}.json", len(batches[index])
-        if _finished(folder / file, known) is not None:
-            taken += 1
-            continue
-        if (folder / file).exists():
-            log.warning("%s is not as it was written: its batch is done again", folder / file)
-        with preemption.delayed():
-            results = next(filter(None, (_finished(path / file, known) for path in elsewhere)), None)
-            taken += results is not None
-            results = work(batches[index]) if results is None else results
-            text = json.dumps(results)
-            write_atomically(folder / file, f"{_digest(text)} {text}")
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            log.info("%s: %d of %d batches in %.0f s", name, number, len(mine), last - started)
-    if taken:
-        log.info("%s: %d of %d batches were done already", name, taken, len(mine))
-    done: list[Result] = []
-    for index, batch in enumerate(batches):
-        while (found := _finished(folder / f"{index}.json", len(batch))) is None:  # another process is at it
-            time.sleep(0.1)
-        done += found
-    return done
-
-
-def _finished(path: Path, number: int) -> list[Any] | None:
-    """The results of a batch of so many items; None where the file is not there, or not as it was written."""
-    try:
-        digest, _, text = path.read_text(encoding="utf-8").partition(" ")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    if digest != _digest(text):
-        return None
-    results: list[Any] = json.loads(text)
-    return results if len(results) == number else None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def log_prob_sums(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], *, pad: int) -> list[float]:
-    """Sum of log p(answer token) of each (prompt ids, answer ids), in nats, at temperature 1."""
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids_BT = torch.tensor([prompt + answer + [pad] * (width - len(prompt) - len(answer)) for prompt, answer in rows])
-    answer_BT = torch.tensor([[0.0] * len(p) + [1.0] * len(a) + [0.0] * (width - len(p) - len(a)) for p, a in rows])
-    mask_BT = torch.tensor([[1] * (len(p) + len(a)) + [0] * (width - len(p) - len(a)) for p, a in rows])
-    ids_BT, answer_BT = ids_BT.to(model.device), answer_BT.to(model.device)
-    with torch.no_grad():
-        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT.to(model.device), use_cache=False).logits
-        log_probs_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
-    token_BT = log_probs_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)
-    return (token_BT * answer_BT[:, 1:]).sum(1).tolist()

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data_schemas.rows import Message, Prompt, for_template
 from data_schemas.stage_keys import ConfigError
 from engine import preemption
 from engine.functions import find_function
-from engine.generation import in_batches
+from engine.journal import in_batches
 from engine.models import identity_of, load_reward, load_tokenizer
+from engine.shared_scoring import SharedScorer, TokenRow, in_groups
 from engine.stage import Stage
 from engine.template import encode_answer
 
@@ -111,38 +112,29 @@ def score_by_reward_model(
     tokenizer = load_tokenizer(path)
     model = load_reward(path, dtype=dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
     rows = [_encode(tokenizer, item) for item in answered]
-    order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: (len(rows[i] or []), i))
-
-    def score(batch: Sequence[int]) -> list[float]:
-        return reward_scores(model, [rows[i] or [] for i in batch], pad=int(tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
-
-    content = (identity_of(path), dtype, *(rows[i] for i in order))
-    found = in_batches(stage, name, order, score, size=batch_size, content=content)
-    if len(set(found)) == 1 and len({tuple(rows[i] or []) for i in order}) > 1:
+    numbers = [number for number, row in enumerate(rows) if row]
+    found = in_groups(
+        stage,
+        name,
+        [row for row in rows if row],
+        SharedScorer(model, is_reward_model=True).rewards,
+        batch_size=batch_size,
+        content=(identity_of(path), dtype),
+    )
+    if len(set(found)) == 1 and len({str(row) for row in rows if row}) > 1:
         raise ConfigError(
             f"the reward model {path} gives each of {len(found)} different answers the score {found[0]:.4g}: its "
             "rewards have collapsed to a constant; train it again with a lower learning_rate"
         )
     lowest = min(found, default=0.0)
     scores = [lowest] * len(rows)
-    for index, value in zip(order, found, strict=True):
-        scores[index] = value
+    for number, value in zip(numbers, found, strict=True):
+        scores[number] = value
     return scores
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, item: Answered) -> list[int] | None:
+def _encode(tokenizer: PreTrainedTokenizerBase, item: Answered) -> TokenRow | None:
     if not item.text.strip():
         return None
     answer = [Message(role="assistant", content=item.text)]
-    prompt_ids, answer_ids = encode_answer(tokenizer, item.prompt.prompt, answer, tools=item.prompt.tools)
-    return prompt_ids + answer_ids
-
-
-def reward_scores(model: PreTrainedModel, rows: Sequence[list[int]], *, pad: int) -> list[float]:
-    """One score a row of tokens, read at its last token."""
-    width = max(map(len, rows))
-    ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    with torch.no_grad():
-        output: Any = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-    return output.logits[:, 0].float().tolist()
+    return encode_answer(tokenizer, item.prompt.prompt, answer, tools=item.prompt.tools)

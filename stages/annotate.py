@@ -26,7 +26,7 @@ from engine.models import load_tokenizer
 from engine.scoring import Answered
 from engine.stage import Made, Stage, listed, run_stage
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
 log = logging.getLogger(__name__)
 

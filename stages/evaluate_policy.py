@@ -23,14 +23,15 @@ from data_schemas.rows import Candidate, Candidates, Prompt
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import key_field, required_field
 from engine.gate import GateArguments, decide
-from engine.generation import Answer, Ask, device_of, in_batches, log_prob_sums, sample_in_turn
+from engine.generation import Answer, Ask, device_of, sample_in_turn
 from engine.models import identity_of, load_causal, load_tokenizer
 from engine.scoring import Answered, score_by_function, score_by_reward_model
+from engine.shared_scoring import SharedScorer, in_groups
 from engine.stage import Made, Stage, run_stage
 from engine.template import encode_prompt
 
 # Shapes: P = prompts, K = answers a prompt.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
 NUM_RESAMPLES = 2_000
 Metric = float | int | str | None
@@ -145,22 +146,21 @@ def kl_to_first(
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     rows = [(encode_prompt(tokenizer, ask.prompt.prompt, tools=ask.prompt.tools), answer.ids)
             for ask, answer in zip(asks, answers, strict=True)]  # fmt: skip
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    pad = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     sums: list[list[float]] = []
     for name, path in (("policy", arguments.model_name_or_path), ("first", str(arguments.first_policy))):
         model = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
+        scorer = SharedScorer(model, is_reward_model=False)
         sums.append(
-            in_batches(
+            in_groups(
                 stage,
                 f"log-probs-{name}",
                 rows,
-                lambda batch, model=model: log_prob_sums(model, batch, pad=pad),
-                size=arguments.generation_batch_size,
-                content=(identity_of(path), arguments.dtype, *rows),
+                scorer.log_prob_sums,
+                batch_size=arguments.generation_batch_size,
+                content=(identity_of(path), arguments.dtype),
             )
         )
-        del model
+        del model, scorer
     return float(np.mean(np.array(sums[0]) - np.array(sums[1])))
 
 

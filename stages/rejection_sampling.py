@@ -26,7 +26,7 @@ from engine.models import load_tokenizer
 from engine.scoring import Answered, score_by_reward_model
 from engine.stage import Made, Stage, listed, run_stage
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = (
     "accelerate launch stages/rejection_sampling.py --config configs/stages/rejection_sampling.yaml --num_answers 8"
 )

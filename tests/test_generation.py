@@ -23,9 +23,11 @@ from data_schemas.stage_keys import ConfigError
 from engine import preemption
 from engine.annotators import Group, Judgement
 from engine.arguments import GenerationArguments
-from engine.generation import Answer, Ask, _Sample, draw_prompts, in_batches, log_prob_sums, noise, sample
+from engine.generation import Answer, Ask, _Sample, draw_prompts, noise, sample
+from engine.journal import in_batches
 from engine.models import load_causal, load_reward, load_tokenizer
 from engine.scoring import Answered, score_by_function, score_by_reward_model
+from engine.shared_scoring import SharedScorer, in_groups, whole_prompts
 from engine.stage import Stage
 from engine.template import encode_prompt
 from engine.tracking import Tracker
@@ -57,41 +59,12 @@ def reward_model(tiny_model, rows, tmp_path_factory) -> Path:
 # -- choosing a token -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("uniform", "temperature", "top_p", "token"),
-    [
-        # Probabilities 0.1, 0.5, 0.4: cumulative 0.1, 0.6, 1.0.
-        (0.05, 1.0, 1.0, 0),
-        (0.15, 1.0, 1.0, 1),
-        (0.59, 1.0, 1.0, 1),
-        (0.61, 1.0, 1.0, 2),
-        (0.999, 1.0, 1.0, 2),
-        # Temperature 0.5 squares them: 0.01, 0.25, 0.16 of 0.42, cumulative 0.0238, 0.619, 1.
-        (0.05, 0.5, 1.0, 1),
-        (0.61, 0.5, 1.0, 1),
-        (0.63, 0.5, 1.0, 2),
-        # top_p 0.8 needs tokens 1 and 2; 0 can't come. Of 0.9: cumulative 0, 0.556, 1.
-        (0.05, 1.0, 0.8, 1),
-        (0.55, 1.0, 0.8, 1),
-        (0.56, 1.0, 0.8, 2),
-        # top_p 0.45 is reached by token 1 alone.
-        (0.0, 1.0, 0.45, 1),
-        (0.999, 1.0, 0.45, 1),
-    ],
-)
-def test_the_token_at_which_the_cumulative_probability_passes_the_noise(uniform, temperature, top_p, token):
+def test_generate_is_left_the_token_that_the_noise_of_its_position_chooses():
     scores = torch.log(torch.tensor([[0.1, 0.5, 0.4]]))
     # Three prompt tokens and one generated already: the noise of position 1 counts.
-    temperatures = torch.tensor([[temperature]], dtype=torch.float64)
-    sampler = _Sample(torch.tensor([[0.3, uniform]]), temperatures, num_prompt_tokens=3, top_p=top_p)
-    left = sampler(torch.zeros(1, 4, dtype=torch.long), scores)
-    assert left[0].tolist() == [0.0 if index == token else -math.inf for index in range(3)]
-
-
-def test_temperature_0_leaves_the_scores_to_the_greedy_choice():
-    scores = torch.tensor([[1.0, 3.0, 2.0]])
-    sampler = _Sample(torch.zeros(1, 1), torch.zeros(1, 1), num_prompt_tokens=0, top_p=1.0)
-    assert torch.equal(sampler(torch.zeros(1, 0, dtype=torch.long), scores), scores)
+    sampler = _Sample(torch.tensor([[0.05, 0.61]]), torch.ones(1), num_prompt_tokens=3, top_p=1.0)
+    assert sampler(torch.zeros(1, 4, dtype=torch.long), scores)[0].tolist() == [-math.inf, -math.inf, 0.0]
+    assert sampler(torch.zeros(1, 3, dtype=torch.long), scores)[0].tolist() == [0.0, -math.inf, -math.inf]
 
 
 def test_noise_is_uniform_and_hangs_on_seed_prompt_and_k_alone():
@@ -188,7 +161,7 @@ def test_finished_parts_are_used_by_the_next_attempt(answers, tiny_model, tmp_pa
     arguments = GenerationArguments(seed=5, max_new_tokens=12, use_cpu=True)
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
     policy = load_causal(str(tiny_model), dtype="float32")
-    monkeypatch.setattr(policy, "generate", None)  # to call it would be an error
+    monkeypatch.setattr(policy, "forward", None)  # to call it would be an error
     tokenizer = load_tokenizer(str(tiny_model))
     assert sample(stage, "answers", policy, tokenizer, ASKS[:3], arguments, purpose="p") == answers[:3]
 
@@ -283,16 +256,57 @@ def test_batches_of_another_try_beside_this_one_are_taken_over_but_only_of_the_s
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
-def test_log_prob_sums_are_the_answer_tokens_log_probs(tiny_model, tokenizer):
+LOG_PROB_ROWS = [([5, 6, 7], [8, 9]), ([10], [11, 12, 13, 14]), ([5, 6, 7], [26, 8]), ([20, 21, 22, 23, 24], [26])]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_log_prob_sums_are_the_answer_tokens_log_probs(shares, tiny_model, stage):
     model = load_causal(str(tiny_model), dtype="float32").eval()
-    rows = [([5, 6, 7], [8, 9]), ([10], [11, 12, 13, 14]), ([20, 21, 22, 23, 24, 25], [26])]
     wanted = []
-    for prompt, answer in rows:
+    for prompt, answer in LOG_PROB_ROWS:
         with torch.no_grad():
             log_probs = torch.log_softmax(model(input_ids=torch.tensor([prompt + answer])).logits[0].double(), -1)
         positions = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
         wanted.append(sum(float(log_probs[at, token]) for at, token in zip(positions, answer, strict=True)))
-    assert log_prob_sums(model, rows, pad=tokenizer.pad_token_id) == pytest.approx(wanted, abs=1e-4)
+    scorer = SharedScorer(model, is_reward_model=False)
+    if shares:
+        assert scorer.shares_rows
+    else:
+        scorer.shares_rows = False
+    found = in_groups(stage, "sums", LOG_PROB_ROWS, scorer.log_prob_sums, batch_size=2, content=())
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_batches_hold_whole_prompts_and_about_as_many_tokens():
+    rows = [([1], [2] * 4), ([3] * 9, [4]), ([1], [5] * 3), ([6] * 5, [7]), ([1], [8]), ([6] * 5, [9] * 2)]
+    # Prompt 1 has 1 + 4 + 3 + 1 = 9 tokens, prompt 3 has 10, prompt 6 has 8: 27 of 6 answers, so 4 answers have 18.
+    assert whole_prompts(rows, batch_size=4) == [[[3, 5], [0, 2, 4]], [[1]]]
+    assert whole_prompts(rows, batch_size=99) == [[[3, 5], [0, 2, 4], [1]]]
+    assert whole_prompts(rows, batch_size=1) == [[[3, 5]], [[0, 2, 4]], [[1]]]
+    assert whole_prompts([], batch_size=4) == []
+
+
+def test_many_answers_to_one_prompt_are_several_groups(monkeypatch):
+    monkeypatch.setattr("engine.shared_scoring.GROUP_TOKENS", 10)
+    # 3 + 4 + 3 tokens are 10; the third answer would be beyond.
+    assert whole_prompts([([1] * 3, [2] * 4), ([1] * 3, [3] * 3), ([1] * 3, [4])], batch_size=9) == [[[2], [0, 1]]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 99])
+def test_rewards_of_answers_that_share_their_prompt_are_those_of_padded_rows(batch_size, reward_model, stage):
+    model = load_reward(str(reward_model), dtype="float32").eval()
+    draw = random.Random(3)
+    prompts = [[draw.randrange(3, 250) for _ in range(length)] for length in (30, 4, 11)]
+    rows = [(prompt, [draw.randrange(3, 250) for _ in range(draw.randrange(1, 20))])
+            for _ in range(5) for prompt in prompts]  # fmt: skip
+    rows.append(rows[0])  # the same answer twice
+    scorer, padded = (SharedScorer(model, is_reward_model=True) for _ in range(2))
+    assert scorer.shares_rows
+    padded.shares_rows = False
+    found = in_groups(stage, "shared", rows, scorer.rewards, batch_size=batch_size, content=["shared"])
+    wanted = in_groups(stage, "padded", rows, padded.rewards, batch_size=batch_size, content=["padded"])
+    assert found == pytest.approx(wanted, abs=1e-5)
+    assert found[0] == pytest.approx(found[-1], abs=1e-5) and len({round(score, 4) for score in found}) == 15
 
 
 ANSWERED = [
@@ -439,7 +453,7 @@ def test_a_failed_annotation_is_gone_on_with_under_another_function(tiny_model, 
     assert call_stage("annotate", tmp_path / "one", **keys) == 2
     assert "raised ZeroDivisionError: division by zero" in read_json(tmp_path / "one" / "outcome.json")["cause"]
     judge.write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
-    monkeypatch.setattr("transformers.GenerationMixin.generate", None)  # to call it would be an error
+    monkeypatch.setattr("engine.generation.write_answers", None)  # to call it would be an error
     run_here("annotate", tmp_path / "two", **keys)
     assert call_stage("annotate", tmp_path / "three", **keys | {"seed": 8}) == 1  # other answers are new ones
 

@@ -23,7 +23,7 @@ from data_schemas import artifact
 from data_schemas.artifact import Artifact, files_below, read_json, write_atomically
 from data_schemas.rows import Conversation, Message, Prompt
 from data_schemas.stage_keys import ConfigError
-from engine import checkpoints, generation, preemption, scoring
+from engine import checkpoints, journal, preemption, scoring
 from engine import stage as stage_module
 from engine.models import identity_of
 from engine.stage import Stage
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_or_fails_within_answers_rows_or_record(
     disk = small_disk(2)
     folder = disk.folder / "annotate"
     keys = {"prompts": [rows / "prompts.jsonl"], "policies": [tiny_model], "annotator_function": "judge:score",
-            "max_new_tokens": 8, "keep_unfinished": True, "generation_batch_size": 4}  # fmt: skip
+            "max_new_tokens": 8, "keep_unfinished": True, "generation_batch_size": 1}  # fmt: skip
     run_here("annotate", tmp_path / "undisturbed", **keys)
     capfd.readouterr()
 
@@ -177,8 +177,8 @@ def test_a_disk_that_is_full_or_fails_within_answers_rows_or_record(
         return call
 
     for module, name, after, spoil, mend, hint, done in (
-        (generation, "write_atomically", 1, fail, list, READ_ONLY, 1),
-        (generation, "write_atomically", 2, disk.fill, disk.empty, DISK_FULL, 3),  # of five batches of answers
+        (journal, "write_atomically", 1, fail, list, READ_ONLY, 1),
+        (journal, "write_atomically", 2, disk.fill, disk.empty, DISK_FULL, 3),  # of five groups of answers
         (annotate, "write_rows", 0, disk.fill, disk.empty, DISK_FULL, 5),
         (stage_module, "files_below", 0, disk.fill, disk.empty, DISK_FULL, 5),  # for the record
     ):
@@ -190,7 +190,7 @@ def test_a_disk_that_is_full_or_fails_within_answers_rows_or_record(
         assert len(list(folder.glob("checkpoints/answers-*/[0-9]*.json"))) == done
         assert not leftovers(folder)
         assert (folder / "pairs.train.jsonl").exists() == (module is stage_module)
-    monkeypatch.setattr("transformers.GenerationMixin.generate", None)  # to call it would be an error
+    monkeypatch.setattr("engine.generation.write_answers", None)  # to call it would be an error
     record = run_here("annotate", folder, **keys)
     assert (folder / "pairs.train.jsonl").read_bytes() == (tmp_path / "undisturbed" / "pairs.train.jsonl").read_bytes()
     assert record.damage(folder) == []

@@ -1,0 +1,71 @@
+"""Which token comes next: the one at which the cumulative probability passes the row's uniform number.
+
+Nothing is drawn here and no row hangs on another, so an answer is the same in any company. The vocabulary is summed in
+blocks, and a nucleus is looked for among the most probable tokens first: only where it is larger are all sorted.
+"""
+
+import torch
+
+# Shapes: B = rows, V = vocabulary, M = blocks, K = tokens that may be chosen.
+BLOCK = 256
+NUCLEUS = 512  # the most probable tokens; to find them costs a tenth of sorting all
+
+
+def choose(
+    logits_BV: torch.Tensor, noise_B: torch.Tensor, temperature_B: torch.Tensor, *, top_p: float
+) -> torch.Tensor:
+    """A token a row, [B], from uniform numbers in [0, 1); at temperature 0 the most probable one."""
+    greedy_B = temperature_B == 0
+    if bool(greedy_B.all()):
+        return logits_BV.argmax(dim=-1)
+    temperature_B1 = temperature_B.masked_fill(greedy_B, 1.0).float()[:, None]
+    probabilities_BV = torch.softmax(logits_BV.float() / temperature_B1, dim=-1)
+    noise_B1 = noise_B.double()[:, None]
+    if top_p < 1:
+        chosen_B = _within_nucleus(probabilities_BV, noise_B1, top_p, NUCLEUS)
+    else:
+        chosen_B = _among_all(probabilities_BV, noise_B1)
+    return torch.where(greedy_B, logits_BV.argmax(dim=-1), chosen_B) if bool(greedy_B.any()) else chosen_B
+
+
+def _among_all(probabilities_BV: torch.Tensor, noise_B1: torch.Tensor) -> torch.Tensor:
+    """First the block at which the number is passed, then the token in it."""
+    missing = -probabilities_BV.size(1) % BLOCK
+    if missing:
+        probabilities_BV = torch.nn.functional.pad(probabilities_BV, (0, missing))
+    blocks = probabilities_BV.unflatten(1, (-1, BLOCK))
+    ends_BM = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    target_B1 = noise_B1 * ends_BM[:, -1:]
+    block_B1 = _passing(ends_BM, target_B1)
+    before_B1 = torch.where(block_B1 > 0, ends_BM.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(dim=-1)
+    return (block_B1 * BLOCK + _passing(inside, target_B1 - before_B1))[:, 0]
+
+
+def _within_nucleus(
+    probabilities_BV: torch.Tensor, noise_B1: torch.Tensor, top_p: float, num_candidates: int
+) -> torch.Tensor:
+    """Among the smallest set of tokens that holds `top_p`; of equally probable ones the first belong to it."""
+    num_candidates = min(num_candidates, probabilities_BV.size(1))
+    top_BK, token_BK = probabilities_BV.topk(num_candidates, dim=-1)
+    token_BK, order_BK = token_BK.sort(dim=-1)
+    top_BK, order_BK = top_BK.gather(1, order_BK).sort(dim=-1, descending=True, stable=True)
+    token_BK = token_BK.gather(1, order_BK)
+    kept_BK = top_BK.double().cumsum(dim=-1) - top_BK < top_p
+    token_BK, order_BK = token_BK.sort(dim=-1)
+    cumulative_BK = top_BK.masked_fill(~kept_BK, 0).gather(1, order_BK).double().cumsum(dim=-1)
+    place_B1 = _passing(cumulative_BK, noise_B1 * cumulative_BK[:, -1:])
+    chosen_B = token_BK.gather(1, place_B1)[:, 0]
+    # Equally probable tokens beyond the candidates may come before some of them.
+    least_B = top_BK.masked_fill(~kept_BK, torch.inf).amin(dim=-1)
+    larger_B = kept_BK[:, -1] | (least_B == top_BK[:, -1])
+    if num_candidates < probabilities_BV.size(1) and bool(larger_B.any()):
+        all_tokens = probabilities_BV.size(1)
+        chosen_B[larger_B] = _within_nucleus(probabilities_BV[larger_B], noise_B1[larger_B], top_p, all_tokens)
+    return chosen_B
+
+
+def _passing(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first place whose cumulative value is above the target, at most the last one that adds to it, [B, 1]."""
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(cumulative, target, right=True), last).clamp(max=cumulative.size(1) - 1)
