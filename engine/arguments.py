@@ -207,8 +207,11 @@ def fill(classes: Sequence[type], values: Mapping[str, Any], defaults: Mapping[s
     return tuple(instances)
 
 
-def resolve_batch(values: dict[str, Any], *, default_global: int) -> dict[str, Any]:
-    """The values with micro-batch and accumulation derived from global_batch_size and the number of processes."""
+def resolve_batch(values: dict[str, Any], *, default_global: int, at_most: int | None = None) -> dict[str, Any]:
+    """The values with micro-batch and accumulation derived from global_batch_size and the number of processes.
+
+    `at_most` is what the device's memory holds, where that is known.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = values.get("global_batch_size", default_global)
     if rows < 1 or rows % processes:
@@ -220,5 +223,7 @@ def resolve_batch(values: dict[str, Any], *, default_global: int) -> dict[str, A
     if micro < 1 or rows % (micro * processes):
         raise ConfigError(f"global_batch_size={rows} is not a multiple of micro batch x processes = {micro} x "
                           f"{processes}; try {max(1, rows // (micro * processes)) * micro * processes}")  # fmt: skip
+    if at_most is not None:
+        micro = max(size for size in range(1, min(micro, at_most) + 1) if (rows // processes) % size == 0)
     accumulation = rows // (micro * processes)
     return values | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}

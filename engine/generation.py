@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from data_schemas.artifact import write_atomically
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
-from engine import preemption
+from engine import memory, preemption
 from engine.arguments import GenerationArguments
 from engine.models import identity_of, load_causal, load_tokenizer
 from engine.stage import Stage
@@ -30,6 +30,7 @@ from engine.template import encode_prompt
 
 # Shapes: B = answers in a batch, T = prompt tokens (left-padded), V = vocabulary, N = new tokens at most.
 log = logging.getLogger(__name__)
+IDENTITY = ", which is part of what the step is, or max_new_tokens"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -256,7 +257,8 @@ def in_batches(
         with preemption.delayed():
             results = next(filter(None, (_finished(path / file, known) for path in elsewhere)), None)
             taken += results is not None
-            results = work(batches[index]) if results is None else results
+            with memory.named("generation_batch_size", size, hint=IDENTITY):
+                results = work(batches[index]) if results is None else results
             text = json.dumps(results)
             write_atomically(folder / file, f"{_digest(text)} {text}")
         if time.monotonic() - last > 10:

@@ -13,7 +13,7 @@ from bad_inputs import Call, Case, Place
 from bad_rows import ANSWER, USER
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, LlamaModel
 
 from data_schemas.rows import Message
 from engine import saved
@@ -238,6 +238,24 @@ def of_constant_rewards(stage: str) -> Callable[[Place], Call]:
         if stage == "annotate":
             return place.stage(stage, **annotate(place, annotator_function=None, annotator_models=["rewards"]))
         return place.stage(stage, **dpo(place, model_name_or_path="rewards"))
+
+    return make
+
+
+def of_little_memory(stage: str, most: int, **keys: Any) -> Callable[[Place], Call]:
+    """More rows at a time than `most` fill the device's memory."""
+
+    def make(place: Place) -> Call:
+        model(place)
+        whole = LlamaModel.forward
+
+        def forward(self: Any, input_ids: Any = None, *given: Any, **options: Any) -> Any:
+            if len(input_ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return whole(self, input_ids, *given, **options)
+
+        place.patch.setattr(LlamaModel, "forward", forward)
+        return place.stage(stage, **KEYS[stage](place) | keys)
 
     return make
 
