@@ -37,7 +37,7 @@ from engine.tokenized import table, wait_for
 from engine.training import DEFAULTS, prepare_config, train_and_save
 from stages.sft import PolicyTrainer
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
 END, PAD = "<|endoftext|>", "<|pad|>"
 log = logging.getLogger(__name__)
