@@ -100,7 +100,16 @@ class TrainingStageArguments(StepArguments):
 
 
 @dataclass(kw_only=True)
-class PreferenceArguments(TrainingStageArguments):
+class DialogArguments(TrainingStageArguments):
+    """Of the stages whose rows are dialogs, each of its own length."""
+
+    on_long_row: Literal["leave_out", "truncate", "error"] = key_field(
+        "leave_out", "a row over max_length: left out, cut off at its end (then it teaches no end token), or an error"
+    )
+
+
+@dataclass(kw_only=True)
+class PreferenceArguments(DialogArguments):
     """Which pairs train: those of the clear levels whose answers are not too alike (Llama 3, arXiv 2407.21783, 4.2.1).
 
     Held-out pairs are left as they are, so that numbers of different choices are about the same rows.

@@ -65,7 +65,8 @@ def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Co
     console.rule(Text(f"{asked['step']} ({asked['stage']})", style="bold"), align="left")
     shown: list[TokenRow] = []
     for side, rows in (("train", train), ("eval", held_out)):
-        found, look = encode_all(side, rows[:MAX_ROWS], encode, tokenizer, max_length=values["max_length"])
+        found, look = encode_all(side, rows[:MAX_ROWS], encode, tokenizer, max_length=values["max_length"],
+                                 on_long_row=arguments.on_long_row)  # fmt: skip
         of_all = f" (of {len(rows)}: the first {MAX_ROWS} are looked at)" if len(rows) > MAX_ROWS else ""
         console.print(f"{side}: {look.summary}{of_all}", markup=False)
         for line in look.warnings():

@@ -13,7 +13,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
-from engine.arguments import TrainingStageArguments, key_field
+from engine.arguments import DialogArguments, key_field
 from engine.inspection import Encode, TokenRow
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.stage import Made, Stage, run_stage
@@ -26,7 +26,7 @@ EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --le
 
 
 @dataclass(kw_only=True)
-class SFTArguments(TrainingStageArguments):
+class SFTArguments(DialogArguments):
     train_data_shares: list[float] | None = key_field(None, "share kept of each file of train_data; null: all")
     eval_data_shares: list[float] | None = key_field(None, "share kept of each file of eval_data; null: all")
 
@@ -79,7 +79,8 @@ def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: Mode
     check_contract(tokenizer, path_of(model), arguments)
     train, held_out, _ = read_rows(stage, arguments, seed=training.seed)
     encode, version = encoder(tokenizer, arguments)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length,
+                       on_long_row=arguments.on_long_row)
               for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model)

@@ -355,6 +355,15 @@ CASES = [
     Case("pairs of no level that trains",
          of_rows("dpo", [{"prompt": "q", "chosen": "a", "rejected": "b", "strength": "marginally_better"}]),
          "dpo: all 1 training pairs are dropped (strength 1); see strengths and max_similarity"),
+    Case("row that is too long", of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2, on_long_row="error"),
+         "train row 1: "),
+    # -- memory
+    Case("memory for fewer rows", of_little_memory("sft", 4),
+         "out of memory with per_device_eval_batch_size=8: 4 from now on, the result stays the same; run me again", 1),
+    Case("memory for no row", of_little_memory("sft", 0, per_device_eval_batch_size=1),
+         "out of memory with per_device_eval_batch_size=1, and one row can't be halved: lower max_length", 1),
+    Case("memory for fewer answers", of_little_memory("annotate", 1),
+         "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of what the step", 1),
     # -- averages
     Case("part that is not there", of_parts(shutil.rmtree), "other is no model folder (no config.json); an average"),
     Case("part without safetensors", of_parts(drop("model.safetensors")), "other holds no safetensors; save the model"),
