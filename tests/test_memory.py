@@ -14,6 +14,8 @@ from transformers import LlamaModel
 from data_schemas.artifact import Artifact, read_json
 from engine.arguments import resolve_batch
 from engine.memory import half_of, halving, remembered
+from engine.outcome import RunAgain, failed
+from engine.preemption import Preempted
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.2 GiB is free"
@@ -95,6 +97,13 @@ def test_an_error_of_another_kind_is_passed_on(tmp_path):
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), halving(tmp_path, "per_device_eval_batch_size", 8):
         raise RuntimeError("shapes differ")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_other_processes_meet_of_its_end_does_not_hide_the_cause(tmp_path):
+    assert failed(tmp_path, RunAgain("8 rows are too much: 4 from now on"), is_main=False) == 1
+    failed(tmp_path, RuntimeError("Connection closed by peer"), is_main=True)
+    failed(tmp_path, Preempted(), is_main=True)
+    assert outcome(tmp_path)["cause"] == "8 rows are too much: 4 from now on"
 
 
 # -- training and evaluation ------------------------------------------------------------------------------------------
