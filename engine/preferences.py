@@ -107,7 +107,7 @@ class PreferenceTrainer(TrainingLoop, OnSharedRows, DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
         if "ref_chosen_logps" not in inputs:
-            reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            reference = self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         nll_mask_2BT, preference_mask_2BT = inputs.pop("nll_mask"), inputs["completion_mask"]
         model = self._on_shared_rows(model, inputs)

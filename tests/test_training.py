@@ -394,6 +394,19 @@ def test_optimizers_are_fused_by_default(stage, tiny_model, rows, tmp_path, monk
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
+def test_dpo_goes_with_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
+    """The compiler itself is left out, which takes minutes: what is traced runs as it is. The reference is wrapped too,
+    and has no truth value then."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # which the key sets, and the test puts back
+    keys = {"model_name_or_path": tiny_model, "max_steps": 1, "optim": "sgd", **data(rows, "dpo")}
+    run_here("dpo", tmp_path / "traced", torch_compile=True, torch_compile_backend="eager", **keys)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    run_here("dpo", tmp_path / "plain", **keys)
+    traced, plain = (weights_of(tmp_path / name / "model") for name in ("traced", "plain"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(traced[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
 def test_muon_takes_the_hidden_matrices_and_its_state_comes_back(tokenizer, tmp_path):
     tiny_llama(tokenizer, tmp_path / "model")
 
