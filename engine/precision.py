@@ -5,6 +5,7 @@ every product casts its weights first. Precision is part of what a step is: `ali
 nothing changes by itself.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class Layer:
         hidden = getattr(text, "hidden_size", None)
         sizes = (getattr(text, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))
         return cls(hidden, next(filter(None, sizes), 4 * hidden)) if hidden else None
+
+
+def busy() -> str:
+    """How busy this machine is with other programs, where that would make a measurement on its CPU mean nothing."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load {load:.0f} on {cores} cores" if load > cores else ""
 
 
 def measure(layer: Layer, device: torch.device, use: Use, *, tokens: int) -> dict[str, float]:

@@ -102,6 +102,10 @@ def read_layer(asked: dict[str, Any]) -> precision.Layer | None:
 def advise(layer: precision.Layer, asked: list[dict[str, Any]], console: Console) -> None:
     """Prints a line for each precision of the recipe that another would be faster than, on this machine's device."""
     speeds: dict[Any, dict[str, float]] = {}
+    on_cpu = [how for how in asked if how["device"] == "cpu"]
+    if on_cpu and (load := precision.busy()):
+        console.print(f"precision is not measured: this machine is busy ({load})", markup=False)
+        asked = [how for how in asked if how not in on_cpu]
     for how in asked:
         if how["device"] == "gpu" and not torch.cuda.is_available():
             continue  # these steps run elsewhere

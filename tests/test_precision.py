@@ -130,12 +130,23 @@ def test_each_choice_of_a_recipe_is_asked_once(tiny_base, tmp_path):
 
 def test_what_is_said_stands_on_one_line_with_its_stages(monkeypatch):
     monkeypatch.setattr(precision, "measure", lambda *_, **__: SLOW)
+    monkeypatch.setattr(precision.os, "getloadavg", lambda: (0.3, 0.0, 0.0))
     console = Console(width=300, record=True, quiet=False, force_terminal=False)
     how = {"use": "training", "key": "bf16", "chosen": "float32", "by_default": False, "tokens": 512, "device": "cpu"}
     with console.capture() as shown:
         check.advise(Layer(8, 8), [how | {"stages": ["sft", "dpo"]}, how | {"chosen": "bfloat16"}], console)
     assert shown.get().startswith("sft, dpo: bf16: true would make matrix products 2.4 times as fast here (fp32 165")
     assert shown.get().count("\n") == 1
+
+
+def test_nothing_is_measured_where_others_use_the_cores(monkeypatch):
+    monkeypatch.setattr(precision, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(precision.os, "getloadavg", lambda: (17.2, 0.0, 0.0))
+    monkeypatch.setattr(precision.os, "cpu_count", lambda: 2)
+    console = Console(width=300)
+    with console.capture() as shown:
+        check.advise(Layer(8, 8), [{"device": "cpu"}], console)
+    assert shown.get() == "precision is not measured: this machine is busy (load 17 on 2 cores)\n"
 
 
 def test_a_model_whose_sizes_are_not_to_be_had_is_no_error(tmp_path, tiny_base):
