@@ -20,6 +20,7 @@ from data_schemas.stage_keys import ConfigError
 
 RECORD = "artifact.json"
 DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
+HALVED = "halved"  # kind of an outcome: out of memory, and started again with half as many rows at a time
 DIGEST = "digest"  # in the file: of all else that the record says
 
 

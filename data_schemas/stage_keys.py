@@ -32,6 +32,7 @@ REPLACED_KEYS = {
     "gradient_accumulation_steps": "set global_batch_size; accumulation follows from it",
     "load_best_model_at_end": "the best model by eval_loss, step 0 included, is always the one that is saved",
     "resume_from_checkpoint": "a stage resumes by itself from the newest whole checkpoint in its output_dir",
+    "auto_find_batch_size": "rows at a time are halved by themselves where they do not fit into the memory",
     "chat_template_path": "the template is set once, by prepare_base.chat_template",
     "eval_packing": "evaluation rows are never packed, so that evaluation numbers do not depend on packing",
     "assistant_only_loss": "the loss is always on every assistant turn",

@@ -100,7 +100,16 @@ class TrainingStageArguments(StepArguments):
 
 
 @dataclass(kw_only=True)
-class PreferenceArguments(TrainingStageArguments):
+class DialogArguments(TrainingStageArguments):
+    """Of the stages whose rows are dialogs, each of its own length."""
+
+    on_long_row: Literal["leave_out", "truncate", "error"] = key_field(
+        "leave_out", "a row over max_length: left out, cut off at its end (then it teaches no end token), or an error"
+    )
+
+
+@dataclass(kw_only=True)
+class PreferenceArguments(DialogArguments):
     """Which pairs train: those of the clear levels whose answers are not too alike (Llama 3, arXiv 2407.21783, 4.2.1).
 
     Held-out pairs are left as they are, so that numbers of different choices are about the same rows.
@@ -214,8 +223,11 @@ def fill(classes: Sequence[type], values: Mapping[str, Any], defaults: Mapping[s
     return tuple(instances)
 
 
-def resolve_batch(values: dict[str, Any], *, default_global: int) -> dict[str, Any]:
-    """The values with micro-batch and accumulation derived from global_batch_size and the number of processes."""
+def resolve_batch(values: dict[str, Any], *, default_global: int, at_most: int | None = None) -> dict[str, Any]:
+    """The values with micro-batch and accumulation derived from global_batch_size and the number of processes.
+
+    `at_most` is what the device's memory holds, where that is known.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = values.get("global_batch_size", default_global)
     if rows < 1 or rows % processes:
@@ -227,5 +239,7 @@ def resolve_batch(values: dict[str, Any], *, default_global: int) -> dict[str, A
     if micro < 1 or rows % (micro * processes):
         raise ConfigError(f"global_batch_size={rows} is not a multiple of micro batch x processes = {micro} x "
                           f"{processes}; try {max(1, rows // (micro * processes)) * micro * processes}")  # fmt: skip
+    if at_most is not None:
+        micro = max(size for size in range(1, min(micro, at_most) + 1) if (rows // processes) % size == 0)
     accumulation = rows // (micro * processes)
     return values | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}

@@ -26,6 +26,7 @@ from transformers import (
 
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
+from engine import memory
 from engine.arguments import GenerationArguments
 from engine.choosing import choose
 from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
@@ -145,7 +146,8 @@ def sample(
     content = (identity_of(str(model.config.name_or_path)), "by prompt", settings, sorted(writer.end_ids), *rows)
     most = max((len(item.asks) for item in items.values()), default=1)
     size = max(1, GROUP_BATCHES * arguments.generation_batch_size // most)
-    by_prompt = in_batches(stage, name, list(items.values()), writer.write, size=size, content=content)
+    with memory.named("generation_batch_size", arguments.generation_batch_size, hint=memory.IDENTITY):
+        by_prompt = in_batches(stage, name, list(items.values()), writer.write, size=size, content=content)
     answers: list[Answer | None] = [None] * len(asks)
     for position, result in zip(order, itertools.chain.from_iterable(by_prompt), strict=True):
         answers[position] = Answer(**result)

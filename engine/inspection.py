@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from data_schemas.rows import Row
+from data_schemas.rows import Row, printable
 from data_schemas.stage_keys import ConfigError
 
 # A row is what a training stage's `encode` makes: `input_ids` and `labels` (SFT), `answers` (reward model), or
@@ -19,6 +19,7 @@ TokenRow = dict[str, Any]
 RowType = TypeVar("RowType", bound=Row)
 Encode = Callable[[RowType], TokenRow]  # raises ValueError for a row that can't be trained on
 SIDES = ("chosen", "rejected")
+NUM_NAMED, NUM_CHARACTERS = 3, 40  # long rows that a warning names, and of each what the user says first
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Look:
 
     rows: int = 0
     left_out: int = 0  # rows with nothing left within max_length
-    cut: int = 0  # rankings that lost some of their answers to max_length
+    cut: int = 0  # rows that lost a part to max_length: their end, or of a ranking some answers
+    is_truncated: bool = False  # rows over max_length are cut off at their end
+    long: list[str] = field(default_factory=list)  # the first rows over max_length
     tokens: int = 0  # of all rows, as they came
     tokens_left_out: int = 0
     trained: int = 0  # tokens that a loss sees, of the rows that are kept
@@ -49,10 +52,13 @@ class Look:
 
     def warnings(self) -> Iterator[str]:
         """One line for each thing that a user would want to know."""
-        if self.tokens_left_out:
+        if self.long:
             cut = f", answers of {self.cut} more" if self.cut else ""
-            yield (f"{self.left_out} of {self.rows} rows left out{cut} (longer than max_length): "
-                   f"{self.share_left_out:.1%} of all tokens")  # fmt: skip
+            done = f"{self.left_out} of {self.rows} rows left out{cut} (longer than max_length)"
+            if self.is_truncated:
+                nothing = f", {self.left_out} left out (cut, they train nothing)" if self.left_out else ""
+                done = f"{self.cut} of {self.rows} rows cut off at max_length, without their end token{nothing}"
+            yield f"{done}: {self.share_left_out:.1%} of all tokens; the first: {', '.join(self.long)}"
         if self.doubled_bos:
             yield f"{len(self.doubled_bos)} rows begin with two BOS tokens, the first is row {self.doubled_bos[0]}"
         if self.without_bos:
@@ -84,20 +90,57 @@ def trained_of(row: TokenRow) -> list[list[bool]]:
 def fit(row: TokenRow, max_length: int | None) -> TokenRow | None:
     """The row within max_length, or None. A ranking loses its longer answers, any other row is left out whole: cut in
     the middle of an answer it would teach a turn without its end token."""
-    if max_length is None or all(len(ids) <= max_length for ids in sequences_of(row)):
+    if _fits(row, max_length):
         return row
-    kept = [ids for ids in row.get("answers", []) if len(ids) <= max_length]
+    kept = [ids for ids in row.get("answers", []) if len(ids) <= (max_length or 0)]
     return {"answers": kept} if len(kept) > 1 else None
 
 
+def truncated(row: TokenRow, max_length: int | None) -> TokenRow | None:
+    """The row's first max_length tokens; None where nothing is left to train, or no two answers that differ.
+
+    Of answers that are cut to the same tokens a ranking keeps the better one.
+    """
+    if _fits(row, max_length):
+        return row
+    if "answers" in row:
+        kept = list(dict.fromkeys(tuple(ids[:max_length]) for ids in row["answers"]))
+        return {"answers": [list(ids) for ids in kept]} if len(kept) > 1 else None
+    if "input_ids" in row:
+        cut = {name: values[:max_length] for name, values in row.items()}
+        return cut if any(label >= 0 for label in cut["labels"]) else None
+    room = max(0, (max_length or 0) - len(row["prompt_ids"]))
+    cut = {name: values if name == "prompt_ids" else values[:room] for name, values in row.items()}
+    trains = all(any(flags) for name, flags in cut.items() if name.endswith(("_trained", "_content")))
+    return cut if trains and cut["chosen_ids"] != cut["rejected_ids"] else None
+
+
+def _first_words(row: Any) -> str:
+    """Of what the user says, to find a row again: its number is that in its side of the split."""
+    messages = getattr(row, "messages", None) or row.prompt
+    text = " ".join(next((message.content for message in messages if message.role == "user"), "").split())
+    return printable(text if len(text) <= NUM_CHARACTERS else f"{text[:NUM_CHARACTERS]}…")
+
+
+def _fits(row: TokenRow, max_length: int | None) -> bool:
+    return max_length is None or all(len(ids) <= max_length for ids in sequences_of(row))
+
+
 def encode_all(
-    name: str, rows: Sequence[RowType], encode: Encode[RowType], tokenizer: Any, *, max_length: int | None
+    name: str,
+    rows: Sequence[RowType],
+    encode: Encode[RowType],
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    on_long_row: str = "leave_out",
 ) -> tuple[list[TokenRow], Look]:
     """The rows in tokens, those that fit, and what a look at all of them found.
 
-    Raises ConfigError naming the row that can't be trained on, and where the template begins every row with two BOS.
+    Raises ConfigError naming the row that can't be trained on, or is too long where that is an error, and where the
+    template begins every row with two BOS.
     """
-    look, found, bos = Look(), [], tokenizer.bos_token_id
+    look, found, bos = Look(is_truncated=on_long_row == "truncate"), [], tokenizer.bos_token_id
     begins_with_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     for number, row in enumerate(rows, 1):
@@ -106,7 +149,7 @@ def encode_all(
             encoded = encode(row)
         except ValueError as error:
             raise ConfigError(f"{name} row {number}: {error}: {text[:160]}") from error
-        kept = fit(encoded, max_length)
+        kept = (truncated if on_long_row == "truncate" else fit)(encoded, max_length)
         if kept is not None:
             found.append(kept)
         before, after = sequences_of(encoded), sequences_of(kept) if kept else []
@@ -114,7 +157,14 @@ def encode_all(
         look.tokens += sum(map(len, before))
         look.tokens_left_out += sum(map(len, before)) - sum(map(len, after))
         look.left_out += kept is None
-        look.cut += kept is not None and len(after) < len(before)
+        look.cut += kept is not None and kept is not encoded
+        if kept is not encoded:
+            longest = max(map(len, before))
+            if on_long_row == "error":
+                raise ConfigError(f"{name} row {number}: {longest} tokens, over max_length={max_length}: raise it, or "
+                                  f"set on_long_row: leave_out or truncate: {text[:160]}")  # fmt: skip
+            if len(look.long) < NUM_NAMED:
+                look.long.append(f"row {number} ({longest} tokens, {_first_words(row)!r})")
         look.lengths += map(len, after)
         look.trained += sum(sum(flags) for flags in trained_of(kept)) if kept else 0
         if bos is not None and any(ids[:2] == [bos, bos] for ids in before):

@@ -33,7 +33,7 @@ class MuonAdamW(torch.optim.Optimizer):
         rest = [weight for weight in trained if weight.ndim != 2 or id(weight) in ends]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay),
-            torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay, **adamw),
+            torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay, fused=True, **adamw),
         ]
         super().__init__([{"params": matrices}, {"params": rest}], {})
         self._share_groups()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_schemas.artifact import DISK_FULL, write_atomically
+from data_schemas.artifact import DISK_FULL, HALVED, read_json, write_atomically
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
 from engine import preemption
@@ -15,6 +15,7 @@ from engine.folder import clear_leftovers
 
 log = logging.getLogger("alignloop")
 
+OUT_OF_MEMORY = ("outofmemoryerror", "out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 DISK_READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
 OF_VLLM = (
     "what is finished is kept, run the same command again; where memory was too little, lower "
@@ -38,6 +39,10 @@ HINTS = {  # a part of an error's text -> the way out
 
 class StageError(ValueError):
     """What a stage finds wrong with what it makes, a loss or a saved model: its one line says all; exit code 1."""
+
+
+class RunAgain(StageError):
+    """What a stage must be started again for; it then goes on with what it has remembered."""
 
 
 class _Printable(logging.Formatter):
@@ -79,6 +84,8 @@ def failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     is_users, says_all = isinstance(error, ConfigError), isinstance(error, ConfigError | StageError)
     text = " ".join(str(error).split()) or type(error).__name__
     cause = text if says_all else "interrupted" if interrupted else f"{type(error).__name__}: {text}"
+    if isinstance(error, RunAgain):
+        return _halved(folder, error)
     hint = hint_of(error)
     if is_main and is_users and not any(folder.glob("checkpoints/checkpoint-*")):
         (folder / "identity.json").unlink(missing_ok=True)  # nothing is made yet: the mended keys may use the folder
@@ -101,6 +108,18 @@ def hint_of(error: BaseException | None) -> str:
     return ""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of this machine was full; known without torch."""
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)
+
+
+def _halved(folder: Path, error: RunAgain) -> int:
+    log.error("error: %s; run me again", error)  # by any process: the others wait for it, and are ended
+    _report(folder, {"state": "interrupted", "cause": str(error), "hint": "run me again", "kind": HALVED})
+    return 1
+
+
 def _preempted(folder: Path, error: preemption.Preempted, *, is_main: bool) -> int:
     cause, hint = "stopped by SIGTERM", f"run me again: {error.saved or 'what is finished is kept'}"
     if is_main:
@@ -110,6 +129,8 @@ def _preempted(folder: Path, error: preemption.Preempted, *, is_main: bool) -> i
 
 
 def _report(folder: Path, outcome: Mapping[str, str]) -> None:
+    if (read_json(folder / "outcome.json") or {}).get("kind") == HALVED:
+        return  # by another process: what this one met came of its end
     for _ in range(2):
         with contextlib.suppress(OSError):
             write_atomically(folder / "outcome.json", json.dumps(outcome))

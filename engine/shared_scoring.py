@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from engine import memory
 from engine.journal import in_batches
 from engine.shared_rows import SharedRows, goes_with
 from engine.stage import Stage
@@ -68,7 +69,8 @@ def in_groups(
 
     lengths = [[len(group) for group in batch] for batch in batches]
     in_order = (rows[number] for number in order)
-    found = in_batches(stage, name, batches, work, size=1, content=(*content, "groups", lengths, *in_order))
+    with memory.named("generation_batch_size", batch_size, hint=memory.IDENTITY):
+        found = in_batches(stage, name, batches, work, size=1, content=(*content, "groups", lengths, *in_order))
     scores = dict(zip(order, itertools.chain.from_iterable(found), strict=True))
     return [scores[number] for number in range(len(rows))]
 

@@ -22,7 +22,7 @@ from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below, write_atomically
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
-from engine import arguments, preemption, process
+from engine import arguments, memory, preemption, process
 from engine.folder import claim, clear_leftovers, ended, identity_keys, inputs_of, lock, wait_for_other_ranks
 from engine.outcome import failed, hint_of, start_logging
 from engine.tracking import Tracker
@@ -105,6 +105,7 @@ def _run(
         claim(name, folder, values, is_main=rank == 0)
         if rank == 0:
             clear_leftovers(folder)
+            (folder / "outcome.json").unlink(missing_ok=True)  # of an earlier try
         start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
         started = time.monotonic()
         ended(folder, rank).unlink(missing_ok=True)
@@ -132,7 +133,14 @@ def _make(
     tracker = Tracker(folder, active=is_main)
     try:
         if "global_batch_size" in keys:
-            filled = arguments.resolve_batch(values, default_global=keys["global_batch_size"].default)
+            fewer = memory.remembered(folder / "checkpoints")
+            rows, at_most = keys["global_batch_size"].default, fewer.get(memory.TRAINING)
+            filled = arguments.resolve_batch(values, default_global=rows, at_most=at_most)
+            if memory.EVALUATION in fewer:
+                given = values.get(memory.EVALUATION, keys[memory.EVALUATION].default)
+                filled[memory.EVALUATION] = min(given, fewer[memory.EVALUATION])
+            for key in fewer:
+                log.info("%s=%d: more was too much for the memory (checkpoints/memory.json)", key, filled[key])
             filled["output_dir"] = str(folder / "checkpoints")
             filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
         instances = arguments.fill(classes, filled, defaults)

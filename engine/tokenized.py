@@ -117,19 +117,20 @@ def tokenize(
     *,
     version: str,
     max_length: int | None,
+    on_long_row: str = "leave_out",
 ) -> Dataset:
     """`encode` of every row that fits into max_length, as a table. `version` names what `encode` does with its options.
 
-    Raises ConfigError naming the row that the template refuses, and where no row is left.
+    Raises ConfigError naming the row that the template refuses, or that is too long, and where no row is left.
     """
 
     def build() -> list[TokenRow]:
-        encoded, look = encode_all(name, rows, encode, tokenizer, max_length=max_length)
+        encoded, look = encode_all(name, rows, encode, tokenizer, max_length=max_length, on_long_row=on_long_row)
         for line in look.warnings():
             log.warning("%s: %s", name, line)
         return encoded
 
-    return table(stage, name, rows, tokenizer, build, version=f"{version} {max_length=}")
+    return table(stage, name, rows, tokenizer, build, version=f"{version} {max_length=} {on_long_row=}")
 
 
 def table(

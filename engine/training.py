@@ -25,7 +25,7 @@ from trl import ModelConfig
 from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import ConfigError
-from engine import checkpoints, preemption
+from engine import checkpoints, memory, preemption
 from engine.arguments import TrainingStageArguments
 from engine.contract import contract_of
 from engine.evaluation import ExactEvaluation
@@ -55,12 +55,18 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
     _is_stopping = False  # for SIGTERM, with the next checkpoint
     _evaluation_is_due = False  # of the step that the next checkpoint is of
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        rows, folder = self.args.per_device_train_batch_size, Path(str(self.args.output_dir))
+        with memory.halving(folder, memory.TRAINING, rows, of=rows * self.args.gradient_accumulation_steps):
+            return super().training_step(*args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Leaves the random state as it was, so that one that is cut off and made again changes nothing."""
         step = self.state.global_step
         devices = [self.args.device] if self.args.device.type == "cuda" else []
+        rows, folder = self.args.per_device_eval_batch_size, Path(str(self.args.output_dir))
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), memory.halving(folder, memory.EVALUATION, rows):
                 metrics = super().evaluate(*args, **kwargs)
         except preemption.Preempted:
             if step and not self._evaluation_is_due:  # else it was left over: the checkpoint is there
@@ -101,7 +107,8 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         else:  # in the precision of training, as its reference already is
             self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
-        metrics = super().evaluate()
+        with memory.named(memory.EVALUATION, self.args.per_device_eval_batch_size, hint="; the numbers stay the same"):
+            metrics = super().evaluate()
         timings = ("_runtime", "_per_second")
         return {
             name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(timings)

@@ -1,8 +1,10 @@
-"""What `alignloop check` looks at: a recipe's training rows as far as they are made, and the tokenizer of its base.
+"""What `alignloop check` looks at: a recipe's training rows as far as they are made, the tokenizer of its base, and the
+precision of its steps.
 
 Rows that `prepare_data` has not made yet are made in a scratch folder: nothing is written into the run.
 """
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,8 @@ ROWS = ("train_data", "eval_data")
 
 
 def make_request(run: Run, scratch: Path) -> dict[str, Any]:
-    """What stages/check.py is given: the tokenizer, the steps with their rows, and the steps whose rows are not made.
+    """What stages/check.py is given: the tokenizer, the steps with their rows, the steps whose rows are not made, and
+    the model's sizes with the precisions that steps compute in.
 
     Raises ConfigError where the data can't be read.
     """
@@ -44,7 +47,8 @@ def make_request(run: Run, scratch: Path) -> dict[str, Any]:
         if keys["train_data"] and like not in seen:
             seen.append(like)
             steps.append({"step": step.name, "stage": step.stage, "keys": keys})
-    return {"tokenizer": _tokenizer(run), "steps": steps, "missing": list(missing)}
+    return {"tokenizer": _tokenizer(run), "steps": steps, "missing": list(missing), "model": _model(run),
+            "precisions": _precisions(run)}  # fmt: skip
 
 
 def _find_data(run: Run, scratch: Path) -> None:
@@ -94,3 +98,39 @@ def _tokenizer(run: Run) -> dict[str, Any]:
     documents = [str(path) for _, path in _rows(run, pretrain, "train_data") if path]
     given_keys = with_defaults("pretrain", pretrain.keys)
     return {"documents": documents, **{name: given_keys[name] for name in ("vocab_size", "special_tokens")}, **how}
+
+
+def _model(run: Run) -> dict[str, Any]:
+    """Where the sizes of the base stand: in a model's folder, or in the architecture that pretrain makes."""
+    prepare = next(step for step in run.steps if step.stage == "prepare_base")
+    source = prepare.inputs["model_name_or_path"][0]
+    if isinstance(source, Model):
+        return {"path": source.path, "revision": with_defaults("prepare_base", prepare.keys)["model_revision"]}
+    pretrain = next(step for step in run.steps if isinstance(source, Output) and step.name == source.step)
+    if given := pretrain.inputs.get("model_name_or_path"):
+        return {"path": str(run.resolve(given[0]))}
+    return {"architecture": pretrain.keys.get("architecture") or {}}
+
+
+def _precisions(run: Run) -> list[dict[str, Any]]:
+    """What steps compute in, each choice once with the stages that make it. fp16 and quantized bases are left alone."""
+    found: dict[str, dict[str, Any]] = {}
+    saved = {with_defaults(step.stage, step.keys)["dtype"] for step in run.steps if step.stage in ("sft", "dpo")}
+    for step in run.steps:
+        keys = with_defaults(step.stage, step.keys)
+        if "bf16" in keys:  # TRL's own default is true
+            left_alone = keys["dtype"] != "float32" or keys["fp16"] or keys["load_in_4bit"] or keys["load_in_8bit"]
+            how = {"use": "training", "key": "bf16", "chosen": "float32" if keys["bf16"] is False else "bfloat16",
+                   "by_default": keys["bf16"] is None, "tokens": 512}  # fmt: skip
+        elif "generation_batch_size" in keys:  # auto: as the policies were trained
+            chosen = keys["dtype"] if keys["dtype"] != "auto" else min(saved) if len(saved) == 1 else "mixed"
+            left_alone = chosen not in ("float32", "bfloat16")
+            how = {"use": "generation", "key": "dtype", "chosen": chosen, "by_default": False,
+                   "tokens": keys["generation_batch_size"]}  # fmt: skip
+        else:
+            continue
+        if not left_alone:
+            how["device"] = step.launch.device
+            stages = found.setdefault(json.dumps(how), how | {"stages": []})["stages"]
+            stages += [step.stage] if step.stage not in stages else []
+    return list(found.values())

@@ -18,9 +18,9 @@ from pipeline.summary import StepState
 from pipeline.verifying import Checked
 
 COLOURS = {
-    "reuse": "green", "reused": "green", "ran": "green", "resume": "yellow", "resumed": "yellow", "run": "cyan",
-    "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim", "skip": "dim", "skipped": "dim",
-    "whole": "green", "sizes only": "yellow", "not finished": "dim",
+    "reuse": "green", "reused": "green", "ran": "green", "resume": "yellow", "resumed": "yellow", "halved": "yellow",
+    "run": "cyan", "running": "cyan", "failed": "red", "to be hashed": "magenta", "pending": "dim", "skip": "dim",
+    "skipped": "dim", "whole": "green", "sizes only": "yellow", "not finished": "dim",
 }  # fmt: skip
 # What a stage's line shows first of its metrics.
 HEADLINES = {

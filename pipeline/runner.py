@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from data_schemas.artifact import DISK_FULL, read_json, write_atomically
+from data_schemas.artifact import DISK_FULL, HALVED, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
 from pipeline import launching, processes, summary
 from pipeline.plan import Step
@@ -24,6 +24,7 @@ from pipeline.run import IDENTITY_FILE, Decision, Run, record_of
 from pipeline.warm import WarmPool
 
 NUM_TAIL_LINES = 20
+NUM_HALVED = 2  # batches that a stage may halve: of training, and of evaluation
 FULL_BYTES = 2**20  # with less than that left a disk is full
 QUICK = ("prepare_data",)  # stages that import nothing slow
 LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
@@ -31,6 +32,7 @@ LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
 Show = Callable[[Step, summary.StepState], None]
 HINTS = (  # in a stage's output -> the way out; only where the stage itself could not say
     ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
+    ("can't allocate memory", "out of memory: lower per_device_train_batch_size or generation_batch_size"),
     ("No space left", DISK_FULL),
     ("SIGKILL", "killed, most likely for its memory: lower per_device_train_batch_size or generation_batch_size"),
     ("is nan", "a number is not finite: lower learning_rate, or use bf16 instead of fp16"),
@@ -86,6 +88,7 @@ class _Job:
     decision: Decision
     slot: launching.Slot
     stage: processes.StageProcess
+    starts: int = 1
 
 
 def _run_side_by_side(run: Run, steps: Sequence[Step], warm: WarmPool, *, verbose: bool, show: Show) -> None:
@@ -128,12 +131,15 @@ def _run_side_by_side(run: Run, steps: Sequence[Step], warm: WarmPool, *, verbos
                     show(job.step, run.states[job.step.name])
                     continue
                 try:
-                    _finish(run, job, show)
+                    again = _start_again(run, job, warm, show) or _finish(run, job, show)
                 except (StageFailed, ConfigError) as error:
                     running.remove(job)
                     fail(job.step, error)
+                    continue
+                running.remove(job)
+                if again is not None:
+                    running.append(again)
                 else:
-                    running.remove(job)
                     free.append(job.slot)
     finally:
         processes.stop([job.stage for job in running])
@@ -178,6 +184,20 @@ def _start(run: Run, step: Step, slot: launching.Slot, warm: WarmPool, show: Sho
         command, folder, env, cores=cores, grace_seconds=step.launch.grace_seconds, warm=warm if is_warm else None
     )
     return _Job(step, decision, slot, stage)
+
+
+def _start_again(run: Run, job: _Job, warm: WarmPool, show: Show) -> _Job | None:
+    """The step's stage, started again where it ran out of memory and goes on with fewer rows at a time; else None."""
+    state, outcome = run.states[job.step.name], read_json(job.stage.folder / "outcome.json") or {}
+    if outcome.get("kind") != HALVED or job.starts > NUM_HALVED:
+        return None
+    job.stage.finish()
+    state.state, state.seconds, state.why = HALVED, job.stage.seconds, str(outcome.get("cause", ""))
+    show(job.step, state)
+    again = _start(run, job.step, job.slot, warm, show)
+    if again is not None:
+        again.starts, again.stage.started = job.starts + 1, job.stage.started
+    return again
 
 
 def _finish(run: Run, job: _Job, show: Show) -> None:

@@ -81,9 +81,8 @@ class Evaluation:
         if given.get("ranking_pairs") == "all":
             rows = [pair for row in rows for pair in all_pairs(row)]
         encode, version = self.module.encoder(self.tokenizer, stages_own)
-        self.rows = tokenize(
-            stage, "eval", rows, encode, self.tokenizer, version=version, max_length=training.max_length
-        )
+        self.rows = tokenize(stage, "eval", rows, encode, self.tokenizer, version=version,
+                             max_length=training.max_length, on_long_row=stages_own.on_long_row)  # fmt: skip
 
     def _arguments_for(self, folder: Path | str) -> tuple[Any, Any, Any]:
         values = self.values | {"model_name_or_path": str(folder)}

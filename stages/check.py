@@ -1,4 +1,5 @@
-"""Shows the rows that training stages would train on, each token trained or not, and what is wrong with them.
+"""Shows the rows that training stages would train on, each token trained or not, what is wrong with them, and which
+precision would be faster on this device.
 
     alignloop check configs/demo.yaml
 
@@ -14,17 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.text import Text
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from data_schemas.reading import read_documents
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError, with_defaults
+from engine import precision
 from engine.arguments import fill
 from engine.inspection import TokenRow, encode_all, sequences_of, trained_of
 from engine.models import read_tokenizer
-from engine.process import trust_code
+from engine.process import trust_code, trusts_code, use_all_cores
 from engine.stage import Stage
 from engine.tracking import Tracker
 from stages.prepare_base import prepare_tokenizer
@@ -65,7 +69,8 @@ def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Co
     console.rule(Text(f"{asked['step']} ({asked['stage']})", style="bold"), align="left")
     shown: list[TokenRow] = []
     for side, rows in (("train", train), ("eval", held_out)):
-        found, look = encode_all(side, rows[:MAX_ROWS], encode, tokenizer, max_length=values["max_length"])
+        found, look = encode_all(side, rows[:MAX_ROWS], encode, tokenizer, max_length=values["max_length"],
+                                 on_long_row=arguments.on_long_row)  # fmt: skip
         of_all = f" (of {len(rows)}: the first {MAX_ROWS} are looked at)" if len(rows) > MAX_ROWS else ""
         console.print(f"{side}: {look.summary}{of_all}", markup=False)
         for line in look.warnings():
@@ -79,6 +84,38 @@ def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Co
         for name, ids, trained in zip(_names(row), sequences_of(row), trained_of(row), strict=True):
             console.print(Text(f"row {number}{name}:", style="bold"))
             console.print(coloured(tokenizer, ids, trained, marked=not console.is_terminal), soft_wrap=True)
+
+
+def read_layer(asked: dict[str, Any]) -> precision.Layer | None:
+    """The model's sizes; None where its configuration is not to be had, which the step that loads it will say."""
+    try:
+        if "path" in asked:
+            given = {"revision": asked.get("revision", "main"), "trust_remote_code": trusts_code()}
+            return precision.Layer.of(AutoConfig.from_pretrained(asked["path"], **given))
+        keys = dict(asked["architecture"])
+        return precision.Layer.of(AutoConfig.for_model(keys.pop("model_type", "llama"), **keys))
+    except Exception as error:
+        logging.getLogger(__name__).info("no sizes of the model: %s", error)
+        return None
+
+
+def advise(layer: precision.Layer, asked: list[dict[str, Any]], console: Console) -> None:
+    """Prints a line for each precision of the recipe that another would be faster than, on this machine's device."""
+    speeds: dict[Any, dict[str, float]] = {}
+    on_cpu = [how for how in asked if how["device"] == "cpu"]
+    if on_cpu and (load := precision.busy()):
+        console.print(f"precision is not measured: this machine is busy ({load})", markup=False)
+        asked = [how for how in asked if how not in on_cpu]
+    for how in asked:
+        if how["device"] == "gpu" and not torch.cuda.is_available():
+            continue  # these steps run elsewhere
+        device = torch.device("cuda" if how["device"] == "gpu" else "cpu")
+        what = device.type, how["use"], how["tokens"]
+        if what not in speeds:
+            speeds[what] = precision.measure(layer, device, how["use"], tokens=how["tokens"])
+        line = precision.advice(speeds[what], chosen=how["chosen"], key=how["key"], by_default=how["by_default"])
+        if line:
+            console.print(Text(f"{', '.join(how['stages'])}: {line}", style="yellow"))
 
 
 def _names(row: TokenRow) -> list[str]:
@@ -114,6 +151,9 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    use_all_cores()
+    if layer := read_layer(request["model"]):
+        advise(layer, request["precisions"], console)
     for asked in request["steps"]:
         try:
             check_step(asked, tokenizer, Path(sys.argv[1]).parent, console, show=request["show"])

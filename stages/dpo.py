@@ -113,7 +113,8 @@ def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: Mode
     check_contract(tokenizer, path_of(model), arguments)
     train, held_out, dropped = read_rows(stage, arguments, seed=training.seed)
     encode, version = encoder(tokenizer, arguments)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length,
+                       on_long_row=arguments.on_long_row)
               for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model, metrics=dropped)

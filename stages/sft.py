@@ -16,7 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
 from engine import training as training_loop
-from engine.arguments import TrainingStageArguments, key_field
+from engine.arguments import DialogArguments, key_field
 from engine.inspection import Encode, TokenRow
 from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
 from engine.shared_rows import OnSharedRows, SharedRows
@@ -31,7 +31,7 @@ DEFAULTS = training_loop.DEFAULTS | {"padding_free": True}
 
 
 @dataclass(kw_only=True)
-class SFTArguments(TrainingStageArguments):
+class SFTArguments(DialogArguments):
     train_data_shares: list[float] | None = key_field(None, "share kept of each file of train_data; null: all")
     eval_data_shares: list[float] | None = key_field(None, "share kept of each file of eval_data; null: all")
 
@@ -101,7 +101,8 @@ def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: Mode
     check_contract(tokenizer, path_of(model), arguments)
     train, held_out, _ = read_rows(stage, arguments, seed=training.seed)
     encode, version = encoder(tokenizer, arguments)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length)
+    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length,
+                       on_long_row=arguments.on_long_row)
               for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model)

@@ -13,7 +13,7 @@ from bad_inputs import Call, Case, Place
 from bad_rows import ANSWER, USER
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, LlamaModel
 
 from data_schemas.rows import Message
 from engine import saved
@@ -242,6 +242,24 @@ def of_constant_rewards(stage: str) -> Callable[[Place], Call]:
     return make
 
 
+def of_little_memory(stage: str, most: int, **keys: Any) -> Callable[[Place], Call]:
+    """More rows at a time than `most` fill the device's memory."""
+
+    def make(place: Place) -> Call:
+        model(place)
+        whole = LlamaModel.forward
+
+        def forward(self: Any, input_ids: Any = None, *given: Any, **options: Any) -> Any:
+            if len(input_ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return whole(self, input_ids, *given, **options)
+
+        place.patch.setattr(LlamaModel, "forward", forward)
+        return place.stage(stage, **KEYS[stage](place) | keys)
+
+    return make
+
+
 def with_two_bos(folder: Path) -> None:
     change("tokenizer_config.json", bos_token="<|endoftext|>")(folder)
     put("chat_template.jinja", "{{ bos_token }}{{ bos_token }}" + CHATML)(folder)
@@ -337,6 +355,15 @@ CASES = [
     Case("pairs of no level that trains",
          of_rows("dpo", [{"prompt": "q", "chosen": "a", "rejected": "b", "strength": "marginally_better"}]),
          "dpo: all 1 training pairs are dropped (strength 1); see strengths and max_similarity"),
+    Case("row that is too long", of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2, on_long_row="error"),
+         "train row 1: "),
+    # -- memory
+    Case("memory for fewer rows", of_little_memory("sft", 4),
+         "out of memory with per_device_eval_batch_size=8: 4 from now on, the result stays the same; run me again", 1),
+    Case("memory for no row", of_little_memory("sft", 0, per_device_eval_batch_size=1),
+         "out of memory with per_device_eval_batch_size=1, and one row can't be halved: lower max_length", 1),
+    Case("memory for fewer answers", of_little_memory("annotate", 1),
+         "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of what the step", 1),
     # -- averages
     Case("part that is not there", of_parts(shutil.rmtree), "other is no model folder (no config.json); an average"),
     Case("part without safetensors", of_parts(drop("model.safetensors")), "other holds no safetensors; save the model"),

@@ -128,6 +128,18 @@ behaviour = json.loads(os.environ.get("TOY", "{}")).get(step, "")
 if behaviour == "fail":
     print("RuntimeError: torch.OutOfMemoryError: no memory", flush=True)
     sys.exit(1)
+if behaviour == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour in ("halve", "halve and fail", "halve for ever"):
+    note, keep = folder / "checkpoints" / "memory.json", behaviour == "halve for ever"
+    if keep or not note.exists():
+        note.parent.mkdir(exist_ok=True)
+        note.write_text("{}")
+        (folder / "outcome.json").write_text(json.dumps({"state": "interrupted", "cause": "8 rows are too much: 4 now",
+                                                         "hint": "run me again", "kind": "halved"}))
+        sys.exit(1)
+    if behaviour == "halve and fail":
+        sys.exit(1)
 if behaviour == "config":
     (folder / "outcome.json").write_text(json.dumps({"state": "failed", "cause": "beta=9 is too much", "hint": "try 1",
                                                      "kind": "config"}))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data_schemas.rows import Conversation, Message, PreferencePair, printable
 from data_schemas.stage_keys import ConfigError
-from engine.inspection import encode_all, fit, sequences_of, trained_of
+from engine.inspection import encode_all, fit, sequences_of, trained_of, truncated
 from engine.template import CHATML
 from stages import check, dpo, reward_model, sft
 
@@ -38,8 +38,13 @@ def test_rows_over_max_length_are_left_out_and_their_share_of_all_tokens_is_said
     assert [len(row["input_ids"]) for row in found] == [length for length in lengths if length <= limit]
     lost = sum(length for length in lengths if length > limit)
     assert (look.left_out, look.tokens, look.tokens_left_out) == (2, sum(lengths), lost)
+    long = [place for place, length in enumerate(lengths) if length > limit]
+    asked = [next(one.content for one in rows[place].messages if one.role == "user") for place in long]
+    named = [f"row {place + 1} ({lengths[place]} tokens, '{text[:40]}{'…' if len(text) > 40 else ''}')"
+             for place, text in zip(long, asked, strict=True)]  # fmt: skip
     assert list(look.warnings()) == [
-        f"2 of 6 rows left out (longer than max_length): {lost / sum(lengths):.1%} of all tokens"
+        f"2 of 6 rows left out (longer than max_length): {lost / sum(lengths):.1%} of all tokens; "
+        f"the first: {', '.join(named)}"
     ]
     assert look.summary.startswith(f"4 rows, median {sorted(lengths)[1] / 2 + sorted(lengths)[2] / 2:.0f} and at most")
 
@@ -55,6 +60,49 @@ def test_a_ranking_loses_its_longer_answers_and_stays_as_long_as_two_are_left(to
     _, look = encode_all("train", [ranking], encode_of(reward_model, tokenizer), tokenizer, max_length=120)
     assert (look.left_out, look.cut) == (0, 1)
     assert next(look.warnings()).startswith("0 of 1 rows left out, answers of 1 more (longer than max_length)")
+
+
+def test_a_row_that_is_cut_off_keeps_its_start_and_is_left_out_where_it_then_trains_nothing(tokenizer):
+    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+    assert truncated(row, 3) == {"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}
+    assert truncated(row, 2) is None  # only the prompt is left
+    assert truncated(row, 4) is row and truncated(row, None) is row
+    pair_row = {"prompt_ids": [1, 2], "chosen_ids": [3, 4, 5], "rejected_ids": [3, 6], "chosen_trained": [True] * 3,
+                "rejected_trained": [True] * 2, "chosen_content": [False, True, False],
+                "rejected_content": [False, True]}  # fmt: skip
+    assert truncated(pair_row, 4) == pair_row | {
+        "chosen_ids": [3, 4], "chosen_trained": [True] * 2, "chosen_content": [False, True],
+    }  # fmt: skip
+    assert truncated(pair_row | {"rejected_ids": [3, 4]}, 4) is None  # both answers say the same
+    assert truncated(pair_row, 3) is None  # nothing of an answer's own words is left
+    assert truncated(pair_row, 2) is None and truncated(pair_row, 1) is None
+    ranking = {"answers": [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6]]}
+    assert truncated(ranking, 3) == {"answers": [[1, 2, 3], [1, 2, 6]]}  # of two alike the better one
+    assert truncated(ranking, 2) is None
+
+
+@pytest.mark.parametrize("module", [sft, dpo, reward_model])
+def test_rows_that_are_cut_off_are_counted_and_named(module, tokenizer):
+    """Of 4 rows the third alone is over max_length, by 2 tokens of its (chosen) answer."""
+    if module is sft:
+        rows = conversations(4)
+    else:
+        rows = [PreferencePair.model_validate(pair(number) | {"rejected": [{"role": "assistant", "content": "No."}]})
+                for number in range(4)]  # fmt: skip
+    encode = encode_of(module, tokenizer)
+    longest = [max(map(len, sequences_of(encode(row)))) for row in rows]
+    place = max(range(4), key=lambda number: longest[number])
+    limit = longest[place] - 2
+    assert sorted(longest)[-2] <= limit
+    found, look = encode_all("train", rows, encode, tokenizer, max_length=limit, on_long_row="truncate")
+    assert len(found) == 4 and (look.cut, look.left_out, look.tokens_left_out) == (1, 0, 2)
+    assert max(map(len, sequences_of(found[place]))) == limit
+    (said,) = look.warnings()
+    assert said.startswith("1 of 4 rows cut off at max_length, without their end token: ")
+    assert f"; the first: row {place + 1} ({longest[place]} tokens, 'Question" in said
+    with pytest.raises(ConfigError, match=rf"^train row {place + 1}: {longest[place]} tokens, over max_length={limit}: "
+                                          "raise it, or set on_long_row: leave_out or truncate: "):  # fmt: skip
+        encode_all("train", rows, encode, tokenizer, max_length=limit, on_long_row="error")
 
 
 def test_what_is_trained_is_each_answers_tokens_with_its_end(tokenizer):

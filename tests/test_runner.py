@@ -293,6 +293,36 @@ def test_a_stage_that_fails_is_told_with_command_log_and_hint_and_the_rest_is_ke
     assert world.states()["round-1.sft"] == "reused"
 
 
+def test_a_stage_that_was_killed_is_told_with_the_likely_cause(world):
+    code, _, err = world.run(TOY='{"round-1.dpo": "killed"}')
+    assert code == 1
+    assert err.startswith("error: round-1.dpo failed: killed by SIGKILL\n")
+    assert "hint: killed, most likely for its memory: lower per_device_train_batch_size or generation_batch" in err
+
+
+def test_a_stage_that_halved_its_batch_is_started_again_once_and_the_run_goes_on(world):
+    code, out, err = world.run(TOY='{"round-1.dpo": "halve"}')
+    assert code == 0, err
+    assert world.launched() == [*STEPS_OF_ONE_ROUND[:-1], "round-1.dpo", STEPS_OF_ONE_ROUND[-1]]
+    (said,) = [line for line in out.splitlines() if " halved " in line]
+    assert "round-1.dpo" in said and said.endswith("(8 rows are too much: 4 now)")
+    assert world.states()["round-1.dpo"] == "ran"
+
+
+def test_a_stage_that_fails_after_it_halved_its_batch_has_failed(world):
+    code, _, err = world.run(TOY='{"round-1.dpo": "halve and fail"}')
+    assert code == 1
+    assert err.startswith("error: round-1.dpo failed: ended with exit code 1")
+    assert world.launched().count("round-1.dpo") == 2
+
+
+def test_a_stage_that_never_stops_halving_is_started_three_times(world):
+    code, _, err = world.run(TOY='{"round-1.dpo": "halve for ever"}')
+    assert code == 1
+    assert err.startswith("error: round-1.dpo failed: 8 rows are too much: 4 now")
+    assert world.launched().count("round-1.dpo") == 3
+
+
 def test_a_users_mistake_that_only_a_stage_can_see_is_exit_code_two(world):
     code, _, err = world.run(TOY='{"round-1.dpo": "config"}')
     assert code == 2

@@ -1,5 +1,6 @@
 """The training loop around TRL's trainers: when it evaluates, what it keeps, how it resumes, what changes nothing."""
 
+import importlib
 import json
 import logging
 import os
@@ -407,6 +408,37 @@ def test_packing_trains_and_evaluates_without_it(tiny_model, rows, tmp_path):
     assert packed.metrics["eval_loss_at_step_0"] == pytest.approx(plain.metrics["eval_loss_at_step_0"], abs=1e-6)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_optimizers_are_fused_by_default(stage, tiny_model, rows, tmp_path, monkeypatch):
+    made: list[Any] = []
+    module = importlib.import_module(f"stages.{stage}")
+    whole = module.train_and_save
+
+    def train_and_save(stage: Any, trainer: Any, *given: Any, **options: Any) -> Any:
+        made.append(trainer)
+        return whole(stage, trainer, *given, **options)
+
+    monkeypatch.setattr(module, "train_and_save", train_and_save)
+    monkeypatch.setattr(training, "check_trained", lambda *_, **__: None)  # it gives the optimizer back
+    run_here(stage, tmp_path / "stage", model_name_or_path=tiny_model, max_steps=1, **data(rows, stage))
+    optimizer = made[0].optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_dpo_goes_with_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
+    """The compiler itself is left out, which takes minutes: what is traced runs as it is. The reference is wrapped too,
+    and has no truth value then."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # which the key sets, and the test puts back
+    keys = {"model_name_or_path": tiny_model, "max_steps": 1, "optim": "sgd", **data(rows, "dpo")}
+    run_here("dpo", tmp_path / "traced", torch_compile=True, torch_compile_backend="eager", **keys)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    run_here("dpo", tmp_path / "plain", **keys)
+    traced, plain = (weights_of(tmp_path / name / "model") for name in ("traced", "plain"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(traced[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
 def test_muon_takes_the_hidden_matrices_and_its_state_comes_back(tokenizer, tmp_path):
     tiny_llama(tokenizer, tmp_path / "model")
 
@@ -425,6 +457,7 @@ def test_muon_takes_the_hidden_matrices_and_its_state_comes_back(tokenizer, tmp_
     matrices = [names[id(weight)] for weight in optimizer.param_groups[0]["params"]]
     assert len(matrices) == 2 * 7 and all(name.startswith("model.layers.") for name in matrices)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    assert optimizer.param_groups[1]["fused"]
     for number in range(3):
         step(model, optimizer, number)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
