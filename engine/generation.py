@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from data_schemas.artifact import write_atomically
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
-from engine import preemption
+from engine import preemption, timing
 from engine.arguments import GenerationArguments
 from engine.models import identity_of, load_causal, load_tokenizer
 from engine.stage import Stage
@@ -70,6 +70,7 @@ def draw_prompts(
     return (order + order)[start : start + count]
 
 
+@timing.part("load")
 def draw_both_sides(
     train: tuple[list[str], int | None],
     validation: tuple[list[str] | None, int | None],
@@ -116,6 +117,7 @@ class _Sample(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter(1, chosen_B1, 0.0)
 
 
+@timing.part("generate")
 def sample(
     stage: Stage,
     name: str,
