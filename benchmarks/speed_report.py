@@ -176,7 +176,9 @@ LOOP = """
 ## The loop's time by part
 
 `configs/demo.yaml` from nothing, {wall:.0f} s, in seconds. *Start and end* is all of a step's time that its stage does
-not account for itself: process, imports, the record and its hashes; *load* is models and rows in tokens.
+not account for itself: process, imports, the record and its hashes. *Load* is models, and rows in tokens; *other* is in
+no part, as trainers being made. In the table above all but training, evaluation, generation and scores counts as
+start-up, loading and saving.
 
 {table}
 """

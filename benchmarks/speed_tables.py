@@ -8,7 +8,7 @@ from benchmarks.measure import Measurements, Ratio
 from benchmarks.speed import BATCHES, LENGTHS, SIZES, WORKS, cell
 
 PARTS = ("start and end", "load", "save", "train", "evaluate", "generate", "score", "other")
-OVERHEAD = PARTS[:3]
+WORK = ("train", "evaluate", "generate", "score")  # what a run is for: all else counts as start-up, loading and saving
 TARGETS = {  # (work, side) -> of the ratio ours / theirs in rows a second
     ("dpo", "dpo-trl"): 3.0,
     ("dpo_grouped", "dpo-trl-grouped"): 1.8,
@@ -108,9 +108,8 @@ def other_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str
 
 
 def overhead(values: Mapping[str, Any]) -> float:
-    """Share of a run's wall time that is in no part, or in starting, loading and saving."""
-    inside = sum(seconds for parts in values["parts"].values() for name, seconds in parts.items()
-                 if name not in OVERHEAD)  # fmt: skip
+    """Share of a run's wall time that is none of the work: starting, loading, saving, and what is in no part."""
+    inside = sum(parts.get(name, 0.0) for parts in values["parts"].values() for name in WORK)
     return 1 - inside / values["wall"]
 
 

@@ -125,8 +125,8 @@ def test_the_loops_time_is_what_stages_say_and_the_rest_of_their_steps(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
     values = speed.loop_time(tmp_path)
     assert values == {"parts": {"sft": {"train": 10.0, "load": 1.0, "other": 0.5, "start and end": 3.5}}, "wall": 15.0}
-    assert speed_tables.overhead(values) == pytest.approx(4.5 / 15)
-    assert speed_tables.overhead(values | {"wall": 21.0}) == pytest.approx(10.5 / 21)  # the runner's own time is in it
+    assert speed_tables.overhead(values) == pytest.approx(5 / 15)
+    assert speed_tables.overhead(values | {"wall": 21.0}) == pytest.approx(11 / 21)  # the runner's own time is in it
     assert speed_tables.loop_table(values)[2] == "| `sft` | 3.5 | 1.0 | 0.0 | 10.0 | 0.0 | 0.0 | 0.0 | 0.5 | 15.0 |"
     steps[1]["state"] = "reused"
     (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
@@ -233,6 +233,26 @@ def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
     job = sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/prompts.jsonl", "dtype": "bfloat16"}
     found = SIDES[side](job)
     assert found["rows"] == 4 * 2 and 8 <= found["tokens"] <= 8 * 16 and 0 < found["seconds"] < 60
+
+
+def test_vllms_side_asks_for_all_answers_of_a_prompt_at_once(tmp_path):
+    """With a module in its place: its script needs the standard library and vllm alone."""
+    (tmp_path / "vllm.py").write_text("""
+from types import SimpleNamespace as Made
+__version__ = "0"
+def SamplingParams(**keys): return keys
+class LLM:
+    def __init__(self, model, dtype, enable_prefix_caching, seed): assert enable_prefix_caching and dtype == "bfloat16"
+    def generate(self, prompts, sampling, use_tqdm):
+        assert sampling["temperature"] == 0.8 and sampling["max_tokens"] == 5
+        answer = Made(token_ids=[1, 2, 3])
+        return [Made(outputs=[answer] * sampling["n"]) for prompt in prompts if prompt["prompt_token_ids"]]
+""")
+    (tmp_path / "ids.json").write_text("[[5, 6], [7]]")
+    job = {"base": "x", "dtype": "bfloat16", "answers": 4, "temperature": 0.8, "max_new_tokens": 5}
+    words = [sys.executable, "benchmarks/vllm_side.py", json.dumps(job | {"prompt_ids": str(tmp_path / "ids.json")})]
+    found = measure.run(words, tmp_path / "log", measure.environment() | {"PYTHONPATH": str(tmp_path)})
+    assert (found["rows"], found["tokens"], found["vllm"]) == (8, 24, "0") and found["seconds"] > 0
 
 
 def test_the_peak_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path):
