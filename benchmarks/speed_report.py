@@ -38,8 +38,8 @@ def plotting() -> Any:
     return plt
 
 
-def draw_table(measured: Measurements, path: Path) -> None:
-    """A bar a peer: the ratio with its spread, and the target as a line across it."""
+def draw_table(measured: Measurements, path: Path) -> bool:
+    """A bar a peer: the ratio with its spread, and the target as a line across it. Whether there is one."""
     plt = plotting()
     found = []
     for (work, side), target in tables.TARGETS.items():
@@ -48,6 +48,8 @@ def draw_table(measured: Measurements, path: Path) -> None:
         if mine:
             found.append((f"{work.replace('_', ' ')}: {tables.PEERS[side].replace('`', '')}", target,
                           Ratio.of(tables.rates(mine), tables.rates(others))))  # fmt: skip
+    if not found:
+        return False
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(found) + 1.2), layout="constrained")
     for place, (_, target, ratio) in enumerate(found):
         spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
@@ -59,12 +61,14 @@ def draw_table(measured: Measurements, path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+    return True
 
 
 def draw_grid(measured: Measurements, path: Path) -> None:
     """A column a size of model: tokens a second above, memory below, a colour a batch, dashes for TRL."""
     plt = plotting()
-    sizes = [size for size in SIZES if any(tables.of_cell(measured, size, LENGTHS[0], batch) for batch in BATCHES)]
+    sizes = [size for size in SIZES if any(tables.of_cell(measured, size, length, batch)
+                                           for length in LENGTHS for batch in BATCHES)]  # fmt: skip
     figure, axes = plt.subplots(2, len(sizes), figsize=(4 * len(sizes), 6), layout="constrained", squeeze=False)
     for column, size in enumerate(sizes):
         for row, (what, label) in enumerate((("tokens/s", 0), ("GiB", 1))):
@@ -122,8 +126,9 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
         text += LOOP.format(wall=values["wall"], table="\n".join(tables.loop_table(values)))
     for values in measured.of("arithmetic", "arithmetic"):
         text += arithmetic_text(values)
-    draw_table(measured, docs / "benchmarks.svg")
-    return text + "\n![ratios](benchmarks.svg)\n"
+    if draw_table(measured, docs / "benchmarks.svg"):
+        text += "\n![ratios](benchmarks.svg)\n"
+    return text
 
 
 def arithmetic_text(values: Mapping[str, Any]) -> str:
@@ -137,6 +142,9 @@ def arithmetic_text(values: Mapping[str, Any]) -> str:
 
 
 def grid_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> str:
+    if not any(tables.of_cell(measured, size, length, batch)
+               for size in SIZES for length in LENGTHS for batch in BATCHES):  # fmt: skip
+        return ""  # it was only begun
     draw_grid(measured, docs / "benchmarks-grid.svg")
     quick = f"\n{QUICK}\n" if about.get("is_quick") else ""
     return GRID.format(machine=machine(), table="\n".join(tables.grid_table(measured)), quick=quick)

@@ -9,7 +9,6 @@ ran, not what it made: the record does not hold them.
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -17,14 +16,14 @@ Part = Literal["load", "train", "evaluate", "save", "generate", "score", "other"
 
 
 class _Clock:
-    seconds: ClassVar[Counter[str]] = Counter()
+    seconds: ClassVar[dict[str, float]] = {}
     entered: tuple[str, ...] = ()  # the innermost part last
     since = 0.0
 
 
 def start() -> None:
     """The clock of a new stage, at zero; all that is in no part is `other`."""
-    _Clock.seconds, _Clock.entered, _Clock.since = Counter(), ("other",), time.monotonic()
+    _Clock.seconds, _Clock.entered, _Clock.since = {}, ("other",), time.monotonic()
 
 
 @contextlib.contextmanager
@@ -49,5 +48,6 @@ def by_part() -> dict[str, float]:
 def _charge() -> None:
     now = time.monotonic()
     if _Clock.entered:
-        _Clock.seconds[_Clock.entered[-1]] += now - _Clock.since
+        name = _Clock.entered[-1]
+        _Clock.seconds[name] = _Clock.seconds.get(name, 0.0) + now - _Clock.since
     _Clock.since = now

@@ -275,7 +275,17 @@ def test_the_page_is_written_with_its_plots(sample, tmp_path):
     measured, how = measure.Measurements(folder), {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
     for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
         measured.get("dpo", side, 0, lambda s=seconds: how | {"seconds": s, "peak_mib": 100})
+    (tmp_path / "grid-0").mkdir()
+    (tmp_path / "grid.json").write_text(json.dumps({"folder": "grid-0"}))  # a grid that was only begun
     speed_report.write(tmp_path, tmp_path / "docs")
+    assert not (tmp_path / "docs" / "benchmarks-grid.svg").exists()
+    grid, name = measure.Measurements(tmp_path / "grid-0"), speed.cell("60M", 256, 4)
+    grid.get("rows 256 4", "grid-rows", 0, lambda: {"tokens": 800})
+    for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
+        grid.get(name, side, 0, lambda s=seconds: {"seconds": s, "peak_mib": 1024})
+    speed_report.write(tmp_path, tmp_path / "docs")
+    assert "| 60M | 256 | 4 | 800 | 200 | 4.00× | 1.0 | 1.0 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert (tmp_path / "docs" / "benchmarks-grid.svg").exists()
     text = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "4.00× [4.00, 4.00], reached" in text and speed_report.QUICK in text
     assert str(Path.home()) not in text and str(tmp_path) not in text
