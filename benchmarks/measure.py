@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import signal
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import psutil
 ROOT = Path(__file__).absolute().parent.parent
 MIB = 2**20
 Values = dict[str, Any]
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,16 @@ class Measurements:
                     file.write(b"\n")
                 file.write(json.dumps(row).encode() + b"\n")
         return self.done[key]
+
+
+def machine() -> str:
+    """Cores, memory and what the cores can do; no names."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    words = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
+    flags = [flag for flag in FLAGS if flag in words]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores ({platform.machine()}; {', '.join(flags) or 'no known flags'}), {memory:.0f} GiB of memory"
 
 
 def environment() -> dict[str, str]:

@@ -103,7 +103,8 @@ class Bench:
         self.base = root / f"base-{model}" / "model"
         self.measured = Measurements(self.folder)
         self.prepare_base(source)
-        about = {"settings": settings.__dict__, "versions": self.versions, "is_quick": arguments.quick}
+        about = {"settings": settings.__dict__, "versions": self.versions, "is_quick": arguments.quick,
+                 "machine": measure.machine()}  # fmt: skip
         write_atomically(self.folder / "about.json", json.dumps(about))
         write_atomically(root / f"{arguments.part}.json", json.dumps({"folder": self.folder.name}))  # for the report
 

@@ -1,7 +1,5 @@
 """docs/benchmarks.md and its plots, from the measurements of benchmarks/speed.py."""
 
-import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +9,6 @@ from benchmarks.measure import Measurements, Ratio
 from benchmarks.speed import BATCHES, LENGTHS, SIZES, WORKS
 from data_schemas.artifact import read_json
 from data_schemas.stage_keys import ConfigError
-
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
-
-
-def machine() -> str:
-    """Cores, memory and what the cores can do; no names."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    words = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
-    flags = [flag for flag in FLAGS if flag in words]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({platform.machine()}; {', '.join(flags) or 'no known flags'}), {memory:.0f} GiB of memory"
-
 
 # -- plots ------------------------------------------------------------------------------------------------------------
 
@@ -115,7 +100,7 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
     versions = ", ".join([*(f"{name} {version}" for name, version in about["versions"].items()), *vllm])
     runs = max(len(measured.of(work.name, work.sides[0])) for work in WORKS)
     facts = next(iter(measured.of("sample", "prepare")), None)
-    text = TABLE.format(machine=machine(), versions=versions, table="\n".join(lines), pairs=runs, **settings)
+    text = TABLE.format(machine=about["machine"], versions=versions, table="\n".join(lines), pairs=runs, **settings)
     if about.get("is_quick"):
         text = text.replace("\n\n", f"\n\n{QUICK}\n\n", 1)
     if facts:
@@ -147,7 +132,7 @@ def grid_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> s
         return ""  # it was only begun
     draw_grid(measured, docs / "benchmarks-grid.svg")
     quick = f"\n{QUICK}\n" if about.get("is_quick") else ""
-    return GRID.format(machine=machine(), table="\n".join(tables.grid_table(measured)), quick=quick)
+    return GRID.format(machine=about["machine"], table="\n".join(tables.grid_table(measured)), quick=quick)
 
 
 QUICK = "**A quick look, one run of one step a side: these numbers say nothing.**"

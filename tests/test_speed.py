@@ -270,12 +270,13 @@ def test_the_page_is_written_with_its_plots(sample, tmp_path):
     folder = tmp_path / "table-0"
     folder.mkdir()
     (tmp_path / "table.json").write_text(json.dumps({"folder": "table-0"}))
-    about = {"settings": speed.Settings().__dict__, "versions": {"torch": "1"}, "is_quick": True}
+    about = {"settings": speed.Settings().__dict__, "versions": {"torch": "1"}, "is_quick": True, "machine": "2 cores"}
     (folder / "about.json").write_text(json.dumps(about))
     measured, how = measure.Measurements(folder), {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
     for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
         measured.get("dpo", side, 0, lambda s=seconds: how | {"seconds": s, "peak_mib": 100})
     (tmp_path / "grid-0").mkdir()
+    (tmp_path / "grid-0" / "about.json").write_text(json.dumps(about))
     (tmp_path / "grid.json").write_text(json.dumps({"folder": "grid-0"}))  # a grid that was only begun
     speed_report.write(tmp_path, tmp_path / "docs")
     assert not (tmp_path / "docs" / "benchmarks-grid.svg").exists()
