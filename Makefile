@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-long lint types keys bench-alignment soak clean
+.PHONY: install demo test test-long lint types keys bench bench-full bench-alignment soak clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,22 @@ test-long: install
 # After a key of a stage, or its recipe version, has changed.
 keys: install
 	$(BIN)/python -m stages.describe
+
+# Beside TRL, generate() and vLLM on the same machine: docs/benchmarks.md. Needs BASE_MODEL (a model's folder) and PAIRS
+# (a file of preferences); INSTRUCTIONS (files of dialogs), VLLM_PYTHON (of an environment with vLLM) and OPTIONS
+# (--quick) as you like. What is measured is kept: a bench that was stopped goes on.
+needs = $(if $($(1)),,$(error make $@ needs $(1)=PATH, $(2)))
+bench: install
+	$(call needs,BASE_MODEL,the folder of a small causal model)$(call needs,PAIRS,a file of preferences)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.speed table --base_model "$(BASE_MODEL)" --pairs "$(PAIRS)" \
+		--instructions $(INSTRUCTIONS) --vllm_python "$(VLLM_PYTHON)" $(OPTIONS)
+
+# The grid: three sizes of model, rows and batch. Needs BASE_MODEL, of which it takes the tokenizer.
+bench-full: install
+	$(call needs,BASE_MODEL,the folder of a small causal model)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.speed grid --base_model "$(BASE_MODEL)" $(OPTIONS)
 
 # Five seeds of the demo's world, with parts removed and controls: docs/alignment.md. Runs that are there are reused.
 bench-alignment: install

@@ -26,7 +26,7 @@ from transformers import (
 
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
-from engine import memory
+from engine import memory, timing
 from engine.arguments import GenerationArguments
 from engine.choosing import choose
 from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
@@ -77,6 +77,7 @@ def draw_prompts(
     return (order + order)[start : start + count]
 
 
+@timing.part("load")
 def draw_both_sides(
     train: tuple[list[str], int | None],
     validation: tuple[list[str] | None, int | None],
@@ -113,6 +114,7 @@ class _Sample(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter(1, chosen_B[:, None], 0.0)
 
 
+@timing.part("generate")
 def sample(
     stage: Stage,
     name: str,

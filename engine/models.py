@@ -23,11 +23,13 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from data_schemas.artifact import Artifact, hash_files
 from data_schemas.stage_keys import ConfigError
+from engine import timing
 from engine.process import trusts_code
 
 ALIGNMENT = 64  # bytes
 
 
+@timing.part("load")
 def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
     """The tokenizer as it came. Raises ConfigError where there is none."""
     try:
@@ -86,6 +88,7 @@ def is_reward_model(path: str) -> bool:
     return any("SequenceClassification" in kind for kind in kinds)
 
 
+@timing.part("load")
 def _load(cls: Any, path: str, *, dtype: str, **options: Any) -> PreTrainedModel:
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path} is not a model folder (no config.json)")
@@ -156,6 +159,7 @@ def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
     return get_peft_config(model)
 
 
+@timing.part("save")
 def merge_adapter(base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str) -> None:
     """Writes the plain model that base and adapter make, in a process of its own, free of any ZeRO state."""
     kind = "reward" if is_reward_model else "causal"

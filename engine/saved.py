@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import ModelConfig
 
+from engine import timing
 from engine.inspection import sequences_of
 from engine.models import aligned, without_launcher
 from engine.outcome import StageError
@@ -106,6 +107,7 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
             )
 
 
+@timing.part("save")
 def check_trained(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
     """`check_saved` after training, whose memory is given back before. Raises StageError as it does."""
     if model.load_in_4bit or model.load_in_8bit:
@@ -137,6 +139,7 @@ def check_in_own_process(model: Path, probe: Path, how: Mapping[str, Any]) -> No
         raise StageError(done.stderr.strip().splitlines()[-1].removeprefix("engine.outcome.StageError: "))
 
 
+@timing.part("save")
 def check_weights(folder: Path) -> None:
     """Every tensor of the saved model is there, not empty, and finite. Raises StageError naming the tensor."""
     files = sorted(folder.glob("*.safetensors"))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_schemas.rows import Message, Prompt, for_template
 from data_schemas.stage_keys import ConfigError
-from engine import preemption
+from engine import preemption, timing
 from engine.functions import find_function
 from engine.journal import in_batches
 from engine.models import identity_of, load_reward, load_tokenizer
@@ -35,6 +35,7 @@ class Answered:
     ended: bool
 
 
+@timing.part("score")
 def score_by_function(
     stage: Stage, name: str, reference: str, answered: Sequence[Answered], *, timeout: float
 ) -> list[float]:
@@ -98,6 +99,7 @@ def _at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@timing.part("score")
 def score_by_reward_model(
     stage: Stage,
     name: str,

@@ -22,7 +22,7 @@ from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below, write_atomically
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
-from engine import arguments, memory, preemption, process
+from engine import arguments, memory, preemption, process, timing
 from engine.folder import claim, clear_leftovers, ended, identity_keys, inputs_of, lock, wait_for_other_ranks
 from engine.outcome import failed, hint_of, start_logging
 from engine.tracking import Tracker
@@ -108,6 +108,7 @@ def _run(
             (folder / "outcome.json").unlink(missing_ok=True)  # of an earlier try
         start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
         started = time.monotonic()
+        timing.start()
         ended(folder, rank).unlink(missing_ok=True)
         try:
             made = _make(name, folder, classes, main, values, defaults, is_main=rank == 0)
@@ -161,7 +162,8 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: Made, *, seco
     for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-    write_atomically(folder / "outcome.json", json.dumps({"state": "done", "cause": "", "hint": "", "kind": ""}))
+    outcome = {"state": "done", "cause": "", "hint": "", "kind": "", "seconds": timing.by_part()}
+    write_atomically(folder / "outcome.json", json.dumps(outcome))
     Artifact(
         stage=name,
         step=str(values.get("step", "")),

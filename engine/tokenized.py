@@ -21,7 +21,7 @@ from data_schemas import splitting
 from data_schemas.reading import BadRow, Read, write_rows
 from data_schemas.rows import Conversation, PreferencePair, Row
 from data_schemas.stage_keys import ConfigError
-from engine import checkpoints
+from engine import checkpoints, timing
 from engine.arguments import TrainingStageArguments
 from engine.contract import check_inputs
 from engine.inspection import Encode, TokenRow, encode_all
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 RowType = TypeVar("RowType", Conversation, PreferencePair)
 
 
+@timing.part("load")
 def split_rows(
     stage: Stage,
     arguments: TrainingStageArguments,
@@ -71,6 +72,7 @@ def check_contract(tokenizer: PreTrainedTokenizerBase, model: str, arguments: Tr
         check_inputs(tokenizer, model, inputs)
 
 
+@timing.part("load")
 def held_out_rows(stage: Stage, arguments: TrainingStageArguments, read: Callable[..., Read[RowType]]) -> list[RowType]:
     """All held-out rows: of eval_data, and only where it is missing a share of the groups of train_data."""
     if not arguments.eval_data:
@@ -133,6 +135,7 @@ def tokenize(
     return table(stage, name, rows, tokenizer, build, version=f"{version} {max_length=} {on_long_row=}")
 
 
+@timing.part("load")
 def table(
     stage: Stage,
     name: str,

@@ -25,7 +25,7 @@ from trl import ModelConfig
 from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import ConfigError
-from engine import checkpoints, memory, preemption
+from engine import checkpoints, memory, preemption, timing
 from engine.arguments import TrainingStageArguments
 from engine.contract import contract_of
 from engine.evaluation import ExactEvaluation
@@ -60,6 +60,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         with memory.halving(folder, memory.TRAINING, rows, of=rows * self.args.gradient_accumulation_steps):
             return super().training_step(*args, **kwargs)
 
+    @timing.part("evaluate")
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Leaves the random state as it was, so that one that is cut off and made again changes nothing."""
         step = self.state.global_step
@@ -99,6 +100,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         else:
             super()._run_epoch(*args, **kwargs)
 
+    @timing.part("evaluate")
     def numbers(self) -> dict[str, float]:
         """What an evaluation outside training says of the model as it was loaded; no best model is kept of it."""
         if self.is_deepspeed_enabled and self.deepspeed is None:
@@ -114,6 +116,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
             name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(timings)
         }
 
+    @timing.part("save")
     def _save_best(self, step: int) -> None:
         """All processes call this: under ZeRO-3 the weights are gathered from all of them."""
         folder = Path(str(self.args.output_dir))
@@ -133,6 +136,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         """Where the Trainer writes a checkpoint; it is put into its place when all of it is there."""
         return str(Path(str(self.args.output_dir)) / checkpoints.SAVING)
 
+    @timing.part("save")
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
@@ -246,6 +250,7 @@ def _newest_whole(folder: Path, processes: int, *, is_main: bool) -> tuple[Path,
     return found[0]
 
 
+@timing.part("train")
 def train_and_save(
     stage: Stage,
     trainer: Any,

@@ -21,6 +21,7 @@ from data_schemas.artifact import Artifact, Choice
 from data_schemas.reading import read_prompts, read_rows, write_rows
 from data_schemas.rows import Candidate, Candidates, Prompt
 from data_schemas.stage_keys import ConfigError
+from engine import timing
 from engine.arguments import key_field, required_field
 from engine.gate import GateArguments, decide
 from engine.generation import Answer, Ask, device_of, sample_in_turn
@@ -164,6 +165,7 @@ def kl_to_first(
     return float(np.mean(np.array(sums[0]) - np.array(sums[1])))
 
 
+@timing.part("evaluate")
 def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
     path, device = arguments.model_name_or_path, device_of(arguments.use_cpu)
     prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]

@@ -1,0 +1,267 @@
+"""How fast is a step, beside its peers on the same machine? The same model and rows, in turn, as ratios of one run.
+
+    python -m benchmarks.speed table --base_model DIR --pairs FILE [--instructions FILE …] [--vllm_python PYTHON]
+    python -m benchmarks.speed grid --base_model DIR        # cost against the size of model, rows and batch
+    python -m benchmarks.speed report                       # docs/benchmarks.md and its plots, from what is there
+
+Every side is a process of its own (benchmarks/sides.py), A B B A A B …; a ratio is of two neighbours, and the median of
+at least three counts. What is measured is kept in runs/bench, under a hash of the model, the rows, the settings, the
+versions and our code: a bench that was killed goes on, and one of other code starts anew.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.measure import ROOT, Measurements, Values, in_turn
+from data_schemas.artifact import RECORD, hash_files, read_json, write_atomically
+from data_schemas.stage_keys import ConfigError
+
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets")
+CODE = ("engine/*.py", "stages/*.py", "data_schemas/*.py")
+SIDES_CODE = ("sides", "instruments", "samples", "flops", "vllm_side")
+NUM_FULL_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What two or more sides do: ours comes first."""
+
+    name: str
+    rows: str  # file of the sample
+    sides: tuple[str, ...]
+    steps: str = "steps"  # the setting that says how many
+
+
+WORKS = (
+    Work("dpo", "pairs", ("dpo-ours", "dpo-trl")),
+    Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped")),
+    Work("reward", "pairs", ("reward-ours", "reward-trl")),
+    Work("sft", "dialogs", ("sft-ours", "sft-trl", "sft-trl-packed"), steps="sft_steps"),
+    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", "sampling-vllm")),
+)
+SIZES = {  # of the grid: hidden, MLP, layers, heads, key and value heads
+    "15M": (256, 688, 4, 4, 2),
+    "60M": (512, 1376, 12, 8, 4),
+    "135M": (576, 1536, 30, 9, 3),
+}
+LENGTHS, BATCHES = (128, 256, 512), (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a measurement hangs on besides content."""
+
+    num_pairs: int = NUM_FULL_PAIRS
+    steps: int = 2
+    sft_steps: int = 2
+    batch: int = 8
+    prompts: int = 64
+    answers: int = 8
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    square: int = 2048  # of the matrix product whose rate is the machine's peak
+    repeats: int = 7
+
+
+QUICK = Settings(num_pairs=1, steps=1, sft_steps=1, prompts=4, answers=2, max_new_tokens=16, square=256, repeats=2)
+
+
+class Bench:
+    """One base model, one set of rows, one state of the code."""
+
+    def __init__(self, arguments: argparse.Namespace, settings: Settings) -> None:
+        self.arguments, self.settings = arguments, settings
+        source = Path(arguments.base_model)
+        if not (source / "config.json").is_file():
+            raise ConfigError(f"{source} is not a model folder (no config.json); give one as --base_model")
+        self.files = [Path(path) for path in [arguments.pairs, *arguments.instructions] if path]
+        for path in self.files:
+            if not path.is_file():
+                raise ConfigError(f"{path} is not there; give a file of rows")
+        if arguments.vllm_python and not Path(arguments.vllm_python).is_file():
+            raise ConfigError(f"{arguments.vllm_python} is not there; give the Python of vLLM's environment")
+        root = Path(arguments.folder).absolute()
+        model = _digest(hash_files(sorted(path for path in source.iterdir() if path.is_file())))
+        code = hash_files(sorted([*(path for pattern in CODE for path in ROOT.glob(pattern)),
+                                  *(ROOT / "benchmarks" / f"{name}.py" for name in SIDES_CODE)]))  # fmt: skip
+        self.versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        values = {name: value for name, value in settings.__dict__.items() if name != "num_pairs"}
+        parts = [model, hash_files(self.files), values, self.versions, code, arguments.part]
+        self.folder = root / f"{arguments.part}-{_digest(parts)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.base = root / f"base-{model}" / "model"
+        self.measured = Measurements(self.folder)
+        self.prepare_base(source)
+        about = {"settings": settings.__dict__, "versions": self.versions, "is_quick": arguments.quick,
+                 "machine": measure.machine()}  # fmt: skip
+        write_atomically(self.folder / "about.json", json.dumps(about))
+        write_atomically(root / f"{arguments.part}.json", json.dumps({"folder": self.folder.name}))  # for the report
+
+    def prepare_base(self, source: Path) -> None:
+        """Our stages want a pad token of its own; all sides get the same weights, tokenizer and template."""
+        folder = self.base.parent
+        if (folder / RECORD).exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        words = [sys.executable, "stages/prepare_base.py", "--model_name_or_path", str(source), "--dtype", "float32",
+                 "--use_cpu", "true", "--report_to", "none", "--output_dir", str(folder)]  # fmt: skip
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=measure.environment(), check=False)
+        if done.returncode:
+            raise ConfigError(f"{source} can't be prepared: {done.stderr.strip().splitlines()[-1]}")
+
+    def job(self, **keys: Any) -> dict[str, Any]:
+        return {**self.settings.__dict__, "base": str(self.base), "folder": str(self.folder / "work"), **keys}
+
+    def measure(self, work: str, side: str, job: dict[str, Any], *, pair: int = 0, says: str = "") -> Values:
+        """A side in a process of its own, in a folder that is empty before and gone after."""
+
+        def run() -> Values:
+            shutil.rmtree(self.folder / "work", ignore_errors=True)
+            (self.folder / "work").mkdir()
+            # Else precomputed log-probs of an earlier pair would be taken from there.
+            env = measure.environment() | {"HF_DATASETS_CACHE": str(self.folder / "work" / "datasets")}
+            words = [sys.executable, "-m", "benchmarks.sides", side, json.dumps(job)]
+            if side == "sampling-vllm":
+                words = [self.arguments.vllm_python, "benchmarks/vllm_side.py", json.dumps(job)]
+            started = time.monotonic()
+            found = measure.run(words, self.folder / f"{work}-{side}.log", env)
+            shutil.rmtree(self.folder / "work", ignore_errors=True)
+            seconds = f"{found['seconds']:7.1f} s" if "seconds" in found else " " * 9
+            print(f"{work:<12} {says or side:<20} {seconds}  {found['peak_mib']:6} MiB  "
+                  f"({time.monotonic() - started:.0f} s with its start)", flush=True)  # fmt: skip
+            return found
+
+        return self.measured.get(work, side, pair, run)
+
+    def table(self, only: Sequence[str]) -> None:
+        sample = self.job(pairs=str(self.files[0].absolute()), folder=str(self.folder),
+                          instructions=[str(path.absolute()) for path in self.files[1:]])  # fmt: skip
+        if not (self.folder / "prompt_ids.json").exists():
+            self.measured.done.pop(("sample", "prepare", 0), None)
+        self.measure("sample", "prepare", sample)
+        rows = {name: str(self.folder / f"{name}.jsonl") for name in ("pairs", "grouped", "dialogs", "prompts")}
+        self.measure("arithmetic", "arithmetic", self.job(rows=rows["pairs"]))
+        for work in WORKS:
+            if only and work.name not in only:
+                continue
+            job = self.job(rows=rows[work.rows], steps=getattr(self.settings, work.steps))
+            if work.name == "sampling":
+                job |= {"dtype": "bfloat16", "prompt_ids": str(self.folder / "prompt_ids.json")}
+            sides = [side for side in work.sides if side != "sampling-vllm" or self.arguments.vllm_python]
+            for pair in range(self.settings.num_pairs):
+                for side in in_turn(sides, pair):
+                    self.measure(work.name, side, job, pair=pair)
+        if not only or "reuse" in only:
+            self.measure("reuse", "reuse", self.job(rows=rows["pairs"], steps=1))
+        if not only or "demo" in only:
+            self.measured.get("demo", "demo", 0, self.demo)
+
+    def demo(self) -> Values:
+        """Seconds by stage and part of a finished run of configs/demo.yaml, or of a new one."""
+        if self.arguments.demo and (finished := loop_time(Path(self.arguments.demo))):
+            return finished
+        folder = self.folder / "demo"
+        shutil.rmtree(folder, ignore_errors=True)
+        words = [sys.executable, "-m", "pipeline.cli", "run", "configs/demo.yaml", "--set", "name=demo",
+                 "--set", f"output_dir={self.folder}"]  # fmt: skip
+        started = time.monotonic()
+        subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        wall = time.monotonic() - started
+        found = loop_time(folder)
+        assert found is not None
+        print(f"{'demo':<12} {'':<20} {wall:7.1f} s", flush=True)
+        return found | {"wall": wall}
+
+    def grid(self) -> None:
+        """Both sides at every size of model, length and batch, one step each."""
+        few = self.arguments.quick
+        for size, (hidden, inner, layers, heads, pairs_of_heads) in list(SIZES.items())[: 1 if few else None]:
+            sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+                     "num_attention_heads": heads, "num_key_value_heads": pairs_of_heads}  # fmt: skip
+            model = self.folder / f"model-{size}"
+            if not (model / "tokenizer_config.json").exists():
+                self.measured.done.pop((f"model {size}", "make-model", 0), None)
+            self.measure(f"model {size}", "make-model", self.job(folder=str(model), sizes=sizes))
+            for length in LENGTHS[: 1 if few else None]:
+                for batch in BATCHES[: 1 if few else None]:
+                    place = self.folder / f"rows-{length}-{batch}"
+                    rows = self.job(folder=str(place), length=length, number=batch)
+                    if not (place / "held_out.jsonl").exists():
+                        self.measured.done.pop((f"rows {length} {batch}", "grid-rows", 0), None)
+                    self.measure(f"rows {length} {batch}", "grid-rows", rows)
+                    job = self.job(base=str(model), rows=str(place / "pairs.jsonl"), batch=batch, steps=1)
+                    turn = LENGTHS.index(length) + BATCHES.index(batch)
+                    for side in in_turn(("dpo-ours", "dpo-trl"), turn):
+                        self.measure(cell(size, length, batch), side, job)
+
+
+def cell(size: str, length: int, batch: int) -> str:
+    return f"{size} {length} {batch}"
+
+
+def loop_time(folder: Path) -> Values | None:
+    """Seconds of a finished run by stage and part; None where it is not finished, or a step was not run in it."""
+    summary = read_json(folder / "summary.json") or {}
+    if summary.get("state") != "done":
+        return None
+    parts: dict[str, dict[str, float]] = {}
+    for step in summary["steps"]:
+        outcome = read_json(folder / step["folder"] / "outcome.json") or {}
+        if step["state"] != "ran" or "seconds" not in outcome:
+            return None
+        mine = parts.setdefault(step["stage"], {})
+        inside = outcome["seconds"]
+        outside = {"start and end": step["seconds"] - sum(inside.values())}
+        for name, seconds in {**inside, **outside}.items():
+            mine[name] = round(mine.get(name, 0.0) + seconds, 3)
+    return {"parts": parts, "wall": sum(step["seconds"] for step in summary["steps"])}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["table", "grid", "report"])
+    parser.add_argument("--base_model", default="", help="a folder: SmolLM2-135M-Instruct is what the targets name")
+    parser.add_argument("--pairs", default="", help="a file of preferences: the targets name HH's harmless pairs")
+    parser.add_argument("--instructions", nargs="*", default=[], help="files of dialogs that SFT has besides")
+    parser.add_argument("--vllm_python", default="", help="the Python of an environment with vLLM; left out without")
+    parser.add_argument("--demo", default="runs/demo", help="a finished run of the demo; else it is run")
+    parser.add_argument("--only", nargs="*", default=[], help="dpo, dpo_grouped, reward, sft, sampling, reuse, demo")
+    parser.add_argument("--num_pairs", type=int, help=f"of runs; {NUM_FULL_PAIRS} in the report")
+    parser.add_argument("--quick", action="store_true", help="one pair of runs, one step, few prompts: does it work?")
+    parser.add_argument("--folder", default="runs/bench")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    settings = QUICK if arguments.quick else Settings()
+    if arguments.num_pairs:
+        settings = Settings(**settings.__dict__ | {"num_pairs": arguments.num_pairs})
+    try:
+        if arguments.part == "table":
+            if not arguments.pairs:
+                raise ConfigError("--pairs is missing: a file of preferences")
+            Bench(arguments, settings).table(arguments.only)
+        if arguments.part == "grid":
+            Bench(arguments, settings).grid()
+        from benchmarks import speed_report
+
+        speed_report.write(Path(arguments.folder).absolute(), arguments.docs)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""docs/benchmarks.md and its plots, from the measurements of benchmarks/speed.py."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import speed_tables as tables
+from benchmarks.measure import Measurements, Ratio
+from benchmarks.speed import BATCHES, LENGTHS, SIZES, WORKS
+from data_schemas.artifact import read_json
+from data_schemas.stage_keys import ConfigError
+
+# -- plots ------------------------------------------------------------------------------------------------------------
+
+
+def plotting() -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "alignloop"
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def draw_table(measured: Measurements, path: Path) -> bool:
+    """A bar a peer: the ratio with its spread, and the target as a line across it. Whether there is one."""
+    plt = plotting()
+    found = []
+    for (work, side), target in tables.TARGETS.items():
+        ours = next(each.sides[0] for each in WORKS if each.name == work)
+        mine, others = tables.neighbours(measured, work, ours, side)
+        if mine:
+            found.append((f"{work.replace('_', ' ')}: {tables.PEERS[side].replace('`', '')}", target,
+                          Ratio.of(tables.rates(mine), tables.rates(others))))  # fmt: skip
+    if not found:
+        return False
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(found) + 1.2), layout="constrained")
+    for place, (_, target, ratio) in enumerate(found):
+        spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+        axes.barh(place, ratio.median, xerr=spread, color="C0" if ratio.median >= target else "C3", height=0.6)
+        axes.plot([target, target], [place - 0.4, place + 0.4], color="black", linewidth=2)
+    axes.set_yticks(range(len(found)), [label for label, _, _ in found])
+    axes.invert_yaxis()
+    axes.set(xlabel="times the peer's rows a second (line: the target)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return True
+
+
+def draw_grid(measured: Measurements, path: Path) -> None:
+    """A column a size of model: tokens a second above, memory below, a colour a batch, dashes for TRL."""
+    plt = plotting()
+    sizes = [size for size in SIZES if any(tables.of_cell(measured, size, length, batch)
+                                           for length in LENGTHS for batch in BATCHES)]  # fmt: skip
+    figure, axes = plt.subplots(2, len(sizes), figsize=(4 * len(sizes), 6), layout="constrained", squeeze=False)
+    for column, size in enumerate(sizes):
+        for row, (what, label) in enumerate((("tokens/s", 0), ("GiB", 1))):
+            panel = axes[row][column]
+            for colour, batch in enumerate(BATCHES):
+                lengths = [length for length in LENGTHS if tables.of_cell(measured, size, length, batch)]
+                cells = [tables.of_cell(measured, size, length, batch) for length in lengths]
+                for side, (name, style) in enumerate((("ours", "-"), ("TRL", "--"))):
+                    panel.plot(lengths, [found[side][label] for found in cells], style, color=f"C{colour}", marker="o",
+                               markersize=3, label=f"{name}, {batch} pairs")  # fmt: skip
+            panel.set(
+                title=size if row == 0 else "", xlabel="words a sequence", ylabel=what, xticks=LENGTHS, ylim=(0, None)
+            )
+            panel.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=7, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def write(root: Path, docs: Path) -> None:
+    """docs/benchmarks.md and its plots."""
+    table, grid = (read_json(root / f"{part}.json") for part in ("table", "grid"))
+    if table is None and grid is None:
+        raise ConfigError(f"nothing is measured in {root}; run `python -m benchmarks.speed table` first")
+    docs.mkdir(parents=True, exist_ok=True)
+    text = ""
+    for part, found in (("table", table), ("grid", grid)):
+        if found is None:
+            continue
+        folder = root / str(found["folder"])
+        measured, about = Measurements(folder), read_json(folder / "about.json") or {}
+        text += (table_page if part == "table" else grid_page)(measured, about, docs)
+    (docs / "benchmarks.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> str:
+    settings = about["settings"]
+    lines = [*tables.speed_lines(measured, settings), *tables.other_lines(measured, settings)]
+    vllm = [f"vllm {values['vllm']}" for values in measured.of("sampling", "sampling-vllm")[:1]]
+    versions = ", ".join([*(f"{name} {version}" for name, version in about["versions"].items()), *vllm])
+    runs = max(len(measured.of(work.name, work.sides[0])) for work in WORKS)
+    facts = next(iter(measured.of("sample", "prepare")), None)
+    text = TABLE.format(machine=about["machine"], versions=versions, table="\n".join(lines), pairs=runs, **settings)
+    if about.get("is_quick"):
+        text = text.replace("\n\n", f"\n\n{QUICK}\n\n", 1)
+    if facts:
+        text += SAMPLE.format(table="\n".join(tables.sample_lines(facts)))
+    if tokens := tables.token_lines(measured):
+        text += "\n" + "\n".join(tokens) + "\n"
+    for values in measured.of("demo", "demo"):
+        text += LOOP.format(wall=values["wall"], table="\n".join(tables.loop_table(values)))
+    for values in measured.of("arithmetic", "arithmetic"):
+        text += arithmetic_text(values)
+    if draw_table(measured, docs / "benchmarks.svg"):
+        text += "\n![ratios](benchmarks.svg)\n"
+    return text
+
+
+def arithmetic_text(values: Mapping[str, Any]) -> str:
+    peaks = values["peaks"]
+    lines = ["| product | float32, GFLOP/s | bfloat16, GFLOP/s |", "|---|---:|---:|"]
+    for name, shape in values["shapes"].items():
+        lines.append(f"| {name}: {' × '.join(map(str, shape))} | {peaks['float32'][name] / 1e9:.0f} | "
+                     f"{peaks['bfloat16'][name] / 1e9:.0f} |")  # fmt: skip
+    return ARITHMETIC.format(table="\n".join(lines), operations=values["operations"] / 1e12,
+                             **values["counts"], **values["sizes"])  # fmt: skip
+
+
+def grid_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> str:
+    if not any(tables.of_cell(measured, size, length, batch)
+               for size in SIZES for length in LENGTHS for batch in BATCHES):  # fmt: skip
+        return ""  # it was only begun
+    draw_grid(measured, docs / "benchmarks-grid.svg")
+    quick = f"\n{QUICK}\n" if about.get("is_quick") else ""
+    return GRID.format(machine=about["machine"], table="\n".join(tables.grid_table(measured)), quick=quick)
+
+
+QUICK = "**A quick look, one run of one step a side: these numbers say nothing.**"
+
+TABLE = """# How fast is it?
+
+Made by `make bench` on {machine}, with {versions}. Every side is a process of its own; the sides of a line run in turn
+(A B, B A, …), a ratio is of two neighbours, and what stands here is the median of {pairs} with the smallest and the
+largest. Ratios are ours to theirs.
+
+| work | against | target | reached | ours | theirs | both in |
+|---|---|---|---|---|---|---|
+{table}
+
+Timed is what grows with the rows: from the first forward pass of any model to the end of the last of {steps} steps
+({sft_steps} of SFT), precomputation and reference included, without imports, loading, tokenizing, evaluation and
+saving. The peers are the trainers of `trl dpo`, `trl reward` and `trl sft`, on the same rows, weights, template, batch,
+learning rate and precision as ours, and with our labels in SFT; memory is the largest resident size of a side's
+processes together. In sampling, all draw at temperature {temperature} from the whole distribution, in bfloat16. The
+target of a line is what this project set out to reach.
+"""
+
+SAMPLE = """
+## The rows
+
+A few steps stand for an epoch. Their rows are drawn so that padding costs in them what it costs in the whole file; the
+batches of like length are such as length-grouped sampling makes of all rows, of which a few alone would give it none.
+Own tokens count what two answers begin with once.
+
+{table}
+"""
+
+LOOP = """
+## The loop's time by part
+
+`configs/demo.yaml` from nothing, {wall:.0f} s, in seconds. *Start and end* is all of a step's time that its stage does
+not account for itself: process, imports, the record and its hashes. *Load* is models, and rows in tokens; *other* is in
+no part, as trainers being made. In the table above all but training, evaluation, generation and scores counts as
+start-up, loading and saving.
+
+{table}
+"""
+
+ARITHMETIC = """
+## Arithmetic
+
+With W = {weights:,} weights in matrix products (no embeddings), a head of H = {head:,} weights, L = {layers} layers and
+an attention D = {attention} wide, the policy takes 6 W tokens + 6 H logits + 12 L D visible operations, and the
+reference a third of that. Of the rows of the first line, `tokens` ({tokens:,}) counts what two answers begin with once
+and no padding, `logits` ({logits:,}) the positions whose logits the loss reads, `visible` ({visible:,}) the pairs of a
+token and one it attends to; together {operations:.1f} TFLOP. What a step does besides (masked pairs, logits made again
+in the backward pass, norms, the optimizer) counts as time alone. The peak is the best rate of one product:
+
+{table}
+"""
+
+GRID = """
+## Cost against size
+
+DPO with random Llamas of three sizes on made pairs, one step each, by `make bench-full` on {machine}. Tokens are those
+of both sequences of a pair, without padding.
+{quick}
+{table}
+
+![tokens a second and memory](benchmarks-grid.svg)
+"""

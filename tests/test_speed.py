@@ -1,0 +1,293 @@
+"""The speed benchmark: its arithmetic by hand, and one run of each of its sides on a tiny model."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import conversation, pair, write_jsonl
+
+from benchmarks import flops, instruments, measure, samples, speed, speed_report, speed_tables
+from benchmarks.sides import SIDES
+
+TRAINING = [name for name in SIDES if name.startswith(("dpo", "reward", "sft"))]
+
+# -- the harness -----------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_of_neighbours_and_says_its_spread():
+    ratio = measure.Ratio.of([6.0, 2.0, 10.0], [2.0, 1.0, 2.0])
+    assert (ratio.median, ratio.low, ratio.high) == (3.0, 2.0, 5.0)  # of 3, 2 and 5; medians would give 6 / 2
+    assert str(ratio) == "3.00× [2.00, 5.00]"
+    with pytest.raises(ValueError, match="shorter"):
+        measure.Ratio.of([1.0], [])
+
+
+def test_sides_run_in_turn():
+    assert [measure.in_turn("ABC", pair) for pair in range(3)] == [["A", "B", "C"], ["C", "B", "A"], ["A", "B", "C"]]
+
+
+def test_what_is_measured_is_not_measured_again_and_a_line_that_was_cut_off_is(tmp_path):
+    measured = measure.Measurements(tmp_path)
+    for number in (1, 0):
+        assert measured.get("dpo", "ours", number, lambda number=number: {"seconds": number}) == {"seconds": number}
+    with measured.path.open("a") as file:
+        file.write('{"work": "dpo", "side": "trl", "pair": 0, "val')  # killed while it wrote
+    again = measure.Measurements(tmp_path)
+    assert again.get("dpo", "ours", 1, lambda: pytest.fail("is there")) == {"seconds": 1}
+    assert again.get("dpo", "trl", 0, lambda: {"seconds": 9}) == {"seconds": 9}
+    assert measure.Measurements(tmp_path).of("dpo", "trl") == [{"seconds": 9}]
+    assert measure.Measurements(tmp_path).of("dpo", "ours") == [{"seconds": 0}, {"seconds": 1}]  # by pair
+
+
+def test_memory_is_of_a_process_and_all_that_it_starts(tmp_path):
+    child = f"import time; b = bytearray({80 * 2**20}); time.sleep(0.6)"
+    code = f"""
+import subprocess, sys, json
+children = [subprocess.Popen([sys.executable, "-c", {child!r}]) for _ in range(2)]
+[each.wait() for each in children]
+print("not this"); print(json.dumps({{"seconds": 2}}))
+"""
+    found = measure.run([sys.executable, "-c", code], tmp_path / "side.log")
+    assert found["seconds"] == 2 and 160 < found["peak_mib"] < 320
+    with pytest.raises(SystemExit, match=r"(?s)ZeroDivisionError.*exit code 1; all it said is in .*side\.log"):
+        measure.run([sys.executable, "-c", "1 / 0"], tmp_path / "side.log")
+
+
+def test_padding_is_what_the_widest_row_of_a_batch_costs_the_others():
+    items = [samples.Item(10, 2, 12), samples.Item(4, 2, 5), samples.Item(6, 2, 9)]
+    assert samples.padded(items, batch=2) == 10 * 4 + 6 * 2
+    assert samples.shared_length([1, 2, 3, 4], [1, 2, 5]) == 2
+    assert samples.shared_length([1, 2, 3], [1, 2, 3]) == 2  # each has a token of its own
+
+
+def test_length_grouped_batches_pad_as_those_of_transformers_do():
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    drawn = random.Random(0)
+    items = [samples.Item(drawn.randint(5, 500), 2, 0) for _ in range(400)]
+    lengths = [item.longest for item in items]
+    theirs = [samples.padded([items[place] for place in get_length_grouped_indices(lengths, 8)], 8) for _ in range(20)]
+    ours = [samples.padded([items[place] for each in samples.grouped(items, 8, drawn) for place in each], 8)
+            for _ in range(20)]  # fmt: skip
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.02)
+    assert np.mean(ours) < 0.7 * samples.padded(items, 8)
+
+
+def test_a_sample_costs_what_the_whole_file_costs():
+    drawn = random.Random(1)
+    items = [samples.Item(size := drawn.randint(5, 500), 2, size) for _ in range(400)]
+    for by_length in (False, True):
+        places, facts = samples.draw(items, steps=2, batch=8, seed=1, by_length=by_length)
+        assert len(set(places)) == 16 == facts["rows"]
+        assert facts["padded"] == pytest.approx(facts["padded_of_all"], rel=0.1)
+        assert facts["own"] == pytest.approx(facts["own_of_all"], rel=0.1)
+        assert facts["own_of_all"] == pytest.approx(np.mean([item.own for item in items]), abs=0.1)
+
+
+def test_the_operations_of_a_step_by_hand(tiny_model, tokenizer):
+    counts = flops.counts_of([1, 2, 3, 4], [1, 2, 5], logits=3)
+    # Two shared tokens see 1 + 2; branches of 2 and 1 see the shared ones and themselves: 2 x 2 + 3 and 2 + 1.
+    assert counts == (5, 3, 3 + 7 + 3)
+    sizes = flops.Sizes(weights=10, head=100, layers=2, attention=4)
+    forward = 2 * 10 * 5 + 2 * 100 * 3 + 4 * 2 * 4 * 13
+    assert flops.of_step(sizes, counts) == 3 * forward + forward  # the policy forth and back, the reference forth
+    assert flops.of_step(sizes, counts, with_reference=False) == 3 * forward
+    per_layer = 4 * 32 * 32 + 3 * 32 * 64
+    assert flops.sizes_of(str(tiny_model)) == (2 * per_layer, 32 * len(tokenizer), 2, 32)
+
+
+def test_reference_passes_neither_train_nor_evaluate_the_trained_model():
+    watch = instruments.Watch()
+    policy, reference = 0, 1
+    watch.passes = [
+        instruments.Pass(policy, False, False, 18),  # a trial whether it takes the mask
+        instruments.Pass(policy, False, True, 500),
+        instruments.Pass(reference, False, True, 500),  # 1: for the evaluation
+        instruments.Pass(policy, True, False, 500),
+        instruments.Pass(policy, False, False, 500),  # 2: before training, by the policy as it was
+        instruments.Pass(reference, False, False, 500),  # 3
+    ]
+    assert watch.reference_passes() == 3
+
+
+def test_the_loops_time_is_what_stages_say_and_the_rest_of_their_steps(tmp_path):
+    steps = [{"stage": "sft", "folder": "a", "seconds": 10.0, "state": "ran"},
+             {"stage": "sft", "folder": "b", "seconds": 5.0, "state": "ran"}]  # fmt: skip
+    for name, inside in (("a", {"train": 6.0, "load": 1.0}), ("b", {"train": 4.0, "other": 0.5})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "outcome.json").write_text(json.dumps({"seconds": inside}))
+    assert speed.loop_time(tmp_path) is None
+    (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
+    values = speed.loop_time(tmp_path)
+    assert values == {"parts": {"sft": {"train": 10.0, "load": 1.0, "other": 0.5, "start and end": 3.5}}, "wall": 15.0}
+    assert speed_tables.overhead(values) == pytest.approx(5 / 15)
+    assert speed_tables.overhead(values | {"wall": 21.0}) == pytest.approx(11 / 21)  # the runner's own time is in it
+    assert speed_tables.loop_table(values)[2] == "| `sft` | 3.5 | 1.0 | 0.0 | 10.0 | 0.0 | 0.0 | 0.0 | 0.5 | 15.0 |"
+    steps[1]["state"] = "reused"
+    (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
+    assert speed.loop_time(tmp_path) is None
+
+
+def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
+    measured = measure.Measurements(tmp_path)
+    how = {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
+    for number, (mine, other) in enumerate([(4.0, 16.0), (4.0, 12.0), (8.0, 40.0)]):
+        measured.get("dpo", "dpo-ours", number, lambda s=mine: how | {"seconds": s, "peak_mib": 2048})
+        measured.get("dpo", "dpo-trl", number, lambda s=other: how | {"seconds": s, "peak_mib": 3072})
+    measured.get("reuse", "reuse", 0, lambda: {"first": 4, "second": 1})
+    measured.get("arithmetic", "arithmetic", 0, lambda: {"operations": 8e9, "peaks": {"float32": {"a": 1e9, "b": 2e9}}})
+    settings = speed.Settings().__dict__
+    lines = speed_tables.speed_lines(measured, settings)
+    assert lines[0] == (
+        "| DPO, 8 pairs a batch, reference included | TRL, otherwise default | ≥ 3.0× | 4.00× [3.00, 5.00], reached "
+        "| 4 pairs/s | 1 pairs/s | float32, activations kept |"
+    )
+    assert "not measured: no `--vllm_python`" in lines[-1] and "not measured: left out" in lines[1]
+    memory, passes, arithmetic = speed_tables.other_lines(measured, settings)
+    assert "≤ 0.5× | 0.67× [0.67, 0.67], **missed** | 2.0 GiB | 3.0 GiB" in memory
+    assert "| 0 | 1, **missed** | 1 | 4 |" in passes
+    assert "≥ 60% | 100% [50%, 100%], reached | 2 GFLOP/s | 2 GFLOP/s" in arithmetic
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table", "--base_model", "nowhere", "--pairs", "x"], "nowhere is not a model folder"),
+        (["table", "--base_model", "nowhere"], "--pairs is missing"),
+        (["report", "--folder", "nowhere"], "nothing is measured in "),
+    ],
+)
+def test_a_bench_without_what_it_needs_says_so(words, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed", *words])
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        speed.main()
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "said"),
+    [
+        ("bench", ["BASE_MODEL=x"], "make bench needs PAIRS=PATH"),
+        ("bench-full", [], "make bench-full needs BASE_MODEL=PATH"),
+    ],
+)
+def test_make_bench_says_what_it_needs(target, given, said):
+    done = subprocess.run(["make", "-n", target, *given], cwd=measure.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode and said in done.stderr
+
+
+# -- the sides -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sample(tiny_model, tmp_path_factory):
+    """A job of one step of 4 rows, its rows drawn."""
+    folder = tmp_path_factory.mktemp("bench")
+    tasks = [{"instruction": f"Say {n}.", "instances": [{"input": "now" if n % 2 else "", "output": f"{n} it is."}]}
+             for n in range(6)]  # fmt: skip
+    dialogs = [write_jsonl(folder / "tasks.jsonl", tasks),
+               write_jsonl(folder / "more.jsonl", [conversation(n) for n in range(300, 306)])]  # fmt: skip
+    job = speed.QUICK.__dict__ | {"batch": 4, "steps": 1, "sft_steps": 1, "base": str(tiny_model), "square": 64}
+    job |= {"folder": str(folder), "instructions": [str(path) for path in dialogs],
+            "pairs": str(write_jsonl(folder / "all.jsonl", [pair(n) for n in range(40)]))}  # fmt: skip
+    facts = SIDES["prepare"](job)
+    assert (facts["pairs"]["rows"], facts["grouped"]["rows"], facts["dialogs"]["rows"]) == (4, 4, 4)
+    assert facts["pairs"]["padded_of_all"] > facts["grouped"]["padded_of_all"] > facts["pairs"]["own_of_all"]
+    return job
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Sides set threads and logging of the process that they have for themselves."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("engine.process.use_all_cores", lambda: None)
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, _ = handlers, root.setLevel(level)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("side", TRAINING)
+def test_a_side_trains_its_rows_in_float32_without_recomputing(side, sample, alone, tmp_path):
+    rows = "dialogs" if side.startswith("sft") else "grouped" if "grouped" in side else "pairs"
+    found = SIDES[side](sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/{rows}.jsonl"})
+    assert 0 < found["seconds"] < 60 and found["rows"] == 4
+    assert (found["dtype"], found["activation_checkpointing"]) == ("float32", False)
+    assert not list(tmp_path.rglob("artifact.json")), "it ends after its last step"
+
+
+def test_a_second_dpo_run_is_watched_for_reference_passes(sample, alone, tmp_path):
+    found = SIDES["reuse"](sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/pairs.jsonl"})
+    assert found["first"] >= 2 and 0 <= found["second"] <= found["first"]  # the training rows and the held-out ones
+
+
+@pytest.mark.parametrize("side", ["sampling-ours", "sampling-generate"])
+def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
+    job = sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/prompts.jsonl", "dtype": "bfloat16"}
+    found = SIDES[side](job)
+    assert found["rows"] == 4 * 2 and 8 <= found["tokens"] <= 8 * 16 and 0 < found["seconds"] < 60
+
+
+def test_vllms_side_asks_for_all_answers_of_a_prompt_at_once(tmp_path):
+    """With a module in its place: its script needs the standard library and vllm alone."""
+    (tmp_path / "vllm.py").write_text("""
+from types import SimpleNamespace as Made
+__version__ = "0"
+def SamplingParams(**keys): return keys
+class LLM:
+    def __init__(self, model, dtype, enable_prefix_caching, seed): assert enable_prefix_caching and dtype == "bfloat16"
+    def generate(self, prompts, sampling, use_tqdm):
+        assert sampling["temperature"] == 0.8 and sampling["max_tokens"] == 5
+        answer = Made(token_ids=[1, 2, 3])
+        return [Made(outputs=[answer] * sampling["n"]) for prompt in prompts if prompt["prompt_token_ids"]]
+""")
+    (tmp_path / "ids.json").write_text("[[5, 6], [7]]")
+    job = {"base": "x", "dtype": "bfloat16", "answers": 4, "temperature": 0.8, "max_new_tokens": 5}
+    words = [sys.executable, "benchmarks/vllm_side.py", json.dumps(job | {"prompt_ids": str(tmp_path / "ids.json")})]
+    found = measure.run(words, tmp_path / "log", measure.environment() | {"PYTHONPATH": str(tmp_path)})
+    assert (found["rows"], found["tokens"], found["vllm"]) == (8, 24, "0") and found["seconds"] > 0
+
+
+def test_the_peak_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path):
+    found = SIDES["arithmetic"](sample | {"rows": f"{sample['folder']}/pairs.jsonl"})
+    assert found["operations"] > 0 and all(rate > 0 for rates in found["peaks"].values() for rate in rates.values())
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = SIDES["make-model"](sample | {"folder": str(tmp_path / "model"), "sizes": sizes})
+    assert made["parameters"] > 20480 and (tmp_path / "model" / "tokenizer.json").exists()
+    rows = SIDES["grid-rows"](sample | {"folder": str(tmp_path / "rows"), "length": 20, "number": 3})
+    assert rows["tokens"] > 3 * 2 * 10 and (tmp_path / "rows" / "held_out.jsonl").exists()
+
+
+def test_the_page_is_written_with_its_plots(sample, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "table-0"
+    folder.mkdir()
+    (tmp_path / "table.json").write_text(json.dumps({"folder": "table-0"}))
+    about = {"settings": speed.Settings().__dict__, "versions": {"torch": "1"}, "is_quick": True, "machine": "2 cores"}
+    (folder / "about.json").write_text(json.dumps(about))
+    measured, how = measure.Measurements(folder), {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
+    for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
+        measured.get("dpo", side, 0, lambda s=seconds: how | {"seconds": s, "peak_mib": 100})
+    (tmp_path / "grid-0").mkdir()
+    (tmp_path / "grid-0" / "about.json").write_text(json.dumps(about))
+    (tmp_path / "grid.json").write_text(json.dumps({"folder": "grid-0"}))  # a grid that was only begun
+    speed_report.write(tmp_path, tmp_path / "docs")
+    assert not (tmp_path / "docs" / "benchmarks-grid.svg").exists()
+    grid, name = measure.Measurements(tmp_path / "grid-0"), speed.cell("60M", 256, 4)
+    grid.get("rows 256 4", "grid-rows", 0, lambda: {"tokens": 800})
+    for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
+        grid.get(name, side, 0, lambda s=seconds: {"seconds": s, "peak_mib": 1024})
+    speed_report.write(tmp_path, tmp_path / "docs")
+    assert "| 60M | 256 | 4 | 800 | 200 | 4.00× | 1.0 | 1.0 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert (tmp_path / "docs" / "benchmarks-grid.svg").exists()
+    text = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "4.00× [4.00, 4.00], reached" in text and speed_report.QUICK in text
+    assert str(Path.home()) not in text and str(tmp_path) not in text
+    assert (tmp_path / "docs" / "benchmarks.svg").read_text().startswith("<?xml")
