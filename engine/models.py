@@ -60,10 +60,10 @@ def load_reward(path: str, *, dtype: str = "auto", **options: Any) -> PreTrained
     return _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=1, **options)
 
 
-def read_config(path: str) -> PretrainedConfig:
+def read_config(path: str, *, revision: str = "main") -> PretrainedConfig:
     """A model's configuration. Raises ConfigError where there is none that can be read."""
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trusts_code())
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
     except (OSError, ValueError, KeyError) as error:
         raise _refusal(path, error) from error
 

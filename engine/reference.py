@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
-from transformers import AutoConfig
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
@@ -37,8 +36,7 @@ from data_schemas.artifact import Artifact, hash_files, write_atomically
 from data_schemas.reference import FOLDER, Passes
 from engine import preemption
 from engine.evaluation import rank_batches
-from engine.models import load_causal
-from engine.process import trusts_code
+from engine.models import load_causal, read_config
 from engine.training import TrainingLoop
 
 # Shapes: B = pairs of a pass.
@@ -240,7 +238,7 @@ def weights_of(path: str, *, revision: str = "main") -> str:
     """
     folder = Path(path)
     if not folder.is_dir():
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
+        config = read_config(path, revision=revision)
         return f"{path}@{getattr(config, '_commit_hash', revision)}"
     record = Artifact.read(folder.parent)
     recorded = record.sha256 if record is not None else {}

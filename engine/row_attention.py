@@ -136,9 +136,9 @@ def _attend(
     by_products: bool,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[1, H, S, D] each -> [1, S, H, D]. Raises ValueError for kinds of attention that this is not."""
+    """[1, H, S, D] each -> [1, S, H, D]. Raises NotImplementedError for an attention that is more than this."""
     if others.get("s_aux") is not None or others.get("position_bias") is not None or (softcap and not by_products):
-        raise ValueError("attention with sinks or biases does not go piece by piece")
+        raise NotImplementedError("attention with sinks or biases does not go piece by piece")
     repeats = query.size(1) // key.size(1)
     attended: list[torch.Tensor] = []
     for call in pieces.calls:

@@ -34,7 +34,7 @@ PACKAGES = ("data_schemas", "engine", "pipeline", "stages", "toy_world")
 OURS = tuple(f"{ROOT / package}/" for package in PACKAGES)
 # Raised for control flow, for a promise of our own code, or at the end of a process: no input's mistake.
 NO_REFUSALS = {"AssertionError", "TypeError", "RuntimeError", "ConnectionError", "TimeoutExpired", "Preempted",
-               "Interrupted", "_TookTooLong", "Exit"}  # fmt: skip
+               "Interrupted", "NotImplementedError", "_TookTooLong", "Exit"}  # fmt: skip
 # What a message says of a field whose limit is passed; the limits themselves stand in the classes.
 OF_FIELDS = {
     "ge": "(greater than or equal to|or more)",

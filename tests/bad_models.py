@@ -358,7 +358,7 @@ CASES = [
     Case("row that is too long", of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2, on_long_row="error"),
          "train row 1: "),
     # -- memory
-    Case("memory for fewer rows", of_little_memory("sft", 4),
+    Case("memory for fewer rows", of_little_memory("sft", 4, padding_free=False),
          "out of memory with per_device_eval_batch_size=8: 4 from now on, the result stays the same; run me again", 1),
     Case("memory for no row", of_little_memory("sft", 0, per_device_eval_batch_size=1),
          "out of memory with per_device_eval_batch_size=1, and one row can't be halved: lower max_length", 1),
