@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from engine.choosing import choose
+from engine.models import ordinary_tokens
 from engine.saved import TOLERANCES
 from engine.shared_prompts import Live, SharedPrompts, attending
 
@@ -206,7 +207,8 @@ def goes_with_shared_prompts(model: PreTrainedModel, *, longest: int) -> bool:
         return False
     if any(kind in str(getattr(config, "rope_parameters", None)) for kind in ("dynamic", "longrope")):
         return False
-    prompts, answers = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15]], [(0, [16, 17]), (0, [18, 5]), (1, [7, 19])]
+    some = ordinary_tokens(config, 17)
+    prompts, answers = [some[:7], some[7:11]], [(0, some[11:13]), (0, some[13:15]), (1, some[15:])]
     cache = SharedPrompts(model, num_places=2, num_rows=3, prompt_tokens=7, answer_tokens=2, longest=longest)
     found: list[torch.Tensor] = []
     wanted: list[torch.Tensor] = []
@@ -222,6 +224,9 @@ def goes_with_shared_prompts(model: PreTrainedModel, *, longest: int) -> bool:
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         log.info("shared prompts: %s", error)
         return False
-    found_RV, wanted_RV = torch.stack(found).float(), torch.stack(wanted).float()
+    found_RV, wanted_RV = torch.stack(found[2:]).float(), torch.stack(wanted[2:]).float()
+    errors_R = (found_RV - wanted_RV).abs().amax(1) / wanted_RV.abs().amax(1)
+    # In half precision a real model says of one row in ten what its rounding makes it say; a fault is in all of them.
+    is_half = model.dtype != torch.float32
     tolerance = TOLERANCES.get(str(model.dtype).removeprefix("torch."), TOLERANCES["bfloat16"])
-    return float((found_RV - wanted_RV).abs().max()) <= tolerance * float(wanted_RV.abs().max())
+    return float(errors_R.median() if is_half else errors_R.max()) <= tolerance

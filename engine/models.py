@@ -68,6 +68,17 @@ def read_config(path: str, *, revision: str = "main") -> PretrainedConfig:
         raise _refusal(path, error) from error
 
 
+def ordinary_tokens(config: PretrainedConfig, number: int) -> list[int]:
+    """Different tokens from the middle of the vocabulary, for trials of a model.
+
+    The first ones are special in many: of a row of them a real model in bf16 says what its rounding makes it say.
+    """
+    size: int = config.vocab_size
+    step = max(1, size // 2 // number)
+    tokens = [size // 4 + step * place for place in range(number + 1)]
+    return [token for token in tokens if token != config.pad_token_id][:number]
+
+
 def identity_of(path: str) -> str:
     """What tells a model from others: the fingerprint of the step that made it, else its files; a hub name as it is."""
     folder = Path(path)

@@ -20,6 +20,7 @@ import torch
 from transformers import Trainer
 
 from engine import row_attention
+from engine.models import ordinary_tokens
 from engine.row_attention import Pieces
 from engine.saved import TOLERANCES
 from engine.template import IGNORED
@@ -212,7 +213,7 @@ def goes_with(model: Any, device: torch.device, *, precision: str = "float32", i
     config = _config_of(model)
     if hasattr(config, "output_router_logits") or not row_attention.enable(config):
         return False
-    some = [token for token in range(3, 20) if token != config.pad_token_id]  # a reward is read before the padding
+    some = ordinary_tokens(config, 14)
     sequences = [some[:4] + some[4:9], some[:4] + some[9:14]]
     rows = SharedRows.of(sequences, [0, 0]).to(device)
     ids_NT = torch.tensor(sequences, device=device)
