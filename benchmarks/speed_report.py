@@ -98,8 +98,8 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
     lines = [*tables.speed_lines(measured, settings), *tables.other_lines(measured, settings)]
     vllm = [f"vllm {values['vllm']}" for values in measured.of("sampling", "sampling-vllm")[:1]]
     versions = ", ".join([*(f"{name} {version}" for name, version in about["versions"].items()), *vllm])
-    runs = max(len(measured.of(work.name, work.sides[0])) for work in WORKS)
     facts = next(iter(measured.of("sample", "prepare")), None)
+    runs = tables.num_runs(measured)
     text = TABLE.format(machine=about["machine"], versions=versions, table="\n".join(lines), pairs=runs, **settings)
     if about.get("is_quick"):
         text = text.replace("\n\n", f"\n\n{QUICK}\n\n", 1)
@@ -139,9 +139,9 @@ QUICK = "**A quick look, one run of one step a side: these numbers say nothing.*
 
 TABLE = """# How fast is it?
 
-Made by `make bench` on {machine}, with {versions}. Every side is a process of its own; the sides of a line run in turn
-(A B, B A, …), a ratio is of two neighbours, and what stands here is the median of {pairs} with the smallest and the
-largest. Ratios are ours to theirs.
+Made by `make bench` on {machine}, with {versions}. Every side is a process of its own; the sides of a line run
+in turn (A B, B A, …), a ratio is of two neighbours, and what stands here is the median of {pairs}, where a line does
+not say otherwise, with the smallest and the largest. Ratios are ours to theirs.
 
 | work | against | target | reached | ours | theirs | both in |
 |---|---|---|---|---|---|---|

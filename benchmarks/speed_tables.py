@@ -58,6 +58,11 @@ def verdict(reached: bool) -> str:
     return "reached" if reached else "**missed**"
 
 
+def num_runs(measured: Measurements) -> int:
+    """The most runs that a line has; one that has fewer says so."""
+    return max(len(measured.of(work.name, work.sides[0])) for work in WORKS)
+
+
 def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str]:
     """A row of the table for each pair of sides."""
     lines = []
@@ -73,8 +78,10 @@ def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str
             ratio = Ratio.of(rates(mine), rates(others))
             both = [how(mine[0]), how(others[0])]
             each = [f"{statistics.median(rates(found)):.3g} {unit}" for found in (mine, others)]
-            lines.append(f"| {label} | {PEERS[side]} | ≥ {target:.1f}× | {ratio}, {verdict(ratio.median >= target)} "
-                         f"| {each[0]} | {each[1]} | {' / '.join(dict.fromkeys(both))} |")  # fmt: skip
+            runs = "" if len(mine) == num_runs(measured) else f" of {len(mine)}"
+            found = f"{ratio}{runs}, {verdict(ratio.median >= target)}"
+            cells = [label, PEERS[side], f"≥ {target:.1f}×", found, *each, " / ".join(dict.fromkeys(both))]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
