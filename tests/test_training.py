@@ -426,6 +426,7 @@ def test_optimizers_are_fused_by_default(stage, tiny_model, rows, tmp_path, monk
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
+@pytest.mark.long
 def test_dpo_goes_with_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
     """The compiler itself is left out, which takes minutes: what is traced runs as it is. The reference is wrapped too,
     and has no truth value then."""
