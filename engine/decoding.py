@@ -8,7 +8,7 @@ or by another process, gives the same answers bit by bit.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -31,6 +31,15 @@ class Wanted:
     prompt: int
     temperature: float
     noise_N: np.ndarray
+
+
+class How(TypedDict):
+    """What an answer may be, and how many are written at a time."""
+
+    max_new_tokens: int
+    end_ids: set[int]
+    top_p: float
+    num_live: int
 
 
 @dataclass
@@ -56,30 +65,19 @@ def write_answers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     wanted: Sequence[Wanted],
-    *,
-    max_new_tokens: int,
-    end_ids: set[int],
-    top_p: float,
-    num_live: int,
+    **how: Unpack[How],
 ) -> list[list[int]]:
     """The answers' tokens, end token included, in the order of `wanted`, in which a prompt's answers stand together."""
     with torch.inference_mode(), attending(model):
-        return _Writing(model, prompts, wanted, max_new_tokens, end_ids, top_p, num_live).run()
+        return _Writing(model, prompts, wanted, how).run()
 
 
 class _Writing:
     def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        wanted: Sequence[Wanted],
-        max_new_tokens: int,
-        end_ids: set[int],
-        top_p: float,
-        num_live: int,
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], wanted: Sequence[Wanted], how: How
     ) -> None:
-        self.prompts, self.wanted, self.num_live = prompts, wanted, num_live
-        self.max_new_tokens, self.end_ids, self.top_p = max_new_tokens, end_ids, top_p
+        self.prompts, self.wanted, self.num_live = prompts, wanted, how["num_live"]
+        self.max_new_tokens, self.end_ids, self.top_p = how["max_new_tokens"], how["end_ids"], how["top_p"]
         self.order = list(dict.fromkeys(one.prompt for one in wanted))  # of the prompts
         self.num_asked = dict.fromkeys(self.order, 0)
         for one in wanted:
@@ -89,10 +87,10 @@ class _Writing:
         self.temperature_A = torch.tensor([one.temperature for one in wanted], dtype=torch.float64, device=device)
         self.cache = SharedPrompts(
             model,
-            num_places=min(len(self.order), num_live + READ_PROMPTS),
-            num_rows=min(len(wanted), num_live),
+            num_places=min(len(self.order), self.num_live + READ_PROMPTS),
+            num_rows=min(len(wanted), self.num_live),
             prompt_tokens=max(map(len, prompts)),
-            answer_tokens=max_new_tokens,
+            answer_tokens=self.max_new_tokens,
         )
         self.places: list[_Prompt | None] = []
         self.rows: list[_Row | None] = []

@@ -20,7 +20,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from data_schemas.key_rules import check_interpreter, vllm_options
 from data_schemas.stage_keys import ConfigError
 from engine.arguments import GenerationArguments
-from engine.generation import Answer, Ask, ends_of, in_batches
+from engine.generation import Answer, Ask, ends_of
+from engine.journal import in_batches
 from engine.models import identity_of, read_config
 from engine.process import trusts_code
 from engine.stage import Stage

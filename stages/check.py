@@ -27,8 +27,8 @@ from data_schemas.stage_keys import ConfigError, with_defaults
 from engine import precision
 from engine.arguments import fill
 from engine.inspection import TokenRow, encode_all, sequences_of, trained_of
-from engine.models import read_tokenizer
-from engine.process import trust_code, trusts_code, use_all_cores
+from engine.models import read_config, read_tokenizer
+from engine.process import trust_code, use_all_cores
 from engine.stage import Stage
 from engine.tracking import Tracker
 from stages.prepare_base import prepare_tokenizer
@@ -90,8 +90,7 @@ def read_layer(asked: dict[str, Any]) -> precision.Layer | None:
     """The model's sizes; None where its configuration is not to be had, which the step that loads it will say."""
     try:
         if "path" in asked:
-            given = {"revision": asked.get("revision", "main"), "trust_remote_code": trusts_code()}
-            return precision.Layer.of(AutoConfig.from_pretrained(asked["path"], **given))
+            return precision.Layer.of(read_config(asked["path"], revision=asked.get("revision", "main")))
         keys = dict(asked["architecture"])
         return precision.Layer.of(AutoConfig.for_model(keys.pop("model_type", "llama"), **keys))
     except Exception as error:

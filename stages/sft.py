@@ -83,8 +83,7 @@ def make_trainer(
 ) -> PolicyTrainer:
     prepare_config(training)
     end_to_end = training.padding_free and not training.packing
-    if end_to_end:
-        training.padding_free = False  # TRL's own needs FlashAttention, and takes no collator
+    training.padding_free = False  # TRL's own needs FlashAttention, and takes no collator
     return PolicyTrainer(
         load_causal(path_of(model), **training_options(model)),
         args=training,
