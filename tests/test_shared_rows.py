@@ -238,6 +238,7 @@ def test_a_stage_trains_to_the_same_weights_and_numbers(stage, use_peft, tiny_mo
     assert numbers.keys() == wanted_numbers.keys()
     for key, value in wanted_numbers.items():
         assert numbers[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    assert numbers[0, "eval_loss"] == pytest.approx(wanted_numbers[0, "eval_loss"], rel=1e-6)  # of the same weights
     for name, tensor in wanted.items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
     assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
