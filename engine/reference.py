@@ -34,14 +34,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from data_schemas.artifact import Artifact, hash_files, write_atomically
 from data_schemas.reference import FOLDER, Passes
-from engine import preemption
+from engine import memory, preemption
 from engine.evaluation import rank_batches
 from engine.models import load_causal, read_config
 from engine.training import TrainingLoop
 
 # Shapes: B = pairs of a pass.
 
-WAY = 1  # raised when the same pairs and reference give other numbers
+WAY = 2  # raised when the same pairs and reference give other numbers
 READ = ("prompt_ids", "chosen_ids", "rejected_ids", "chosen_content", "rejected_content")  # of a pair, by a reference
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
 Sums = list[tuple[float, float]]  # of chosen and rejected, a pair each
@@ -165,8 +165,18 @@ class ReferenceOnce(TrainingLoop):
 
     def _sums_of(self, model: Any, rows: list[dict[str, Any]]) -> Sums:
         trainer: Any = self
-        chosen_B, rejected_B = trainer.compute_ref_log_probs(model, self._prepare_inputs(trainer.data_collator(rows)))
+        with self._in_memory():
+            inputs = self._prepare_inputs(trainer.data_collator(rows))
+            chosen_B, rejected_B = trainer.compute_ref_log_probs(model, inputs)
         return list(zip(chosen_B.tolist(), rejected_B.tolist(), strict=True))
+
+    def _in_memory(self) -> contextlib.AbstractContextManager[None]:
+        """Around a pass: where it fills the memory, those of the next start are half as large, as an evaluation's."""
+        given = self.args.precompute_ref_batch_size  # pyright: ignore[reportAttributeAccessIssue]
+        if given:
+            return memory.named("precompute_ref_batch_size", given, hint="; the numbers stay the same to rounding")
+        rows, folder = self.args.per_device_eval_batch_size, Path(str(self.args.output_dir))
+        return memory.halving(folder, memory.EVALUATION, rows)
 
     @contextlib.contextmanager
     def _reference_model(self) -> Iterator[Any]:

@@ -9,7 +9,7 @@ A model takes it through transformers' own seam: `enable` names our function in 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # Shapes: S = tokens of the long row, N = pieces of one call, L = tokens of the longest of them, H = heads of size D.
 
 NAMES = {"sdpa": "row_pieces_sdpa", "eager": "row_pieces_eager"}  # in a config, by what it named before
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 CALL_COSTS = 10_000  # pairs of tokens whose attention takes as long as one more call
 
 
@@ -27,15 +29,14 @@ CALL_COSTS = 10_000  # pairs of tokens whose attention takes as long as one more
 class _Call:
     """Pieces whose attention is computed together, padded at their ends to the longest of them."""
 
-    start: int  # in the row
     lengths: Sequence[int]
+    parts: Sequence[int]  # of a piece that is computed by its parts: the shared part's length, then each branch's
     branches_NL: torch.Tensor
     positions_NL: torch.Tensor
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
-    def take(self, whole: torch.Tensor) -> torch.Tensor:
-        """[1, H, S, D] -> [N, H, L, D]; padding is zero."""
-        own = whole[0].transpose(0, 1)[self.start : self.start + sum(self.lengths)]
+    def padded(self, own: torch.Tensor) -> torch.Tensor:
+        """[tokens of all pieces, H, D] -> [N, H, L, D]; padding is zero."""
         if len(set(self.lengths)) == 1:
             return own.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
         return torch.nn.utils.rnn.pad_sequence(list(own.split(self.lengths)), batch_first=True).transpose(1, 2)
@@ -75,24 +76,54 @@ class Pieces:
     def __init__(self, lengths: Sequence[int], branches_1S: torch.Tensor, positions_1S: torch.Tensor) -> None:
         self.calls: list[_Call] = []
         start = 0
-        for first, end in together(lengths):
+        parts = _parts_of(lengths, branches_1S) if branches_1S.device.type == "cpu" else [[] for _ in lengths]
+        for first, end in together(lengths, list(map(_cost_by_parts, parts))):
             own = list(lengths[first:end])
             branches_NL, positions_NL = (
                 torch.nn.utils.rnn.pad_sequence(list(of_row[0, start : start + sum(own)].split(own)), batch_first=True)
                 for of_row in (branches_1S, positions_1S)
             )
-            self.calls.append(_Call(start, own, branches_NL, positions_NL))
+            by_parts = parts[first] if end == first + 1 and _is_by_parts(own[0], parts[first]) else ()
+            self.calls.append(_Call(own, by_parts, branches_NL, positions_NL))
             start += sum(own)
 
+    def split(self, whole: torch.Tensor) -> Sequence[torch.Tensor]:
+        """[1, H, S, D] -> [N, H, L, D] of each call. All at once: a slice's gradient is as long as the row."""
+        parts = whole[0].transpose(0, 1).split([sum(call.lengths) for call in self.calls])
+        return [call.padded(own) for call, own in zip(self.calls, parts, strict=True)]
 
-def together(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of pieces, (first, end), whose attention is one call each: least padding and fewest calls, weighed."""
+
+def _parts_of(lengths: Sequence[int], branches_1S: torch.Tensor) -> list[list[int]]:
+    """Of each piece: how long its shared part is, and each of its branches."""
+    counts = (torch.unique_consecutive(own, return_counts=True) for own in branches_1S[0].split(list(lengths)))
+    return [[0] * int(branches[0] > 0) + found.tolist() for branches, found in counts]
+
+
+def _cost_by_parts(parts: Sequence[int]) -> float:
+    """In pairs of tokens. Without branches, SDPA leaves out by itself what comes later."""
+    if len(parts) < 2:
+        return float("inf")
+    shared, *branches = parts
+    return sum(part**2 for part in parts) / 2 + shared * sum(branches) + (len(parts) + 1) * CALL_COSTS
+
+
+def _is_by_parts(length: int, parts: Sequence[int]) -> bool:
+    return _cost_by_parts(parts) < length**2 + CALL_COSTS
+
+
+def together(lengths: Sequence[int], alone: Sequence[float] = ()) -> list[tuple[int, int]]:
+    """Runs of pieces, (first, end), whose attention is one call each: least padding and fewest calls, weighed.
+
+    `alone` is what each costs by its parts, where that can be.
+    """
     costs, begins = [0.0], [0]
     for end in range(1, len(lengths) + 1):
         best, longest = (float("inf"), 0), 0
         for first in range(end - 1, -1, -1):
             longest = max(longest, lengths[first])
             own = (end - first) * longest**2 + CALL_COSTS
+            if alone and end == first + 1:
+                own = min(own, alone[first])
             best = min(best, (costs[first] + own, first))
             if own > best[0]:
                 break  # a longer run only costs more
@@ -141,10 +172,13 @@ def _attend(
         raise NotImplementedError("attention with sinks or biases does not go piece by piece")
     repeats = query.size(1) // key.size(1)
     attended: list[torch.Tensor] = []
-    for call in pieces.calls:
-        q, k, v = call.take(query), call.take(key), call.take(value)
+    for call, q, k, v in zip(pieces.calls, *map(pieces.split, (query, key, value)), strict=True):
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        if call.parts and not by_products and not dropout and _is_plain(q, v, sliding_window):
+            scale = query.size(-1) ** -0.5 if scaling is None else scaling
+            attended += call.put(_ByParts.apply(q, k, v, call.parts, scale))
+            continue
         visible = call.visible(sliding_window)
         if by_products:
             out = _products(q, k, v, visible, scaling=scaling, softcap=softcap, dropout=dropout)
@@ -154,6 +188,55 @@ def _attend(
             )
         attended += call.put(out)
     return torch.cat(attended)[None], None
+
+
+def _is_plain(query: torch.Tensor, value: torch.Tensor, window: int | None) -> bool:
+    return query.size(-1) == value.size(-1) and (window is None or query.size(2) <= window)
+
+
+class _ByParts(torch.autograd.Function):
+    """Attention of one piece, [1, H, L, D], on a CPU: the shared part sees itself, each branch itself and the shared
+    part, and what is hidden from one another is not computed. The two are joined by their log-sum-exps, and the
+    gradient of each is that of the joined softmax: exact (Liu et al. 2023, Ring Attention).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, parts: Sequence[int], scale: float
+    ) -> torch.Tensor:
+        own = [_flash(*each, 0.0, True, scale=scale) for each in _split(parts, q, k, v)]
+        out, lse = (torch.cat(values, dim=2) for values in zip(*own, strict=True))
+        if parts[0]:
+            shared, branches = slice(parts[0]), slice(parts[0], None)
+            common, common_lse = _flash(q[:, :, branches], k[:, :, shared], v[:, :, shared], 0.0, scale=scale)
+            share = torch.sigmoid(common_lse - lse[:, :, branches])
+            out[:, :, branches] = torch.lerp(out[:, :, branches], common, share[..., None].to(out.dtype))
+            lse[:, :, branches] = torch.logaddexp(lse[:, :, branches], common_lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.parts, ctx.scale = parts, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, out, lse = ctx.saved_tensors
+        all_parts = _split(ctx.parts, grad, q, k, v, out, lse)
+        own = [_flash_backward(*each, 0.0, True, scale=ctx.scale) for each in all_parts]
+        dq, dk, dv = (torch.cat(grads, dim=2) for grads in zip(*own, strict=True))
+        if ctx.parts[0]:
+            shared, branches = slice(ctx.parts[0]), slice(ctx.parts[0], None)
+            own_grad, own_q, own_out, own_lse = (of[:, :, branches] for of in (grad, q, out, lse))
+            common = _flash_backward(own_grad, own_q, k[:, :, shared], v[:, :, shared], own_out, own_lse, 0.0, False,
+                                     scale=ctx.scale)  # fmt: skip
+            dq[:, :, branches] += common[0]
+            dk[:, :, shared] += common[1]
+            dv[:, :, shared] += common[2]
+        return dq, dk, dv, None, None
+
+
+def _split(parts: Sequence[int], *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Each part of all tensors, [1, H, part, …]; not a shared part of no tokens."""
+    there = [part for part in parts if part]
+    return zip(*(tensor.split(there, dim=2) for tensor in tensors), strict=True)
 
 
 def _products(

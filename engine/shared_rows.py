@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from trl.trainer import utils as trl_utils
 
 from engine import row_attention
 from engine.models import ordinary_tokens
@@ -27,6 +28,7 @@ from engine.template import IGNORED
 
 # Shapes: N = sequences, T = tokens of the longest, S = tokens of the long row, P = its pieces, M = labelled tokens.
 
+HEAD_TOKENS = 1024  # of the vocabulary at a time: the step's head took a third as long again with all at once
 PREFIX = "shared_"  # of the tensors' names in a batch
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 log = logging.getLogger(__name__)
@@ -148,7 +150,10 @@ class SharedRows:
 
 @contextlib.contextmanager
 def _head_only_at(model: Any, places_M: torch.Tensor) -> Iterator[None]:
-    """Within, the model's head meets the hidden states of these places of the row alone, [1, M, hidden]."""
+    """Within, the model's head meets the hidden states of these places of the row alone, [1, M, hidden].
+
+    On a CPU it makes the logits of HEAD_TOKENS of the vocabulary at a time: TRL takes 32,768, which no cache holds.
+    """
     model = _unwrapped(model)
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
 
@@ -157,10 +162,14 @@ def _head_only_at(model: Any, places_M: torch.Tensor) -> Iterator[None]:
         return output
 
     hook = backbone.register_forward_hook(keep)
+    before = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    if places_M.device.type == "cpu":
+        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TOKENS
     try:
         yield
     finally:
         hook.remove()
+        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
 
 
 class OnSharedRows(Trainer):

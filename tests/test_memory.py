@@ -159,6 +159,20 @@ def test_batches_of_evaluation_are_halved_likewise(stage, plant, tiny_model, row
     assert_close(tmp_path / "halved", tmp_path / "whole")
 
 
+def test_a_reference_that_fills_the_memory_is_asked_by_half(plant, tiny_model, rows, tmp_path, capfd):
+    keys = {"model_name_or_path": tiny_model, "per_device_train_batch_size": 4, **data(rows, "dpo")}
+    run_here("dpo", tmp_path / "one" / "whole", **keys)
+    plant(8, in_training=False)  # two rows a pair
+    own = tmp_path / "other" / "own"
+    assert call_stage("dpo", own, precompute_ref_batch_size=6, **keys) == 1
+    assert "out of memory with precompute_ref_batch_size=6: lower precompute_ref_batch_size" in outcome(own)["cause"]
+    assert call_stage("dpo", tmp_path / "other" / "halved", **keys) == 1
+    said = outcome(tmp_path / "other" / "halved")["cause"]
+    assert said.startswith("out of memory with per_device_eval_batch_size=8: 4 from now on")
+    run_here("dpo", tmp_path / "other" / "halved", **keys)
+    assert_close(tmp_path / "other" / "halved", tmp_path / "one" / "whole")
+
+
 def test_where_half_is_too_much_as_well_the_way_out_is_said_and_nothing_is_halved_again(
     plant, tiny_model, rows, tmp_path, capfd
 ):

@@ -11,6 +11,7 @@ from conftest import conversation, metrics_of, pair, run_here, weights_of, write
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl.trainer.utils import add_fused_lm_head
 
+from engine import row_attention
 from engine.row_attention import Pieces, together
 from engine.shared_rows import SharedRows, goes_with
 from engine.template import IGNORED
@@ -143,6 +144,34 @@ def test_rewards_and_gradients_are_those_of_rows_of_their_own(kind):
     found_N = SharedRows.of(SEQUENCES, GROUPS).last_scores(model, use_cache=False)
     torch.testing.assert_close(found_N, wanted_N, atol=1e-5, rtol=1e-5)
     assert_same_gradients(gradients(model, (found_N * weights_N).sum()), wanted)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma2"])  # which caps its scores
+def test_a_long_piece_is_computed_by_its_parts(kind, monkeypatch):
+    """As if calls cost nothing: then a short one is, too. One of the pieces shares its first token alone."""
+    monkeypatch.setattr(row_attention, "CALL_COSTS", 0)
+    rows = SharedRows.of(SEQUENCES, GROUPS)
+    pieces = Pieces(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
+    assert [list(call.parts) for call in pieces.calls] == [[3, 4, 3, 6], [0, 4, 3], []]
+    test_log_probs_and_gradients_are_those_of_rows_of_their_own(kind, "sdpa")
+
+
+def test_by_parts_is_exact():
+    """Against the plain formula in float64, with gradients, heads that share keys, and longer parts than a block."""
+    lengths, parts, scale = [700], [300, 150, 250], 0.3
+    branches = torch.tensor([[0] * 300 + [1] * 150 + [2] * 250])
+    pieces = Pieces(lengths, branches, torch.arange(700)[None])
+    assert list(pieces.calls[0].parts) == parts
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 700, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+               for heads in (4, 2, 2))  # fmt: skip
+    weights = torch.randn(1, 700, 4, 8, generator=generator, dtype=torch.float64)
+    by_parts, _ = row_attention._attend(torch.nn.Module(), q, k, v, pieces, scaling=scale, by_products=False)
+    plain, _ = row_attention._attend(torch.nn.Module(), q, k, v, pieces, scaling=scale, by_products=True)
+    torch.testing.assert_close(by_parts, plain, atol=1e-6, rtol=1e-6)  # a softmax in float32
+    found, wanted = (torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (by_parts, plain))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
