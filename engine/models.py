@@ -150,7 +150,9 @@ def path_of(model: ModelConfig) -> str:
 
 
 def training_options(model: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of from_pretrained that TRL's ModelConfig asks for."""
+    """Keyword arguments of from_pretrained that TRL's ModelConfig asks for; ConfigError where none can train."""
+    if model.attn_implementation == "flex_attention" and not torch.cuda.is_available():
+        raise ConfigError("attn_implementation=flex_attention has no gradients on a CPU; leave it out there")
     options: dict[str, Any] = {"dtype": model.dtype or "float32", "revision": model.model_revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation

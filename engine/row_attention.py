@@ -2,7 +2,8 @@
 
 A piece is one sequence, or sequences that share what they begin with: a shared part, then a branch for each, which sees
 the shared part and itself. All that works token by token (most of a model) then meets no padding at all; attention
-alone is computed piece by piece, those of like length in one call, by PyTorch's SDPA or by matrix products.
+alone is computed piece by piece, those of like length in one call, by PyTorch's SDPA or by matrix products, or of the
+whole row by FlexAttention, whose blocks of hidden pairs cost nothing.
 
 A model takes it through transformers' own seam: `enable` names our function in its config, and a call with
 `row_pieces=Pieces(...)` uses it. Any other call goes on to what the config named before.
@@ -14,12 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Shapes: S = tokens of the long row, N = pieces of one call, L = tokens of the longest of them, H = heads of size D.
 
-NAMES = {"sdpa": "row_pieces_sdpa", "eager": "row_pieces_eager"}  # in a config, by what it named before
+NAMES = {  # in a config, by what it named before
+    "sdpa": "row_pieces_sdpa",
+    "eager": "row_pieces_eager",
+    "flex_attention": "row_pieces_flex_attention",
+}
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 CALL_COSTS = 10_000  # pairs of tokens whose attention takes as long as one more call
@@ -74,6 +80,8 @@ class Pieces:
     """
 
     def __init__(self, lengths: Sequence[int], branches_1S: torch.Tensor, positions_1S: torch.Tensor) -> None:
+        self.lengths, self.branches_1S, self.positions_1S = lengths, branches_1S, positions_1S
+        self.block_masks: dict[int | None, Any] = {}
         self.calls: list[_Call] = []
         start = 0
         parts = _parts_of(lengths, branches_1S) if branches_1S.device.type == "cpu" else [[] for _ in lengths]
@@ -86,6 +94,20 @@ class Pieces:
             by_parts = parts[first] if end == first + 1 and _is_by_parts(own[0], parts[first]) else ()
             self.calls.append(_Call(own, by_parts, branches_NL, positions_NL))
             start += sum(own)
+
+    def block_mask(self, window: int | None) -> Any:
+        """What each token of the row attends to, as FlexAttention takes it."""
+        if window not in self.block_masks:
+            branch, position = self.branches_1S[0], self.positions_1S[0]
+            sizes = torch.tensor(self.lengths, device=branch.device)
+            piece = torch.repeat_interleave(torch.arange(len(sizes), device=branch.device), sizes)
+
+            def visible(batch: Any, head: Any, q: Any, k: Any) -> Any:
+                seen = (q >= k) & (piece[q] == piece[k]) & ((branch[k] == 0) | (branch[k] == branch[q]))
+                return seen if window is None else seen & (position[q] - position[k] < window)
+
+            self.block_masks[window] = create_block_mask(visible, None, None, len(branch), len(branch), branch.device)
+        return self.block_masks[window]
 
     def split(self, whole: torch.Tensor) -> Sequence[torch.Tensor]:
         """[1, H, S, D] -> [N, H, L, D] of each call. All at once: a slice's gradient is as long as the row."""
@@ -138,7 +160,7 @@ def together(lengths: Sequence[int], alone: Sequence[float] = ()) -> list[tuple[
 
 def enable(config: Any) -> bool:
     """Lets models of this config be called with `row_pieces`; whether that can be."""
-    for before, function in (("sdpa", _by_sdpa), ("eager", _by_products)):
+    for before, function in (("sdpa", _by_sdpa), ("eager", _by_products), ("flex_attention", _by_flex)):
         ALL_ATTENTION_FUNCTIONS.register(NAMES[before], function)
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAMES[before], ALL_MASK_ATTENTION_FUNCTIONS[before])
     if config._attn_implementation in NAMES:
@@ -270,3 +292,12 @@ def _by_products(
         eager = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, attention_mask, **options)
     return _attend(module, query, key, value, row_pieces, by_products=True, **options)
+
+
+def _by_flex(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+    row_pieces: Pieces | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    if row_pieces is not None:
+        attention_mask = row_pieces.block_mask(options.get("sliding_window"))
+    return ALL_ATTENTION_FUNCTIONS["flex_attention"](module, query, key, value, attention_mask, **options)

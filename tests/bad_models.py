@@ -293,6 +293,8 @@ def of_saved(spoil: Spoil, check: str = "check_weights") -> Callable[[Place], Ca
 CASES = [
     # -- models
     Case("model that is not there", of_model("sft", shutil.rmtree), "model has no tokenizer that can be read"),
+    Case("attention without gradients", of_model("sft", as_it_is, attn_implementation="flex_attention"),
+         "attn_implementation=flex_attention has no gradients on a CPU; leave it out there"),
     Case("model that is empty", of_model("sft", lambda folder: [path.unlink() for path in folder.iterdir()]),
          "model has no tokenizer that can be read"),
     Case("tokenizer that is cut", of_model("sft", cut("tokenizer.json")), "model has no tokenizer that can be read"),

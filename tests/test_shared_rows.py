@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import conversation, metrics_of, pair, run_here, weights_of, write_jsonl
+from torch.nn.attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.integrations import flex_attention as transformers_flex
 from trl.trainer.utils import add_fused_lm_head
 
 from engine import row_attention
@@ -182,6 +184,25 @@ def test_a_sliding_window_is_kept(kind):
     wanted = model(**batch, labels=labels_NT, fused_lm_head=True, use_cache=False).log_probs
     found = SharedRows.of(SEQUENCES, GROUPS).log_probs(model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "window"), [("llama", None), ("gemma2", 3), ("mistral", 3)])
+def test_flex_attention_sees_what_the_others_see(kind, window, monkeypatch):
+    """Forward alone, and not compiled: on a CPU it has no gradients."""
+    own = flex_attention.flex_attention
+    monkeypatch.setattr(transformers_flex, "WrappedFlexAttention", lambda training: lambda: own)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    keys = {"sliding_window": window} if window else {}
+    labels_NT = padded()["input_ids"].masked_fill(padded()["attention_mask"] == 0, IGNORED)
+    found = {}
+    for attention in ("eager", "flex_attention"):
+        model = make(kind, attn_implementation=attention, **keys)
+        assert goes_with(model, torch.device("cpu"))
+        assert model.config._attn_implementation == row_attention.NAMES[attention]
+        rows = SharedRows.of(SEQUENCES, GROUPS)
+        with torch.no_grad():
+            found[attention] = rows.log_probs(model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
+    torch.testing.assert_close(found["flex_attention"], found["eager"], atol=1e-5, rtol=1e-5)
 
 
 @contextlib.contextmanager
