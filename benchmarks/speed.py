@@ -5,8 +5,9 @@
     python -m benchmarks.speed report                       # docs/benchmarks.md and its plots, from what is there
 
 Every side is a process of its own (benchmarks/sides.py), A B B A A B …; a ratio is of two neighbours, and the median of
-at least three counts. What is measured is kept in runs/bench, under a hash of the model, the rows, the settings, the
-versions and our code: a bench that was killed goes on, and one of other code starts anew.
+at least three counts; sampling, which is long, is done once unless --num_pairs says more. What is measured is kept in
+runs/bench, under a hash of the model, the rows, the settings, the versions and our code: a bench that was killed goes
+on, and one of other code starts anew.
 """
 
 import argparse
@@ -41,6 +42,7 @@ class Work:
     rows: str  # file of the sample
     sides: tuple[str, ...]
     steps: str = "steps"  # the setting that says how many
+    most_pairs: int = NUM_FULL_PAIRS  # of runs, where --num_pairs does not say so
 
 
 WORKS = (
@@ -48,7 +50,8 @@ WORKS = (
     Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped")),
     Work("reward", "pairs", ("reward-ours", "reward-trl")),
     Work("sft", "dialogs", ("sft-ours", "sft-trl", "sft-trl-packed"), steps="sft_steps"),
-    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", "sampling-vllm")),
+    # A quarter of an hour a time.
+    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", "sampling-vllm"), most_pairs=1),
 )
 SIZES = {  # of the grid: hidden, MLP, layers, heads, key and value heads
     "15M": (256, 688, 4, 4, 2),
@@ -159,7 +162,7 @@ class Bench:
             if work.name == "sampling":
                 job |= {"dtype": "bfloat16", "prompt_ids": str(self.folder / "prompt_ids.json")}
             sides = [side for side in work.sides if side != "sampling-vllm" or self.arguments.vllm_python]
-            for pair in range(self.settings.num_pairs):
+            for pair in range(self.arguments.num_pairs or min(work.most_pairs, self.settings.num_pairs)):
                 for side in in_turn(sides, pair):
                     self.measure(work.name, side, job, pair=pair)
         if not only or "reuse" in only:
@@ -241,7 +244,7 @@ def main() -> None:
     parser.add_argument("--vllm_python", default="", help="the Python of an environment with vLLM; left out without")
     parser.add_argument("--demo", default="runs/demo", help="a finished run of the demo; else it is run")
     parser.add_argument("--only", nargs="*", default=[], help="dpo, dpo_grouped, reward, sft, sampling, reuse, demo")
-    parser.add_argument("--num_pairs", type=int, help=f"of runs; {NUM_FULL_PAIRS} in the report")
+    parser.add_argument("--num_pairs", type=int, help=f"of runs; else {NUM_FULL_PAIRS}, and 1 of sampling")
     parser.add_argument("--quick", action="store_true", help="one pair of runs, one step, few prompts: does it work?")
     parser.add_argument("--folder", default="runs/bench")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
