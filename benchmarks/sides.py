@@ -205,6 +205,7 @@ def sampling_ours(job: Job) -> Values:
     arguments = RejectionSamplingArguments(
         prompts=[job["rows"]], policies=[job["base"]], reward_model="", seed=1, use_cpu=True, dtype=job["dtype"],
         temperature=job["temperature"], max_new_tokens=job["max_new_tokens"], num_answers=job["answers"],
+        generation_batch_size=job["written_together"],
     )  # fmt: skip
     stage = Stage("rejection_sampling", folder, {}, Tracker(folder, active=False), is_main=True)
     with watching() as watch:

@@ -1,8 +1,9 @@
 """Attention of answers that are being written: each prompt's keys and values are kept once, for all its answers.
 
 A prompt has a place, a live answer has a row. One step reads the prompts' part as one product of all queries of a
-prompt with its keys, and each row's own part by itself; the two are joined by their log-sum-exps, which is exact. Heads
-that share keys are further queries: keys are never repeated, and never copied to grow.
+prompt with its keys, and each row's own part by itself; the two are joined exactly, by one softmax over the scores of
+both or by their log-sum-exps. Heads that share keys are further queries: keys are never repeated, and never copied to
+grow.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 # Shapes: B = rows, P = places, C = columns (most rows of one place), H = heads, J = heads of keys, G = H / J,
 # D = width of a head, T = prompt tokens, N = own tokens, L = tokens of all prompts that are read in one call.
 NAME = "shared_prompts"
+_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # with the log-sum-exps of the scores
 UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")  # what attention may also be asked for
 
 
@@ -150,6 +152,7 @@ class _Step:
     length_B: torch.Tensor
     own_mask: torch.Tensor  # [B, 1, 1, N], to be added
     prompt_mask: torch.Tensor  # [P, 1, 1, T]
+    row_mask: torch.Tensor  # [B, 1, 1, T + N]: both of a row
     targets: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # by heads of keys
 
     @classmethod
@@ -164,6 +167,9 @@ class _Step:
         cells = [row.place * num_columns + column for row, column in zip(rows, columns, strict=True)]
         numbers = torch.tensor([cells, [row.length for row in rows], range(len(rows))], device=cache.model.device)
         lengths_P = torch.tensor(cache.lengths[:num_places], device=numbers.device)
+        own_mask = _hidden(numbers[1] + 1, max(row.length for row in rows) + 1)
+        prompt_mask = _hidden(lengths_P, max(cache.lengths[:num_places]))
+        places = torch.tensor([row.place for row in rows], device=numbers.device)
         return cls(
             cache,
             num_places,
@@ -171,8 +177,9 @@ class _Step:
             numbers[0],
             numbers[2],
             numbers[1],
-            _hidden(numbers[1] + 1, max(row.length for row in rows) + 1),
-            _hidden(lengths_P, max(cache.lengths[:num_places])),
+            own_mask,
+            prompt_mask,
+            torch.cat([prompt_mask[places], own_mask], dim=-1),
         )
 
     def attend(self, layer: _Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Any:
@@ -182,17 +189,40 @@ class _Step:
         self._keep(layer.own_values, value)
         own_tokens, prompt_tokens = self.own_mask.size(-1), self.prompt_mask.size(-1)
         query_BJGD = query.reshape(num_rows, shared_heads, heads // shared_heads, width)
-        own, own_lse = attention_with_lse(
-            query_BJGD, layer.own_keys[:num_rows, :, :own_tokens], layer.own_values[:num_rows, :, :own_tokens],
-            self.own_mask, scale,
-        )  # fmt: skip
-        prompt, prompt_lse = attention_with_lse(
-            self._in_cells(query_BJGD), layer.prompt_keys[: self.num_places, :, :prompt_tokens],
-            layer.prompt_values[: self.num_places, :, :prompt_tokens], self.prompt_mask, scale,
-        )  # fmt: skip
+        attend = self._by_fused if _is_fused(query) else self._by_products
+        found = attend(
+            query_BJGD,
+            layer.own_keys[:num_rows, :, :own_tokens],
+            layer.own_values[:num_rows, :, :own_tokens],
+            layer.prompt_keys[: self.num_places, :, :prompt_tokens],
+            layer.prompt_values[: self.num_places, :, :prompt_tokens],
+            scale,
+        )
+        return found.reshape(num_rows, 1, heads, found.size(-1))
+
+    def _by_fused(
+        self, query: torch.Tensor, own_key: torch.Tensor, own_value: torch.Tensor, prompt_key: torch.Tensor,
+        prompt_value: torch.Tensor, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """[B, J, G, D]; the two parts are joined by the log-sum-exps of their scores."""
+        own, own_lse = _fused(query, own_key, own_value, attn_mask=self.own_mask, scale=scale)
+        prompt, prompt_lse = _fused(
+            self._in_cells(query), prompt_key, prompt_value, attn_mask=self.prompt_mask, scale=scale
+        )
         share = torch.sigmoid(self._in_rows(prompt_lse[..., None]) - own_lse[..., None])
-        joined = torch.lerp(own, self._in_rows(prompt), share.to(own.dtype))
-        return joined.reshape(num_rows, 1, heads, joined.size(-1))
+        return torch.lerp(own, self._in_rows(prompt), share)
+
+    def _by_products(
+        self, query: torch.Tensor, own_key: torch.Tensor, own_value: torch.Tensor, prompt_key: torch.Tensor,
+        prompt_value: torch.Tensor, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """[B, J, G, D]; one softmax, in float32, over the scores of both parts. It takes half as many small steps."""
+        query = query * scale
+        prompt = self._in_rows(self._in_cells(query) @ prompt_key.transpose(-1, -2))
+        scores = torch.cat([prompt, query @ own_key.transpose(-1, -2)], dim=-1) + self.row_mask
+        weights = torch.softmax(scores, dim=-1).to(query.dtype)
+        of_prompt, of_own = weights.split([prompt.size(-1), own_key.size(2)], dim=-1)
+        return self._in_rows(self._in_cells(of_prompt) @ prompt_value) + of_own @ own_value
 
     def _keep(self, buffer: torch.Tensor, new: torch.Tensor) -> None:
         """Writes each row's new token behind its others."""
@@ -230,21 +260,6 @@ def _keys(like: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
 
 def _values(like: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
     return like.new_zeros(count, like.size(1), tokens, like.size(-1))
-
-
-def attention_with_lse(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and the log-sum-exp of its scores, [..., queries, D] and [..., queries] in float32."""
-    if _is_fused(query):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=scale
-        )
-    scores = (query * scale @ key.transpose(-1, -2)).float().add_(mask)
-    largest = scores.amax(dim=-1, keepdim=True)
-    weights = scores.sub_(largest).exp_()
-    total = weights.sum(dim=-1, keepdim=True)
-    return (weights.to(value.dtype) @ value) / total.to(value.dtype), (largest + total.log())[..., 0]
 
 
 def _hidden(lengths: torch.Tensor, width: int) -> torch.Tensor:
