@@ -101,7 +101,7 @@ def environment() -> dict[str, str]:
 
 
 def run(words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Values:
-    """Runs a program to its end: the JSON object of its last line, and `peak_mib`, the memory of it and all it started.
+    """Runs a program to its end: the last JSON object it prints, and `peak_mib`, the memory of it and all it started.
 
     Exits with the end of its log where it fails.
     """
@@ -115,8 +115,8 @@ def run(words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    lines = output.read_text(errors="replace").splitlines()
-    if code or not lines:
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("{")]
+    if code or not lines:  # what a library prints at its end, as vLLM does, is none of it
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         sys.exit(f"{tail}\nerror: {' '.join(words[:5])} … ended with exit code {code}; all it said is in {log}")
     return json.loads(lines[-1]) | {"peak_mib": round(peak / MIB)}

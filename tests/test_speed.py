@@ -50,7 +50,7 @@ def test_memory_is_of_a_process_and_all_that_it_starts(tmp_path):
 import subprocess, sys, json
 children = [subprocess.Popen([sys.executable, "-c", {child!r}]) for _ in range(2)]
 [each.wait() for each in children]
-print("not this"); print(json.dumps({{"seconds": 2}}))
+print("not this"); print(json.dumps({{"seconds": 2}})); print("nor what a library says at its end")
 """
     found = measure.run([sys.executable, "-c", code], tmp_path / "side.log")
     assert found["seconds"] == 2 and 160 < found["peak_mib"] < 320
