@@ -116,9 +116,15 @@ class Pieces:
 
 
 def _parts_of(lengths: Sequence[int], branches_1S: torch.Tensor) -> list[list[int]]:
-    """Of each piece: how long its shared part is, and each of its branches."""
-    counts = (torch.unique_consecutive(own, return_counts=True) for own in branches_1S[0].split(list(lengths)))
-    return [[0] * int(branches[0] > 0) + found.tolist() for branches, found in counts]
+    """Of each piece that is long enough to go by parts: how long its shared part is, and each of its branches."""
+    parts: list[list[int]] = []
+    for own in branches_1S[0].split(list(lengths)):
+        if len(own) ** 2 <= 3 * CALL_COSTS:  # two branches and what they share are four calls
+            parts.append([])
+            continue
+        branches, counts = torch.unique_consecutive(own, return_counts=True)
+        parts.append([0] * int(branches[0] > 0) + counts.tolist())
+    return parts
 
 
 def _cost_by_parts(parts: Sequence[int]) -> float:
@@ -197,7 +203,7 @@ def _attend(
     for call, q, k, v in zip(pieces.calls, *map(pieces.split, (query, key, value)), strict=True):
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        if call.parts and not by_products and not dropout and _is_plain(q, v, sliding_window):
+        if call.parts and not by_products and not dropout and _is_plain(q, k, v, sliding_window):
             scale = query.size(-1) ** -0.5 if scaling is None else scaling
             attended += call.put(_ByParts.apply(q, k, v, call.parts, scale))
             continue
@@ -212,8 +218,9 @@ def _attend(
     return torch.cat(attended)[None], None
 
 
-def _is_plain(query: torch.Tensor, value: torch.Tensor, window: int | None) -> bool:
-    return query.size(-1) == value.size(-1) and (window is None or query.size(2) <= window)
+def _is_plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> bool:
+    """Whether the kernel takes them as they are: under autocast it is SDPA that gives them one dtype (Qwen3)."""
+    return q.dtype == k.dtype == v.dtype and q.size(-1) == v.size(-1) and (window is None or q.size(2) <= window)
 
 
 class _ByParts(torch.autograd.Function):

@@ -158,6 +158,19 @@ def test_a_long_piece_is_computed_by_its_parts(kind, monkeypatch):
     test_log_probs_and_gradients_are_those_of_rows_of_their_own(kind, "sdpa")
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])  # whose normalised queries are float32 under autocast
+def test_by_parts_goes_with_autocast(kind, monkeypatch):
+    monkeypatch.setattr(row_attention, "CALL_COSTS", 0)
+    model, batch = make(kind), padded()
+    assert goes_with(model, torch.device("cpu"))
+    labels_NT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model(**batch, labels=labels_NT, fused_lm_head=True, use_cache=False).log_probs
+        found = SharedRows.of(SEQUENCES, GROUPS).log_probs(model, labels_NT, fused_lm_head=True, use_cache=False)
+        found.log_probs.sum().backward()
+    torch.testing.assert_close(found.log_probs, wanted, atol=0.1, rtol=0.05)
+
+
 def test_by_parts_is_exact():
     """Against the plain formula in float64, with gradients, heads that share keys, and longer parts than a block."""
     lengths, parts, scale = [700], [300, 150, 250], 0.3
