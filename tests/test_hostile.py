@@ -685,9 +685,11 @@ def test_an_unfinished_stage_that_was_moved_goes_on_from_its_checkpoint(
     trained, tiny_model, rows, tmp_path, monkeypatch
 ):
     keys = training(tiny_model, rows)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with monkeypatch.context() as patch:
         patch.setattr(stage_module, "_finish", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT))
         assert call_stage("sft", tmp_path / "here" / "sft", **keys) == 130
+    signal.signal(signal.SIGINT, before)
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.setattr("engine.training.TrainingLoop.training_step", None)  # to call it would be an error
     run_here("sft", tmp_path / "there" / "sft", **keys)
