@@ -47,7 +47,7 @@ class Work:
 
 WORKS = (
     Work("dpo", "pairs", ("dpo-ours", "dpo-trl")),
-    Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped")),
+    Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped"), steps="grouped_steps"),
     Work("reward", "pairs", ("reward-ours", "reward-trl")),
     Work("sft", "dialogs", ("sft-ours", "sft-trl", "sft-trl-packed"), steps="sft_steps"),
     # A quarter of an hour a time.
@@ -67,7 +67,8 @@ class Settings:
 
     num_pairs: int = NUM_FULL_PAIRS
     steps: int = 2
-    sft_steps: int = 2
+    grouped_steps: int = 1
+    sft_steps: int = 1
     batch: int = 8
     prompts: int = 64
     answers: int = 8

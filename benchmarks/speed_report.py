@@ -148,12 +148,12 @@ not say otherwise, with the smallest and the largest. Ratios are ours to theirs.
 {table}
 
 Timed is what grows with the rows: from the first forward pass of any model to the end of the last of {steps} steps
-({sft_steps} of SFT), precomputation and reference included, without imports, loading, tokenizing, evaluation and
-saving. The peers are the trainers of `trl dpo`, `trl reward` and `trl sft`, on the same rows, weights, template, batch,
-learning rate and precision as ours, and with our labels in SFT; memory is the largest resident size of a side's
-processes together. In sampling, all draw at temperature {temperature} from the whole distribution, in bfloat16:
-{written_together} answers at a time by us, 64 by `generate()`, by vLLM its default, with all cores. The target of a
-line is what this project set out to reach.
+(with batches of like length {grouped_steps}, of SFT {sft_steps}), precomputation and reference included, without
+imports, loading, tokenizing, evaluation and saving. The peers are the trainers of `trl dpo`, `trl reward` and
+`trl sft`, on the same rows, weights, template, batch, learning rate and precision as ours, and with our labels in SFT;
+memory is the largest resident size of a side's processes together. In sampling, all draw at temperature
+{temperature} from the whole distribution, in bfloat16: {written_together} answers at a time by us, 64 by `generate()`,
+by vLLM its default, with all cores. The target of a line is what this project set out to reach.
 """
 
 SAMPLE = """

@@ -1,13 +1,15 @@
 """Which token comes next: the one at which the cumulative probability passes the row's uniform number.
 
 Nothing is drawn here and no row hangs on another, so an answer is the same in any company. The vocabulary is summed in
-blocks, and a nucleus is looked for among the most probable tokens first: only where it is larger are all sorted.
+blocks, a nucleus is looked for among the most probable tokens first (only where it is larger are all sorted), and a few
+rows are looked at at a time, which caches hold.
 """
 
 import torch
 
 # Shapes: B = rows, V = vocabulary, M = blocks, K = tokens that may be chosen.
 BLOCK = 256
+ROWS = 32  # at a time: of a hundred, each of a dozen passes would take fresh pages of memory
 NUCLEUS = 512  # the most probable tokens; to find them costs a tenth of sorting all
 
 
@@ -15,6 +17,11 @@ def choose(
     logits_BV: torch.Tensor, noise_B: torch.Tensor, temperature_B: torch.Tensor, *, top_p: float
 ) -> torch.Tensor:
     """A token a row, [B], from uniform numbers in [0, 1); at temperature 0 the most probable one."""
+    parts = zip(logits_BV.split(ROWS), noise_B.split(ROWS), temperature_B.split(ROWS), strict=True)
+    return torch.cat([_choose(*part, top_p) for part in parts])
+
+
+def _choose(logits_BV: torch.Tensor, noise_B: torch.Tensor, temperature_B: torch.Tensor, top_p: float) -> torch.Tensor:
     greedy_B = temperature_B == 0
     if bool(greedy_B.all()):
         return logits_BV.argmax(dim=-1)

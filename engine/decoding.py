@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from engine.choosing import choose
 from engine.models import ordinary_tokens
 from engine.saved import TOLERANCES
-from engine.shared_prompts import Live, SharedPrompts, attending
+from engine.shared_prompts import Row, SharedPrompts, Tokens, attending
 
 READ_TOKENS = 1024  # of prompts read in one call; fewer make small products, more wait long for their answers
 READ_PROMPTS = 8
@@ -42,22 +42,22 @@ class How(TypedDict):
     num_live: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Prompt:
     """A prompt that was read. `unfinished` counts its answers, those that wait included."""
 
-    number: int
-    place: int
+    read: Tokens
     unfinished: int
     logits_V: torch.Tensor  # after it
 
 
-@dataclass
-class _Row:
+@dataclass(eq=False)
+class _Answer:
     """An answer that is being written."""
 
-    answer: int
+    number: int
     prompt: _Prompt
+    row: Row
     ids: list[int] = field(default_factory=list)
 
 
@@ -85,113 +85,69 @@ class _Writing:
         device = model.device
         self.noise_AN = torch.from_numpy(np.stack([one.noise_N for one in wanted])).to(device)
         self.temperature_A = torch.tensor([one.temperature for one in wanted], dtype=torch.float64, device=device)
-        self.cache = SharedPrompts(
-            model,
-            num_places=min(len(self.order), self.num_live + READ_PROMPTS),
-            num_rows=min(len(wanted), self.num_live),
-            prompt_tokens=max(map(len, prompts)),
-            answer_tokens=self.max_new_tokens,
-        )
-        self.places: list[_Prompt | None] = []
-        self.rows: list[_Row | None] = []
+        self.cache = SharedPrompts(model, longest=max(map(len, prompts)) + self.max_new_tokens)
+        self.read: dict[int, _Prompt] = {}  # by number, while answers to them are unfinished
+        self.live: list[_Answer] = []
         self.answers: list[list[int]] = [[] for _ in wanted]
         self.num_begun = self.num_read = 0  # answers and prompts, in order
 
     def run(self) -> list[list[int]]:
         while True:
             self._begin_answers()
-            self._close_gaps()
-            rows = [row for row in self.rows if row is not None]
-            if not rows:
+            if not self.live:
                 return self.answers
-            live = [Live(row.ids[-1], row.prompt.place, len(row.ids) - 1) for row in rows]
-            self._go_on(list(range(len(rows))), self.cache.step(live))
+            rows, tokens = [one.row for one in self.live], [one.ids[-1] for one in self.live]
+            self._go_on(self.live, self.cache.step(rows, tokens))
 
     def _begin_answers(self) -> None:
-        """Waiting answers take the free rows, and their first token from what was read."""
-        while True:
-            free = [slot for slot, row in enumerate(self.rows) if row is None]
-            free += range(len(self.rows), self.num_live)
-            slots = free[: len(self.wanted) - self.num_begun]
-            if not slots:
-                return
-            self.rows += [None] * (max(slots) + 1 - len(self.rows))
-            for slot in slots:
-                prompt = self._prompt_of(self.wanted[self.num_begun].prompt)
-                self.rows[slot] = _Row(self.num_begun, prompt)
-                self.num_begun += 1
-            # Some may end with their first token, and leave their row to others.
-            self._go_on(slots, torch.stack([self._row(slot).prompt.logits_V for slot in slots]))
+        """Waiting answers take the places of those that are done, and their first token from what was read."""
+        # Some may end with their first token, and leave their place to others.
+        while count := min(self.num_live - len(self.live), len(self.wanted) - self.num_begun):
+            begun = []
+            for number in range(self.num_begun, self.num_begun + count):
+                prompt = self._prompt_of(self.wanted[number].prompt)
+                begun.append(_Answer(number, prompt, Row(prompt=prompt.read)))
+            self.num_begun += count
+            self.live += begun
+            self._go_on(begun, torch.stack([one.prompt.logits_V for one in begun]))
 
     def _prompt_of(self, number: int) -> _Prompt:
-        while True:
-            found = next((one for one in self.places if one is not None and one.number == number), None)
-            if found is not None:
-                return found
+        while number not in self.read:
             self._read_prompts()
+        return self.read[number]
 
     def _read_prompts(self) -> None:
-        """The next ones, up to READ_PROMPTS and READ_TOKENS, into the free places."""
+        """The next ones, up to READ_PROMPTS and READ_TOKENS."""
         chosen: list[int] = []
         for number in self.order[self.num_read : self.num_read + READ_PROMPTS]:
             if chosen and sum(len(self.prompts[one]) for one in [*chosen, number]) > READ_TOKENS:
                 break
             chosen.append(number)
-        free = [place for place, one in enumerate(self.places) if one is None]
-        free += range(len(self.places), len(self.places) + len(chosen))
-        places = free[: len(chosen)]
-        self.places += [None] * (max(places) + 1 - len(self.places))
-        logits_PV = self.cache.read([(place, self.prompts[one]) for place, one in zip(places, chosen, strict=True)])
-        for place, number, logits_V in zip(places, chosen, logits_PV, strict=True):
-            self.places[place] = _Prompt(number, place, self.num_asked[number], logits_V)
+        read, logits_PV = self.cache.read([self.prompts[number] for number in chosen])
+        for number, prompt, logits_V in zip(chosen, read, logits_PV, strict=True):
+            self.read[number] = _Prompt(prompt, self.num_asked[number], logits_V)
         self.num_read += len(chosen)
 
-    def _row(self, slot: int) -> _Row:
-        row = self.rows[slot]
-        assert row is not None
-        return row
-
-    def _go_on(self, slots: Sequence[int], logits_BV: torch.Tensor) -> None:
-        """Each of these rows takes its next token; those that are done leave, and their prompts after the last one."""
-        rows = [self._row(slot) for slot in slots]
+    def _go_on(self, answers: Sequence[_Answer], logits_BV: torch.Tensor) -> None:
+        """Each of these takes its next token; those that are done leave, and their prompts after the last one."""
         answer_B, position_B = torch.tensor(
-            [[row.answer for row in rows], [len(row.ids) for row in rows]], device=logits_BV.device
+            [[one.number for one in answers], [len(one.ids) for one in answers]], device=logits_BV.device
         )
         noise_B = self.noise_AN[answer_B, position_B]
         token_B = choose(logits_BV, noise_B, self.temperature_A[answer_B], top_p=self.top_p).tolist()
-        for slot, row, token in zip(slots, rows, token_B, strict=True):
-            row.ids.append(token)
-            if token not in self.end_ids and len(row.ids) < self.max_new_tokens:
-                continue
-            self.answers[row.answer] = row.ids
-            self.rows[slot] = None
-            row.prompt.unfinished -= 1
-            if not row.prompt.unfinished:
-                self.places[row.prompt.place] = None
+        for one, token in zip(answers, token_B, strict=True):
+            one.ids.append(token)
+            if token in self.end_ids or len(one.ids) == self.max_new_tokens:
+                self._end(one)
+        self.live = [one for one in self.live if not self.answers[one.number]]
 
-    def _close_gaps(self) -> None:
-        """The last rows and prompts take the places that stay empty: a step reads from the first to the last."""
-        sources, targets = _moves(self.rows)
-        if sources:
-            length = max(len(row.ids) for row in self.rows if row is not None)
-            self.cache.move_rows(sources, targets, length)
-        sources, targets = _moves(self.places)
-        if sources:
-            self.cache.move_places(sources, targets)
-            for place, one in enumerate(self.places):
-                if one is not None:
-                    one.place = place
-
-
-def _moves(items: list[Any]) -> tuple[list[int], list[int]]:
-    """Moves the last items into the gaps, in place; from where, and to where."""
-    count = sum(item is not None for item in items)
-    targets = [place for place in range(count) if items[place] is None]
-    sources = [place for place in range(count, len(items)) if items[place] is not None]
-    for source, target in zip(sources, targets, strict=True):
-        items[target] = items[source]
-    del items[count:]
-    return sources, targets
+    def _end(self, one: _Answer) -> None:
+        self.answers[one.number] = one.ids
+        self.cache.end(one.row)
+        one.prompt.unfinished -= 1
+        if not one.prompt.unfinished:
+            self.cache.forget(one.prompt.read)
+            del self.read[self.wanted[one.number].prompt]
 
 
 def goes_with_shared_prompts(model: PreTrainedModel, *, longest: int) -> bool:
@@ -207,15 +163,17 @@ def goes_with_shared_prompts(model: PreTrainedModel, *, longest: int) -> bool:
         return False
     some = ordinary_tokens(config, 17)
     prompts, answers = [some[:7], some[7:11]], [(0, some[11:13]), (0, some[13:15]), (1, some[15:])]
-    cache = SharedPrompts(model, num_places=2, num_rows=3, prompt_tokens=7, answer_tokens=2, longest=longest)
+    cache = SharedPrompts(model, longest=longest)
     found: list[torch.Tensor] = []
     wanted: list[torch.Tensor] = []
     try:
         with torch.inference_mode():
             with attending(model):
-                found += cache.read(list(enumerate(prompts)))
+                read, logits_PV = cache.read(prompts)
+                rows = [Row(prompt=read[place]) for place, _ in answers]
+                found += logits_PV
                 for length in range(2):
-                    found += cache.step([Live(ids[length], place, length) for place, ids in answers])
+                    found += cache.step(rows, [ids[length] for _, ids in answers])
             for ids in [*prompts, *(prompts[place] + ids[:end] for end in (1, 2) for place, ids in answers)]:
                 logits: Any = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits  # pyright: ignore[reportCallIssue]
                 wanted.append(logits[0, -1])

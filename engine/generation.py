@@ -32,6 +32,7 @@ from engine.choosing import choose
 from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
 from engine.journal import in_batches
 from engine.models import identity_of, load_causal, load_tokenizer
+from engine.packed_weights import packed_weights
 from engine.stage import Stage
 from engine.template import encode_prompt
 
@@ -148,7 +149,10 @@ def sample(
     content = (identity_of(str(model.config.name_or_path)), "by prompt", settings, sorted(writer.end_ids), *rows)
     most = max((len(item.asks) for item in items.values()), default=1)
     size = max(1, GROUP_BATCHES * arguments.generation_batch_size // most)
-    with memory.named("generation_batch_size", arguments.generation_batch_size, hint=memory.IDENTITY):
+    with (
+        packed_weights(model),
+        memory.named("generation_batch_size", arguments.generation_batch_size, hint=memory.IDENTITY),
+    ):
         by_prompt = in_batches(stage, name, list(items.values()), writer.write, size=size, content=content)
     answers: list[Answer | None] = [None] * len(asks)
     for position, result in zip(order, itertools.chain.from_iterable(by_prompt), strict=True):

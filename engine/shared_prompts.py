@@ -1,12 +1,16 @@
 """Attention of answers that are being written: each prompt's keys and values are kept once, for all its answers.
 
-A prompt has a place, a live answer has a row. One step reads the prompts' part as one product of all queries of a
-prompt with its keys, and each row's own part by itself; the two are joined exactly, by one softmax over the scores of
-both or by their log-sum-exps. Heads that share keys are further queries: keys are never repeated, and never copied to
-grow.
+A prompt has one page, as wide as the longest prompt; an answer so far has as many pages of PAGE tokens as it needs. A
+step is four batched products: the keys of each prompt with the queries of all its answers, the keys of each page of an
+answer with its own, and both again with the values; one softmax over all scores of a row joins them. Heads that share
+keys are further queries: keys are never repeated.
+
+A product reads the first pages of a buffer, whole: of a part of each matrix, batched products of a CPU would first make
+a copy, at every step. So what others leave empty is filled from the end.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,70 +18,65 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-# Shapes: B = rows, P = places, C = columns (most rows of one place), H = heads, J = heads of keys, G = H / J,
-# D = width of a head, T = prompt tokens, N = own tokens, L = tokens of all prompts that are read in one call.
+# Shapes: B = rows (answers), P = prompts, U = columns (most rows of one prompt), R = pages, S = tokens of a page,
+# C = chunks (most pages of one answer), T = S of prompts, H = heads, J = heads of keys, G = H / J, D = width of a head,
+# L = tokens that are read.
 NAME = "shared_prompts"
-_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # with the log-sum-exps of the scores
+PAGE = 32  # tokens; matrices of odd sizes take three times as long
 UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")  # what attention may also be asked for
 
 
-@dataclass(frozen=True)
-class Live:
-    """One row of a step: its last token is read."""
+@dataclass(eq=False)
+class Tokens:
+    """Tokens whose keys and values are kept: a prompt."""
 
-    token: int
-    place: int
-    length: int  # own tokens before this one
+    length: int = 0
+    pages: list[int] = field(default_factory=list)
 
 
-@dataclass
-class _Layer:
-    """Keys and values, [P, J, T, D] of prompts and [B, J, N, D] of answers."""
+@dataclass(eq=False)
+class Row(Tokens):
+    """An answer that is being written: all of its tokens but the last."""
 
-    prompt_keys: torch.Tensor
-    prompt_values: torch.Tensor
-    own_keys: torch.Tensor
-    own_values: torch.Tensor
+    prompt: Tokens = field(kw_only=True)
 
 
 class SharedPrompts:
-    """Keys and values of `num_places` prompts and `num_rows` answers to them, for one model."""
+    """Keys and values of prompts and of answers to them, for one model."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        num_places: int,
-        num_rows: int,
-        prompt_tokens: int,
-        answer_tokens: int,
-        longest: int | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, longest: int) -> None:
         """`longest` row that is ever to be read: a model that looks back less far is refused."""
-        self.model = model
-        self.num_places, self.num_rows = num_places, num_rows
-        self.prompt_tokens, self.answer_tokens = prompt_tokens, answer_tokens
-        self.longest = longest or prompt_tokens + answer_tokens
-        self.lengths = [0] * num_places  # of the prompts
-        self.layers: dict[int, _Layer] = {}
+        self.model, self.longest = model, longest
+        self.of_prompts, self.of_answers = _Pages(), _Pages()
 
-    def read(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
-        """Reads (place, tokens) of prompts, packed in one row; logits after each, [P, V]."""
-        ids = [token for _, tokens in prompts for token in tokens]
-        positions = [position for _, tokens in prompts for position in range(len(tokens))]
-        pieces, end = [], 0
-        for place, tokens in prompts:
-            self.lengths[place] = len(tokens)
-            pieces.append((place, end, end + len(tokens)))
-            end += len(tokens)
-        last_P = torch.tensor([end - 1 for _, _, end in pieces], device=self.model.device)
-        return self._call([ids], [positions], _Reading(self, pieces), logits_to_keep=last_P)[0]
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Tokens], torch.Tensor]:
+        """Reads prompts, packed in one row; what was read, and the logits after each, [P, V]."""
+        read = [Tokens() for _ in prompts]
+        self.of_prompts.fit(max(map(len, prompts)))
+        for kept, ids in zip(read, prompts, strict=True):
+            self.of_prompts.add(kept, len(ids))
+        positions = [position for ids in prompts for position in range(len(ids))]
+        ids = list(itertools.chain.from_iterable(prompts))
+        last_P = torch.tensor([kept.length for kept in read], device=self.model.device).cumsum(0) - 1
+        return read, self._call([ids], [positions], _Reading.of(self, read), logits_to_keep=last_P)[0]
 
-    def step(self, rows: Sequence[Live]) -> torch.Tensor:
-        """One token more of each row, which are rows 0, 1, …; logits after it, [B, V]."""
-        positions = [[self.lengths[row.place] + row.length] for row in rows]
-        step = _Step.of(self, rows)
-        return self._call([[row.token] for row in rows], positions, step, logits_to_keep=1)[:, -1]
+    def step(self, rows: Sequence[Row], tokens: Sequence[int]) -> torch.Tensor:
+        """One token more of each row, which are all that have not ended; logits after it, [B, V]."""
+        positions = [[row.prompt.length + row.length] for row in rows]
+        for row in rows:
+            self.of_answers.add(row, 1)
+        self.of_answers.close_gaps()
+        self.of_prompts.close_gaps()
+        self.of_prompts.fit()
+        return self._call([[token] for token in tokens], positions, _Step.of(self, rows), logits_to_keep=1)[:, -1]
+
+    def end(self, row: Row) -> None:
+        """Its pages are free for others."""
+        self.of_answers.remove(row)
+
+    def forget(self, prompt: Tokens) -> None:
+        """Its pages are free for others."""
+        self.of_prompts.remove(prompt)
 
     def _call(self, ids: list[list[int]], positions: list[list[int]], work: Any, **options: Any) -> torch.Tensor:
         device = self.model.device
@@ -90,28 +89,68 @@ class SharedPrompts:
         )
         return output.logits
 
-    def move_rows(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
-        """Puts rows of at most so many tokens where others were."""
-        for layer in self.layers.values():
-            for tensor in (layer.own_keys, layer.own_values):
-                tensor[targets, :, :length] = tensor[sources, :, :length]
 
-    def move_places(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Puts prompts where others were."""
-        length = max((self.lengths[source] for source in sources), default=0)
+class _Pages:
+    """Pages, and whose they are: prompts' or answers'."""
+
+    def __init__(self) -> None:
+        self.size = PAGE  # tokens
+        self.owners: list[Tokens | None] = []
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values, with room for more pages
+
+    def fit(self, tokens: int = 0) -> None:
+        """Pages that hold so many tokens, and the longest owner: each has one."""
+        longest = max([tokens, *(owner.length for owner in self.owners if owner)])
+        self.size = -(-longest // PAGE) * PAGE
+
+    def add(self, owner: Tokens, count: int) -> None:
+        """Takes pages for so many tokens more."""
+        owner.length += count
+        while len(owner.pages) * self.size < owner.length:
+            page = next((page for page, other in enumerate(self.owners) if other is None), len(self.owners))
+            self.owners[page : page + 1] = [owner]
+            owner.pages.append(page)
+
+    def remove(self, owner: Tokens) -> None:
+        for page in owner.pages:
+            self.owners[page] = None
+
+    def close_gaps(self) -> None:
+        """The last pages go where others were."""
+        count = sum(owner is not None for owner in self.owners)
+        targets = [page for page in range(count) if self.owners[page] is None]
+        sources = [page for page in range(count, len(self.owners)) if self.owners[page] is not None]
         for source, target in zip(sources, targets, strict=True):
-            self.lengths[target] = self.lengths[source]
-        for layer in self.layers.values():
-            for tensor in (layer.prompt_keys, layer.prompt_values):
-                tensor[targets, :, :length] = tensor[sources, :, :length]
+            owner = self.owners[target] = self.owners[source]
+            assert owner is not None
+            owner.pages[owner.pages.index(source)] = target
+        del self.owners[count:]
+        for tensor in itertools.chain.from_iterable(self.layers.values()) if sources else ():
+            tensor[targets] = tensor[sources]
 
-    def layer(self, number: int, key: torch.Tensor, value: torch.Tensor) -> _Layer:
-        """The buffers of a layer, made at its first call. Zeros: what is masked is multiplied all the same."""
-        if number not in self.layers:
-            prompts, own = (self.num_places, self.prompt_tokens), (self.num_rows, self.answer_tokens)
-            self.layers[number] = _Layer(_keys(key, *prompts), _values(value, *prompts), _keys(key, *own),
-                                         _values(value, *own))  # fmt: skip
-        return self.layers[number]
+    def keep(
+        self, layer: int, key_LJD: torch.Tensor, value_LJD: torch.Tensor, place_2L: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes tokens to their (page, slot) in a layer; keys and values of all pages there, [R, J, S, D]."""
+        if layer not in self.layers:
+            self.layers[layer] = (key_LJD[:0, :, None], value_LJD[:0, :, None])
+        keys, values = self.kept(layer)
+        page_L, slot_L = place_2L
+        keys[page_L, :, slot_L] = key_LJD
+        values[page_L, :, slot_L] = value_LJD
+        return keys, values
+
+    def kept(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all pages, [R, J, S, D]."""
+        keys, values = self.layers[layer]
+        count = len(self.owners)
+        if len(keys) < count or keys.size(2) != self.size:
+            room = len(keys) if len(keys) >= count else count * 3 // 2
+            # In memory the keys of a head lie by width: products read them twice as fast.
+            keys = _resized(keys.mT, room, keys.size(-1), self.size).mT
+            values = _resized(values, room, self.size, values.size(-1))
+            self.layers[layer] = (keys, values)
+        return keys[:count], values[:count]
 
 
 @dataclass(frozen=True)
@@ -119,153 +158,117 @@ class _Reading:
     """Prompts are read: each attends to itself, and its keys and values are kept."""
 
     cache: SharedPrompts
-    pieces: list[tuple[int, int, int]]  # place, first and last + 1 of its tokens
+    lengths: list[int]
+    place_2L: torch.Tensor
 
-    def attend(self, layer: _Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Any:
+    @classmethod
+    def of(cls, cache: SharedPrompts, read: Sequence[Tokens]) -> "_Reading":
+        places = [(kept.pages[0], token) for kept in read for token in range(kept.length)]
+        return cls(cache, [kept.length for kept in read], torch.tensor(places, device=cache.model.device).T)
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Any:
+        self.cache.of_prompts.keep(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), self.place_2L)
         repeats = query.size(1) // key.size(1)
-        found = []
-        for place, start, end in self.pieces:
-            own_key, own_value = key[:, :, start:end], value[:, :, start:end]
-            layer.prompt_keys[place, :, : end - start] = own_key[0]
-            layer.prompt_values[place, :, : end - start] = own_value[0]
-            found.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    query[:, :, start:end],
-                    own_key.repeat_interleave(repeats, dim=1),
-                    own_value.repeat_interleave(repeats, dim=1),
-                    is_causal=True,
-                    scale=scale,
-                )
+        pieces = zip(*(tensor.split(self.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        found = [
+            torch.nn.functional.scaled_dot_product_attention(
+                own_query,
+                own_key.repeat_interleave(repeats, dim=1),
+                own_value.repeat_interleave(repeats, dim=1),
+                is_causal=True,
+                scale=scale,
             )
+            for own_query, own_key, own_value in pieces
+        ]
         return torch.cat(found, dim=2).transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Each row has one token more. A query's cell is that of its row's column at its place."""
+    """Each row has one token more. A row is in a cell of its prompt, a column; where there is none, what is written is
+    row 0 or page 0, and hidden or never read."""
 
     cache: SharedPrompts
-    num_places: int
     num_columns: int
-    cell_B: torch.Tensor
-    row_B: torch.Tensor
-    length_B: torch.Tensor
-    own_mask: torch.Tensor  # [B, 1, 1, N], to be added
-    prompt_mask: torch.Tensor  # [P, 1, 1, T]
-    row_mask: torch.Tensor  # [B, 1, 1, T + N]: both of a row
-    targets: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # by heads of keys
+    prompt_B: torch.Tensor
+    column_B: torch.Tensor
+    row_PU: torch.Tensor
+    place_2B: torch.Tensor  # (page, slot) of the tokens
+    page_BC: torch.Tensor
+    row_R: torch.Tensor
+    chunk_R: torch.Tensor
+    pages: torch.Tensor  # of the first row, of the second, …
+    starts_B: torch.Tensor  # where those of each begin
+    mask: torch.Tensor  # [B, 1, 1, T + C x S], to be added to the scores
 
     @classmethod
-    def of(cls, cache: SharedPrompts, rows: Sequence[Live]) -> "_Step":
-        num_places = max(row.place for row in rows) + 1
-        taken = [0] * num_places
-        columns = []
-        for row in rows:
-            columns.append(taken[row.place])
-            taken[row.place] += 1
-        num_columns = max(taken)
-        cells = [row.place * num_columns + column for row, column in zip(rows, columns, strict=True)]
-        numbers = torch.tensor([cells, [row.length for row in rows], range(len(rows))], device=cache.model.device)
-        lengths_P = torch.tensor(cache.lengths[:num_places], device=numbers.device)
-        own_mask = _hidden(numbers[1] + 1, max(row.length for row in rows) + 1)
-        prompt_mask = _hidden(lengths_P, max(cache.lengths[:num_places]))
-        places = torch.tensor([row.place for row in rows], device=numbers.device)
-        return cls(
-            cache,
-            num_places,
-            num_columns,
-            numbers[0],
-            numbers[2],
-            numbers[1],
-            own_mask,
-            prompt_mask,
-            torch.cat([prompt_mask[places], own_mask], dim=-1),
-        )
+    def of(cls, cache: SharedPrompts, rows: Sequence[Row]) -> "_Step":
+        cells: list[list[int]] = [[] for _ in cache.of_prompts.owners]
+        columns, owners = [], [(0, 0)] * len(cache.of_answers.owners)
+        for number, row in enumerate(rows):
+            cell = cells[row.prompt.pages[0]]
+            columns.append(len(cell))
+            cell.append(number)
+            for chunk, page in enumerate(row.pages):
+                owners[page] = (number, chunk)
+        num_columns, num_chunks = max(map(len, cells)), max(len(row.pages) for row in rows)
+        row_R, chunk_R = zip(*owners, strict=True)
+        numbers = {
+            "prompt_B": [row.prompt.pages[0] for row in rows],
+            "column_B": columns,
+            "row_PU": [cell + [0] * (num_columns - len(cell)) for cell in cells],
+            "place_2B": [[row.pages[-1] for row in rows], [(row.length - 1) % PAGE for row in rows]],
+            "page_BC": [row.pages + [0] * (num_chunks - len(row.pages)) for row in rows],
+            "row_R": row_R,
+            "chunk_R": chunk_R,
+            "pages": [page for row in rows for page in row.pages],
+            "starts_B": list(itertools.accumulate((len(row.pages) for row in rows), initial=0))[:-1],
+        }
+        device, dtype = cache.model.device, cache.model.dtype
+        mask = torch.cat([_hidden([row.prompt.length for row in rows], cache.of_prompts.size),
+                          _hidden([row.length for row in rows], num_chunks * PAGE)], dim=-1)  # fmt: skip
+        tensors = {name: torch.tensor(some, device=device) for name, some in numbers.items()}
+        return cls(cache=cache, num_columns=num_columns, mask=mask.to(device, dtype), **tensors)
 
-    def attend(self, layer: _Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Any:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Any:
         num_rows, heads, _, width = query.shape
-        shared_heads = key.size(1)
-        self._keep(layer.own_keys, key)
-        self._keep(layer.own_values, value)
-        own_tokens, prompt_tokens = self.own_mask.size(-1), self.prompt_mask.size(-1)
-        query_BJGD = query.reshape(num_rows, shared_heads, heads // shared_heads, width)
-        attend = self._by_fused if _is_fused(query) else self._by_products
-        found = attend(
-            query_BJGD,
-            layer.own_keys[:num_rows, :, :own_tokens],
-            layer.own_values[:num_rows, :, :own_tokens],
-            layer.prompt_keys[: self.num_places, :, :prompt_tokens],
-            layer.prompt_values[: self.num_places, :, :prompt_tokens],
-            scale,
-        )
-        return found.reshape(num_rows, 1, heads, found.size(-1))
+        keys, values = self.cache.of_answers.keep(layer, key[:, :, 0], value[:, :, 0], self.place_2B)
+        prompt_keys, prompt_values = self.cache.of_prompts.kept(layer)
+        query = query.reshape(num_rows, key.size(1), -1, width) * scale
+        of_prompt = self._of_rows(self._of_prompts(query) @ prompt_keys.mT)
+        of_chunks = (query.index_select(0, self.row_R) @ keys.mT)[self.page_BC]
+        of_answer = of_chunks.permute(0, 2, 3, 1, 4).flatten(3)
+        # The softmax sums in float32, whatever the precision of the scores.
+        weights = torch.softmax(torch.cat([of_prompt, of_answer], dim=-1).add_(self.mask), dim=-1)
+        to_prompt, to_answer = weights.split([of_prompt.size(-1), of_answer.size(-1)], dim=-1)
+        to_pages = to_answer.unflatten(-1, (-1, PAGE)).permute(0, 3, 1, 2, 4)[self.row_R, self.chunk_R]
+        # A bag is what belongs to one row.
+        of_pages = (to_pages @ values).flatten(1)
+        found = torch.nn.functional.embedding_bag(self.pages, of_pages, self.starts_B, mode="sum")
+        found += self._of_rows(self._of_prompts(to_prompt) @ prompt_values).flatten(1)
+        return found.reshape(num_rows, 1, heads, -1)
 
-    def _by_fused(
-        self, query: torch.Tensor, own_key: torch.Tensor, own_value: torch.Tensor, prompt_key: torch.Tensor,
-        prompt_value: torch.Tensor, scale: float,
-    ) -> torch.Tensor:  # fmt: skip
-        """[B, J, G, D]; the two parts are joined by the log-sum-exps of their scores."""
-        own, own_lse = _fused(query, own_key, own_value, attn_mask=self.own_mask, scale=scale)
-        prompt, prompt_lse = _fused(
-            self._in_cells(query), prompt_key, prompt_value, attn_mask=self.prompt_mask, scale=scale
-        )
-        share = torch.sigmoid(self._in_rows(prompt_lse[..., None]) - own_lse[..., None])
-        return torch.lerp(own, self._in_rows(prompt), share)
+    def _of_prompts(self, of_rows: torch.Tensor) -> torch.Tensor:
+        """[B, J, G, D] as [P, J, U x G, D]."""
+        return of_rows[self.row_PU].transpose(1, 2).flatten(2, 3)
 
-    def _by_products(
-        self, query: torch.Tensor, own_key: torch.Tensor, own_value: torch.Tensor, prompt_key: torch.Tensor,
-        prompt_value: torch.Tensor, scale: float,
-    ) -> torch.Tensor:  # fmt: skip
-        """[B, J, G, D]; one softmax, in float32, over the scores of both parts. It takes half as many small steps."""
-        query = query * scale
-        prompt = self._in_rows(self._in_cells(query) @ prompt_key.transpose(-1, -2))
-        scores = torch.cat([prompt, query @ own_key.transpose(-1, -2)], dim=-1) + self.row_mask
-        weights = torch.softmax(scores, dim=-1).to(query.dtype)
-        of_prompt, of_own = weights.split([prompt.size(-1), own_key.size(2)], dim=-1)
-        return self._in_rows(self._in_cells(of_prompt) @ prompt_value) + of_own @ own_value
-
-    def _keep(self, buffer: torch.Tensor, new: torch.Tensor) -> None:
-        """Writes each row's new token behind its others."""
-        heads = buffer.size(1)
-        if heads not in self.targets:
-            of_heads = self.row_B[:, None] * heads + torch.arange(heads, device=self.row_B.device)
-            self.targets[heads] = (of_heads.flatten(), self.length_B.repeat_interleave(heads))
-        buffer.flatten(0, 1).index_put_(self.targets[heads], new.reshape(-1, new.size(-1)))
-
-    def _in_cells(self, query_BJGD: torch.Tensor) -> torch.Tensor:
-        """[P, J, C x G, D]; cells of no row hold zeros."""
-        _, shared_heads, group, width = query_BJGD.shape
-        cells = query_BJGD.new_zeros(self.num_places * self.num_columns, shared_heads, group, width)
-        cells.index_copy_(0, self.cell_B, query_BJGD)
-        cells = cells.unflatten(0, (self.num_places, self.num_columns)).transpose(1, 2)
-        return cells.reshape(self.num_places, shared_heads, self.num_columns * group, width)
-
-    def _in_rows(self, found: torch.Tensor) -> torch.Tensor:
-        """[P, J, C x G, D] as [B, J, G, D]."""
-        found = found.unflatten(2, (self.num_columns, -1)).transpose(1, 2).flatten(0, 1)
-        return found.index_select(0, self.cell_B)
+    def _of_rows(self, of_prompts: torch.Tensor) -> torch.Tensor:
+        """[P, J, U x G, D] as [B, J, G, D]."""
+        return of_prompts.unflatten(2, (self.num_columns, -1))[self.prompt_B, :, self.column_B]
 
 
-def _is_fused(like: torch.Tensor) -> bool:
-    """Whether attention is the CPU's fused kernel: in half precision two plain products are faster, by half."""
-    return like.device.type == "cpu" and like.dtype == torch.float32
-
-
-def _keys(like: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
-    """[count, J, tokens, D]. For plain products a head's tokens stand side by side, which doubles their speed."""
-    if _is_fused(like):
-        return _values(like, count, tokens)
-    return like.new_zeros(count, like.size(1), like.size(-1), tokens).transpose(2, 3)
-
-
-def _values(like: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
-    return like.new_zeros(count, like.size(1), tokens, like.size(-1))
-
-
-def _hidden(lengths: torch.Tensor, width: int) -> torch.Tensor:
+def _hidden(lengths: Sequence[int], width: int) -> torch.Tensor:
     """[rows, 1, 1, width]: 0 below each length, minus infinity from there on."""
-    beyond = torch.arange(width, device=lengths.device) >= lengths[:, None]
-    return torch.zeros(beyond.shape, device=lengths.device).masked_fill_(beyond, -torch.inf)[:, None, None]
+    beyond = torch.arange(width) >= torch.tensor(lengths)[:, None]
+    return torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)[:, None, None]
+
+
+def _resized(old: torch.Tensor, count: int, rows: int, columns: int) -> torch.Tensor:
+    """A copy of [·, J, ·, ·], cut or with zeros behind: what is hidden is multiplied all the same."""
+    new = old.new_zeros(count, old.size(1), rows, columns)
+    kept = tuple(slice(min(both)) for both in zip(old.shape, new.shape, strict=True))
+    new[kept] = old[kept]
+    return new
 
 
 def _attention(
@@ -285,9 +288,8 @@ def _attention(
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'a mask'}")
     if window is not None and shared_prompts.cache.longest > window:
         raise NotImplementedError(f"a window of {window} tokens, shorter than the rows")
-    layer = shared_prompts.cache.layer(module.layer_idx, key, value)
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
-    return shared_prompts.attend(layer, query, key, value, scale), None
+    return shared_prompts.attend(module.layer_idx, query, key, value, scale), None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_schemas.rows import Message, Prompt
-from engine import decoding, generation
+from engine import decoding, generation, shared_prompts
 from engine.arguments import GenerationArguments
 from engine.choosing import choose
 from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
@@ -150,6 +150,17 @@ def test_answers_do_not_hang_on_how_many_are_written_at_a_time(num_live):
     assert write(model, num_live=num_live) == write(model)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("num_live", [3, 7, 20])
+@pytest.mark.parametrize("page", [1, 4])
+def test_answers_do_not_hang_on_how_many_tokens_a_page_has(kind, num_live, page, monkeypatch):
+    """Answers of up to 12 tokens take, leave and exchange many pages; prompts' pages become wider and narrower."""
+    model = make(kind)
+    expected = writer(model)._generate(PROMPTS, wanted())
+    monkeypatch.setattr(shared_prompts, "PAGE", page)
+    assert write(model, num_live=num_live) == expected
+
+
 def test_prompts_of_one_answer_and_of_several_temperatures_go_together():
     model = make("llama")
     asked = [Wanted(2, 0.0, noise("s", "2", 0, 12)), Wanted(0, 1.3, noise("s", "0", 5, 12)),
@@ -163,13 +174,13 @@ class Watched(SharedPrompts):
     reads: list[list[int]]
     steps: list[int]
 
-    def read(self, prompts: Any) -> torch.Tensor:
-        type(self).reads.append([len(ids) for _, ids in prompts])
+    def read(self, prompts: Any) -> Any:
+        type(self).reads.append([len(ids) for ids in prompts])
         return super().read(prompts)
 
-    def step(self, rows: Any) -> torch.Tensor:
+    def step(self, rows: Any, tokens: Any) -> torch.Tensor:
         type(self).steps.append(len(rows))
-        return super().step(rows)
+        return super().step(rows, tokens)
 
 
 @pytest.fixture
@@ -248,5 +259,5 @@ def test_a_window_as_long_as_the_longest_row_hides_nothing():
 def test_a_model_that_says_something_else_is_found_out(monkeypatch):
     model = make("llama")
     step = SharedPrompts.step
-    monkeypatch.setattr(SharedPrompts, "step", lambda self, rows: step(self, rows).roll(1, 0))
+    monkeypatch.setattr(SharedPrompts, "step", lambda self, rows, tokens: step(self, rows, tokens).roll(1, 0))
     assert not goes_with_shared_prompts(model, longest=29)

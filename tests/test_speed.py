@@ -191,7 +191,14 @@ def sample(tiny_model, tmp_path_factory):
              for n in range(6)]  # fmt: skip
     dialogs = [write_jsonl(folder / "tasks.jsonl", tasks),
                write_jsonl(folder / "more.jsonl", [conversation(n) for n in range(300, 306)])]  # fmt: skip
-    job = speed.QUICK.__dict__ | {"batch": 4, "steps": 1, "sft_steps": 1, "base": str(tiny_model), "square": 64}
+    job = speed.QUICK.__dict__ | {
+        "batch": 4,
+        "steps": 1,
+        "grouped_steps": 1,
+        "sft_steps": 1,
+        "base": str(tiny_model),
+        "square": 64,
+    }
     job |= {"folder": str(folder), "instructions": [str(path) for path in dialogs],
             "pairs": str(write_jsonl(folder / "all.jsonl", [pair(n) for n in range(40)]))}  # fmt: skip
     facts = SIDES["prepare"](job)
