@@ -12,7 +12,7 @@ the backward pass, the optimizer, norms) counts as time alone.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,13 +82,23 @@ def best_rate(rows: int, inner: int, columns: int, dtype: Any, *, repeats: int) 
     return 2 * rows * inner * columns / min(seconds)
 
 
+def faster(rates: Mapping[str, float]) -> str:
+    """The precision of the highest rate."""
+    return max(rates, key=lambda name: rates[name])
+
+
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Operations of all steps of a job's pairs, and the machine's peak, at the model's own shapes and at 2048^3."""
+    """Operations of all steps of a job's pairs, and the machine's peak, at the model's own shapes and at 2048^3.
+
+    `generation` is the rate of a product of the answers written together, by precision: what sampling is done in. The
+    peak of bfloat16 is measured where it is faster there: a CPU that has no instructions for it would take minutes.
+    """
     import torch
     from transformers import AutoConfig
 
     from data_schemas.reading import read_rows
     from data_schemas.rows import PreferencePair
+    from engine import precision
     from engine.models import load_tokenizer
     from engine.process import use_all_cores
     from stages import dpo
@@ -102,6 +112,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         logits = sum(sum(encoded[f"{side}_trained"]) for side in ("chosen", "rejected"))
         total = Counts(*map(sum, zip(total, counts_of(*both, logits=logits), strict=True)))
     config: Any = AutoConfig.from_pretrained(job["base"])
+    layer = precision.Layer.of(config)
+    assert layer is not None
+    generation = precision.measure(layer, torch.device("cpu"), "generation", tokens=job["written_together"])
     tokens, hidden = max(1, total.tokens // job["steps"]), config.hidden_size
     shapes = {
         "attention": (tokens, hidden, hidden),
@@ -111,11 +124,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "square": (job["square"],) * 3,
     }
     peaks = {
-        str(dtype).removeprefix("torch."): {
-            name: best_rate(*shape, dtype, repeats=job["repeats"]) for name, shape in shapes.items()
-        }
-        for dtype in (torch.float32, torch.bfloat16)
+        name: {what: best_rate(*shape, getattr(torch, name), repeats=job["repeats"]) for what, shape in shapes.items()}
+        for name in dict.fromkeys((precision.FLOAT32, faster(generation)))
     }
     sizes = sizes_of(job["base"])
     return {"operations": of_step(sizes, total), "counts": total._asdict(), "sizes": sizes._asdict(),
-            "shapes": {name: list(shape) for name, shape in shapes.items()}, "peaks": peaks}  # fmt: skip
+            "shapes": {name: list(shape) for name, shape in shapes.items()}, "peaks": peaks,
+            "generation": generation}  # fmt: skip

@@ -122,8 +122,8 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
         items.append(Item(max(len(chosen), len(rejected)), 2, len(chosen) + len(rejected) - shared))
     facts: dict[str, Any] = {}
     taken: set[str] = set()
-    for name, steps, by_length in (("pairs", "steps", False), ("grouped", "grouped_steps", True)):
-        places, facts[name] = draw(items, steps=job[steps], batch=batch, seed=1, by_length=by_length)
+    for name, by_length in (("pairs", False), ("grouped", True)):
+        places, facts[name] = draw(items, steps=job["steps"], batch=batch, seed=1, by_length=by_length)
         write_rows(folder / f"{name}.jsonl", [pairs[place] for place in places])
         taken |= {pairs[place].group_id for place in places}
     rest = sorted((place for place, row in enumerate(pairs) if row.group_id not in taken),
@@ -135,7 +135,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     lengths = [len(encode_dialog(tokenizer, row.messages).ids) for row in dialogs]
     kept = [place for place, length in enumerate(lengths) if length <= LONGEST]
     dialogs, lengths = [dialogs[place] for place in kept], [lengths[place] for place in kept]
-    places, facts["dialogs"] = draw([Item(length, 1, length) for length in lengths], steps=job["sft_steps"],
+    places, facts["dialogs"] = draw([Item(length, 1, length) for length in lengths], steps=job["steps"],
                                     batch=batch, seed=1)  # fmt: skip
     write_rows(folder / "dialogs.jsonl", [dialogs[place] for place in places])
     of_sample = {dialogs[place].group_id for place in places}

@@ -187,7 +187,8 @@ def generate(job: Job) -> Values:
             for row in found[:, width:].tolist():
                 end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
                 answers.append((tokenizer.decode(row[: end + 1], skip_special_tokens=True), end + 1))
-    return {"seconds": watch.seconds, "rows": len(answers), "tokens": sum(length for _, length in answers)}
+    return {"seconds": watch.seconds, "rows": len(answers), "tokens": sum(length for _, length in answers),
+            "dtype": job["dtype"]}  # fmt: skip
 
 
 def sampling_ours(job: Job) -> Values:
@@ -211,7 +212,8 @@ def sampling_ours(job: Job) -> Values:
     with watching() as watch:
         found = sample_in_turn(stage, [job["base"]], prompts, arguments, num_answers=job["answers"], purpose="bench")
     answers = [answer for own in found for answer in own]
-    return {"seconds": watch.seconds, "rows": len(answers), "tokens": sum(len(answer.ids) for answer in answers)}
+    return {"seconds": watch.seconds, "rows": len(answers), "tokens": sum(len(answer.ids) for answer in answers),
+            "dtype": job["dtype"]}  # fmt: skip
 
 
 def prepare(job: Job) -> Values:

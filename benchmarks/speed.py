@@ -4,10 +4,11 @@
     python -m benchmarks.speed grid --base_model DIR        # cost against the size of model, rows and batch
     python -m benchmarks.speed report                       # docs/benchmarks.md and its plots, from what is there
 
-Every side is a process of its own (benchmarks/sides.py), A B B A A B …; a ratio is of two neighbours, and the median of
-at least three counts; sampling, which is long, is done once unless --num_pairs says more. What is measured is kept in
-runs/bench, under a hash of the model, the rows, the settings, the versions and our code: a bench that was killed goes
-on, and one of other code starts anew.
+Every side is a process of its own (benchmarks/sides.py), A B B A A B …; a ratio is of two neighbours, and the median
+counts. Every line is measured once; as long as --minutes last, the lines that still fit in are measured again, up to
+three times (--num_pairs says how often, however long that takes). What is measured is kept in runs/bench, under a hash
+of the model, the rows, the settings, the versions and our code: a bench that was killed goes on, and one of other code
+starts anew.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.flops import faster
 from benchmarks.measure import ROOT, Measurements, Values, in_turn
 from data_schemas.artifact import RECORD, hash_files, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
@@ -41,17 +43,14 @@ class Work:
     name: str
     rows: str  # file of the sample
     sides: tuple[str, ...]
-    steps: str = "steps"  # the setting that says how many
-    most_pairs: int = NUM_FULL_PAIRS  # of runs, where --num_pairs does not say so
 
 
 WORKS = (
     Work("dpo", "pairs", ("dpo-ours", "dpo-trl")),
-    Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped"), steps="grouped_steps"),
+    Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped")),
     Work("reward", "pairs", ("reward-ours", "reward-trl")),
-    Work("sft", "dialogs", ("sft-ours", "sft-trl", "sft-trl-packed"), steps="sft_steps"),
-    # A quarter of an hour a time.
-    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", "sampling-vllm"), most_pairs=1),
+    Work("sft", "dialogs", ("sft-ours", "sft-trl", "sft-trl-packed")),
+    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", "sampling-vllm")),
 )
 SIZES = {  # of the grid: hidden, MLP, layers, heads, key and value heads
     "15M": (256, 688, 4, 4, 2),
@@ -66,9 +65,7 @@ class Settings:
     """All that a measurement hangs on besides content."""
 
     num_pairs: int = NUM_FULL_PAIRS
-    steps: int = 2
-    grouped_steps: int = 1
-    sft_steps: int = 1
+    steps: int = 1
     batch: int = 8
     prompts: int = 64
     answers: int = 8
@@ -79,7 +76,7 @@ class Settings:
     repeats: int = 7
 
 
-QUICK = Settings(num_pairs=1, steps=1, sft_steps=1, prompts=4, answers=2, max_new_tokens=16, square=256, repeats=2)
+QUICK = Settings(num_pairs=1, prompts=4, answers=2, max_new_tokens=16, square=256, repeats=2)
 
 
 class Bench:
@@ -129,7 +126,7 @@ class Bench:
         return {**self.settings.__dict__, "base": str(self.base), "folder": str(self.folder / "work"), **keys}
 
     def measure(self, work: str, side: str, job: dict[str, Any], *, pair: int = 0, says: str = "") -> Values:
-        """A side in a process of its own, in a folder that is empty before and gone after."""
+        """A side in a process of its own, in a folder that is empty before and gone after; `took` has its start too."""
 
         def run() -> Values:
             shutil.rmtree(self.folder / "work", ignore_errors=True)
@@ -142,10 +139,11 @@ class Bench:
             started = time.monotonic()
             found = measure.run(words, self.folder / f"{work}-{side}.log", env)
             shutil.rmtree(self.folder / "work", ignore_errors=True)
+            took = time.monotonic() - started
             seconds = f"{found['seconds']:7.1f} s" if "seconds" in found else " " * 9
             print(f"{work:<12} {says or side:<20} {seconds}  {found['peak_mib']:6} MiB  "
-                  f"({time.monotonic() - started:.0f} s with its start)", flush=True)  # fmt: skip
-            return found
+                  f"({took:.0f} s with its start)", flush=True)  # fmt: skip
+            return found | {"took": took}
 
         return self.measured.get(work, side, pair, run)
 
@@ -156,21 +154,30 @@ class Bench:
             self.measured.done.pop(("sample", "prepare", 0), None)
         self.measure("sample", "prepare", sample)
         rows = {name: str(self.folder / f"{name}.jsonl") for name in ("pairs", "grouped", "dialogs", "prompts")}
-        self.measure("arithmetic", "arithmetic", self.job(rows=rows["pairs"]))
-        for work in WORKS:
-            if only and work.name not in only:
-                continue
-            job = self.job(rows=rows[work.rows], steps=getattr(self.settings, work.steps))
-            if work.name == "sampling":
-                job |= {"dtype": "bfloat16", "prompt_ids": str(self.folder / "prompt_ids.json")}
-            sides = [side for side in work.sides if side != "sampling-vllm" or self.arguments.vllm_python]
-            for pair in range(self.arguments.num_pairs or min(work.most_pairs, self.settings.num_pairs)):
+        arithmetic = self.measure("arithmetic", "arithmetic", self.job(rows=rows["pairs"]))
+        works = [work for work in WORKS if not only or work.name in only]
+        for pair in range(self.settings.num_pairs):
+            for work in works:
+                sides = [side for side in work.sides if side != "sampling-vllm" or self.arguments.vllm_python]
+                if pair and not self.arguments.num_pairs and not self.fits(work.name, sides, pair):
+                    continue
+                job = self.job(rows=rows[work.rows])
+                if work.name == "sampling":
+                    dtype = faster(arithmetic["generation"])
+                    job |= {"dtype": dtype, "prompt_ids": str(self.folder / "prompt_ids.json")}
                 for side in in_turn(sides, pair):
                     self.measure(work.name, side, job, pair=pair)
-        if not only or "reuse" in only:
-            self.measure("reuse", "reuse", self.job(rows=rows["pairs"], steps=1))
-        if not only or "demo" in only:
-            self.measured.get("demo", "demo", 0, self.demo)
+            if pair == 0 and (not only or "reuse" in only):
+                self.measure("reuse", "reuse", self.job(rows=rows["pairs"]))
+            if pair == 0 and (not only or "demo" in only):
+                self.measured.get("demo", "demo", 0, self.demo)
+
+    def fits(self, work: str, sides: Sequence[str], pair: int) -> bool:
+        """Whether --minutes last for one more pair of runs, by what the first took; one that is there takes no time."""
+        missing = [side for side in sides if (work, side, pair) not in self.measured.done]
+        cost = sum(self.measured.of(work, side)[0]["took"] for side in missing)
+        spent = sum(values.get("took", 0.0) for values in self.measured.done.values())
+        return not missing or spent + cost <= 60 * self.arguments.minutes
 
     def demo(self) -> Values:
         """Seconds by stage and part of a finished run of configs/demo.yaml, or of a new one."""
@@ -186,7 +193,7 @@ class Bench:
         found = loop_time(folder)
         assert found is not None
         print(f"{'demo':<12} {'':<20} {wall:7.1f} s", flush=True)
-        return found | {"wall": wall}
+        return found | {"wall": wall, "took": wall}
 
     def grid(self) -> None:
         """Both sides at every size of model, length and batch, one step each."""
@@ -205,7 +212,7 @@ class Bench:
                     if not (place / "held_out.jsonl").exists():
                         self.measured.done.pop((f"rows {length} {batch}", "grid-rows", 0), None)
                     self.measure(f"rows {length} {batch}", "grid-rows", rows)
-                    job = self.job(base=str(model), rows=str(place / "pairs.jsonl"), batch=batch, steps=1)
+                    job = self.job(base=str(model), rows=str(place / "pairs.jsonl"), batch=batch)
                     turn = LENGTHS.index(length) + BATCHES.index(batch)
                     for side in in_turn(("dpo-ours", "dpo-trl"), turn):
                         self.measure(cell(size, length, batch), side, job)
@@ -246,7 +253,8 @@ def main() -> None:
     parser.add_argument("--vllm_python", default="", help="the Python of an environment with vLLM; left out without")
     parser.add_argument("--demo", default="runs/demo", help="a finished run of the demo; else it is run")
     parser.add_argument("--only", nargs="*", default=[], help="dpo, dpo_grouped, reward, sft, sampling, reuse, demo")
-    parser.add_argument("--num_pairs", type=int, help=f"of runs; else {NUM_FULL_PAIRS}, and 1 of sampling")
+    parser.add_argument("--num_pairs", type=int, help=f"of runs; else up to {NUM_FULL_PAIRS}")
+    parser.add_argument("--minutes", type=float, default=45, help="one pair of each line, more while they last")
     parser.add_argument("--quick", action="store_true", help="one pair of runs, one step, few prompts: does it work?")
     parser.add_argument("--folder", default="runs/bench")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")

@@ -118,10 +118,13 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
 
 def arithmetic_text(values: Mapping[str, Any]) -> str:
     peaks = values["peaks"]
-    lines = ["| product | float32, GFLOP/s | bfloat16, GFLOP/s |", "|---|---:|---:|"]
+    lines = [
+        " | ".join(["| product", *(f"{dtype}, GFLOP/s" for dtype in peaks)]) + " |",
+        "|---|" + "---:|" * len(peaks),
+    ]
     for name, shape in values["shapes"].items():
-        lines.append(f"| {name}: {' × '.join(map(str, shape))} | {peaks['float32'][name] / 1e9:.0f} | "
-                     f"{peaks['bfloat16'][name] / 1e9:.0f} |")  # fmt: skip
+        cells = [f"{rates[name] / 1e9:.0f}" for rates in peaks.values()]
+        lines.append(" | ".join([f"| {name}: {' × '.join(map(str, shape))}", *cells]) + " |")
     return ARITHMETIC.format(table="\n".join(lines), operations=values["operations"] / 1e12,
                              **values["counts"], **values["sizes"])  # fmt: skip
 
@@ -147,13 +150,13 @@ not say otherwise, with the smallest and the largest. Ratios are ours to theirs.
 |---|---|---|---|---|---|---|
 {table}
 
-Timed is what grows with the rows: from the first forward pass of any model to the end of the last of {steps} steps
-(with batches of like length {grouped_steps}, of SFT {sft_steps}), precomputation and reference included, without
-imports, loading, tokenizing, evaluation and saving. The peers are the trainers of `trl dpo`, `trl reward` and
-`trl sft`, on the same rows, weights, template, batch, learning rate and precision as ours, and with our labels in SFT;
-memory is the largest resident size of a side's processes together. In sampling, all draw at temperature
-{temperature} from the whole distribution, in bfloat16: {written_together} answers at a time by us, 64 by `generate()`,
-by vLLM its default, with all cores. The target of a line is what this project set out to reach.
+Timed is what grows with the rows: from the first forward pass of any model to the end of the step ({steps} of them),
+precomputation and reference included, without imports, loading, tokenizing, evaluation and saving. The peers are the
+trainers of `trl dpo`, `trl reward` and `trl sft`, on the same rows, weights, template, batch, learning rate and
+precision as ours, and with our labels in SFT; memory is the largest resident size of a side's processes together. In
+sampling, all draw at temperature {temperature} from the whole distribution, in the precision in which this machine
+multiplies faster: {written_together} answers at a time by us, 64 by `generate()`, by vLLM its default, with all cores.
+The target of a line is what this project set out to reach.
 """
 
 SAMPLE = """

@@ -50,8 +50,9 @@ def neighbours(measured: Measurements, work: str, ours: str, theirs: str) -> tup
 
 
 def how(values: Mapping[str, Any]) -> str:
-    checkpointing = "recomputed" if values.get("activation_checkpointing") else "kept"
-    return f"{values['dtype']}, activations {checkpointing}" if "dtype" in values else "bfloat16"
+    """In what a side worked; sampling keeps no activations."""
+    kept = {None: "", False: ", activations kept", True: ", activations recomputed"}
+    return values["dtype"] + kept[values.get("activation_checkpointing")]
 
 
 def verdict(reached: bool) -> str:

@@ -25,7 +25,8 @@ def main() -> None:
     found = engine.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
     lengths = [len(answer.token_ids) for request in found for answer in request.outputs]
-    print(json.dumps({"seconds": seconds, "rows": len(lengths), "tokens": sum(lengths), "vllm": vllm.__version__}))
+    found = {"seconds": seconds, "rows": len(lengths), "tokens": sum(lengths), "dtype": job["dtype"]}
+    print(json.dumps(found | {"vllm": vllm.__version__}))
 
 
 if __name__ == "__main__":  # its engine is a process that imports this file

@@ -25,8 +25,10 @@ def _choose(logits_BV: torch.Tensor, noise_B: torch.Tensor, temperature_B: torch
     greedy_B = temperature_B == 0
     if bool(greedy_B.all()):
         return logits_BV.argmax(dim=-1)
-    temperature_B1 = temperature_B.masked_fill(greedy_B, 1.0).float()[:, None]
-    probabilities_BV = torch.softmax(logits_BV.float() / temperature_B1, dim=-1)
+    scores_BV = logits_BV.float()
+    if bool((temperature_B != 1).any()):
+        scores_BV = scores_BV / temperature_B.masked_fill(greedy_B, 1.0).float()[:, None]
+    probabilities_BV = torch.softmax(scores_BV, dim=-1)
     noise_B1 = noise_B.double()[:, None]
     if top_p < 1:
         chosen_B = _within_nucleus(probabilities_BV, noise_B1, top_p, NUCLEUS)
@@ -37,16 +39,18 @@ def _choose(logits_BV: torch.Tensor, noise_B: torch.Tensor, temperature_B: torch
 
 def _among_all(probabilities_BV: torch.Tensor, noise_B1: torch.Tensor) -> torch.Tensor:
     """First the block at which the number is passed, then the token in it."""
-    missing = -probabilities_BV.size(1) % BLOCK
-    if missing:
-        probabilities_BV = torch.nn.functional.pad(probabilities_BV, (0, missing))
-    blocks = probabilities_BV.unflatten(1, (-1, BLOCK))
-    ends_BM = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    size = probabilities_BV.size(1)
+    whole = size - size % BLOCK
+    sums_BM = probabilities_BV[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1)
+    if whole < size:
+        sums_BM = torch.cat([sums_BM, probabilities_BV[:, whole:].sum(dim=-1, keepdim=True)], dim=-1)
+    ends_BM = sums_BM.double().cumsum(dim=-1)
     target_B1 = noise_B1 * ends_BM[:, -1:]
     block_B1 = _passing(ends_BM, target_B1)
     before_B1 = torch.where(block_B1 > 0, ends_BM.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
-    inside = blocks.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(dim=-1)
-    return (block_B1 * BLOCK + _passing(inside, target_B1 - before_B1))[:, 0]
+    token_BK = block_B1 * BLOCK + torch.arange(BLOCK, device=block_B1.device)
+    inside_BK = probabilities_BV.gather(1, token_BK.clamp(max=size - 1)).masked_fill_(token_BK >= size, 0.0)
+    return (block_B1 * BLOCK + _passing(inside_BK.double().cumsum(dim=-1), target_B1 - before_B1))[:, 0]
 
 
 def _within_nucleus(

@@ -5,6 +5,7 @@ import logging
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from conftest import conversation, pair, write_jsonl
 
 from benchmarks import flops, instruments, measure, samples, speed, speed_report, speed_tables
+from benchmarks.flops import faster
 from benchmarks.sides import SIDES
 
 TRAINING = [name for name in SIDES if name.startswith(("dpo", "reward", "sft"))]
@@ -194,8 +196,6 @@ def sample(tiny_model, tmp_path_factory):
     job = speed.QUICK.__dict__ | {
         "batch": 4,
         "steps": 1,
-        "grouped_steps": 1,
-        "sft_steps": 1,
         "base": str(tiny_model),
         "square": 64,
     }
@@ -237,9 +237,14 @@ def test_a_second_dpo_run_is_watched_for_reference_passes(sample, alone, tmp_pat
 
 @pytest.mark.parametrize("side", ["sampling-ours", "sampling-generate"])
 def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
-    job = sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/prompts.jsonl", "dtype": "bfloat16"}
+    job = sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/prompts.jsonl", "dtype": "float32"}
     found = SIDES[side](job)
-    assert found["rows"] == 4 * 2 and 8 <= found["tokens"] <= 8 * 16 and 0 < found["seconds"] < 60
+    assert (
+        found["rows"] == 4 * 2
+        and found["dtype"] == "float32"
+        and 8 <= found["tokens"] <= 8 * 16
+        and 0 < found["seconds"] < 60
+    )
 
 
 def test_vllms_side_asks_for_all_answers_of_a_prompt_at_once(tmp_path):
@@ -259,17 +264,58 @@ class LLM:
     job = {"base": "x", "dtype": "bfloat16", "answers": 4, "temperature": 0.8, "max_new_tokens": 5}
     words = [sys.executable, "benchmarks/vllm_side.py", json.dumps(job | {"prompt_ids": str(tmp_path / "ids.json")})]
     found = measure.run(words, tmp_path / "log", measure.environment() | {"PYTHONPATH": str(tmp_path)})
-    assert (found["rows"], found["tokens"], found["vllm"]) == (8, 24, "0") and found["seconds"] > 0
+    assert (found["rows"], found["tokens"], found["vllm"], found["dtype"]) == (8, 24, "0", "bfloat16")
+    assert found["seconds"] > 0
 
 
 def test_the_peak_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path):
     found = SIDES["arithmetic"](sample | {"rows": f"{sample['folder']}/pairs.jsonl"})
     assert found["operations"] > 0 and all(rate > 0 for rates in found["peaks"].values() for rate in rates.values())
+    # A precision for which a machine has no instructions would take minutes for what another does in a second.
+    assert set(found["peaks"]) == {"float32", faster(found["generation"])}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     made = SIDES["make-model"](sample | {"folder": str(tmp_path / "model"), "sizes": sizes})
     assert made["parameters"] > 20480 and (tmp_path / "model" / "tokenizer.json").exists()
     rows = SIDES["grid-rows"](sample | {"folder": str(tmp_path / "rows"), "length": 20, "number": 3})
     assert rows["tokens"] > 3 * 2 * 10 and (tmp_path / "rows" / "held_out.jsonl").exists()
+
+
+def _bench(folder, jobs, **arguments):
+    """Sides that take a minute each, of which `jobs` keeps what they were asked; no process is started."""
+    bench = object.__new__(speed.Bench)
+    bench.arguments = Namespace(**{"num_pairs": None, "minutes": 45.0, "vllm_python": "", "demo": ""} | arguments)
+    bench.settings, bench.folder, bench.files = speed.Settings(), folder, [folder / "rows"]
+    bench.base, bench.measured = folder, measure.Measurements(folder)
+    rates = {"float32": 2.0, "bfloat16": 1.0}
+
+    def side(work, side, job, *, pair=0, says=""):
+        jobs.append((work, side, pair, job.get("dtype")))
+        return bench.measured.get(work, side, pair, lambda: {"took": 60.0, "generation": rates})
+
+    bench.measure, bench.demo = side, lambda: {"took": 60.0}
+    return bench
+
+
+def test_lines_are_measured_again_as_long_as_the_minutes_last(tmp_path):
+    # Once each: 2 sides to prepare, 11 to compare, reuse, the demo. Then 2 minutes a pair of runs, 3 where it has 3.
+    for minutes, again in ((1, 0), (16, 0), (17, 1), (19, 2), (45, 10)):
+        jobs = []
+        bench = _bench(tmp_path / str(minutes), jobs, minutes=float(minutes))
+        bench.folder.mkdir()
+        bench.table([])
+        assert len({(work, pair) for work, _, pair, _ in jobs if pair}) == again, minutes
+        assert {(work, side) for work, side, pair, _ in jobs if not pair} >= {("sft", "sft-trl-packed"),
+                                                                              ("reuse", "reuse")}  # fmt: skip
+    jobs = []
+    _bench(tmp_path / "1", jobs, num_pairs=3).table(["dpo"])  # goes on
+    assert [side for work, side, _, _ in jobs if work == "dpo"] == ["dpo-ours", "dpo-trl", "dpo-trl", "dpo-ours",
+                                                                   "dpo-ours", "dpo-trl"]  # fmt: skip
+
+
+def test_sampling_is_done_in_the_precision_that_is_faster_here(tmp_path):
+    jobs = []
+    _bench(tmp_path, jobs).table(["sampling"])
+    assert {dtype for work, _, _, dtype in jobs if work == "sampling"} == {"float32"}
 
 
 def test_the_page_is_written_with_its_plots(sample, tmp_path):
