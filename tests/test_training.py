@@ -18,7 +18,7 @@ from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
 from engine import models, training
 from engine.batches import GlobalBatches, balanced
-from engine.optimizers import MuonAdamW
+from engine.optimizers import Muon, MuonAdamW
 from engine.tracking import Tracker
 from engine.training import best_step
 
@@ -438,6 +438,25 @@ def test_dpo_goes_with_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
     traced, plain = (weights_of(tmp_path / name / "model") for name in ("traced", "plain"))
     for name, tensor in plain.items():
         torch.testing.assert_close(traced[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_muon_moves_weights_as_torchs_does():
+    """That one computes in bfloat16, so it is a hundredth off; two of one shape must not be mixed up."""
+    torch.manual_seed(1)
+    start = [torch.randn(shape) for shape in ((12, 40), (40, 12), (24, 24), (12, 40))]
+    gradients = [[torch.randn(weight.shape) for weight in start] for _ in range(3)]
+
+    def moved(kind: type) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(weight.clone()) for weight in start]
+        optimizer = kind(weights, lr=0.02, weight_decay=0.1)
+        for gradient in gradients:
+            for weight, own in zip(weights, gradient, strict=True):
+                weight.grad = own
+            optimizer.step()
+        return [weight.detach() - before for weight, before in zip(weights, start, strict=True)]
+
+    for ours, theirs in zip(moved(Muon), moved(torch.optim.Muon), strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_muon_takes_the_hidden_matrices_and_its_state_comes_back(tokenizer, tmp_path):
