@@ -2,7 +2,7 @@
 
 For pretraining from random weights on little data, where AdamW alone needs far more steps. Muon: Jordan et al. 2024,
 with the defaults of torch.optim.Muon. That one multiplies in bfloat16 wherever it is: on a CPU without instructions for
-it a step of a model of half a million parameters took seven times as long.
+it the steps of a model of half a million parameters took five times as long.
 """
 
 from collections.abc import Iterable
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+TOGETHER = 2**24  # numbers, of matrices that are multiplied together
+
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum of matrices, made about orthogonal: those of one shape together."""
+    """Nesterov momentum of matrices, made about orthogonal: small ones of one shape together."""
 
     def __init__(
         self, params: Iterable[torch.Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95
@@ -28,11 +30,16 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
             for weights in alike.values():
-                updates = orthogonal(torch.stack([self._updated(weight, group["momentum"]) for weight in weights]))
-                rows, columns = weights[0].shape
-                for weight, update in zip(weights, updates, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                size = max(1, TOGETHER // weights[0].numel())
+                for start in range(0, len(weights), size):
+                    self._move(weights[start : start + size], group)
+
+    def _move(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
+        updates = orthogonal(torch.stack([self._updated(weight, group["momentum"]) for weight in weights]))
+        rows, columns = weights[0].shape
+        for weight, update in zip(weights, updates, strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
     def _updated(self, weight: torch.Tensor, momentum: float) -> torch.Tensor:
         state, gradient = self.state[weight], weight.grad

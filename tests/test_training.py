@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data_schemas.artifact import Artifact, read_json
 from data_schemas.stage_keys import ConfigError
-from engine import models, training
+from engine import models, optimizers, training
 from engine.batches import GlobalBatches, balanced
 from engine.optimizers import Muon, MuonAdamW
 from engine.tracking import Tracker
@@ -440,8 +440,10 @@ def test_dpo_goes_with_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
         torch.testing.assert_close(traced[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-def test_muon_moves_weights_as_torchs_does():
+@pytest.mark.parametrize("together", [1, optimizers.TOGETHER])
+def test_muon_moves_weights_as_torchs_does(together, monkeypatch):
     """That one computes in bfloat16, so it is a hundredth off; two of one shape must not be mixed up."""
+    monkeypatch.setattr(optimizers, "TOGETHER", together)
     torch.manual_seed(1)
     start = [torch.randn(shape) for shape in ((12, 40), (40, 12), (24, 24), (12, 40))]
     gradients = [[torch.randn(weight.shape) for weight in start] for _ in range(3)]
