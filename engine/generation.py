@@ -26,7 +26,7 @@ from transformers import (
 
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
-from engine import memory, timing
+from engine import memory, precision, timing
 from engine.arguments import GenerationArguments
 from engine.choosing import choose
 from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
@@ -135,6 +135,8 @@ def sample(
     if limit and longest + arguments.max_new_tokens > limit:
         log.warning("prompts of up to %d tokens + max_new_tokens=%d pass the model's %d positions", longest,
                     arguments.max_new_tokens, limit)  # fmt: skip
+    if not precision.multiplies(model.device, model.dtype):
+        log.warning("this CPU only emulates bfloat16, which takes several times as long: set dtype: float32")
     writer = _Writer(model, tokenizer, arguments, seed=f"{arguments.seed}/{purpose}", longest=longest)
     # Prompts of like length together; the order is part of the step's identity, not of how it is run.
     order = sorted(

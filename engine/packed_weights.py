@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
+from engine import precision
+
 # Weights of fewer numbers gain nothing.
 SMALLEST = {torch.bfloat16: 1, torch.float32: 2**17}
 
@@ -47,7 +49,7 @@ def _goes(module: torch.nn.Linear) -> bool:
         and weight.numel() >= SMALLEST.get(weight.dtype, torch.inf)
         and torch.backends.mkldnn.is_available()
         and (
-            torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            precision.multiplies(weight.device, weight.dtype)
             if weight.dtype == torch.bfloat16
             else torch.backends.cpu.get_cpu_capability().startswith("AVX")
         )

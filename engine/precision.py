@@ -37,6 +37,11 @@ class Layer:
         return cls(hidden, next(filter(None, sizes), 4 * hidden)) if hidden else None
 
 
+def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device has instructions for products in this precision; a CPU may only emulate bfloat16."""
+    return device.type != "cpu" or dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def busy() -> str:
     """How busy this machine is with other programs, where that would make a measurement on its CPU mean nothing."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1

@@ -1,5 +1,6 @@
 """Products with packed weights: the same numbers, and the model as it was afterwards."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -85,6 +86,17 @@ def test_hooked_layers_are_left_alone(dtype):
     with packed(model):
         assert model.first.forward is hooked and taken(model) == ["first", "second", "tied"]
     assert taken(model) == ["first"]
+
+
+@pytest.mark.parametrize(("dtype", "emulates", "said"), [("bfloat16", True, True), ("bfloat16", False, False),
+                                                         ("float32", True, False)])  # fmt: skip
+def test_a_stage_says_that_this_cpu_only_emulates_a_precision(dtype, emulates, said, tiny_model, monkeypatch, caplog):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not emulates)
+    monkeypatch.setattr(generation, "packed_weights", contextlib.nullcontext)  # it believes what was said above
+    monkeypatch.setattr(generation, "in_batches", lambda *_, **__: [])
+    model = load_causal(str(tiny_model), dtype=dtype)
+    generation.sample(None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p")  # pyright: ignore[reportArgumentType]
+    assert ("set dtype: float32" in caplog.text) is said
 
 
 def test_what_gains_nothing_is_left_alone(monkeypatch):
