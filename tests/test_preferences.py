@@ -166,7 +166,8 @@ def test_every_loss_of_trl_sees_the_content_alone(kind, tiny_model, tied_model, 
     theirs.model.eval()
     with torch.no_grad():
         wanted = float(theirs.compute_loss(theirs.model, theirs.data_collator(list(table))))
-    assert loss_of(ours, table) == pytest.approx(wanted, rel=1e-6)
+    # Long rows and padded ones round differently, and sppo_hard squares it: without AVX-512 it is 2e-6 off.
+    assert loss_of(ours, table) == pytest.approx(wanted, rel=1e-5)
     both = trainer_of(
         tiny_model,
         tied_model,
