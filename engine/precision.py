@@ -38,8 +38,11 @@ class Layer:
 
 
 def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the device has instructions for products in this precision; a CPU may only emulate bfloat16."""
-    return device.type != "cpu" or dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether the device has instructions for products in this precision: a CPU may only emulate bfloat16. Where torch
+    has no oneDNN, which knows it, nothing is said against it."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def busy() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import generation, packed_weights
+from engine import generation, packed_weights, precision
 from engine.arguments import GenerationArguments
 from engine.models import load_causal, load_tokenizer
 from engine.packed_weights import packed_weights as packed
@@ -97,6 +97,16 @@ def test_a_stage_says_that_this_cpu_only_emulates_a_precision(dtype, emulates, s
     model = load_causal(str(tiny_model), dtype=dtype)
     generation.sample(None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p")  # pyright: ignore[reportArgumentType]
     assert ("set dtype: float32" in caplog.text) is said
+
+
+def test_without_onednn_nothing_is_asked_of_it(monkeypatch):
+    def missing() -> bool:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_is_mkldnn_bf16_supported'")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", missing)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with packed(model := Layers(torch.bfloat16)):
+        assert taken(model) == [] and precision.multiplies(torch.device("cpu"), torch.bfloat16)
 
 
 def test_what_gains_nothing_is_left_alone(monkeypatch):

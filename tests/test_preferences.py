@@ -166,8 +166,8 @@ def test_every_loss_of_trl_sees_the_content_alone(kind, tiny_model, tied_model, 
     theirs.model.eval()
     with torch.no_grad():
         wanted = float(theirs.compute_loss(theirs.model, theirs.data_collator(list(table))))
-    # Long rows and padded ones round differently, and sppo_hard squares it: without AVX-512 it is 2e-6 off.
-    assert loss_of(ours, table) == pytest.approx(wanted, rel=1e-5)
+    # sppo_hard squares a log-prob, whose last bit is 4e-6: without AVX-512 long and padded rows differ in one.
+    assert loss_of(ours, table) == pytest.approx(wanted, rel=5e-6 if kind == "sppo_hard" else 1e-6)
     both = trainer_of(
         tiny_model,
         tied_model,
