@@ -1,6 +1,6 @@
 """The rows that both sides get, drawn so that padding costs in them what it costs in the whole file.
 
-A few steps are measured, of thousands that an epoch would have. Of many random draws the one is taken whose padded and
+One step is measured, of thousands that an epoch would have. Of many random draws the one is taken whose padded and
 whose own tokens are nearest to the file's mean; how near stands in the report. `grouped` are batches as
 length-grouped sampling makes them of the whole file: of a few rows alone it could make none.
 """

@@ -162,7 +162,7 @@ The target of a line is what this project set out to reach.
 SAMPLE = """
 ## The rows
 
-A few steps stand for an epoch. Their rows are drawn so that padding costs in them what it costs in the whole file; the
+One step stands for an epoch. Its rows are drawn so that padding costs in them what it costs in the whole file; the
 batches of like length are such as length-grouped sampling makes of all rows, of which a few alone would give it none.
 Own tokens count what two answers begin with once.
 
