@@ -3,12 +3,11 @@
 Of one pair whose two sequences share their first `shared` tokens, of a model with W weights in matrix products (no
 embeddings), a head of H weights (hidden size x vocabulary), L layers and an attention D wide (heads x head size):
 
-    policy     6 W tokens + 6 H logits + 12 L D visible
-    reference  2 W tokens + 2 H logits +  4 L D visible
+    6 W tokens + 6 H logits + 12 L D visible
 
-`tokens` counts the shared ones once and no padding, `logits` the positions whose logits a loss reads, `visible` the
-pairs of a token and one that it attends to. What is computed beside that (masked pairs, logits that are made again in
-the backward pass, the optimizer, norms) counts as time alone.
+forth and back; its reference takes a third of that. `tokens` counts the shared ones once and no padding, `logits` the
+positions whose logits a loss reads, `visible` the pairs of a token and one that it attends to. What is computed beside
+that (masked pairs, logits that are made again in the backward pass, the optimizer, norms) counts as time alone.
 """
 
 import time
@@ -44,14 +43,14 @@ def triangle(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def of_step(sizes: Sizes, counts: Counts, *, with_reference: bool = True) -> int:
-    """Floating point operations of the passes over these tokens, forth and back, and forth again by the reference."""
+def of_step(sizes: Sizes, counts: Counts) -> int:
+    """Floating point operations of the policy's passes over these tokens, forth and back."""
     forward = (
         2 * sizes.weights * counts.tokens
         + 2 * sizes.head * counts.logits
         + 4 * sizes.layers * sizes.attention * counts.visible
     )
-    return forward * (4 if with_reference else 3)
+    return forward * 3
 
 
 def sizes_of(base: str) -> Sizes:
@@ -82,13 +81,23 @@ def best_rate(rows: int, inner: int, columns: int, dtype: Any, *, repeats: int) 
     return 2 * rows * inner * columns / min(seconds)
 
 
+def peaks(shapes: Mapping[str, Sequence[int]], dtypes: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
+    """The best rate of each product in each precision."""
+    import torch
+
+    return {
+        dtype: {what: best_rate(*shape, getattr(torch, dtype), repeats=repeats) for what, shape in shapes.items()}
+        for dtype in dtypes
+    }
+
+
 def faster(rates: Mapping[str, float]) -> str:
     """The precision of the highest rate."""
     return max(rates, key=lambda name: rates[name])
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Operations of all steps of a job's pairs, and the machine's peak, at the model's own shapes and at 2048^3.
+    """Operations of a step on a job's pairs, and the machine's peak, at the model's own shapes and at 2048^3.
 
     `generation` is the rate of a product of the answers written together, by precision: what sampling is done in. The
     peak of bfloat16 is measured where it is faster there: a CPU that has no instructions for it would take minutes.
@@ -123,11 +132,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "head": (256, hidden, config.vocab_size),
         "square": (job["square"],) * 3,
     }
-    peaks = {
-        name: {what: best_rate(*shape, getattr(torch, name), repeats=job["repeats"]) for what, shape in shapes.items()}
-        for name in dict.fromkeys((precision.FLOAT32, faster(generation)))
-    }
+    dtypes = list(dict.fromkeys((precision.FLOAT32, faster(generation))))
     sizes = sizes_of(job["base"])
-    return {"operations": of_step(sizes, total), "counts": total._asdict(), "sizes": sizes._asdict(),
-            "shapes": {name: list(shape) for name, shape in shapes.items()}, "peaks": peaks,
+    return {"operations": of_step(sizes, total) // job["steps"], "counts": total._asdict(), "sizes": sizes._asdict(),
+            "shapes": {name: list(shape) for name, shape in shapes.items()},
+            "peaks": peaks(shapes, dtypes, job["repeats"]),
             "generation": generation}  # fmt: skip

@@ -6,7 +6,7 @@ trainer does it: passes of a reference before training, padding, packing, the op
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -41,6 +41,7 @@ class Watch:
     paused: float = 0.0  # seconds of evaluation between the two
     is_evaluating: bool = False
     how: dict[str, Any] = field(default_factory=dict)  # the trained model: its precision, whether it recomputes
+    steps: list[float] = field(default_factory=list)  # seconds of each, from its batch to the optimizer's end
     passes: list[Pass] = field(default_factory=list)  # where they are counted
     models: list[Any] = field(default_factory=list)  # kept, so that no other gets the place of one that is gone
 
@@ -57,13 +58,19 @@ class Watch:
         )
 
 
-class _LastStep(TrainerCallback):
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+class _Steps(TrainerCallback):
+    def __init__(self, watch: Watch, between: Callable[[], None]) -> None:
+        self.watch, self.between, self.began = watch, between, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        ended = time.perf_counter()
+        self.watch.steps.append(ended - self.began)
+        self.between()
         if state.global_step >= state.max_steps:
-            self.watch.ended = time.perf_counter()
+            self.watch.ended = ended
             model = kwargs["model"]
             dtype = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
             self.watch.how = {"dtype": f"{dtype}, autocast bfloat16" if args.bf16 else dtype,
@@ -72,8 +79,8 @@ class _LastStep(TrainerCallback):
 
 
 @contextlib.contextmanager
-def watching(*, counts_passes: bool = False) -> Iterator[Watch]:
-    """Watches what runs inside, and ends it quietly after the last training step."""
+def watching(*, counts_passes: bool = False, between: Callable[[], None] = lambda: None) -> Iterator[Watch]:
+    """Watches what runs inside, and ends it quietly after the last training step; `between` is called after each."""
     watch = Watch()
 
     def begins(module: Any, args: Any) -> None:
@@ -93,7 +100,7 @@ def watching(*, counts_passes: bool = False) -> Iterator[Watch]:
     train, evaluate = Trainer.train, TrainingLoop.evaluate
 
     def watched_train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.add_callback(_LastStep(watch))
+        self.add_callback(_Steps(watch, between))
         return train(self, *args, **kwargs)
 
     def watched_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -57,7 +57,6 @@ def stage_keys(stage: str, job: Job, **keys: Any) -> dict[str, Any]:
         "train_data": [job["rows"]],
         "eval_data": [held_out],
         "global_batch_size": job["batch"],
-        "per_device_eval_batch_size": 2,
         "eval_steps": 1000,  # at the start alone, before anything is timed
         **keys,
     }
@@ -158,7 +157,10 @@ def reuse(job: Job) -> Values:
 
 
 def generate(job: Job) -> Values:
-    """generate() on 8 prompts a call in the order of the file, each with all its answers."""
+    """generate() on 8 prompts a call in the order of the file, each with all its answers.
+
+    Its calls hang on nothing but themselves: each pair of runs has every third of them.
+    """
     import torch
 
     from data_schemas.reading import read_rows
@@ -175,7 +177,7 @@ def generate(job: Job) -> Values:
     ends, answers = end_tokens(model, tokenizer), []
     prompts = [encode_prompt(tokenizer, row.prompt) for row in read_rows(Path(job["rows"]), Prompt)]
     with watching() as watch, torch.no_grad():
-        for start in range(0, len(prompts), 8):
+        for start in range(0, len(prompts), 8)[job["pair"] % job["shares"] :: job["shares"]]:
             rows = prompts[start : start + 8]
             width = max(map(len, rows))
             found = model.generate(  # pyright: ignore[reportCallIssue]
@@ -195,12 +197,13 @@ def sampling_ours(job: Job) -> Values:
     from data_schemas.reading import read_rows
     from data_schemas.rows import Prompt
     from engine.generation import sample_in_turn
-    from engine.process import use_all_cores
+    from engine.process import keep_memory, use_all_cores
     from engine.stage import Stage
     from engine.tracking import Tracker
     from stages.rejection_sampling import RejectionSamplingArguments
 
     use_all_cores()
+    keep_memory()
     folder = Path(job["folder"])
     prompts = [(row, None) for row in read_rows(Path(job["rows"]), Prompt)]
     arguments = RejectionSamplingArguments(
@@ -223,9 +226,20 @@ def prepare(job: Job) -> Values:
 
 
 def arithmetic(job: Job) -> Values:
-    from benchmarks.flops import measure
+    """Steps of our DPO, and products of its shapes before and after each: a machine is not as fast at all times."""
+    from benchmarks import flops
 
-    return measure(job)
+    found = flops.measure(job)
+    found["peaks"] = [found["peaks"]]
+
+    def again() -> None:
+        found["peaks"].append(flops.peaks(found["shapes"], list(found["peaks"][0]), job["repeats"]))
+
+    first = job["first_steps"]
+    keys = stage_keys("dpo", job | {"steps": first + job["timed_steps"]}, **DPO_KEYS)
+    with watching(between=again) as watch:
+        run_as_stage("dpo", Path(job["folder"]) / "step", keys)
+    return found | {"steps": watch.steps[first:], "peaks": found["peaks"][first:]}
 
 
 def make_model(job: Job) -> Values:

@@ -1,6 +1,7 @@
 """docs/benchmarks.md and its plots, from the measurements of benchmarks/speed.py."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def write(root: Path, docs: Path) -> None:
 
 def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> str:
     settings = about["settings"]
-    lines = [*tables.speed_lines(measured, settings), *tables.other_lines(measured, settings)]
+    lines = [*tables.speed_lines(measured, settings), *tables.other_lines(measured)]
     vllm = [f"vllm {values['vllm']}" for values in measured.of("sampling", "sampling-vllm")[:1]]
     versions = ", ".join([*(f"{name} {version}" for name, version in about["versions"].items()), *vllm])
     facts = next(iter(measured.of("sample", "prepare")), None)
@@ -110,23 +111,30 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
     for values in measured.of("demo", "demo"):
         text += LOOP.format(wall=values["wall"], table="\n".join(tables.loop_table(values)))
     for values in measured.of("arithmetic", "arithmetic"):
-        text += arithmetic_text(values)
+        text += arithmetic_text(values, [run["seconds"] for run in measured.of("dpo", "dpo-ours")], settings)
     if draw_table(measured, docs / "benchmarks.svg"):
         text += "\n![ratios](benchmarks.svg)\n"
     return text
 
 
-def arithmetic_text(values: Mapping[str, Any]) -> str:
-    peaks = values["peaks"]
+def arithmetic_text(values: Mapping[str, Any], runs: Sequence[float], settings: Mapping[str, Any]) -> str:
+    """`runs` are the seconds of whole runs of the first line, from nothing and with the reference."""
+    dtypes = list(values["peaks"][0])
     lines = [
-        " | ".join(["| product", *(f"{dtype}, GFLOP/s" for dtype in peaks)]) + " |",
-        "|---|" + "---:|" * len(peaks),
+        " | ".join(["| product", *(f"{dtype}, GFLOP/s" for dtype in dtypes)]) + " |",
+        "|---|" + "---:|" * len(dtypes),
     ]
     for name, shape in values["shapes"].items():
-        cells = [f"{rates[name] / 1e9:.0f}" for rates in peaks.values()]
+        cells = [f"{max(peaks[dtype][name] for peaks in values['peaks']) / 1e9:.0f}" for dtype in dtypes]
         lines.append(" | ".join([f"| {name}: {' × '.join(map(str, shape))}", *cells]) + " |")
-    return ARITHMETIC.format(table="\n".join(lines), operations=values["operations"] / 1e12,
+    steps, best = ([f"{rate / 1e9:.0f}" for rate in rates] for rates in tables.step_rates(values))
+    text = ARITHMETIC.format(table="\n".join(lines), operations=values["operations"] / 1e12, steps=", ".join(steps),
+                             best=", ".join(best), first=settings["first_steps"],
                              **values["counts"], **values["sizes"])  # fmt: skip
+    if runs:
+        rate = 4 / 3 * values["operations"] * settings["steps"] / statistics.median(runs) / 1e9
+        text += FROM_NOTHING.format(rate=rate)
+    return text
 
 
 def grid_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> str:
@@ -155,7 +163,8 @@ precomputation and reference included, without imports, loading, tokenizing, eva
 trainers of `trl dpo`, `trl reward` and `trl sft`, on the same rows, weights, template, batch, learning rate and
 precision as ours, and with our labels in SFT; memory is the largest resident size of a side's processes together. In
 sampling, all draw at temperature {temperature} from the whole distribution, in the precision in which this machine
-multiplies faster: {written_together} answers at a time by us, 64 by `generate()`, by vLLM its default, with all cores.
+multiplies faster: {written_together} answers at a time by us, 64 by `generate()`, by vLLM its default, with all cores;
+of `generate()`'s calls, which hang on nothing but themselves, each pair of runs has one in {shares}.
 The target of a line is what this project set out to reach.
 """
 
@@ -184,13 +193,21 @@ ARITHMETIC = """
 ## Arithmetic
 
 With W = {weights:,} weights in matrix products (no embeddings), a head of H = {head:,} weights, L = {layers} layers and
-an attention D = {attention} wide, the policy takes 6 W tokens + 6 H logits + 12 L D visible operations, and the
-reference a third of that. Of the rows of the first line, `tokens` ({tokens:,}) counts what two answers begin with once
+an attention D = {attention} wide, the policy takes 6 W tokens + 6 H logits + 12 L D visible operations, forth and
+back. Of the rows of the first line, `tokens` ({tokens:,}) counts what two answers begin with once
 and no padding, `logits` ({logits:,}) the positions whose logits the loss reads, `visible` ({visible:,}) the pairs of a
 token and one it attends to; together {operations:.1f} TFLOP. What a step does besides (masked pairs, logits made again
-in the backward pass, norms, the optimizer) counts as time alone. The peak is the best rate of one product:
+in the backward pass, norms, the optimizer) counts as time alone.
+
+Steps and products take turns in one process, since a machine is not as fast at all times: steps at {steps} GFLOP/s, the
+best product just before or after each at {best}. The first {first} steps are left out: memory that a process touches
+for the first time costs more than what is done in it. The best rate of each product, over all turns:
 
 {table}
+"""
+
+FROM_NOTHING = """
+The first line's own run, one step from nothing with the reference's pass, comes to {rate:.0f} GFLOP/s.
 """
 
 GRID = """

@@ -86,9 +86,9 @@ def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str
     return lines
 
 
-def other_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str]:
+def other_lines(measured: Measurements) -> list[str]:
     """The rows that are no ratio of speeds."""
-    lines = []
+    lines: list[str] = []
     mine, others = neighbours(measured, "dpo", "dpo-ours", "dpo-trl")
     if mine:
         ratio = Ratio.of([of["peak_mib"] for of in mine], [of["peak_mib"] for of in others])
@@ -104,14 +104,13 @@ def other_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str
         lines.append(f"| `make demo`: start-up, loading and saving | its own wall time | ≤ {MOST_OVERHEAD:.0%} | "
                      f"{share:.0%}, {verdict(share <= MOST_OVERHEAD)} | {share * values['wall']:.0f} s | "
                      f"{values['wall']:.0f} s | float32 |")  # fmt: skip
-    found = shares(measured, settings)
-    if found:
-        share = statistics.median(found)
-        peak = peak_of(measured.of("arithmetic", "arithmetic")[0]["peaks"]["float32"])
+    for values in measured.of("arithmetic", "arithmetic"):
+        steps, peaks = step_rates(values)
+        share = Ratio.of(steps, peaks)
         lines.append(f"| training step of the first line: arithmetic | measured matrix-product peak | "
-                     f"≥ {LEAST_ARITHMETIC:.0%} | {share:.0%} [{min(found):.0%}, {max(found):.0%}], "
-                     f"{verdict(share >= LEAST_ARITHMETIC)} | {share * peak / 1e9:.0f} GFLOP/s | "
-                     f"{peak / 1e9:.0f} GFLOP/s | float32 |")  # fmt: skip
+                     f"≥ {LEAST_ARITHMETIC:.0%} | {share.median:.0%} [{share.low:.0%}, {share.high:.0%}], "
+                     f"{verdict(share.median >= LEAST_ARITHMETIC)} | {statistics.median(steps) / 1e9:.0f} GFLOP/s | "
+                     f"{statistics.median(peaks) / 1e9:.0f} GFLOP/s | float32 |")  # fmt: skip
     return lines
 
 
@@ -121,16 +120,10 @@ def overhead(values: Mapping[str, Any]) -> float:
     return 1 - inside / values["wall"]
 
 
-def peak_of(rates_by_shape: Mapping[str, float]) -> float:
-    return max(rates_by_shape.values())
-
-
-def shares(measured: Measurements, settings: Mapping[str, Any]) -> list[float]:
-    """Of the peak, for each run of our side."""
-    for values in measured.of("arithmetic", "arithmetic"):
-        peak = peak_of(values["peaks"]["float32"])
-        return [values["operations"] / run["seconds"] / peak for run in measured.of("dpo", "dpo-ours")]
-    return []
+def step_rates(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Operations a second of each step, and of the best product just before or after it."""
+    best = [max(rates["float32"].values()) for rates in values["peaks"]]
+    return [values["operations"] / seconds for seconds in values["steps"]], list(map(max, best[:-1], best[1:]))
 
 
 def loop_table(values: Mapping[str, Any]) -> list[str]:

@@ -99,6 +99,7 @@ def _run(
     folder = Path(values["output_dir"])
     process.end_with_the_runner()
     process.use_all_cores()
+    process.keep_memory()
     process.trust_code(bool(values.get("trust_remote_code")))
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder, is_main=rank == 0), preemption.listening():

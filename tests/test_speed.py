@@ -97,8 +97,7 @@ def test_the_operations_of_a_step_by_hand(tiny_model, tokenizer):
     assert counts == (5, 3, 3 + 7 + 3)
     sizes = flops.Sizes(weights=10, head=100, layers=2, attention=4)
     forward = 2 * 10 * 5 + 2 * 100 * 3 + 4 * 2 * 4 * 13
-    assert flops.of_step(sizes, counts) == 3 * forward + forward  # the policy forth and back, the reference forth
-    assert flops.of_step(sizes, counts, with_reference=False) == 3 * forward
+    assert flops.of_step(sizes, counts) == 3 * forward
     per_layer = 4 * 32 * 32 + 3 * 32 * 64
     assert flops.sizes_of(str(tiny_model)) == (2 * per_layer, 32 * len(tokenizer), 2, 32)
 
@@ -142,7 +141,10 @@ def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
         measured.get("dpo", "dpo-ours", number, lambda s=mine: how | {"seconds": s, "peak_mib": 2048})
         measured.get("dpo", "dpo-trl", number, lambda s=other: how | {"seconds": s, "peak_mib": 3072})
     measured.get("reuse", "reuse", 0, lambda: {"first": 4, "second": 1})
-    measured.get("arithmetic", "arithmetic", 0, lambda: {"operations": 8e9, "peaks": {"float32": {"a": 1e9, "b": 2e9}}})
+    arithmetic = {"operations": 8e9, "steps": [4.0, 8.0, 2.0]}
+    # Steps at 2, 1 and 4 GFLOP/s; the better of the best products before and after each: 2, 2 and 4.
+    arithmetic["peaks"] = [{"float32": {"a": one * 1e9, "b": 1e9}} for one in (2, 1, 2, 4)]
+    measured.get("arithmetic", "arithmetic", 0, lambda: arithmetic)
     settings = speed.Settings().__dict__
     lines = speed_tables.speed_lines(measured, settings)
     assert lines[0] == (
@@ -150,7 +152,7 @@ def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
         "| 4 pairs/s | 1 pairs/s | float32, activations kept |"
     )
     assert "not measured: no `--vllm_python`" in lines[-1] and "not measured: left out" in lines[1]
-    memory, passes, arithmetic = speed_tables.other_lines(measured, settings)
+    memory, passes, arithmetic = speed_tables.other_lines(measured)
     assert "≤ 0.5× | 0.67× [0.67, 0.67], **missed** | 2.0 GiB | 3.0 GiB" in memory
     assert "| 0 | 1, **missed** | 1 | 4 |" in passes
     assert "≥ 60% | 100% [50%, 100%], reached | 2 GFLOP/s | 2 GFLOP/s" in arithmetic
@@ -238,13 +240,22 @@ def test_a_second_dpo_run_is_watched_for_reference_passes(sample, alone, tmp_pat
 @pytest.mark.parametrize("side", ["sampling-ours", "sampling-generate"])
 def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
     job = sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/prompts.jsonl", "dtype": "float32"}
-    found = SIDES[side](job)
+    found = SIDES[side](job | {"pair": 0})
     assert (
         found["rows"] == 4 * 2
         and found["dtype"] == "float32"
         and 8 <= found["tokens"] <= 8 * 16
         and 0 < found["seconds"] < 60
     )
+
+
+def test_each_pair_of_runs_has_its_share_of_generates_calls(sample, alone, tmp_path):
+    rows = write_jsonl(
+        tmp_path / "prompts.jsonl", [{"prompt": [{"role": "user", "content": f"Say {n}."}]} for n in range(20)]
+    )
+    job = sample | {"rows": str(rows), "dtype": "float32", "answers": 1, "max_new_tokens": 1, "shares": 2}
+    calls = [SIDES["sampling-generate"](job | {"pair": pair})["rows"] for pair in range(3)]
+    assert calls == [8 + 4, 8, 8 + 4]  # 20 prompts are calls of 8, 8 and 4
 
 
 def test_vllms_side_asks_for_all_answers_of_a_prompt_at_once(tmp_path):
@@ -269,10 +280,15 @@ class LLM:
 
 
 def test_the_peak_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path):
-    found = SIDES["arithmetic"](sample | {"rows": f"{sample['folder']}/pairs.jsonl"})
-    assert found["operations"] > 0 and all(rate > 0 for rates in found["peaks"].values() for rate in rates.values())
-    # A precision for which a machine has no instructions would take minutes for what another does in a second.
-    assert set(found["peaks"]) == {"float32", faster(found["generation"])}
+    job = sample | {"rows": f"{sample['folder']}/pairs.jsonl", "folder": str(tmp_path), "first_steps": 1}
+    found = SIDES["arithmetic"](job | {"timed_steps": 2})
+    assert len(found["steps"]) == 2 and len(found["peaks"]) == 3  # before, between and after them
+    for peaks in found["peaks"]:
+        # A precision for which a machine has no instructions would take minutes for what another does in a second.
+        assert set(peaks) == {"float32", faster(found["generation"])}
+        assert all(rate > 0 for rates in peaks.values() for rate in rates.values())
+    steps, best = speed_tables.step_rates(found)
+    assert all(0 < step < peak for step, peak in zip(steps, best, strict=True)), "a step is more than its products"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     made = SIDES["make-model"](sample | {"folder": str(tmp_path / "model"), "sizes": sizes})
     assert made["parameters"] > 20480 and (tmp_path / "model" / "tokenizer.json").exists()
@@ -328,6 +344,10 @@ def test_the_page_is_written_with_its_plots(sample, tmp_path):
     measured, how = measure.Measurements(folder), {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
     for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
         measured.get("dpo", side, 0, lambda s=seconds: how | {"seconds": s, "peak_mib": 100})
+    arithmetic = {"operations": 3e9, "steps": [1.0], "peaks": [{"float32": {"a": 4e9}}, {"float32": {"a": 5e9}}],
+                  "shapes": {"a": [1, 2, 3]}, "counts": {"tokens": 1, "logits": 2, "visible": 3},
+                  "sizes": flops.Sizes(1, 2, 3, 4)._asdict()}  # fmt: skip
+    measured.get("arithmetic", "arithmetic", 0, lambda: arithmetic)
     (tmp_path / "grid-0").mkdir()
     (tmp_path / "grid-0" / "about.json").write_text(json.dumps(about))
     (tmp_path / "grid.json").write_text(json.dumps({"folder": "grid-0"}))  # a grid that was only begun
@@ -341,6 +361,7 @@ def test_the_page_is_written_with_its_plots(sample, tmp_path):
     assert "| 60M | 256 | 4 | 800 | 200 | 4.00× | 1.0 | 1.0 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
     assert (tmp_path / "docs" / "benchmarks-grid.svg").exists()
     text = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| a: 1 × 2 × 3 | 5 |" in text and "steps at 3 GFLOP/s" in text and "comes to 4 GFLOP/s" in text
     assert "4.00× [4.00, 4.00], reached" in text and speed_report.QUICK in text
     assert str(Path.home()) not in text and str(tmp_path) not in text
     assert (tmp_path / "docs" / "benchmarks.svg").read_text().startswith("<?xml")
