@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(
         HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
     )
+    # Two workers share the cores: spinning threads would make both many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Compiled once a session, for all its workers; in the user's own folder a killed session would leave its lock
     # to all later ones.
     if not hasattr(config, "workerinput"):
@@ -48,8 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
-    # Two workers share the cores: spinning threads would make both many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
