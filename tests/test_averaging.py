@@ -309,6 +309,7 @@ def test_without_eval_data_a_share_of_the_training_groups_is_held_out(parts, tin
     assert made.metrics["eval_loss"] > 0
 
 
+@pytest.mark.long
 def test_two_processes_under_zero3_measure_what_one_does(tiny_model, tokenizer, rows, run_stage, tmp_path):
     other = tiny_llama(tokenizer, tmp_path / "parts" / "model", seed=1)
     keys = keys_of("dpo", [tiny_model.parent, other.parent], tiny_model, rows) | {"per_device_eval_batch_size": 4}

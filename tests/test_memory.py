@@ -221,6 +221,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.long
 def test_two_processes_agree_on_the_half_that_one_of_them_needs(tiny_model, rows, tmp_path):
     from pipeline import launching
     from pipeline.plan import Step
