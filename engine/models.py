@@ -173,11 +173,17 @@ def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
 
 
 @timing.part("save")
-def merge_adapter(base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str) -> None:
-    """Writes the plain model that base and adapter make, in a process of its own, free of any ZeRO state."""
-    kind = "reward" if is_reward_model else "causal"
+def merge_adapter(
+    base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str, in_own_process: bool
+) -> None:
+    """Writes the plain model that base and adapter make; in a process of its own where ZeRO would divide what is loaded
+    here."""
+    words = [base, str(adapter), str(out), "reward" if is_reward_model else "causal", dtype]
+    if not in_own_process:
+        _merge(*words)
+        return
     # -P: a folder named engine/ in the working directory would mask ours.
-    command = [sys.executable, "-P", "-m", "engine.models", base, str(adapter), str(out), kind, dtype]
+    command = [sys.executable, "-P", "-m", "engine.models", *words]
     done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"merging {adapter} failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -299,7 +299,8 @@ def train_and_save(
         shutil.rmtree(target, ignore_errors=True)
         if model.use_peft:
             base = str(model.model_name_or_path)
-            merge_adapter(base, best_model, target, is_reward_model=is_reward_model, dtype=model.dtype or "float32")
+            merge_adapter(base, best_model, target, is_reward_model=is_reward_model, dtype=model.dtype or "float32",
+                          in_own_process=trainer.is_deepspeed_enabled)  # fmt: skip
         else:
             checkpoints.link(best_model, target, leave_out=PROBE)
         check_weights(target)

@@ -294,15 +294,9 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path, monkeypatch):
+def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path):
     from peft import PeftModel
 
-    if stage != "reward_model":  # once as a process of its own is enough
-
-        def merge_here(base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str) -> None:
-            models._merge(base, str(adapter), str(out), "reward" if is_reward_model else "causal", dtype)
-
-        monkeypatch.setattr(training, "merge_adapter", merge_here)
     folder = tmp_path / stage
     record = run_here(
         stage, folder, model_name_or_path=tiny_model, use_peft=True, learning_rate=1e-2, keep_checkpoints=True,
@@ -317,6 +311,9 @@ def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path, mon
         base, merged = models.load_reward(str(tiny_model)), AutoModelForSequenceClassification.from_pretrained(plain)
         assert merged.config.num_labels == 1 and merged.config.pad_token_id is not None
         assert "score.weight" in weights_of(plain)
+        models.merge_adapter(str(tiny_model), adapter, tmp_path / "apart", is_reward_model=True, dtype="float32",
+                             in_own_process=True)  # fmt: skip
+        assert_equal_weights(tmp_path / "apart", plain)
     else:
         base, merged = models.load_causal(str(tiny_model)), AutoModelForCausalLM.from_pretrained(plain)
     start = logits(base).clone()
