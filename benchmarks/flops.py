@@ -97,10 +97,10 @@ def faster(rates: Mapping[str, float]) -> str:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Operations of a step on a job's pairs, and the machine's peak, at the model's own shapes and at 2048^3.
+    """Operations of a step on a job's pairs, and what `peaks` takes: the model's own shapes and 2048^3, and precisions.
 
-    `generation` is the rate of a product of the answers written together, by precision: what sampling is done in. The
-    peak of bfloat16 is measured where it is faster there: a CPU that has no instructions for it would take minutes.
+    `generation` is the rate of a product of the answers written together, by precision: what sampling is done in.
+    bfloat16 is among the precisions where it is faster there: a CPU that has no instructions for it would take minutes.
     """
     import torch
     from transformers import AutoConfig
@@ -135,6 +135,4 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     dtypes = list(dict.fromkeys((precision.FLOAT32, faster(generation))))
     sizes = sizes_of(job["base"])
     return {"operations": of_step(sizes, total) // job["steps"], "counts": total._asdict(), "sizes": sizes._asdict(),
-            "shapes": {name: list(shape) for name, shape in shapes.items()},
-            "peaks": peaks(shapes, dtypes, job["repeats"]),
-            "generation": generation}  # fmt: skip
+            "shapes": shapes, "dtypes": dtypes, "generation": generation}  # fmt: skip

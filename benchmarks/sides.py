@@ -159,7 +159,7 @@ def reuse(job: Job) -> Values:
 def generate(job: Job) -> Values:
     """generate() on 8 prompts a call in the order of the file, each with all its answers.
 
-    Its calls hang on nothing but themselves: each pair of runs has every third of them.
+    Its calls hang on nothing but themselves: each pair of runs has its share of them.
     """
     import torch
 
@@ -229,17 +229,16 @@ def arithmetic(job: Job) -> Values:
     """Steps of our DPO, and products of its shapes before and after each: a machine is not as fast at all times."""
     from benchmarks import flops
 
-    found = flops.measure(job)
-    found["peaks"] = [found["peaks"]]
+    found, first, peaks = flops.measure(job), job["first_steps"], []
 
-    def again() -> None:
-        found["peaks"].append(flops.peaks(found["shapes"], list(found["peaks"][0]), job["repeats"]))
+    def measure_peaks() -> None:
+        peaks.append(flops.peaks(found["shapes"], found["dtypes"], job["repeats"]))
 
-    first = job["first_steps"]
+    measure_peaks()
     keys = stage_keys("dpo", job | {"steps": first + job["timed_steps"]}, **DPO_KEYS)
-    with watching(between=again) as watch:
+    with watching(between=measure_peaks) as watch:
         run_as_stage("dpo", Path(job["folder"]) / "step", keys)
-    return found | {"steps": watch.steps[first:], "peaks": found["peaks"][first:]}
+    return found | {"steps": watch.steps[first:], "peaks": peaks[first:]}
 
 
 def make_model(job: Job) -> Values:

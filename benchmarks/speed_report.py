@@ -132,8 +132,8 @@ def arithmetic_text(values: Mapping[str, Any], runs: Sequence[float], settings: 
                              best=", ".join(best), first=settings["first_steps"],
                              **values["counts"], **values["sizes"])  # fmt: skip
     if runs:
-        rate = 4 / 3 * values["operations"] * settings["steps"] / statistics.median(runs) / 1e9
-        text += FROM_NOTHING.format(rate=rate)
+        with_reference = values["operations"] * 4 / 3  # forth and back is three times forth
+        text += FROM_NOTHING.format(rate=with_reference * settings["steps"] / statistics.median(runs) / 1e9)
     return text
 
 

@@ -176,8 +176,7 @@ def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
 def merge_adapter(
     base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str, in_own_process: bool
 ) -> None:
-    """Writes the plain model that base and adapter make; in a process of its own where ZeRO would divide what is loaded
-    here."""
+    """Writes the plain model that base and adapter make: not here where ZeRO would divide what is loaded."""
     words = [base, str(adapter), str(out), "reward" if is_reward_model else "causal", dtype]
     if not in_own_process:
         _merge(*words)
