@@ -76,11 +76,12 @@ class Settings:
     repeats: int = 7
     first_steps: int = 2  # of ours, not timed beside that peak: memory has its cost when it is touched first
     timed_steps: int = 5
+    least_words: int = 2048  # of a sequence of each pair of a cell of the grid, together: more steps of small batches
     shares: int = NUM_FULL_PAIRS  # of generate()'s calls, one for each pair of runs: all take most of an hour
 
 
 QUICK = Settings(num_pairs=1, prompts=4, answers=2, max_new_tokens=16, square=256, repeats=2, first_steps=0,
-                 timed_steps=1, shares=1)  # fmt: skip
+                 timed_steps=1, least_words=1, shares=1)  # fmt: skip
 
 
 class Bench:
@@ -200,7 +201,7 @@ class Bench:
         return found | {"wall": wall, "took": wall}
 
     def grid(self) -> None:
-        """Both sides at every size of model, length and batch, one step each."""
+        """Both sides at every size of model, length and batch, as many steps as `least_words` ask for."""
         few = self.arguments.quick
         for size, (hidden, inner, layers, heads, pairs_of_heads) in list(SIZES.items())[: 1 if few else None]:
             sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
@@ -212,11 +213,12 @@ class Bench:
             for length in LENGTHS[: 1 if few else None]:
                 for batch in BATCHES[: 1 if few else None]:
                     place = self.folder / f"rows-{length}-{batch}"
-                    rows = self.job(folder=str(place), length=length, number=batch)
+                    steps = max(1, self.settings.least_words // (length * batch))
+                    rows = self.job(folder=str(place), length=length, number=batch * steps)
                     if not (place / "held_out.jsonl").exists():
                         self.measured.done.pop((f"rows {length} {batch}", "grid-rows", 0), None)
                     self.measure(f"rows {length} {batch}", "grid-rows", rows)
-                    job = self.job(base=str(model), rows=str(place / "pairs.jsonl"), batch=batch)
+                    job = self.job(base=str(model), rows=str(place / "pairs.jsonl"), batch=batch, steps=steps)
                     turn = LENGTHS.index(length) + BATCHES.index(batch)
                     for side in in_turn(("dpo-ours", "dpo-trl"), turn):
                         self.measure(cell(size, length, batch), side, job)

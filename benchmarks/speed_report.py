@@ -69,7 +69,7 @@ def draw_grid(measured: Measurements, path: Path) -> None:
                 title=size if row == 0 else "", xlabel="words a sequence", ylabel=what, xticks=LENGTHS, ylim=(0, None)
             )
             panel.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=7, frameon=False)
+    axes[0][-1].legend(fontsize=7, frameon=False, handlelength=4)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -83,7 +83,7 @@ def write(root: Path, docs: Path) -> None:
     if table is None and grid is None:
         raise ConfigError(f"nothing is measured in {root}; run `python -m benchmarks.speed table` first")
     docs.mkdir(parents=True, exist_ok=True)
-    text = ""
+    text = "" if table else f"{TITLE}\n"
     for part, found in (("table", table), ("grid", grid)):
         if found is None:
             continue
@@ -101,7 +101,8 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
     versions = ", ".join([*(f"{name} {version}" for name, version in about["versions"].items()), *vllm])
     facts = next(iter(measured.of("sample", "prepare")), None)
     runs = tables.num_runs(measured)
-    text = TABLE.format(machine=about["machine"], versions=versions, table="\n".join(lines), pairs=runs, **settings)
+    text = TABLE.format(title=TITLE, machine=about["machine"], versions=versions, table="\n".join(lines), pairs=runs,
+                        **settings)  # fmt: skip
     if about.get("is_quick"):
         text = text.replace("\n\n", f"\n\n{QUICK}\n\n", 1)
     if facts:
@@ -143,12 +144,15 @@ def grid_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> s
         return ""  # it was only begun
     draw_grid(measured, docs / "benchmarks-grid.svg")
     quick = f"\n{QUICK}\n" if about.get("is_quick") else ""
-    return GRID.format(machine=about["machine"], table="\n".join(tables.grid_table(measured)), quick=quick)
+    table = "\n".join(tables.grid_table(measured))
+    return GRID.format(machine=about["machine"], table=table, quick=quick, **about["settings"])
 
 
 QUICK = "**A quick look, one run of one step a side: these numbers say nothing.**"
 
-TABLE = """# How fast is it?
+TITLE = "# How fast is it?"
+
+TABLE = """{title}
 
 Made by `make bench` on {machine}, with {versions}. Every side is a process of its own; the sides of a line run
 in turn (A B, B A, …), a ratio is of two neighbours, and what stands here is the median of {pairs}, where a line does
@@ -213,8 +217,10 @@ The first line's own run, one step from nothing with the reference's pass, comes
 GRID = """
 ## Cost against size
 
-DPO with random Llamas of three sizes on made pairs, one step each, by `make bench-full` on {machine}. Tokens are those
-of both sequences of a pair, without padding.
+DPO with random Llamas of three sizes on made pairs, by `make bench-full` on {machine}.
+One run a side, in turn (A B, B A, …), of one step, or of several that see {least_words:,} words together where a step
+has fewer. Against TRL otherwise default, reference included, in float32, activations kept. Tokens are those of both
+sequences of a pair, without padding.
 {quick}
 {table}
 

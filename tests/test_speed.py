@@ -296,6 +296,20 @@ def test_the_peak_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path
     assert rows["tokens"] > 3 * 2 * 10 and (tmp_path / "rows" / "held_out.jsonl").exists()
 
 
+def test_every_cell_of_the_grid_has_both_sides_in_turn_and_enough_words(tmp_path):
+    bench, asked = _bench(tmp_path, [], quick=False), {}
+    bench.measure = lambda work, side, job: asked.setdefault((work, side), job)
+    bench.grid()
+    cells = [key for key in asked if key[1].startswith("dpo")]
+    assert len(cells) == 2 * 27 and [work for work, _ in cells[::2]] == [work for work, _ in cells[1::2]]
+    assert {side for _, side in cells[::2]} == {side for _, side in cells[1::2]} == {"dpo-ours", "dpo-trl"}
+    for work, side in cells:
+        length, batch, job = *map(int, work.split()[1:]), asked[work, side]
+        assert job["steps"] * batch == asked[f"rows {length} {batch}", "grid-rows"]["number"], "rows are seen once"
+        assert job["steps"] * batch * length >= speed.Settings().least_words
+        assert job["steps"] == 1 or (job["steps"] - 1) * batch * length < speed.Settings().least_words
+
+
 def _bench(folder, jobs, **arguments):
     """Sides that take a minute each, of which `jobs` keeps what they were asked; no process is started."""
     bench = object.__new__(speed.Bench)
