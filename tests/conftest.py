@@ -1,6 +1,9 @@
 """Tiny random models, small rows, and ways to run a stage. Nothing here needs a network."""
 
 import contextlib
+import functools
+import gc
+import importlib
 import json
 import logging
 import os
@@ -187,15 +190,22 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@functools.cache
+def module_of(stage: str) -> Any:
+    """A stage, imported; what is imported by then, the garbage collections of each run need not go through."""
+    module = importlib.import_module(f"stages.{stage}")
+    gc.collect()
+    gc.freeze()
+    return module
+
+
 def call_stage(stage: str, folder: Path, **keys: Any) -> int:
     """Runs a stage in this process, which saves the imports; returns its exit code."""
-    import importlib
-
     from data_schemas.key_rules import check_values
     from data_schemas.stage_keys import check_keys, check_required
     from engine import stage as stage_module
 
-    module = importlib.import_module(f"stages.{stage}")
+    module = module_of(stage)
     values = check_keys(stage, stage_keys(stage, **keys) | {"output_dir": str(folder)}, where=stage)
     check_required(stage, values, where=stage)
     check_values(stage, values, where=stage)

@@ -1,4 +1,5 @@
-"""A stage's process keeps the memory that it frees, where it has no GPU."""
+"""A stage's process keeps the memory that it frees, where it has no GPU, and does not look through its modules again
+at each garbage collection."""
 
 import platform
 import subprocess
@@ -27,3 +28,18 @@ def test_memory_that_was_freed_stays_where_there_is_no_gpu(gpus, is_kept):
     words = [sys.executable, "-c", KEPT.format(gpus=gpus)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert (int(done.stdout) > 200) == is_kept, done.stdout
+
+
+FROZEN = """
+import gc, sys
+from engine import stage
+stage._run = lambda *given: print(gc.get_freeze_count(), len(gc.get_objects())) or 0
+stage.run_stage("prepare_base", (), None, words=["--model_name_or_path", "m", "--output_dir", "o"])
+"""
+
+
+def test_garbage_collections_do_not_go_through_what_was_imported(tmp_path):
+    words = [sys.executable, "-c", FROZEN]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    frozen, others = map(int, done.stdout.split())
+    assert frozen > 10 * others, "of what is there when a stage starts, nearly all are its modules"
