@@ -31,7 +31,7 @@ def test_memory_that_was_freed_stays_where_there_is_no_gpu(gpus, is_kept):
 
 
 FROZEN = """
-import gc, sys
+import gc
 from engine import stage
 stage._run = lambda *given: print(gc.get_freeze_count(), len(gc.get_objects())) or 0
 stage.run_stage("prepare_base", (), None, words=["--model_name_or_path", "m", "--output_dir", "o"])
