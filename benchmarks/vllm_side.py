@@ -15,6 +15,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
     # Else it keeps a core for itself: with two it is half as fast.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # else each start compiles anew: its cache is not for a CPU
     import vllm
 
     prompts = [{"prompt_token_ids": ids} for ids in json.loads(Path(job["prompt_ids"]).read_text())]

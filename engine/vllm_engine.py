@@ -179,6 +179,8 @@ def _copies(
         env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + shards])}
         if not gpus:
             cores = [_cores(part, needed) for part in range(first, first + shards)]
+            # On a CPU vLLM 0.32 can't load what it compiled ahead, and compiles anew; what inductor keeps it can.
+            env["VLLM_USE_AOT_COMPILE"] = os.environ.get("VLLM_USE_AOT_COMPILE", "0")
             # The first is for a copy in one process, the second for shards, each of which has a process of its own.
             env["OMP_NUM_THREADS"] = str(len(cores[0]))
             env["VLLM_CPU_OMP_THREADS_BIND"] = os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or "|".join(

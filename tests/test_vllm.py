@@ -241,6 +241,18 @@ def test_on_a_cpu_the_cores_and_the_memory_are_divided(tmp_path, monkeypatch):
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "1-3"
 
 
+def test_on_a_cpu_what_was_compiled_is_looked_for_where_it_can_be_loaded(tmp_path, monkeypatch):
+    def option(*, use_cpu):
+        ((_, env, _),) = _copies({}, str(tmp_path), use_cpu=use_cpu)
+        return env.get("VLLM_USE_AOT_COMPILE")
+
+    monkeypatch.delenv("VLLM_USE_AOT_COMPILE", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert (option(use_cpu=True), option(use_cpu=False)) == ("0", None)
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "1")  # a user's word
+    assert option(use_cpu=True) == "1"
+
+
 # Draws by the fake; SIGKILL ends it without a word.
 DRAWS = """
 import sys
