@@ -1,4 +1,4 @@
-"""The `alignloop` command: run | plan | check | status | verify | chat.
+"""The `alignloop` command: run | plan | check | status | verify | prune | chat.
 
     alignloop run configs/demo.yaml --set dpo.beta=0.2
 
@@ -21,7 +21,7 @@ import typer
 from data_schemas.artifact import DISK_FULL, Artifact, read_json
 from data_schemas.rows import printable
 from data_schemas.stage_keys import ConfigError
-from pipeline import checking, report, verifying
+from pipeline import checking, pruning, report, verifying
 from pipeline.checks import check_machine, check_recipe
 from pipeline.fingerprint import SMALL
 from pipeline.launching import ROOT
@@ -130,6 +130,28 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's fold
         names = ", ".join(one.folder.name for one in damaged)
         print(f"error: {names}: not as written; move such a folder away, and `run` makes it again", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
+    yes: Annotated[bool, typer.Option("--yes", help="delete them; without it they are only listed")] = False,
+) -> None:
+    """List what the last run of a folder does not need, as steps of keys that were edited since; --yes deletes it."""
+    found = pruning.unneeded(run, _read_summary(run))
+    if not found:
+        print(f"{_short(run)}: the last run needs all of it")
+        return
+    report.make_console().print(report.pruned_table(run, found))
+    size = f"{len(found)} {'folders' if len(found) > 1 else 'folder'}, {sum(one.bytes for one in found) / 1e6:.1f} MB"
+    if not yes:
+        words = shlex.join(["prune", _short(run), "--yes"])
+        print(f"\n{size}; to delete them: {_command()} {words}\na model in them that another recipe names goes as well")
+        return
+    with run_lock(run):
+        found = pruning.unneeded(run, _read_summary(run))  # as it is now that nobody else is at it
+        pruning.delete(run, found)
+    print(f"\n{size}: deleted")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

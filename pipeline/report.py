@@ -1,6 +1,7 @@
 """What the command prints: the tree of a plan, a line a step while a run goes on, the tables of a summary."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipeline.plan import BestPolicy, File, Model, Output, Step
+from pipeline.pruning import Unneeded
 from pipeline.run import Decision, Run
 from pipeline.summary import StepState
 from pipeline.verifying import Checked
@@ -49,6 +51,15 @@ def verified_table(checked: Sequence[Checked]) -> Table:
             Text("\n".join(one.problems), style="red") if one.problems else Text(one.state, style=COLOURS[one.state])
         )
         table.add_row(Text(one.folder.name), str(one.files), f"{one.bytes / 1e6:.1f}", state)
+    return table
+
+
+def pruned_table(run: Path, found: Sequence[Unneeded]) -> Table:
+    """What a run's folder holds beside what its last run needs."""
+    table = Table("not needed by the last run", "MB", "last written", "state", box=MARKDOWN)
+    for one in found:
+        written = datetime.fromtimestamp(one.written).strftime("%Y-%m-%d %H:%M")
+        table.add_row(Text(str(one.folder.relative_to(run))), f"{one.bytes / 1e6:.1f}", written, one.state)
     return table
 
 

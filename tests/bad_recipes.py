@@ -8,6 +8,7 @@ from typing import Any
 from bad_inputs import Call, Case, Place, exit_code
 
 from pipeline import node
+from pipeline.fingerprint import digest
 from pipeline.plan import make_plan
 from pipeline.recipe import load_recipe
 from pipeline.run import Run
@@ -194,6 +195,23 @@ def run_in_use(place: Place) -> Call:
     return locked
 
 
+def step_in_use(place: Place) -> Call:
+    """A step that the last run did not need, and a stage at it."""
+    identity = {"stage": "sft"}
+    folder = f"runs/toy/round-0.sft-{digest(identity)[:8]}"
+    place.write("runs/toy/summary.json", SUMMARY | {"state": "done"})
+    place.write(f"{folder}/fingerprint.json", identity)
+    held = place.write(f"{folder}/.lock", "").open("r+")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    call = place.alignloop("prune", "runs/toy", "--yes")
+
+    def locked() -> int:
+        with held:
+            return call()
+
+    return locked
+
+
 def run_folder_is_a_file(place: Place) -> Call:
     place.write("runs", "a file")
     return place.alignloop("run", *place.recipe())
@@ -321,6 +339,9 @@ CASES = [
     Case("verify of no run", lambda place: place.alignloop("verify", "."), ". holds no step: is it a run's folder?"),
     Case("step that is damaged", damaged_step, "sft-00000000: not as written; move such a folder away", 1),
     Case("step whose record is damaged", in_run("sft-0/artifact.json", "{", *VERIFY), "sft-0: not as written; move", 1),
+    Case("prune after a run that failed", in_run("summary.json", SUMMARY, "prune", "runs/toy"),
+         "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you"),
+    Case("prune of a step in use", step_in_use, " is in use by a stage; wait for it or stop it"),
     Case("chat with nobody", lambda place: place.alignloop("chat", "gone"), "gone does not exist"),
     Case("chat with a run before its evaluation", in_run("summary.json", SUMMARY, *CHAT),
          "runs/toy has no evaluated policy yet"),
