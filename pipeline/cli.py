@@ -5,6 +5,7 @@
 A user's mistake is one line on stderr and exit code 2; a stage that fails is 1; Ctrl-C is 130 and SIGTERM 143.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -138,20 +139,21 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="delete them; without it they are only listed")] = False,
 ) -> None:
     """List what the last run of a folder does not need, as steps of keys that were edited since; --yes deletes it."""
-    found = pruning.unneeded(run, _read_summary(run))
-    if not found:
-        print(f"{_short(run)}: the last run needs all of it")
-        return
-    report.make_console().print(report.pruned_table(run, found))
+    pruning.needed_by(run, _read_summary(run))  # what is no run, or did not finish, gets no lock
+    with run_lock(run) if yes else contextlib.nullcontext():
+        found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
+        if not found:
+            print(f"{_short(run)}: the last run needs all of it")
+            return
+        report.make_console().print(report.pruned_table(run, found))
+        if yes:
+            pruning.delete(run, found)
     size = f"{len(found)} {'folders' if len(found) > 1 else 'folder'}, {sum(one.bytes for one in found) / 1e6:.1f} MB"
-    if not yes:
+    if yes:
+        print(f"\n{size}: deleted")
+    else:
         words = shlex.join(["prune", _short(run), "--yes"])
         print(f"\n{size}; to delete them: {_command()} {words}\na model in them that another recipe names goes as well")
-        return
-    with run_lock(run):
-        found = pruning.unneeded(run, _read_summary(run))  # as it is now that nobody else is at it
-        pruning.delete(run, found)
-    print(f"\n{size}: deleted")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

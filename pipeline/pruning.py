@@ -5,7 +5,7 @@ run's folder is a person's.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,19 @@ class Unneeded:
     state: str  # "finished", "not finished", "reference log-probs" or "half deleted"
 
 
-def unneeded(run: Path, summary: Mapping[str, Any]) -> list[Unneeded]:
-    """What an earlier call left half deleted comes first.
+def needed_by(run: Path, summary: Mapping[str, Any]) -> set[str]:
+    """The names of the step folders that the last run used or made.
 
-    Raises ConfigError where the last run did not finish: the results of the one before may be all that there is.
+    Raises ConfigError where it did not finish: the results of the one before may be all that there is.
     """
     if summary["state"] != "done":
         raise ConfigError(f"the last run in {run} is {summary['state']}, and only one that is done says what it needs; "
                           f"run the recipe that you keep to its end")  # fmt: skip
-    needed = {step["folder"] for step in summary["steps"]}
+    return {step["folder"] for step in summary["steps"]}
+
+
+def unneeded(run: Path, needed: Set[str]) -> list[Unneeded]:
+    """What an earlier call left half deleted comes first."""
     found = [_measured(folder, "half deleted") for folder in _folders(run, f"{GOING}*")]
     for folder in _folders(run, "[!.]*"):
         if folder.name not in needed and _is_a_step(folder):
@@ -54,12 +58,10 @@ def delete(run: Path, found: Sequence[Unneeded]) -> None:
         if is_locked(one.folder):
             raise ConfigError(f"{one.folder} is in use by a stage; wait for it or stop it")
     for one in found:
-        name = one.folder.name.removeprefix(GOING)
-        going = one.folder.rename(run / f"{GOING}{name}")
-        for link in run.glob("steps/*"):
-            if link.is_symlink() and link.readlink().name == name:
-                link.unlink()
-        shutil.rmtree(going)
+        shutil.rmtree(one.folder.rename(run / f"{GOING}{one.folder.name.removeprefix(GOING)}"))
+    for link in run.glob("steps/*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
 
 
 def _folders(run: Path, pattern: str) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import call_stage, metrics_of, run_here, weights_of
-from test_runner import World, alive
+from test_runner import World, alive, copied
 from test_stages import MAKERS, ROOT, by_hand, refusal
 
 from data_schemas import artifact
@@ -250,14 +250,6 @@ def finished(tmp_path_factory) -> World:
     assert world.call(*NO_ROUND)[0] == 0
     assert world.launched() == STEPS
     return world
-
-
-def copied(world: World, work: Path) -> World:
-    """The same command on a copy of the run and its inputs."""
-    other = World.__new__(World)
-    other.command, other.work, other.run_folder = world.command, work, work / "runs" / "toy"
-    shutil.copytree(world.work, work, symlinks=True, dirs_exist_ok=True)
-    return other
 
 
 def states(world: World) -> set[str]:

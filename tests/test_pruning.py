@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from test_runner import World
+from test_runner import World, copied
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,7 @@ def edited(tmp_path_factory) -> World:
 
 @pytest.fixture
 def world(edited, tmp_path) -> World:
-    mine = World.__new__(World)
-    mine.command, mine.work = edited.command, tmp_path / "work"
-    shutil.copytree(edited.work, mine.work, symlinks=True)
-    mine.run_folder = mine.work / "runs" / "toy"
-    return mine
+    return copied(edited, tmp_path / "work")
 
 
 def old_folders(world: World) -> list[str]:
@@ -114,9 +110,12 @@ def test_what_a_crash_left_half_deleted_goes_next_time(world):
     going = world.run_folder / f".pruned-{old.name}"
     shutil.copytree(old, going)  # of a step that was made again since
     (going / "artifact.json").unlink()
-    assert "| half deleted" in world.call("prune", "runs/toy")[1]
+    again = world.folder("round-1.sft")  # and of one that the last run needs
+    shutil.copytree(again, world.run_folder / f".pruned-{again.name}")
+    assert world.call("prune", "runs/toy")[1].count("| half deleted") == 2
     assert world.call("prune", "runs/toy", "--yes")[0] == 0
     assert not going.exists() and not old.exists()
+    assert (world.run_folder / "steps" / "round-1.sft" / "artifact.json").exists()
 
 
 def test_reference_log_probs_go_with_the_last_step_that_read_them(world):

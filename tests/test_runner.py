@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,14 @@ class World:
             assert time.monotonic() < deadline, "no stage hangs"
             time.sleep(0.02)
         return [int(pid) for pid in path.read_text().split()]
+
+
+def copied(world: World, work: Path) -> World:
+    """The same command on a copy of the run and its inputs."""
+    other = World.__new__(World)
+    other.command, other.work, other.run_folder = world.command, work, work / "runs" / "toy"
+    shutil.copytree(world.work, work, symlinks=True, dirs_exist_ok=True)
+    return other
 
 
 @pytest.fixture
