@@ -177,6 +177,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object that a file holds, or None where it is missing or holds none."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -341,6 +341,8 @@ CASES = [
     Case("step whose record is damaged", in_run("sft-0/artifact.json", "{", *VERIFY), "sft-0: not as written; move", 1),
     Case("prune after a run that failed", in_run("summary.json", SUMMARY, "prune", "runs/toy"),
          "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you"),
+    Case("prune of a recipe", in_run("a.yaml", "", "prune", "runs/toy/a.yaml"),
+         "runs/toy/a.yaml has no summary.json: is it a run's folder?"),
     Case("prune of a step in use", step_in_use, " is in use by a stage; wait for it or stop it"),
     Case("chat with nobody", lambda place: place.alignloop("chat", "gone"), "gone does not exist"),
     Case("chat with a run before its evaluation", in_run("summary.json", SUMMARY, *CHAT),
