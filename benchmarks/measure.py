@@ -36,13 +36,19 @@ class Ratio:
         each = [mine / other for mine, other in zip(ours, theirs, strict=True)]
         return cls(statistics.median(each), min(each), max(each))
 
+    @classmethod
+    def in_turn(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
+        """Ours to theirs, where they ran in turn and ours first: every two that follow each other are a pair."""
+        pairs = range(num_pairs(ours, theirs))
+        return cls.of([ours[(pair + 1) // 2] for pair in pairs], [theirs[pair // 2] for pair in pairs])
+
     def __str__(self) -> str:
         return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
 
 
-def in_turn(sides: Sequence[str], pair: int) -> list[str]:
-    """A B, then B A, then A B: whoever comes first in one pair comes last in the next."""
-    return list(sides if pair % 2 == 0 else reversed(sides))
+def num_pairs(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """Of neighbours, in turns that ours began: three where both ran twice, none where one did not run."""
+    return max(0, min(2 * len(ours) - 1, 2 * len(theirs)))
 
 
 class Measurements:
@@ -50,24 +56,24 @@ class Measurements:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "measurements.jsonl"
-        self.done: dict[tuple[str, str, int], Values] = {}
+        self.done: dict[tuple[str, str, int], Values] = {}  # by work, side and number of the run
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for line in lines:
             with contextlib.suppress(json.JSONDecodeError):  # the last one, of a bench that was killed
                 row = json.loads(line)
-                self.done[row["work"], row["side"], row["pair"]] = row["values"]
+                self.done[row["work"], row["side"], row["run"]] = row["values"]
 
     def of(self, work: str, side: str) -> list[Values]:
-        """By pair."""
-        found = sorted((pair, values) for (name, who, pair), values in self.done.items() if (name, who) == (work, side))
-        return [values for _, values in found]
+        """By run."""
+        runs = sorted(run for name, who, run in self.done if (name, who) == (work, side))
+        return [self.done[work, side, run] for run in runs]
 
-    def get(self, work: str, side: str, pair: int, measure: Callable[[], Values]) -> Values:
-        key = (work, side, pair)
+    def get(self, work: str, side: str, run: int, measure: Callable[[], Values]) -> Values:
+        key = (work, side, run)
         if key not in self.done:
             values = measure()
             self.done[key] = values
-            row = {"work": work, "side": side, "pair": pair, "values": values}
+            row = {"work": work, "side": side, "run": run, "values": values}
             before = self.path.read_bytes() if self.path.exists() else b""
             with self.path.open("ab") as file:
                 if before and not before.endswith(b"\n"):  # a line that was cut off
@@ -105,30 +111,57 @@ def run(words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -
 
     Exits with the end of its log where it fails.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    output = log.with_suffix(".out")
-    with log.open("wb") as errors, output.open("wb") as printed:
-        process = subprocess.Popen(words, cwd=ROOT, env=dict(env or environment()), stdout=printed, stderr=errors,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    program = Program(words, log, env)
     try:
-        code, peak = _watch(process)
+        return program.measure(is_last=True)
     finally:
+        program.end()
+
+
+class Program:
+    """A program that is measured, in a session of its own. It prints a JSON object for each line that it is given."""
+
+    def __init__(self, words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.words, self.log, self.output = words, log, log.with_suffix(".out")
+        with log.open("wb") as errors, self.output.open("wb") as printed:
+            self.process = subprocess.Popen(words, cwd=ROOT, env=dict(env or environment()), stdout=printed,
+                                            stderr=errors, stdin=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+    def measure(self, *, is_last: bool = False) -> Values:
+        """Of one line to it, or until its end: the last JSON object it prints, and `peak_mib`, as `run` says it."""
+        assert self.process.stdin is not None
+        before, peak = len(self.found()), 0
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says more
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+            if is_last:
+                self.process.stdin.close()
+        while self.process.poll() is None and (is_last or len(self.found()) == before):
+            peak = max(peak, _resident(self.process.pid))
+            time.sleep(0.1)
+        found, code = self.found(), self.process.poll()
+        if code or len(found) == before:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+            words = " ".join(self.words[:5])
+            sys.exit(f"{tail}\nerror: {words} … ended with exit code {code}; all it said is in {self.log}")
+        return json.loads(found[-1]) | {"peak_mib": round(peak / MIB)}
+
+    def found(self) -> list[str]:
+        """Whole lines of JSON: what a library prints beside them, as vLLM does, is none of it."""
+        lines = self.output.read_text(errors="replace").splitlines(keepends=True)
+        return [line for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def end(self, *, patience: float = 0.0) -> None:
+        """Ends it with all that it has started, after so many seconds in which it may do so itself."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    lines = [line for line in output.read_text(errors="replace").splitlines() if line.startswith("{")]
-    if code or not lines:  # what a library prints at its end, as vLLM does, is none of it
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        sys.exit(f"{tail}\nerror: {' '.join(words[:5])} … ended with exit code {code}; all it said is in {log}")
-    return json.loads(lines[-1]) | {"peak_mib": round(peak / MIB)}
-
-
-def _watch(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
-    """Exit code and peak of the resident memory of the process and its descendants together, in bytes."""
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, _resident(process.pid))
-        time.sleep(0.1)
-    return process.returncode, peak
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def _resident(pid: int) -> int:

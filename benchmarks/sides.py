@@ -9,7 +9,7 @@ them, with the same rows, weights, precision, batch and learning rate, and all e
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,19 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
 DPO_KEYS = {"loss_type": ["sigmoid"], "loss_weights": [1.0], "mask_formatting": False}  # TRL's loss
 
 
-def reuse(job: Job) -> Values:
-    """Reference passes of a DPO run, and of a second one beside it with another beta and seed."""
-    found = {}
-    for name, beta, seed in (("first", 0.1, 1), ("second", 0.3, 2)):
-        with watching(counts_passes=True) as watch:
-            run_as_stage("dpo", Path(job["folder"]) / name, stage_keys("dpo", job, **DPO_KEYS, beta=beta, seed=seed))
-        found |= {name: watch.reference_passes(), f"{name}_seconds": watch.seconds}
-    return found
+def one_call(prompts: Sequence[list[int]], run: int) -> Sequence[list[int]]:
+    """Eight prompts in the order of the file: of all such calls the one that is due in this run."""
+    calls = [prompts[start : start + 8] for start in range(0, len(prompts), 8)]
+    widths = [max(map(len, call)) for call in calls]
+    mean = sum(widths) / len(widths)
+    nearest = sorted(range(len(calls)), key=lambda place: abs(widths[place] - mean))
+    return calls[nearest[run % len(calls)]]
 
 
 def generate(job: Job) -> Values:
     """generate() on 8 prompts a call in the order of the file, each with all its answers.
 
-    Its calls hang on nothing but themselves: each pair of runs has its share of them.
+    Its calls hang on nothing but themselves: each run has one, first that whose width is nearest to the mean.
     """
     import torch
 
@@ -177,18 +176,17 @@ def generate(job: Job) -> Values:
     ends, answers = end_tokens(model, tokenizer), []
     prompts = [encode_prompt(tokenizer, row.prompt) for row in read_rows(Path(job["rows"]), Prompt)]
     with watching() as watch, torch.no_grad():
-        for start in range(0, len(prompts), 8)[job["pair"] % job["shares"] :: job["shares"]]:
-            rows = prompts[start : start + 8]
-            width = max(map(len, rows))
-            found = model.generate(  # pyright: ignore[reportCallIssue]
-                input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
-                attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-                num_return_sequences=job["answers"], do_sample=True, temperature=job["temperature"], top_k=0, top_p=1.0,
-                max_new_tokens=job["max_new_tokens"], eos_token_id=sorted(ends), pad_token_id=pad,
-            )  # fmt: skip
-            for row in found[:, width:].tolist():
-                end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
-                answers.append((tokenizer.decode(row[: end + 1], skip_special_tokens=True), end + 1))
+        rows = one_call(prompts, job["run"])
+        width = max(map(len, rows))
+        found = model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
+            attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+            num_return_sequences=job["answers"], do_sample=True, temperature=job["temperature"], top_k=0, top_p=1.0,
+            max_new_tokens=job["max_new_tokens"], eos_token_id=sorted(ends), pad_token_id=pad,
+        )  # fmt: skip
+        for row in found[:, width:].tolist():
+            end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+            answers.append((tokenizer.decode(row[: end + 1], skip_special_tokens=True), end + 1))
     return {"seconds": watch.seconds, "rows": len(answers), "tokens": sum(length for _, length in answers),
             "dtype": job["dtype"]}  # fmt: skip
 
@@ -226,7 +224,10 @@ def prepare(job: Job) -> Values:
 
 
 def arithmetic(job: Job) -> Values:
-    """Steps of our DPO, and products of its shapes before and after each: a machine is not as fast at all times."""
+    """Steps of our DPO, and products of its shapes before and after each: a machine is not as fast at all times.
+
+    `passes` are those of the reference, in this run and in one after it with another beta and seed.
+    """
     from benchmarks import flops
 
     found, first, peaks = flops.measure(job), job["first_steps"], []
@@ -236,9 +237,12 @@ def arithmetic(job: Job) -> Values:
 
     measure_peaks()
     keys = stage_keys("dpo", job | {"steps": first + job["timed_steps"]}, **DPO_KEYS)
-    with watching(between=measure_peaks) as watch:
-        run_as_stage("dpo", Path(job["folder"]) / "step", keys)
-    return found | {"steps": watch.steps[first:], "peaks": peaks[first:]}
+    with watching(counts_passes=True, between=measure_peaks) as watch:
+        run_as_stage("dpo", Path(job["folder"]) / "first", keys)
+    with watching(counts_passes=True) as again:
+        run_as_stage("dpo", Path(job["folder"]) / "second", stage_keys("dpo", job, **DPO_KEYS, beta=0.3) | {"seed": 2})
+    passes = [each.reference_passes() for each in (watch, again)]
+    return found | {"steps": watch.steps[first:], "peaks": peaks[first:], "passes": passes}
 
 
 def make_model(job: Job) -> Values:
@@ -288,7 +292,6 @@ SIDES: dict[str, Callable[[Job], Values]] = {
     "sft-trl-packed": lambda job: sft_trl(job, packing=True),
     "sampling-ours": sampling_ours,
     "sampling-generate": generate,
-    "reuse": reuse,
     "arithmetic": arithmetic,
     "make-model": make_model,
     "grid-rows": grid_rows,

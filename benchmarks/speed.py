@@ -4,11 +4,9 @@
     python -m benchmarks.speed grid --base_model DIR        # cost against the size of model, rows and batch
     python -m benchmarks.speed report                       # docs/benchmarks.md and its plots, from what is there
 
-Every side is a process of its own (benchmarks/sides.py), A B B A A B …; a ratio is of two neighbours, and the median
-counts. Every line is measured once; as long as --minutes last, the lines that still fit in are measured again, up to
-three times (--num_pairs says how often, however long that takes). What is measured is kept in runs/bench, under a hash
-of the model, the rows, the settings, the versions and our code: a bench that was killed goes on, and one of other code
-starts anew.
+Every side is a process of its own (benchmarks/sides.py), A B A B …; a ratio is of two that follow each other, and the
+median of --num_pairs of them counts. What is measured is kept in runs/bench, under a hash of the model, the rows, the
+settings, the versions and our code: a bench that was killed goes on, and one of other code starts anew.
 """
 
 import argparse
@@ -26,14 +24,15 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.flops import faster
-from benchmarks.measure import ROOT, Measurements, Values, in_turn
+from benchmarks.measure import ROOT, Measurements, Program, Values
 from data_schemas.artifact import RECORD, hash_files, read_json, write_atomically
 from data_schemas.stage_keys import ConfigError
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets")
 CODE = ("engine/*.py", "stages/*.py", "data_schemas/*.py")
 SIDES_CODE = ("sides", "instruments", "samples", "flops", "vllm_side")
-NUM_FULL_PAIRS = 3
+VLLM = "sampling-vllm"
+SECONDS_TO_END = 60  # of vLLM
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ WORKS = (
     Work("dpo_grouped", "grouped", ("dpo-ours", "dpo-trl-grouped")),
     Work("reward", "pairs", ("reward-ours", "reward-trl")),
     Work("sft", "dialogs", ("sft-ours", "sft-trl", "sft-trl-packed")),
-    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", "sampling-vllm")),
+    Work("sampling", "prompts", ("sampling-ours", "sampling-generate", VLLM)),
 )
 SIZES = {  # of the grid: hidden, MLP, layers, heads, key and value heads
     "15M": (256, 688, 4, 4, 2),
@@ -64,7 +63,7 @@ LENGTHS, BATCHES = (128, 256, 512), (2, 4, 8)
 class Settings:
     """All that a measurement hangs on besides content."""
 
-    num_pairs: int = NUM_FULL_PAIRS
+    num_pairs: int = 3  # of neighbours: two runs a side
     steps: int = 1
     batch: int = 8
     prompts: int = 64
@@ -75,13 +74,12 @@ class Settings:
     square: int = 2048  # of the matrix product whose rate is the machine's peak
     repeats: int = 7
     first_steps: int = 2  # of ours, not timed beside that peak: memory has its cost when it is touched first
-    timed_steps: int = 5
+    timed_steps: int = 3
     least_words: int = 2048  # of a sequence of each pair of a cell of the grid, together: more steps of small batches
-    shares: int = NUM_FULL_PAIRS  # of generate()'s calls, one for each pair of runs: all take most of an hour
 
 
 QUICK = Settings(num_pairs=1, prompts=4, answers=2, max_new_tokens=16, square=256, repeats=2, first_steps=0,
-                 timed_steps=1, least_words=1, shares=1)  # fmt: skip
+                 timed_steps=1, least_words=1)  # fmt: skip
 
 
 class Bench:
@@ -109,6 +107,7 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.base = root / f"base-{model}" / "model"
         self.measured = Measurements(self.folder)
+        self.vllm: Program | None = None
         self.prepare_base(source)
         about = {"settings": settings.__dict__, "versions": self.versions, "is_quick": arguments.quick,
                  "machine": measure.machine()}  # fmt: skip
@@ -130,27 +129,31 @@ class Bench:
     def job(self, **keys: Any) -> dict[str, Any]:
         return {**self.settings.__dict__, "base": str(self.base), "folder": str(self.folder / "work"), **keys}
 
-    def measure(self, work: str, side: str, job: dict[str, Any], *, pair: int = 0, says: str = "") -> Values:
-        """A side in a process of its own, in a folder that is empty before and gone after; `took` has its start too."""
+    def measure(self, work: str, side: str, job: dict[str, Any], *, run: int = 0) -> Values:
+        """A side in a process of its own, in a folder that is empty before and gone after.
 
-        def run() -> Values:
+        vLLM alone keeps its process: its start takes minutes.
+        """
+
+        def measured() -> Values:
             shutil.rmtree(self.folder / "work", ignore_errors=True)
             (self.folder / "work").mkdir()
             # Else precomputed log-probs of an earlier pair would be taken from there.
             env = measure.environment() | {"HF_DATASETS_CACHE": str(self.folder / "work" / "datasets")}
-            words = [sys.executable, "-m", "benchmarks.sides", side, json.dumps(job)]
-            if side == "sampling-vllm":
+            log, started = self.folder / f"{work}-{side}.log", time.monotonic()
+            if side == VLLM:
                 words = [self.arguments.vllm_python, "benchmarks/vllm_side.py", json.dumps(job)]
-            started = time.monotonic()
-            found = measure.run(words, self.folder / f"{work}-{side}.log", env)
+                self.vllm = self.vllm or Program(words, log, env)
+                found = self.vllm.measure()
+            else:
+                found = measure.run([sys.executable, "-m", "benchmarks.sides", side, json.dumps(job)], log, env)
             shutil.rmtree(self.folder / "work", ignore_errors=True)
             took = time.monotonic() - started
             seconds = f"{found['seconds']:7.1f} s" if "seconds" in found else " " * 9
-            print(f"{work:<12} {says or side:<20} {seconds}  {found['peak_mib']:6} MiB  "
-                  f"({took:.0f} s with its start)", flush=True)  # fmt: skip
-            return found | {"took": took}
+            print(f"{work:<12} {side:<20} {seconds}  {found['peak_mib']:6} MiB  ({took:.0f} s in all)", flush=True)
+            return found
 
-        return self.measured.get(work, side, pair, run)
+        return self.measured.get(work, side, run, measured)
 
     def table(self, only: Sequence[str]) -> None:
         sample = self.job(pairs=str(self.files[0].absolute()), folder=str(self.folder),
@@ -160,29 +163,24 @@ class Bench:
         self.measure("sample", "prepare", sample)
         rows = {name: str(self.folder / f"{name}.jsonl") for name in ("pairs", "grouped", "dialogs", "prompts")}
         arithmetic = self.measure("arithmetic", "arithmetic", self.job(rows=rows["pairs"]))
-        works = [work for work in WORKS if not only or work.name in only]
-        for pair in range(self.settings.num_pairs):
-            for work in works:
-                sides = [side for side in work.sides if side != "sampling-vllm" or self.arguments.vllm_python]
-                if pair and not self.arguments.num_pairs and not self.fits(work.name, sides, pair):
-                    continue
-                job = self.job(rows=rows[work.rows], pair=pair)
-                if work.name == "sampling":
-                    dtype = faster(arithmetic["generation"])
-                    job |= {"dtype": dtype, "prompt_ids": str(self.folder / "prompt_ids.json")}
-                for side in in_turn(sides, pair):
-                    self.measure(work.name, side, job, pair=pair)
-            if pair == 0 and (not only or "reuse" in only):
-                self.measure("reuse", "reuse", self.job(rows=rows["pairs"]))
-            if pair == 0 and (not only or "demo" in only):
-                self.measured.get("demo", "demo", 0, self.demo)
+        sampling = {"dtype": faster(arithmetic["generation"]), "prompt_ids": str(self.folder / "prompt_ids.json")}
+        try:
+            for work in WORKS:
+                if not only or work.name in only:
+                    more = sampling if work.name == "sampling" else {}
+                    self.compare(work, self.job(rows=rows[work.rows], **more))
+        finally:
+            if self.vllm is not None:
+                self.vllm.end(patience=SECONDS_TO_END)
+        if not only or "demo" in only:
+            self.measured.get("demo", "demo", 0, self.demo)
 
-    def fits(self, work: str, sides: Sequence[str], pair: int) -> bool:
-        """Whether --minutes last for one more pair of runs, by what the first took; one that is there takes no time."""
-        missing = [side for side in sides if (work, side, pair) not in self.measured.done]
-        cost = sum(self.measured.of(work, side)[0]["took"] for side in missing)
-        spent = sum(values.get("took", 0.0) for values in self.measured.done.values())
-        return not missing or spent + cost <= 60 * self.arguments.minutes
+    def compare(self, work: Work, job: dict[str, Any]) -> None:
+        """Ours and all others in turn: each turn after the first is one more neighbour of the one before."""
+        sides = [side for side in work.sides if side != VLLM or self.arguments.vllm_python]
+        for turn in range(self.settings.num_pairs + 1):
+            for side in sides[1:] if turn % 2 else sides[:1]:
+                self.measure(work.name, side, job | {"run": turn // 2}, run=turn // 2)
 
     def demo(self) -> Values:
         """Seconds by stage and part of a finished run of configs/demo.yaml, or of a new one."""
@@ -198,7 +196,7 @@ class Bench:
         found = loop_time(folder)
         assert found is not None
         print(f"{'demo':<12} {'':<20} {wall:7.1f} s", flush=True)
-        return found | {"wall": wall, "took": wall}
+        return found | {"wall": wall}
 
     def grid(self) -> None:
         """Both sides at every size of model, length and batch, as many steps as `least_words` ask for."""
@@ -220,7 +218,7 @@ class Bench:
                     self.measure(f"rows {length} {batch}", "grid-rows", rows)
                     job = self.job(base=str(model), rows=str(place / "pairs.jsonl"), batch=batch, steps=steps)
                     turn = LENGTHS.index(length) + BATCHES.index(batch)
-                    for side in in_turn(("dpo-ours", "dpo-trl"), turn):
+                    for side in ("dpo-trl", "dpo-ours") if turn % 2 else ("dpo-ours", "dpo-trl"):
                         self.measure(cell(size, length, batch), side, job)
 
 
@@ -258,9 +256,8 @@ def main() -> None:
     parser.add_argument("--instructions", nargs="*", default=[], help="files of dialogs that SFT has besides")
     parser.add_argument("--vllm_python", default="", help="the Python of an environment with vLLM; left out without")
     parser.add_argument("--demo", default="runs/demo", help="a finished run of the demo; else it is run")
-    parser.add_argument("--only", nargs="*", default=[], help="dpo, dpo_grouped, reward, sft, sampling, reuse, demo")
-    parser.add_argument("--num_pairs", type=int, help=f"of runs; else up to {NUM_FULL_PAIRS}")
-    parser.add_argument("--minutes", type=float, default=45, help="one pair of each line, more while they last")
+    parser.add_argument("--only", nargs="*", default=[], help="dpo, dpo_grouped, reward, sft, sampling, demo")
+    parser.add_argument("--num_pairs", type=int, help="of neighbours in A B A B …; else 3")
     parser.add_argument("--quick", action="store_true", help="one pair of runs, one step, few prompts: does it work?")
     parser.add_argument("--folder", default="runs/bench")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")

@@ -30,10 +30,10 @@ def draw_table(measured: Measurements, path: Path) -> bool:
     found = []
     for (work, side), target in tables.TARGETS.items():
         ours = next(each.sides[0] for each in WORKS if each.name == work)
-        mine, others = tables.neighbours(measured, work, ours, side)
+        mine, others = tables.runs_of(measured, work, ours, side)
         if mine:
             found.append((f"{work.replace('_', ' ')}: {tables.PEERS[side].replace('`', '')}", target,
-                          Ratio.of(tables.rates(mine), tables.rates(others))))  # fmt: skip
+                          Ratio.in_turn(tables.rates(mine), tables.rates(others))))  # fmt: skip
     if not found:
         return False
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(found) + 1.2), layout="constrained")
@@ -100,8 +100,8 @@ def table_page(measured: Measurements, about: Mapping[str, Any], docs: Path) -> 
     vllm = [f"vllm {values['vllm']}" for values in measured.of("sampling", "sampling-vllm")[:1]]
     versions = ", ".join([*(f"{name} {version}" for name, version in about["versions"].items()), *vllm])
     facts = next(iter(measured.of("sample", "prepare")), None)
-    runs = tables.num_runs(measured)
-    text = TABLE.format(title=TITLE, machine=about["machine"], versions=versions, table="\n".join(lines), pairs=runs,
+    pairs = tables.most_pairs(measured)
+    text = TABLE.format(title=TITLE, machine=about["machine"], versions=versions, table="\n".join(lines), pairs=pairs,
                         **settings)  # fmt: skip
     if about.get("is_quick"):
         text = text.replace("\n\n", f"\n\n{QUICK}\n\n", 1)
@@ -154,9 +154,10 @@ TITLE = "# How fast is it?"
 
 TABLE = """{title}
 
-Made by `make bench` on {machine}, with {versions}. Every side is a process of its own; the sides of a line run
-in turn (A B, B A, …), a ratio is of two neighbours, and what stands here is the median of {pairs}, where a line does
-not say otherwise, with the smallest and the largest. Ratios are ours to theirs.
+Made by `make bench` on {machine}, with {versions}.
+Every side is a process of its own; the sides of a line run in turn (A B A B), a ratio is of a run of ours and the
+peer's run before or after it, and what stands here is the median of {pairs} such pairs, where a line does not say
+otherwise, with the smallest and the largest. Ratios are ours to theirs.
 
 | work | against | target | reached | ours | theirs | both in |
 |---|---|---|---|---|---|---|
@@ -167,8 +168,9 @@ precomputation and reference included, without imports, loading, tokenizing, eva
 trainers of `trl dpo`, `trl reward` and `trl sft`, on the same rows, weights, template, batch, learning rate and
 precision as ours, and with our labels in SFT; memory is the largest resident size of a side's processes together. In
 sampling, all draw at temperature {temperature} from the whole distribution, in the precision in which this machine
-multiplies faster: {written_together} answers at a time by us, 64 by `generate()`, by vLLM its default, with all cores;
-of `generate()`'s calls, which hang on nothing but themselves, each pair of runs has one in {shares}.
+multiplies faster: {written_together} answers at a time by us, 64 by `generate()`, by vLLM its default, with all cores.
+Of `generate()`'s calls, which hang on nothing but themselves, each run has one: those whose width is nearest to the
+mean. vLLM is started once, and stopped while others run.
 The target of a line is what this project set out to reach.
 """
 

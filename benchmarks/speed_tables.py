@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.measure import Measurements, Ratio
+from benchmarks.measure import Measurements, Ratio, num_pairs
 from benchmarks.speed import BATCHES, LENGTHS, SIZES, WORKS, cell
 
 PARTS = ("start and end", "load", "save", "train", "evaluate", "generate", "score", "other")
@@ -42,11 +42,10 @@ def rates(found: Sequence[Mapping[str, Any]], what: str = "rows") -> list[float]
     return [values[what] / values["seconds"] for values in found]
 
 
-def neighbours(measured: Measurements, work: str, ours: str, theirs: str) -> tuple[list[Any], list[Any]]:
-    """Of the pairs that both sides have."""
+def runs_of(measured: Measurements, work: str, ours: str, theirs: str) -> tuple[list[Any], list[Any]]:
+    """Runs of both sides; none where one of them has none."""
     mine, others = measured.of(work, ours), measured.of(work, theirs)
-    number = min(len(mine), len(others))
-    return mine[:number], others[:number]
+    return (mine, others) if mine and others else ([], [])
 
 
 def how(values: Mapping[str, Any]) -> str:
@@ -59,9 +58,10 @@ def verdict(reached: bool) -> str:
     return "reached" if reached else "**missed**"
 
 
-def num_runs(measured: Measurements) -> int:
-    """The most runs that a line has; one that has fewer says so."""
-    return max(len(measured.of(work.name, work.sides[0])) for work in WORKS)
+def most_pairs(measured: Measurements) -> int:
+    """The most that a line has; one that has fewer says so."""
+    return max(num_pairs(*runs_of(measured, work.name, work.sides[0], side))
+               for work in WORKS for side in work.sides[1:])  # fmt: skip
 
 
 def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str]:
@@ -71,16 +71,17 @@ def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str
         label, unit = LABELS[work.name].format(**settings), UNITS[work.name]
         for side in work.sides[1:]:
             target = TARGETS[work.name, side]
-            mine, others = neighbours(measured, work.name, work.sides[0], side)
+            mine, others = runs_of(measured, work.name, work.sides[0], side)
             if not mine:
                 why = "no `--vllm_python`" if side == "sampling-vllm" else "left out"
                 lines.append(f"| {label} | {PEERS[side]} | ≥ {target:.1f}× | not measured: {why} | | | |")
                 continue
-            ratio = Ratio.of(rates(mine), rates(others))
+            ratio = Ratio.in_turn(rates(mine), rates(others))
             both = [how(mine[0]), how(others[0])]
             each = [f"{statistics.median(rates(found)):.3g} {unit}" for found in (mine, others)]
-            runs = "" if len(mine) == num_runs(measured) else f" of {len(mine)}"
-            found = f"{ratio}{runs}, {verdict(ratio.median >= target)}"
+            pairs = num_pairs(mine, others)
+            fewer = "" if pairs == most_pairs(measured) else f" of {pairs}"
+            found = f"{ratio}{fewer}, {verdict(ratio.median >= target)}"
             cells = [label, PEERS[side], f"≥ {target:.1f}×", found, *each, " / ".join(dict.fromkeys(both))]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -89,16 +90,16 @@ def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str
 def other_lines(measured: Measurements) -> list[str]:
     """The rows that are no ratio of speeds."""
     lines: list[str] = []
-    mine, others = neighbours(measured, "dpo", "dpo-ours", "dpo-trl")
+    mine, others = runs_of(measured, "dpo", "dpo-ours", "dpo-trl")
     if mine:
-        ratio = Ratio.of([of["peak_mib"] for of in mine], [of["peak_mib"] for of in others])
+        ratio = Ratio.in_turn([of["peak_mib"] for of in mine], [of["peak_mib"] for of in others])
         each = [f"{statistics.median(of['peak_mib'] for of in found) / 1024:.1f} GiB" for found in (mine, others)]
         lines.append(f"| peak memory of the first line | TRL, otherwise default | ≤ {MOST_MEMORY}× | {ratio}, "
                      f"{verdict(ratio.median <= MOST_MEMORY)} | {each[0]} | {each[1]} | {how(mine[0])} |")  # fmt: skip
-    for values in measured.of("reuse", "reuse"):
-        passes = values["second"]
+    for values in measured.of("arithmetic", "arithmetic"):
+        first, passes = values["passes"]
         lines.append(f"| second DPO run with another β and seed: reference passes | the first run | 0 | {passes}, "
-                     f"{verdict(passes == 0)} | {passes} | {values['first']} | float32 |")  # fmt: skip
+                     f"{verdict(passes == 0)} | {passes} | {first} | float32 |")  # fmt: skip
     for values in measured.of("demo", "demo"):
         share = overhead(values)
         lines.append(f"| `make demo`: start-up, loading and saving | its own wall time | ≤ {MOST_OVERHEAD:.0%} | "
@@ -178,11 +179,11 @@ def token_lines(measured: Measurements) -> list[str]:
     """Sampling in tokens a second: answers differ in length by their noise."""
     lines = []
     for side in WORKS[-1].sides[1:]:
-        mine, others = neighbours(measured, "sampling", "sampling-ours", side)
+        mine, others = runs_of(measured, "sampling", "sampling-ours", side)
         if mine:
             each = [f"{statistics.median(rates(found, 'tokens')):.0f}" for found in (mine, others)]
             lengths = [statistics.median(of["tokens"] / of["rows"] for of in found) for found in (mine, others)]
             lines.append(f"- Sampling against {PEERS[side]}, in tokens: "
-                         f"{Ratio.of(rates(mine, 'tokens'), rates(others, 'tokens'))} ({each[0]} and {each[1]} "
+                         f"{Ratio.in_turn(rates(mine, 'tokens'), rates(others, 'tokens'))} ({each[0]} and {each[1]} "
                          f"tokens/s; {lengths[0]:.0f} and {lengths[1]:.0f} tokens an answer).")  # fmt: skip
     return lines

@@ -1,20 +1,23 @@
 """The speed benchmark: its arithmetic by hand, and one run of each of its sides on a tiny model."""
 
+import contextlib
 import json
 import logging
 import random
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import conversation, pair, write_jsonl
 
 from benchmarks import flops, instruments, measure, samples, speed, speed_report, speed_tables
 from benchmarks.flops import faster
-from benchmarks.sides import SIDES
+from benchmarks.sides import SIDES, one_call
 
 TRAINING = [name for name in SIDES if name.startswith(("dpo", "reward", "sft"))]
 
@@ -29,8 +32,19 @@ def test_a_ratio_is_of_neighbours_and_says_its_spread():
         measure.Ratio.of([1.0], [])
 
 
-def test_sides_run_in_turn():
-    assert [measure.in_turn("ABC", pair) for pair in range(3)] == [["A", "B", "C"], ["C", "B", "A"], ["A", "B", "C"]]
+@pytest.mark.parametrize(
+    ("ours", "theirs", "each"),
+    [
+        ([6.0], [2.0], [3.0]),
+        ([6.0, 8.0], [2.0], [3.0, 4.0]),  # A B A
+        ([6.0, 8.0], [2.0, 1.0], [3.0, 4.0, 8.0]),  # A B A B
+        ([6.0, 8.0, 5.0], [2.0], [3.0, 4.0]),  # the peer was left out in the second turn
+    ],
+)
+def test_in_turn_every_two_that_follow_each_other_are_a_pair(ours, theirs, each):
+    assert measure.num_pairs(ours, theirs) == len(each)
+    assert measure.Ratio.in_turn(ours, theirs) == measure.Ratio(np.median(each), min(each), max(each))
+    assert measure.num_pairs(ours, []) == measure.num_pairs([], theirs) == 0
 
 
 def test_what_is_measured_is_not_measured_again_and_a_line_that_was_cut_off_is(tmp_path):
@@ -38,12 +52,12 @@ def test_what_is_measured_is_not_measured_again_and_a_line_that_was_cut_off_is(t
     for number in (1, 0):
         assert measured.get("dpo", "ours", number, lambda number=number: {"seconds": number}) == {"seconds": number}
     with measured.path.open("a") as file:
-        file.write('{"work": "dpo", "side": "trl", "pair": 0, "val')  # killed while it wrote
+        file.write('{"work": "dpo", "side": "trl", "run": 0, "val')  # killed while it wrote
     again = measure.Measurements(tmp_path)
     assert again.get("dpo", "ours", 1, lambda: pytest.fail("is there")) == {"seconds": 1}
     assert again.get("dpo", "trl", 0, lambda: {"seconds": 9}) == {"seconds": 9}
     assert measure.Measurements(tmp_path).of("dpo", "trl") == [{"seconds": 9}]
-    assert measure.Measurements(tmp_path).of("dpo", "ours") == [{"seconds": 0}, {"seconds": 1}]  # by pair
+    assert measure.Measurements(tmp_path).of("dpo", "ours") == [{"seconds": 0}, {"seconds": 1}]  # by run
 
 
 def test_memory_is_of_a_process_and_all_that_it_starts(tmp_path):
@@ -58,6 +72,36 @@ print("not this"); print(json.dumps({{"seconds": 2}})); print("nor what a librar
     assert found["seconds"] == 2 and 160 < found["peak_mib"] < 320
     with pytest.raises(SystemExit, match=r"(?s)ZeroDivisionError.*exit code 1; all it said is in .*side\.log"):
         measure.run([sys.executable, "-c", "1 / 0"], tmp_path / "side.log")
+
+
+def test_a_program_that_is_kept_measures_once_a_line_and_is_ended_with_all_it_started(tmp_path):
+    code = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+for number, line in enumerate(sys.stdin):
+    if number == 2:
+        sys.exit("no more")
+    print("not this"); print('{"number": %d, "child": %d}' % (number, child.pid), flush=True)
+"""
+    program = measure.Program([sys.executable, "-c", code], tmp_path / "log")
+    first, second = program.measure(), program.measure()
+    assert (first["number"], second["number"]) == (0, 1) and first["peak_mib"] > 0
+    with pytest.raises(SystemExit, match=r"(?s)no more\n.*ended with exit code 1"):
+        program.measure()
+    assert Path(f"/proc/{first['child']}").exists()
+    program.end()
+    assert _ends(first["child"])
+
+
+def _ends(pid):
+    """Whether it is gone, or is so soon: a signal takes effect later."""
+    for _ in range(100):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+                continue
+        return True
+    return False
 
 
 def test_padding_is_what_the_widest_row_of_a_batch_costs_the_others():
@@ -137,11 +181,13 @@ def test_the_loops_time_is_what_stages_say_and_the_rest_of_their_steps(tmp_path)
 def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
     measured = measure.Measurements(tmp_path)
     how = {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
-    for number, (mine, other) in enumerate([(4.0, 16.0), (4.0, 12.0), (8.0, 40.0)]):
+    for number, (mine, other) in enumerate([(4.0, 12.0), (3.0, 15.0)]):
         measured.get("dpo", "dpo-ours", number, lambda s=mine: how | {"seconds": s, "peak_mib": 2048})
         measured.get("dpo", "dpo-trl", number, lambda s=other: how | {"seconds": s, "peak_mib": 3072})
-    measured.get("reuse", "reuse", 0, lambda: {"first": 4, "second": 1})
-    arithmetic = {"operations": 8e9, "steps": [4.0, 8.0, 2.0]}
+        if number == 0:
+            measured.get("reward", "reward-ours", number, lambda: how | {"seconds": 2.0})
+            measured.get("reward", "reward-trl", number, lambda: how | {"seconds": 4.0})
+    arithmetic = {"operations": 8e9, "steps": [4.0, 8.0, 2.0], "passes": [4, 1]}
     # Steps at 2, 1 and 4 GFLOP/s; the better of the best products before and after each: 2, 2 and 4.
     arithmetic["peaks"] = [{"float32": {"a": one * 1e9, "b": 1e9}} for one in (2, 1, 2, 4)]
     measured.get("arithmetic", "arithmetic", 0, lambda: arithmetic)
@@ -149,8 +195,9 @@ def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
     lines = speed_tables.speed_lines(measured, settings)
     assert lines[0] == (
         "| DPO, 8 pairs a batch, reference included | TRL, otherwise default | ≥ 3.0× | 4.00× [3.00, 5.00], reached "
-        "| 4 pairs/s | 1 pairs/s | float32, activations kept |"
-    )
+        "| 4.67 pairs/s | 1.2 pairs/s | float32, activations kept |"
+    )  # 3, 4 and 5: the peer's first run is a neighbour of both of ours
+    assert "≥ 2.5× | 2.00× [2.00, 2.00] of 1, **missed** | 8 pairs/s | 4 pairs/s" in lines[2]
     assert "not measured: no `--vllm_python`" in lines[-1] and "not measured: left out" in lines[1]
     memory, passes, arithmetic = speed_tables.other_lines(measured)
     assert "≤ 0.5× | 0.67× [0.67, 0.67], **missed** | 2.0 GiB | 3.0 GiB" in memory
@@ -232,15 +279,10 @@ def test_a_side_trains_its_rows_in_float32_without_recomputing(side, sample, alo
     assert not list(tmp_path.rglob("artifact.json")), "it ends after its last step"
 
 
-def test_a_second_dpo_run_is_watched_for_reference_passes(sample, alone, tmp_path):
-    found = SIDES["reuse"](sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/pairs.jsonl"})
-    assert found["first"] >= 2 and 0 <= found["second"] <= found["first"]  # the training rows and the held-out ones
-
-
 @pytest.mark.parametrize("side", ["sampling-ours", "sampling-generate"])
 def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
     job = sample | {"folder": str(tmp_path), "rows": f"{sample['folder']}/prompts.jsonl", "dtype": "float32"}
-    found = SIDES[side](job | {"pair": 0})
+    found = SIDES[side](job | {"run": 0})
     assert (
         found["rows"] == 4 * 2
         and found["dtype"] == "float32"
@@ -249,40 +291,61 @@ def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
     )
 
 
-def test_each_pair_of_runs_has_its_share_of_generates_calls(sample, alone, tmp_path):
-    rows = write_jsonl(
-        tmp_path / "prompts.jsonl", [{"prompt": [{"role": "user", "content": f"Say {n}."}]} for n in range(20)]
-    )
-    job = sample | {"rows": str(rows), "dtype": "float32", "answers": 1, "max_new_tokens": 1, "shares": 2}
-    calls = [SIDES["sampling-generate"](job | {"pair": pair})["rows"] for pair in range(3)]
-    assert calls == [8 + 4, 8, 8 + 4]  # 20 prompts are calls of 8, 8 and 4
+def test_each_run_has_one_of_generates_calls_first_that_of_mean_width():
+    widths = [*[1] * 7, 9, *[2] * 8, *[3] * 7, 6, 7, 7]  # calls as wide as 9, 2, 6 and 7, in the mean 6
+    prompts = [[number] * width for number, width in enumerate(widths)]
+    calls = [one_call(prompts, run) for run in range(5)]
+    assert calls == [prompts[16:24], prompts[24:26], prompts[0:8], prompts[8:16], prompts[16:24]]
 
 
-def test_vllms_side_asks_for_all_answers_of_a_prompt_at_once(tmp_path):
+def test_vllms_side_asks_for_all_answers_of_a_prompt_at_once_and_is_stopped_in_between(tmp_path):
     """With a module in its place: its script needs the standard library and vllm alone."""
-    (tmp_path / "vllm.py").write_text("""
+    (tmp_path / "vllm.py").write_text(
+        f"FOLDER = {str(tmp_path)!r}"
+        + """
+import subprocess, sys
 from types import SimpleNamespace as Made
-__version__ = "0"
+__version__, WORKER = "0", "import time; time.sleep(600)"
+def state(pid): return open(f"/proc/{pid}/stat").read().split()[2]
 def SamplingParams(**keys): return keys
 class LLM:
-    def __init__(self, model, dtype, enable_prefix_caching, seed): assert enable_prefix_caching and dtype == "bfloat16"
+    def __init__(self, model, dtype, enable_prefix_caching, seed):
+        assert enable_prefix_caching and dtype == "bfloat16"
+        self.worker, self.cached = subprocess.Popen([sys.executable, "-c", WORKER]), 0
+    def reset_prefix_cache(self): self.cached = 0
     def generate(self, prompts, sampling, use_tqdm):
-        assert sampling["temperature"] == 0.8 and sampling["max_tokens"] == 5
+        assert sampling["temperature"] == 0.8 and sampling["max_tokens"] == 5 and not self.cached
+        self.cached = len(prompts)
+        assert state(self.worker.pid) in "RS"
+        open(FOLDER + "/worker", "w").write(str(self.worker.pid))
         answer = Made(token_ids=[1, 2, 3])
         return [Made(outputs=[answer] * sampling["n"]) for prompt in prompts if prompt["prompt_token_ids"]]
-""")
+"""
+    )
     (tmp_path / "ids.json").write_text("[[5, 6], [7]]")
     job = {"base": "x", "dtype": "bfloat16", "answers": 4, "temperature": 0.8, "max_new_tokens": 5}
     words = [sys.executable, "benchmarks/vllm_side.py", json.dumps(job | {"prompt_ids": str(tmp_path / "ids.json")})]
-    found = measure.run(words, tmp_path / "log", measure.environment() | {"PYTHONPATH": str(tmp_path)})
-    assert (found["rows"], found["tokens"], found["vllm"], found["dtype"]) == (8, 24, "0", "bfloat16")
-    assert found["seconds"] > 0
+    program = measure.Program(words, tmp_path / "log", measure.environment() | {"PYTHONPATH": str(tmp_path)})
+    try:
+        for _ in range(2):
+            found = program.measure()
+            assert (found["rows"], found["tokens"], found["vllm"], found["dtype"]) == (8, 24, "0", "bfloat16")
+            assert found["seconds"] > 0
+            worker = int((tmp_path / "worker").read_text())
+            assert psutil.Process(worker).status() == psutil.STATUS_STOPPED, "else it takes time from the others"
+        program.end(patience=60)
+        assert program.process.returncode == 0, "it ends itself, also where the bench was killed"
+    finally:
+        program.end()
+    assert _ends(worker)
 
 
-def test_the_peak_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path):
+def test_the_peak_passes_of_a_reference_and_the_grids_rows_and_models_are_made(sample, alone, tmp_path):
     job = sample | {"rows": f"{sample['folder']}/pairs.jsonl", "folder": str(tmp_path), "first_steps": 1}
     found = SIDES["arithmetic"](job | {"timed_steps": 2})
     assert len(found["steps"]) == 2 and len(found["peaks"]) == 3  # before, between and after them
+    first, second = found["passes"]
+    assert first >= 2 and second == 0, "passes of the training rows and of the held-out ones, and none again"
     for peaks in found["peaks"]:
         # A precision for which a machine has no instructions would take minutes for what another does in a second.
         assert set(peaks) == {"float32", faster(found["generation"])}
@@ -311,35 +374,39 @@ def test_every_cell_of_the_grid_has_both_sides_in_turn_and_enough_words(tmp_path
 
 
 def _bench(folder, jobs, **arguments):
-    """Sides that take a minute each, of which `jobs` keeps what they were asked; no process is started."""
+    """Of whose sides `jobs` keeps what they were asked; no process is started."""
     bench = object.__new__(speed.Bench)
-    bench.arguments = Namespace(**{"num_pairs": None, "minutes": 45.0, "vllm_python": "", "demo": ""} | arguments)
+    bench.arguments = Namespace(**{"num_pairs": None, "vllm_python": "", "demo": ""} | arguments)
     bench.settings, bench.folder, bench.files = speed.Settings(), folder, [folder / "rows"]
-    bench.base, bench.measured = folder, measure.Measurements(folder)
+    bench.base, bench.measured, bench.vllm = folder, measure.Measurements(folder), None
     rates = {"float32": 2.0, "bfloat16": 1.0}
 
-    def side(work, side, job, *, pair=0, says=""):
-        jobs.append((work, side, pair, job.get("dtype")))
-        return bench.measured.get(work, side, pair, lambda: {"took": 60.0, "generation": rates})
+    def side(work, side, job, *, run=0):
+        jobs.append((work, side, run, job.get("dtype")))
+        return bench.measured.get(work, side, run, lambda: {"generation": rates})
 
-    bench.measure, bench.demo = side, lambda: {"took": 60.0}
+    bench.measure, bench.demo = side, dict
     return bench
 
 
-def test_lines_are_measured_again_as_long_as_the_minutes_last(tmp_path):
-    # Once each: 2 sides to prepare, 11 to compare, reuse, the demo. Then 2 minutes a pair of runs, 3 where it has 3.
-    for minutes, again in ((1, 0), (16, 0), (17, 1), (19, 2), (45, 10)):
-        jobs = []
-        bench = _bench(tmp_path / str(minutes), jobs, minutes=float(minutes))
-        bench.folder.mkdir()
-        bench.table([])
-        assert len({(work, pair) for work, _, pair, _ in jobs if pair}) == again, minutes
-        assert {(work, side) for work, side, pair, _ in jobs if not pair} >= {("sft", "sft-trl-packed"),
-                                                                              ("reuse", "reuse")}  # fmt: skip
+def test_the_sides_of_a_line_run_in_turn_and_ours_first(tmp_path):
     jobs = []
-    _bench(tmp_path / "1", jobs, num_pairs=3).table(["dpo"])  # goes on
-    assert [side for work, side, _, _ in jobs if work == "dpo"] == ["dpo-ours", "dpo-trl", "dpo-trl", "dpo-ours",
-                                                                   "dpo-ours", "dpo-trl"]  # fmt: skip
+    _bench(tmp_path, jobs).table([])
+    ours, trl, packed = "sft-ours", "sft-trl", "sft-trl-packed"
+    assert [(side, run) for work, side, run, _ in jobs if work == "sft"] == [
+        (ours, 0), (trl, 0), (packed, 0), (ours, 1), (trl, 1), (packed, 1)]  # fmt: skip
+    lines = list(dict.fromkeys(work for work, *_ in jobs))
+    assert lines == ["sample", "arithmetic", "dpo", "dpo_grouped", "reward", "sft", "sampling"]
+    assert [side for work, side, _, _ in jobs if work == "sampling"] == ["sampling-ours", "sampling-generate"] * 2
+
+
+@pytest.mark.parametrize(("num_pairs", "runs"), [(1, (1, 1)), (2, (2, 1)), (3, (2, 2)), (5, (3, 3))])
+def test_a_pair_is_of_two_runs_that_follow_each_other(num_pairs, runs, tmp_path):
+    bench = _bench(tmp_path, [])
+    bench.settings = speed.Settings(num_pairs=num_pairs)
+    bench.table(["dpo"])
+    found = [bench.measured.of("dpo", side) for side in ("dpo-ours", "dpo-trl")]
+    assert tuple(map(len, found)) == runs and measure.num_pairs(*found) == num_pairs
 
 
 def test_sampling_is_done_in_the_precision_that_is_faster_here(tmp_path):
@@ -359,7 +426,7 @@ def test_the_page_is_written_with_its_plots(sample, tmp_path):
     for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
         measured.get("dpo", side, 0, lambda s=seconds: how | {"seconds": s, "peak_mib": 100})
     arithmetic = {"operations": 3e9, "steps": [1.0], "peaks": [{"float32": {"a": 4e9}}, {"float32": {"a": 5e9}}],
-                  "shapes": {"a": [1, 2, 3]}, "counts": {"tokens": 1, "logits": 2, "visible": 3},
+                  "shapes": {"a": [1, 2, 3]}, "counts": {"tokens": 1, "logits": 2, "visible": 3}, "passes": [2, 0],
                   "sizes": flops.Sizes(1, 2, 3, 4)._asdict()}  # fmt: skip
     measured.get("arithmetic", "arithmetic", 0, lambda: arithmetic)
     (tmp_path / "grid-0").mkdir()
