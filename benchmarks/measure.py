@@ -137,9 +137,13 @@ class Program:
             self.process.stdin.flush()
             if is_last:
                 self.process.stdin.close()
-        while self.process.poll() is None and (is_last or len(self.found()) == before):
-            peak = max(peak, _resident(self.process.pid))
-            time.sleep(0.1)
+        try:
+            while self.process.poll() is None and (is_last or len(self.found()) == before):
+                peak = max(peak, _resident(self.process.pid))
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            self.end()
+            raise
         found, code = self.found(), self.process.poll()
         if code or len(found) == before:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])

@@ -263,9 +263,11 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     settings = QUICK if arguments.quick else Settings()
-    if arguments.num_pairs:
+    if arguments.num_pairs is not None:
         settings = Settings(**settings.__dict__ | {"num_pairs": arguments.num_pairs})
     try:
+        if settings.num_pairs < 1:
+            raise ConfigError(f"--num_pairs {settings.num_pairs}: expected 1 or more")
         if arguments.part == "table":
             if not arguments.pairs:
                 raise ConfigError("--pairs is missing: a file of preferences")
@@ -277,6 +279,9 @@ def main() -> None:
         speed_report.write(Path(arguments.folder).absolute(), arguments.docs)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; what is measured is kept: the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,21 @@ def _ends(pid):
                 continue
         return True
     return False
+
+
+def test_an_interrupted_bench_waits_for_no_side_and_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
+    program = measure.Program([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log")
+
+    def interrupted(pid):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "_resident", interrupted)
+    monkeypatch.setattr(speed, "Bench", lambda *given: program.measure())
+    monkeypatch.setattr(sys, "argv", ["speed", "grid"])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert program.process.returncode == -signal.SIGKILL
 
 
 def test_padding_is_what_the_widest_row_of_a_batch_costs_the_others():
@@ -210,6 +226,7 @@ def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
     [
         (["table", "--base_model", "nowhere", "--pairs", "x"], "nowhere is not a model folder"),
         (["table", "--base_model", "nowhere"], "--pairs is missing"),
+        (["table", "--pairs", "x", "--num_pairs", "0"], "--num_pairs 0: expected 1 or more"),
         (["report", "--folder", "nowhere"], "nothing is measured in "),
     ],
 )
