@@ -156,8 +156,8 @@ TABLE = """{title}
 
 Made by `make bench` on {machine}, with {versions}.
 Every side is a process of its own; the sides of a line run in turn (A B A B), a ratio is of a run of ours and the
-peer's run before or after it, and what stands here is the median of {pairs} such pairs, where a line does not say
-otherwise, with the smallest and the largest. Ratios are ours to theirs.
+peer's run before or after it (pairs share runs: two a side make three), and what stands here is the median of {pairs},
+where a line does not say otherwise, with the smallest and the largest. Ratios are ours to theirs.
 
 | work | against | target | reached | ours | theirs | both in |
 |---|---|---|---|---|---|---|
