@@ -201,21 +201,43 @@ def test_a_sliding_window_is_kept(kind):
 
 @pytest.mark.parametrize(("kind", "window"), [("llama", None), ("gemma2", 3), ("mistral", 3)])
 def test_flex_attention_sees_what_the_others_see(kind, window, monkeypatch):
-    """Forward alone, and not compiled: on a CPU it has no gradients."""
+    """Not compiled: the compiler has no gradients on a CPU, and FlexAttention's refusal of them there is left out."""
     own = flex_attention.flex_attention
     monkeypatch.setattr(transformers_flex, "WrappedFlexAttention", lambda training: lambda: own)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     keys = {"sliding_window": window} if window else {}
     labels_NT = padded()["input_ids"].masked_fill(padded()["attention_mask"] == 0, IGNORED)
-    found = {}
+    found, grads = {}, {}
     for attention in ("eager", "flex_attention"):
         model = make(kind, attn_implementation=attention, **keys)
         assert goes_with(model, torch.device("cpu"))
         assert model.config._attn_implementation == row_attention.NAMES[attention]
         rows = SharedRows.of(SEQUENCES, GROUPS)
-        with torch.no_grad():
-            found[attention] = rows.log_probs(model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
+        found[attention] = rows.log_probs(model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
+        weights = torch.arange(found[attention].numel()).reshape_as(found[attention]) / 10
+        grads[attention] = gradients(model, (found[attention] * weights).sum())
     torch.testing.assert_close(found["flex_attention"], found["eager"], atol=1e-5, rtol=1e-5)
+    assert_same_gradients(grads["flex_attention"], grads["eager"])
+
+
+@pytest.mark.long
+def test_compiled_flex_attention_sees_what_the_mask_says_and_rows_of_any_length_share_a_kernel():
+    """Forward alone, which is what the compiler has for a CPU, and for rows of 128 tokens and more."""
+    torch.manual_seed(0)
+    compiled, numbers = torch.compile(flex_attention.flex_attention), []
+    for length in range(200, 500, 37):
+        branches_S = torch.tensor([0] * 100 + [1] * 60 + [2] * (length - 160) + [0] * 100)
+        positions_S = torch.cat([torch.arange(length), torch.arange(100)])
+        mask = row_attention.Pieces([length, 100], branches_S[None], positions_S[None]).block_mask(None)
+        query, key, value = (torch.randn(1, 4, length + 100, 32) for _ in range(3))
+        order, piece = torch.arange(length + 100), torch.tensor([0] * length + [1] * 100)
+        visible = (order[:, None] >= order) & (piece[:, None] == piece)
+        visible &= (branches_S == 0) | (branches_S == branches_S[:, None])
+        wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        torch.testing.assert_close(compiled(query, key, value, block_mask=mask), wanted, atol=1e-5, rtol=1e-5)
+        numbers.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert numbers[-1] == numbers[3], "else each batch of a training would be compiled anew"
 
 
 @contextlib.contextmanager
