@@ -218,8 +218,9 @@ def find_module(function: str, folder: Path) -> Path:
     path = Path(spec.origin)
     try:
         defined = _names_defined(ast.parse(path.read_bytes()))
-    except SyntaxError as error:
-        raise ConfigError(f"{function}: {path}:{error.lineno} is not Python: {error.msg}") from None
+    except (SyntaxError, ValueError) as error:  # the second for null bytes, before Python 3.11.4
+        line, why = (f":{error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", error)
+        raise ConfigError(f"{function}: {path}{line} is not Python: {why}") from None
     if name not in defined:
         raise ConfigError(f"{function}: {path} defines no {name!r}")
     return path
