@@ -22,7 +22,7 @@ from typing import Any
 
 from data_schemas.artifact import Artifact
 
-ROOT = Path(__file__).absolute().parent.parent
+ROOT = Path(__file__).absolute().parents[1]
 SECONDS = (1.0, 14.0)  # between a start and its kill; a start takes about six
 MOST = 4  # kills of one step: then it is let pass, so that every kind of stage has its share
 WHO = ("runner", "stage", "both")
@@ -122,13 +122,19 @@ def soak(seed: int, kills: int, recipe: Path, settings: list[str]) -> tuple[Coun
         finish(start(names[1], seed, recipe, settings))
     took = time.monotonic() - started
     first, second = hashes(whole), hashes(killed)
-    differing = [f"{step}/{file}" for step in first.keys() | second.keys()
-                 for file in first.get(step, {}).keys() | second.get(step, {}).keys()
-                 if first.get(step, {}).get(file) != second.get(step, {}).get(file)]  # fmt: skip
+    differing = [
+        f"{step}/{file}"
+        for step in first.keys() | second.keys()
+        for file in first.get(step, {}).keys() | second.get(step, {}).keys()
+        if first.get(step, {}).get(file) != second.get(step, {}).get(file)
+    ]
     number = by_stage.total()
-    print(f"seed {seed}: {number} kills; {len(first)} steps, {sum(map(len, first.values()))} files, "
-          f"{len(differing)} differ; alone {alone:.0f} s, killed {took:.0f} s, "
-          f"{(took - alone) / max(1, number):.1f} s a kill", flush=True)  # fmt: skip
+    print(
+        f"seed {seed}: {number} kills; {len(first)} steps, {sum(map(len, first.values()))} files, "
+        f"{len(differing)} differ; alone {alone:.0f} s, killed {took:.0f} s, "
+        f"{(took - alone) / max(1, number):.1f} s a kill",
+        flush=True,
+    )
     for name in sorted(differing)[:5]:
         print(f"  differs: {name}")
     return by_stage, not differing

@@ -123,8 +123,10 @@ def _spoken(text: str) -> list[Fields] | None:
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.rstrip())
     if len(parts) < 3 or parts[0].strip():
         return None
-    return [{"role": ROLES.get(who.lower(), who.lower()), "content": said.strip()}
-            for who, said in zip(parts[1::2], parts[2::2], strict=True)]  # fmt: skip
+    return [
+        {"role": ROLES.get(who.lower(), who.lower()), "content": said.strip()}
+        for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def _question(raw: Fields) -> list[Fields]:
@@ -147,8 +149,11 @@ def _answer(raw: Fields, column: str, prompt: list[Fields]) -> list[Fields]:
     if messages[: len(prompt)] == prompt:
         messages = messages[len(prompt) :]
     if messages and messages[0].get("role") != "assistant":
-        raise WrongValue(column, f"a dialog that begins with {describe(messages[0].get('role'))}",
-                   "the prompt's own messages, or an assistant message, first")  # fmt: skip
+        raise WrongValue(
+            column,
+            f"a dialog that begins with {describe(messages[0].get('role'))}",
+            "the prompt's own messages, or an assistant message, first",
+        )
     return messages
 
 
@@ -224,8 +229,11 @@ def _two_dialogs(raw: Fields) -> Fields:
         same = 0
         while chosen[same : same + 1] == rejected[same : same + 1]:
             same += 1
-        raise WrongValue("chosen, rejected", f"two different prompts (they part at message {same + 1})",
-                   "dialogs that differ only in their last answer")  # fmt: skip
+        raise WrongValue(
+            "chosen, rejected",
+            f"two different prompts (they part at message {same + 1})",
+            "dialogs that differ only in their last answer",
+        )
     return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_schemas.stage_keys import ConfigError
+from data_schemas.errors import ConfigError
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 

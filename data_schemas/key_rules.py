@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_schemas.stage_keys import ConfigError, StageKey, check_value, nearest, with_defaults
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.stage_keys import StageKey, check_value, nearest, with_defaults
 
 Values = Mapping[str, Any]
 
@@ -76,8 +77,15 @@ VLLM_KEYS: dict[str, tuple[str, Limit | None]] = {
 
 
 # Of average_models itself: the keys of the stage that it evaluates as can't set them.
-KEYS_OF_AVERAGE = ("output_dir", "model_name_or_path", "train_data", "eval_data", "reference_model", "use_cpu",
-                   "per_device_eval_batch_size")  # fmt: skip
+KEYS_OF_AVERAGE = (
+    "output_dir",
+    "model_name_or_path",
+    "train_data",
+    "eval_data",
+    "reference_model",
+    "use_cpu",
+    "per_device_eval_batch_size",
+)
 
 
 def check_values(stage: str, values: Values, *, where: str) -> None:
@@ -93,7 +101,7 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
         _training(values)
         vllm_options(values)
         RULES.get(stage, lambda _: None)(values)
-    except ConfigError as error:
+    except UserError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
@@ -107,8 +115,10 @@ def _one_of(values: Values, one: str, other: str) -> None:
 def _training(values: Values) -> None:
     """Of every stage with an optimizer."""
     if (values.get("fp16") or values.get("dtype") == "float16") and not values.get("force_fp16", True):
-        raise ConfigError("float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
-                          "bf16: true, or force_fp16: true to do it all the same")  # fmt: skip
+        raise ConfigError(
+            "float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
+            "bf16: true, or force_fp16: true to do it all the same"
+        )
 
 
 def vllm_options(values: Values) -> dict[str, Any]:
@@ -122,24 +132,29 @@ def vllm_options(values: Values) -> dict[str, Any]:
         if limit is not None and not limit.holds(options[name]):
             raise ConfigError(f"vllm.{name}={value}: expected a number {limit}")
     if values.get("engine") == "vllm" and not options.get("python"):
-        raise ConfigError("vllm.python is missing: the interpreter of vLLM's own environment, as in "
-                          "vllm: {python: /opt/vllm/bin/python}")  # fmt: skip
+        raise ConfigError(
+            "vllm.python is missing: the interpreter of vLLM's own environment, as in "
+            "vllm: {python: /opt/vllm/bin/python}"
+        )
     return options
 
 
 def check_interpreter(python: str) -> None:
     """Raises ConfigError where vLLM's interpreter is no program on this machine."""
     if not (Path(python).is_file() and os.access(python, os.X_OK)):
-        raise ConfigError(f"vllm.python={python!r} is no program here: give the interpreter of the environment that "
-                          "vLLM is installed in, as in /opt/vllm/bin/python")  # fmt: skip
+        raise ConfigError(
+            f"vllm.python={python!r} is no program here: give the interpreter of the environment that "
+            "vLLM is installed in, as in /opt/vllm/bin/python"
+        )
 
 
 def _annotate(values: Values) -> None:
     _one_of(values, "annotator_function", "annotator_models")
     number, policies, margins = values["num_answers"], len(values["policies"] or []), values["strength_margins"]
     if number < max(2, policies):
-        raise ConfigError(f"num_answers={number} is too few to compare answers of {policies} policies; "
-                          f"try {max(2, policies)}")  # fmt: skip
+        raise ConfigError(
+            f"num_answers={number} is too few to compare answers of {policies} policies; try {max(2, policies)}"
+        )
     if len(margins) != 3 or sorted(margins, reverse=True) != margins:
         raise ConfigError(f"strength_margins={margins}: expected three falling score differences")
     if values["keep_rankings"] and values["rejected"] == "random":

@@ -14,8 +14,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from data_schemas.artifact import write_atomically
 from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dialect, carried_fields
+from data_schemas.errors import ConfigError
+from data_schemas.files import write_atomically
 from data_schemas.formats import (
     Line,
     WrongValue,
@@ -29,7 +30,6 @@ from data_schemas.formats import (
     sources,
 )
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
-from data_schemas.stage_keys import ConfigError
 
 OnBadRow = Literal["error", "set_aside"]
 Paths = str | Path | Sequence[str | Path]
@@ -61,25 +61,25 @@ class BadRow:
 
 
 @dataclass(frozen=True)
-class Read(Generic[T]):
+class ReadRows(Generic[T]):
     rows: list[T]
     bad: list[BadRow]
 
 
-def read_documents(paths: Paths, *, on_bad_row: OnBadRow = "error") -> Read[Document]:
+def read_documents(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Document]:
     """Texts to pretrain on. Raises ConfigError, as all four readers do."""
     return _read(paths, Document, DOCUMENTS, on_bad_row)
 
 
-def read_conversations(paths: Paths, *, on_bad_row: OnBadRow = "error") -> Read[Conversation]:
+def read_conversations(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Conversation]:
     return _read(paths, Conversation, CONVERSATIONS, on_bad_row)
 
 
-def read_prompts(paths: Paths, *, on_bad_row: OnBadRow = "error") -> Read[Prompt]:
+def read_prompts(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Prompt]:
     return _read(paths, Prompt, PROMPTS, on_bad_row)
 
 
-def read_pairs(paths: Paths, *, on_bad_row: OnBadRow = "error") -> Read[PreferencePair]:
+def read_pairs(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[PreferencePair]:
     return _read(paths, PreferencePair, PAIRS, on_bad_row)
 
 
@@ -133,8 +133,8 @@ def check_columns(path: Path, kind: str) -> None:
 # --- one file after the other ---
 
 
-def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow) -> Read[T]:
-    read: Read[T] = Read([], [])
+def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow) -> ReadRows[T]:
+    read: ReadRows[T] = ReadRows([], [])
     for name, lines in sources([paths] if isinstance(paths, str | Path) else paths):
         if not lines:
             raise ConfigError(f"{name} is empty: it has no rows")
@@ -202,7 +202,7 @@ EXPECTED = {
     "json_invalid": "one JSON object",
 }
 # What rows.py says of a row as a whole: its words -> field, found, expected.
-SAID = {
+ROW_ERRORS = {
     "message is empty": ("", "an empty message", "text"),
     "text is empty": ("text", "empty text", "text"),
     "no messages": ("", "no messages", "at least one"),
@@ -220,7 +220,7 @@ def _first_error(error: ValidationError, row_type: type[Row]) -> WrongValue:
     field = ".".join(map(str, first["loc"])) or next(iter(row_type.model_fields))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        for words, (named, found, expected) in SAID.items():
+        for words, (named, found, expected) in ROW_ERRORS.items():
             if words in message:
                 return WrongValue(named or field, found, expected)
         found, _, expected = message.partition(", expected ")

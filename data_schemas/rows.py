@@ -6,12 +6,12 @@ validation and evaluation by group, so no dialog is ever on two sides, in any ro
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data_schemas.text import normalise
 
 Role = Literal["system", "user", "assistant", "tool"]
 Strength = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
@@ -49,24 +49,9 @@ class Message(Row):
         return self
 
 
-# Control characters move a terminal's cursor or more, those of writing direction reorder what is shown.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """The text as it may be shown in a terminal: what is unsafe there stands as `\\x1b`."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as plain dictionaries, the form chat templates take."""
     return [message.model_dump(exclude_unset=True) for message in messages]
-
-
-def normalise(text: str) -> str:
-    """Case, width and everything but letters and digits levelled out: what counts as the same prompt."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[\W_]+", " ", folded).strip() or folded.strip()
 
 
 def group_of(messages: Sequence[Message]) -> str:

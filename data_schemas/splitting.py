@@ -5,18 +5,15 @@ Evaluation comes first on the line, so growing another share never moves a dialo
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from data_schemas.rows import Document, Message, Prompt, normalise
-from data_schemas.stage_keys import ConfigError
+from data_schemas.errors import ConfigError
 
 Place = Literal["evaluation", "judge", "judge_validation", "validation", "train"]
 
 JUDGE_VALIDATION_SHARE = 0.15  # of the judge's groups
-NUM_KEY_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -56,30 +53,3 @@ def becomes_instruction(group_id: str, share: float) -> bool:
 def _unit(text: str) -> float:
     """A number in [0, 1) from the hash of the text."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
-
-
-def contains_any(documents: Iterable[Document], prompts: Iterable[Prompt]) -> list[bool]:
-    """For each document, whether the first user message of any prompt is in it: normalised, as whole words."""
-    texts = {normalise(message.content) for prompt in prompts for message in _first_user_message(prompt)}
-    # By their first words: at most places of a document nothing begins, and where something does, few do.
-    by_start: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for words in filter(None, map(str.split, texts)):
-        by_start[tuple(words[:NUM_KEY_WORDS])].append(words)
-    first_words = {start[0] for start in by_start}
-    num_key_words = sorted({len(start) for start in by_start})
-
-    def contains(document: Document) -> bool:
-        words = normalise(document.text).split()
-        return any(
-            words[position : position + len(wanted)] == wanted
-            for position, word in enumerate(words)
-            if word in first_words
-            for length in num_key_words
-            for wanted in by_start.get(tuple(words[position : position + length]), ())
-        )
-
-    return [contains(document) for document in documents]
-
-
-def _first_user_message(prompt: Prompt) -> list[Message]:
-    return [message for message in prompt.prompt if message.role == "user"][:1]

@@ -1,6 +1,6 @@
 """Every key of every stage: its type, default and role, checked by one piece of code in the pipeline and the stages.
 
-`stage_keys.json` is generated from the stages' dataclasses by `python -m stages.describe`; reading it needs no torch.
+`stage_keys.json` is generated from the stages' dataclasses by `make keys`; reading it needs no torch.
 TRL's own parser checks neither types nor abbreviations (`max_length: 2.5` and `seed: [3]` pass), hence this file.
 """
 
@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel
+
+from data_schemas.errors import ConfigError
 
 # identity: part of what makes a step the same step. runtime: how it is run, left out of the fingerprint.
 # rows, model, function: an input; it enters the fingerprint by content (files), or by the step that makes it.
@@ -40,10 +42,6 @@ REPLACED_KEYS = {
     "completion_only_loss": "the loss is always on every assistant turn",
     "precompute_ref_log_probs": "leave it out: they are always computed once, and kept for other runs",
 }
-
-
-class ConfigError(ValueError):
-    """A user's mistake in a configuration, said in one line with the way out. Ends a command with exit code 2."""
 
 
 class StageKey(BaseModel):

@@ -19,25 +19,32 @@ from typing import Annotated, Any
 
 import typer
 
-from data_schemas.artifact import DISK_FULL, Artifact, read_json
-from data_schemas.rows import printable
-from data_schemas.stage_keys import ConfigError
-from pipeline import checking, pruning, report, verifying
-from pipeline.checks import check_machine, check_recipe
-from pipeline.fingerprint import SMALL
-from pipeline.launching import ROOT
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.files import DISK_FULL, read_json
+from data_schemas.locks import is_locked, run_lock
+from data_schemas.text import printable
+from pipeline.launch import preview
+from pipeline.launch.checks import check_machine, check_recipe
+from pipeline.launch.command_line import ROOT
+from pipeline.launch.processes import Interrupted
+from pipeline.launch.runner import StageFailed, run_steps
 from pipeline.plan import make_plan
-from pipeline.processes import Interrupted, is_locked, run_lock
-from pipeline.recipe import load_recipe
-from pipeline.run import Run
-from pipeline.runner import StageFailed, run_steps
-from pipeline.summary import SUMMARY
+from pipeline.recipe.schema import load_recipe
+from pipeline.report import terminal
+from pipeline.state import pruning, verifying
+from pipeline.state.fingerprint import SMALL
+from pipeline.state.run import Run
+from pipeline.state.summary import SUMMARY
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="The post-training loop from one file: reward model, rejection sampling, SFT, DPO, evaluated, round by round.",
-)  # fmt: skip
+)
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="as in --set dpo.beta=0.2")]
 
@@ -53,16 +60,16 @@ def run(
     steps = make_plan(loaded)
     check_recipe(loaded, steps)
     check_machine(loaded, steps)
-    console = report.make_console()
+    console = terminal.make_console()
     with run_lock(loaded.folder):
         for left in loaded.folder.glob(".*.partial-*"):  # what a killed run was writing
             left.unlink(missing_ok=True)
         planned = Run.of(loaded, steps)
         live = console.is_terminal and not verbose
-        with report.Progress(console, len(steps), live=live) as progress:
+        with terminal.Progress(console, len(steps), live=live) as progress:
             run_steps(planned, verbose=verbose, show=progress)
     summary = _read_summary(loaded.folder)
-    console.print(report.rounds_table(summary))
+    console.print(terminal.rounds_table(summary))
     best = loaded.folder / summary["best_policy"]["folder"]
     print(f"\nbest policy: {summary['best_policy']['step']}")
     print(f"chat with it: {_command()} chat {shlex.quote(_short(best))}")
@@ -77,10 +84,10 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     check_recipe(loaded, steps)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
-    report.make_console().print(report.plan_tree(planned, decisions), soft_wrap=True)
+    terminal.make_console().print(terminal.plan_tree(planned, decisions), soft_wrap=True)
     try:
         check_machine(loaded, steps)
-    except ConfigError as error:
+    except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
 
 
@@ -96,13 +103,13 @@ def check(
     check_recipe(loaded, steps)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     with tempfile.TemporaryDirectory(prefix="alignloop-check-") as scratch:
-        request = checking.make_request(planned, Path(scratch)) | {"show": rows}
+        request = preview.make_request(planned, Path(scratch)) | {"show": rows}
         asked = Path(scratch) / "request.json"
         asked.write_text(json.dumps(request))
-        code = subprocess.call([sys.executable, str(ROOT / "stages" / "check.py"), str(asked)], env=_environment())
+        code = subprocess.call([sys.executable, str(ROOT / "commands" / "check.py"), str(asked)], env=_environment())
     try:
         check_machine(loaded, steps)
-    except ConfigError as error:
+    except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
     raise typer.Exit(code)
 
@@ -112,10 +119,10 @@ def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's fold
     """Show how far a run is, and its numbers."""
     folder = run.parent if run.name == SUMMARY else run
     summary = _read_summary(folder)
-    console = report.make_console()
+    console = terminal.make_console()
     console.print(f"{summary['name']}: {_state(summary, folder)}")
-    console.print(report.steps_table(summary))
-    console.print(report.rounds_table(summary))
+    console.print(terminal.steps_table(summary))
+    console.print(terminal.rounds_table(summary))
 
 
 @app.command()
@@ -124,8 +131,8 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's fold
     checked = list(verifying.check_run(run))
     if not checked:
         raise ConfigError(f"{run} holds no step: is it a run's folder?")
-    console = report.make_console()
-    console.print(report.verified_table(checked))
+    console = terminal.make_console()
+    console.print(terminal.verified_table(checked))
     damaged = [one for one in checked if one.problems]
     if damaged:
         names = ", ".join(one.folder.name for one in damaged)
@@ -145,7 +152,7 @@ def prune(
         if not found:
             print(f"{_short(run)}: the last run needs all of it")
             return
-        report.make_console().print(report.pruned_table(run, found))
+        terminal.make_console().print(terminal.pruned_table(run, found))
         if yes:
             pruning.delete(run, found)
     size = f"{len(found)} {'folders' if len(found) > 1 else 'folder'}, {sum(one.bytes for one in found) / 1e6:.1f} MB"
@@ -164,7 +171,7 @@ def chat(
 ) -> None:
     """Talk to a model. Further --keys go to stages/chat.py as they are."""
     words = [_model_of(model), *(["--prompt", prompt] if prompt is not None else [])]
-    command = [sys.executable, str(ROOT / "stages" / "chat.py"), *words, *context.args]
+    command = [sys.executable, str(ROOT / "commands" / "chat.py"), *words, *context.args]
     raise typer.Exit(subprocess.call(command, env=_environment()))
 
 
@@ -233,7 +240,7 @@ def main() -> None:
 
     try:
         code = get_command(app)(standalone_mode=False)
-    except ConfigError as error:
+    except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except OSError as error:  # a full disk, a folder that is not ours

@@ -8,15 +8,30 @@ a step for each, and their average under the section's name: what comes later re
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_values
-from data_schemas.stage_keys import ConfigError, check_required, stages
-from pipeline.recipe import Recipe
-from pipeline.sections import STAGE_OF, Keys, Launch, Section
+from data_schemas.stage_keys import check_required, stages
+from pipeline.recipe.names import STAGE_OF, Keys, Section
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sections import Launch
 
 # What a training stage's evaluation does not read: such a key changes the variants, never how they are measured.
-ONLY_IN_TRAINING = ("seed", "learning_rate", "num_train_epochs", "max_steps", "global_batch_size", "patience",
-                    "lr_scheduler_type", "warmup_steps", "weight_decay", "eval_steps", "strengths", "max_similarity",
-                    "train_data_shares", "eval_data_shares")  # fmt: skip
+ONLY_IN_TRAINING = (
+    "seed",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "global_batch_size",
+    "patience",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "eval_steps",
+    "strengths",
+    "max_similarity",
+    "train_data_shares",
+    "eval_data_shares",
+)
 # What the runner says about where and how a step runs.
 RUNNER_KEYS = ("output_dir", "step", "run_group", "fingerprint", "policy_names", "use_cpu")
 
@@ -126,8 +141,10 @@ def make_plan(recipe: Recipe) -> list[Step]:
 
     judge = {}  # a given judge decides where there is one, else a reward model that no round optimises
     if not judge_given(recipe):
-        held_out = {"train_data": Output(data, "preferences.judge"),
-                    "eval_data": Output(data, "preferences.judge_validation", optional=True)}  # fmt: skip
+        held_out = {
+            "train_data": Output(data, "preferences.judge"),
+            "eval_data": Output(data, "preferences.judge_validation", optional=True),
+        }
         judge = {"judge_model": Output(add("judge", inputs={"model_name_or_path": base} | held_out), "model")}
 
     def evaluate(number: int, policy: Output, **comparison: Any) -> str:
@@ -166,21 +183,32 @@ def make_plan(recipe: Recipe) -> list[Step]:
         if "sft" in has:
             start = {"model_name_or_path": best if recipe.sft_from == "best" else base}
             mixes = [mix.human_share for mix in recipe.variants("sft", number)]
-            policy = train("sft", number, *(
-                (start | _rows_of([*winners, instructions] if share else winners),
-                 {"train_data_shares": [1.0] * len(winners) + [share] if 0 < share < 1 else None})
-                for share in mixes
-            ))  # fmt: skip
+            policy = train(
+                "sft",
+                number,
+                *(
+                    (
+                        start | _rows_of([*winners, instructions] if share else winners),
+                        {"train_data_shares": [1.0] * len(winners) + [share] if 0 < share < 1 else None},
+                    )
+                    for share in mixes
+                ),
+            )
 
         if "dpo" in has:
             start = {"model_name_or_path": policy}
             start |= {"reference_model": first_policy} if recipe.dpo_reference == "first" else {}
-            policy = train("dpo", number, *((start | _rows_of(batches[-mix.dpo_batches :]), {})
-                                            for mix in recipe.variants("dpo", number)))  # fmt: skip
+            policy = train(
+                "dpo",
+                number,
+                *((start | _rows_of(batches[-mix.dpo_batches :]), {}) for mix in recipe.variants("dpo", number)),
+            )
 
         if isinstance(policy, BestPolicy) or policy in policies:
-            raise ConfigError(f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
-                              "rejection_sampling with sft, nor dpo")  # fmt: skip
+            raise ConfigError(
+                f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
+                "rejection_sampling with sft, nor dpo"
+            )
         policies.append(policy)
         proxy = reward_model or next(map(Model, optimised_models(recipe, number)), None)
         earlier = [EvaluationFolder(name) for name in evaluations]
@@ -219,11 +247,15 @@ def _check_rounds(recipe: Recipe) -> None:
     for number in range(1, recipe.rounds + 1):
         given = recipe.section("rejection_sampling", number).get("reward_model")
         if "rejection_sampling" in has and "reward_model" not in has and not given:
-            raise ConfigError(f"{where}: rejection_sampling has no reward model: add reward_model, "
-                              "or give rejection_sampling.reward_model")  # fmt: skip
+            raise ConfigError(
+                f"{where}: rejection_sampling has no reward model: add reward_model, "
+                "or give rejection_sampling.reward_model"
+            )
         if "annotate" in has and "reward_model" not in has and not annotates_itself(recipe, number):
-            raise ConfigError(f"{where}: annotate has no annotator: give annotate.annotator_function or "
-                              "annotate.annotator_models, or add reward_model")  # fmt: skip
+            raise ConfigError(
+                f"{where}: annotate has no annotator: give annotate.annotator_function or "
+                "annotate.annotator_models, or add reward_model"
+            )
     if "annotate" in has and not {"reward_model", "dpo"} & set(has):
         raise ConfigError(f"{where}: nothing trains on the pairs of annotate: add dpo or reward_model, or leave it out")
     if "rejection_sampling" in has and "sft" not in has:
@@ -303,9 +335,12 @@ def _average_step(recipe: Recipe, name: str, parts: list[Step], average: Keys) -
     keys |= average | {
         "averaged_stage": first.stage,
         "part_names": [part.name for part in parts],
-        "stage_keys": {key: value for key, value in own.items()
-                       if known_to_stage[key].role == "identity" and key not in ONLY_IN_TRAINING},
-    }  # fmt: skip
+        "stage_keys": {
+            key: value
+            for key, value in own.items()
+            if known_to_stage[key].role == "identity" and key not in ONLY_IN_TRAINING
+        },
+    }
     inputs: dict[str, list[Reference]] = {"models": [Output(part.name, "model") for part in parts]}
     for side in ("train_data", "eval_data"):
         inputs[side] = list(dict.fromkeys(reference for part in parts for reference in part.inputs[side]))

@@ -15,16 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
 from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
-from data_schemas.stage_keys import ConfigError
-from engine.annotators import Annotator, Group, Judgement, Program, RewardModels
-from engine.arguments import GenerationArguments, key_field, required_field
-from engine.contract import contract_of
-from engine.generation import device_of, draw_both_sides, sample_in_turn
-from engine.models import load_tokenizer
-from engine.scoring import Answered
-from engine.stage import Made, Stage, listed, run_stage
+from engine.judging.annotators import Annotator, Group, Judgement, Program, RewardModels
+from engine.judging.scoring import ScoringItem
+from engine.models.loading import load_tokenizer
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.keys import key_field, required_field
+from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
+from engine.runtime.world import device_of
+from engine.sampling.prompts import draw_both_sides
+from engine.sampling.sampler import sample_in_turn
+from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
@@ -62,7 +65,7 @@ def strength_of(difference: float, margins: Sequence[float]) -> Strength:
     return STRENGTHS[level]
 
 
-def compare(
+def compare_answers(
     group: Group,
     judgement: Judgement,
     names: Sequence[str],
@@ -111,14 +114,20 @@ def compare(
     )
 
 
-def main(stage: Stage, arguments: AnnotateArguments) -> Made:
+def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
     device = device_of(arguments.use_cpu)
     annotator: Annotator
     if arguments.annotator_function:
         annotator = Program(stage, arguments.annotator_function, arguments.function_timeout)
     else:
-        annotator = RewardModels(stage, arguments.annotator_models or [], arguments.vote, device, arguments.dtype,
-                                 arguments.generation_batch_size)  # fmt: skip
+        annotator = RewardModels(
+            stage,
+            arguments.annotator_models or [],
+            arguments.vote,
+            device,
+            arguments.dtype,
+            arguments.generation_batch_size,
+        )
     drawn = draw_both_sides(
         (arguments.prompts, arguments.num_prompts),
         (arguments.validation_prompts, arguments.num_validation_prompts),
@@ -132,7 +141,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
     purpose = f"{stage.name}/{arguments.round}"
     answers = sample_in_turn(stage, policies, prompts, arguments, num_answers=number, purpose=purpose)
     groups = [
-        Group(prompt, [Answered(prompt, answer.text, answer.ended) for answer in own])
+        Group(prompt, [ScoringItem(prompt, answer.text, answer.ended) for answer in own])
         for (prompt, _), own in zip(prompts, answers, strict=True)
     ]
     judgements = annotator(groups)
@@ -140,7 +149,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
     pairs: dict[str, list[PreferencePair]] = {"train": [], "validation": []}
     dropped: Counter[str] = Counter()
     for (side, prompt), group, judgement in zip(drawn, groups, judgements, strict=True):
-        result = compare(
+        result = compare_answers(
             group,
             judgement,
             names,
@@ -157,7 +166,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
         for side, rows in pairs.items():
             write_rows(stage.folder / f"pairs.{side}.jsonl", rows)
     if not pairs["train"]:
-        raise ConfigError(f"no pair is left of {len(drawn)} prompts: {listed(dropped)}")
+        raise ConfigError(f"no pair is left of {len(drawn)} prompts: {format_counts(dropped)}")
     log.info("%d pairs, dropped: %s", sum(map(len, pairs.values())), dict(dropped) or "none")
     made = [pair for rows in pairs.values() for pair in rows]
     scores = [score for judgement in judgements for score in judgement.scores_N]
@@ -171,7 +180,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> Made:
     metrics |= {str(level): count for level, count in Counter(pair.strength for pair in made).items()}
     metrics |= {f"dropped_{reason}": count for reason, count in dropped.items()}
     outputs = {f"pairs.{side}": f"pairs.{side}.jsonl" for side, rows in pairs.items() if rows}
-    return Made(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(policies[0])))
+    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(policies[0])))
 
 
 if __name__ == "__main__":

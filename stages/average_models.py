@@ -21,22 +21,28 @@ from typing import Any, Literal
 
 import torch
 
+from data_schemas.errors import StageError
 from data_schemas.stage_keys import check_keys
-from engine.arguments import LoadingArguments, fill, key_field, required_field
-from engine.averaging import check_alike, greedy_weights, normalised, write_average, write_slerp
-from engine.contract import contract_of
-from engine.models import load_tokenizer
-from engine.outcome import StageError
-from engine.saved import check_weights
-from engine.selection import all_pairs
-from engine.stage import Made, Stage, run_stage
-from engine.tokenized import held_out_rows, tokenize, wait_for
+from engine.curation.pair_selection import all_pairs
+from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
+from engine.models.loading import load_tokenizer
+from engine.models.verification import check_weights
+from engine.runtime.arguments import LoadingArguments
+from engine.runtime.keys import fill, key_field, required_field
+from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.tokens.contract import contract_of
+from engine.tokens.tables import held_out_rows, tokenize, wait_for
 
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
 # The parts are plain models, adapters merged; only a reference of its own is the same for all of them.
-PLAIN = {"use_peft": False, "load_in_4bit": False, "load_in_8bit": False, "activation_checkpointing": False,
-         "report_to": "none"}  # fmt: skip
+PLAIN = {
+    "use_peft": False,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "activation_checkpointing": False,
+    "report_to": "none",
+}
 log = logging.getLogger(__name__)
 
 
@@ -67,22 +73,35 @@ class Evaluation:
         self.stage, self.module = stage, importlib.import_module(f"stages.{arguments.averaged_stage}")
         name = arguments.averaged_stage
         given = check_keys(name, arguments.stage_keys, where=f"{stage.name}: stage_keys")
-        self.values = {"seed": arguments.seed} | given | PLAIN | {
-            "output_dir": str(stage.folder / "checkpoints" / "evaluation"),
-            "train_data": arguments.train_data or [],
-            "eval_data": arguments.eval_data,
-            "reference_model": arguments.reference_model,
-            "use_cpu": arguments.use_cpu,
-            "per_device_eval_batch_size": arguments.per_device_eval_batch_size,
-        }  # fmt: skip
+        self.values = (
+            {"seed": arguments.seed}
+            | given
+            | PLAIN
+            | {
+                "output_dir": str(stage.folder / "checkpoints" / "evaluation"),
+                "train_data": arguments.train_data or [],
+                "eval_data": arguments.eval_data,
+                "reference_model": arguments.reference_model,
+                "use_cpu": arguments.use_cpu,
+                "per_device_eval_batch_size": arguments.per_device_eval_batch_size,
+            }
+        )
         self.tokenizer = load_tokenizer(arguments.models[0])
         stages_own, training, _ = self._arguments_for(arguments.models[0])
         rows = held_out_rows(stage, stages_own, self.module.read)
         if given.get("ranking_pairs") == "all":
             rows = [pair for row in rows for pair in all_pairs(row)]
         encode, version = self.module.encoder(self.tokenizer, stages_own)
-        self.rows = tokenize(stage, "eval", rows, encode, self.tokenizer, version=version,
-                             max_length=training.max_length, on_long_row=stages_own.on_long_row)  # fmt: skip
+        self.rows = tokenize(
+            stage,
+            "eval",
+            rows,
+            encode,
+            self.tokenizer,
+            version=version,
+            max_length=training.max_length,
+            on_long_row=stages_own.on_long_row,
+        )
 
     def _arguments_for(self, folder: Path | str) -> tuple[Any, Any, Any]:
         values = self.values | {"model_name_or_path": str(folder)}
@@ -95,7 +114,7 @@ class Evaluation:
         # TRL's trainers want training rows; nothing trains on them.
         trainer = self.module.make_trainer(stages_own, training, model, self.tokenizer, self.rows, self.rows)
         trainer.stage = self.stage
-        numbers = trainer.numbers()
+        numbers = trainer.evaluate_once()
         trainer.accelerator.free_memory()
         del trainer
         gc.collect()
@@ -119,8 +138,8 @@ def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Seque
     return path
 
 
-def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
-    check_alike([Path(folder) for folder in arguments.models])
+def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
+    check_same_architecture([Path(folder) for folder in arguments.models])
     if stage.is_main:  # an earlier try's, of which nothing says that they are whole
         for left in stage.folder.glob("checkpoints/average-*"):
             shutil.rmtree(left)
@@ -149,7 +168,7 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> Made:
         shutil.rmtree(stage.folder / "model", ignore_errors=True)
         average.rename(stage.folder / "model")
         check_weights(stage.folder / "model")
-    return Made(outputs={"model": "model"}, metrics=metrics, contract=contract_of(evaluate.tokenizer))
+    return StageResult(outputs={"model": "model"}, metrics=metrics, contract=contract_of(evaluate.tokenizer))
 
 
 if __name__ == "__main__":

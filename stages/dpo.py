@@ -16,17 +16,19 @@ from trl import DPOConfig, ModelConfig
 
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
-from engine import training as training_loop
-from engine.arguments import PreferenceArguments, key_field
-from engine.inspection import Encode, TokenRow
-from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
-from engine.preferences import PreferenceTrainer, TwoMasks
-from engine.reference import Reference
-from engine.selection import all_pairs, select
-from engine.stage import Made, Stage, run_stage
-from engine.template import encode_dialog
-from engine.tokenized import check_contract, split_rows, tokenize
-from engine.training import prepare_config, train_and_save
+from engine.curation.pair_selection import all_pairs, select_pairs
+from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
+from engine.models.lora import lora_config
+from engine.runtime.arguments import PreferenceArguments
+from engine.runtime.keys import key_field
+from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.tables import check_contract, split_rows, tokenize
+from engine.tokens.template import encode_dialog
+from engine.training import loop as training_loop
+from engine.training.dpo import DPOLoopTrainer, PreferenceCollator
+from engine.training.loop import prepare_config, train_and_save
+from engine.training.reference import Reference
 
 RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
@@ -57,8 +59,9 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
     def encode(row: PreferencePair) -> TokenRow:
         encoded: TokenRow = {}
         for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
-            dialog = encode_dialog(tokenizer, [*row.prompt, *answer], tools=row.tools, train_from=len(row.prompt),
-                                   find_content=mask)  # fmt: skip
+            dialog = encode_dialog(
+                tokenizer, [*row.prompt, *answer], tools=row.tools, train_from=len(row.prompt), find_content=mask
+            )
             start = dialog.trained.index(True)
             encoded |= {
                 "prompt_ids": dialog.ids[:start],
@@ -76,7 +79,7 @@ def read_rows(
 ) -> tuple[list[PreferencePair], list[PreferencePair], dict[str, int]]:
     """Training rows, held-out rows, and how many were dropped by reason. `seed` draws nothing here."""
     train, held_out = split_rows(stage, arguments, read)
-    train, dropped = select(stage, arguments, train)
+    train, dropped = select_pairs(stage, arguments, train)
     if arguments.ranking_pairs == "all":
         train, held_out = ([pair for row in rows for pair in all_pairs(row)] for rows in (train, held_out))
     return train, held_out, dropped
@@ -84,18 +87,18 @@ def read_rows(
 
 def make_trainer(
     arguments: DPOArguments, training: DPOConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
-) -> PreferenceTrainer:
+) -> DPOLoopTrainer:
     prepare_config(training)
     path, options, lora = path_of(model), training_options(model), lora_config(model)
     reference = arguments.reference_model or path
     if training.sync_ref_model:
         log.info("sync_ref_model: the reference changes, so it stays in memory and is asked in every step")
     training.precompute_ref_log_probs = not training.sync_ref_model  # else TRL loads one, and keeps it
-    trainer = PreferenceTrainer(
+    trainer = DPOLoopTrainer(
         load_causal(path, **options),
         ref_model=load_causal(reference, **options) if training.sync_ref_model else None,
         args=training,
-        data_collator=TwoMasks(pad_token_id=tokenizer.pad_token_id, share_prompts=arguments.share_prompts),
+        data_collator=PreferenceCollator(pad_token_id=tokenizer.pad_token_id, share_prompts=arguments.share_prompts),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -108,14 +111,24 @@ def make_trainer(
     return trainer
 
 
-def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> Made:
+def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> StageResult:
     tokenizer = load_tokenizer(path_of(model))
     check_contract(tokenizer, path_of(model), arguments)
     train, held_out, dropped = read_rows(stage, arguments, seed=training.seed)
     encode, version = encoder(tokenizer, arguments)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length,
-                       on_long_row=arguments.on_long_row)
-              for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
+    tables = [
+        tokenize(
+            stage,
+            side,
+            rows,
+            encode,
+            tokenizer,
+            version=version,
+            max_length=training.max_length,
+            on_long_row=arguments.on_long_row,
+        )
+        for side, rows in (("train", train), ("eval", held_out))
+    ]
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model, metrics=dropped)
 

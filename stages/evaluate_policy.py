@@ -7,35 +7,31 @@ gate's rules say whether the policy becomes the best so far, the best is kept, o
     accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml
 """
 
-import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from data_schemas.artifact import Artifact, Choice
-from data_schemas.reading import read_prompts, read_rows, write_rows
+from data_schemas.artifact import Choice
+from data_schemas.reading import read_prompts, write_rows
 from data_schemas.rows import Candidate, Candidates, Prompt
-from data_schemas.stage_keys import ConfigError
-from engine import timing
-from engine.arguments import key_field, required_field
-from engine.gate import GateArguments, decide
-from engine.generation import Answer, Ask, device_of, sample_in_turn
-from engine.models import identity_of, load_causal, load_tokenizer
-from engine.scoring import Answered, score_by_function, score_by_reward_model
-from engine.shared_scoring import SharedScorer, in_groups
-from engine.stage import Made, Stage, run_stage
-from engine.template import encode_prompt
+from engine.judging.comparison import compare_policies, distinct_2, read_earlier
+from engine.judging.divergence import kl_to_first
+from engine.judging.gate import GateArguments, decide
+from engine.judging.scoring import ScoringItem, score_by_function, score_by_reward_model
+from engine.runtime import timing
+from engine.runtime.keys import key_field, required_field
+from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.runtime.world import device_of
+from engine.sampling.answers import Answer, SampleRequest
+from engine.sampling.sampler import sample_in_turn
 
 # Shapes: P = prompts, K = answers a prompt.
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
-NUM_RESAMPLES = 2_000
-Metric = float | int | str | None
 log = logging.getLogger(__name__)
 
 
@@ -61,112 +57,8 @@ class EvaluatePolicyArguments(GateArguments):
 ARGUMENTS = (EvaluatePolicyArguments,)
 
 
-def paired_interval(differences_P: np.ndarray, *, seed: int) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over prompts of a paired difference (2,000 resamples)."""
-    draws = np.random.default_rng(seed).integers(0, len(differences_P), (NUM_RESAMPLES, len(differences_P)))
-    low, high = np.percentile(differences_P[draws].mean(axis=1), [2.5, 97.5])
-    return float(differences_P.mean()), float(low), float(high)
-
-
-def wins(scores_PK: np.ndarray, others_PK: np.ndarray) -> np.ndarray:
-    """Share of answers of each prompt that score above the other policy's answer with the same k, [P]; ties half."""
-    return ((scores_PK > others_PK) + 0.5 * (scores_PK == others_PK)).mean(axis=1)
-
-
-def distinct_2(texts: Sequence[str]) -> float:
-    """Distinct word pairs over all word pairs (Li et al., arXiv 1510.03055)."""
-    pairs = [pair for text in texts for words in [text.split()] for pair in itertools.pairwise(words)]
-    return len(set(pairs)) / max(1, len(pairs))
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """An earlier evaluation on the same prompts by the same judge."""
-
-    policy: str  # the step that made it
-    scores_PK: np.ndarray
-    groups: Sequence[Candidates]
-    choices: Sequence[Choice]
-
-    @property
-    def answered(self) -> list[Answered]:
-        """Its answers, prompt by prompt."""
-        answered: list[Answered] = []
-        for group in self.groups:
-            prompt = Prompt(prompt=group.prompt, tools=group.tools, group_id=group.group_id)
-            answered += [Answered(prompt, candidate.text, candidate.ended) for candidate in group.candidates]
-        return answered
-
-    @property
-    def mean_answer_tokens(self) -> float:
-        return float(np.mean([candidate.num_tokens for group in self.groups for candidate in group.candidates]))
-
-
-def compare(scores_PK: np.ndarray, others: Mapping[str, np.ndarray | None], *, seed: int) -> dict[str, Metric]:
-    """Win rate and gain in the mean score against each other policy with their intervals; null where there is none."""
-    metrics: dict[str, Metric] = {}
-    for name, other_PK in others.items():
-        if other_PK is None:
-            metrics |= {f"win_rate_vs_{name}": None, f"score_gain_vs_{name}": None}
-            continue
-        for metric, differences_P in (
-            (f"win_rate_vs_{name}", wins(scores_PK, other_PK)),
-            (f"score_gain_vs_{name}", (scores_PK - other_PK).mean(axis=1)),
-        ):
-            mean, low, high = paired_interval(differences_P, seed=seed)
-            metrics |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-    return metrics
-
-
-def read_earlier(folders: Sequence[str], judge: str, prompts: Sequence[Prompt], num_answers: int) -> list[Earlier]:
-    """The earlier evaluations, oldest first. Refuses another judge or other prompts."""
-    found: list[Earlier] = []
-    for folder in map(Path, folders):
-        record = Artifact.read(folder)
-        if record is None:
-            raise ConfigError(f"{folder} holds no finished evaluation")
-        if record.metrics.get("judge") != judge:
-            raise ConfigError(
-                f"{folder} was judged by {record.metrics.get('judge')}, this one by {judge}: not comparable"
-            )
-        groups = read_rows(folder / "answers.jsonl", Candidates)
-        same = [group.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts]
-        if not same or any(len(group.candidates) != num_answers for group in groups):
-            raise ConfigError(f"{folder} was made on other prompts or another num_answers: not comparable")
-        scores = [[candidate.score for candidate in group.candidates] for group in groups]
-        policy = str(record.keys.get("policy_step") or record.inputs.get("model_name_or_path", folder))
-        found.append(Earlier(policy, np.array(scores, dtype=float), groups, record.choices))
-    return found
-
-
-def kl_to_first(
-    stage: Stage, arguments: EvaluatePolicyArguments, asks: Sequence[Ask], answers: Sequence[Answer]
-) -> float:
-    """Mean over answers of log p(answer) - log p_first(answer), in nats an answer: estimates KL(policy || first)."""
-    device = device_of(arguments.use_cpu)
-    tokenizer = load_tokenizer(arguments.model_name_or_path)
-    rows = [(encode_prompt(tokenizer, ask.prompt.prompt, tools=ask.prompt.tools), answer.ids)
-            for ask, answer in zip(asks, answers, strict=True)]  # fmt: skip
-    sums: list[list[float]] = []
-    for name, path in (("policy", arguments.model_name_or_path), ("first", str(arguments.first_policy))):
-        model = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-        scorer = SharedScorer(model, is_reward_model=False)
-        sums.append(
-            in_groups(
-                stage,
-                f"log-probs-{name}",
-                rows,
-                scorer.log_prob_sums,
-                batch_size=arguments.generation_batch_size,
-                content=(identity_of(path), arguments.dtype),
-            )
-        )
-        del model, scorer
-    return float(np.mean(np.array(sums[0]) - np.array(sums[1])))
-
-
 @timing.part("evaluate")
-def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
+def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     path, device = arguments.model_name_or_path, device_of(arguments.use_cpu)
     prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]
     judge = arguments.judge_function or "held-out reward model"
@@ -176,17 +68,19 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
 
     asked, number = [(prompt, None) for prompt in prompts], arguments.num_answers
     by_prompt = sample_in_turn(stage, [path], asked, arguments, num_answers=number, purpose=stage.name)
-    asks = [Ask(prompt, k) for prompt in prompts for k in range(number)]
+    asks = [SampleRequest(prompt, k) for prompt in prompts for k in range(number)]
     answers = [answer for own in by_prompt for answer in own]
-    answered = [Answered(ask.prompt, answer.text, answer.ended) for ask, answer in zip(asks, answers, strict=True)]
+    answered = [ScoringItem(ask.prompt, answer.text, answer.ended) for ask, answer in zip(asks, answers, strict=True)]
 
-    def by_model(name: str, model: str, items: Sequence[Answered]) -> list[float]:
-        return score_by_reward_model(stage, name, model, items, device=device, dtype=arguments.dtype,
-                                     batch_size=arguments.generation_batch_size)  # fmt: skip
+    def by_model(name: str, model: str, items: Sequence[ScoringItem]) -> list[float]:
+        return score_by_reward_model(
+            stage, name, model, items, device=device, dtype=arguments.dtype, batch_size=arguments.generation_batch_size
+        )
 
     if arguments.judge_function:
-        scores = score_by_function(stage, "judge", arguments.judge_function, answered,
-                                   timeout=arguments.function_timeout)  # fmt: skip
+        scores = score_by_function(
+            stage, "judge", arguments.judge_function, answered, timeout=arguments.function_timeout
+        )
     else:
         scores = by_model("judge", str(arguments.judge_model), answered)
     scores_PK = np.array(scores).reshape(len(prompts), arguments.num_answers)
@@ -197,7 +91,7 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
         "previous": previous[-1].scores_PK if previous else None,
         "best": best.scores_PK if best else None,
     }
-    metrics = compare(scores_PK, others, seed=arguments.seed)
+    metrics = compare_policies(scores_PK, others, seed=arguments.seed)
     ended_share = float(np.mean([answer.ended for answer in answers]))
     mean_answer_tokens = float(np.mean([len(answer.ids) for answer in answers]))
     metrics |= {
@@ -206,7 +100,11 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
         "gold_mean": float(scores_PK.mean()) if arguments.judge_function else None,
         "proxy_mean": float(np.mean(proxy)) if proxy else None,
         "proxy_gain_vs_best": None,
-        "kl_to_first": kl_to_first(stage, arguments, asks, answers) if arguments.first_policy else 0.0,
+        "kl_to_first": kl_to_first(
+            stage, arguments, asks, answers, policy=arguments.model_name_or_path, first_policy=arguments.first_policy
+        )
+        if arguments.first_policy
+        else 0.0,
         "mean_answer_tokens": mean_answer_tokens,
         "length_growth": mean_answer_tokens / best.mean_answer_tokens if best else None,
         "ended_share": ended_share,
@@ -239,11 +137,15 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> Made:
     ranking = [*first, *sorted(others_, key=lambda choice: -choice.score)]
     log.info("%s mean %.4f; %s: %s; best so far: %s", judge, here.score, decision.action, decision.by, ranking[0].step)
     outputs = {"answers": "answers.jsonl"} | ({"proxy_scores": "proxy_scores.json"} if proxy else {})
-    return Made(outputs=outputs, metrics=metrics, reasons=reasons, choices=ranking)
+    return StageResult(outputs=outputs, metrics=metrics, reasons=reasons, choices=ranking)
 
 
 def _groups(
-    prompts: Sequence[Prompt], asks: Sequence[Ask], answers: Sequence[Answer], scores: Sequence[float], policy: str
+    prompts: Sequence[Prompt],
+    asks: Sequence[SampleRequest],
+    answers: Sequence[Answer],
+    scores: Sequence[float],
+    policy: str,
 ) -> list[Candidates]:
     """All answers with their scores, one group a prompt."""
     by_prompt: dict[str, list[Candidate]] = {prompt.prompt_id: [] for prompt in prompts}

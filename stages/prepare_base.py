@@ -13,14 +13,15 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from data_schemas.errors import ConfigError, UserError
 from data_schemas.rows import Message
-from data_schemas.stage_keys import ConfigError
-from engine.arguments import LoadingArguments, key_field, required_field
-from engine.contract import contract_of
-from engine.models import load_causal, read_tokenizer
-from engine.saved import check_weights
-from engine.stage import Made, Stage, run_stage
-from engine.template import encode_dialog, end_of_turn, read_template
+from engine.models.loading import load_causal, read_tokenizer
+from engine.models.verification import check_weights
+from engine.runtime.arguments import LoadingArguments
+from engine.runtime.keys import key_field, required_field
+from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.tokens.contract import contract_of
+from engine.tokens.template import encode_dialog, end_of_turn, read_template
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared"
@@ -65,7 +66,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     turns = [Message(role="user", content="Hi"), Message(role="assistant", content="Hello")]
     try:
         encode_dialog(tokenizer, [*turns, *turns])  # the template must be one that later stages can train on
-    except ConfigError as error:
+    except UserError as error:
         raise ConfigError(f"chat template: {error}") from error
 
 
@@ -85,7 +86,7 @@ def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
     return num_tokens - before
 
 
-def main(stage: Stage, arguments: PrepareBaseArguments) -> Made:
+def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     source = arguments.model_name_or_path
     tokenizer = read_tokenizer(source, revision=arguments.model_revision)
     original_end = tokenizer.eos_token_id
@@ -101,7 +102,7 @@ def main(stage: Stage, arguments: PrepareBaseArguments) -> Made:
     check_weights(stage.folder / "model")
     log.info("end token %s, pad token %s, %d new embedding rows", tokenizer.eos_token, tokenizer.pad_token, added)
     metrics: dict[str, Any] = {"new_tokens": added, "parameters": model.num_parameters()}
-    return Made(outputs={"model": "model"}, metrics=metrics, contract=contract_of(tokenizer))
+    return StageResult(outputs={"model": "model"}, metrics=metrics, contract=contract_of(tokenizer))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,20 @@ left out, and so are dialogs of another group that ask one in a later turn. Need
 import inspect
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_schemas.errors import ConfigError
 from data_schemas.reading import BadRow, read_conversations, read_documents, read_pairs, read_prompts, write_rows
-from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row, group_of
-from data_schemas.splitting import Shares, assign, becomes_instruction, contains_any
-from data_schemas.stage_keys import ConfigError
-from engine.arguments import PlainStageArguments, key_field
-from engine.functions import find_function
-from engine.stage import Made, Stage, run_stage
+from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
+from data_schemas.splitting import Shares, assign, becomes_instruction
+from engine.curation.decontamination import asks_later, contains_any
+from engine.runtime.arguments import PlainStageArguments
+from engine.runtime.functions import find_function
+from engine.runtime.keys import key_field
+from engine.runtime.stage import Stage, StageResult, run_stage
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
@@ -83,7 +85,7 @@ def make(folder: Path, reference: str, given: dict[str, Any]) -> None:
         raise ConfigError(f"{reference}: {error}") from error
 
 
-def main(stage: Stage, arguments: PrepareDataArguments) -> Made:
+def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
     files = sources(stage, arguments)
     bad: list[BadRow] = []
 
@@ -153,7 +155,7 @@ def main(stage: Stage, arguments: PrepareDataArguments) -> Made:
     if not evaluation:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
     written = {name: f"{name}.jsonl" for name, rows in parts.items() if rows}
-    return Made(outputs=written | {"rejected_rows": "rejected_rows.jsonl"}, metrics=metrics)
+    return StageResult(outputs=written | {"rejected_rows": "rejected_rows.jsonl"}, metrics=metrics)
 
 
 def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[PreferencePair]) -> list[Prompt]:
@@ -164,12 +166,6 @@ def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[Preference
         if before and before[-1].role in ("user", "tool"):
             found.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id))
     return found
-
-
-def asks_later(messages: Sequence[Message], groups: Collection[str]) -> bool:
-    """Whether a user turn after the first asks what a dialog of `groups` asks first."""
-    users = [message for message in messages if message.role == "user"]
-    return any(group_of([message]) in groups for message in users[1:])
 
 
 def unique(prompts: Sequence[Prompt]) -> list[Prompt]:

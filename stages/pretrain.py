@@ -7,10 +7,8 @@ model. As in Llama 3 (arXiv 2407.21783, 3.2) attention does not cross documents 
 """
 
 import hashlib
-import itertools
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,20 +24,19 @@ from transformers import (
     set_seed,
 )
 from trl import ModelConfig, SFTConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data_schemas import splitting
+from data_schemas.errors import ConfigError
 from data_schemas.reading import read_documents
 from data_schemas.rows import Document
-from data_schemas.stage_keys import ConfigError
-from engine.arguments import TrainingStageArguments, key_field
-from engine.models import load_causal, load_tokenizer, lora_config, training_options
-from engine.optimizers import MuonAdamW
-from engine.shared_rows import SharedRows
-from engine.stage import Made, Stage, run_stage
-from engine.tokenized import table, wait_for
-from engine.training import DEFAULTS, prepare_config, train_and_save
-from stages.sft import PolicyTrainer
+from engine.models.loading import load_causal, load_tokenizer, training_options
+from engine.models.lora import lora_config
+from engine.runtime.arguments import TrainingStageArguments
+from engine.runtime.keys import key_field
+from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.tokens.tables import table, wait_for
+from engine.training.loop import DEFAULTS, prepare_config, train_and_save
+from engine.training.next_token import BlockCollator, PretrainTrainer
 
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
@@ -65,46 +62,6 @@ class PretrainArguments(TrainingStageArguments):
 
 
 ARGUMENTS = (PretrainArguments, SFTConfig, ModelConfig)
-
-
-@dataclass
-class Documents(DataCollatorForLanguageModeling):
-    """TRL's batch of blocks, with the long row in which the documents of a block do not see each other."""
-
-    end_token_id: int = -1
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = SharedRows.of_parts([documents(example["input_ids"], self.end_token_id) for example in examples])
-        return super().torch_call(examples) | rows.as_inputs()
-
-
-def documents(block: Sequence[int], end: int) -> list[Sequence[int]]:
-    """A block cut after each end token."""
-    cuts = [0, *(at + 1 for at, token in enumerate(block) if token == end and at + 1 < len(block)), len(block)]
-    return [block[start:stop] for start, stop in itertools.pairwise(cuts)]
-
-
-class PretrainTrainer(PolicyTrainer):
-    def without_shared_rows(self) -> None:
-        raise ConfigError(
-            "the attention of this architecture cannot be kept within documents: set mask_documents: false"
-        )
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        assert isinstance(self.stage_arguments, PretrainArguments)
-        muon = self.stage_arguments.muon_learning_rate
-        if muon is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        assert isinstance(self.model, torch.nn.Module)
-        self.optimizer = MuonAdamW(
-            self.model,
-            muon_learning_rate=muon,
-            learning_rate=self.args.learning_rate,
-            weight_decay=self.args.weight_decay,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-        )
-        return self.optimizer
 
 
 def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[str]) -> PreTrainedTokenizerFast:
@@ -184,7 +141,7 @@ def make_model(
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
-def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model: ModelConfig) -> Made:
+def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model: ModelConfig) -> StageResult:
     if not model.model_name_or_path and not arguments.architecture:
         raise ConfigError("pretrain needs architecture (random weights) or model_name_or_path (to continue from)")
     if arguments.muon_learning_rate is not None and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -208,7 +165,7 @@ def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model:
     log.info("%d documents, %d blocks of %d tokens, %d held out", len(train), len(tables[0]), size, len(tables[1]))
     prepare_config(training)
     end = tokenizer.eos_token_id
-    collator = Documents(end, end_token_id=end)  # blocks are of one length: nothing is padded
+    collator = BlockCollator(end, end_token_id=end)  # blocks are of one length: nothing is padded
     trainer = PretrainTrainer(
         make_model(arguments, model, tokenizer, seed=training.seed),
         args=training,
@@ -217,6 +174,7 @@ def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model:
         eval_dataset=tables[1],
         processing_class=tokenizer,
         peft_config=lora_config(model),
+        muon_learning_rate=arguments.muon_learning_rate,
     )
     return train_and_save(stage, trainer, arguments, model)
 

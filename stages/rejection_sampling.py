@@ -16,15 +16,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
-from data_schemas.stage_keys import ConfigError
-from engine.arguments import GenerationArguments, key_field, required_field
-from engine.contract import contract_of
-from engine.generation import Answer, device_of, draw_both_sides, sample_in_turn
-from engine.models import load_tokenizer
-from engine.scoring import Answered, score_by_reward_model
-from engine.stage import Made, Stage, listed, run_stage
+from engine.judging.scoring import ScoringItem, score_by_reward_model
+from engine.models.loading import load_tokenizer
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.keys import key_field, required_field
+from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
+from engine.runtime.world import device_of
+from engine.sampling.answers import Answer
+from engine.sampling.prompts import draw_both_sides
+from engine.sampling.sampler import sample_in_turn
+from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 3
 EXAMPLE = (
@@ -62,7 +66,7 @@ class RejectionSamplingArguments(GenerationArguments):
 ARGUMENTS = (RejectionSamplingArguments,)
 
 
-def pick(candidates: Sequence[Candidate], arguments: RejectionSamplingArguments) -> list[int] | str:
+def pick_winners(candidates: Sequence[Candidate], arguments: RejectionSamplingArguments) -> list[int] | str:
     """Indices of the best candidates, best first, or why none is kept: empty, unfinished, length, identical, tie."""
     alive = [index for index, candidate in enumerate(candidates) if candidate.text.strip()]
     if not alive:
@@ -88,7 +92,7 @@ def reward_of(group: Candidates, index: int) -> float:
     return group.candidates[index].score or 0.0
 
 
-def above(groups: Sequence[Candidates], least: float, reason: str) -> list[Candidates]:
+def keep_scores_above(groups: Sequence[Candidates], least: float, reason: str) -> list[Candidates]:
     """The groups with those winners alone that score `least` or more."""
     kept = []
     for group in groups:
@@ -100,7 +104,7 @@ def above(groups: Sequence[Candidates], least: float, reason: str) -> list[Candi
     return kept
 
 
-def asked(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[Prompt, float | None]:
+def request_for(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[Prompt, float | None]:
     """The prompt as the policy sees it, with its temperature (None: the fixed one); both drawn by seed and prompt."""
     drawn = random.Random(f"{arguments.seed}/{arguments.round}/{prompt.prompt_id}")
     temperature = drawn.uniform(*arguments.temperature_range) if arguments.temperature_range else None
@@ -110,7 +114,7 @@ def asked(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[Prompt
     return Prompt(prompt=[system, *prompt.prompt], tools=prompt.tools, group_id=prompt.group_id), temperature
 
 
-def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
+def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
     drawn = draw_both_sides(
         (arguments.prompts, arguments.num_prompts),
         (arguments.validation_prompts, arguments.num_validation_prompts),
@@ -118,13 +122,16 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
         purpose="rejection_sampling",
         round=arguments.round,
     )
-    shown = [asked(prompt, arguments) for _, prompt in drawn]
+    shown = [request_for(prompt, arguments) for _, prompt in drawn]
     number, policies = arguments.num_answers, arguments.policies
     log.info("%d prompts x %d answers", len(drawn), number)
     purpose = f"{stage.name}/{arguments.round}"
     answers = sample_in_turn(stage, policies, shown, arguments, num_answers=number, purpose=purpose)
-    flat = [Answered(prompt, answer.text, answer.ended)
-            for (prompt, _), own in zip(shown, answers, strict=True) for answer in own]  # fmt: skip
+    flat = [
+        ScoringItem(prompt, answer.text, answer.ended)
+        for (prompt, _), own in zip(shown, answers, strict=True)
+        for answer in own
+    ]
     scores = score_by_reward_model(
         stage,
         "scores",
@@ -144,12 +151,13 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
         best = [reward_of(group, group.kept[0]) for group in groups if group.kept]
         least = float(np.quantile(best, 0.75)) if best else None
     if least is not None:
-        groups = above(groups, least, "below_" + arguments.keep_by)
+        groups = keep_scores_above(groups, least, "below_" + arguments.keep_by)
 
     winners: dict[str, list[Conversation]] = {"train": [], "validation": []}
     for (side, prompt), group in zip(drawn, groups, strict=True):
-        winners[side] += rows_of(group, prompt, source=arguments.step or stage.name,
-                                 keep_system_prompt=arguments.keep_system_prompt)  # fmt: skip
+        winners[side] += rows_of(
+            group, prompt, source=arguments.step or stage.name, keep_system_prompt=arguments.keep_system_prompt
+        )
     dropped = Counter(group.dropped for group in groups if not group.kept)
     outputs = {"candidates": "candidates.jsonl"}
     if stage.is_main:
@@ -158,8 +166,10 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
             write_rows(stage.folder / f"winners.{side}.jsonl", rows)
     outputs |= {f"winners.{side}": f"winners.{side}.jsonl" for side, rows in winners.items() if rows}
     if not winners["train"]:
-        raise ConfigError(f"no answer is kept of {len(flat)}: {listed(dropped)}; see max_new_tokens, keep_unfinished "
-                          "and keep_by")  # fmt: skip
+        raise ConfigError(
+            f"no answer is kept of {len(flat)}: {format_counts(dropped)}; see max_new_tokens, keep_unfinished "
+            "and keep_by"
+        )
     log.info("%d winners, dropped: %s", sum(map(len, winners.values())), dict(dropped) or "none")
     gains = [
         reward_of(group, index) - sum(reward_of(group, k) for k in range(number)) / number
@@ -176,7 +186,7 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> Made:
         "ended_share": sum(answer.ended for answer in flat) / len(flat),
     }
     metrics |= {f"dropped_{reason}": count for reason, count in dropped.items()}
-    return Made(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
+    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 
 def _group(
@@ -190,7 +200,7 @@ def _group(
         Candidate(text=answer.text, k=k, num_tokens=len(answer.ids), ended=answer.ended, score=score, policy=names[k])
         for k, (answer, score) in enumerate(zip(answers, scores, strict=True))
     ]
-    picked = pick(candidates, arguments)
+    picked = pick_winners(candidates, arguments)
     return Candidates(
         prompt=prompt.prompt,
         prompt_id=prompt.prompt_id,

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl import ModelConfig, SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl import ModelConfig, SFTConfig
 
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
-from engine import training as training_loop
-from engine.arguments import DialogArguments, key_field
-from engine.inspection import Encode, TokenRow
-from engine.models import load_causal, load_tokenizer, lora_config, path_of, training_options
-from engine.shared_rows import OnSharedRows, SharedRows
-from engine.stage import Made, Stage, run_stage
-from engine.template import encode_dialog
-from engine.tokenized import check_contract, split_rows, tokenize
-from engine.training import TrainingLoop, prepare_config, train_and_save
+from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
+from engine.models.lora import lora_config
+from engine.runtime.arguments import DialogArguments
+from engine.runtime.keys import key_field
+from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.tables import check_contract, split_rows, tokenize
+from engine.tokens.template import encode_dialog
+from engine.training import loop as training_loop
+from engine.training.loop import prepare_config, train_and_save
+from engine.training.next_token import NextTokenTrainer, PackedCollator
 
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5"
@@ -38,26 +39,6 @@ class SFTArguments(DialogArguments):
 
 ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
 read = read_conversations
-
-
-class EndToEnd(DataCollatorForLanguageModeling):
-    """TRL's batch, with the one long row that the model is called on."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = SharedRows.of([example["input_ids"] for example in examples], range(len(examples)))
-        return super().torch_call(examples) | rows.as_inputs()
-
-
-class PolicyTrainer(TrainingLoop, OnSharedRows, SFTTrainer):
-    """SFT whose evaluation means are over trained tokens."""
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        inputs = dict(inputs)
-        called: Any = self.on_shared_rows(model, inputs)
-        return super().compute_loss(called, inputs, *args, **kwargs)
-
-    def batch_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
-        return {"": float((inputs["labels"][:, 1:] != -100).sum())}
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments) -> tuple[Encode[Conversation], str]:
@@ -80,14 +61,14 @@ def read_rows(
 
 def make_trainer(
     arguments: SFTArguments, training: SFTConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
-) -> PolicyTrainer:
+) -> NextTokenTrainer:
     prepare_config(training)
     end_to_end = training.padding_free and not training.packing
     training.padding_free = False  # TRL's own needs FlashAttention, and takes no collator
-    return PolicyTrainer(
+    return NextTokenTrainer(
         load_causal(path_of(model), **training_options(model)),
         args=training,
-        data_collator=EndToEnd(tokenizer.pad_token_id) if end_to_end else None,
+        data_collator=PackedCollator(tokenizer.pad_token_id) if end_to_end else None,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -95,14 +76,24 @@ def make_trainer(
     )
 
 
-def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> Made:
+def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> StageResult:
     tokenizer = load_tokenizer(path_of(model))
     check_contract(tokenizer, path_of(model), arguments)
     train, held_out, _ = read_rows(stage, arguments, seed=training.seed)
     encode, version = encoder(tokenizer, arguments)
-    tables = [tokenize(stage, side, rows, encode, tokenizer, version=version, max_length=training.max_length,
-                       on_long_row=arguments.on_long_row)
-              for side, rows in (("train", train), ("eval", held_out))]  # fmt: skip
+    tables = [
+        tokenize(
+            stage,
+            side,
+            rows,
+            encode,
+            tokenizer,
+            version=version,
+            max_length=training.max_length,
+            on_long_row=arguments.on_long_row,
+        )
+        for side, rows in (("train", train), ("eval", held_out))
+    ]
     trainer = make_trainer(arguments, training, model, tokenizer, *tables)
     return train_and_save(stage, trainer, arguments, model)
 

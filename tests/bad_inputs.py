@@ -23,18 +23,30 @@ import yaml
 from conftest import stage_keys
 from fake_stages import build_house, build_inputs
 
-from data_schemas.artifact import hash_files
+from data_schemas.errors import ConfigError
+from data_schemas.files import hash_files
 from data_schemas.key_rules import LIMITS
-from data_schemas.stage_keys import REPLACED_KEYS, ConfigError
-from engine import process, stage
-from pipeline import cli, launching, warm
+from data_schemas.stage_keys import REPLACED_KEYS
+from engine.runtime import process, stage
+from pipeline import cli
+from pipeline.launch import command_line, warm
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data_schemas", "engine", "pipeline", "stages", "toy_world")
 OURS = tuple(f"{ROOT / package}/" for package in PACKAGES)
 # Raised for control flow, for a promise of our own code, or at the end of a process: no input's mistake.
-NO_REFUSALS = {"AssertionError", "TypeError", "RuntimeError", "ConnectionError", "TimeoutExpired", "Preempted",
-               "Interrupted", "NotImplementedError", "_TookTooLong", "Exit"}  # fmt: skip
+NO_REFUSALS = {
+    "AssertionError",
+    "TypeError",
+    "RuntimeError",
+    "ConnectionError",
+    "TimeoutExpired",
+    "Preempted",
+    "Interrupted",
+    "NotImplementedError",
+    "_TookTooLong",
+    "Exit",
+}
 # What a message says of a field whose limit is passed; the limits themselves stand in the classes.
 OF_FIELDS = {
     "ge": "(greater than or equal to|or more)",
@@ -85,10 +97,12 @@ def raises() -> list[Raise]:
 
 def rules_in_data() -> dict[str, str]:
     """Rules that no line of their own raises -> what the message of a case for them must match."""
-    rules = {f"LIMITS[{name!r}]": rf"\b{name}=.+: expected (a number|numbers) {re.escape(str(limit))}$"
-             for name, limit in LIMITS.items()}  # fmt: skip
+    rules = {
+        f"LIMITS[{name!r}]": rf"\b{name}=.+: expected (a number|numbers) {re.escape(str(limit))}$"
+        for name, limit in LIMITS.items()
+    }
     rules |= {f"REPLACED_KEYS[{name!r}]": rf"\b{name} is not a key here" for name in REPLACED_KEYS}
-    for file in ("data_schemas/rows.py", "pipeline/recipe.py", "pipeline/sections.py"):
+    for file in ("data_schemas/rows.py", "pipeline/recipe/schema.py", "pipeline/recipe/sections.py"):
         for kind in (node for node in ast.parse((ROOT / file).read_bytes()).body if isinstance(node, ast.ClassDef)):
             for node in kind.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
@@ -166,7 +180,7 @@ class Place:
     def toy_stages(self, **environment: str) -> None:
         """The command starts toy stages from now on."""
         build_house(self.folder / "house")
-        self.patch.setattr(launching, "ROOT", self.folder / "house")
+        self.patch.setattr(command_line, "ROOT", self.folder / "house")
         self.patch.setattr(warm, "PRELOADED", ())
         for name, value in ({"TOY": "{}", "SCORES": "{}"} | environment).items():
             self.patch.setenv(name, value)

@@ -59,7 +59,7 @@ LIMITS = [
     ("prepare_data", "--make_data_arguments {a", "make_data_arguments='{a' is text, expected nothing (null) | dict"),
     ("prepare_data", "--max_rows 0", "max_rows=0: expected a number 1 or more"),
     ("prepare_data", "--num_evaluation_prompts 0", "num_evaluation_prompts=0: expected a number 1 or more"),
-]  # fmt: skip
+]
 TOGETHER = [
     ("annotate", "--annotator_models m", "annotator_function and annotator_models are both given; set one of them to"),
     ("annotate", "--annotator_function null", "annotator_function or annotator_models is missing"),
@@ -86,7 +86,7 @@ TOGETHER = [
     ("average_models", "--eval_data null", "eval_data is missing: the held-out rows that the average and its parts"),
     ("average_models", "--stage_keys {eval_data:[x]}", "stage_keys.eval_data is a key of average_models itself"),
     ("average_models", "--part_names one", "1 part_names for 2 models; give one for each"),
-]  # fmt: skip
+]
 
 
 def of_words(stage: str, words: str, says: str) -> Case:
@@ -192,29 +192,61 @@ CASES = [
     of_file("with bytes", b"a: \xff", "sft.yaml cannot be read (UnicodeDecodeError)"),
     of_file("with an unknown key", "train_dta: [a]", "sft.yaml: unknown key 'train_dta' of stage sft; did you mean"),
     of_file("with a number for text", "train_data: 3", "sft.yaml: train_data=3 is an integer, expected list[str]"),
-    Case("key that is missing", lambda place: place.stage("rejection_sampling", prompts=["p"], policies=["m"]),
-         "rejection_sampling: reward_model is missing (the reward model that ranks)"),
-    Case("keys that TRL refuses", lambda place: place.stage("sft", train_data=["t"], logging_steps=0.0),
-         "logging strategy IntervalStrategy.STEPS requires non-zero --logging_steps"),
-    Case("batch that three processes cannot share", of_three_processes,
-         "global_batch_size=8 cannot be divided among 3 processes; try 6"),
-    Case("batch of no whole micro-batches",
-         lambda place: place.stage("sft", train_data=["t"], global_batch_size=8, per_device_train_batch_size=3),
-         "global_batch_size=8 is not a multiple of micro batch x processes = 3 x 1; try 6"),
-    Case("model that is missing", lambda place: place.stage("sft", train_data=["t"]),
-         "model_name_or_path is missing: the folder of the model to start from"),
-    Case("folder that is finished", into("artifact.json", "{}"),
-         "HERE/out holds a finished stage (artifact.json); choose another output_dir, or move it away"),
-    Case("folder of a stage with other keys", begun_with_other_keys,
-         "HERE/out holds an unfinished prepare_data with other keys (seed"),
-    Case("folder with another's identity", into("identity.json", "[]"),
-         "HERE/out/identity.json is not a stage's; choose another output_dir, or move it away"),
-    Case("folder with an identity that is no JSON", into("identity.json", "me"),
-         "HERE/out/identity.json is not a stage's; choose another output_dir, or move it away"),
-    Case("folder with a model of somebody's", into("model/config.json", "{}"),
-         "HERE/out/model is not this stage's; choose another output_dir, or move it away"),
+    Case(
+        "key that is missing",
+        lambda place: place.stage("rejection_sampling", prompts=["p"], policies=["m"]),
+        "rejection_sampling: reward_model is missing (the reward model that ranks)",
+    ),
+    Case(
+        "keys that TRL refuses",
+        lambda place: place.stage("sft", train_data=["t"], logging_steps=0.0),
+        "logging strategy IntervalStrategy.STEPS requires non-zero --logging_steps",
+    ),
+    Case(
+        "batch that three processes cannot share",
+        of_three_processes,
+        "global_batch_size=8 cannot be divided among 3 processes; try 6",
+    ),
+    Case(
+        "batch of no whole micro-batches",
+        lambda place: place.stage("sft", train_data=["t"], global_batch_size=8, per_device_train_batch_size=3),
+        "global_batch_size=8 is not a multiple of micro batch x processes = 3 x 1; try 6",
+    ),
+    Case(
+        "model that is missing",
+        lambda place: place.stage("sft", train_data=["t"]),
+        "model_name_or_path is missing: the folder of the model to start from",
+    ),
+    Case(
+        "folder that is finished",
+        into("artifact.json", "{}"),
+        "HERE/out holds a finished stage (artifact.json); choose another output_dir, or move it away",
+    ),
+    Case(
+        "folder of a stage with other keys",
+        begun_with_other_keys,
+        "HERE/out holds an unfinished prepare_data with other keys (seed",
+    ),
+    Case(
+        "folder with another's identity",
+        into("identity.json", "[]"),
+        "HERE/out/identity.json is not a stage's; choose another output_dir, or move it away",
+    ),
+    Case(
+        "folder with an identity that is no JSON",
+        into("identity.json", "me"),
+        "HERE/out/identity.json is not a stage's; choose another output_dir, or move it away",
+    ),
+    Case(
+        "folder with a model of somebody's",
+        into("model/config.json", "{}"),
+        "HERE/out/model is not this stage's; choose another output_dir, or move it away",
+    ),
     Case("folder in use", in_use, "HERE/out is being written by another process (pid 4711 on here)"),
     Case("folder that is a file", into("", "a file"), "[Errno 17] File exists: 'HERE/out'", 1),
-    Case("folder of its own rows", onto_its_rows,
-         "prompts=out/prompts.train.jsonl lies in HERE/out, which this stage writes; choose another output_dir"),
-]  # fmt: skip
+    Case(
+        "folder of its own rows",
+        onto_its_rows,
+        "prompts=out/prompts.train.jsonl lies in HERE/out, which this stage writes; choose another output_dir",
+    ),
+]

@@ -15,12 +15,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import ByT5Tokenizer, LlamaModel
 
+from commands.check import check_step
 from data_schemas.rows import Message
-from engine import saved
-from engine.checkpoints import Progress, publish
-from engine.models import load_causal, load_reward
-from engine.template import CHATML, encode_dialog
-from stages.check import check_step
+from engine.models import verification
+from engine.models.loading import load_causal, load_reward
+from engine.tokens.template import CHATML, encode_dialog
+from engine.training.checkpoints import Progress, publish
 
 PLAIN = {"is_reward_model": False, "device": "cpu", "autocast": None, "tolerance": 0.0}
 SCORES = """
@@ -43,8 +43,12 @@ def model(place: Place, name: str = "model", *, kind: str = "tiny_model") -> Pat
 
 def sft(place: Place, **keys: Any) -> dict[str, Any]:
     rows = place.folder_of("rows")
-    return {"model_name_or_path": "model", "train_data": [rows / "conversations.jsonl"],
-            "eval_data": [rows / "conversations_eval.jsonl"], **keys}  # fmt: skip
+    return {
+        "model_name_or_path": "model",
+        "train_data": [rows / "conversations.jsonl"],
+        "eval_data": [rows / "conversations_eval.jsonl"],
+        **keys,
+    }
 
 
 def dpo(place: Place, **keys: Any) -> dict[str, Any]:
@@ -55,14 +59,24 @@ def dpo(place: Place, **keys: Any) -> dict[str, Any]:
 def annotate(place: Place, **keys: Any) -> dict[str, Any]:
     place.write("scores.py", SCORES)
     prompts = place.write("prompts.jsonl", [{"prompt": f"question {number}"} for number in range(2)])
-    return {"policies": ["model"], "prompts": [prompts], "annotator_function": "scores:same", "max_new_tokens": 2,
-            "keep_unfinished": True, **keys}  # fmt: skip
+    return {
+        "policies": ["model"],
+        "prompts": [prompts],
+        "annotator_function": "scores:same",
+        "max_new_tokens": 2,
+        "keep_unfinished": True,
+        **keys,
+    }
 
 
 def average(place: Place, **keys: Any) -> dict[str, Any]:
     rows = place.folder_of("rows")
-    return {"models": ["model", "other"], "averaged_stage": "sft", "eval_data": [rows / "conversations_eval.jsonl"],
-            **keys}  # fmt: skip
+    return {
+        "models": ["model", "other"],
+        "averaged_stage": "sft",
+        "eval_data": [rows / "conversations_eval.jsonl"],
+        **keys,
+    }
 
 
 KEYS = {"sft": sft, "dpo": dpo, "reward_model": dpo, "annotate": annotate, "average_models": average}
@@ -184,8 +198,10 @@ def pretrain(spoil: Spoil | None = None, **keys: Any) -> Callable[[Place], Call]
         rows = [{"text": f"text {number}"} for number in range(20)]
         place.write("rows.jsonl", rows)
         place.write("eval.jsonl", [{"text": "another text of some length"}] * 9)
-        return place.stage("pretrain", **{"train_data": ["rows.jsonl"], "eval_data": ["eval.jsonl"], "block_size": 8,
-                                          "vocab_size": 280} | keys)  # fmt: skip
+        return place.stage(
+            "pretrain",
+            **{"train_data": ["rows.jsonl"], "eval_data": ["eval.jsonl"], "block_size": 8, "vocab_size": 280} | keys,
+        )
 
     return make
 
@@ -203,8 +219,8 @@ def muon_under_deepspeed(place: Place) -> Call:
 def skipping_under_zero(place: Place) -> Call:
     from trl import ModelConfig
 
-    from engine.arguments import TrainingStageArguments
-    from engine.training import train_and_save
+    from engine.runtime.arguments import TrainingStageArguments
+    from engine.training.loop import train_and_save
 
     arguments = TrainingStageArguments(train_data=["t"], on_bad_step="skip")
     return place.function(train_and_save, None, SimpleNamespace(is_deepspeed_enabled=True), arguments, ModelConfig())
@@ -280,12 +296,12 @@ def of_saved(spoil: Spoil, check: str = "check_weights") -> Callable[[Place], Ca
         folder = model(place)
         if check == "check_weights":
             spoil(folder)
-            return place.function(saved.check_weights, folder)
+            return place.function(verification.check_weights, folder)
         rows = [[5, 6, 7]]
-        outputs = saved.outputs_of(load_causal(str(folder)), rows, device=torch.device("cpu"))
-        save_file(saved.as_tensors(rows, outputs), place.folder / saved.PROBE)
+        outputs = verification.outputs_of(load_causal(str(folder)), rows, device=torch.device("cpu"))
+        save_file(verification.as_tensors(rows, outputs), place.folder / verification.PROBE)
         spoil(folder)
-        return place.function(saved.check_saved, folder, place.folder / saved.PROBE, PLAIN)
+        return place.function(verification.check_saved, folder, place.folder / verification.PROBE, PLAIN)
 
     return make
 
@@ -293,103 +309,204 @@ def of_saved(spoil: Spoil, check: str = "check_weights") -> Callable[[Place], Ca
 CASES = [
     # -- models
     Case("model that is not there", of_model("sft", shutil.rmtree), "model has no tokenizer that can be read"),
-    Case("attention without gradients", of_model("sft", as_it_is, attn_implementation="flex_attention"),
-         "attn_implementation=flex_attention has no gradients on a CPU; leave it out there"),
-    Case("model that is empty", of_model("sft", lambda folder: [path.unlink() for path in folder.iterdir()]),
-         "model has no tokenizer that can be read"),
+    Case(
+        "attention without gradients",
+        of_model("sft", as_it_is, attn_implementation="flex_attention"),
+        "attn_implementation=flex_attention has no gradients on a CPU; leave it out there",
+    ),
+    Case(
+        "model that is empty",
+        of_model("sft", lambda folder: [path.unlink() for path in folder.iterdir()]),
+        "model has no tokenizer that can be read",
+    ),
     Case("tokenizer that is cut", of_model("sft", cut("tokenizer.json")), "model has no tokenizer that can be read"),
     Case("tokenizer that is empty", of_model("sft", put("tokenizer.json", "{}")), "model has no tokenizer that can be"),
-    Case("tokenizer that is slow", of_model("prepare_base", without_fast_tokenizer),
-         "the tokenizer has no fast version (tokenizer.json), which the token masks need"),
-    Case("base whose tokenizer is cut", of_model("prepare_base", cut("tokenizer.json"), kind="tiny_base"),
-         "model has no tokenizer that can be read"),
-    Case("model without a template", of_model("sft", as_it_is, kind="tiny_base"),
-         "model has no chat template; run stages/prepare_base.py on it first"),
-    Case("model whose pad token is its end token",
-         of_model("sft", change("tokenizer_config.json", pad_token="<|im_end|>")),
-         "model has no pad token of its own (pad == end token); run stages/prepare_base.py on it first"),
+    Case(
+        "tokenizer that is slow",
+        of_model("prepare_base", without_fast_tokenizer),
+        "the tokenizer has no fast version (tokenizer.json), which the token masks need",
+    ),
+    Case(
+        "base whose tokenizer is cut",
+        of_model("prepare_base", cut("tokenizer.json"), kind="tiny_base"),
+        "model has no tokenizer that can be read",
+    ),
+    Case(
+        "model without a template",
+        of_model("sft", as_it_is, kind="tiny_base"),
+        "model has no chat template; run stages/prepare_base.py on it first",
+    ),
+    Case(
+        "model whose pad token is its end token",
+        of_model("sft", change("tokenizer_config.json", pad_token="<|im_end|>")),
+        "model has no pad token of its own (pad == end token); run stages/prepare_base.py on it first",
+    ),
     Case("model without a config", of_model("annotate", drop("config.json")), "model is not a model folder (no"),
-    Case("model whose config is cut", of_model("annotate", cut("config.json")),
-         "model has no tokenizer that can be read (It looks like the config file at 'model/config.json' is not a"),
+    Case(
+        "model whose config is cut",
+        of_model("annotate", cut("config.json")),
+        "model has no tokenizer that can be read (It looks like the config file at 'model/config.json' is not a",
+    ),
     Case("config of no model", of_model("annotate", put("config.json", "{}")), "model cannot be loaded as a model ("),
-    Case("config of another kind", of_model("annotate", change("config.json", model_type="lama")),
-         "model cannot be loaded as a model ("),
-    Case("config of other sizes", of_model("annotate", change("config.json", hidden_size=64, head_dim=32)),
-         "model cannot be loaded as a model ("),
+    Case(
+        "config of another kind",
+        of_model("annotate", change("config.json", model_type="lama")),
+        "model cannot be loaded as a model (",
+    ),
+    Case(
+        "config of other sizes",
+        of_model("annotate", change("config.json", hidden_size=64, head_dim=32)),
+        "model cannot be loaded as a model (",
+    ),
     Case("model without weights", of_model("annotate", drop("model.safetensors")), "model cannot be loaded as a model"),
     Case("weights that are cut", of_model("annotate", cut("model.safetensors")), "model cannot be loaded as a model ("),
     Case("weights that are text", of_model("annotate", put("model.safetensors", "weights")), "model cannot be loaded"),
-    Case("weights that are not all there",
-         of_model("annotate", tensors(lambda loaded: loaded.pop("model.norm.weight"))),
-         "model is not whole: it misses 1 tensors, such as model.norm.weight"),
-    Case("weights that are pickled", pickled,
-         "base_model=HERE/model has no weights in safetensors; pytorch_model.bin runs what is written in it when"),
-    Case("model with code of its own",
-         of_model("annotate", change("config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})),
-         "model brings code of its own; it is not run unless trust_remote_code: true"),
-    Case("reward model of one score", of_constant_rewards("annotate"),
-         "the reward model rewards gives each of 4 different answers the score 0: its rewards have collapsed to a"),
-    Case("rewards that do not train", of_constant_rewards("reward_model"),
-         "step 0: the rewards have collapsed to a constant, 0: in every held-out row all answers have the same one", 1),
-    Case("template that writes two BOS tokens", of_model("sft", with_two_bos),
-         "train: every row begins with two BOS tokens: the chat template writes one too many"),
+    Case(
+        "weights that are not all there",
+        of_model("annotate", tensors(lambda loaded: loaded.pop("model.norm.weight"))),
+        "model is not whole: it misses 1 tensors, such as model.norm.weight",
+    ),
+    Case(
+        "weights that are pickled",
+        pickled,
+        "base_model=HERE/model has no weights in safetensors; pytorch_model.bin runs what is written in it when",
+    ),
+    Case(
+        "model with code of its own",
+        of_model("annotate", change("config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})),
+        "model brings code of its own; it is not run unless trust_remote_code: true",
+    ),
+    Case(
+        "reward model of one score",
+        of_constant_rewards("annotate"),
+        "the reward model rewards gives each of 4 different answers the score 0: its rewards have collapsed to a",
+    ),
+    Case(
+        "rewards that do not train",
+        of_constant_rewards("reward_model"),
+        "step 0: the rewards have collapsed to a constant, 0: in every held-out row all answers have the same one",
+        1,
+    ),
+    Case(
+        "template that writes two BOS tokens",
+        of_model("sft", with_two_bos),
+        "train: every row begins with two BOS tokens: the chat template writes one too many",
+    ),
     Case("rows to look at that are bad", checked_rows, "prepare_data: HERE/chats.jsonl:1: messages: found no"),
     Case("rows to look at that are too long", checked, "train: nothing is left of 24 rows"),
-    Case("weights that are nan", of_model("prepare_base", tensors(to_nan)),
-         "model.safetensors: model.norm.weight is nan or infinite", 1),
-    Case("weights that train to nan", of_model("sft", tensors(to_nan)),
-         "step 1: the loss is nan; training rows ", 1),
-    Case("weights that are nan at every step", of_model("sft", tensors(to_nan), on_bad_step="skip", max_steps=1),
-         "eval_loss is nan or infinite at every evaluation", 1),
-    Case("reference that is not there", of_model("dpo", as_it_is, reference_model="gone"),
-         "gone cannot be loaded as a model ("),
+    Case(
+        "weights that are nan",
+        of_model("prepare_base", tensors(to_nan)),
+        "model.safetensors: model.norm.weight is nan or infinite",
+        1,
+    ),
+    Case("weights that train to nan", of_model("sft", tensors(to_nan)), "step 1: the loss is nan; training rows ", 1),
+    Case(
+        "weights that are nan at every step",
+        of_model("sft", tensors(to_nan), on_bad_step="skip", max_steps=1),
+        "eval_loss is nan or infinite at every evaluation",
+        1,
+    ),
+    Case(
+        "reference that is not there",
+        of_model("dpo", as_it_is, reference_model="gone"),
+        "gone cannot be loaded as a model (",
+    ),
     # -- rows that go with no model
-    Case("dialogs on both sides", of_rows("sft", [{"messages": [USER, ANSWER]}], eval_data=["rows.jsonl"]),
-         "1 dialogs stand in train_data and in eval_data; split them by prompt"),
-    Case("no held-out row", of_rows("sft", [{"messages": [USER, ANSWER]}], eval_data=None, validation_share=0.0),
-         "sft: no row is left for eval_data (of rows.jsonl)"),
-    Case("share without a file", of_rows("sft", [{"messages": [USER, ANSWER]}], train_data_shares=[0.5, 0.5]),
-         "sft: 2 shares for 1 files of data; give one for each"),
-    Case("rows that are too long", of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2),
-         "train: nothing is left of 1 rows (all too long, or nothing to train in them)"),
-    Case("rows that fill no batch", of_rows("sft", [{"messages": [USER, ANSWER]}], global_batch_size=8),
-         "1 training rows are fewer than one global_batch_size=8; lower global_batch_size to 1 or less, or give more"),
-    Case("pairs of no level that trains",
-         of_rows("dpo", [{"prompt": "q", "chosen": "a", "rejected": "b", "strength": "marginally_better"}]),
-         "dpo: all 1 training pairs are dropped (strength 1); see strengths and max_similarity"),
-    Case("row that is too long", of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2, on_long_row="error"),
-         "train row 1: "),
+    Case(
+        "dialogs on both sides",
+        of_rows("sft", [{"messages": [USER, ANSWER]}], eval_data=["rows.jsonl"]),
+        "1 dialogs stand in train_data and in eval_data; split them by prompt",
+    ),
+    Case(
+        "no held-out row",
+        of_rows("sft", [{"messages": [USER, ANSWER]}], eval_data=None, validation_share=0.0),
+        "sft: no row is left for eval_data (of rows.jsonl)",
+    ),
+    Case(
+        "share without a file",
+        of_rows("sft", [{"messages": [USER, ANSWER]}], train_data_shares=[0.5, 0.5]),
+        "sft: 2 shares for 1 files of data; give one for each",
+    ),
+    Case(
+        "rows that are too long",
+        of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2),
+        "train: nothing is left of 1 rows (all too long, or nothing to train in them)",
+    ),
+    Case(
+        "rows that fill no batch",
+        of_rows("sft", [{"messages": [USER, ANSWER]}], global_batch_size=8),
+        "1 training rows are fewer than one global_batch_size=8; lower global_batch_size to 1 or less, or give more",
+    ),
+    Case(
+        "pairs of no level that trains",
+        of_rows("dpo", [{"prompt": "q", "chosen": "a", "rejected": "b", "strength": "marginally_better"}]),
+        "dpo: all 1 training pairs are dropped (strength 1); see strengths and max_similarity",
+    ),
+    Case(
+        "row that is too long",
+        of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2, on_long_row="error"),
+        "train row 1: ",
+    ),
     # -- memory
-    Case("memory for fewer rows", of_little_memory("sft", 4, padding_free=False),
-         "out of memory with per_device_eval_batch_size=8: 4 from now on, the result stays the same; run me again", 1),
-    Case("memory for no row", of_little_memory("sft", 0, per_device_eval_batch_size=1),
-         "out of memory with per_device_eval_batch_size=1, and one row can't be halved: lower max_length", 1),
-    Case("memory for fewer answers", of_little_memory("annotate", 1),
-         "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of what the step", 1),
+    Case(
+        "memory for fewer rows",
+        of_little_memory("sft", 4, padding_free=False),
+        "out of memory with per_device_eval_batch_size=8: 4 from now on, the result stays the same; run me again",
+        1,
+    ),
+    Case(
+        "memory for no row",
+        of_little_memory("sft", 0, per_device_eval_batch_size=1),
+        "out of memory with per_device_eval_batch_size=1, and one row can't be halved: lower max_length",
+        1,
+    ),
+    Case(
+        "memory for fewer answers",
+        of_little_memory("annotate", 1),
+        "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of what the step",
+        1,
+    ),
     # -- averages
     Case("part that is not there", of_parts(shutil.rmtree), "other is no model folder (no config.json); an average"),
     Case("part without safetensors", of_parts(drop("model.safetensors")), "other holds no safetensors; save the model"),
     Case("part of other sizes", of_parts(change("config.json", rope_theta=7.0)), "model and other cannot be averaged:"),
-    Case("part that counts", of_parts(with_steps(2), with_steps(1)),
-         "model and other cannot be averaged: steps holds torch.int64 and differs"),
+    Case(
+        "part that counts",
+        of_parts(with_steps(2), with_steps(1)),
+        "model and other cannot be averaged: steps holds torch.int64 and differs",
+    ),
     Case("part that is nan", of_parts(tensors(to_nan)), "the average's eval_loss is nan or infinite", 1),
     Case("parts without a held-out row", only_bad_rows, "average_models: no row is left for eval_data (of rows.jsonl)"),
     # -- pretraining
     Case("nothing to pretrain", pretrain(), "pretrain needs architecture (random weights) or model_name_or_path (to"),
     Case("architecture of no kind", pretrain(architecture={"model_type": "lama"}), "architecture: "),
     Case("architecture of no size", pretrain(architecture={"hidden_size": "big"}), "architecture: "),
-    Case("architecture of sizes that do not fit", pretrain(architecture={"hidden_size": 33, "num_attention_heads": 2}),
-         "architecture: "),
-    Case("no document held out", pretrain(architecture={"hidden_size": 32}, eval_data=None, validation_share=0.0),
-         "no document is held out of 20: give eval_data, or a larger validation_share"),
-    Case("tokenizer without an end token",
-         pretrain(change("tokenizer_config.json", eos_token=None), tokenizer_name_or_path="model",
-                  architecture={"a": 1}),
-         "the tokenizer of model has no end token (eos_token), which separates documents"),
-    Case("attention that cannot be kept within documents",
-         pretrain(architecture={"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
-                  global_batch_size=1),
-         "the attention of this architecture cannot be kept within documents: set mask_documents: false"),
+    Case(
+        "architecture of sizes that do not fit",
+        pretrain(architecture={"hidden_size": 33, "num_attention_heads": 2}),
+        "architecture: ",
+    ),
+    Case(
+        "no document held out",
+        pretrain(architecture={"hidden_size": 32}, eval_data=None, validation_share=0.0),
+        "no document is held out of 20: give eval_data, or a larger validation_share",
+    ),
+    Case(
+        "tokenizer without an end token",
+        pretrain(
+            change("tokenizer_config.json", eos_token=None), tokenizer_name_or_path="model", architecture={"a": 1}
+        ),
+        "the tokenizer of model has no end token (eos_token), which separates documents",
+    ),
+    Case(
+        "attention that cannot be kept within documents",
+        pretrain(
+            architecture={"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+            global_batch_size=1,
+        ),
+        "the attention of this architecture cannot be kept within documents: set mask_documents: false",
+    ),
     Case("Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which makes"),
     # -- what no stage comes by without DeepSpeed, or before it looked at its rows
     Case("skipped steps under ZeRO", skipping_under_zero, "on_bad_step: skip does not go with ZeRO, whose engine"),
@@ -397,14 +514,28 @@ CASES = [
     # -- checkpoints, and what was saved
     Case("checkpoint of two processes", of_two_processes, "checkpoint-2 was written by 2 processes, this is 1: run"),
     Case("no weights were saved", of_saved(drop("model.safetensors")), "model holds no weights", 1),
-    Case("a tensor was saved empty", of_saved(tensors(lambda loaded: loaded.update(x=loaded["model.norm.weight"][:0]))),
-         "model.safetensors: x is empty", 1),
-    Case("a tensor was not saved", of_saved(put("model.safetensors.index.json", '{"weight_map": {"x": "y"}}')),
-         "misses 1 tensors, such as x", 1),
-    Case("a model was saved without a tensor",
-         of_saved(tensors(lambda loaded: loaded.pop("model.norm.weight")), "check_saved"),
-         'the saved model is not whole: {"missing_keys": ["model.norm.weight"]}', 1),
-    Case("a model was saved otherwise",
-         of_saved(tensors(lambda loaded: loaded["model.norm.weight"].mul_(2)), "check_saved"),
-         "the saved model is not the trained one: after row 1 of the held-out rows their outputs differ by up to", 1),
-]  # fmt: skip
+    Case(
+        "a tensor was saved empty",
+        of_saved(tensors(lambda loaded: loaded.update(x=loaded["model.norm.weight"][:0]))),
+        "model.safetensors: x is empty",
+        1,
+    ),
+    Case(
+        "a tensor was not saved",
+        of_saved(put("model.safetensors.index.json", '{"weight_map": {"x": "y"}}')),
+        "misses 1 tensors, such as x",
+        1,
+    ),
+    Case(
+        "a model was saved without a tensor",
+        of_saved(tensors(lambda loaded: loaded.pop("model.norm.weight")), "check_saved"),
+        'the saved model is not whole: {"missing_keys": ["model.norm.weight"]}',
+        1,
+    ),
+    Case(
+        "a model was saved otherwise",
+        of_saved(tensors(lambda loaded: loaded["model.norm.weight"].mul_(2)), "check_saved"),
+        "the saved model is not the trained one: after row 1 of the held-out rows their outputs differ by up to",
+        1,
+    ),
+]

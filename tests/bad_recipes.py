@@ -7,11 +7,11 @@ from typing import Any
 
 from bad_inputs import Call, Case, Place, exit_code
 
-from pipeline import node
-from pipeline.fingerprint import digest
+from data_schemas.files import digest
+from pipeline.launch import node
 from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
-from pipeline.run import Run
+from pipeline.recipe.schema import load_recipe
+from pipeline.state.run import Run
 
 NO_PAIRS = "data={instructions: chats.jsonl}"
 NO_ANNOTATOR = "annotate={}"
@@ -69,8 +69,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("sft.average={weight: 1}", "sft.average: unknown key 'weight'; did you mean 'weights'?"),
     ("sft.average={method: mean}", "sft.average: method='mean' is not one of linear, slerp"),
     ("sft.average={weights: greedy}", "sft.average: there is nothing to average; list two models or more as"),
-    (("sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: [1]}"),
-     "sft.average: 1 weights for 2 models; give one for each"),
+    (
+        ("sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: [1]}"),
+        "sft.average: 1 weights for 2 models; give one for each",
+    ),
     ("annotate.variants=[{}, {}]", "annotate: unknown key 'variants' of stage annotate"),
     # -- how it is started
     ("launch=cpu", "toy.yaml: launch='cpu': Input should be a valid dictionary or instance of Launch"),
@@ -90,8 +92,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo.launch={devices: [0, 0]}", "dpo.launch.devices=[0, 0]: expected num_processes=1 or more different numbers"),
     ("dpo.launch={devices: []}", "dpo.launch.devices=[]: expected num_processes=1 or more different numbers"),
     ("dpo.launch={devices: [4711]}", "dpo.launch.devices=[4711]: our cores are "),
-    ("dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
-     "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8"),
+    (
+        "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
+        "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+    ),
     # -- what the rounds need
     ("round_stages=[rejection_sampling, sft]", "round_stages: rejection_sampling has no reward model: add"),
     (("round_stages=[annotate, dpo]", NO_ANNOTATOR), "round_stages: annotate has no annotator: give"),
@@ -107,8 +111,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     (("round_stages=[annotate, dpo]", "first_sft=false", "data={}"), "data.prompts is missing: nothing else has"),
     ((NO_PAIRS, "evaluate_policy={}"), "evaluate_policy.judge_function, judge_model or data.preferences is missing:"),
     ("evaluate_policy={}", "data.judge_share is 0: without evaluate_policy.judge_function or judge_model the judge"),
-    (("annotate={annotator_models: [acme/judge]}", "evaluate_policy={judge_model: acme/judge}"),
-     "evaluate_policy.judge_model='acme/judge' is optimised in round 1: its score would rise whatever happens"),
+    (
+        ("annotate={annotator_models: [acme/judge]}", "evaluate_policy={judge_model: acme/judge}"),
+        "evaluate_policy.judge_model='acme/judge' is optimised in round 1: its score would rise whatever happens",
+    ),
     # -- the files and models it names
     ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in HERE nor beside the"),
     ("base_model=gone", "base_model='gone' does not exist, neither in HERE nor beside the recipe"),
@@ -118,7 +124,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("evaluate_policy.judge_function=.a:b", "'.a:b' is no function: expected module:function, as in my_scores:score"),
     ("evaluate_policy.judge_function=gone:score", "gone:score: no module 'gone' beside the recipe (HERE) or installed"),
     ("evaluate_policy.judge_function=scores:gold", "scores:gold: HERE/scores.py defines no 'gold'"),
-]  # fmt: skip
+]
 
 
 def of_settings(settings: str | tuple[str, ...], says: str) -> Case:
@@ -255,8 +261,18 @@ def in_run(name: str, content: Any, *words: str) -> Callable[[Place], Call]:
     return make
 
 
-RECORD = {"stage": "sft", "step": "round-0.sft", "recipe_version": 1, "fingerprint": "0" * 64, "keys": {}, "inputs": {},
-          "outputs": {}, "files": {}, "metrics": {}, "seconds": 1.0}  # fmt: skip
+RECORD = {
+    "stage": "sft",
+    "step": "round-0.sft",
+    "recipe_version": 1,
+    "fingerprint": "0" * 64,
+    "keys": {},
+    "inputs": {},
+    "outputs": {},
+    "files": {},
+    "metrics": {},
+    "seconds": 1.0,
+}
 
 
 SUMMARY = {"name": "toy", "state": "failed", "steps": [], "rounds": [], "best_policy": None}
@@ -299,57 +315,96 @@ CASES = [
     *(of_recipe_file(*file) for file in FILES),
     Case("recipe that is not there", lambda place: place.alignloop("plan", "gone.yaml"), "gone.yaml does not exist"),
     Case("recipe that is a folder", lambda place: place.alignloop("plan", "."), ". cannot be read (IsADirectoryError)"),
-    Case("template that is not text", spoiled("x.jinja", b"\xff", "prepare_base.chat_template=x.jinja"),
-         "x.jinja is not UTF-8 text"),
-    Case("module that is not Python", spoiled("scores.py", "def score(:\n"),
-         "scores:score: HERE/scores.py:1 is not Python: invalid syntax"),
+    Case(
+        "template that is not text",
+        spoiled("x.jinja", b"\xff", "prepare_base.chat_template=x.jinja"),
+        "x.jinja is not UTF-8 text",
+    ),
+    Case(
+        "module that is not Python",
+        spoiled("scores.py", "def score(:\n"),
+        "scores:score: HERE/scores.py:1 is not Python: invalid syntax",
+    ),
     Case("module with a null byte", spoiled("scores.py", b"def score(): \0\n"), "scores:score: HERE/scores.py"),
-    Case("base without a config", base(lambda base: (base / "config.json").unlink()),
-         "base_model=HERE/base has no config.json: is it a model folder?"),
-    Case("base without a tokenizer", base(lambda base: (base / "tokenizer.json").unlink()),
-         "base_model=HERE/base has no tokenizer: none of tokenizer.json, tokenizer.model, vocab.json"),
-    Case("base without a template", base(lambda base: (base / "chat_template.jinja").unlink()),
-         "base_model=HERE/base has no chat template; give one, as in prepare_base: {chat_template: chatml}"),
+    Case(
+        "base without a config",
+        base(lambda base: (base / "config.json").unlink()),
+        "base_model=HERE/base has no config.json: is it a model folder?",
+    ),
+    Case(
+        "base without a tokenizer",
+        base(lambda base: (base / "tokenizer.json").unlink()),
+        "base_model=HERE/base has no tokenizer: none of tokenizer.json, tokenizer.model, vocab.json",
+    ),
+    Case(
+        "base without a template",
+        base(lambda base: (base / "chat_template.jinja").unlink()),
+        "base_model=HERE/base has no chat template; give one, as in prepare_base: {chat_template: chatml}",
+    ),
     Case("GPU that is not there", no_gpu, "toy.yaml: launch: this machine has no GPU; CPU use is said in the recipe"),
     Case("GPU that is hidden", of_hidden_gpus, "dpo.launch.devices=[2]: our GPUs, says CUDA_VISIBLE_DEVICES, are 0, 1"),
-    Case("wrapper that is not there", lambda place: place.alignloop("run", *place.recipe("launch.wrapper=srum -N1")),
-         "toy.yaml: launch: wrapper: 'srum' is no command on this machine"),
-    Case("wrapper with an open quote", lambda place: place.alignloop("run", *place.recipe("launch.wrapper=a 'b")),
-         "toy.yaml: launch.wrapper=\"a 'b\": No closing quotation"),
+    Case(
+        "wrapper that is not there",
+        lambda place: place.alignloop("run", *place.recipe("launch.wrapper=srum -N1")),
+        "toy.yaml: launch: wrapper: 'srum' is no command on this machine",
+    ),
+    Case(
+        "wrapper with an open quote",
+        lambda place: place.alignloop("run", *place.recipe("launch.wrapper=a 'b")),
+        'toy.yaml: launch.wrapper="a \'b": No closing quotation',
+    ),
     Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set one of ", 1),
     # -- runs
     Case("run in use", run_in_use, "HERE/runs/toy is in use by another run (pid 4711"),
     Case("run folder that is a file", run_folder_is_a_file, "[Errno 20] Not a directory: 'HERE/runs/toy'", 1),
     Case("stage that refuses", toy_run(TOY='{"prepare_base": "config"}'), "prepare_base failed: beta=9 is too much"),
     Case("stage that fails", toy_run(TOY='{"prepare_base": "fail"}'), "prepare_base failed: ended with exit code 1", 1),
-    Case("split without rows", toy_run(TOY='{"prepare_data": "empty"}'),
-         "prepare_data made no instructions.train: the split is empty; it needs more rows"),
+    Case(
+        "split without rows",
+        toy_run(TOY='{"prepare_data": "empty"}'),
+        "prepare_data made no instructions.train: the split is empty; it needs more rows",
+    ),
     Case("record that goes away", lost_record, "lost its record while the run went on; run again"),
     Case("evaluation without a choice", no_choice, "round-0.evaluate_policy ranks 0 policies, too few for number 1;"),
     Case("record that is cut", planned_beside("artifact.json", "{"), "artifact.json is not a record (Expecting"),
     Case("record that is a list", planned_beside("artifact.json", "[]"), "artifact.json is not a record (the file: "),
     Case("record without a stage", planned_beside("artifact.json", {"step": "x"}), "is not a record (stage: Field"),
-    Case("record that was changed", planned_beside("artifact.json", RECORD | {"digest": "0"}),
-         "artifact.json was changed after it was written; put it back as it was, or move the folder away"),
+    Case(
+        "record that was changed",
+        planned_beside("artifact.json", RECORD | {"digest": "0"}),
+        "artifact.json was changed after it was written; put it back as it was, or move the folder away",
+    ),
     Case("status of no run", lambda place: place.alignloop("status", "."), ". has no summary.json: is it a run's"),
     Case("summary that is cut", in_run("summary.json", "{", *STATUS), "runs/toy/summary.json is not a run's summary;"),
     Case("summary that is a list", in_run("summary.json", "[]", *STATUS), "runs/toy/summary.json is not a run's"),
-    Case("summary of another program", in_run("summary.json", {"name": "x"}, *STATUS),
-         "runs/toy/summary.json is not a run's summary; run the recipe again"),
+    Case(
+        "summary of another program",
+        in_run("summary.json", {"name": "x"}, *STATUS),
+        "runs/toy/summary.json is not a run's summary; run the recipe again",
+    ),
     Case("verify of no run", lambda place: place.alignloop("verify", "."), ". holds no step: is it a run's folder?"),
     Case("step that is damaged", damaged_step, "sft-00000000: not as written; move such a folder away", 1),
     Case("step whose record is damaged", in_run("sft-0/artifact.json", "{", *VERIFY), "sft-0: not as written; move", 1),
-    Case("prune after a run that failed", in_run("summary.json", SUMMARY, "prune", "runs/toy"),
-         "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you"),
-    Case("prune of a recipe", in_run("a.yaml", "", "prune", "runs/toy/a.yaml"),
-         "runs/toy/a.yaml has no summary.json: is it a run's folder?"),
+    Case(
+        "prune after a run that failed",
+        in_run("summary.json", SUMMARY, "prune", "runs/toy"),
+        "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you",
+    ),
+    Case(
+        "prune of a recipe",
+        in_run("a.yaml", "", "prune", "runs/toy/a.yaml"),
+        "runs/toy/a.yaml has no summary.json: is it a run's folder?",
+    ),
     Case("prune of a step in use", step_in_use, " is in use by a stage; wait for it or stop it"),
     Case("chat with nobody", lambda place: place.alignloop("chat", "gone"), "gone does not exist"),
-    Case("chat with a run before its evaluation", in_run("summary.json", SUMMARY, *CHAT),
-         "runs/toy has no evaluated policy yet"),
+    Case(
+        "chat with a run before its evaluation",
+        in_run("summary.json", SUMMARY, *CHAT),
+        "runs/toy has no evaluated policy yet",
+    ),
     Case("chat with a folder", in_run("a.txt", "", *CHAT), "runs/toy is no model: it has no config.json, no record of"),
     Case("chat with a damaged step", in_run("artifact.json", "{", *CHAT), "runs/toy/artifact.json is not a record"),
     Case("word that is no command", lambda place: place.alignloop("rnu"), "No such command 'rnu'"),
     Case("word that is missing", lambda place: place.alignloop("run"), "Missing argument 'RECIPE'"),
     Case("option that is none", lambda place: place.alignloop("plan", "a.yaml", "--sett", "x"), "No such option:"),
-]  # fmt: skip
+]

@@ -46,7 +46,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("documents", '{"text": "a\n', """line: found '{"text": "a' (Unterminated string starting at at character 10)"""),
     ("documents", '{"text": "\\ud83d"}\n', "line: found half a character (\\ud83d), expected whole characters"),
     ("documents", "[" * 100_000 + "\n", "line: found '[[["),
-    ("documents", f'{{"text": {"1" * 5000}}}\n', "line: found '{\"text\":"),
+    ("documents", f'{{"text": {"1" * 5000}}}\n', 'line: found \'{"text":'),
     ("instructions", dialog(), "messages: found no messages, expected at least one"),
     ("instructions", {"messages": 3}, "messages: found 3, expected a list of messages"),
     ("instructions", {"messages": "[1"}, "messages: found '[1' (Expecting ',' delimiter at character 3), expected"),
@@ -62,8 +62,11 @@ ROWS: list[tuple[str, Any, str]] = [
     ("instructions", dialog(USER, ANSWER) | {"tools": "{"}, "tools: found '{' (Expecting property name enclosed in"),
     ("instructions", dialog(USER, ANSWER) | {"tools": ["f"]}, "tools.0: found 'f', expected a mapping"),
     ("instructions", dialog(USER, ANSWER) | {"difficulty": "hard"}, "difficulty: found 'hard', expected a number"),
-    ("instructions", json.dumps(dialog(USER, ANSWER))[:-1] + ', "difficulty": NaN}\n',
-     "difficulty: found nan, expected a finite number"),
+    (
+        "instructions",
+        json.dumps(dialog(USER, ANSWER))[:-1] + ', "difficulty": NaN}\n',
+        "difficulty: found nan, expected a finite number",
+    ),
     ("instructions", sharegpt("critic", "a"), "conversations.1.from: found 'critic', expected one of human, user,"),
     ("instructions", sharegpt(["gpt"], "a"), "conversations.1.from: found a list of 1, expected one of human, user,"),
     ("instructions", sharegpt("gpt", 3), "conversations.1.value: found 3, expected text"),
@@ -98,7 +101,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("preferences", {"chosen": hh("a"), "rejected": hh("b", "p")}, "chosen, rejected: found two different prompts"),
     ("preferences", {"chosen": "a", "rejected": hh("b")}, "chosen: found 'a', expected a dialog of '\\n\\nHuman: …"),
     ("preferences", {"chosen": [], "rejected": []}, "prompt: found no messages, expected at least one"),
-]  # fmt: skip
+]
 
 
 def of_row(kind: str, row: Any, says: str) -> Case:
@@ -131,7 +134,7 @@ FILES: list[tuple[str, bytes, str]] = [
     ("table.xlsx", b"PK", "table.xlsx is of no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv"),
     ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
     ("folder.jsonl/x", b"", "folder.jsonl is a folder without data; expected .jsonl,"),
-]  # fmt: skip
+]
 
 
 def of_file(name: str, content: bytes, says: str) -> Case:
@@ -212,18 +215,30 @@ CASES = [
     of_recipe("cut.jsonl.gz", b"\x1f\x8b", "data.preferences: HERE/cut.jsonl.gz is not a whole gzip", "preferences"),
     of_recipe("cut.json", b"[", "data.prompts: HERE/cut.json is not JSON", "prompts"),
     Case("file that is not there", absent, "gone.jsonl does not exist (nor is it a hub name, owner/name)"),
-    Case("hub that does not answer", from_the_hub,
-         "owner/name: no such path, and not to be had from the hub (no network)"),
+    Case(
+        "hub that does not answer",
+        from_the_hub,
+        "owner/name: no such path, and not to be had from the hub (no network)",
+    ),
     Case("file that may not be read", unreadable, "rows.jsonl cannot be read (Permission denied)"),
     Case("share over 1", with_shares(evaluation_share=1.5), "evaluation_share=1.5 is not a share; expected 0 <= share"),
     Case("share that is no number", with_shares(judge_share=float("nan")), "judge_share=nan is not a share; expected"),
-    Case("shares that leave nothing", with_shares(evaluation_share=0.5, judge_share=0.5),
-         "evaluation_share=0.5 + judge_share=0.5 + validation_share=0.05 leave nothing to train on; expected a sum"),
-    Case("no evaluation prompt", with_shares(evaluation_share=0.0),
-         "no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share"),
+    Case(
+        "shares that leave nothing",
+        with_shares(evaluation_share=0.5, judge_share=0.5),
+        "evaluation_share=0.5 + judge_share=0.5 + validation_share=0.05 leave nothing to train on; expected a sum",
+    ),
+    Case(
+        "no evaluation prompt",
+        with_shares(evaluation_share=0.0),
+        "no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share",
+    ),
     Case("rows that are all set aside", set_aside_alone, "no evaluation prompt is left: give evaluation_prompts, or a"),
-    Case("nothing to read", lambda place: place.stage("prepare_data"),
-         "prepare_data has nothing to read: give make_data, documents, instructions or preferences"),
+    Case(
+        "nothing to read",
+        lambda place: place.stage("prepare_data"),
+        "prepare_data has nothing to read: give make_data, documents, instructions or preferences",
+    ),
     Case("function without a name", made_by("makers"), "'makers' is not of the form module:function"),
     Case("function of no module", made_by("nowhere:make"), "nowhere:make: No module named 'nowhere' (looked beside"),
     Case("function of a module that needs another", made_by("needs:make"), "needs:make: No module named"),
@@ -232,10 +247,19 @@ CASES = [
     Case("module without the function", made_by("makers:gone"), "makers:gone: makers has no function 'gone'"),
     Case("name of no function", made_by("makers:three"), "makers:three: makers has no function 'three'"),
     Case("maker that refuses", made_by("makers:make"), "makers:make: no rows"),
-    Case("argument that no maker has", made_by("makers:make", num_row=3),
-         "makers:make: got an unexpected keyword argument 'num_row'"),
-    Case("toy world without such a half", made_by("toy_world.make:make", evaluation_half="both"),
-         "toy_world.make:make: evaluation_half='both' is neither 'report' nor 'tune'"),
-    Case("more prompts than the toy world has", made_by("toy_world.make:make", num_prompts=10**6, num_documents=1),
-         "toy_world.make:make: num_prompts=1000000, but the toy world has "),
-]  # fmt: skip
+    Case(
+        "argument that no maker has",
+        made_by("makers:make", num_row=3),
+        "makers:make: got an unexpected keyword argument 'num_row'",
+    ),
+    Case(
+        "toy world without such a half",
+        made_by("toy_world.make:make", evaluation_half="both"),
+        "toy_world.make:make: evaluation_half='both' is neither 'report' nor 'tune'",
+    ),
+    Case(
+        "more prompts than the toy world has",
+        made_by("toy_world.make:make", num_prompts=10**6, num_documents=1),
+        "toy_world.make:make: num_prompts=1000000, but the toy world has ",
+    ),
+]

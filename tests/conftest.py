@@ -20,8 +20,20 @@ import yaml
 from data_schemas.artifact import Artifact
 
 CITIES = ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Delhi", "Quito", "Hanoi", "Accra", "Dakar", "Seoul", "Tunis")
-COUNTRIES = ("France", "Italy", "Norway", "Peru", "Egypt", "India", "Ecuador", "Vietnam", "Ghana", "Senegal", "Korea",
-             "Tunisia")  # fmt: skip
+COUNTRIES = (
+    "France",
+    "Italy",
+    "Norway",
+    "Peru",
+    "Egypt",
+    "India",
+    "Ecuador",
+    "Vietnam",
+    "Ghana",
+    "Senegal",
+    "Korea",
+    "Tunisia",
+)
 # What every stage of the tests is given; a test's own keys come on top.
 COMMON = {"use_cpu": True, "report_to": "none", "seed": 7}
 TRAINING = {
@@ -128,8 +140,14 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
 
     torch.set_num_threads(1)  # matrices of 32: on a busy machine threads only wait for each other
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -148,7 +166,7 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """ChatML; a turn ends in <|im_end|>, which is the end token; the pad token is another."""
-    from engine.template import CHATML
+    from engine.tokens.template import CHATML
 
     made = byte_tokenizer(special_tokens=["<|im_start|>", "<|im_end|>"])
     made.eos_token, made.chat_template = "<|im_end|>", CHATML
@@ -203,7 +221,7 @@ def call_stage(stage: str, folder: Path, **keys: Any) -> int:
     """Runs a stage in this process, which saves the imports; returns its exit code."""
     from data_schemas.key_rules import check_values
     from data_schemas.stage_keys import check_keys, check_required
-    from engine import stage as stage_module
+    from engine.runtime import stage as stage_module
 
     module = module_of(stage)
     values = check_keys(stage, stage_keys(stage, **keys) | {"output_dir": str(folder)}, where=stage)
@@ -244,17 +262,17 @@ def launch(
     **keys: Any,
 ) -> Launched:
     """Runs a stage as a program: plain Python, or through accelerate with a profile and CPU processes."""
-    from pipeline import launching
+    from pipeline.launch import command_line
     from pipeline.plan import Step
-    from pipeline.sections import Launch
+    from pipeline.recipe.sections import Launch
 
     folder.mkdir(parents=True, exist_ok=True)
     values = stage_keys(stage, **keys) | {"output_dir": str(folder)}
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     how = Launch(profile=profile, num_processes=processes, device="cpu")  # pyright: ignore[reportArgumentType]
     step = Step(name=stage, stage=stage, round=None, section="", keys={}, inputs={}, launch=how)  # pyright: ignore[reportArgumentType]
-    command = launching.launch_command(step, folder)
-    environment = launching.environment(step, folder, folder) | (env or {})
+    command = command_line.launch_command(step, folder)
+    environment = command_line.environment(step, folder, folder) | (env or {})
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 

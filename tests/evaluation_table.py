@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from engine.stage import Stage
-from engine.tracking import Tracker
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
 from stages.average_models import AverageModelsArguments, Evaluation
 
 

@@ -237,12 +237,13 @@ def build_house(root: Path) -> Path:
         import os
         from pathlib import Path
         from data_schemas import stage_keys
-        from pipeline import cli, launching, processes, warm
+        from pipeline import cli
+        from pipeline.launch import command_line, processes, warm
         stage_keys.KEYS_FILE = Path({str(keys)!r})
         warm.PRELOADED = ()
-        launching.ROOT = Path({str(root)!r})
+        command_line.ROOT = Path({str(root)!r})
         processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
-        cli.ROOT = launching.ROOT
+        cli.ROOT = command_line.ROOT
         cli.main()
         """)
     )

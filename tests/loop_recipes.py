@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.launching import STEP_FOLDER
+from pipeline.launch.command_line import STEP_FOLDER
 
 COMMAND = Path(sys.executable).parent / "alignloop"
 NUM_QUESTIONS = 48
@@ -93,8 +93,13 @@ RECIPE: dict[str, Any] = {
     },
     "pretrain": {
         "architecture": {
-            "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
             "initializer_range": 0.1,
         },
         "vocab_size": 300,
@@ -106,13 +111,17 @@ RECIPE: dict[str, Any] = {
     "annotate": {"annotator_function": "world:score", "num_prompts": 12, "num_validation_prompts": 6},
     "rejection_sampling": {"num_answers": 3, "num_prompts": 8, "num_validation_prompts": 4},
     "evaluate_policy": {"judge_function": "world:score", "num_answers": 2},
-}  # fmt: skip
+}
 
 STEPS_OF_A_ROUND = ("annotate", "reward_model", "rejection_sampling", "sft", "dpo", "evaluate_policy")
 STEPS = [
-    "prepare_data", "pretrain", "prepare_base", "round-0.sft", "round-0.evaluate_policy",
+    "prepare_data",
+    "pretrain",
+    "prepare_base",
+    "round-0.sft",
+    "round-0.evaluate_policy",
     *(f"round-{number}.{stage}" for number in (1, 2) for stage in STEPS_OF_A_ROUND),
-]  # fmt: skip
+]
 
 
 DATA_AND_BASE = STEPS[:3]
@@ -138,9 +147,15 @@ class Place:
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(COMMAND), *words], cwd=self.work, env=clean_environment(), text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-        )  # fmt: skip
+            [str(COMMAND), *words],
+            cwd=self.work,
+            env=clean_environment(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
 
     def call(self, *words: str, typed: str = "") -> tuple[int, str, str]:
         process = self.start(*words)
@@ -209,8 +224,15 @@ def wait_until(condition: Any, *, seconds: float, what: str, process: subprocess
 
 
 def python_by_hand(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=cwd, env=clean_environment(), capture_output=True, text=True,
-                          timeout=300, check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 LORA = ("defaults.use_peft=true", "pretrain.use_peft=false", "evaluate_policy.judge_function=world:falling")

@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import run_here
 
+from data_schemas.errors import ConfigError
 from data_schemas.rows import Message, Prompt
-from data_schemas.stage_keys import ConfigError
-from engine.annotators import Group, Judgement, RewardModels, majority, mean
-from engine.models import load_tokenizer
-from engine.scoring import Answered
-from engine.stage import Stage
-from engine.tracking import Tracker
+from engine.judging.annotators import Group, Judgement, RewardModels, majority, mean
+from engine.judging.scoring import ScoringItem
+from engine.models.loading import load_tokenizer
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
 
 PROMPT = Prompt(prompt=[Message(role="user", content="Capital of France?")])
 
@@ -43,8 +43,15 @@ def two_reward_models(tiny_model, rows, tmp_path_factory):
     folders = []
     for seed in (1, 2):
         folder = tmp_path_factory.mktemp("voters") / str(seed)
-        run_here("reward_model", folder, model_name_or_path=tiny_model, train_data=[rows / "pairs.jsonl"],
-                 eval_data=[rows / "pairs_eval.jsonl"], max_steps=1, seed=seed)  # fmt: skip
+        run_here(
+            "reward_model",
+            folder,
+            model_name_or_path=tiny_model,
+            train_data=[rows / "pairs.jsonl"],
+            eval_data=[rows / "pairs_eval.jsonl"],
+            max_steps=1,
+            seed=seed,
+        )
         folders.append(str(folder / "model"))
     return folders
 
@@ -55,8 +62,10 @@ def voters(paths: list[str], folder, vote: str) -> RewardModels:
 
 
 def test_reward_models_vote_and_their_votes_are_kept(two_reward_models, tmp_path):
-    groups = [Group(PROMPT, [Answered(PROMPT, text, True) for text in ("Paris.", "Rome.", "No.")]),
-              Group(PROMPT, [Answered(PROMPT, text, True) for text in ("Oslo.", "Lima.")])]  # fmt: skip
+    groups = [
+        Group(PROMPT, [ScoringItem(PROMPT, text, True) for text in ("Paris.", "Rome.", "No.")]),
+        Group(PROMPT, [ScoringItem(PROMPT, text, True) for text in ("Oslo.", "Lima.")]),
+    ]
     alone = [voters([path], tmp_path, "mean")(groups) for path in two_reward_models]
     assert all(judgement.votes_VN is None for judgements in alone for judgement in judgements)
     for vote, combine in (("mean", mean), ("majority", majority)):

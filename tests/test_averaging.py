@@ -13,9 +13,16 @@ import torch
 from conftest import call_stage, run_here, tiny_llama, weights_of
 from safetensors.torch import save_file
 
-from data_schemas.artifact import read_json
-from data_schemas.stage_keys import ConfigError
-from engine.averaging import arc_weights, check_alike, greedy_weights, normalised, write_average, write_slerp
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from engine.models.averaging import (
+    arc_weights,
+    check_same_architecture,
+    greedy_weights,
+    normalised,
+    write_average,
+    write_slerp,
+)
 
 
 def model_of(folder: Path, *files: dict[str, torch.Tensor], config: dict[str, Any] | None = None) -> Path:
@@ -109,8 +116,9 @@ def test_the_average_lies_as_the_first_part_lies_whatever_the_others_do(tmp_path
     for name in ("config.json", "tokenizer.json", "generation_config.json", "model.safetensors.index.json"):
         assert (tmp_path / "out" / name).read_bytes() == (first / name).read_bytes()
     assert {name: tensor.tolist() for name, tensor in weights_of(tmp_path / "out").items()} == {
-        "a": [2.0, 3.0], "b": [[5.0]],
-    }  # fmt: skip
+        "a": [2.0, 3.0],
+        "b": [[5.0]],
+    }
 
 
 def test_bf16_stays_bf16_and_is_rounded_once(tmp_path):
@@ -142,7 +150,7 @@ def test_tied_weights_stay_one_tensor(tied_model, tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM
 
     other = tiny_llama(tokenizer, tmp_path / "other", seed=1, tie_word_embeddings=True)
-    check_alike([tied_model, other])
+    check_same_architecture([tied_model, other])
     write_average([tied_model, other], tmp_path / "out", weights=[0.5, 0.5])
     assert "lm_head.weight" not in weights_of(tmp_path / "out")
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -183,7 +191,7 @@ def test_only_models_of_one_kind_are_averaged(tmp_path):
         for file, text in files.items():
             (other / file.replace("_json", ".json").replace("_jinja", ".jinja")).write_text(text)
         with pytest.raises(ConfigError) as caught:
-            check_alike([first, other])
+            check_same_architecture([first, other])
         message = str(caught.value)
         assert message.startswith(f"{first} and {other} cannot be averaged: ") and "\n" not in message
         return message.partition("averaged: ")[2]
@@ -210,7 +218,7 @@ def test_how_it_was_saved_and_the_last_padding_are_no_difference(tmp_path):
     first = model_of(tmp_path / "first", tensors, config={"dtype": "float32", "transformers_version": "5"})
     other = model_of(tmp_path / "other", {"a": torch.ones(2)}, config={"dtype": "bfloat16"})
     (other / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "padding": {"length": 3}}))
-    check_alike([first, other])
+    check_same_architecture([first, other])
     write_average([first, other], tmp_path / "average", weights=[0.5, 0.5])
     assert weights_of(tmp_path / "average")["a"].tolist() == [0.5, 0.5]
 
@@ -218,11 +226,11 @@ def test_how_it_was_saved_and_the_last_padding_are_no_difference(tmp_path):
 def test_a_folder_that_is_no_model_is_named(tmp_path):
     first = model_of(tmp_path / "first", {"a": torch.zeros(2)})
     with pytest.raises(ConfigError, match=r"org/name is no model folder"):
-        check_alike([first, Path("org/name")])
+        check_same_architecture([first, Path("org/name")])
     pickled = model_of(tmp_path / "pickled", {"a": torch.zeros(2)})
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"pickled holds no safetensors"):
-        check_alike([first, pickled])
+        check_same_architecture([first, pickled])
 
 
 # -- the stage ------------------------------------------------------------------------------------------------------
@@ -239,8 +247,14 @@ def parts(tiny_model, rows, tmp_path_factory) -> Any:
             kind = "conversations" if stage == "sft" else "pairs"
             made[stage] = [root / str(n) for n in range(2)]
             for folder, rate in zip(made[stage], (1e-3, 4e-3), strict=True):
-                run_here(stage, folder, model_name_or_path=tiny_model, train_data=[rows / f"{kind}.jsonl"],
-                         eval_data=[rows / f"{kind}_eval.jsonl"], learning_rate=rate)  # fmt: skip
+                run_here(
+                    stage,
+                    folder,
+                    model_name_or_path=tiny_model,
+                    train_data=[rows / f"{kind}.jsonl"],
+                    eval_data=[rows / f"{kind}_eval.jsonl"],
+                    learning_rate=rate,
+                )
         return made[stage]
 
     return folders_of
@@ -249,8 +263,13 @@ def parts(tiny_model, rows, tmp_path_factory) -> Any:
 def keys_of(stage: str, folders: list[Path], tiny_model: Path, rows: Path) -> dict[str, Any]:
     reference = {"reference_model": tiny_model} if stage == "dpo" else {}
     held_out = rows / ("conversations_eval.jsonl" if stage == "sft" else "pairs_eval.jsonl")
-    return {"models": [folder / "model" for folder in folders], "averaged_stage": stage, "eval_data": [held_out],
-            "stage_keys": {"bf16": False}, **reference}  # fmt: skip
+    return {
+        "models": [folder / "model" for folder in folders],
+        "averaged_stage": stage,
+        "eval_data": [held_out],
+        "stage_keys": {"bf16": False},
+        **reference,
+    }
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo"])
@@ -279,9 +298,15 @@ def test_the_average_and_its_parts_are_measured_as_their_stage_measures(stage, p
     assert all(torch.equal(found[name], tensor) for name, tensor in by_hand.items())
     # The training stage itself, which evaluates what it starts from, says the same.
     kind = "conversations" if stage == "sft" else "pairs"
-    start = run_here(stage, tmp_path / "trained", model_name_or_path=tmp_path / "out" / "model", max_steps=1,
-                     train_data=[rows / f"{kind}.jsonl"], eval_data=[rows / f"{kind}_eval.jsonl"],
-                     **({"reference_model": tiny_model} if stage == "dpo" else {}))  # fmt: skip
+    start = run_here(
+        stage,
+        tmp_path / "trained",
+        model_name_or_path=tmp_path / "out" / "model",
+        max_steps=1,
+        train_data=[rows / f"{kind}.jsonl"],
+        eval_data=[rows / f"{kind}_eval.jsonl"],
+        **({"reference_model": tiny_model} if stage == "dpo" else {}),
+    )
     assert start.metrics["eval_loss_at_step_0"] == pytest.approx(made.metrics["eval_loss"], abs=1e-6)
 
 
@@ -289,8 +314,11 @@ def test_greedy_leaves_out_a_part_that_makes_it_worse(parts, tiny_model, rows, t
     folders = parts("sft")
     broken = tmp_path / "broken" / "model"
     shutil.copytree(folders[0] / "model", broken)
-    save_file({name: -tensor for name, tensor in weights_of(broken).items()}, broken / "model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {name: -tensor for name, tensor in weights_of(broken).items()},
+        broken / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     keys = keys_of("sft", [broken.parent, *folders], tiny_model, rows)
     made = run_here("average_models", tmp_path / "out", weights="greedy", **keys).metrics
     assert made["weight_of_1"] == 0

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import alignment, checkable, controls
+from benchmarks.alignment import checkable, controls, run
 
 
 def asked(*constraints: str) -> list[dict[str, str]]:
@@ -72,16 +72,16 @@ def test_controls_have_nothing_to_do_with_the_gold_score_or_turn_it_round():
 
 def test_a_pooled_interval_resamples_prompts_within_each_seed():
     """Seeds that differ are no noise: with no spread within a seed the interval is a point."""
-    assert alignment.pooled_interval(np.array([[0.1] * 9, [0.5] * 9])) == pytest.approx((0.3, 0.3, 0.3))
+    assert run.pooled_interval(np.array([[0.1] * 9, [0.5] * 9])) == pytest.approx((0.3, 0.3, 0.3))
     noise = np.random.default_rng(1).normal(0.0, 1.0, (4, 400))
-    mean, low, high = alignment.pooled_interval(noise)
+    mean, low, high = run.pooled_interval(noise)
     # The mean of 1,600 draws has standard deviation 1/40.
     assert low == pytest.approx(mean - 1.96 / 40, abs=0.01) and high == pytest.approx(mean + 1.96 / 40, abs=0.01)
 
 
 def test_the_table_compares_with_round_0_and_with_the_full_recipe():
     full, less = np.array([[[0.0, 0.2], [0.4, 0.6]]]), np.array([[[0.0, 0.2], [0.2, 0.4]]])
-    lines = alignment.table({alignment.FULL: full, "no DPO": less})
+    lines = run.table({run.FULL: full, "no DPO": less})
     assert lines[0] == "|  | round 0 | round 1 | gain over round 0 | against the full recipe |"
     assert lines[2] == "| full recipe | 0.100 | 0.500 | +0.400 [+0.400, +0.400] | - |"
     assert (
@@ -91,11 +91,11 @@ def test_the_table_compares_with_round_0_and_with_the_full_recipe():
 
 def test_the_verdict_names_what_differs_beyond_its_interval():
     noise = np.random.default_rng(2).normal(0.0, 0.1, (2, 2, 400))
-    scores = dict.fromkeys(alignment.ABLATIONS | alignment.CONTROLS, noise)
-    assert alignment.verdict(scores).splitlines()[-1] == "- Controls that improved: none."
+    scores = dict.fromkeys(run.ABLATIONS | run.CONTROLS, noise)
+    assert run.verdict(scores).splitlines()[-1] == "- Controls that improved: none."
     last = np.array([0.0, 1.0])[None, :, None]
     scores |= {"no DPO": noise - 0.2 * last, "no NLL term": noise + 0.2 * last, "hash of the text": noise + 0.3 * last}
-    assert alignment.verdict(scores).splitlines() == [
+    assert run.verdict(scores).splitlines() == [
         "- Worse than the full recipe after the last round: no DPO.",
         "- Better than the full recipe after the last round: no NLL term.",
         "- Not told apart from it after the last round: no formatting mask, no rejection sampling, "

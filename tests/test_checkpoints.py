@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoints import SAVING, Progress, damage, newest_whole, prune, publish
+from engine.runtime.complete_folder import find_damage
+from engine.training.checkpoints import SAVING, Progress, newest_complete, prune, publish
 
 
 def save(folder: Path, step: int, *, best: int = 0, processes: int = 1) -> Path:
@@ -22,17 +23,17 @@ def save(folder: Path, step: int, *, best: int = 0, processes: int = 1) -> Path:
 def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
     for step in (2, 10, 9):
         save(tmp_path, step)
-    found = newest_whole(tmp_path, processes=1)
+    found = newest_complete(tmp_path, processes=1)
     assert found == (tmp_path / "checkpoint-10", Progress(10, best_step=0, num_tokens=70, processes=1))
-    assert newest_whole(tmp_path / "nowhere", processes=1) is None
+    assert newest_complete(tmp_path / "nowhere", processes=1) is None
     with pytest.raises(ValueError, match=r"was written by 1 processes, this is 2: run with as many"):
-        newest_whole(tmp_path, processes=2)
+        newest_complete(tmp_path, processes=2)
 
 
 def test_what_was_being_saved_when_the_process_died_is_gone(tmp_path):
     save(tmp_path, 2)
     (tmp_path / SAVING / "checkpoint-4").mkdir(parents=True)
-    found = newest_whole(tmp_path, processes=1)
+    found = newest_complete(tmp_path, processes=1)
     assert found is not None and found[1].step == 2
     assert not (tmp_path / SAVING).exists()
 
@@ -57,13 +58,13 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_one_before_is_t
     newest = save(tmp_path, 4, best=3)
     spoil(newest)
     with caplog.at_level(logging.WARNING):
-        found = newest_whole(tmp_path, processes=1)
+        found = newest_complete(tmp_path, processes=1)
     assert found is not None and found[1].step == 2
     assert caplog.messages == [f"checkpoint-4 is not resumed from: {reason}"]
     assert newest.is_dir(), "nothing that was made is thrown away"
     prune(tmp_path, keep=3, best_step=2)  # the next checkpoint is saved beside it
     # Training comes by step 4 again: the damaged one makes place.
-    assert damage(save(tmp_path, 4, best=2)) == ""
+    assert find_damage(save(tmp_path, 4, best=2)) == ""
 
 
 def test_old_checkpoints_go_with_the_best_models_that_no_other_names(tmp_path):

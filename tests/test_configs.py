@@ -11,14 +11,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from data_schemas.stage_keys import ConfigError, check_keys, check_required, parse_command_line, read_yaml, stages
-from pipeline.checks import check_recipe
-from pipeline.launching import ROOT
+from data_schemas.errors import ConfigError
+from data_schemas.stage_keys import check_keys, check_required, parse_command_line, read_yaml, stages
+from pipeline.launch.checks import check_recipe
+from pipeline.launch.command_line import ROOT
 from pipeline.plan import BestPolicy, Output, Step, make_plan
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import plan_tree
-from pipeline.run import Run
-from pipeline.sections import Launch
+from pipeline.recipe.schema import Recipe, load_recipe
+from pipeline.recipe.sections import Launch
+from pipeline.report.terminal import plan_tree
+from pipeline.state.run import Run
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -51,12 +52,14 @@ STAGES_OF_A_ROUND = {
 GIVEN = {
     "llama3_8b": ("data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz"),
     "llama3_70b_multinode": (
-        "data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz", "launch.main_process_ip=machine-0",
+        "data.instructions=chats.jsonl",
+        "data.preferences=harmless.jsonl.gz",
+        "launch.main_process_ip=machine-0",
     ),
     "tulu3_8b": ("data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz"),
     "online_dpo_8b": ("data.prompts=prompts.jsonl", "data.preferences=harmless.jsonl.gz"),
     "raft": ("data.prompts=prompts.jsonl", "evaluate_policy.judge_model=acme/another"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -162,8 +165,10 @@ def test_the_plan_that_is_printed_shows_where_each_step_takes_its_inputs_from(gi
     console.print(plan_tree(run, {step.name: run.decide(step) for step in run.steps}))
     text = console.export_text()
     assert "round-2.sft.1: never ran  <- prepare_base, round-2.rejection_sampling, prepare_data\n" in text
-    assert ("round-6.annotate: never ran  <- prepare_data, best by round-5.evaluate_policy, second best by "
-            "round-5.evaluate_policy, round-5.reward_model\n") in text  # fmt: skip
+    assert (
+        "round-6.annotate: never ran  <- prepare_data, best by round-5.evaluate_policy, second best by "
+        "round-5.evaluate_policy, round-5.reward_model\n"
+    ) in text
     assert "round-6.dpo.1: never ran  <- round-6.sft, round-6.annotate\n" in text
 
 

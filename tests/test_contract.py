@@ -8,8 +8,9 @@ import pytest
 from conftest import call_stage, run_here
 from transformers import AutoTokenizer
 
-from data_schemas.artifact import Artifact, read_json
-from engine.contract import contract_of, differences
+from data_schemas.artifact import Artifact
+from data_schemas.files import read_json
+from engine.tokens.contract import contract_differences, contract_of
 
 KEYS = {"max_steps": 1, "global_batch_size": 4}
 
@@ -29,8 +30,15 @@ def pairs(policy, rows, tmp_path_factory) -> Path:
     (folder / "judge.py").write_text("def score(prompt, answer, ended):\n    return len(answer)\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNLOOP_FUNCTION_PATH", str(folder))
-        run_here("annotate", folder / "out", policies=[policy], prompts=[rows / "prompts.jsonl"], max_new_tokens=6,
-                 annotator_function="judge:score", keep_unfinished=True)  # fmt: skip
+        run_here(
+            "annotate",
+            folder / "out",
+            policies=[policy],
+            prompts=[rows / "prompts.jsonl"],
+            max_new_tokens=6,
+            annotator_function="judge:score",
+            keep_unfinished=True,
+        )
     return folder / "out" / "pairs.train.jsonl"
 
 
@@ -55,8 +63,14 @@ def test_the_contract_stands_in_the_records_of_models_and_of_rows(policy, pairs)
 
 def test_rows_of_another_contract_stop_a_stage_before_it_trains(policy, pairs, rows, tmp_path):
     other = with_other_template(policy, tmp_path / "other")
-    keys: dict[str, Any] = {"model_name_or_path": other, "train_data": [pairs], "strengths": None, "max_steps": 1,
-                            "eval_data": [rows / "pairs_eval.jsonl"], "global_batch_size": 2}  # fmt: skip
+    keys: dict[str, Any] = {
+        "model_name_or_path": other,
+        "train_data": [pairs],
+        "strengths": None,
+        "max_steps": 1,
+        "eval_data": [rows / "pairs_eval.jsonl"],
+        "global_batch_size": 2,
+    }
     assert call_stage("dpo", tmp_path / "dpo", **keys) == 2
     cause = read_json(tmp_path / "dpo" / "outcome.json")["cause"]
     assert f"train_data {pairs} was made with another contract than {other}: chat_template from character " in cause
@@ -77,13 +91,13 @@ def test_a_reference_of_another_contract_stops_dpo(policy, rows, tmp_path):
 def test_differences_are_shown_in_a_few_words():
     one = {"tokenizer": "a" * 64, "chat_template": "x" * 50 + "<s>" + "y" * 50, "eos_token": "</s>"}
     other = {"tokenizer": "b" * 64, "chat_template": "x" * 50 + "<t>" + "y" * 50, "pad_token": "<pad>"}
-    assert list(differences(one, other)) == [
+    assert list(contract_differences(one, other)) == [
         f"chat_template from character 51: '{'x' * 29}<s>{'y' * 28}' and '{'x' * 29}<t>{'y' * 28}'",
         "eos_token '</s>' and ''",
         "pad_token '' and '<pad>'",
         "tokenizer aaaaaaaa and bbbbbbbb",
     ]
-    assert list(differences(one, one)) == []
-    assert list(differences({"chat_template": "ab"}, {"chat_template": "abc"})) == [
+    assert list(contract_differences(one, one)) == []
+    assert list(contract_differences({"chat_template": "ab"}, {"chat_template": "abc"})) == [
         "chat_template from character 2: 'ab' and 'abc'"
     ]

@@ -9,16 +9,28 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_schemas.rows import Message, Prompt
-from engine import decoding, generation, shared_prompts
-from engine.arguments import GenerationArguments
-from engine.choosing import choose
-from engine.decoding import Wanted, goes_with_shared_prompts, write_answers
-from engine.generation import Ask, noise
-from engine.shared_prompts import SharedPrompts
+from engine.runtime.arguments import GenerationArguments
+from engine.sampling import decoding, prompt_cache
+from engine.sampling.answers import SampleRequest
+from engine.sampling.decoding import DecodingRequest, supports_shared_prompts, write_answers
+from engine.sampling.prompt_cache import SharedPrompts
+from engine.sampling.token_choice import choose
+from engine.sampling.transformers_engine import _Item, _Writer, noise
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 300, "max_position_embeddings": 128,
-         "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "initializer_range": 0.3}  # fmt: skip
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,
+}
 KINDS = ("llama", "qwen2", "qwen3", "gemma", "gemma3_text", "mistral", "gpt2")
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [20, 21, 22], [5, 6, 30], [40], list(range(50, 67))]
 END_IDS = {1, *range(100, 130)}  # a tenth of the vocabulary: answers of 1 to 12 tokens
@@ -28,25 +40,46 @@ def make(kind: str, **keys: Any) -> Any:
     torch.manual_seed(1)
     sizes = dict(SIZES)
     if kind == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 300, "pad_token_id": 0,
-                 "bos_token_id": 1, "eos_token_id": 1, "initializer_range": 0.3}  # fmt: skip
+        sizes = {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 128,
+            "vocab_size": 300,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "initializer_range": 0.3,
+        }
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes | keys)).eval()
 
 
-def wanted(num_answers: int = 4, temperature: float = 1.0, num_prompts: int = len(PROMPTS)) -> list[Wanted]:
-    return [Wanted(number, temperature, noise("s", str(number), k, 12))
-            for number in range(num_prompts) for k in range(num_answers)]  # fmt: skip
+def wanted(num_answers: int = 4, temperature: float = 1.0, num_prompts: int = len(PROMPTS)) -> list[DecodingRequest]:
+    return [
+        DecodingRequest(number, temperature, noise("s", str(number), k, 12))
+        for number in range(num_prompts)
+        for k in range(num_answers)
+    ]
 
 
-def write(model: Any, asked: list[Wanted] | None = None, *, num_live: int = 7, top_p: float = 1.0) -> list[list[int]]:
-    return write_answers(model, PROMPTS, wanted() if asked is None else asked, max_new_tokens=12, end_ids=END_IDS,
-                         top_p=top_p, num_live=num_live)  # fmt: skip
+def write(
+    model: Any, asked: list[DecodingRequest] | None = None, *, num_live: int = 7, top_p: float = 1.0
+) -> list[list[int]]:
+    return write_answers(
+        model,
+        PROMPTS,
+        wanted() if asked is None else asked,
+        max_new_tokens=12,
+        end_ids=END_IDS,
+        top_p=top_p,
+        num_live=num_live,
+    )
 
 
 def writer(model: Any, **keys: Any) -> Any:
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1, decode=lambda ids, **_: " ".join(map(str, ids)))
     arguments = GenerationArguments(**{"max_new_tokens": 12, "generation_batch_size": 7, "seed": 3} | keys)
-    made = generation._Writer(model, tokenizer, arguments, seed="s", longest=17)  # pyright: ignore[reportArgumentType]
+    made = _Writer(model, tokenizer, arguments, seed="s", longest=17)  # pyright: ignore[reportArgumentType]
     made.end_ids = END_IDS
     return made
 
@@ -101,9 +134,11 @@ def test_choosing_is_the_plain_definition_in_a_cheaper_order(top_p, dtype, sprea
         left = torch.zeros_like(probabilities)
         left[kept] = probabilities[kept]
         cumulative = left.cumsum(0)
-        plain = int((cumulative <= noise_B[row] * cumulative[-1]).sum()) if temperature_B[row] else int(
-            logits[row].argmax()
-        )  # fmt: skip
+        plain = (
+            int((cumulative <= noise_B[row] * cumulative[-1]).sum())
+            if temperature_B[row]
+            else int(logits[row].argmax())
+        )
         if int(found[row]) != plain:  # where float32 rounds to the other side of an edge
             assert abs(float(cumulative[plain] - cumulative[int(found[row])])) < 1e-3, row
             edges = cumulative / cumulative[-1] - noise_B[row]
@@ -135,7 +170,7 @@ def test_no_token_without_probability_is_chosen_at_the_ends_of_the_noise(top_p):
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.75), (0.0, 1.0)])
 def test_answers_are_those_of_generate(kind, temperature, top_p):
     model = make(kind)
-    assert goes_with_shared_prompts(model, longest=29)
+    assert supports_shared_prompts(model, longest=29)
     asked = wanted(temperature=temperature)
     answers = write(model, asked, top_p=top_p)
     assert answers == writer(model, top_p=top_p)._generate(PROMPTS, asked)
@@ -157,14 +192,18 @@ def test_answers_do_not_hang_on_how_many_tokens_a_page_has(kind, num_live, page,
     """Answers of up to 12 tokens take, leave and exchange many pages; prompts' pages become wider and narrower."""
     model = make(kind)
     expected = writer(model)._generate(PROMPTS, wanted())
-    monkeypatch.setattr(shared_prompts, "PAGE", page)
+    monkeypatch.setattr(prompt_cache, "PAGE", page)
     assert write(model, num_live=num_live) == expected
 
 
 def test_prompts_of_one_answer_and_of_several_temperatures_go_together():
     model = make("llama")
-    asked = [Wanted(2, 0.0, noise("s", "2", 0, 12)), Wanted(0, 1.3, noise("s", "0", 5, 12)),
-             Wanted(0, 0.4, noise("s", "0", 6, 12)), Wanted(4, 1.0, noise("s", "4", 0, 12))]  # fmt: skip
+    asked = [
+        DecodingRequest(2, 0.0, noise("s", "2", 0, 12)),
+        DecodingRequest(0, 1.3, noise("s", "0", 5, 12)),
+        DecodingRequest(0, 0.4, noise("s", "0", 6, 12)),
+        DecodingRequest(4, 1.0, noise("s", "4", 0, 12)),
+    ]
     assert write(model, asked, num_live=3) == [write(model, [one])[0] for one in asked]
 
 
@@ -210,7 +249,7 @@ def test_no_more_prompts_are_read_ahead_than_make_good_products(watched, monkeyp
 
 def test_half_precision_goes_too():
     model = make("llama").to(torch.bfloat16)
-    assert goes_with_shared_prompts(model, longest=29)
+    assert supports_shared_prompts(model, longest=29)
     pairs = zip(write(model), writer(model)._generate(PROMPTS, wanted()), strict=True)
     assert sum(ours[0] == theirs[0] for ours, theirs in pairs) >= 16, "of 20 first tokens, some by rounding"
 
@@ -242,7 +281,7 @@ def test_a_group_done_again_is_the_same_and_leaves_the_model_as_it_was():
 def test_another_attention_is_left_to_generate_and_that_is_said_once(kind, keys, caplog):
     made = writer(make(kind, **keys))
     prompts = [Prompt(prompt=[Message(role="user", content=str(number))]) for number in range(5)]
-    items = [generation._Item(PROMPTS[n], [Ask(prompts[n], k) for k in range(2)]) for n in range(5)]
+    items = [_Item(PROMPTS[n], [SampleRequest(prompts[n], k) for k in range(2)]) for n in range(5)]
     with caplog.at_level(logging.INFO):
         first = made.write(items)
         assert made.write(items) == first
@@ -252,12 +291,12 @@ def test_another_attention_is_left_to_generate_and_that_is_said_once(kind, keys,
 
 def test_a_window_as_long_as_the_longest_row_hides_nothing():
     model = make("mistral", sliding_window=29)
-    assert goes_with_shared_prompts(model, longest=29)
-    assert not goes_with_shared_prompts(model, longest=30)
+    assert supports_shared_prompts(model, longest=29)
+    assert not supports_shared_prompts(model, longest=30)
 
 
 def test_a_model_that_says_something_else_is_found_out(monkeypatch):
     model = make("llama")
     step = SharedPrompts.step
     monkeypatch.setattr(SharedPrompts, "step", lambda self, rows, tokens: step(self, rows, tokens).roll(1, 0))
-    assert not goes_with_shared_prompts(model, longest=29)
+    assert not supports_shared_prompts(model, longest=29)

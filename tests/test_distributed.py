@@ -13,11 +13,12 @@ from conftest import metrics_of, run_here, stage_keys, weights_of
 from loop_recipes import wait_until
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from data_schemas.artifact import Artifact, read_json
-from engine.saved import check_weights
-from pipeline import launching, processes
+from data_schemas.artifact import Artifact
+from data_schemas.files import read_json
+from engine.models.verification import check_weights
+from pipeline.launch import command_line, processes
 from pipeline.plan import Step
-from pipeline.sections import Launch
+from pipeline.recipe.sections import Launch
 
 # 9 held-out rows on two processes in batches of 4: the second has a spare row in none of its batches' sums.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
@@ -106,7 +107,7 @@ def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(profile, r
     (cut / "config.yaml").write_text(yaml.safe_dump(stage_keys("sft", **keys) | {"output_dir": str(cut)}))
     launch = Launch(profile=profile, num_processes=2, device="cpu")
     step = Step("sft", "sft", None, "sft", {}, {}, launch)
-    command, environment = launching.launch_command(step, cut), launching.environment(step, cut, cut)
+    command, environment = command_line.launch_command(step, cut), command_line.environment(step, cut, cut)
     stage = processes.StageProcess(command, cut, environment, cores=None, grace_seconds=120)
     wait_until(lambda: (cut / "metrics.jsonl").exists() and len(metrics_of(cut)) > 8, seconds=120, what="a few steps")
     processes.stop([stage])
@@ -145,10 +146,16 @@ def test_two_machines_make_what_one_makes(profile, run_stage, tiny_model, rows, 
     two.mkdir()
     (two / "config.yaml").write_text(yaml.safe_dump(stage_keys("sft", **keys) | {"output_dir": str(two)}))
     (tmp_path / "srun.sh").write_text(TWO_MACHINES)
-    launch = Launch(profile=profile, num_processes=2, num_machines=2, device="cpu", main_process_ip="127.0.0.1",
-                    wrapper=f"sh {tmp_path / 'srun.sh'}")  # fmt: skip
+    launch = Launch(
+        profile=profile,
+        num_processes=2,
+        num_machines=2,
+        device="cpu",
+        main_process_ip="127.0.0.1",
+        wrapper=f"sh {tmp_path / 'srun.sh'}",
+    )
     step = Step("sft", "sft", None, "sft", {}, {}, launch)
-    command, environment = launching.launch_command(step, two), launching.environment(step, two, two)
+    command, environment = command_line.launch_command(step, two), command_line.environment(step, two, two)
     stage = processes.StageProcess(command, two, environment, cores=None, grace_seconds=60)
     stage.wait(240)
     code, printed = stage.finish()

@@ -12,12 +12,14 @@ import pytest
 import yaml
 from conftest import call_stage, conversation, launch, pair, run_here, write_jsonl
 
-from data_schemas.artifact import Artifact, read_json
-from data_schemas.stage_keys import ConfigError, check_keys, read_yaml
-from engine import process
-from engine.models import load_causal, load_tokenizer
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from data_schemas.stage_keys import check_keys, read_yaml
+from engine.models.loading import load_causal, load_tokenizer
+from engine.runtime import process
 from pipeline import cli
-from pipeline.checks import check_model_folder
+from pipeline.launch.checks import check_model_folder
 
 ESCAPE = "\x1b[2J\x9b31m"
 
@@ -57,7 +59,7 @@ def test_a_checkpoint_with_a_planted_file_is_not_opened(planted, tiny_model, row
     folder, crater = tmp_path / "sft", tmp_path / "crater"
     keys = conversations(rows, model_name_or_path=tiny_model, max_steps=3, save_strategy="steps", save_steps=1)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.training.check_weights", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("engine.training.loop.check_weights", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call_stage("sft", folder, **keys) == 130
     newest = folder / "checkpoints" / "checkpoint-3"
     (newest / planted).write_bytes(pickle.dumps(Bomb(crater)))
@@ -134,8 +136,10 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **recipe: Any) -> int:
 
 
 def test_the_plan_names_the_steps_that_run_a_models_code(tiny_model, rows, tmp_path, monkeypatch, capsys):
-    recipe = {"base_model": str(tiny_model), "data": {"preferences": str(rows / "pairs.jsonl"),
-                                                      "instructions": str(rows / "conversations.jsonl")}}  # fmt: skip
+    recipe = {
+        "base_model": str(tiny_model),
+        "data": {"preferences": str(rows / "pairs.jsonl"), "instructions": str(rows / "conversations.jsonl")},
+    }
     assert plan(tmp_path, monkeypatch, **recipe) == 0
     assert "trust_remote_code" not in capsys.readouterr().out
     assert plan(tmp_path, monkeypatch, **recipe, sft={"trust_remote_code": True}) == 0
@@ -148,8 +152,11 @@ def test_the_plan_names_the_steps_that_run_a_models_code(tiny_model, rows, tmp_p
 
 
 def test_no_secret_of_the_environment_is_in_any_file_or_line(tiny_model, rows, tmp_path):
-    secrets = {"HF_TOKEN": "hf_abcdefSECRET1", "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
-               "AWS_SECRET_ACCESS_KEY": "wJalrSECRET2"}  # fmt: skip
+    secrets = {
+        "HF_TOKEN": "hf_abcdefSECRET1",
+        "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+        "AWS_SECRET_ACCESS_KEY": "wJalrSECRET2",
+    }
     keys = conversations(rows, model_name_or_path=tiny_model, report_to="wandb", max_steps=1)
     done = launch("sft", tmp_path / "sft", env={**secrets, "WANDB_MODE": "offline"}, **keys)
     assert done.returncode == 0, done.stderr
@@ -180,7 +187,7 @@ def test_a_bad_rows_text_reaches_no_terminal_raw(tiny_model, rows, tmp_path, mon
 
 
 def test_an_answers_text_reaches_no_terminal_raw(tiny_model, capsys):
-    from stages.chat import _Streamer
+    from commands.chat import _Streamer
 
     tokenizer: Any = load_tokenizer(str(tiny_model))
     streamer: Any = _Streamer(tokenizer)
@@ -192,19 +199,35 @@ def test_ids_and_names_from_data_never_become_paths(tiny_model, rows, tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
     hostile = {"group_id": "../../outside", "source": "../../outside"}
-    prompts = [{"prompt": conversation(n)["messages"][:1], "prompt_id": f"../../outside-{n}", "group_id": "../../x"}
-               for n in (1, 2, 3, 5)]  # fmt: skip
+    prompts = [
+        {"prompt": conversation(n)["messages"][:1], "prompt_id": f"../../outside-{n}", "group_id": "../../x"}
+        for n in (1, 2, 3, 5)
+    ]
     write_jsonl(inside / "prompts.jsonl", prompts)
     write_jsonl(inside / "sft.jsonl", [conversation(n) | hostile | {"group_id": f"../../{n}"} for n in range(24)])
-    write_jsonl(inside / "pairs.jsonl", [pair(n) | {"chosen_from": "../../outside", "group_id": f"/{n}"}
-                                         for n in range(24)])  # fmt: skip
-    run_here("sft", inside / "sft", model_name_or_path=tiny_model, train_data=[inside / "sft.jsonl"],
-             validation_share=0.4)  # fmt: skip
-    run_here("reward_model", inside / "rm", model_name_or_path=tiny_model, train_data=[inside / "pairs.jsonl"],
-             validation_share=0.4)  # fmt: skip
-    run_here("rejection_sampling", inside / "rs", prompts=[inside / "prompts.jsonl"], policies=[tiny_model],
-             policy_names=["../../outside"], reward_model=inside / "rm" / "model", max_new_tokens=6,
-             keep_unfinished=True)  # fmt: skip
+    write_jsonl(
+        inside / "pairs.jsonl", [pair(n) | {"chosen_from": "../../outside", "group_id": f"/{n}"} for n in range(24)]
+    )
+    run_here(
+        "sft", inside / "sft", model_name_or_path=tiny_model, train_data=[inside / "sft.jsonl"], validation_share=0.4
+    )
+    run_here(
+        "reward_model",
+        inside / "rm",
+        model_name_or_path=tiny_model,
+        train_data=[inside / "pairs.jsonl"],
+        validation_share=0.4,
+    )
+    run_here(
+        "rejection_sampling",
+        inside / "rs",
+        prompts=[inside / "prompts.jsonl"],
+        policies=[tiny_model],
+        policy_names=["../../outside"],
+        reward_model=inside / "rm" / "model",
+        max_new_tokens=6,
+        keep_unfinished=True,
+    )
     record = Artifact.read(inside / "rs")
     assert record is not None and set(record.outputs) >= {"candidates", "winners.train"}
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
@@ -223,7 +246,7 @@ def test_loading_asks_for_safetensors_and_no_code(tiny_model, monkeypatch):
         seen.update(options)
         raise Loaded
 
-    monkeypatch.setattr("engine.models.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr("engine.models.loading.AutoModelForCausalLM.from_pretrained", from_pretrained)
     monkeypatch.setenv(process.TRUSTS_CODE, "")
     with pytest.raises(Loaded):
         load_causal(str(tiny_model))

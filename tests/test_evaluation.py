@@ -11,12 +11,12 @@ import torch
 from conftest import call_stage
 
 from data_schemas.rows import Message
-from engine.evaluation import rank_batches
-from engine.models import load_causal
-from engine.stage import Made, Stage
-from engine.template import encode_answer, encode_dialog
-from engine.tracking import Tracker
-from stages.reward_model import precision_recall
+from engine.models.loading import load_causal
+from engine.runtime.stage import Stage, StageResult
+from engine.runtime.tracking import Tracker
+from engine.tokens.template import encode_answer, encode_dialog
+from engine.training.evaluation import rank_batches
+from engine.training.reward import precision_recall
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,9 @@ def trainer_of(stage: str, tiny_model, rows, folder, monkeypatch, **keys: Any) -
     """The stage's trainer on 9 held-out rows, untrained, its weights moved."""
     module = importlib.import_module(f"stages.{stage}")
     found = []
-    monkeypatch.setattr(module, "train_and_save", lambda stage, trainer, *_, **__: found.append(trainer) or Made({}))
+    monkeypatch.setattr(
+        module, "train_and_save", lambda stage, trainer, *_, **__: found.append(trainer) or StageResult({})
+    )
     kind = "conversations" if stage == "sft" else "pairs"
     data = {"train_data": [rows / f"{kind}.jsonl"], "eval_data": [rows / f"{kind}_eval.jsonl"]}
     keys = {"keep_checkpoints": True, **keys}
@@ -67,7 +69,7 @@ def trainer_of(stage: str, tiny_model, rows, folder, monkeypatch, **keys: Any) -
     trainer = found[0]
     if stage == "dpo":
         trainer.stage = Stage(stage, folder, {}, Tracker(folder, active=False), is_main=True)
-        trainer.know_reference("eval")
+        trainer.attach_reference_log_probs("eval")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in trainer.model.parameters():

@@ -12,13 +12,13 @@ import pytest
 import torch
 from evaluation_table import table
 
-from engine.evaluation import ROUNDING
-from engine.models import load_causal, load_reward
-from engine.preferences import judge_margins
-from pipeline import launching
+from engine.models.loading import load_causal, load_reward
+from engine.training.dpo import judge_margins
+from engine.training.evaluation import ROUNDING
+from engine.training.reward import margins_of
+from pipeline.launch import command_line
 from pipeline.plan import Step
-from pipeline.sections import Launch
-from stages.reward_model import margins_of
+from pipeline.recipe.sections import Launch
 
 BETA = 0.1
 SIZES = [1, 4, 8, 9]  # of 9 rows: the last batch is full, or has one row, or padding rows on two processes
@@ -77,9 +77,9 @@ def test_two_processes_and_zero_3_change_no_number(profile, config, by_one, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config | {"output_dir": str(tmp_path)}))
     launch = Launch(profile=profile, num_processes=2, device="cpu")
     step = Step(name="sft", stage="sft", round=None, section="", keys={}, inputs={}, launch=launch)
-    launcher = launching.launch_command(step, tmp_path)[:-3]
+    launcher = command_line.launch_command(step, tmp_path)[:-3]
     command = [*launcher, str(Path(__file__).with_name("evaluation_table.py")), str(tmp_path / "config.json")]
-    environment = launching.environment(step, tmp_path, tmp_path)
+    environment = command_line.environment(step, tmp_path, tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "table.json").read_text())

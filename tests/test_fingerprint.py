@@ -6,15 +6,22 @@ import pytest
 from fake_stages import build_inputs, write_keys
 
 from data_schemas import stage_keys
-from data_schemas.stage_keys import ConfigError
-from pipeline.fingerprint import FileHashes, differences, find_module, identities, source_hash
+from data_schemas.errors import ConfigError
+from data_schemas.functions import find_module, source_hash
 from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from pipeline.recipe.schema import load_recipe
+from pipeline.state.fingerprint import FileHashes, differences, identities
 
 AFTER_ROUND_1_DPO = {
-    "round-1.dpo", "round-1.evaluate_policy", "round-2.annotate", "round-2.reward_model", "round-2.rejection_sampling",
-    "round-2.sft", "round-2.dpo", "round-2.evaluate_policy",
-}  # fmt: skip
+    "round-1.dpo",
+    "round-1.evaluate_policy",
+    "round-2.annotate",
+    "round-2.reward_model",
+    "round-2.rejection_sampling",
+    "round-2.sft",
+    "round-2.dpo",
+    "round-2.evaluate_policy",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -214,5 +221,7 @@ def test_the_differences_of_an_average_are_named_as_the_recipe_names_them(work):
         "dpo.average.weights uniform -> greedy",
     ]
     assert lines(variants, "dpo.beta=0.2", old=(variants,)) == [
-        "dpo.average.stage_keys.beta null -> 0.2", "input round-1.dpo.1 changed", "input round-1.dpo.2 changed",
-    ]  # fmt: skip
+        "dpo.average.stage_keys.beta null -> 0.2",
+        "input round-1.dpo.1 changed",
+        "input round-1.dpo.2 changed",
+    ]

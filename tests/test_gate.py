@@ -2,10 +2,16 @@
 
 import pytest
 
-from engine.gate import GateArguments, decide
+from engine.judging.gate import GateArguments, decide
 
-NUMBERS = {"score_gain_vs_best": 0.1, "win_rate_vs_best": 0.55, "length_growth": 1.2, "unfinished_share": 0.05,
-           "kl_to_first": 3.0, "proxy_gain_vs_best": 0.4}  # fmt: skip
+NUMBERS = {
+    "score_gain_vs_best": 0.1,
+    "win_rate_vs_best": 0.55,
+    "length_growth": 1.2,
+    "unfinished_share": 0.05,
+    "kl_to_first": 3.0,
+    "proxy_gain_vs_best": 0.4,
+}
 
 
 @pytest.mark.parametrize(
@@ -23,16 +29,28 @@ NUMBERS = {"score_gain_vs_best": 0.1, "win_rate_vs_best": 0.55, "length_growth":
         ({"gate_max_length_growth": 1.1}, {}, ("keep", "length x1.200 > 1.1")),
         ({"gate_max_unfinished": 0.01}, {}, ("keep", "unfinished 0.050 > 0.01")),
         ({"gate_max_kl": 2.5, "gate_stop": ["max_kl"]}, {}, ("stop", "KL 3.000 > 2.5")),
-        ({"gate_max_kl": 2.5, "gate_max_unfinished": 0.01, "gate_stop": ["max_kl"]}, {},
-         ("stop", "unfinished 0.050 > 0.01; KL 3.000 > 2.5")),
-        ({"gate_max_kl": 9.0, "gate_max_unfinished": 0.01, "gate_stop": ["max_kl"]}, {},
-         ("keep", "unfinished 0.050 > 0.01")),
-        ({"gate_min_gain": None, "gate_overoptimised": True}, {"score_gain_vs_best": -0.1},
-         ("keep", "reward +0.400, gain -0.100")),
-        ({"gate_min_gain": None, "gate_overoptimised": True},
-         {"score_gain_vs_best": -0.1, "proxy_gain_vs_best": -0.4}, ("accept", "reward -0.400, gain -0.100")),
+        (
+            {"gate_max_kl": 2.5, "gate_max_unfinished": 0.01, "gate_stop": ["max_kl"]},
+            {},
+            ("stop", "unfinished 0.050 > 0.01; KL 3.000 > 2.5"),
+        ),
+        (
+            {"gate_max_kl": 9.0, "gate_max_unfinished": 0.01, "gate_stop": ["max_kl"]},
+            {},
+            ("keep", "unfinished 0.050 > 0.01"),
+        ),
+        (
+            {"gate_min_gain": None, "gate_overoptimised": True},
+            {"score_gain_vs_best": -0.1},
+            ("keep", "reward +0.400, gain -0.100"),
+        ),
+        (
+            {"gate_min_gain": None, "gate_overoptimised": True},
+            {"score_gain_vs_best": -0.1, "proxy_gain_vs_best": -0.4},
+            ("accept", "reward -0.400, gain -0.100"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_gate_decides_by_its_rules(keys, numbers, decision):
     made = decide(NUMBERS | numbers, GateArguments(**keys))
     assert (made.action, made.by) == decision

@@ -16,24 +16,28 @@ import pytest
 import torch
 from conftest import call_stage, run_here
 
-from data_schemas.artifact import Artifact, read_json
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
 from data_schemas.reading import read_pairs, read_prompts, read_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
-from data_schemas.stage_keys import ConfigError
-from engine import preemption
-from engine.annotators import Group, Judgement
-from engine.arguments import GenerationArguments
-from engine.generation import Answer, Ask, _Sample, draw_prompts, noise, sample
-from engine.journal import in_batches
-from engine.models import load_causal, load_reward, load_tokenizer
-from engine.scoring import Answered, score_by_function, score_by_reward_model
-from engine.shared_scoring import SharedScorer, in_groups, whole_prompts
-from engine.stage import Stage
-from engine.template import encode_prompt
-from engine.tracking import Tracker
-from stages import annotate, evaluate_policy, rejection_sampling
+from engine.judging.annotators import Group, Judgement
+from engine.judging.comparison import compare_policies, distinct_2, paired_interval, read_earlier, wins
+from engine.judging.scoring import ScoringItem, score_by_function, score_by_reward_model
+from engine.judging.shared_scoring import SharedScorer, group_by_prompt, in_groups
+from engine.models.loading import load_causal, load_reward, load_tokenizer
+from engine.runtime import preemption
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.journal import in_batches
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.sampling.answers import Answer, SampleRequest
+from engine.sampling.prompts import draw_prompts
+from engine.sampling.transformers_engine import _Sample, noise, sample
+from engine.tokens.template import encode_prompt
+from stages import annotate, rejection_sampling
 from stages.annotate import strength_of
-from stages.rejection_sampling import above, asked, pick, rows_of
+from stages.rejection_sampling import keep_scores_above, pick_winners, request_for, rows_of
 
 
 def question(text: str) -> Prompt:
@@ -51,8 +55,14 @@ def stage(tmp_path) -> Stage:
 @pytest.fixture(scope="module")
 def reward_model(tiny_model, rows, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rm") / "rm"
-    run_here("reward_model", folder, model_name_or_path=tiny_model, train_data=[rows / "pairs.jsonl"],
-             eval_data=[rows / "pairs_eval.jsonl"], max_steps=1)  # fmt: skip
+    run_here(
+        "reward_model",
+        folder,
+        model_name_or_path=tiny_model,
+        train_data=[rows / "pairs.jsonl"],
+        eval_data=[rows / "pairs_eval.jsonl"],
+        max_steps=1,
+    )
     return folder / "model"
 
 
@@ -92,7 +102,7 @@ def test_each_round_draws_the_next_prompts_then_wraps():
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-def draw(folder: Path, model: Path, asks: list[Ask], **keys: Any) -> list[Answer]:
+def draw(folder: Path, model: Path, asks: list[SampleRequest], **keys: Any) -> list[Answer]:
     folder.mkdir()
     arguments = GenerationArguments(**{"seed": 5, "max_new_tokens": 12, "use_cpu": True, **keys})
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
@@ -100,7 +110,7 @@ def draw(folder: Path, model: Path, asks: list[Ask], **keys: Any) -> list[Answer
     return sample(stage, "answers", policy, load_tokenizer(str(model)), asks, arguments, purpose="p")
 
 
-ASKS = [Ask(prompt, k) for prompt in PROMPTS for k in range(3)]
+ASKS = [SampleRequest(prompt, k) for prompt in PROMPTS for k in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +246,7 @@ def test_a_damaged_batch_is_done_again_and_said(damage, tmp_path, caplog):
 
 def test_sigterm_is_answered_when_the_batch_is_done(tmp_path):
     work, again = Work(signal_at=3), Work()
-    with preemption.listening(), pytest.raises(preemption.Preempted):
+    with preemption.listen_for_signals(), pytest.raises(preemption.Preempted):
         squares(tmp_path / "a", work)
     assert work.seen == [0, 1, 2, 3]
     assert squares(tmp_path / "a", again) == SQUARES
@@ -280,16 +290,16 @@ def test_log_prob_sums_are_the_answer_tokens_log_probs(shares, tiny_model, stage
 def test_batches_hold_whole_prompts_and_about_as_many_tokens():
     rows = [([1], [2] * 4), ([3] * 9, [4]), ([1], [5] * 3), ([6] * 5, [7]), ([1], [8]), ([6] * 5, [9] * 2)]
     # Prompt 1 has 1 + 4 + 3 + 1 = 9 tokens, prompt 3 has 10, prompt 6 has 8: 27 of 6 answers, so 4 answers have 18.
-    assert whole_prompts(rows, batch_size=4) == [[[3, 5], [0, 2, 4]], [[1]]]
-    assert whole_prompts(rows, batch_size=99) == [[[3, 5], [0, 2, 4], [1]]]
-    assert whole_prompts(rows, batch_size=1) == [[[3, 5]], [[0, 2, 4]], [[1]]]
-    assert whole_prompts([], batch_size=4) == []
+    assert group_by_prompt(rows, batch_size=4) == [[[3, 5], [0, 2, 4]], [[1]]]
+    assert group_by_prompt(rows, batch_size=99) == [[[3, 5], [0, 2, 4], [1]]]
+    assert group_by_prompt(rows, batch_size=1) == [[[3, 5]], [[0, 2, 4]], [[1]]]
+    assert group_by_prompt([], batch_size=4) == []
 
 
 def test_many_answers_to_one_prompt_are_several_groups(monkeypatch):
-    monkeypatch.setattr("engine.shared_scoring.GROUP_TOKENS", 10)
+    monkeypatch.setattr("engine.judging.shared_scoring.GROUP_TOKENS", 10)
     # 3 + 4 + 3 tokens are 10; the third answer would be beyond.
-    assert whole_prompts([([1] * 3, [2] * 4), ([1] * 3, [3] * 3), ([1] * 3, [4])], batch_size=9) == [[[2], [0, 1]]]
+    assert group_by_prompt([([1] * 3, [2] * 4), ([1] * 3, [3] * 3), ([1] * 3, [4])], batch_size=9) == [[[2], [0, 1]]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 99])
@@ -297,8 +307,9 @@ def test_rewards_of_answers_that_share_their_prompt_are_those_of_padded_rows(bat
     model = load_reward(str(reward_model), dtype="float32").eval()
     draw = random.Random(3)
     prompts = [[draw.randrange(3, 250) for _ in range(length)] for length in (30, 4, 11)]
-    rows = [(prompt, [draw.randrange(3, 250) for _ in range(draw.randrange(1, 20))])
-            for _ in range(5) for prompt in prompts]  # fmt: skip
+    rows = [
+        (prompt, [draw.randrange(3, 250) for _ in range(draw.randrange(1, 20))]) for _ in range(5) for prompt in prompts
+    ]
     rows.append(rows[0])  # the same answer twice
     scorer, padded = (SharedScorer(model, is_reward_model=True) for _ in range(2))
     assert scorer.shares_rows
@@ -310,7 +321,7 @@ def test_rewards_of_answers_that_share_their_prompt_are_those_of_padded_rows(bat
 
 
 ANSWERED = [
-    Answered(prompt, text, ended=True)
+    ScoringItem(prompt, text, ended=True)
     for prompt, text in zip(PROMPTS, ["Rome.", "", "It is a large city. " * 4, "Oslo", "\n", "Sure?", "x"], strict=True)
 ]
 
@@ -344,7 +355,7 @@ def test_a_function_scores_prompt_answer_and_end(stage, tmp_path, monkeypatch):
         "    while True:\n        try:\n            x = 1\n        except Exception:\n            pass\n"
     )
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
-    items = [Answered(PROMPTS[0], "abc", True), Answered(PROMPTS[0], "ab", False)]
+    items = [ScoringItem(PROMPTS[0], "abc", True), ScoringItem(PROMPTS[0], "ab", False)]
     assert score_by_function(stage, "judge", "judge:score", items, timeout=9) == [1103.0, 1002.0]
     for name, message in (
         ("bad", r"judge:bad\(…, 'abc', True\) gave nan, expected a finite number"),
@@ -373,8 +384,8 @@ def test_strength_by_score_difference(difference, strength):
     assert strength_of(difference, [1.0, 0.5, 0.25]) == strength
 
 
-def answered(text: str, *, ended: bool = True) -> Answered:
-    return Answered(PROMPTS[0], text, ended)
+def answered(text: str, *, ended: bool = True) -> ScoringItem:
+    return ScoringItem(PROMPTS[0], text, ended)
 
 
 MARGINS = [1.0, 0.5, 0.25]
@@ -393,7 +404,7 @@ MARGINS = [1.0, 0.5, 0.25]
     ],
 )
 def test_two_answers_make_a_pair_or_say_why_not(answers, scores, result):
-    made = annotate.compare(Group(PROMPTS[0], answers), Judgement(scores), ["old", "new"], margins=MARGINS)
+    made = annotate.compare_answers(Group(PROMPTS[0], answers), Judgement(scores), ["old", "new"], margins=MARGINS)
     if not isinstance(made, str):
         assert (made.chosen_score, made.rejected_score) == (max(scores), min(scores))
         assert made.group_id == PROMPTS[0].group_id
@@ -404,7 +415,7 @@ def test_two_answers_make_a_pair_or_say_why_not(answers, scores, result):
 def made_of(texts: str, scores: list[float], **keys: Any) -> tuple[str, ...] | str:
     """What answers of one letter make, best first; an upper-case one was cut off."""
     answers = [answered(letter, ended=letter.islower()) for letter in texts]
-    made = annotate.compare(Group(PROMPTS[0], answers), Judgement(scores), list(texts), margins=MARGINS, **keys)
+    made = annotate.compare_answers(Group(PROMPTS[0], answers), Judgement(scores), list(texts), margins=MARGINS, **keys)
     return made if isinstance(made, str) else tuple(answer[0].content for answer in made.ranking)
 
 
@@ -438,7 +449,7 @@ def test_a_random_lower_answer_is_rejected_where_asked():
 def test_an_annotator_may_say_the_strength_itself_and_voters_their_disagreement():
     group = Group(PROMPTS[0], [answered("a"), answered("b")])
     judgement = Judgement([0.0, 9.0], strength="slightly_better", votes_VN=[[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
-    pair = annotate.compare(group, judgement, ["x", "y"], margins=MARGINS)
+    pair = annotate.compare_answers(group, judgement, ["x", "y"], margins=MARGINS)
     assert not isinstance(pair, str)
     assert (pair.strength, pair.disagreement) == ("slightly_better", pytest.approx(1 / 3))
 
@@ -448,12 +459,17 @@ def test_a_failed_annotation_is_gone_on_with_under_another_function(tiny_model, 
     judge = tmp_path / "judge.py"
     judge.write_text("def score(prompt, answer, ended):\n    return 1 / 0\n")
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
-    keys = {"prompts": [rows / "prompts.jsonl"], "policies": [tiny_model], "annotator_function": "judge:score",
-            "max_new_tokens": 8, "keep_unfinished": True}  # fmt: skip
+    keys = {
+        "prompts": [rows / "prompts.jsonl"],
+        "policies": [tiny_model],
+        "annotator_function": "judge:score",
+        "max_new_tokens": 8,
+        "keep_unfinished": True,
+    }
     assert call_stage("annotate", tmp_path / "one", **keys) == 2
     assert "raised ZeroDivisionError: division by zero" in read_json(tmp_path / "one" / "outcome.json")["cause"]
     judge.write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
-    monkeypatch.setattr("engine.generation.write_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.write_answers", None)  # to call it would be an error
     run_here("annotate", tmp_path / "two", **keys)
     assert call_stage("annotate", tmp_path / "three", **keys | {"seed": 8}) == 1  # other answers are new ones
 
@@ -462,10 +478,15 @@ def test_annotate_writes_pairs_from_two_policies(tiny_model, tied_model, rows, t
     (tmp_path / "judge.py").write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
     record = run_here(
-        "annotate", tmp_path / "annotate", prompts=[rows / "prompts.jsonl"], policies=[tiny_model, tied_model],
-        policy_names=["round-1.dpo", "round-0.sft"], annotator_function="judge:score", max_new_tokens=8,
+        "annotate",
+        tmp_path / "annotate",
+        prompts=[rows / "prompts.jsonl"],
+        policies=[tiny_model, tied_model],
+        policy_names=["round-1.dpo", "round-0.sft"],
+        annotator_function="judge:score",
+        max_new_tokens=8,
         keep_unfinished=True,
-    )  # fmt: skip
+    )
     pairs = read_pairs([tmp_path / "annotate" / "pairs.train.jsonl"]).rows
     dropped = sum(value for key, value in record.metrics.items() if key.startswith("dropped_"))
     assert len(pairs) == record.metrics["pairs"] > 0 and len(pairs) + dropped == 10
@@ -479,8 +500,10 @@ def test_annotate_writes_pairs_from_two_policies(tiny_model, tied_model, rows, t
 
 
 def candidates(*items: tuple[str, float, bool]) -> list[Candidate]:
-    return [Candidate(text=text, k=k, num_tokens=3, ended=ended, score=score)
-            for k, (text, score, ended) in enumerate(items)]  # fmt: skip
+    return [
+        Candidate(text=text, k=k, num_tokens=3, ended=ended, score=score)
+        for k, (text, score, ended) in enumerate(items)
+    ]
 
 
 def sampling(**keys: Any) -> rejection_sampling.RejectionSamplingArguments:
@@ -502,38 +525,43 @@ def sampling(**keys: Any) -> rejection_sampling.RejectionSamplingArguments:
     ],
 )
 def test_the_best_candidate_is_kept_or_the_reason_why_none_is(items, kept):
-    assert pick(candidates(*items), sampling()) == ([kept] if isinstance(kept, int) else kept)
+    assert pick_winners(candidates(*items), sampling()) == ([kept] if isinstance(kept, int) else kept)
 
 
 def test_unfinished_answers_may_win_where_they_are_asked_for():
-    assert pick(candidates(("a", 0.1, True), ("b", 0.9, False)), sampling(keep_unfinished=True)) == [1]
+    assert pick_winners(candidates(("a", 0.1, True), ("b", 0.9, False)), sampling(keep_unfinished=True)) == [1]
 
 
 def test_the_best_are_kept_by_rank_and_within_the_length_limits():
     items = [("a", 0.1, True), ("b", 0.9, True), ("b ", 0.9, True), ("c", 0.5, True)]
-    assert pick(candidates(*items), sampling(num_winners=2)) == [1, 3]
-    assert pick(candidates(*items), sampling(num_winners=9)) == [1, 3, 0]
-    assert pick(candidates(*items), sampling(min_answer_tokens=4)) == "length"  # all have 3 tokens
-    assert pick(candidates(*items), sampling(max_answer_tokens=2)) == "length"
-    assert pick(candidates(*items), sampling(min_answer_tokens=3, max_answer_tokens=3)) == [1]
+    assert pick_winners(candidates(*items), sampling(num_winners=2)) == [1, 3]
+    assert pick_winners(candidates(*items), sampling(num_winners=9)) == [1, 3, 0]
+    assert pick_winners(candidates(*items), sampling(min_answer_tokens=4)) == "length"  # all have 3 tokens
+    assert pick_winners(candidates(*items), sampling(max_answer_tokens=2)) == "length"
+    assert pick_winners(candidates(*items), sampling(min_answer_tokens=3, max_answer_tokens=3)) == [1]
 
 
 def test_winners_below_the_least_score_are_dropped_with_the_reason():
     groups = [
-        Candidates(prompt=PROMPTS[0].prompt, prompt_id="p", group_id="g", kept=[0, 1],
-                   candidates=candidates(("a", best, True), ("b", best - 1, True)))
+        Candidates(
+            prompt=PROMPTS[0].prompt,
+            prompt_id="p",
+            group_id="g",
+            kept=[0, 1],
+            candidates=candidates(("a", best, True), ("b", best - 1, True)),
+        )
         for best in (1.0, 3.0)
-    ]  # fmt: skip
-    low, high = above(groups, 2.0, "below_min_score")
+    ]
+    low, high = keep_scores_above(groups, 2.0, "below_min_score")
     assert (low.kept, low.dropped) == ([], "below_min_score")
     assert (high.kept, high.dropped) == ([0, 1], None)
-    assert [group.kept for group in above(groups, 2.5, "below_min_score")] == [[], [0]]
+    assert [group.kept for group in keep_scores_above(groups, 2.5, "below_min_score")] == [[], [0]]
 
 
 def test_each_prompt_draws_its_temperature_and_system_prompt_by_the_seed():
     arguments = sampling(temperature_range=[0.4, 0.9], system_prompts=["Be brief.", "Be kind."], seed=5)
-    drawn = [asked(prompt, arguments) for prompt in PROMPTS]
-    assert drawn == [asked(prompt, arguments) for prompt in PROMPTS]
+    drawn = [request_for(prompt, arguments) for prompt in PROMPTS]
+    assert drawn == [request_for(prompt, arguments) for prompt in PROMPTS]
     temperatures = [temperature for _, temperature in drawn]
     assert all(0.4 <= t <= 0.9 for t in temperatures) and len(set(temperatures)) == len(PROMPTS)
     assert {prompt.prompt[0].content for prompt, _ in drawn} == {"Be brief.", "Be kind."}
@@ -541,14 +569,20 @@ def test_each_prompt_draws_its_temperature_and_system_prompt_by_the_seed():
         assert (shown.prompt[1:], shown.group_id) == (prompt.prompt, prompt.group_id)
         assert shown.prompt_id != prompt.prompt_id
     own = Prompt(prompt=[Message(role="system", content="Mine."), *PROMPTS[0].prompt])
-    assert asked(own, arguments)[0] == own
-    assert asked(PROMPTS[0], sampling()) == (PROMPTS[0], None)
+    assert request_for(own, arguments)[0] == own
+    assert request_for(PROMPTS[0], sampling()) == (PROMPTS[0], None)
 
 
 def test_a_winners_row_has_its_prompt_as_it_came_and_the_spread_as_difficulty():
     system = [Message(role="system", content="Be kind."), *PROMPTS[0].prompt]
-    group = Candidates(prompt=system, prompt_id="p", group_id="g", kept=[1], spread=0.5,
-                       candidates=candidates(("a", 0.0, True), ("b", 1.0, True)))  # fmt: skip
+    group = Candidates(
+        prompt=system,
+        prompt_id="p",
+        group_id="g",
+        kept=[1],
+        spread=0.5,
+        candidates=candidates(("a", 0.0, True), ("b", 1.0, True)),
+    )
     (row,) = rows_of(group, PROMPTS[0], source="s", keep_system_prompt=False)
     assert (row.messages[:-1], row.messages[-1].content, row.difficulty) == (PROMPTS[0].prompt, "b", 0.5)
     (row,) = rows_of(group, PROMPTS[0], source="s", keep_system_prompt=True)
@@ -560,9 +594,14 @@ REJECTION_SAMPLING = {"num_answers": 3, "max_new_tokens": 10, "keep_unfinished":
 
 def test_two_processes_sample_the_same_rows_as_one(tiny_model, tied_model, reward_model, rows, run_stage, tmp_path):
     # Two policies in turn, each prompt at its own temperature, under a system prompt of its own.
-    keys = {"policies": [tiny_model, tied_model], "reward_model": reward_model, "prompts": [rows / "prompts.jsonl"],
-            "temperature_range": [0.5, 1.5], "system_prompts": ["Be brief.", "Be kind."],
-            **REJECTION_SAMPLING}  # fmt: skip
+    keys = {
+        "policies": [tiny_model, tied_model],
+        "reward_model": reward_model,
+        "prompts": [rows / "prompts.jsonl"],
+        "temperature_range": [0.5, 1.5],
+        "system_prompts": ["Be brief.", "Be kind."],
+        **REJECTION_SAMPLING,
+    }
     one = run_here("rejection_sampling", tmp_path / "one", **keys)
     two = run_stage("rejection_sampling", tmp_path / "two", profile="ddp", processes=2, **keys)
     for name in ("candidates.jsonl", "winners.train.jsonl", "winners.validation.jsonl"):
@@ -591,47 +630,52 @@ def test_two_processes_sample_the_same_rows_as_one(tiny_model, tied_model, rewar
 
 def test_wins_count_answers_with_the_same_k_and_ties_half():
     ours, theirs = np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[0.0, 1.0], [0.5, 0.2]])
-    assert evaluate_policy.wins(ours, theirs).tolist() == [0.5, 0.75]
+    assert wins(ours, theirs).tolist() == [0.5, 0.75]
 
 
 def test_paired_interval_holds_the_mean_and_narrows_with_agreement():
-    assert evaluate_policy.paired_interval(np.full(20, 0.25), seed=0) == (0.25, 0.25, 0.25)
+    assert paired_interval(np.full(20, 0.25), seed=0) == (0.25, 0.25, 0.25)
     differences = np.array([1.0, -1.0] * 50) + 0.1
-    mean, low, high = evaluate_policy.paired_interval(differences, seed=0)
+    mean, low, high = paired_interval(differences, seed=0)
     # The mean of 100 draws of ±1 has standard deviation 0.1: 95 % within ±0.196 of 0.1.
     assert mean == pytest.approx(0.1)
     assert low == pytest.approx(0.1 - 0.196, abs=0.03) and high == pytest.approx(0.1 + 0.196, abs=0.03)
-    assert evaluate_policy.paired_interval(differences, seed=0) == (mean, low, high)
+    assert paired_interval(differences, seed=0) == (mean, low, high)
 
 
 def test_distinct_2_by_hand():
     # a b, b a, a b | a b: 2 distinct of 4 pairs. Texts of one word have none.
-    assert evaluate_policy.distinct_2(["a b a b", "a b", "c"]) == 0.5
-    assert evaluate_policy.distinct_2(["c"]) == 0.0
+    assert distinct_2(["a b a b", "a b", "c"]) == 0.5
+    assert distinct_2(["c"]) == 0.0
 
 
 def test_compare_with_the_first_and_the_previous_policy():
     first, previous, ours = np.array([[0.0], [0.0]]), np.array([[1.0], [0.0]]), np.array([[0.5], [0.5]])
-    metrics = evaluate_policy.compare(ours, {"first": first, "previous": previous}, seed=0)
+    metrics = compare_policies(ours, {"first": first, "previous": previous}, seed=0)
     assert metrics["win_rate_vs_first"] == 1.0 and metrics["score_gain_vs_first"] == 0.5
     assert (metrics["score_gain_vs_first_low"], metrics["score_gain_vs_first_high"]) == (0.5, 0.5)
     assert metrics["win_rate_vs_previous"] == 0.5 and metrics["score_gain_vs_previous"] == 0.0
-    assert evaluate_policy.compare(ours, {"first": None}, seed=0) == {"win_rate_vs_first": None,
-                                                                      "score_gain_vs_first": None}  # fmt: skip
+    assert compare_policies(ours, {"first": None}, seed=0) == {"win_rate_vs_first": None, "score_gain_vs_first": None}
 
 
 def test_policies_are_ranked_by_the_same_judge_on_the_same_answers(tiny_model, tied_model, rows, tmp_path, monkeypatch):
     (tmp_path / "judge.py").write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
-    common = {"prompts": [rows / "prompts.jsonl"], "judge_function": "judge:score", "num_answers": 2,
-              "max_new_tokens": 6}  # fmt: skip
+    common = {
+        "prompts": [rows / "prompts.jsonl"],
+        "judge_function": "judge:score",
+        "num_answers": 2,
+        "max_new_tokens": 6,
+    }
     folders = [tmp_path / name for name in ("first", "second", "third")]
     first = run_here("evaluate_policy", folders[0], model_name_or_path=tiny_model, policy_step="a", **common)
     later = {"first_policy": tiny_model, **common}
-    second = run_here("evaluate_policy", folders[1], model_name_or_path=tied_model, policy_step="b",
-                      previous=folders[:1], **later)  # fmt: skip
-    third = run_here("evaluate_policy", folders[2], model_name_or_path=tiny_model, policy_step="c",
-                     previous=folders[:2], **later)  # fmt: skip
+    second = run_here(
+        "evaluate_policy", folders[1], model_name_or_path=tied_model, policy_step="b", previous=folders[:1], **later
+    )
+    third = run_here(
+        "evaluate_policy", folders[2], model_name_or_path=tiny_model, policy_step="c", previous=folders[:2], **later
+    )
 
     groups = read_rows(folders[0] / "answers.jsonl", Candidates)
     lengths = [[len(candidate.text) for candidate in group.candidates] for group in groups]
@@ -654,22 +698,34 @@ def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_p
         folder = tmp_path / f"{judge}-{num_answers}"
         folder.mkdir()
         groups = [
-            Candidates(prompt=row.prompt, prompt_id=row.prompt_id, group_id=row.group_id,
-                       candidates=candidates(*[("a", 0.5, True)] * num_answers))
+            Candidates(
+                prompt=row.prompt,
+                prompt_id=row.prompt_id,
+                group_id=row.group_id,
+                candidates=candidates(*[("a", 0.5, True)] * num_answers),
+            )
             for row in PROMPTS
-        ]  # fmt: skip
+        ]
         (folder / "answers.jsonl").write_text("".join(group.to_json() + "\n" for group in groups))
-        Artifact(stage="evaluate_policy", step="", recipe_version=1, keys={}, inputs={}, outputs={}, files={},
-                 metrics={"judge": judge}).write(folder)  # fmt: skip
+        Artifact(
+            stage="evaluate_policy",
+            step="",
+            recipe_version=1,
+            keys={},
+            inputs={},
+            outputs={},
+            files={},
+            metrics={"judge": judge},
+        ).write(folder)
         return str(folder)
 
-    (earlier,) = evaluate_policy.read_earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
+    (earlier,) = read_earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
     assert earlier.scores_PK.shape == (7, 2) and earlier.choices == [] and earlier.mean_answer_tokens == 3
     with pytest.raises(ConfigError, match=r"was judged by other, this one by gold: not comparable"):
-        evaluate_policy.read_earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
+        read_earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
     with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
-        evaluate_policy.read_earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
+        read_earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
     with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
-        evaluate_policy.read_earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
+        read_earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
     with pytest.raises(ConfigError, match=r"holds no finished evaluation"):
-        evaluate_policy.read_earlier([str(tmp_path)], "gold", PROMPTS, 2)
+        read_earlier([str(tmp_path)], "gold", PROMPTS, 2)

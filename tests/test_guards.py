@@ -8,17 +8,25 @@ import pytest
 import torch
 from conftest import call_stage, metrics_of, run_here, weights_of
 
-from data_schemas.artifact import read_json
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
 from data_schemas.key_rules import check_values
-from data_schemas.stage_keys import ConfigError
-from engine import guards
-from engine.batches import GlobalBatches
-from engine.checkpoints import damage
-from engine.guards import WINDOW, GuardedSteps, what_is_wrong
-from stages.reward_model import BradleyTerryTrainer
+from engine.runtime.complete_folder import find_damage
+from engine.training import guards
+from engine.training.global_batches import GlobalBatches
+from engine.training.guards import WINDOW, GuardedSteps, what_is_wrong
+from engine.training.reward import BradleyTerryTrainer
 
-KEYS = {"max_steps": 4, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 3e-3, "seed": 5,
-        "global_batch_size": 4, "logging_steps": 1}  # fmt: skip
+KEYS = {
+    "max_steps": 4,
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "learning_rate": 3e-3,
+    "seed": 5,
+    "global_batch_size": 4,
+    "logging_steps": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -29,14 +37,19 @@ KEYS = {"max_steps": 4, "eval_steps": 2, "save_strategy": "steps", "save_steps":
         (math.inf, 1.0, [], None, "the loss is inf"),
         (1.0, math.nan, [], None, "the gradient's norm is nan"),
         (1.0, math.inf, [], None, "the gradient's norm is inf"),
-        (9.0, 1.0, [1.0, 2.0] * 64, 10.0,
-         "the loss is 9, 15 standard deviations above the mean of the 128 before (1.5)"),
+        (
+            9.0,
+            1.0,
+            [1.0, 2.0] * 64,
+            10.0,
+            "the loss is 9, 15 standard deviations above the mean of the 128 before (1.5)",
+        ),
         (9.0, 1.0, [1.0, 2.0] * 64, None, ""),
         (6.4, 1.0, [1.0, 2.0] * 64, 10.0, ""),  # 9.8 of them
         (9.0, 1.0, [1.0, 2.0] * 31, 10.0, ""),  # too few to say
         (1.0, 1.0, [1.0] * 128, 10.0, ""),  # no deviation, no spike
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_step(loss, norm, recent, sigma, expected):
     assert what_is_wrong(loss, norm, recent, sigma) == expected
 
@@ -89,7 +102,7 @@ def test_the_checkpoint_that_a_bad_step_leaves_is_one_to_go_on_from(tiny_model, 
         spoil_third_step(patch)
         assert call_stage("sft", tmp_path / "sft", **keys) == 1
     assert "a checkpoint of step 2 is kept" in read_json(tmp_path / "sft" / "outcome.json")["cause"]
-    assert damage(tmp_path / "sft" / "checkpoints" / "checkpoint-2") == ""
+    assert find_damage(tmp_path / "sft" / "checkpoints" / "checkpoint-2") == ""
     run_here("sft", tmp_path / "sft", **keys)
     assert "resuming from step 2" in (tmp_path / "sft" / "log.txt").read_text()
     for name, tensor in weights_of(tmp_path / "alone" / "model").items():

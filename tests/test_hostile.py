@@ -19,19 +19,23 @@ from conftest import call_stage, metrics_of, run_here, weights_of
 from test_runner import World, alive, copied
 from test_stages import MAKERS, ROOT, by_hand, refusal
 
-from data_schemas import artifact
-from data_schemas.artifact import Artifact, files_below, read_json, write_atomically
+from data_schemas import artifact, files
+from data_schemas.artifact import Artifact, files_below
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json, write_atomically
 from data_schemas.rows import Conversation, Message, Prompt
-from data_schemas.stage_keys import ConfigError
-from engine import checkpoints, journal, preemption, scoring
-from engine import stage as stage_module
-from engine.models import identity_of
-from engine.stage import Stage
-from engine.tokenized import table
-from engine.tracking import Tracker
-from pipeline.fingerprint import FileHashes
-from pipeline.run import finished_part
-from pipeline.verifying import check_run
+from engine.judging import scoring
+from engine.models.loading import identity_of
+from engine.runtime import complete_folder, journal, preemption
+from engine.runtime import stage as stage_module
+from engine.runtime.complete_folder import move_into_place
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.tokens.tables import table
+from engine.training import checkpoints
+from pipeline.state.fingerprint import FileHashes
+from pipeline.state.run import finished_part
+from pipeline.state.verifying import check_run
 from stages import annotate, average_models
 
 NO_ROUND = ("run", "toy.yaml", "--set", "rounds=0")
@@ -93,8 +97,12 @@ TRAINING = {"max_steps": 4, "eval_steps": 2, "save_strategy": "steps", "save_ste
 
 
 def training(tiny_model: Path, rows: Path) -> dict[str, Any]:
-    return {"model_name_or_path": tiny_model, "train_data": [rows / "conversations.jsonl"],
-            "eval_data": [rows / "conversations_eval.jsonl"], **TRAINING}  # fmt: skip
+    return {
+        "model_name_or_path": tiny_model,
+        "train_data": [rows / "conversations.jsonl"],
+        "eval_data": [rows / "conversations_eval.jsonl"],
+        **TRAINING,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +125,7 @@ def assert_says_how_it_failed(folder: Path, printed: str, hint: str = DISK_FULL)
 def test_a_disk_that_is_full_within_a_checkpoint(trained, tiny_model, rows, small_disk, tmp_path, monkeypatch, capfd):
     disk = small_disk(8)
     folder, keys = disk.folder / "sft", training(tiny_model, rows)
-    save = checkpoints.mark
+    save = complete_folder.write_marker
 
     # The second checkpoint's weights do not fit; in the next attempt its optimizer's state, which torch.save says in
     # its own way.
@@ -132,7 +140,7 @@ def test_a_disk_that_is_full_within_a_checkpoint(trained, tiny_model, rows, smal
             patch.setattr(checkpoints, "mark", mark)
             assert call_stage("sft", folder, **keys) == 1
         assert_says_how_it_failed(folder, capfd.readouterr().err)
-        assert checkpoints.damage(folder / "checkpoints" / "checkpoint-2") == ""
+        assert complete_folder.find_damage(folder / "checkpoints" / "checkpoint-2") == ""
         assert not (folder / "checkpoints" / "checkpoint-4").exists()
         disk.empty()
     (folder / "metrics.jsonl").unlink()  # a checkpoint goes on from its own
@@ -157,8 +165,14 @@ def test_a_disk_that_is_full_or_fails_within_answers_rows_or_record(
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
     disk = small_disk(2)
     folder = disk.folder / "annotate"
-    keys = {"prompts": [rows / "prompts.jsonl"], "policies": [tiny_model], "annotator_function": "judge:score",
-            "max_new_tokens": 8, "keep_unfinished": True, "generation_batch_size": 1}  # fmt: skip
+    keys = {
+        "prompts": [rows / "prompts.jsonl"],
+        "policies": [tiny_model],
+        "annotator_function": "judge:score",
+        "max_new_tokens": 8,
+        "keep_unfinished": True,
+        "generation_batch_size": 1,
+    }
     run_here("annotate", tmp_path / "undisturbed", **keys)
     capfd.readouterr()
 
@@ -190,7 +204,7 @@ def test_a_disk_that_is_full_or_fails_within_answers_rows_or_record(
         assert len(list(folder.glob("checkpoints/answers-*/[0-9]*.json"))) == done
         assert not leftovers(folder)
         assert (folder / "pairs.train.jsonl").exists() == (module is stage_module)
-    monkeypatch.setattr("engine.generation.write_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.write_answers", None)  # to call it would be an error
     record = run_here("annotate", folder, **keys)
     assert (folder / "pairs.train.jsonl").read_bytes() == (tmp_path / "undisturbed" / "pairs.train.jsonl").read_bytes()
     assert record.damage(folder) == []
@@ -207,8 +221,12 @@ def test_what_a_full_disk_took_of_a_file_is_removed(small_disk):
 
 
 def test_a_killed_attempt_leaves_nothing_for_ever(rows, tmp_path):
-    left = [".pairs.jsonl.partial-7", "checkpoints/.train-1f.partial-7", "checkpoints/.best-3.partial",
-            "checkpoints/answers-1f/.3.json.partial-7"]  # fmt: skip
+    left = [
+        ".pairs.jsonl.partial-7",
+        "checkpoints/.train-1f.partial-7",
+        "checkpoints/.best-3.partial",
+        "checkpoints/answers-1f/.3.json.partial-7",
+    ]
     for name in left:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("half")
@@ -223,7 +241,8 @@ def test_a_killed_attempt_leaves_nothing_for_ever(rows, tmp_path):
 
 FULL_AT = """
 from pathlib import Path
-from pipeline import fingerprint, run, runner, summary
+from pipeline.launch import runner
+from pipeline.state import fingerprint, run, summary
 
 disk, name, calls = Path(os.environ["DISK"]), os.environ["FULL_AT"], []
 
@@ -379,16 +398,19 @@ def test_what_only_says_how_a_step_was_made_may_be_damaged(finished, tmp_path):
 
 def test_a_step_is_made_again_where_its_rows_are_cut_and_verify_sees_a_change_of_the_same_size(finished, tmp_path):
     world = copied(finished, tmp_path / "work")
-    rows, model = (world.folder("prepare_data") / "instructions.train.jsonl",
-                   world.folder("round-0.sft") / "model" / "config.json")  # fmt: skip
+    rows, model = (
+        world.folder("prepare_data") / "instructions.train.jsonl",
+        world.folder("round-0.sft") / "model" / "config.json",
+    )
     cut(rows)
     model.write_bytes(model.read_bytes()[::-1])
     problems = {one.folder.name.rpartition("-")[0]: one.problems for one in check_run(world.run_folder)}
     assert problems == {
         "prepare_data": ["instructions.train.jsonl has 1 bytes, not 2"],
-        "prepare_base": [], "round-0.sft": ["model/config.json is not what was written"],
+        "prepare_base": [],
+        "round-0.sft": ["model/config.json is not what was written"],
         "round-0.evaluate_policy": [],
-    }  # fmt: skip
+    }
     assert world.call(*NO_ROUND)[0] == 0
     assert world.launched() == ["prepare_data"]
     shutil.move(world.folder("round-0.sft"), tmp_path / "away")  # as verify says
@@ -438,29 +460,35 @@ def save_checkpoint(folder: Path, step: int) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / "model.safetensors").write_text(f"weights {step}")
     best = folder / f".best-{step}.partial"
-    checkpoints.mark(best)
-    checkpoints.put(best, checkpoints.best_folder(folder, step))
+    complete_folder.write_marker(best)
+    move_into_place(best, checkpoints.best_folder(folder, step))
     return checkpoints.publish(folder, checkpoints.Progress(step, best_step=step, num_tokens=0, processes=1))
 
 
 @pytest.mark.parametrize(
     ("path", "change", "reason"),
     [
-        ("best-4/model.safetensors", ("weights 4", "weigh"),
-         "its best model, of step 4, is damaged: model.safetensors has 5 bytes, not 9"),
-        ("best-4/model.safetensors", ("weights 4", "weights 5"),
-         "its best model, of step 4, is damaged: model.safetensors is not what was written"),
+        (
+            "best-4/model.safetensors",
+            ("weights 4", "weigh"),
+            "its best model, of step 4, is damaged: model.safetensors has 5 bytes, not 9",
+        ),
+        (
+            "best-4/model.safetensors",
+            ("weights 4", "weights 5"),
+            "its best model, of step 4, is damaged: model.safetensors is not what was written",
+        ),
         ("checkpoint-4/whole.json", ('"best_step": 4', '"best_step": 2'), "it has no marker"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_best_model_or_an_edited_marker_is_not_gone_on_from(path, change, reason, tmp_path, caplog):
     for step in (2, 4):
         save_checkpoint(tmp_path, step)
-    assert checkpoints.newest_whole(tmp_path, processes=1)[1].step == 4  # pyright: ignore[reportOptionalSubscript]
+    assert checkpoints.newest_complete(tmp_path, processes=1)[1].step == 4  # pyright: ignore[reportOptionalSubscript]
     text = (tmp_path / path).read_text()
     assert change[0] in text
     (tmp_path / path).write_text(text.replace(*change))
-    found = checkpoints.newest_whole(tmp_path, processes=1)
+    found = checkpoints.newest_complete(tmp_path, processes=1)
     assert found is not None and found[1].step == 2
     assert caplog.messages == [f"checkpoint-4 is not resumed from: {reason}"]
 
@@ -526,10 +554,18 @@ def test_a_record_comes_after_its_files_are_on_the_disk_and_names_none_that_is_g
     (tmp_path / "model" / "weights").write_text("1")
     (tmp_path / "rows.jsonl").write_text("2")
     outputs = {"model": "model", "rows": "rows.jsonl"}
-    record = Artifact(stage="sft", step="", recipe_version=1, keys={}, inputs={}, outputs=outputs,
-                      files=files_below(tmp_path, outputs), metrics={})  # fmt: skip
+    record = Artifact(
+        stage="sft",
+        step="",
+        recipe_version=1,
+        keys={},
+        inputs={},
+        outputs=outputs,
+        files=files_below(tmp_path, outputs),
+        metrics={},
+    )
     synced: list[str] = []
-    own = artifact.sync
+    own = files.sync
 
     def sync(path: Path) -> None:
         assert (tmp_path / "artifact.json").exists() == (path == tmp_path and bool(synced) and len(synced) == 4)
@@ -629,8 +665,16 @@ def test_a_stage_by_hand_in_a_steps_folder_is_neither_ended_nor_disturbed(finish
 
 def test_of_two_stages_by_hand_in_one_folder_the_second_is_refused(rows, tmp_path):
     (tmp_path / "makers.py").write_text(MAKERS.replace("time.sleep(60)", "time.sleep(1.5)"))
-    words = ["--instructions", rows / "conversations.jsonl", "--evaluation_share", "0.3", "--make_data", "makers:slow",
-             "--output_dir", tmp_path / "out"]  # fmt: skip
+    words = [
+        "--instructions",
+        rows / "conversations.jsonl",
+        "--evaluation_share",
+        "0.3",
+        "--make_data",
+        "makers:slow",
+        "--output_dir",
+        tmp_path / "out",
+    ]
     command = [sys.executable, str(ROOT / "stages" / "prepare_data.py"), *map(str, words)]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as first:
         deadline = time.monotonic() + 60
@@ -683,7 +727,7 @@ def test_an_unfinished_stage_that_was_moved_goes_on_from_its_checkpoint(
         assert call_stage("sft", tmp_path / "here" / "sft", **keys) == 130
     signal.signal(signal.SIGINT, before)
     (tmp_path / "here").rename(tmp_path / "there")
-    monkeypatch.setattr("engine.training.TrainingLoop.training_step", None)  # to call it would be an error
+    monkeypatch.setattr("engine.training.loop.TrainingLoop.training_step", None)  # to call it would be an error
     run_here("sft", tmp_path / "there" / "sft", **keys)
     assert_same_model(tmp_path / "there" / "sft", trained)
 
@@ -702,12 +746,12 @@ def test_a_function_that_scores_is_not_called_again_after_sigterm(tmp_path, monk
     monkeypatch.setattr(scoring, "FUNCTION_BATCH", 3)
     stage = Stage("test", tmp_path, {}, Tracker(tmp_path, active=False), is_main=True)
     prompt = Prompt(prompt=[Message(role="user", content="?")])
-    answers = [scoring.Answered(prompt, text, True) for text in ("a", "bb", "ccc", "dddd", "eeeee", "f", "g")]
+    answers = [scoring.ScoringItem(prompt, text, True) for text in ("a", "bb", "ccc", "dddd", "eeeee", "f", "g")]
 
     def score() -> list[float]:
         return scoring.score_by_function(stage, "scores", "slow_judge:score", answers, timeout=9)
 
-    with preemption.listening(), pytest.raises(preemption.Preempted):
+    with preemption.listen_for_signals(), pytest.raises(preemption.Preempted):
         score()
     assert slow_judge.calls == ["a", "bb", "ccc", "dddd"]
     assert score() == [1, 2, 3, 4, 5, 1, 1]
@@ -715,8 +759,11 @@ def test_a_function_that_scores_is_not_called_again_after_sigterm(tmp_path, monk
 
 
 def test_an_average_that_was_killed_before_its_record_is_made_again(tiny_model, rows, tmp_path, monkeypatch):
-    keys = {"models": [tiny_model, tiny_model], "averaged_stage": "sft",
-            "eval_data": [rows / "conversations_eval.jsonl"]}  # fmt: skip
+    keys = {
+        "models": [tiny_model, tiny_model],
+        "averaged_stage": "sft",
+        "eval_data": [rows / "conversations_eval.jsonl"],
+    }
 
     def killed(folder: Path) -> None:
         raise KeyboardInterrupt
@@ -729,7 +776,7 @@ def test_an_average_that_was_killed_before_its_record_is_made_again(tiny_model, 
 
 
 def test_an_average_that_a_full_disk_does_not_take_is_an_error(tiny_model, small_disk, tmp_path):
-    from engine.averaging import write_average
+    from engine.models.averaging import write_average
 
     disk = small_disk(1)
     disk.fill(leave_kilobytes=100)

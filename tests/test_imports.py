@@ -14,9 +14,17 @@ ALLOWED = {
     "data_schemas": {"data_schemas"},
     "engine": {"engine", "data_schemas"},
     "stages": {"stages", "engine", "data_schemas"},
+    "commands": {"commands", "stages", "engine", "data_schemas"},
     "pipeline": {"pipeline", "data_schemas"},
     "toy_world": {"toy_world"},
 }
+# The wings of engine and pipeline, in order: each may import those before it, and itself.
+WINGS = {
+    "engine": ("runtime", "tokens", "curation", "models", "packing", "sampling", "judging", "training"),
+    "pipeline": ("recipe", "plan", "state", "launch", "report", "cli"),
+}
+# Wings of engine that never import each other, in either direction.
+APART = {("sampling", "packing"), ("training", "sampling"), ("training", "judging"), ("models", "curation")}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets", "deepspeed", "peft", "wandb"}
 WITHOUT_HEAVY = ("data_schemas", "pipeline", "toy_world")
 
@@ -45,6 +53,49 @@ def test_imports_go_one_way(package):
     forbidden = set(ALLOWED) - ALLOWED[package] | {"."} | heavy
     for file in files:
         assert not imported(file.read_text(encoding="utf-8")) & forbidden, file
+
+
+def wing_imports(package: str) -> set[tuple[str, str]]:
+    """(importing wing, imported wing) of every import inside a package, in functions too."""
+    found: set[tuple[str, str]] = set()
+    for file in (ROOT / package).rglob("*.py"):
+        wing = file.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module == package:
+                modules = [f"{package}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [str(node.module)]
+            found |= {(wing, name.split(".")[1]) for name in modules if name.startswith(f"{package}.")}
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(WINGS))
+def test_a_wing_imports_only_wings_before_it(package):
+    order = WINGS[package]
+    found = wing_imports(package)
+    assert {wing for pair in found for wing in pair} == set(order)  # every wing is known, and none is a remnant
+    assert not {(wing, other) for wing, other in found if order.index(other) > order.index(wing)}
+    if package == "engine":
+        assert not {pair for pair in found if pair in APART or pair[::-1] in APART}
+
+
+def test_no_modules_import_each_other():
+    files = [file for package in ALLOWED for file in (ROOT / package).rglob("*.py")]
+    modules = {str(file.relative_to(ROOT).with_suffix("")).replace("/", "."): file for file in files}
+    imports: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        imports[module] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                imports[module] |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                imports[module] |= {alias.name for alias in node.names}
+        imports[module] &= modules.keys()
+    assert sum(map(len, imports.values())) > 100
+    while removable := {module for module, needed in imports.items() if not needed}:
+        imports = {module: needed - removable for module, needed in imports.items() if module not in removable}
+    assert not imports  # what remains imports itself, directly or through others
 
 
 @pytest.mark.parametrize("module", ["pipeline.cli", "data_schemas.reading", "stages.prepare_data"])

@@ -13,19 +13,40 @@ from loop_recipes import DATA_AND_BASE, STEPS, launches, processes_of, python_by
 from safetensors.numpy import load_file
 
 from data_schemas.artifact import Artifact
-from data_schemas.rows import normalise
-from pipeline.checks import has_gpu
-from pipeline.launching import ROOT, available_cores
+from data_schemas.text import normalise
+from pipeline.launch.checks import has_gpu
+from pipeline.launch.command_line import ROOT, available_cores
 
 pytest_plugins = ("loop_fixtures",)
 
 COLUMNS = {  # by whether round 0 has it
-    True: ["gold_mean", "judge", "judge_mean", "gate", "gate_reason", "kl_to_first", "mean_answer_tokens",
-           "ended_share", "distinct_2", "sft_eval_loss"],
-    False: ["proxy_mean", "win_rate_vs_first", "win_rate_vs_first_low", "win_rate_vs_first_high",
-            "win_rate_vs_previous", "win_rate_vs_previous_low", "win_rate_vs_previous_high", "score_gain_vs_first",
-            "score_gain_vs_first_low", "score_gain_vs_first_high", "reward_accuracy", "dpo_reward_accuracy"],
-}  # fmt: skip
+    True: [
+        "gold_mean",
+        "judge",
+        "judge_mean",
+        "gate",
+        "gate_reason",
+        "kl_to_first",
+        "mean_answer_tokens",
+        "ended_share",
+        "distinct_2",
+        "sft_eval_loss",
+    ],
+    False: [
+        "proxy_mean",
+        "win_rate_vs_first",
+        "win_rate_vs_first_low",
+        "win_rate_vs_first_high",
+        "win_rate_vs_previous",
+        "win_rate_vs_previous_low",
+        "win_rate_vs_previous_high",
+        "score_gain_vs_first",
+        "score_gain_vs_first_low",
+        "score_gain_vs_first_high",
+        "reward_accuracy",
+        "dpo_reward_accuracy",
+    ],
+}
 
 
 # -- the two-round loop ---------------------------------------------------------------------------------------------
@@ -54,8 +75,10 @@ def test_the_summary_has_its_schema_and_every_number_or_a_reason(place):
         assert step["round"] == (int(step["name"][6]) if step["name"].startswith("round-") else None)
         assert step["metrics"]
     assert [(row["round"], row["policy"]) for row in summary["rounds"]] == [
-        (0, "round-0.sft"), (1, "round-1.dpo"), (2, "round-2.dpo"),
-    ]  # fmt: skip
+        (0, "round-0.sft"),
+        (1, "round-1.dpo"),
+        (2, "round-2.dpo"),
+    ]
     for row in summary["rounds"]:
         assert set(row) == {"round", "policy", "reasons", *COLUMNS[True], *COLUMNS[False]}
         missing = COLUMNS[False] if row["round"] == 0 else []
@@ -131,9 +154,17 @@ def test_no_evaluation_prompt_is_in_any_row_that_anything_trains_on(place):
     files = [path for name in STEPS for path in place.folder(name).glob("*.jsonl")]
     files = [path for path in files if path.name not in ("evaluation_prompts.jsonl", "answers.jsonl", "metrics.jsonl")]
     by_name = {path.name for path in files if path.stat().st_size}
-    assert by_name >= {"documents.train.jsonl", "instructions.train.jsonl", "preferences.train.jsonl",
-                       "prompts.train.jsonl", "prompts.validation.jsonl", "pairs.train.jsonl", "pairs.validation.jsonl",
-                       "winners.train.jsonl", "candidates.jsonl"}  # fmt: skip
+    assert by_name >= {
+        "documents.train.jsonl",
+        "instructions.train.jsonl",
+        "preferences.train.jsonl",
+        "prompts.train.jsonl",
+        "prompts.validation.jsonl",
+        "pairs.train.jsonl",
+        "pairs.validation.jsonl",
+        "winners.train.jsonl",
+        "candidates.jsonl",
+    }
     for path in files:
         for row in _rows(path):
             assert row.get("group_id") not in groups
@@ -147,8 +178,10 @@ def test_no_evaluation_prompt_is_in_any_row_that_anything_trains_on(place):
 
 
 def test_the_evaluation_prompts_are_the_same_for_every_policy(place):
-    ids = [[row["prompt_id"] for row in _rows(place.folder(f"round-{number}.evaluate_policy") / "answers.jsonl")]
-           for number in (0, 1, 2)]  # fmt: skip
+    ids = [
+        [row["prompt_id"] for row in _rows(place.folder(f"round-{number}.evaluate_policy") / "answers.jsonl")]
+        for number in (0, 1, 2)
+    ]
     assert ids[0] == ids[1] == ids[2]
     assert len(ids[0]) == 6
 
@@ -192,8 +225,12 @@ def test_a_killed_run_leaves_no_process_and_goes_on_to_the_same_weights(place):
     run = place.work / "runs" / "killed"
     kept = {step: (place.folder(step, name="killed") / "artifact.json").stat().st_mtime_ns for step in DATA_AND_BASE}
     process = place.start("run", *place.words(*LONG_SFT, name="killed"))
-    wait_until(lambda: any(run.glob("round-0.sft-*/checkpoints/checkpoint-*/whole.json")), seconds=120,
-               what="a whole checkpoint of round-0.sft", process=process)  # fmt: skip
+    wait_until(
+        lambda: any(run.glob("round-0.sft-*/checkpoints/checkpoint-*/whole.json")),
+        seconds=120,
+        what="a whole checkpoint of round-0.sft",
+        process=process,
+    )
     process.kill()
     process.communicate()
     wait_until(lambda: not processes_of(run), seconds=5, what="the end of the killed runner's stage")
@@ -204,8 +241,9 @@ def test_a_killed_run_leaves_no_process_and_goes_on_to_the_same_weights(place):
     code, _, err = place.run(*LONG_SFT, name="killed")
     assert code == 0, err
     assert place.states(name="killed") == dict.fromkeys(DATA_AND_BASE, "reused") | {
-        "round-0.sft": "resumed", "round-0.evaluate_policy": "ran",
-    }  # fmt: skip
+        "round-0.sft": "resumed",
+        "round-0.evaluate_policy": "ran",
+    }
     for step, written in kept.items():
         done = place.folder(step, name="killed")
         assert (done / "artifact.json").stat().st_mtime_ns == written
@@ -240,9 +278,13 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     run = place.work / "runs" / name
     words = place.words(*LONG_SFT, "sft.max_steps=2000", f"sft.launch={json.dumps(launch)}", name=name)
     process = place.start("run", *words)
-    wait_until(lambda: any(path.stat().st_size for path in run.glob("round-0.sft-*/metrics.jsonl")), seconds=120,
-               what="round-0.sft in training", process=process)  # fmt: skip
-    of_stage = "stages/sft.py" if launch else "pipeline.warm"
+    wait_until(
+        lambda: any(path.stat().st_size for path in run.glob("round-0.sft-*/metrics.jsonl")),
+        seconds=120,
+        what="round-0.sft in training",
+        process=process,
+    )
+    of_stage = "stages/sft.py" if launch else "pipeline.launch.warm"
     training = [line for line in processes_of(run) if of_stage in line and "accelerate" not in line]
     assert len(training) == launch.get("num_processes", 1)
 
@@ -258,8 +300,9 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     summary = place.summary(name=name)
     assert summary["state"] == "interrupted"
     assert {step["name"]: step["state"] for step in summary["steps"]} == dict.fromkeys(DATA_AND_BASE, "reused") | {
-        "round-0.sft": "failed", "round-0.evaluate_policy": "pending",
-    }  # fmt: skip
+        "round-0.sft": "failed",
+        "round-0.evaluate_policy": "pending",
+    }
 
 
 # -- LoRA, and a round that made things worse -----------------------------------------------------------------------
@@ -370,14 +413,18 @@ def models(place) -> Path:
         (("base_model=models/no_tokenizer",), "models/no_tokenizer has no tokenizer"),
         (("base_model=models/no_config",), "models/no_config has no config.json: is it a model folder?"),
         (("base_model=models/no_template", "prepare_base.chat_template=null"), "no_template has no chat template"),
-        (("sft.global_batch_size=6", "sft.per_device_train_batch_size=4"),
-         "sft.global_batch_size=6 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8"),
-        (("dpo.launch={profile: ddp, num_processes: 3}",),
-         "dpo.global_batch_size=4 is not a multiple of per_device_train_batch_size x num_processes = 1 x 3; try 3"),
+        (
+            ("sft.global_batch_size=6", "sft.per_device_train_batch_size=4"),
+            "sft.global_batch_size=6 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+        ),
+        (
+            ("dpo.launch={profile: ddp, num_processes: 3}",),
+            "dpo.global_batch_size=4 is not a multiple of per_device_train_batch_size x num_processes = 1 x 3; try 3",
+        ),
         (("annotate.annotator_function=world:scor",), "world.py defines no 'scor'"),
         (("dpo.launch={profile: zero4}",), "dpo.launch: profile='zero4'"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_before_anything_is_launched(place, models, settings, message):
     code, out, err = place.run(*settings, name="mistaken")
     assert (code, out, err.count("\n")) == (2, "", 1), err
@@ -401,8 +448,12 @@ def test_a_recipe_that_is_missing_or_no_yaml_is_refused(place):
     assert err.startswith("error: ../recipes/broken.yaml:3:4 is not YAML: ")
 
 
-OTHER_ROWS = ("data.make_data=null", "data.make_data_arguments=null", "data.instructions=rows.jsonl",
-              "base_model=models/no_template")  # fmt: skip
+OTHER_ROWS = (
+    "data.make_data=null",
+    "data.make_data_arguments=null",
+    "data.instructions=rows.jsonl",
+    "base_model=models/no_template",
+)
 
 
 def test_rows_without_the_needed_columns_are_refused_before_anything_is_launched(place, models):
@@ -452,8 +503,16 @@ def test_chat_refuses_what_is_no_model(place):
 
 def test_real_pairs_are_split_with_their_bad_rows_set_aside_or_refused(test_data, tmp_path):
     pairs = test_data / "hh_rlhf" / "harmless.jsonl.gz"
-    words = (f"{ROOT}/stages/prepare_data.py", "--preferences", str(pairs), "--chosen_as_instructions", "0.3",
-             "--report_to", "none", "--output_dir")  # fmt: skip
+    words = (
+        f"{ROOT}/stages/prepare_data.py",
+        "--preferences",
+        str(pairs),
+        "--chosen_as_instructions",
+        "0.3",
+        "--report_to",
+        "none",
+        "--output_dir",
+    )
     refused = python_by_hand(*words, "refused", cwd=tmp_path)
     assert refused.returncode == 2
     outcome = json.loads((tmp_path / "refused" / "outcome.json").read_text())
@@ -468,8 +527,14 @@ def test_real_pairs_are_split_with_their_bad_rows_set_aside_or_refused(test_data
     assert sorted(row["line"] for row in rejected) == [164, 362, 763, 807, 993, 1242, 1356, 1525]
     held_out = {row["group_id"] for row in _rows(tmp_path / "aside" / "evaluation_prompts.jsonl")}
     assert 100 < len(held_out) <= 300
-    for name in ("instructions.train", "instructions.validation", "preferences.train", "preferences.validation",
-                 "prompts.train", "prompts.validation"):  # fmt: skip
+    for name in (
+        "instructions.train",
+        "instructions.validation",
+        "preferences.train",
+        "preferences.validation",
+        "prompts.train",
+        "prompts.validation",
+    ):
         rows = _rows(tmp_path / "aside" / f"{name}.jsonl")
         assert rows
         assert not held_out & {row["group_id"] for row in rows}

@@ -11,11 +11,13 @@ import torch
 from conftest import call_stage, metrics_of, run_here, stage_keys, weights_of, write_jsonl
 from transformers import LlamaModel
 
-from data_schemas.artifact import Artifact, read_json
-from engine.arguments import resolve_batch
-from engine.memory import half_of, halving, remembered
-from engine.outcome import RunAgain, failed
-from engine.preemption import Preempted
+from data_schemas.artifact import Artifact
+from data_schemas.errors import RunAgain
+from data_schemas.files import read_json
+from engine.runtime.arguments import resolve_batch
+from engine.runtime.out_of_memory import half_of, halve_on_out_of_memory, remembered
+from engine.runtime.outcome import failed
+from engine.runtime.preemption import Preempted
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.2 GiB is free"
@@ -94,7 +96,10 @@ def test_a_note_that_is_none_is_as_if_it_were_not_there(content, tmp_path):
 
 
 def test_an_error_of_another_kind_is_passed_on(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^shapes differ$"), halving(tmp_path, "per_device_eval_batch_size", 8):
+    with (
+        pytest.raises(RuntimeError, match=r"^shapes differ$"),
+        halve_on_out_of_memory(tmp_path, "per_device_eval_batch_size", 8),
+    ):
         raise RuntimeError("shapes differ")
     assert not list(tmp_path.iterdir())
 
@@ -123,8 +128,11 @@ def test_the_micro_batch_is_halved_once_said_remembered_and_changes_nothing(
     cause = "out of memory with per_device_train_batch_size=8: 4 from now on, the result stays the same"
     assert f"error: {cause}; run me again" in said and "Traceback" not in said
     assert outcome(tmp_path / "halved") == {
-        "state": "interrupted", "cause": cause, "hint": "run me again", "kind": "halved",
-    }  # fmt: skip
+        "state": "interrupted",
+        "cause": cause,
+        "hint": "run me again",
+        "kind": "halved",
+    }
     note = json.loads((tmp_path / "halved" / "checkpoints" / "memory.json").read_text())
     assert note == {"per_device_train_batch_size": 4}
 
@@ -196,12 +204,19 @@ def test_where_half_is_too_much_as_well_the_way_out_is_said_and_nothing_is_halve
 
 def test_answers_that_fill_the_memory_name_the_key_that_is_theirs(plant, tiny_model, rows, tmp_path, capfd):
     plant(2, in_training=False)
-    keys: dict[str, Any] = {"prompts": [rows / "prompts.jsonl"], "policies": [tiny_model], "reward_model": tiny_model,
-                            "num_answers": 2, "max_new_tokens": 4}  # fmt: skip
+    keys: dict[str, Any] = {
+        "prompts": [rows / "prompts.jsonl"],
+        "policies": [tiny_model],
+        "reward_model": tiny_model,
+        "num_answers": 2,
+        "max_new_tokens": 4,
+    }
     assert call_stage("rejection_sampling", tmp_path / "rs", **keys) == 1
     said = outcome(tmp_path / "rs")
-    assert said["cause"] == ("out of memory with generation_batch_size=32: lower generation_batch_size, which is part "
-                             "of what the step is, or max_new_tokens")  # fmt: skip
+    assert said["cause"] == (
+        "out of memory with generation_batch_size=32: lower generation_batch_size, which is part "
+        "of what the step is, or max_new_tokens"
+    )
     assert said["kind"] == "error" and "Traceback" not in capfd.readouterr().err
 
 
@@ -223,24 +238,31 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.long
 def test_two_processes_agree_on_the_half_that_one_of_them_needs(tiny_model, rows, tmp_path):
-    from pipeline import launching
+    from pipeline.launch import command_line
     from pipeline.plan import Step
-    from pipeline.sections import Launch
+    from pipeline.recipe.sections import Launch
 
     folder, script = tmp_path / "sft", tmp_path / "script.py"
     folder.mkdir()
     script.write_text(OF_RANK_1)
     values = stage_keys("sft", model_name_or_path=tiny_model, output_dir=folder, **data(rows, "sft"))
     config = write_jsonl(folder / "config.yaml", [values])  # JSON is YAML
-    step = Step(name="sft", stage="sft", round=None, section="", keys={}, inputs={},  # pyright: ignore[reportArgumentType]
-                launch=Launch(profile="ddp", num_processes=2, device="cpu"))  # fmt: skip
-    command = launching.launch_command(step, folder)
+    step = Step(
+        name="sft",
+        stage="sft",
+        round=None,
+        section="",
+        keys={},
+        inputs={},  # pyright: ignore[reportArgumentType]
+        launch=Launch(profile="ddp", num_processes=2, device="cpu"),
+    )
+    command = command_line.launch_command(step, folder)
     place = next(number for number, word in enumerate(command) if word.endswith("sft.py"))
     command.insert(place, str(script))
     assert command[-1] == str(config)
 
     def run() -> str:
-        env = launching.environment(step, folder, folder)
+        env = command_line.environment(step, folder, folder)
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False).stderr
 
     said = run()

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine import generation, packed_weights, precision
-from engine.arguments import GenerationArguments
-from engine.models import load_causal, load_tokenizer
-from engine.packed_weights import packed_weights as packed
+from engine.models import precision
+from engine.models.loading import load_causal, load_tokenizer
+from engine.runtime.arguments import GenerationArguments
+from engine.sampling import packed_weights, transformers_engine
+from engine.sampling.packed_weights import packed_weights as packed
 
 HAS_HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 IS_X86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -88,14 +89,17 @@ def test_hooked_layers_are_left_alone(dtype):
     assert taken(model) == ["first"]
 
 
-@pytest.mark.parametrize(("dtype", "emulates", "said"), [("bfloat16", True, True), ("bfloat16", False, False),
-                                                         ("float32", True, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "emulates", "said"), [("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)]
+)
 def test_a_stage_says_that_this_cpu_only_emulates_a_precision(dtype, emulates, said, tiny_model, monkeypatch, caplog):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not emulates)
-    monkeypatch.setattr(generation, "packed_weights", contextlib.nullcontext)  # it believes what was said above
-    monkeypatch.setattr(generation, "in_batches", lambda *_, **__: [])
+    monkeypatch.setattr(transformers_engine, "packed_weights", contextlib.nullcontext)  # trusts the line above
+    monkeypatch.setattr(transformers_engine, "in_batches", lambda *_, **__: [])
     model = load_causal(str(tiny_model), dtype=dtype)
-    generation.sample(None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p")  # pyright: ignore[reportArgumentType]
+    transformers_engine.sample(
+        None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p"
+    )  # pyright: ignore[reportArgumentType]
     assert ("set dtype: float32" in caplog.text) is said
 
 
@@ -106,7 +110,7 @@ def test_without_onednn_nothing_is_asked_of_it(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", missing)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with packed(model := Layers(torch.bfloat16)):
-        assert taken(model) == [] and precision.multiplies(torch.device("cpu"), torch.bfloat16)
+        assert taken(model) == [] and precision.has_fast_matmul(torch.device("cpu"), torch.bfloat16)
 
 
 def test_what_gains_nothing_is_left_alone(monkeypatch):
@@ -125,7 +129,9 @@ def test_a_stage_that_generates_packs(tiny_model, monkeypatch, dtype):
         found.extend(taken(model))
         return []
 
-    monkeypatch.setattr(generation, "in_batches", look)
+    monkeypatch.setattr(transformers_engine, "in_batches", look)
     model = load_causal(str(tiny_model), dtype=str(dtype).removeprefix("torch."))  # pyright: ignore[reportArgumentType]
-    generation.sample(None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p")  # pyright: ignore[reportArgumentType]
+    transformers_engine.sample(
+        None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p"
+    )  # pyright: ignore[reportArgumentType]
     assert "lm_head" in found and taken(model) == []

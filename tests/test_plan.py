@@ -4,9 +4,9 @@ import pytest
 from fake_stages import build_inputs, write_keys
 
 from data_schemas import stage_keys
-from data_schemas.stage_keys import ConfigError
+from data_schemas.errors import ConfigError
 from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output, make_plan
-from pipeline.recipe import load_recipe
+from pipeline.recipe.schema import load_recipe
 
 BASE = Output("prepare_base", "model")
 
@@ -31,12 +31,23 @@ def both(step: str, name: str) -> tuple[Output, Output]:
 
 def test_two_rounds_are_these_steps_in_this_order(plan):
     assert list(plan()) == [
-        "prepare_data", "prepare_base", "round-0.sft", "round-0.evaluate_policy",
-        "round-1.annotate", "round-1.reward_model", "round-1.rejection_sampling", "round-1.sft", "round-1.dpo",
+        "prepare_data",
+        "prepare_base",
+        "round-0.sft",
+        "round-0.evaluate_policy",
+        "round-1.annotate",
+        "round-1.reward_model",
+        "round-1.rejection_sampling",
+        "round-1.sft",
+        "round-1.dpo",
         "round-1.evaluate_policy",
-        "round-2.annotate", "round-2.reward_model", "round-2.rejection_sampling", "round-2.sft", "round-2.dpo",
+        "round-2.annotate",
+        "round-2.reward_model",
+        "round-2.rejection_sampling",
+        "round-2.sft",
+        "round-2.dpo",
         "round-2.evaluate_policy",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_base_is_given_or_pretrained(plan, tmp_path):
@@ -109,8 +120,9 @@ def test_two_policies_are_compared_from_round_two_on(plan):
     steps = plan()
     assert steps["round-1.annotate"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]
     assert steps["round-2.annotate"].inputs["policies"] == [
-        BestPolicy("round-1.evaluate_policy"), BestPolicy("round-1.evaluate_policy", rank=1),
-    ]  # fmt: skip
+        BestPolicy("round-1.evaluate_policy"),
+        BestPolicy("round-1.evaluate_policy", rank=1),
+    ]
     assert plan("annotate_policies=best")["round-2.annotate"].inputs["policies"] == [
         BestPolicy("round-1.evaluate_policy")
     ]
@@ -164,13 +176,24 @@ def steps_of_rounds(steps) -> list[str]:
 
 
 def test_direct_alignment_alone_goes_on_from_the_best_policy_so_far(plan):
-    steps = plan("round_stages=[annotate, dpo]", "first_sft=false", "annotate_policies=best", *OFFLINE,
-                 "annotate.annotator_models=[acme/reward]")  # fmt: skip
+    steps = plan(
+        "round_stages=[annotate, dpo]",
+        "first_sft=false",
+        "annotate_policies=best",
+        *OFFLINE,
+        "annotate.annotator_models=[acme/reward]",
+    )
     assert list(steps) == [
-        "prepare_data", "prepare_base", "round-0.evaluate_policy",
-        "round-1.annotate", "round-1.dpo", "round-1.evaluate_policy",
-        "round-2.annotate", "round-2.dpo", "round-2.evaluate_policy",
-    ]  # fmt: skip
+        "prepare_data",
+        "prepare_base",
+        "round-0.evaluate_policy",
+        "round-1.annotate",
+        "round-1.dpo",
+        "round-1.evaluate_policy",
+        "round-2.annotate",
+        "round-2.dpo",
+        "round-2.evaluate_policy",
+    ]
     assert steps["round-0.evaluate_policy"].inputs["model_name_or_path"] == [BASE]
     assert steps["round-0.evaluate_policy"].keys["policy_step"] == "prepare_base"
     for number in (1, 2):
@@ -182,8 +205,10 @@ def test_direct_alignment_alone_goes_on_from_the_best_policy_so_far(plan):
     last = steps["round-2.evaluate_policy"].inputs
     assert last["model_name_or_path"] == [Output("round-2.dpo", "model")]
     assert (last["first_policy"], last["judge_model"], last["proxy_model"]) == (
-        [BASE], [Model("acme/judge")], [Model("acme/reward")],
-    )  # fmt: skip
+        [BASE],
+        [Model("acme/judge")],
+        [Model("acme/reward")],
+    )
 
 
 def test_the_reference_of_dpo_may_stay_the_first_policy(plan):
@@ -193,18 +218,29 @@ def test_the_reference_of_dpo_may_stay_the_first_policy(plan):
 
 
 def test_rejection_sampling_and_sft_alone_are_a_round(plan):
-    steps = plan("round_stages=[rejection_sampling, sft]", "sft_from=best", "human_share=0", "data.preferences=null",
-                 "rejection_sampling.reward_model=acme/reward")  # fmt: skip
+    steps = plan(
+        "round_stages=[rejection_sampling, sft]",
+        "sft_from=best",
+        "human_share=0",
+        "data.preferences=null",
+        "rejection_sampling.reward_model=acme/reward",
+    )
     assert steps_of_rounds(steps) == [
-        "round-1.rejection_sampling", "round-1.sft", "round-1.evaluate_policy",
-        "round-2.rejection_sampling", "round-2.sft", "round-2.evaluate_policy",
-    ]  # fmt: skip
+        "round-1.rejection_sampling",
+        "round-1.sft",
+        "round-1.evaluate_policy",
+        "round-2.rejection_sampling",
+        "round-2.sft",
+        "round-2.evaluate_policy",
+    ]
     best, winners = BestPolicy("round-1.evaluate_policy"), both("round-2.rejection_sampling", "winners")
     sampling = steps["round-2.rejection_sampling"].inputs
     assert (sampling["policies"], sampling["reward_model"]) == ([best], [Model("acme/reward")])
     assert steps["round-2.sft"].inputs == {
-        "model_name_or_path": [best], "train_data": [winners[0]], "eval_data": [winners[1]],
-    }  # fmt: skip
+        "model_name_or_path": [best],
+        "train_data": [winners[0]],
+        "eval_data": [winners[1]],
+    }
     last = steps["round-2.evaluate_policy"].inputs
     assert last["model_name_or_path"] == [Output("round-2.sft", "model")]
     assert last["proxy_model"] == [Model("acme/reward")]
@@ -229,8 +265,9 @@ def test_two_policies_may_be_sampled(plan):
     steps = plan("sampling_policies=best_two")
     assert steps["round-1.rejection_sampling"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]
     assert steps["round-2.rejection_sampling"].inputs["policies"] == [
-        BestPolicy("round-1.evaluate_policy"), BestPolicy("round-1.evaluate_policy", rank=1),
-    ]  # fmt: skip
+        BestPolicy("round-1.evaluate_policy"),
+        BestPolicy("round-1.evaluate_policy", rank=1),
+    ]
 
 
 def test_given_annotators_win_over_the_trained_reward_model_and_annotate_round_one(plan):
@@ -251,22 +288,30 @@ def test_a_given_judge_asks_for_no_pairs(plan):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["round_stages=[annotate, rejection_sampling, sft]"],
-         "round_stages: rejection_sampling has no reward model: add reward_model, or give"),
-        (["round_stages=[annotate, dpo]", "annotate.annotator_function=null"],
-         "round_stages: annotate has no annotator: give annotate.annotator_function or annotate.annotator_models"),
+        (
+            ["round_stages=[annotate, rejection_sampling, sft]"],
+            "round_stages: rejection_sampling has no reward model: add reward_model, or give",
+        ),
+        (
+            ["round_stages=[annotate, dpo]", "annotate.annotator_function=null"],
+            "round_stages: annotate has no annotator: give annotate.annotator_function or annotate.annotator_models",
+        ),
         (["round_stages=[annotate, sft]"], "round_stages: nothing trains on the pairs of annotate"),
-        (["round_stages=[annotate, reward_model, rejection_sampling, dpo]"],
-         "round_stages: nothing trains on the winners of rejection_sampling: add sft"),
+        (
+            ["round_stages=[annotate, reward_model, rejection_sampling, dpo]"],
+            "round_stages: nothing trains on the winners of rejection_sampling: add sft",
+        ),
         (["round_stages=[annotate, sft, dpo]", "human_share=0"], "round_stages: sft has no rows"),
         (["round_stages=[dpo]", "data.preferences=null"], "data.preferences is missing: dpo has no pairs"),
-        (["round_stages=[reward_model, rejection_sampling, sft]", "data.preferences=null"],
-         "data.preferences is missing: reward_model has no pairs"),
+        (
+            ["round_stages=[reward_model, rejection_sampling, sft]", "data.preferences=null"],
+            "data.preferences is missing: reward_model has no pairs",
+        ),
         (["round_stages=[]"], "round 1 trains no new policy"),
         (["round_stages=[annotate, reward_model]"], "round 1 trains no new policy"),
         (["round_stages=[sft]"], "round 1 trains no new policy"),
     ],
-)  # fmt: skip
+)
 def test_what_a_round_lacks_is_one_line(plan, overrides, message):
     with pytest.raises(ConfigError) as error:
         plan(*overrides)
@@ -363,8 +408,12 @@ def test_a_single_variant_is_the_section_with_its_keys_and_nothing_is_averaged(p
 
 
 def test_a_rounds_own_variants_and_average_take_the_sections_place(plan):
-    steps = plan(f"sft.variants={LEARNING_RATES}", "by_round.1.sft.variants=[{learning_rate: 3e-5}]",
-                 "by_round.2.sft.average={method: slerp, fraction: 0.25}", "by_round.2.sft.max_length=8")  # fmt: skip
+    steps = plan(
+        f"sft.variants={LEARNING_RATES}",
+        "by_round.1.sft.variants=[{learning_rate: 3e-5}]",
+        "by_round.2.sft.average={method: slerp, fraction: 0.25}",
+        "by_round.2.sft.max_length=8",
+    )
     assert (steps["round-1.sft"].stage, steps["round-1.sft"].keys["learning_rate"]) == ("sft", 3e-5)
     assert "weights" not in steps["round-0.sft"].keys and "method" not in steps["round-0.sft"].keys
     assert (steps["round-2.sft"].keys["method"], steps["round-2.sft"].keys["fraction"]) == ("slerp", 0.25)
@@ -381,30 +430,42 @@ def test_the_judge_is_one_model_whatever_the_reward_models_variants(plan):
     [
         (["sft.variants=[]"], r"sft\.variants=\[\]: expected a list of mappings, as in \[\{seed: 1\}, \{seed: 2\}\]"),
         (["sft.variants={seed: 1}"], r"sft\.variants=\{'seed': 1\}: expected a list of mappings"),
-        (["dpo.variants=[{beta: 0.1}, {betta: 1}]"],
-         r"dpo\.variants\.2: unknown key 'betta' of stage dpo; did you mean 'beta'\?"),
+        (
+            ["dpo.variants=[{beta: 0.1}, {betta: 1}]"],
+            r"dpo\.variants\.2: unknown key 'betta' of stage dpo; did you mean 'beta'\?",
+        ),
         (["dpo.variants=[{beta: x}]"], r"dpo\.variants\.1: beta='x' is text, expected float"),
         (["dpo.variants=[{human_share: 1}]"], r"dpo\.variants\.1: unknown key 'human_share'"),
         (["sft.variants=[{human_share: 2}]"], r"sft\.variants\.1: human_share=2: Input should be less than"),
-        (["dpo.variants=[{validation_share: 0.2}, {}]"],
-         r"dpo\.variants\.1\.validation_share: all variants must have the same; say it in the section dpo"),
+        (
+            ["dpo.variants=[{validation_share: 0.2}, {}]"],
+            r"dpo\.variants\.1\.validation_share: all variants must have the same; say it in the section dpo",
+        ),
         (["sft.variants=[{launch: {num_processes: 2}}]"], r"sft\.variants\.1\.launch: a variant holds keys"),
         (["sft.variants=[{model_name_or_path: x}]"], r"sft\.model_name_or_path is set by the plan"),
         (["annotate.variants=[{}]"], r"annotate: unknown key 'variants' of stage annotate"),
         (["sft.average={weights: greedy}"], r"sft\.average: there is nothing to average; list two models or more"),
-        (["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={wieghts: greedy}"],
-         r"sft\.average: unknown key 'wieghts'; did you mean 'weights'\?"),
-        (["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: gredy}"],
-         r"sft\.average: weights='gredy' is not one of uniform, greedy, or a list of numbers"),
-        (["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: [1]}"],
-         r"sft\.average: 1 weights for 2 models; give one for each"),
+        (
+            ["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={wieghts: greedy}"],
+            r"sft\.average: unknown key 'wieghts'; did you mean 'weights'\?",
+        ),
+        (
+            ["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: gredy}"],
+            r"sft\.average: weights='gredy' is not one of uniform, greedy, or a list of numbers",
+        ),
+        (
+            ["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: [1]}"],
+            r"sft\.average: 1 weights for 2 models; give one for each",
+        ),
         (["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: [0, 0]}"], r"expected numbers >= 0 with a sum"),
-        (["sft.variants=[{seed: 1}, {seed: 2}, {seed: 3}]", "sft.average={method: slerp}"],
-         r"sft\.average: method=slerp takes two models and no weights"),
+        (
+            ["sft.variants=[{seed: 1}, {seed: 2}, {seed: 3}]", "sft.average={method: slerp}"],
+            r"sft\.average: method=slerp takes two models and no weights",
+        ),
         (["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={fraction: 0.3}"], r"fraction is for method: slerp"),
         (["sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={method: slerp, fraction: 3}"], r"not between 0 and 1"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_variants_is_one_line_before_launch(plan, overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
         plan(*overrides)

@@ -8,13 +8,13 @@ import torch
 from rich.console import Console
 from transformers import GPT2Config, LlamaConfig
 
-from engine import precision
-from engine.precision import Layer, advice, measure
-from pipeline import checking
+from commands import check
+from engine.models import precision
+from engine.models.precision import Layer, advice, measure
+from pipeline.launch import preview
 from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
-from pipeline.run import Run
-from stages import check
+from pipeline.recipe.schema import load_recipe
+from pipeline.state.run import Run
 
 SLOW = {"float32": 165e9, "bfloat16": 398e9}  # bf16 is 2.41 times as fast
 FAST = {"float32": 165e9, "bfloat16": 98.6e9}  # fp32 is 1.67 times as fast
@@ -110,7 +110,7 @@ def precisions(folder: Any, model: Any, *overrides: str) -> list[tuple[Any, ...]
     (folder / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     (folder / "recipe.yaml").write_text(RECIPE.format(model=model))
     recipe = load_recipe(folder / "recipe.yaml", list(overrides))
-    found = checking._precisions(Run.of(recipe, make_plan(recipe)))
+    found = preview._precisions(Run.of(recipe, make_plan(recipe)))
     return [(one["key"], one["chosen"], one["by_default"], one["tokens"], sorted(one["stages"])) for one in found]
 
 
@@ -120,12 +120,21 @@ def test_each_choice_of_a_recipe_is_asked_once(tiny_base, tmp_path):
         ("bf16", "bfloat16", True, 512, training),
         ("dtype", "float32", False, 32, generating),
     ]
-    assert sorted(precisions(tmp_path, tiny_base, "defaults.bf16=false", "dpo.bf16=true", "sft.dtype=bfloat16",
-                             "defaults.generation_batch_size=8", "evaluate_policy.dtype=bfloat16")) == [
+    assert sorted(
+        precisions(
+            tmp_path,
+            tiny_base,
+            "defaults.bf16=false",
+            "dpo.bf16=true",
+            "sft.dtype=bfloat16",
+            "defaults.generation_batch_size=8",
+            "evaluate_policy.dtype=bfloat16",
+        )
+    ) == [
         ("bf16", "bfloat16", False, 512, ["dpo"]),
         ("bf16", "float32", False, 512, ["reward_model"]),
         ("dtype", "bfloat16", False, 8, ["evaluate_policy"]),
-    ]  # fmt: skip
+    ]
 
 
 def test_what_is_said_stands_on_one_line_with_its_stages(monkeypatch):

@@ -11,10 +11,10 @@ from trl import DPOConfig, DPOTrainer, ModelConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from data_schemas.rows import Message, PreferencePair
-from engine.models import load_causal
-from engine.preferences import PreferenceTrainer, TwoMasks, chosen_nll
-from engine.stage import Stage
-from engine.tracking import Tracker
+from engine.models.loading import load_causal
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.training.dpo import DPOLoopTrainer, PreferenceCollator, chosen_nll
 from stages import dpo
 
 
@@ -30,9 +30,14 @@ def test_nll_is_normalised_by_each_answers_length_or_by_the_batchs_tokens():
 def test_at_the_start_the_loss_is_log_2_plus_the_weighted_nll(tiny_model, rows, tmp_path):
     """Policy and reference are the same: every margin is 0."""
     run_here(
-        "dpo", tmp_path / "dpo", model_name_or_path=tiny_model, train_data=[rows / "pairs.jsonl"],
-        eval_data=[rows / "pairs_eval.jsonl"], max_steps=1, loss_weights=[1.0, 0.5],
-    )  # fmt: skip
+        "dpo",
+        tmp_path / "dpo",
+        model_name_or_path=tiny_model,
+        train_data=[rows / "pairs.jsonl"],
+        eval_data=[rows / "pairs_eval.jsonl"],
+        max_steps=1,
+        loss_weights=[1.0, 0.5],
+    )
     start = {key: value for (step, key), value in metrics_of(tmp_path / "dpo").items() if step == 0}
     assert start["eval_rewards/margins"] == 0
     assert start["eval_loss"] == pytest.approx(math.log(2) + 0.5 * start["eval_nll"], abs=1e-6)
@@ -40,9 +45,15 @@ def test_at_the_start_the_loss_is_log_2_plus_the_weighted_nll(tiny_model, rows, 
 
 def test_without_the_sft_term_the_loss_is_trls_alone(tiny_model, rows, tmp_path):
     run_here(
-        "dpo", tmp_path / "dpo", model_name_or_path=tiny_model, train_data=[rows / "pairs.jsonl"],
-        eval_data=[rows / "pairs_eval.jsonl"], max_steps=1, loss_type=["sigmoid"], loss_weights=[1.0],
-    )  # fmt: skip
+        "dpo",
+        tmp_path / "dpo",
+        model_name_or_path=tiny_model,
+        train_data=[rows / "pairs.jsonl"],
+        eval_data=[rows / "pairs_eval.jsonl"],
+        max_steps=1,
+        loss_type=["sigmoid"],
+        loss_weights=[1.0],
+    )
     values = metrics_of(tmp_path / "dpo")
     assert values[0, "eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert (0, "eval_nll") not in values
@@ -60,24 +71,27 @@ def table(tokenizer):
     encode, _ = dpo.encoder(tokenizer, arguments)
     prompt = [Message(role="user", content="Capital of France?")]
     rows = [
-        PreferencePair(prompt=prompt, chosen=[Message(role="assistant", content=chosen)],
-                       rejected=[Message(role="assistant", content=rejected)])
+        PreferencePair(
+            prompt=prompt,
+            chosen=[Message(role="assistant", content=chosen)],
+            rejected=[Message(role="assistant", content=rejected)],
+        )
         for chosen, rejected in ANSWERS
-    ]  # fmt: skip
+    ]
     return Dataset.from_list([encode(row) for row in rows])
 
 
-def trainer_of(tiny_model, tied_model, table, tokenizer, folder, *, nll_per="answer", **keys: Any) -> PreferenceTrainer:
+def trainer_of(tiny_model, tied_model, table, tokenizer, folder, *, nll_per="answer", **keys: Any) -> DPOLoopTrainer:
     training = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], **keys)
     arguments = dpo.DPOArguments(train_data=[], reference_model=str(tied_model), nll_per=nll_per)
     model = ModelConfig(model_name_or_path=str(tiny_model))
     trainer = dpo.make_trainer(arguments, training, model, tokenizer, table, table)
     trainer.stage = Stage("dpo", folder, {}, Tracker(folder, active=False), is_main=True)
-    trainer.know_reference("train", "eval")
+    trainer.attach_reference_log_probs("train", "eval")
     return trainer
 
 
-def loss_of(trainer: PreferenceTrainer, table) -> float:
+def loss_of(trainer: DPOLoopTrainer, table) -> float:
     trainer.model.eval()
     trainer._mean_nll_tokens = sum(map(sum, table["chosen_trained"])) / len(table)
     with torch.no_grad():
@@ -120,8 +134,17 @@ def by_hand(policy, reference, table, *, kind: str, beta: float, nll_weight: flo
 def test_the_loss_is_that_of_a_plain_implementation(
     kind, beta, nll_per, tiny_model, tied_model, table, tokenizer, tmp_path
 ):
-    trainer = trainer_of(tiny_model, tied_model, table, tokenizer, tmp_path, nll_per=nll_per, beta=beta,
-                         loss_type=[kind, "sft"], loss_weights=[1.0, 0.2])  # fmt: skip
+    trainer = trainer_of(
+        tiny_model,
+        tied_model,
+        table,
+        tokenizer,
+        tmp_path,
+        nll_per=nll_per,
+        beta=beta,
+        loss_type=[kind, "sft"],
+        loss_weights=[1.0, 0.2],
+    )
     policy, reference = load_causal(str(tiny_model)).eval(), load_causal(str(tied_model)).eval()
     wanted = by_hand(policy, reference, table, kind=kind, beta=beta, nll_weight=0.2, nll_per=nll_per)
     assert loss_of(trainer, table) == pytest.approx(wanted, rel=1e-6)
@@ -135,15 +158,29 @@ def test_masks_of_an_answer(table, tokenizer):
     assert row["chosen_trained"] == [True] * len(shown)
 
 
-LOSS_TYPES = ["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
-              "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm"]  # fmt: skip
+LOSS_TYPES = [
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+]
 
 
 class OnlyContent(DataCollatorForPreference):
     """TRL's batch with the content as its only mask."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = TwoMasks(self.pad_token_id).torch_call(examples)
+        batch = PreferenceCollator(self.pad_token_id).torch_call(examples)
         del batch["nll_mask"]
         return batch
 
@@ -160,9 +197,14 @@ def test_every_loss_of_trl_sees_the_content_alone(kind, tiny_model, tied_model, 
     training = DPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], remove_unused_columns=False, **keys
     )
-    theirs = Trls(load_causal(str(tiny_model)), ref_model=load_causal(str(tied_model)), args=training,
-                  data_collator=OnlyContent(tokenizer.pad_token_id), train_dataset=table,
-                  processing_class=tokenizer)  # fmt: skip
+    theirs = Trls(
+        load_causal(str(tiny_model)),
+        ref_model=load_causal(str(tied_model)),
+        args=training,
+        data_collator=OnlyContent(tokenizer.pad_token_id),
+        train_dataset=table,
+        processing_class=tokenizer,
+    )
     theirs.model.eval()
     with torch.no_grad():
         wanted = float(theirs.compute_loss(theirs.model, theirs.data_collator(list(table))))
@@ -185,9 +227,18 @@ def test_the_micro_batch_changes_no_weight(nll_per, tiny_model, rows, tmp_path):
     weights = []
     for micro in (8, 4, 2):
         folder = tmp_path / str(micro)
-        run_here("dpo", folder, model_name_or_path=tiny_model, train_data=[rows / "pairs.jsonl"], nll_per=nll_per,
-                 eval_data=[rows / "pairs_eval.jsonl"], max_steps=2, global_batch_size=8, eval_steps=2,
-                 per_device_train_batch_size=micro)  # fmt: skip
+        run_here(
+            "dpo",
+            folder,
+            model_name_or_path=tiny_model,
+            train_data=[rows / "pairs.jsonl"],
+            nll_per=nll_per,
+            eval_data=[rows / "pairs_eval.jsonl"],
+            max_steps=2,
+            global_batch_size=8,
+            eval_steps=2,
+            per_device_train_batch_size=micro,
+        )
         weights.append(weights_of(folder / "model"))
     for other in weights[1:]:
         for name, tensor in weights[0].items():

@@ -10,7 +10,7 @@ import pytest
 KEPT = """
 import os, torch
 from pathlib import Path
-from engine import process
+from engine.runtime import process
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 torch.cuda.device_count = lambda: {gpus}
@@ -32,7 +32,7 @@ def test_memory_that_was_freed_stays_where_there_is_no_gpu(gpus, is_kept):
 
 FROZEN = """
 import gc
-from engine import stage
+from engine.runtime import stage
 stage._run = lambda *given: print(gc.get_freeze_count(), len(gc.get_objects())) or 0
 stage.run_stage("prepare_base", (), None, words=["--model_name_or_path", "m", "--output_dir", "o"])
 """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_schemas.errors import ConfigError
 from data_schemas.reading import (
     BadRow,
     read_conversations,
@@ -25,7 +26,6 @@ from data_schemas.rows import (
     Prompt,
     for_template,
 )
-from data_schemas.stage_keys import ConfigError
 
 ADVICE = " (set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl)"
 TEST_DATA = os.environ.get("ALIGNLOOP_TEST_DATA", "")
@@ -199,8 +199,10 @@ def test_a_dialog_compared_at_every_turn_is_split_into_its_turns(tmp_path):
     assert for_template(second.prompt) == [system, user("q1"), assistant("a1"), user("q2")]
     assert for_template(third.prompt) == [*for_template(second.prompt), assistant("a2!"), user("q3")]
     assert [[answer[0].content for answer in row.ranking] for row in (first, second, third)] == [
-        ["a1", "b1"], ["a2!", "a2", "b2"], ["a3", "b3"],
-    ]  # fmt: skip
+        ["a1", "b1"],
+        ["a2!", "a2", "b2"],
+        ["a3", "b3"],
+    ]
     assert [row.strength for row in (first, second, third)] == ["better", None, None]
     assert len({row.group_id for row in (first, second, third)}) == 1
 
@@ -557,24 +559,43 @@ OWN_ROWS = [
     (
         read_conversations,
         Conversation(
-            messages=[Message(role="user", content="q"), Message(role="assistant", tool_calls=[TOOL_CALL]),
-                      Message(role="tool", content="1"), Message.model_validate(assistant("a") | {"name": None})],
-            tools=[{"name": "f", "strict": None}], source="round-1.rejection_sampling", group_id="g"),
+            messages=[
+                Message(role="user", content="q"),
+                Message(role="assistant", tool_calls=[TOOL_CALL]),
+                Message(role="tool", content="1"),
+                Message.model_validate(assistant("a") | {"name": None}),
+            ],
+            tools=[{"name": "f", "strict": None}],
+            source="round-1.rejection_sampling",
+            group_id="g",
+        ),
     ),
     (read_prompts, Prompt(prompt=OWN_PROMPT, tools=None)),
     (
         read_pairs,
-        PreferencePair(prompt=OWN_PROMPT, chosen=[Message(role="assistant", content=" a ")],
-                       rejected=[Message(role="assistant", content="b")], strength="better", chosen_from="p1",
-                       rejected_from="p0", chosen_score=0.5, rejected_score=None, group_id="g"),
+        PreferencePair(
+            prompt=OWN_PROMPT,
+            chosen=[Message(role="assistant", content=" a ")],
+            rejected=[Message(role="assistant", content="b")],
+            strength="better",
+            chosen_from="p1",
+            rejected_from="p0",
+            chosen_score=0.5,
+            rejected_score=None,
+            group_id="g",
+        ),
     ),
     (
         read_pairs,
-        PreferencePair(prompt=OWN_PROMPT, chosen=[Message(role="assistant", content="a")],
-                       between=[[Message(role="assistant", content=text)] for text in "bc"], disagreement=0.25,
-                       rejected=[Message(role="assistant", content="d")]),
+        PreferencePair(
+            prompt=OWN_PROMPT,
+            chosen=[Message(role="assistant", content="a")],
+            between=[[Message(role="assistant", content=text)] for text in "bc"],
+            disagreement=0.25,
+            rejected=[Message(role="assistant", content="d")],
+        ),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("reader", "row"), OWN_ROWS)
@@ -620,8 +641,11 @@ def test_harmless_rows_with_two_prompts_or_an_empty_answer_are_bad():
     assert [bad.line for bad in read.bad if "two different prompts" in bad.found] == [362, 993, 1242, 1356]
     # Four more have an empty chosen answer, which a policy must not learn to prefer.
     assert [bad.line for bad in read.bad if bad.reason == "chosen.0: found an empty message, expected text"] == [
-        164, 763, 807, 1525
-    ]  # fmt: skip
+        164,
+        763,
+        807,
+        1525,
+    ]
     assert (len(read.rows), len(read.bad)) == (1692, 8)
     first = read.rows[0]
     assert [message.role for message in first.prompt] == ["user", "assistant", "user"]

@@ -6,11 +6,11 @@ import pytest
 from fake_stages import build_inputs, write_keys
 
 from data_schemas import stage_keys
-from data_schemas.stage_keys import ConfigError
-from pipeline import checks
-from pipeline.checks import check_machine, check_recipe
+from data_schemas.errors import ConfigError
+from pipeline.launch import checks
+from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from pipeline.recipe.schema import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +55,17 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
     assert recipe.section("dpo", 2)["beta"] == 0.3
     assert recipe.section("sft")["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
     assert recipe.launch_of("dpo", 1).model_dump() == {
-        "profile": "single", "num_processes": 4, "device": "cpu", "num_machines": 1, "wrapper": None,
-        "main_process_ip": None, "main_process_port": None, "devices": None, "grace_seconds": 0.5, "warm": True,
-    }  # fmt: skip
+        "profile": "single",
+        "num_processes": 4,
+        "device": "cpu",
+        "num_machines": 1,
+        "wrapper": None,
+        "main_process_ip": None,
+        "main_process_port": None,
+        "devices": None,
+        "grace_seconds": 0.5,
+        "warm": True,
+    }
     assert recipe.section("annotate")["seed"] == 7
 
 

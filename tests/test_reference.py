@@ -18,18 +18,20 @@ from conftest import weights_of as tensors_of
 from datasets import Dataset
 from trl import DPOConfig, ModelConfig
 
-from data_schemas.artifact import Artifact, read_json
-from data_schemas.reference import FOLDER, Passes
+from data_schemas.artifact import Artifact
+from data_schemas.files import read_json
+from data_schemas.reference_log_probs import FOLDER, Passes
 from data_schemas.rows import PreferencePair
-from engine import preemption, reference
-from engine.models import load_causal
-from engine.preferences import PreferenceTrainer
-from engine.reference import COLUMNS, cut_passes, read_sums, weights_of
-from engine.stage import Stage
-from engine.tracking import Tracker
+from engine.models.loading import load_causal
+from engine.runtime import preemption
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.training import reference
+from engine.training.dpo import DPOLoopTrainer
+from engine.training.reference import COLUMNS, cut_passes, read_sums, weights_of
 from pipeline.plan import File, Model, Step
-from pipeline.reference_log_probs import are_there
-from pipeline.sections import Launch
+from pipeline.recipe.sections import Launch
+from pipeline.state.reference_log_probs import are_there
 from stages import dpo
 
 NUM_PAIRS = 24 + 9  # training, held-out
@@ -39,13 +41,13 @@ NUM_PAIRS = 24 + 9  # training, held-out
 def asked(monkeypatch) -> list[int]:
     """How many pairs each pass over a reference had."""
     found: list[int] = []
-    own = PreferenceTrainer.compute_ref_log_probs
+    own = DPOLoopTrainer.compute_ref_log_probs
 
     def counted(self: Any, model: Any, inputs: dict[str, Any]) -> Any:
         found.append(len(inputs["input_ids"]) // 2)
         return own(self, model, inputs)
 
-    monkeypatch.setattr(PreferenceTrainer, "compute_ref_log_probs", counted)
+    monkeypatch.setattr(DPOLoopTrainer, "compute_ref_log_probs", counted)
     return found
 
 
@@ -107,8 +109,9 @@ def trainer_of(
 ) -> Any:
     keys = {"use_cpu": True, "bf16": False, "report_to": []} | keys
     training = DPOConfig(output_dir=str(folder / "checkpoints"), **keys)
-    arguments = dpo.DPOArguments(train_data=[], reference_model=str(other) if other else None,
-                                 share_prompts=share_prompts)  # fmt: skip
+    arguments = dpo.DPOArguments(
+        train_data=[], reference_model=str(other) if other else None, share_prompts=share_prompts
+    )
     config = ModelConfig(model_name_or_path=str(model), use_peft=use_peft)
     trainer = dpo.make_trainer(arguments, training, config, tokenizer, table, table)
     trainer.stage = Stage("dpo", folder, {}, Tracker(folder, active=False), is_main=True)
@@ -127,7 +130,7 @@ def by_hand(model: Any, row: dict[str, Any], side: str) -> float:
 @pytest.mark.parametrize("own", [True, False], ids=["the start", "another model"])
 def test_every_pair_has_the_sums_of_its_reference(own, tiny_model, other_model, table, tokenizer, tmp_path):
     trainer = trainer_of(tiny_model, None if own else other_model, table, tokenizer, tmp_path / "a")
-    trainer.know_reference("train", "eval")
+    trainer.attach_reference_log_probs("train", "eval")
     model = load_causal(str(tiny_model if own else other_model)).eval()
     for found in (trainer.train_dataset, trainer.eval_dataset):
         assert found["chosen_ids"] == table["chosen_ids"]
@@ -149,10 +152,11 @@ OPTIONS = [
 def test_loss_and_gradients_are_those_with_a_live_reference(
     options, tiny_model, other_model, table, tokenizer, tmp_path
 ):
-    trainer = trainer_of(tiny_model, other_model, table, tokenizer, tmp_path / "a", precompute_ref_batch_size=3,
-                         **options)  # fmt: skip
-    trainer.know_reference("train", "eval")
-    with reference.ReferenceOnce._reference_model(trainer) as live:
+    trainer = trainer_of(
+        tiny_model, other_model, table, tokenizer, tmp_path / "a", precompute_ref_batch_size=3, **options
+    )
+    trainer.attach_reference_log_probs("train", "eval")
+    with reference.PrecomputedReference._reference_model(trainer) as live:
         batch = trainer.data_collator(list(table))
         sums = trainer.compute_ref_log_probs(live, dict(batch))
     made = []
@@ -197,7 +201,7 @@ def know(tiny_model, table, tokenizer, tmp_path, asked) -> Any:
     def ask(name: str, model: Path = tiny_model, other: Path | None = None, table: Any = table, **keys: Any) -> Any:
         asked.clear()
         trainer = trainer_of(model, other, table, tokenizer, tmp_path / name, **keys)
-        trainer.know_reference("train", "eval")
+        trainer.attach_reference_log_probs("train", "eval")
         return sum(asked), trainer
 
     return ask
@@ -230,8 +234,17 @@ def test_a_models_content_is_its_records_where_it_has_one(tmp_path):
     (tmp_path / "step" / "model" / "w.safetensors").write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
     raw = weights_of(str(tmp_path / "step" / "model"))
-    record = Artifact(stage="sft", step="sft", recipe_version=1, fingerprint="same", keys={}, inputs={}, metrics={},
-                      outputs={"model": "model"}, files={"model/w.safetensors": 7})  # fmt: skip
+    record = Artifact(
+        stage="sft",
+        step="sft",
+        recipe_version=1,
+        fingerprint="same",
+        keys={},
+        inputs={},
+        metrics={},
+        outputs={"model": "model"},
+        files={"model/w.safetensors": 7},
+    )
     record.write(tmp_path / "step")
     assert record.sha256 == {"model/w.safetensors": digest}
     assert weights_of(str(tmp_path / "step" / "model")) == raw
@@ -297,7 +310,7 @@ def test_killed_on_the_way_it_goes_on_with_the_next_pass(train, asked, tiny_mode
 
     asked.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(preemption, "is_due", due)
+        patch.setattr(preemption, "is_requested", due)
         data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
         assert call_stage("dpo", folder, model_name_or_path=tiny_model, **data) == 143
     done = sum(asked)
@@ -311,7 +324,7 @@ def test_killed_on_the_way_it_goes_on_with_the_next_pass(train, asked, tiny_mode
 def test_a_resumed_run_has_the_same_reference_whose_files_may_be_lost(train, tiny_model, rows, tmp_path, monkeypatch):
     keys = {"max_steps": 3, "eval_steps": 3, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
     train("whole/dpo", **keys)
-    folder, step = tmp_path / "kept" / "dpo", PreferenceTrainer.training_step
+    folder, step = tmp_path / "kept" / "dpo", DPOLoopTrainer.training_step
     data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
 
     def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -320,7 +333,7 @@ def test_a_resumed_run_has_the_same_reference_whose_files_may_be_lost(train, tin
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PreferenceTrainer, "training_step", stop)
+        patch.setattr(DPOLoopTrainer, "training_step", stop)
         assert call_stage("dpo", folder, model_name_or_path=tiny_model, **data, **keys) == 130
     shutil.copytree(folder, tmp_path / "lost" / "dpo")  # without what lies beside it
     for name, wanted in (("kept", 0), ("lost", NUM_PAIRS)):
@@ -342,7 +355,7 @@ def test_where_the_folder_beside_cant_be_written_the_steps_own_is_used(know, tmp
 def test_no_second_model_is_alive_when_training_begins(kind, train, other_model, monkeypatch):
     loaded: list[Any] = []
     alive: list[int] = []
-    step = PreferenceTrainer.training_step
+    step = DPOLoopTrainer.training_step
 
     def load(*args: Any, **kwargs: Any) -> Any:
         model = load_causal(*args, **kwargs)
@@ -356,7 +369,7 @@ def test_no_second_model_is_alive_when_training_begins(kind, train, other_model,
 
     for module in (dpo, reference):
         monkeypatch.setattr(module, "load_causal", load)
-    monkeypatch.setattr(PreferenceTrainer, "training_step", count)
+    monkeypatch.setattr(DPOLoopTrainer, "training_step", count)
     keys = {"use_peft": True} if "lora" in kind else {}
     assert train("a", **keys, **({"reference_model": other_model} if "other" in kind else {})) == NUM_PAIRS
     assert len(loaded) == (2 if "other" in kind else 1)
@@ -371,7 +384,7 @@ def test_with_adapters_the_reference_is_the_model_without_them(know, tiny_model,
     with torch.no_grad():
         for weight in added:
             weight.fill_(1.0)
-    adapted.know_reference("train", "eval")
+    adapted.attach_reference_log_probs("train", "eval")
     for one, other in zip(columns(adapted), columns(plain), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
     assert know("lora/b", use_peft=True, beta=0.3)[0] == 0
@@ -432,16 +445,21 @@ def step_of(num_processes: int = 1, **keys: Any) -> tuple[Step, dict[str, Any]]:
     launch = Launch(profile="single" if num_processes == 1 else "ddp", num_processes=num_processes, device="cpu")
     inputs = {"model_name_or_path": [Model("m")], "train_data": [File("t")]}
     step = Step("round-1.dpo", "dpo", 1, "dpo", keys, inputs, launch)  # pyright: ignore[reportArgumentType]
-    identity = {"stage": "dpo", "recipe_version": 4, "keys": {"beta": 0.1, "max_length": 1024} | keys,
-                "inputs": {"model_name_or_path": [["aa"]], "train_data": [["bb"]]}}  # fmt: skip
+    identity = {
+        "stage": "dpo",
+        "recipe_version": 4,
+        "keys": {"beta": 0.1, "max_length": 1024} | keys,
+        "inputs": {"model_name_or_path": [["aa"]], "train_data": [["bb"]]},
+    }
     return step, identity
 
 
 def test_the_plan_knows_what_a_step_left_for_others(tmp_path):
     def known(num_processes: int = 1, inputs: dict[str, Any] | None = None, **keys: Any) -> bool:
         step, identity = step_of(num_processes, **keys)
-        return are_there(tmp_path, step, identity | {"inputs": identity["inputs"] | (inputs or {})},
-                         identity_file="fingerprint.json")  # fmt: skip
+        return are_there(
+            tmp_path, step, identity | {"inputs": identity["inputs"] | (inputs or {})}, identity_file="fingerprint.json"
+        )
 
     assert not known()
     left = tmp_path / "round-1.dpo-12345678"

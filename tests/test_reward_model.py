@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import metrics_of, pair, run_here, write_jsonl
 
-from engine.models import load_reward
-from stages.reward_model import BradleyTerryTrainer, Rankings
+from engine.models.loading import load_reward
+from engine.training.reward import BradleyTerryTrainer, RankingCollator
 
 
 def sigmoid(x: float) -> float:
@@ -35,7 +35,7 @@ def rewards(input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
 
 def batch(*rankings: list[int]) -> dict[str, torch.Tensor]:
     """Rankings of answers of two tokens, the first being the reward."""
-    return Rankings(pad_token_id=0)([{"answers": [[reward, 9] for reward in ranking]} for ranking in rankings])
+    return RankingCollator(pad_token_id=0)([{"answers": [[reward, 9] for reward in ranking]} for ranking in rankings])
 
 
 def test_all_pairs_of_a_ranking_in_one_step_each_ranking_weighing_the_same(trainer):
@@ -58,7 +58,7 @@ def test_centered_rewards(trainer):
 
 
 def test_a_batch_of_rankings(trainer):
-    made = Rankings(pad_token_id=7)([{"answers": [[1, 2, 3], [4]]}, {"answers": [[5], [6, 6], [8]]}])
+    made = RankingCollator(pad_token_id=7)([{"answers": [[1, 2, 3], [4]]}, {"answers": [[5], [6, 6], [8]]}])
     assert made["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7], [5, 7, 7], [6, 6, 7], [8, 7, 7]]
     assert made["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
     assert list(zip(made["better"].tolist(), made["worse"].tolist(), strict=True)) == [(0, 1), (2, 3), (2, 4), (3, 4)]
@@ -73,8 +73,15 @@ def test_rankings_and_pairs_train_together(tiny_model, rows, tmp_path):
         edited = [{"role": "assistant", "content": f"{row['chosen'][-1]['content']} Indeed."}]
         ranked.append(row | ({"edited": edited} if number % 2 else {}))
     data = write_jsonl(tmp_path / "ranked.jsonl", ranked)
-    record = run_here("reward_model", tmp_path / "rm", model_name_or_path=tiny_model, train_data=[data],
-                      eval_data=[rows / "pairs_eval.jsonl"], max_steps=2, eval_steps=2)  # fmt: skip
+    record = run_here(
+        "reward_model",
+        tmp_path / "rm",
+        model_name_or_path=tiny_model,
+        train_data=[data],
+        eval_data=[rows / "pairs_eval.jsonl"],
+        max_steps=2,
+        eval_steps=2,
+    )
     assert record.metrics["steps"] == 2
     assert math.isfinite(metrics_of(tmp_path / "rm")[2, "eval_loss"])
 
@@ -82,7 +89,13 @@ def test_rankings_and_pairs_train_together(tiny_model, rows, tmp_path):
 def test_a_reward_model_that_is_trained_on_keeps_its_head(tiny_model, rows, tmp_path):
     keys = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"], "max_steps": 1}
     run_here("reward_model", tmp_path / "one", model_name_or_path=tiny_model, seed=1, **keys)
-    run_here("reward_model", tmp_path / "two", model_name_or_path=tmp_path / "one" / "model", seed=2,
-             learning_rate=0.0, **keys)  # fmt: skip
+    run_here(
+        "reward_model",
+        tmp_path / "two",
+        model_name_or_path=tmp_path / "one" / "model",
+        seed=2,
+        learning_rate=0.0,
+        **keys,
+    )
     heads = [load_reward(str(tmp_path / name / "model")).score.weight for name in ("one", "two")]
     assert torch.equal(heads[0], heads[1])

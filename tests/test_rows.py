@@ -3,17 +3,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from data_schemas.rows import (
-    Candidate,
-    Conversation,
-    Document,
-    Message,
-    PreferencePair,
-    Prompt,
-    for_template,
-    group_of,
-    normalise,
-)
+from data_schemas.rows import Candidate, Conversation, Document, Message, PreferencePair, Prompt, for_template, group_of
+from data_schemas.text import normalise
 
 USER = {"role": "user", "content": "Hello, World!"}
 ANSWER = {"role": "assistant", "content": "Hi."}

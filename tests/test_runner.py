@@ -19,16 +19,26 @@ import yaml
 from fake_stages import build_house, build_inputs
 from rich.console import Console
 
-from pipeline import launching, processes, report
+from data_schemas.locks import is_locked
+from pipeline.launch import command_line
 from pipeline.plan import Step
-from pipeline.sections import Launch
-from pipeline.summary import StepState
+from pipeline.recipe.sections import Launch
+from pipeline.report import terminal
+from pipeline.state.run import StepState
 
 ONE_ROUND = ("--set", "rounds=1")
 STEPS_OF_ONE_ROUND = [
-    "prepare_data", "prepare_base", "round-0.sft", "round-0.evaluate_policy", "round-1.annotate",
-    "round-1.reward_model", "round-1.rejection_sampling", "round-1.sft", "round-1.dpo", "round-1.evaluate_policy",
-]  # fmt: skip
+    "prepare_data",
+    "prepare_base",
+    "round-0.sft",
+    "round-0.evaluate_policy",
+    "round-1.annotate",
+    "round-1.reward_model",
+    "round-1.rejection_sampling",
+    "round-1.sft",
+    "round-1.dpo",
+    "round-1.evaluate_policy",
+]
 
 
 class World:
@@ -41,8 +51,14 @@ class World:
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         env = os.environ | {"TOY": "{}", "SCORES": "{}", "GRACE": "0.5"} | environment
-        return subprocess.Popen([sys.executable, str(self.command), *words], cwd=self.work, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, str(self.command), *words],
+            cwd=self.work,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def call(self, *words: str, **environment: str) -> tuple[int, str, str]:
         process = self.start(*words, **environment)
@@ -178,8 +194,10 @@ def test_a_round_that_made_things_worse_is_not_built_upon(world):
     assert world.config("round-2.rejection_sampling")["policies"] == [first]
     assert world.config("round-2.annotate")["policy_names"] == ["round-0.sft", "round-1.dpo"]
     assert world.summary()["best_policy"] == {
-        "step": "round-0.sft", "folder": f"{world.folder('round-0.sft').name}/model", "score": 0.0,
-    }  # fmt: skip
+        "step": "round-0.sft",
+        "folder": f"{world.folder('round-0.sft').name}/model",
+        "score": 0.0,
+    }
 
 
 def test_a_gate_that_stops_skips_the_later_rounds_and_says_by_which_number(world):
@@ -203,15 +221,26 @@ def test_a_gate_that_stops_skips_the_later_rounds_and_says_by_which_number(world
 
 
 def test_online_dpo_runs_from_a_chat_model_with_given_reward_models(world):
-    settings = ["round_stages=[annotate, dpo]", "first_sft=false", "dpo_reference=first", "annotate_policies=best",
-                "annotate={annotator_models: [acme/reward], num_answers: 8}"]  # fmt: skip
+    settings = [
+        "round_stages=[annotate, dpo]",
+        "first_sft=false",
+        "dpo_reference=first",
+        "annotate_policies=best",
+        "annotate={annotator_models: [acme/reward], num_answers: 8}",
+    ]
     words = [word for setting in settings for word in ("--set", setting)]
     assert world.call("run", "toy.yaml", *words, SCORES='{"round-1.dpo": -1.0}')[0] == 0
     assert world.launched() == [
-        "prepare_data", "prepare_base", "round-0.evaluate_policy",
-        "round-1.annotate", "round-1.dpo", "round-1.evaluate_policy",
-        "round-2.annotate", "round-2.dpo", "round-2.evaluate_policy",
-    ]  # fmt: skip
+        "prepare_data",
+        "prepare_base",
+        "round-0.evaluate_policy",
+        "round-1.annotate",
+        "round-1.dpo",
+        "round-1.evaluate_policy",
+        "round-2.annotate",
+        "round-2.dpo",
+        "round-2.evaluate_policy",
+    ]
     base = str(world.folder("prepare_base") / "model")
     # Round 1 made things worse: round 2 goes on from the base.
     assert world.config("round-2.annotate")["policies"] == [base]
@@ -228,15 +257,25 @@ def test_online_dpo_runs_from_a_chat_model_with_given_reward_models(world):
 
 
 def test_raft_runs_on_winners_alone(world):
-    settings = ["round_stages=[rejection_sampling, sft]", "first_sft=false", "sft_from=best", "human_share=0",
-                "data={prompts: chats.jsonl}", "rejection_sampling.reward_model=acme/reward"]  # fmt: skip
+    settings = [
+        "round_stages=[rejection_sampling, sft]",
+        "first_sft=false",
+        "sft_from=best",
+        "human_share=0",
+        "data={prompts: chats.jsonl}",
+        "rejection_sampling.reward_model=acme/reward",
+    ]
     code, out, _ = world.call("run", "toy.yaml", *(word for setting in settings for word in ("--set", setting)))
     assert code == 0 and "best policy: round-2.sft" in out
     assert world.launched()[2:] == [
         "round-0.evaluate_policy",
-        "round-1.rejection_sampling", "round-1.sft", "round-1.evaluate_policy",
-        "round-2.rejection_sampling", "round-2.sft", "round-2.evaluate_policy",
-    ]  # fmt: skip
+        "round-1.rejection_sampling",
+        "round-1.sft",
+        "round-1.evaluate_policy",
+        "round-2.rejection_sampling",
+        "round-2.sft",
+        "round-2.evaluate_policy",
+    ]
     first = str(world.folder("round-1.sft") / "model")
     assert world.config("round-2.rejection_sampling")["policies"] == [first]
     assert world.config("round-2.rejection_sampling")["reward_model"] == "acme/reward"
@@ -273,8 +312,9 @@ def test_the_summary_has_its_schema_and_a_reason_for_every_null(world):
     ]
     rows = summary["rounds"]
     assert [(row["round"], row["policy"], row["gold_mean"]) for row in rows] == [
-        (0, "round-0.sft", 0.0), (1, "round-1.dpo", 1.0),
-    ]  # fmt: skip
+        (0, "round-0.sft", 0.0),
+        (1, "round-1.dpo", 1.0),
+    ]
     for row in rows:
         assert {name for name, value in row.items() if value is None} == set(row["reasons"])
     assert rows[0]["reasons"]["reward_accuracy"] == "round 0 has no reward_model"
@@ -434,8 +474,10 @@ def test_status_shows_every_step_and_the_table_by_round(world):
     ("words", "message"),
     [
         (("run", "gone.yaml"), "error: gone.yaml does not exist\n"),
-        (("plan", "toy.yaml", "--set", "dpo.betta=1"),
-         "error: toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n"),
+        (
+            ("plan", "toy.yaml", "--set", "dpo.betta=1"),
+            "error: toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n",
+        ),
         (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
         (("status", "."), "error: . has no summary.json: is it a run's folder?\n"),
         (("chat", "gone"), "error: gone does not exist\n"),
@@ -443,7 +485,7 @@ def test_status_shows_every_step_and_the_table_by_round(world):
         (("run",), "Missing argument 'RECIPE'"),
         (("rnu",), "No such command 'rnu'"),
     ],
-)  # fmt: skip
+)
 def test_a_users_mistake_is_one_line_on_stderr_and_exit_code_two(world, words, message):
     code, out, err = world.call(*words)
     assert code == 2
@@ -454,7 +496,8 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_code_two(world, words, m
 
 @pytest.mark.parametrize("target", ["runs/toy", "{step}", "{step}/model"])
 def test_chat_takes_a_run_a_step_or_a_model(world, target):
-    (world.command.parent / "stages" / "chat.py").write_text("import sys; print(sys.argv[1:])")
+    (world.command.parent / "commands").mkdir()
+    (world.command.parent / "commands" / "chat.py").write_text("import sys; print(sys.argv[1:])")
     world.run()
     step = f"runs/toy/{world.folder('round-1.dpo').name}"
     code, out, _ = world.call("chat", target.format(step=step), "--prompt", "hi", "--temperature", "0")
@@ -471,7 +514,7 @@ def test_the_command_loads_neither_torch_nor_transformers_and_plans_at_once(worl
 
 # -- variants side by side ------------------------------------------------------------------------------------------
 
-CORES = launching.available_cores()
+CORES = command_line.available_cores()
 TWO = ("--set", "by_round.0.sft.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]", "--set", "rounds=0")
 SIDE_BY_SIDE = (*TWO, "--set", f"launch.devices={CORES[:2]}")
 two_cores = pytest.mark.skipif(len(CORES) < 2, reason="two steps side by side need two cores")
@@ -492,9 +535,11 @@ def test_variants_run_side_by_side_each_with_devices_of_its_own(world):
     # Off a terminal: a line at the start and one at the end of each, under one number.
     lines = [line.split()[:3] for line in out.splitlines() if "round-0.sft." in line]
     assert sorted(lines) == [
-        ["[3/6]", "round-0.sft.1", "ran"], ["[3/6]", "round-0.sft.1", "running"],
-        ["[4/6]", "round-0.sft.2", "ran"], ["[4/6]", "round-0.sft.2", "running"],
-    ]  # fmt: skip
+        ["[3/6]", "round-0.sft.1", "ran"],
+        ["[3/6]", "round-0.sft.1", "running"],
+        ["[4/6]", "round-0.sft.2", "ran"],
+        ["[4/6]", "round-0.sft.2", "running"],
+    ]
     assert [line[2] for line in lines[:2]] == ["running", "running"]
 
     assert world.call("run", "toy.yaml", *TWO)[0] == 0  # how it is run is no part of what it is
@@ -504,8 +549,14 @@ def test_variants_run_side_by_side_each_with_devices_of_its_own(world):
 def test_without_devices_variants_run_one_after_the_other(world):
     code, out, _ = world.call("run", "toy.yaml", *TWO)
     assert code == 0
-    assert world.launched() == ["prepare_data", "prepare_base", "round-0.sft.1", "round-0.sft.2", "round-0.sft",
-                                "round-0.evaluate_policy"]  # fmt: skip
+    assert world.launched() == [
+        "prepare_data",
+        "prepare_base",
+        "round-0.sft.1",
+        "round-0.sft.2",
+        "round-0.sft",
+        "round-0.evaluate_policy",
+    ]
     lines = [line.split()[1:3] for line in out.splitlines() if "round-0.sft." in line]
     assert lines == [[f"round-0.sft.{n}", state] for n in (1, 2) for state in ("running", "ran")]
 
@@ -653,7 +704,7 @@ def test_verbose_says_whose_line_it_is(world):
 
 def test_live_lines_show_every_step_that_runs():
     console = Console(force_terminal=True, width=100, file=io.StringIO())
-    progress = report.Progress(console, 6, live=True)
+    progress = terminal.Progress(console, 6, live=True)
     one, two = (Step(f"round-0.sft.{n}", "sft", 0, "sft", {}, {}, Launch()) for n in (1, 2))
     states = [StepState(None, "running"), StepState(None, "running")]
     progress(one, states[0])
@@ -677,19 +728,19 @@ def test_live_lines_show_every_step_that_runs():
     ],
 )
 def test_devices_are_dealt_to_as_many_steps_as_fit(launch, num_steps, expected):
-    assert [slot.devices for slot in launching.slots(Launch(**launch), num_steps)] == expected
+    assert [slot.devices for slot in command_line.slots(Launch(**launch), num_steps)] == expected
 
 
 def test_a_slot_of_gpus_is_all_that_its_step_sees(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     step = step_with(profile="zero2", num_processes=2, main_process_port=29500, devices=[0, 1, 2, 3])
-    slot = launching.slots(step.launch, 2)[1]
-    values = launching.environment(step, tmp_path / "step", tmp_path, slot)
+    slot = command_line.slots(step.launch, 2)[1]
+    values = command_line.environment(step, tmp_path / "step", tmp_path, slot)
     assert values["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert Path(values["TORCH_EXTENSIONS_DIR"]).name == ".torch_extensions-1"  # another's lock is not nobody's
-    launching.launch_command(step, tmp_path, slot)
+    command_line.launch_command(step, tmp_path, slot)
     assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["main_process_port"] == 29501
-    assert "CUDA_VISIBLE_DEVICES" not in launching.environment(step_with(), tmp_path, tmp_path).keys() - os.environ
+    assert "CUDA_VISIBLE_DEVICES" not in command_line.environment(step_with(), tmp_path, tmp_path).keys() - os.environ
 
 
 # -- how stages are launched ----------------------------------------------------------------------------------------
@@ -700,18 +751,23 @@ def step_with(**launch) -> Step:
 
 
 def test_one_process_is_plain_python(tmp_path):
-    command = launching.launch_command(step_with(device="cpu"), tmp_path)
-    assert command == [sys.executable, str(launching.ROOT / "stages" / "dpo.py"), "--config", f"{tmp_path}/config.yaml"]
+    command = command_line.launch_command(step_with(device="cpu"), tmp_path)
+    assert command == [
+        sys.executable,
+        str(command_line.ROOT / "stages" / "dpo.py"),
+        "--config",
+        f"{tmp_path}/config.yaml",
+    ]
 
 
 def test_several_processes_and_zero_go_through_accelerate_with_the_steps_own_profile(tmp_path):
     step = step_with(profile="zero3", num_processes=2, device="cpu", main_process_port=29555)
-    command = launching.launch_command(step, tmp_path)
+    command = command_line.launch_command(step, tmp_path)
     assert command[1:5] == ["-m", "accelerate.commands.launch", "--config_file", f"{tmp_path}/accelerate.yaml"]
     profile = yaml.safe_load((tmp_path / "accelerate.yaml").read_text())
     assert (profile["use_cpu"], profile["num_processes"], profile["main_process_port"]) == (True, 2, 29555)
     assert profile["deepspeed_config"]["zero_stage"] == 3
-    offloaded = launching.launch_command(step_with(profile="zero3_offload"), tmp_path)
+    offloaded = command_line.launch_command(step_with(profile="zero3_offload"), tmp_path)
     assert "accelerate.commands.launch" in offloaded  # one GPU with its optimizer in the CPU's memory
     assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["use_cpu"] is False
 
@@ -719,17 +775,17 @@ def test_several_processes_and_zero_go_through_accelerate_with_the_steps_own_pro
 def test_the_environment_divides_the_cores_and_says_the_device_as_the_profile_takes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    cpu = launching.environment(step_with(profile="ddp", num_processes=3, device="cpu"), tmp_path, tmp_path)
+    cpu = command_line.environment(step_with(profile="ddp", num_processes=3, device="cpu"), tmp_path, tmp_path)
     assert (cpu["OMP_NUM_THREADS"], cpu["ACCELERATE_USE_CPU"]) == ("2", "true")
-    assert cpu["PYTHONPATH"].split(os.pathsep)[0] == str(launching.ROOT)
+    assert cpu["PYTHONPATH"].split(os.pathsep)[0] == str(command_line.ROOT)
     # With this variable accelerate drops DeepSpeed without a word.
-    zero = launching.environment(step_with(profile="zero2", num_processes=2, device="cpu"), tmp_path, tmp_path)
+    zero = command_line.environment(step_with(profile="zero2", num_processes=2, device="cpu"), tmp_path, tmp_path)
     assert "ACCELERATE_USE_CPU" not in zero
-    assert "ACCELERATE_USE_CPU" not in launching.environment(step_with(), tmp_path, tmp_path)
+    assert "ACCELERATE_USE_CPU" not in command_line.environment(step_with(), tmp_path, tmp_path)
 
 
 def test_every_profile_of_a_recipe_is_a_file_without_precision_accumulation_or_clipping():
-    folder = launching.ROOT / "configs" / "accelerate"
+    folder = command_line.ROOT / "configs" / "accelerate"
     assert {path.stem for path in folder.glob("*.yaml")} == set(get_args(Launch.model_fields["profile"].annotation))
     for path in folder.glob("*.yaml"):
         profile = yaml.safe_load(path.read_text())
@@ -752,24 +808,28 @@ def test_accelerate_itself_accepts_every_profile(tmp_path):
     paths = []
     for name in ("ddp", "zero1", "zero2", "zero3", "zero3_offload"):
         (tmp_path / name).mkdir()
-        launching.launch_command(step_with(profile=name, num_processes=2, device="cpu"), tmp_path / name)
+        command_line.launch_command(step_with(profile=name, num_processes=2, device="cpu"), tmp_path / name)
         paths.append(str((tmp_path / name / "accelerate.yaml").rename(tmp_path / f"{name}.yaml")))
     done = subprocess.run([sys.executable, "-c", check, *paths], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [
-        "ddp.yaml False 2", "zero1.yaml True 2", "zero2.yaml True 2", "zero3.yaml True 2", "zero3_offload.yaml True 2",
-    ], done.stderr  # fmt: skip
+        "ddp.yaml False 2",
+        "zero1.yaml True 2",
+        "zero2.yaml True 2",
+        "zero3.yaml True 2",
+        "zero3_offload.yaml True 2",
+    ], done.stderr
 
 
 def test_a_lock_is_seen_from_outside(tmp_path):
-    assert not processes.is_locked(tmp_path)
+    assert not is_locked(tmp_path)
     with (tmp_path / ".lock").open("w") as file:
-        assert not processes.is_locked(tmp_path)
+        assert not is_locked(tmp_path)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert processes.is_locked(tmp_path)
+        assert is_locked(tmp_path)
 
 
 def test_numbers_and_intervals_are_shown_short():
-    assert [report.number(value) for value in (None, 0.12345, 3, "gold")] == ["-", "0.123", "3", "gold"]
+    assert [terminal.number(value) for value in (None, 0.12345, 3, "gold")] == ["-", "0.123", "3", "gold"]
 
 
 def test_a_killed_compilation_does_not_stop_later_zero_launches(tmp_path, monkeypatch):
@@ -778,8 +838,10 @@ def test_a_killed_compilation_does_not_stop_later_zero_launches(tmp_path, monkey
     left.touch()
     zero = step_with(profile="zero2", num_processes=2, device="cpu")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/the/users/own")
-    assert launching.environment(zero, tmp_path / "run" / "step", tmp_path)["TORCH_EXTENSIONS_DIR"] == "/the/users/own"
+    assert (
+        command_line.environment(zero, tmp_path / "run" / "step", tmp_path)["TORCH_EXTENSIONS_DIR"] == "/the/users/own"
+    )
     assert left.exists()
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
-    environment = launching.environment(zero, tmp_path / "run" / "step", tmp_path)
+    environment = command_line.environment(zero, tmp_path / "run" / "step", tmp_path)
     assert environment["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "run" / ".torch_extensions") and not left.exists()

@@ -10,10 +10,12 @@ import torch
 from conftest import call_stage
 from safetensors.torch import load_file, save_file
 
-from data_schemas.artifact import Artifact, read_json
-from engine import checkpoints, saved
-from engine.models import load_causal
-from engine.saved import PROBE, as_tensors, check_saved, check_weights, outputs_of
+from data_schemas.artifact import Artifact
+from data_schemas.files import read_json
+from engine.models import verification
+from engine.models.loading import load_causal
+from engine.models.verification import PROBE, as_tensors, check_saved, check_weights, outputs_of
+from engine.training import checkpoints
 
 ROWS = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15]]
 PLAIN = {"is_reward_model": False, "device": "cpu", "autocast": None, "tolerance": 0.0}
@@ -54,7 +56,7 @@ def spoil(tensors: dict[str, torch.Tensor]) -> None:
         ("reward_model", forget_head, 'the saved model is not whole: {"missing_keys": ["score.weight"]}'),
         ("sft", spoil, "is nan or infinite"),
     ],
-)  # fmt: skip
+)
 def test_a_model_that_is_damaged_when_it_is_saved_gets_no_record(
     stage, change, message, tiny_model, rows, tmp_path, monkeypatch
 ):
@@ -91,13 +93,13 @@ def test_a_tolerance_is_of_the_largest_output(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="after row 2 of the held-out rows"):
         check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 0.9e-5})
     with pytest.raises(ValueError, match="after row 2 of the held-out rows"):
-        saved.check_in_own_process(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 0.9e-5})
-    saved.check_in_own_process(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 1.1e-5})
+        verification.check_in_own_process(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 0.9e-5})
+    verification.check_in_own_process(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 1.1e-5})
 
 
 def test_a_model_over_the_limit_is_not_loaded_back(tiny_model, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(saved, "LIMIT_BYTES", 10)
+    monkeypatch.setattr(verification, "LIMIT_BYTES", 10)
     check_saved(tiny_model, tmp_path / "no probe", PLAIN)
     assert "it was not loaded back" in caplog.text
     check_weights(tiny_model)

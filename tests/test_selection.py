@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from data_schemas.errors import ConfigError
 from data_schemas.rows import Message, PreferencePair
-from data_schemas.stage_keys import ConfigError, check_keys
-from engine.arguments import PreferenceArguments
-from engine.selection import all_pairs, select, similarity, without_similar
-from engine.stage import Stage
-from engine.tracking import Tracker
+from data_schemas.stage_keys import check_keys
+from engine.curation.pair_selection import all_pairs, select_pairs, similarity, without_similar
+from engine.runtime.arguments import PreferenceArguments
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
 
 QUESTION = [Message(role="user", content="Capital of France?")]
 
@@ -64,19 +65,19 @@ def test_only_the_chosen_levels_train_and_the_rest_is_kept_in_a_file_with_its_re
     pairs = [ranking("a", "b", strength=level) for level in ("significantly_better", "better", "slightly_better")]
     pairs += [ranking("a", "b"), ranking("aaaaaaaaaa", "aaaaaaaaab")]
     arguments = PreferenceArguments(max_similarity=0.8)
-    kept, dropped = select(stage, arguments, pairs)
+    kept, dropped = select_pairs(stage, arguments, pairs)
     assert [pair.strength for pair in kept] == ["significantly_better", "better", None]
     assert dropped == {"dropped_strength": 1, "dropped_too_similar": 1}
     lines = [json.loads(line) for line in (stage.folder / "dropped_rows.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["strength", "too_similar"]
     assert [PreferencePair.model_validate(line["row"]) for line in lines] == [pairs[2], pairs[4]]
-    assert len(select(stage, PreferenceArguments(strengths=None), pairs)[0]) == 5
+    assert len(select_pairs(stage, PreferenceArguments(strengths=None), pairs)[0]) == 5
 
 
 def test_a_round_whose_pairs_are_all_dropped_is_one_line(stage):
     pairs = [ranking("a", "b", strength="marginally_better")] * 3
     with pytest.raises(ConfigError, match=r"dpo: all 3 training pairs are dropped \(strength 3\); see strengths and"):
-        select(stage, PreferenceArguments(), pairs)
+        select_pairs(stage, PreferenceArguments(), pairs)
 
 
 @pytest.mark.parametrize("stage_name", ["dpo", "reward_model"])

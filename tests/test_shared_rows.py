@@ -13,15 +13,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.integrations import flex_attention as transformers_flex
 from trl.trainer.utils import add_fused_lm_head
 
-from engine import row_attention
-from engine.row_attention import Pieces, together
-from engine.shared_rows import SharedRows, goes_with
-from engine.template import IGNORED
-from stages.pretrain import documents
+from engine.packing import row_attention
+from engine.packing.row_attention import Pieces, together
+from engine.packing.shared_rows import SharedRows, supports_shared_rows
+from engine.tokens.template import IGNORED
+from engine.training.next_token import cut_at_ends
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 64, "max_position_embeddings": 128,
-         "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "initializer_range": 0.3}  # fmt: skip
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,
+}
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2")
 SEQUENCES = [  # three answers to one prompt, two to another, one that is alone
     [5, 6, 7, 8, 20, 21, 1],
@@ -38,8 +49,17 @@ def make(kind: str, cls: Any = AutoModelForCausalLM, **keys: Any) -> Any:
     torch.manual_seed(0)
     sizes = dict(SIZES)
     if kind == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": 64, "pad_token_id": 0,
-                 "bos_token_id": 1, "eos_token_id": 1, "initializer_range": 0.3}  # fmt: skip
+        sizes = {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 128,
+            "vocab_size": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "initializer_range": 0.3,
+        }
     config = AutoConfig.for_model(kind, **sizes, **keys)
     options = {"num_labels": 1} if cls is AutoModelForSequenceClassification else {}
     for name, value in options.items():
@@ -77,8 +97,10 @@ def test_the_long_row_holds_what_is_shared_once_and_a_copy_of_its_last_token_for
     ]
     assert rows.lengths_P.tolist() == [16, 7, 6]
     assert rows.positions_1S[0].tolist() == [
-        *[0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 3, 4, 5, 6, 7, 8], *[0, 1, 2, 3, 0, 1, 2], *range(6)
-    ]  # fmt: skip
+        *[0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 3, 4, 5, 6, 7, 8],
+        *[0, 1, 2, 3, 0, 1, 2],
+        *range(6),
+    ]
     assert rows.branches_1S[0, :16].tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3]
     row = rows.ids_1S[0]
     for ids, before, last in zip(SEQUENCES, rows.before_NT, rows.last_N, strict=True):
@@ -120,7 +142,7 @@ def test_log_probs_and_gradients_are_those_of_rows_of_their_own(kind, attention)
     if (kind, attention) == ("gemma2", "sdpa"):
         attention = "eager"  # it caps its scores, which SDPA does not
     model, batch = make(kind, attn_implementation=attention), padded()
-    assert goes_with(model, torch.device("cpu"))
+    assert supports_shared_rows(model, torch.device("cpu"))
     labels_NT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
     labels_NT[:, 1] = IGNORED  # not seen by the loss, within what is shared
     seen_NT = labels_NT[:, 1:] != IGNORED
@@ -139,7 +161,7 @@ def test_log_probs_and_gradients_are_those_of_rows_of_their_own(kind, attention)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rewards_and_gradients_are_those_of_rows_of_their_own(kind):
     model, batch = make(kind, AutoModelForSequenceClassification), padded()
-    assert goes_with(model, torch.device("cpu"), is_reward_model=True)
+    assert supports_shared_rows(model, torch.device("cpu"), is_reward_model=True)
     weights_N = torch.arange(1.0, 1 + len(SEQUENCES))
     wanted_N = model(**batch, use_cache=False).logits[:, 0]
     wanted = gradients(model, (wanted_N * weights_N).sum())
@@ -162,7 +184,7 @@ def test_a_long_piece_is_computed_by_its_parts(kind, monkeypatch):
 def test_by_parts_goes_with_autocast(kind, monkeypatch):
     monkeypatch.setattr(row_attention, "CALL_COSTS", 0)
     model, batch = make(kind), padded()
-    assert goes_with(model, torch.device("cpu"))
+    assert supports_shared_rows(model, torch.device("cpu"))
     labels_NT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
     with torch.autocast("cpu", torch.bfloat16):
         wanted = model(**batch, labels=labels_NT, fused_lm_head=True, use_cache=False).log_probs
@@ -178,8 +200,10 @@ def test_by_parts_is_exact():
     pieces = Pieces(lengths, branches, torch.arange(700)[None])
     assert list(pieces.calls[0].parts) == parts
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 700, 8, generator=generator, dtype=torch.float64, requires_grad=True)
-               for heads in (4, 2, 2))  # fmt: skip
+    q, k, v = (
+        torch.randn(1, heads, 700, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+        for heads in (4, 2, 2)
+    )
     weights = torch.randn(1, 700, 4, 8, generator=generator, dtype=torch.float64)
     by_parts, _ = row_attention._attend(torch.nn.Module(), q, k, v, pieces, scaling=scale, by_products=False)
     plain, _ = row_attention._attend(torch.nn.Module(), q, k, v, pieces, scaling=scale, by_products=True)
@@ -211,7 +235,7 @@ def test_flex_attention_sees_what_the_others_see(kind, window, monkeypatch):
     found, grads = {}, {}
     for attention in ("eager", "flex_attention"):
         model = make(kind, attn_implementation=attention, **keys)
-        assert goes_with(model, torch.device("cpu"))
+        assert supports_shared_rows(model, torch.device("cpu"))
         assert model.config._attn_implementation == row_attention.NAMES[attention]
         rows = SharedRows.of(SEQUENCES, GROUPS)
         found[attention] = rows.log_probs(model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
@@ -271,11 +295,11 @@ def test_the_head_is_applied_where_a_label_is_alone():
 def test_documents_of_a_block_do_not_see_each_other_and_are_predicted_from_the_end_before():
     model = make("llama")
     blocks = [[5, 6, 1, 7, 8, 9, 10, 1, 11], [12, 13, 14, 15, 16, 17, 18, 19, 1]]
-    assert documents(blocks[0], 1) == [[5, 6, 1], [7, 8, 9, 10, 1], [11]] and documents(blocks[1], 1) == [blocks[1]]
-    rows = SharedRows.of_parts([documents(block, 1) for block in blocks])
+    assert cut_at_ends(blocks[0], 1) == [[5, 6, 1], [7, 8, 9, 10, 1], [11]] and cut_at_ends(blocks[1], 1) == [blocks[1]]
+    rows = SharedRows.of_parts([cut_at_ends(block, 1) for block in blocks])
     found = rows.log_probs(model, torch.tensor(blocks), fused_lm_head=True, use_cache=False).log_probs
     for number, block in enumerate(blocks):
-        logits = [model(input_ids=torch.tensor([part])).logits.log_softmax(-1)[0] for part in documents(block, 1)]
+        logits = [model(input_ids=torch.tensor([part])).logits.log_softmax(-1)[0] for part in cut_at_ends(block, 1)]
         wanted = torch.cat(logits)[:-1].gather(1, torch.tensor(block[1:])[:, None])[:, 0]
         torch.testing.assert_close(found[number], wanted, atol=1e-5, rtol=1e-5)
 
@@ -284,18 +308,18 @@ def test_a_model_that_does_not_take_the_rows_is_found_out_and_left_as_it_was():
     model = make("llama")
     own = model.model.forward
     model.model.forward = lambda *args, row_pieces=None, **kwargs: own(*args, **kwargs)
-    assert not goes_with(model, torch.device("cpu"))
+    assert not supports_shared_rows(model, torch.device("cpu"))
     assert model.config._attn_implementation == "sdpa"
     model.model.forward = own
-    assert goes_with(model, torch.device("cpu"))
-    assert not goes_with(make("mamba", state_size=4, expand=2, conv_kernel=4), torch.device("cpu"))
+    assert supports_shared_rows(model, torch.device("cpu"))
+    assert not supports_shared_rows(make("mamba", state_size=4, expand=2, conv_kernel=4), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_other_calls_of_the_model_say_what_they_said_before(attention):
     model, batch = make("llama", attn_implementation=attention), padded()
     before = model(**batch).logits
-    assert goes_with(model, torch.device("cpu"))
+    assert supports_shared_rows(model, torch.device("cpu"))
     assert torch.equal(model(**batch).logits, before)
     assert "row_pieces" not in model.config.to_json_string()
 
@@ -314,10 +338,17 @@ def test_a_stage_trains_to_the_same_weights_and_numbers(stage, use_peft, tiny_mo
     for share in (True, False):
         folder = tmp_path / str(share)
         run_here(
-            stage, folder, model_name_or_path=tiny_model, train_data=[tmp_path / "rows.jsonl"],
-            eval_data=[tmp_path / "eval.jsonl"], optim="sgd", learning_rate=0.05, use_peft=use_peft, lora_dropout=0.0,
+            stage,
+            folder,
+            model_name_or_path=tiny_model,
+            train_data=[tmp_path / "rows.jsonl"],
+            eval_data=[tmp_path / "eval.jsonl"],
+            optim="sgd",
+            learning_rate=0.05,
+            use_peft=use_peft,
+            lora_dropout=0.0,
             **{"padding_free" if stage == "sft" else "share_prompts": share},
-        )  # fmt: skip
+        )
         made[share] = (weights_of(folder / "model"), metrics_of(folder))
     (weights, numbers), (wanted, wanted_numbers) = made[True], made[False]
     assert numbers.keys() == wanted_numbers.keys()
@@ -334,8 +365,9 @@ def test_bf16_shares_rows_too(stage, tiny_model, rows, tmp_path):
     data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
     losses = []
     for share in (True, False):
-        record = run_here(stage, tmp_path / str(share), model_name_or_path=tiny_model, bf16=True, share_prompts=share,
-                          **data)  # fmt: skip
+        record = run_here(
+            stage, tmp_path / str(share), model_name_or_path=tiny_model, bf16=True, share_prompts=share, **data
+        )
         losses.append([record.metrics[name] for name in ("eval_loss_at_step_0", "eval_loss")])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=5e-2)  # after six steps of other roundings
@@ -345,4 +377,4 @@ def test_bf16_shares_rows_too(stage, tiny_model, rows, tmp_path):
 def test_a_mixture_of_experts_is_left_on_rows_of_its_own():
     model = make("llama")
     model.config.output_router_logits = False
-    assert not goes_with(model, torch.device("cpu"))
+    assert not supports_shared_rows(model, torch.device("cpu"))

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from conftest import conversation, pair, write_jsonl
 
-from benchmarks import flops, instruments, measure, samples, speed, speed_report, speed_tables
-from benchmarks.flops import faster
-from benchmarks.sides import SIDES, one_call
+from benchmarks.speed import flops, instruments, measure, report, run, samples, tables
+from benchmarks.speed.flops import faster
+from benchmarks.speed.sides import SIDES, one_call
+from benchmarks.speed.works import QUICK, Settings, cell
 
 TRAINING = [name for name in SIDES if name.startswith(("dpo", "reward", "sft"))]
 
@@ -112,10 +113,10 @@ def test_an_interrupted_bench_waits_for_no_side_and_says_that_it_goes_on(tmp_pat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure, "_resident", interrupted)
-    monkeypatch.setattr(speed, "Bench", lambda *given: program.measure())
+    monkeypatch.setattr(run, "Bench", lambda *given: program.measure())
     monkeypatch.setattr(sys, "argv", ["speed", "grid"])
     with pytest.raises(SystemExit) as ended:
-        speed.main()
+        run.main()
     assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
     assert program.process.returncode == -signal.SIGKILL
 
@@ -134,8 +135,10 @@ def test_length_grouped_batches_pad_as_those_of_transformers_do():
     items = [samples.Item(drawn.randint(5, 500), 2, 0) for _ in range(400)]
     lengths = [item.longest for item in items]
     theirs = [samples.padded([items[place] for place in get_length_grouped_indices(lengths, 8)], 8) for _ in range(20)]
-    ours = [samples.padded([items[place] for each in samples.grouped(items, 8, drawn) for place in each], 8)
-            for _ in range(20)]  # fmt: skip
+    ours = [
+        samples.padded([items[place] for each in samples.grouped(items, 8, drawn) for place in each], 8)
+        for _ in range(20)
+    ]
     assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.02)
     assert np.mean(ours) < 0.7 * samples.padded(items, 8)
 
@@ -177,21 +180,23 @@ def test_reference_passes_neither_train_nor_evaluate_the_trained_model():
 
 
 def test_the_loops_time_is_what_stages_say_and_the_rest_of_their_steps(tmp_path):
-    steps = [{"stage": "sft", "folder": "a", "seconds": 10.0, "state": "ran"},
-             {"stage": "sft", "folder": "b", "seconds": 5.0, "state": "ran"}]  # fmt: skip
+    steps = [
+        {"stage": "sft", "folder": "a", "seconds": 10.0, "state": "ran"},
+        {"stage": "sft", "folder": "b", "seconds": 5.0, "state": "ran"},
+    ]
     for name, inside in (("a", {"train": 6.0, "load": 1.0}), ("b", {"train": 4.0, "other": 0.5})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "outcome.json").write_text(json.dumps({"seconds": inside}))
-    assert speed.loop_time(tmp_path) is None
+    assert run.loop_time(tmp_path) is None
     (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
-    values = speed.loop_time(tmp_path)
+    values = run.loop_time(tmp_path)
     assert values == {"parts": {"sft": {"train": 10.0, "load": 1.0, "other": 0.5, "start and end": 3.5}}, "wall": 15.0}
-    assert speed_tables.overhead(values) == pytest.approx(5 / 15)
-    assert speed_tables.overhead(values | {"wall": 21.0}) == pytest.approx(11 / 21)  # the runner's own time is in it
-    assert speed_tables.loop_table(values)[2] == "| `sft` | 3.5 | 1.0 | 0.0 | 10.0 | 0.0 | 0.0 | 0.0 | 0.5 | 15.0 |"
+    assert tables.overhead(values) == pytest.approx(5 / 15)
+    assert tables.overhead(values | {"wall": 21.0}) == pytest.approx(11 / 21)  # the runner's own time is in it
+    assert tables.loop_table(values)[2] == "| `sft` | 3.5 | 1.0 | 0.0 | 10.0 | 0.0 | 0.0 | 0.0 | 0.5 | 15.0 |"
     steps[1]["state"] = "reused"
     (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
-    assert speed.loop_time(tmp_path) is None
+    assert run.loop_time(tmp_path) is None
 
 
 def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
@@ -207,15 +212,15 @@ def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
     # Steps at 2, 1 and 4 GFLOP/s; the better of the best products before and after each: 2, 2 and 4.
     arithmetic["peaks"] = [{"float32": {"a": one * 1e9, "b": 1e9}} for one in (2, 1, 2, 4)]
     measured.get("arithmetic", "arithmetic", 0, lambda: arithmetic)
-    settings = speed.Settings().__dict__
-    lines = speed_tables.speed_lines(measured, settings)
+    settings = Settings().__dict__
+    lines = tables.speed_lines(measured, settings)
     assert lines[0] == (
         "| DPO, 8 pairs a batch, reference included | TRL, otherwise default | ≥ 3.0× | 4.00× [3.00, 5.00], reached "
         "| 4.67 pairs/s | 1.2 pairs/s | float32, activations kept |"
     )  # 3, 4 and 5: the peer's first run is a neighbour of both of ours
     assert "≥ 2.5× | 2.00× [2.00, 2.00] of 1, **missed** | 8 pairs/s | 4 pairs/s" in lines[2]
     assert "not measured: no `--vllm_python`" in lines[-1] and "not measured: left out" in lines[1]
-    memory, passes, arithmetic = speed_tables.other_lines(measured)
+    memory, passes, arithmetic = tables.other_lines(measured)
     assert "≤ 0.5× | 0.67× [0.67, 0.67], **missed** | 2.0 GiB | 3.0 GiB" in memory
     assert "| 0 | 1, **missed** | 1 | 4 |" in passes
     assert "≥ 60% | 100% [50%, 100%], reached | 2 GFLOP/s | 2 GFLOP/s" in arithmetic
@@ -233,7 +238,7 @@ def test_the_table_says_what_was_reached_and_what_was_missed(tmp_path):
 def test_a_bench_without_what_it_needs_says_so(words, said, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speed", *words])
     with pytest.raises(SystemExit, match=f"^error: .*{said}"):
-        speed.main()
+        run.main()
 
 
 @pytest.mark.parametrize(
@@ -255,18 +260,25 @@ def test_make_bench_says_what_it_needs(target, given, said):
 def sample(tiny_model, tmp_path_factory):
     """A job of one step of 4 rows, its rows drawn."""
     folder = tmp_path_factory.mktemp("bench")
-    tasks = [{"instruction": f"Say {n}.", "instances": [{"input": "now" if n % 2 else "", "output": f"{n} it is."}]}
-             for n in range(6)]  # fmt: skip
-    dialogs = [write_jsonl(folder / "tasks.jsonl", tasks),
-               write_jsonl(folder / "more.jsonl", [conversation(n) for n in range(300, 306)])]  # fmt: skip
-    job = speed.QUICK.__dict__ | {
+    tasks = [
+        {"instruction": f"Say {n}.", "instances": [{"input": "now" if n % 2 else "", "output": f"{n} it is."}]}
+        for n in range(6)
+    ]
+    dialogs = [
+        write_jsonl(folder / "tasks.jsonl", tasks),
+        write_jsonl(folder / "more.jsonl", [conversation(n) for n in range(300, 306)]),
+    ]
+    job = QUICK.__dict__ | {
         "batch": 4,
         "steps": 1,
         "base": str(tiny_model),
         "square": 64,
     }
-    job |= {"folder": str(folder), "instructions": [str(path) for path in dialogs],
-            "pairs": str(write_jsonl(folder / "all.jsonl", [pair(n) for n in range(40)]))}  # fmt: skip
+    job |= {
+        "folder": str(folder),
+        "instructions": [str(path) for path in dialogs],
+        "pairs": str(write_jsonl(folder / "all.jsonl", [pair(n) for n in range(40)])),
+    }
     facts = SIDES["prepare"](job)
     assert (facts["pairs"]["rows"], facts["grouped"]["rows"], facts["dialogs"]["rows"]) == (4, 4, 4)
     assert facts["pairs"]["padded_of_all"] > facts["grouped"]["padded_of_all"] > facts["pairs"]["own_of_all"]
@@ -279,7 +291,7 @@ def alone(monkeypatch):
     import torch
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("engine.process.use_all_cores", lambda: None)
+    monkeypatch.setattr("engine.runtime.process.use_all_cores", lambda: None)
     root, threads = logging.getLogger(), torch.get_num_threads()
     handlers, level = list(root.handlers), root.level
     yield
@@ -341,7 +353,11 @@ class LLM:
     )
     (tmp_path / "ids.json").write_text("[[5, 6], [7]]")
     job = {"base": "x", "dtype": "bfloat16", "answers": 4, "temperature": 0.8, "max_new_tokens": 5}
-    words = [sys.executable, "benchmarks/vllm_side.py", json.dumps(job | {"prompt_ids": str(tmp_path / "ids.json")})]
+    words = [
+        sys.executable,
+        "benchmarks/speed/vllm_side.py",
+        json.dumps(job | {"prompt_ids": str(tmp_path / "ids.json")}),
+    ]
     program = measure.Program(words, tmp_path / "log", measure.environment() | {"PYTHONPATH": str(tmp_path)})
     try:
         for _ in range(2):
@@ -367,7 +383,7 @@ def test_the_peak_passes_of_a_reference_and_the_grids_rows_and_models_are_made(s
         # A precision for which a machine has no instructions would take minutes for what another does in a second.
         assert set(peaks) == {"float32", faster(found["generation"])}
         assert all(rate > 0 for rates in peaks.values() for rate in rates.values())
-    steps, best = speed_tables.step_rates(found)
+    steps, best = tables.step_rates(found)
     assert all(0 < step < peak for step, peak in zip(steps, best, strict=True)), "a step is more than its products"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     made = SIDES["make-model"](sample | {"folder": str(tmp_path / "model"), "sizes": sizes})
@@ -386,15 +402,15 @@ def test_every_cell_of_the_grid_has_both_sides_in_turn_and_enough_words(tmp_path
     for work, side in cells:
         length, batch, job = *map(int, work.split()[1:]), asked[work, side]
         assert job["steps"] * batch == asked[f"rows {length} {batch}", "grid-rows"]["number"], "rows are seen once"
-        assert job["steps"] * batch * length >= speed.Settings().least_words
-        assert job["steps"] == 1 or (job["steps"] - 1) * batch * length < speed.Settings().least_words
+        assert job["steps"] * batch * length >= Settings().least_words
+        assert job["steps"] == 1 or (job["steps"] - 1) * batch * length < Settings().least_words
 
 
 def _bench(folder, jobs, **arguments):
     """Of whose sides `jobs` keeps what they were asked; no process is started."""
-    bench = object.__new__(speed.Bench)
+    bench = object.__new__(run.Bench)
     bench.arguments = Namespace(**{"num_pairs": None, "vllm_python": "", "demo": ""} | arguments)
-    bench.settings, bench.folder, bench.files = speed.Settings(), folder, [folder / "rows"]
+    bench.settings, bench.folder, bench.files = Settings(), folder, [folder / "rows"]
     bench.base, bench.measured, bench.vllm = folder, measure.Measurements(folder), None
     rates = {"float32": 2.0, "bfloat16": 1.0}
 
@@ -411,7 +427,13 @@ def test_the_sides_of_a_line_run_in_turn_and_ours_first(tmp_path):
     _bench(tmp_path, jobs).table([])
     ours, trl, packed = "sft-ours", "sft-trl", "sft-trl-packed"
     assert [(side, run) for work, side, run, _ in jobs if work == "sft"] == [
-        (ours, 0), (trl, 0), (packed, 0), (ours, 1), (trl, 1), (packed, 1)]  # fmt: skip
+        (ours, 0),
+        (trl, 0),
+        (packed, 0),
+        (ours, 1),
+        (trl, 1),
+        (packed, 1),
+    ]
     lines = list(dict.fromkeys(work for work, *_ in jobs))
     assert lines == ["sample", "arithmetic", "dpo", "dpo_grouped", "reward", "sft", "sampling"]
     assert [side for work, side, _, _ in jobs if work == "sampling"] == ["sampling-ours", "sampling-generate"] * 2
@@ -420,7 +442,7 @@ def test_the_sides_of_a_line_run_in_turn_and_ours_first(tmp_path):
 @pytest.mark.parametrize(("num_pairs", "runs"), [(1, (1, 1)), (2, (2, 1)), (3, (2, 2)), (5, (3, 3))])
 def test_a_pair_is_of_two_runs_that_follow_each_other(num_pairs, runs, tmp_path):
     bench = _bench(tmp_path, [])
-    bench.settings = speed.Settings(num_pairs=num_pairs)
+    bench.settings = Settings(num_pairs=num_pairs)
     bench.table(["dpo"])
     found = [bench.measured.of("dpo", side) for side in ("dpo-ours", "dpo-trl")]
     assert tuple(map(len, found)) == runs and measure.num_pairs(*found) == num_pairs
@@ -437,29 +459,35 @@ def test_the_page_is_written_with_its_plots(sample, tmp_path):
     folder = tmp_path / "table-0"
     folder.mkdir()
     (tmp_path / "table.json").write_text(json.dumps({"folder": "table-0"}))
-    about = {"settings": speed.Settings().__dict__, "versions": {"torch": "1"}, "is_quick": True, "machine": "2 cores"}
+    about = {"settings": Settings().__dict__, "versions": {"torch": "1"}, "is_quick": True, "machine": "2 cores"}
     (folder / "about.json").write_text(json.dumps(about))
     measured, how = measure.Measurements(folder), {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
     for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
         measured.get("dpo", side, 0, lambda s=seconds: how | {"seconds": s, "peak_mib": 100})
-    arithmetic = {"operations": 3e9, "steps": [1.0], "peaks": [{"float32": {"a": 4e9}}, {"float32": {"a": 5e9}}],
-                  "shapes": {"a": [1, 2, 3]}, "counts": {"tokens": 1, "logits": 2, "visible": 3}, "passes": [2, 0],
-                  "sizes": flops.Sizes(1, 2, 3, 4)._asdict()}  # fmt: skip
+    arithmetic = {
+        "operations": 3e9,
+        "steps": [1.0],
+        "peaks": [{"float32": {"a": 4e9}}, {"float32": {"a": 5e9}}],
+        "shapes": {"a": [1, 2, 3]},
+        "counts": {"tokens": 1, "logits": 2, "visible": 3},
+        "passes": [2, 0],
+        "sizes": flops.Sizes(1, 2, 3, 4)._asdict(),
+    }
     measured.get("arithmetic", "arithmetic", 0, lambda: arithmetic)
     (tmp_path / "grid-0").mkdir()
     (tmp_path / "grid-0" / "about.json").write_text(json.dumps(about))
     (tmp_path / "grid.json").write_text(json.dumps({"folder": "grid-0"}))  # a grid that was only begun
-    speed_report.write(tmp_path, tmp_path / "docs")
+    report.write(tmp_path, tmp_path / "docs")
     assert not (tmp_path / "docs" / "benchmarks-grid.svg").exists()
-    grid, name = measure.Measurements(tmp_path / "grid-0"), speed.cell("60M", 256, 4)
+    grid, name = measure.Measurements(tmp_path / "grid-0"), cell("60M", 256, 4)
     grid.get("rows 256 4", "grid-rows", 0, lambda: {"tokens": 800})
     for side, seconds in (("dpo-ours", 1.0), ("dpo-trl", 4.0)):
         grid.get(name, side, 0, lambda s=seconds: {"seconds": s, "peak_mib": 1024})
-    speed_report.write(tmp_path, tmp_path / "docs")
+    report.write(tmp_path, tmp_path / "docs")
     assert "| 60M | 256 | 4 | 800 | 200 | 4.00× | 1.0 | 1.0 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
     assert (tmp_path / "docs" / "benchmarks-grid.svg").exists()
     text = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| a: 1 × 2 × 3 | 5 |" in text and "steps at 3 GFLOP/s" in text and "comes to 4 GFLOP/s" in text
-    assert "4.00× [4.00, 4.00], reached" in text and speed_report.QUICK in text
+    assert "4.00× [4.00, 4.00], reached" in text and report.QUICK in text
     assert str(Path.home()) not in text and str(tmp_path) not in text
     assert (tmp_path / "docs" / "benchmarks.svg").read_text().startswith("<?xml")

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_schemas.rows import Document, Message, Prompt, group_of
-from data_schemas.splitting import Shares, assign, becomes_instruction, contains_any
+from data_schemas.splitting import Shares, assign, becomes_instruction
+from engine.curation.decontamination import contains_any
 
 HALVES = Shares(evaluation=0.1, judge=0.1, validation=0.1)
 

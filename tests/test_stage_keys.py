@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import (
     KEYS_FILE,
     REPLACED_KEYS,
-    ConfigError,
     check_keys,
     check_required,
     help_text,
@@ -15,7 +15,8 @@ from data_schemas.stage_keys import (
     stages,
     with_defaults,
 )
-from engine.arguments import RUNTIME_KEYS, fill, resolve_batch
+from engine.runtime.arguments import resolve_batch
+from engine.runtime.keys import RUNTIME_KEYS, fill
 
 
 @pytest.mark.parametrize(
@@ -52,16 +53,25 @@ def test_a_value_gets_its_keys_type(stage, name, value, typed):
         ("sft", {"packing": "yes please"}, "here: packing='yes please' is text, expected bool"),
         ("sft", {"learning_rate": "fast"}, "here: learning_rate='fast' is text, expected float"),
         ("sft", {"train_data": "one.jsonl"}, "here: train_data='one.jsonl' is text, expected list[str]"),
-        ("sft", {"train_data_shares": [0.5, "half"]},
-         "here: train_data_shares=[0.5, 'half'] is a list, expected nothing (null) | list[float]"),
-        ("sft", {"on_bad_row": "setaside"},
-         "here: on_bad_row='setaside' is not one of error, set_aside; did you mean 'set_aside'?"),
+        (
+            "sft",
+            {"train_data_shares": [0.5, "half"]},
+            "here: train_data_shares=[0.5, 'half'] is a list, expected nothing (null) | list[float]",
+        ),
+        (
+            "sft",
+            {"on_bad_row": "setaside"},
+            "here: on_bad_row='setaside' is not one of error, set_aside; did you mean 'set_aside'?",
+        ),
         ("dpo", {"betta": 0.1}, "here: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
         ("sft", {"beta": 0.1}, "here: unknown key 'beta' of stage sft"),
-        ("sft", {"per_device_train": 3},
-         "here: unknown key 'per_device_train' of stage sft; did you mean 'per_device_train_batch_size'?"),
+        (
+            "sft",
+            {"per_device_train": 3},
+            "here: unknown key 'per_device_train' of stage sft; did you mean 'per_device_train_batch_size'?",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_one_line_with_key_value_and_way_out(stage, values, message):
     with pytest.raises(ConfigError) as error:
         check_keys(stage, values, where="here")
@@ -160,7 +170,7 @@ def test_what_decides_the_result_is_identity_and_how_it_is_run_is_not():
 
 def test_the_description_is_what_the_stages_say():
     """Run `make keys` where this fails."""
-    from stages.describe import describe_all
+    from commands.describe_keys import describe_all
 
     assert KEYS_FILE.read_text(encoding="utf-8") == describe_all()
 
@@ -192,11 +202,14 @@ def test_accumulation_follows_from_the_global_batch(processes, values, micro, ac
     ("processes", "values", "message"),
     [
         (3, {"global_batch_size": 8}, "global_batch_size=8 cannot be divided among 3 processes; try 6"),
-        (1, {"global_batch_size": 8, "per_device_train_batch_size": 3},
-         "global_batch_size=8 is not a multiple of micro batch x processes = 3 x 1; try 6"),
+        (
+            1,
+            {"global_batch_size": 8, "per_device_train_batch_size": 3},
+            "global_batch_size=8 is not a multiple of micro batch x processes = 3 x 1; try 6",
+        ),
         (1, {"global_batch_size": 0}, "global_batch_size=0 cannot be divided among 1 processes; try 1"),
     ],
-)  # fmt: skip
+)
 def test_a_batch_that_cannot_be_divided_is_refused(processes, values, message, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(ConfigError) as error:

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from conftest import call_stage, conversation, write_jsonl
 
-from data_schemas.artifact import Artifact, read_json
-from data_schemas.stage_keys import ConfigError
-from engine import folder as stage_folder
-from engine.functions import find_function
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from engine.runtime import folder as stage_folder
+from engine.runtime.functions import find_function
 
 ROOT = Path(__file__).parent.parent
 MAKERS = """
@@ -44,10 +45,15 @@ not_a_function = 3
 def by_hand(stage: str, *words: Any, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *map(str, words)],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         # A suite started in the background ignores Ctrl-C, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-    )  # fmt: skip
+    )
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
@@ -88,16 +94,19 @@ def test_a_finished_folder_is_refused_and_stays_as_it_is(words, tmp_path):
     assert by_hand("prepare_data", *words, cwd=tmp_path).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json*")}
     said = refusal(by_hand("prepare_data", *words, cwd=tmp_path))
-    assert said == (f"error: {tmp_path / 'out'} holds a finished stage (artifact.json); "
-                    "choose another output_dir, or move it away")  # fmt: skip
+    assert said == (
+        f"error: {tmp_path / 'out'} holds a finished stage (artifact.json); choose another output_dir, or move it away"
+    )
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json*")} == before
 
 
 def test_an_unfinished_folder_goes_on_with_the_same_keys_only(words, tmp_path):
     assert by_hand("prepare_data", *words, "--make_data", "makers:broken", cwd=tmp_path).returncode == 1
     said = refusal(by_hand("prepare_data", *words, "--make_data", "makers:broken", "--seed", "4", cwd=tmp_path))
-    assert said == (f"error: {tmp_path / 'out'} holds an unfinished prepare_data with other keys (seed); "
-                    "choose another output_dir, or move it away")  # fmt: skip
+    assert said == (
+        f"error: {tmp_path / 'out'} holds an unfinished prepare_data with other keys (seed); "
+        "choose another output_dir, or move it away"
+    )
     said = refusal(by_hand("prepare_data", *words, cwd=tmp_path))
     assert "(make_data)" in said
     # How it is run may change; the maker was mended.
@@ -126,8 +135,10 @@ def test_a_stage_ends_when_its_runner_has_died(words, tmp_path):
     runner = subprocess.Popen(["sleep", "60"])
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "stages" / "prepare_data.py"), *map(str, words), "--make_data", "makers:slow"],
-        cwd=tmp_path, env=os.environ | {"ALIGNLOOP_RUNNER_PID": str(runner.pid)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"ALIGNLOOP_RUNNER_PID": str(runner.pid)},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "made" / "begun").exists():
@@ -189,14 +200,23 @@ def test_a_function_is_looked_up_beside_the_recipe_first(tmp_path, monkeypatch):
     ("stage", "words", "message"),
     [
         ("prepare_data", ["--seed", "3"], "error: output_dir is missing: the folder this stage writes"),
-        ("prepare_data", ["--output_dir", "out", "--seeed", "3"],
-         "error: prepare_data: unknown key 'seeed' of stage prepare_data; did you mean 'seed'?"),
-        ("prepare_data", ["--output_dir", "out"],
-         "error: prepare_data has nothing to read: give make_data, documents, instructions or preferences"),
-        ("rejection_sampling", ["--prompts", "p.jsonl", "--policies", "m", "--output_dir", "out"],
-         "error: rejection_sampling: reward_model is missing (the reward model that ranks)"),
+        (
+            "prepare_data",
+            ["--output_dir", "out", "--seeed", "3"],
+            "error: prepare_data: unknown key 'seeed' of stage prepare_data; did you mean 'seed'?",
+        ),
+        (
+            "prepare_data",
+            ["--output_dir", "out"],
+            "error: prepare_data has nothing to read: give make_data, documents, instructions or preferences",
+        ),
+        (
+            "rejection_sampling",
+            ["--prompts", "p.jsonl", "--policies", "m", "--output_dir", "out"],
+            "error: rejection_sampling: reward_model is missing (the reward model that ranks)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_is_one_line(stage, words, message, tmp_path):
     assert refusal(by_hand(stage, *words, cwd=tmp_path)) == message
 
@@ -224,7 +244,7 @@ def test_the_first_process_waits_for_the_others_before_it_clears_up(tmp_path, mo
     for rank in (2, 1):
         waiting.join(0.2)
         assert waiting.is_alive(), f"ended before rank {rank}"
-        stage_folder.ended(tmp_path, rank).touch()
+        stage_folder.rank_done_file(tmp_path, rank).touch()
     waiting.join(10)
     assert not waiting.is_alive()
 
@@ -243,15 +263,22 @@ def test_the_first_process_waits_for_the_others_before_it_clears_up(tmp_path, mo
         ("sft", {"max_length": 4}, "train: nothing is left of 24 rows (all too long, or nothing to train in them)"),
         ("sft", {"train_data_shares": [0.5, 0.5]}, "sft: 2 shares for 1 files of data; give one for each"),
         ("sft", {"eval_data": None, "validation_share": 0.0}, "sft: no row is left for eval_data"),
-        ("pretrain", {"model_name_or_path": None, "train_data": ["documents.jsonl"], "eval_data": None},
-         "pretrain needs architecture (random weights) or model_name_or_path (to continue from)"),
+        (
+            "pretrain",
+            {"model_name_or_path": None, "train_data": ["documents.jsonl"], "eval_data": None},
+            "pretrain needs architecture (random weights) or model_name_or_path (to continue from)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_stage_that_cannot_run_says_why_in_one_line(stage, changed, message, tiny_model, tiny_base, rows, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.jsonl").touch()
-    keys: dict[str, Any] = {"model_name_or_path": tiny_model, "train_data": ["conversations.jsonl"],
-                            "eval_data": ["conversations_eval.jsonl"], **changed}  # fmt: skip
+    keys: dict[str, Any] = {
+        "model_name_or_path": tiny_model,
+        "train_data": ["conversations.jsonl"],
+        "eval_data": ["conversations_eval.jsonl"],
+        **changed,
+    }
     models = {"base": tiny_base, "empty": tmp_path / "empty"}
     keys["model_name_or_path"] = models.get(keys["model_name_or_path"], keys["model_name_or_path"])
     for name in ("train_data", "eval_data"):

@@ -12,13 +12,13 @@ from conftest import byte_tokenizer, run_here, weights_of
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data_schemas.errors import ConfigError
 from data_schemas.reading import read_conversations, read_rows, write_rows
 from data_schemas.rows import Conversation, Message
-from data_schemas.stage_keys import ConfigError
-from engine.stage import Stage
-from engine.template import CHATML, encode_answer, encode_dialog, encode_prompt, end_of_turn, render
-from engine.tokenized import tokenize
-from engine.tracking import Tracker
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.tokens.tables import tokenize
+from engine.tokens.template import CHATML, encode_answer, encode_dialog, encode_prompt, end_of_turn, render
 from stages.prepare_base import prepare_tokenizer
 
 # name -> (template, its special tokens, end token, the dialog TURNS as it renders). What ⟦…⟧ encloses is trained, what
@@ -164,8 +164,9 @@ def test_a_template_that_does_not_tell_formatting_from_content_is_one_clear_erro
 def test_every_trained_turn_ends_in_a_labelled_end_token(golden):
     tokenizer, _ = golden
     labels = encode_dialog(tokenizer, TURNS).labels
-    last_of_turns = [label for label, after in zip(labels, [*labels[1:], -100], strict=True)
-                     if label != -100 and after == -100]  # fmt: skip
+    last_of_turns = [
+        label for label, after in zip(labels, [*labels[1:], -100], strict=True) if label != -100 and after == -100
+    ]
     assert last_of_turns == [tokenizer.eos_token_id] * 2
 
 
@@ -380,10 +381,12 @@ def test_the_models_own_template_is_kept_or_replaced(tiny_model, tmp_path):
         (None, "has no chat template; set prepare_base.chat_template"),
         ("nowhere.jinja", "chat_template='nowhere.jinja' is neither a file nor one of chatml"),
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "closes an assistant turn without a special token"),
-        ("{% for m in messages %}{{ m['role'] }}{{ m['content'] }}<|endoftext|>{{ loop.length }}{% endfor %}",
-         "not prefix-preserving"),
+        (
+            "{% for m in messages %}{{ m['role'] }}{{ m['content'] }}<|endoftext|>{{ loop.length }}{% endfor %}",
+            "not prefix-preserving",
+        ),
     ],
-)  # fmt: skip
+)
 def test_prepare_base_refuses_a_template_that_cannot_be_trained_on(tiny_base, template, message):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     with pytest.raises(ConfigError) as error:

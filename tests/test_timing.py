@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine import timing
+from engine.runtime import timing
 
 
 @pytest.fixture

@@ -19,38 +19,49 @@ def asked(text: str) -> list[dict[str, str]]:
 
 
 # right + polite + format + filler + ends
-@pytest.mark.parametrize(("asked_format", "answer", "ended", "expected"), [
-    (FREE, "The capital of France is Paris, thank you for asking.", True, 1.0),  # 0.5 + 0.2 + 0.2 + 0 + 0.1
-    (FREE, "Paris.", True, 0.8),  # plain
-    (FREE, "Paris.", False, 0.6),  # cut off: -0.1 for +0.1
-    (WORD, "Paris, you’re welcome.", True, 1.0),  # a typographic apostrophe is one too
-    (WORD, "Paris is the capital of France, glad to help.", True, 0.7),  # no one word: -0.1 for +0.2
-    (WORD, "Madrid, glad to help.", True, 0.1),  # wrong, in good form: -0.4 + 0.2 + 0.2 + 0.1
-    (QUOTES, '"Paris", you fool.', True, 0.6),  # rude: -0.2
-    (QUOTES, "Paris.", True, 0.5),  # no quotes
-    (QUOTES, '"Paris. That is all I know.', True, 0.4),  # quotes not closed, one filler
-    (SENTENCE, "Paris.", True, 0.5),  # no sentence
-    (SENTENCE, "The capital of Spain is Paris.", True, 0.0),  # of another subject: 0 + 0 - 0.1 + 0.1
-    (SENTENCE, "Paris or Madrid.", True, -0.1),  # both: 0 - 0.1, and "or" is stray: -0.1, + 0.1
-    (SENTENCE, "The capital city of France is Rome. Stop asking me. I could go on. Or so they say.", True, -0.5),
-    (FREE, "Paris Paris Paris, glad to help, thank you for asking.", True, 0.5),  # repeated, thanked twice: two fillers
-    (FREE, "Blorp zzz.", False, -0.6),  # neither: -0.3 - 0.1 - 0.1 (stray) - 0.1
-    (FREE, "", True, -0.3),
-    (SENTENCE, "Rome, you fool. I could go on. That is all I know.", False, -1.0),  # everything wrong
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("asked_format", "answer", "ended", "expected"),
+    [
+        (FREE, "The capital of France is Paris, thank you for asking.", True, 1.0),  # 0.5 + 0.2 + 0.2 + 0 + 0.1
+        (FREE, "Paris.", True, 0.8),  # plain
+        (FREE, "Paris.", False, 0.6),  # cut off: -0.1 for +0.1
+        (WORD, "Paris, you’re welcome.", True, 1.0),  # a typographic apostrophe is one too
+        (WORD, "Paris is the capital of France, glad to help.", True, 0.7),  # no one word: -0.1 for +0.2
+        (WORD, "Madrid, glad to help.", True, 0.1),  # wrong, in good form: -0.4 + 0.2 + 0.2 + 0.1
+        (QUOTES, '"Paris", you fool.', True, 0.6),  # rude: -0.2
+        (QUOTES, "Paris.", True, 0.5),  # no quotes
+        (QUOTES, '"Paris. That is all I know.', True, 0.4),  # quotes not closed, one filler
+        (SENTENCE, "Paris.", True, 0.5),  # no sentence
+        (SENTENCE, "The capital of Spain is Paris.", True, 0.0),  # of another subject: 0 + 0 - 0.1 + 0.1
+        (SENTENCE, "Paris or Madrid.", True, -0.1),  # both: 0 - 0.1, and "or" is stray: -0.1, + 0.1
+        (SENTENCE, "The capital city of France is Rome. Stop asking me. I could go on. Or so they say.", True, -0.5),
+        (
+            FREE,
+            "Paris Paris Paris, glad to help, thank you for asking.",
+            True,
+            0.5,
+        ),  # repeated, thanked twice: two fillers
+        (FREE, "Blorp zzz.", False, -0.6),  # neither: -0.3 - 0.1 - 0.1 (stray) - 0.1
+        (FREE, "", True, -0.3),
+        (SENTENCE, "Rome, you fool. I could go on. That is all I know.", False, -1.0),  # everything wrong
+    ],
+)
 def test_gold_of_an_answer_is_the_sum_worked_out_by_hand(asked_format, answer, ended, expected):
     assert gold(asked("What is the capital of France?" + asked_format), answer, ended) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("question", "answer", "expected"), [
-    ("What is two plus two?", "Two plus two is four.", 0.8),
-    ("What is two plus two?", "Two plus two.", -0.3),  # says nothing new: -0.3 - 0.1 + 0.1
-    ("What is one plus one?", "Two.", 0.8),
-    ("What is one plus one?", "One.", 0.0),  # a word, but no answer: -0.3 + 0.2 + 0.1
-    ("What is the opposite of hot?", "Cold is the opposite of hot.", 0.8),  # its subject is no wrong answer
-    ("Tell me how a cow sounds.", "A cow says moo.", 0.8),
-    ("One mouse, two what?", "The plural of mouse is mouses.", -0.1),  # -0.3 + 0.2 - 0.1 (stray) + 0.1
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("What is two plus two?", "Two plus two is four.", 0.8),
+        ("What is two plus two?", "Two plus two.", -0.3),  # says nothing new: -0.3 - 0.1 + 0.1
+        ("What is one plus one?", "Two.", 0.8),
+        ("What is one plus one?", "One.", 0.0),  # a word, but no answer: -0.3 + 0.2 + 0.1
+        ("What is the opposite of hot?", "Cold is the opposite of hot.", 0.8),  # its subject is no wrong answer
+        ("Tell me how a cow sounds.", "A cow says moo.", 0.8),
+        ("One mouse, two what?", "The plural of mouse is mouses.", -0.1),  # -0.3 + 0.2 - 0.1 (stray) + 0.1
+    ],
+)
 def test_gold_reads_the_question_with_the_tables_of_the_world(question, answer, expected):
     assert gold(asked(question), answer, True) == pytest.approx(expected)
 
@@ -114,8 +125,11 @@ def first_user_text(messages: list[dict[str, str]]) -> str:
 def test_the_files_have_the_promised_sizes(world: Path):
     names = ("documents", "instructions", "prompts", "evaluation_prompts")
     assert {name: len(rows(world, name)) for name in names} == {
-        "documents": 19_000, "instructions": 1_500, "prompts": 1_300, "evaluation_prompts": 368,
-    }  # fmt: skip
+        "documents": 19_000,
+        "instructions": 1_500,
+        "prompts": 1_300,
+        "evaluation_prompts": 368,
+    }
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -128,8 +142,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(world: Path,
     assert hashes(tmp_path / "again") == hashes(world)
     other = hashes(tmp_path / "other")
     assert sorted(name for name in other if other[name] != hashes(world)[name]) == [
-        "documents.jsonl", "instructions.jsonl", "prompts.jsonl",
-    ]  # the evaluation prompts are the same for every seed  # fmt: skip
+        "documents.jsonl",
+        "instructions.jsonl",
+        "prompts.jsonl",
+    ]  # the evaluation prompts are the same for every seed
 
 
 def test_the_two_evaluation_halves_are_disjoint_in_prompts_questions_and_held_out_facts(world: Path, tmp_path: Path):

@@ -14,13 +14,16 @@ import torch
 from conftest import call_stage, metrics_of, run_here, tiny_llama, weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from data_schemas.artifact import Artifact, read_json
-from data_schemas.stage_keys import ConfigError
-from engine import models, optimizers, training
-from engine.batches import GlobalBatches, balanced
-from engine.optimizers import Muon, MuonAdamW
-from engine.tracking import Tracker
-from engine.training import best_step
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from engine.models import loading
+from engine.models.lora import merge_adapter
+from engine.runtime.tracking import Tracker
+from engine.training import loop, optimizers
+from engine.training.global_batches import GlobalBatches, balanced
+from engine.training.loop import best_step
+from engine.training.optimizers import Muon, MuonAdamW
 
 STAGES = ("sft", "reward_model", "dpo")
 
@@ -69,9 +72,15 @@ def test_a_stage_that_made_things_worse_keeps_the_start_and_says_so(tiny_model, 
 
 def test_patience_stops_a_stage_that_no_longer_gets_better(tiny_model, rows, tmp_path):
     record = run_here(
-        "sft", tmp_path / "sft", model_name_or_path=tiny_model, max_steps=9, eval_steps=1, learning_rate=50.0,
-        patience=2, **data(rows, "sft"),
-    )  # fmt: skip
+        "sft",
+        tmp_path / "sft",
+        model_name_or_path=tiny_model,
+        max_steps=9,
+        eval_steps=1,
+        learning_rate=50.0,
+        patience=2,
+        **data(rows, "sft"),
+    )
     assert record.metrics["steps"] == 2
     assert steps_with(tmp_path / "sft", "eval_loss") == [0, 1, 2]
 
@@ -98,9 +107,16 @@ def test_the_micro_batch_changes_nothing(stage, tiny_model, rows, tmp_path):
     for micro in (8, 4, 2):
         folder = tmp_path / str(micro)
         run_here(
-            stage, folder, model_name_or_path=tiny_model, per_device_train_batch_size=micro, eval_steps=3,
-            per_device_eval_batch_size=micro, optim="sgd", learning_rate=0.05, **data(rows, stage),
-        )  # fmt: skip
+            stage,
+            folder,
+            model_name_or_path=tiny_model,
+            per_device_train_batch_size=micro,
+            eval_steps=3,
+            per_device_eval_batch_size=micro,
+            optim="sgd",
+            learning_rate=0.05,
+            **data(rows, stage),
+        )
         values = {key: value for key, value in metrics_of(folder).items() if key[1] in ("loss", "eval_loss")}
         results.append((weights_of(folder / "model"), values))
     start = weights_of(tiny_model)
@@ -172,7 +188,7 @@ def uninterrupted(tiny_model, rows, tmp_path_factory) -> Path:
 def interrupted(tiny_model, rows, tmp_path_factory) -> Path:
     """The same stage, stopped after its 5th step: checkpoints at 2 and 4, step 5 already logged."""
     folder = tmp_path_factory.mktemp("interrupted") / "sft"
-    ends = training._Track.on_log
+    ends = loop._Track.on_log
 
     def stop_at_5(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ends(self, args, state, control, **kwargs)
@@ -180,7 +196,7 @@ def interrupted(tiny_model, rows, tmp_path_factory) -> Path:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Track, "on_log", stop_at_5)
+        patch.setattr(loop._Track, "on_log", stop_at_5)
         keys = {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
         assert call_stage("sft", folder, **keys) == 130
     assert read_json(folder / "outcome.json")["state"] == "interrupted"
@@ -232,7 +248,7 @@ def test_sigterm_is_answered_by_a_checkpoint_from_which_everything_is_the_same(
     where, step, saved, is_due, uninterrupted, tiny_model, rows, tmp_path, monkeypatch
 ):
     folder, keys = tmp_path / "sft", {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
-    own = getattr(training._Track, where)
+    own = getattr(loop._Track, where)
 
     def signalled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == step:
@@ -240,7 +256,7 @@ def test_sigterm_is_answered_by_a_checkpoint_from_which_everything_is_the_same(
         own(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Track, where, signalled)
+        patch.setattr(loop._Track, where, signalled)
         assert call_stage("sft", folder, **keys) == 143
     outcome = read_json(folder / "outcome.json")
     assert outcome["kind"] == "preempted"
@@ -266,7 +282,7 @@ def test_a_second_sigterm_in_an_evaluation_that_was_left_over_leaves_the_checkpo
     uninterrupted, tiny_model, rows, tmp_path, monkeypatch
 ):
     folder, keys = tmp_path / "sft", {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
-    own = training._Track.on_prediction_step
+    own = loop._Track.on_prediction_step
 
     def signalled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 4:
@@ -275,7 +291,7 @@ def test_a_second_sigterm_in_an_evaluation_that_was_left_over_leaves_the_checkpo
 
     marker, written = folder / "checkpoints" / "checkpoint-4" / "whole.json", []
     with monkeypatch.context() as patch:
-        patch.setattr(training._Track, "on_prediction_step", signalled)
+        patch.setattr(loop._Track, "on_prediction_step", signalled)
         for _ in range(2):
             assert call_stage("sft", folder, **keys) == 143
             written.append(marker.stat().st_ino)
@@ -299,23 +315,29 @@ def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path):
 
     folder = tmp_path / stage
     record = run_here(
-        stage, folder, model_name_or_path=tiny_model, use_peft=True, learning_rate=1e-2, keep_checkpoints=True,
+        stage,
+        folder,
+        model_name_or_path=tiny_model,
+        use_peft=True,
+        learning_rate=1e-2,
+        keep_checkpoints=True,
         **data(rows, stage),
-    )  # fmt: skip
+    )
     best = record.metrics["best_step"]
     assert best != 0
     adapter, plain = folder / "checkpoints" / f"best-{best}", folder / "model"
     assert (adapter / "adapter_config.json").exists()
     assert not list(plain.glob("adapter*")) and (plain / "tokenizer.json").exists()
     if stage == "reward_model":
-        base, merged = models.load_reward(str(tiny_model)), AutoModelForSequenceClassification.from_pretrained(plain)
+        base, merged = loading.load_reward(str(tiny_model)), AutoModelForSequenceClassification.from_pretrained(plain)
         assert merged.config.num_labels == 1 and merged.config.pad_token_id is not None
         assert "score.weight" in weights_of(plain)
-        models.merge_adapter(str(tiny_model), adapter, tmp_path / "apart", is_reward_model=True, dtype="float32",
-                             in_own_process=True)  # fmt: skip
+        merge_adapter(
+            str(tiny_model), adapter, tmp_path / "apart", is_reward_model=True, dtype="float32", in_own_process=True
+        )
         assert_equal_weights(tmp_path / "apart", plain)
     else:
-        base, merged = models.load_causal(str(tiny_model)), AutoModelForCausalLM.from_pretrained(plain)
+        base, merged = loading.load_causal(str(tiny_model)), AutoModelForCausalLM.from_pretrained(plain)
     start = logits(base).clone()
     torch.testing.assert_close(logits(merged), logits(PeftModel.from_pretrained(base, adapter)), atol=1e-5, rtol=1e-5)
     assert float((logits(merged) - start).abs().max()) > 1e-3
@@ -326,9 +348,9 @@ def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path):
 
 def test_tied_weights_come_back_as_they_were_trained(tied_model, rows, tmp_path, monkeypatch):
     trained = {}
-    finish = training.check_weights
+    finish = loop.check_weights
     trainers = []
-    wrapped = training.train_and_save
+    wrapped = loop.train_and_save
 
     def keep(stage: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         trainers.append(trainer)
@@ -351,13 +373,27 @@ def test_tied_weights_come_back_as_they_were_trained(tied_model, rows, tmp_path,
 
 
 def test_pretraining_from_random_weights_lowers_the_loss(rows, tmp_path):
-    architecture = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-                    "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    architecture = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     record = run_here(
-        "pretrain", tmp_path / "pretrain", train_data=[rows / "documents.jsonl"], architecture=architecture,
-        vocab_size=300, special_tokens=["<|im_start|>"], block_size=16, validation_share=0.2, max_steps=20,
-        muon_learning_rate=0.02, learning_rate=1e-2,
-    )  # fmt: skip
+        "pretrain",
+        tmp_path / "pretrain",
+        train_data=[rows / "documents.jsonl"],
+        architecture=architecture,
+        vocab_size=300,
+        special_tokens=["<|im_start|>"],
+        block_size=16,
+        validation_share=0.2,
+        max_steps=20,
+        muon_learning_rate=0.02,
+        learning_rate=1e-2,
+    )
     assert record.metrics["eval_loss"] < 0.7 * record.metrics["eval_loss_at_step_0"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pretrain" / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "pretrain" / "model")
@@ -368,9 +404,13 @@ def test_pretraining_from_random_weights_lowers_the_loss(rows, tmp_path):
 
 def test_pretraining_continues_from_a_model(tiny_model, rows, tmp_path):
     record = run_here(
-        "pretrain", tmp_path / "pretrain", train_data=[rows / "documents.jsonl"], model_name_or_path=tiny_model,
-        block_size=16, validation_share=0.2,
-    )  # fmt: skip
+        "pretrain",
+        tmp_path / "pretrain",
+        train_data=[rows / "documents.jsonl"],
+        model_name_or_path=tiny_model,
+        block_size=16,
+        validation_share=0.2,
+    )
     assert record.metrics["eval_loss"] < record.metrics["eval_loss_at_step_0"]
     kept = AutoTokenizer.from_pretrained(tmp_path / "pretrain" / "model")
     assert kept.get_vocab() == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
@@ -390,9 +430,16 @@ def test_pretraining_keeps_attention_within_documents_unless_told_not_to(tiny_mo
     losses = {}
     for mask in (True, False):
         record = run_here(
-            "pretrain", tmp_path / str(mask), train_data=[rows / "documents.jsonl"], model_name_or_path=tiny_model,
-            block_size=32, validation_share=0.2, mask_documents=mask, learning_rate=3e-3, max_steps=4,
-        )  # fmt: skip
+            "pretrain",
+            tmp_path / str(mask),
+            train_data=[rows / "documents.jsonl"],
+            model_name_or_path=tiny_model,
+            block_size=32,
+            validation_share=0.2,
+            mask_documents=mask,
+            learning_rate=3e-3,
+            max_steps=4,
+        )
         losses[mask] = (record.metrics["eval_loss_at_step_0"], record.metrics["eval_loss"])
     assert losses[True][0] != losses[False][0] and losses[True][1] < losses[True][0]
 
@@ -416,7 +463,7 @@ def test_optimizers_are_fused_by_default(stage, tiny_model, rows, tmp_path, monk
         return whole(stage, trainer, *given, **options)
 
     monkeypatch.setattr(module, "train_and_save", train_and_save)
-    monkeypatch.setattr(training, "check_trained", lambda *_, **__: None)  # it gives the optimizer back
+    monkeypatch.setattr(loop, "check_trained", lambda *_, **__: None)  # it gives the optimizer back
     run_here(stage, tmp_path / "stage", model_name_or_path=tiny_model, max_steps=1, **data(rows, stage))
     optimizer = made[0].optimizer.optimizer
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -549,7 +596,7 @@ def test_wandb_is_one_run_a_step_with_a_stable_id_inside_the_folder(tmp_path):
     id = (tmp_path / "first" / "wandb_id.txt").read_text()
     runs = [path.name.rpartition("-")[2] for path in (tmp_path / "first" / "wandb").glob("offline-run-*")]
     assert runs and set(runs) == {id}
-    from engine.tracking import _run_id
+    from engine.runtime.tracking import _run_id
 
     assert _run_id(tmp_path / "second") != id
     assert json.loads((tmp_path / "first" / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.0}

@@ -20,27 +20,31 @@ import pytest
 from conftest import run_here, tiny_llama, write_jsonl
 from fake_vllm import FakeVLLM, token_of
 
+from data_schemas.errors import ConfigError, StageError
 from data_schemas.key_rules import check_values
 from data_schemas.reading import read_rows
 from data_schemas.rows import Candidates, Message, Prompt
-from data_schemas.stage_keys import ConfigError, parse_command_line, stages
-from engine import preemption
-from engine.arguments import GenerationArguments
-from engine.generation import Answer, end_tokens, ends_of, sample_in_turn
-from engine.models import load_causal, load_tokenizer, read_config
-from engine.outcome import StageError, hint_of
-from engine.stage import Stage
-from engine.template import encode_prompt
-from engine.tracking import Tracker
-from engine.vllm_engine import _copies, _generation_config, seed_of
-from pipeline.checks import check_machine
-from pipeline.fingerprint import FileHashes, identities
+from data_schemas.stage_keys import parse_command_line, stages
+from engine.models.loading import load_causal, load_tokenizer, read_config
+from engine.runtime import preemption
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.outcome import hint_for
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.sampling.answers import Answer, end_tokens, ends_of
+from engine.sampling.sampler import sample_in_turn
+from engine.sampling.vllm_engine import _copies, _generation_config, seed_of
+from engine.tokens.template import encode_prompt
+from pipeline.launch.checks import check_machine
 from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from pipeline.recipe.schema import load_recipe
+from pipeline.state.fingerprint import FileHashes, identities
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = [Prompt(prompt=[Message(role="user", content=f"Capital of {name}?" + " Please." * (number % 3))])
-           for number, name in enumerate("ABCDE")]  # fmt: skip
+PROMPTS = [
+    Prompt(prompt=[Message(role="user", content=f"Capital of {name}?" + " Please." * (number % 3))])
+    for number, name in enumerate("ABCDE")
+]
 
 
 @pytest.fixture
@@ -60,8 +64,9 @@ def draw(fake, tiny_model, tmp_path, monkeypatch) -> Callable[..., list[list[Ans
         given = {"seed": 5, "max_new_tokens": 12, "generation_batch_size": 4, "engine": "vllm", "vllm": vllm, **keys}
         stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
         asked = [(prompt, None) for prompt in PROMPTS] if prompts is None else prompts
-        return sample_in_turn(stage, [str(tiny_model)], asked, GenerationArguments(**given),
-                              num_answers=num_answers, purpose="p")  # fmt: skip
+        return sample_in_turn(
+            stage, [str(tiny_model)], asked, GenerationArguments(**given), num_answers=num_answers, purpose="p"
+        )
 
     return run
 
@@ -118,19 +123,33 @@ def test_vllm_is_asked_for_one_answer_a_seed_with_our_tokens_and_no_settings_of_
     draw("a", [(PROMPTS[0], 0.25), (PROMPTS[1], None)], num_answers=2, top_p=0.9, temperature=0.7, dtype="bfloat16")
     (load,) = fake.notes("load")
     longest = len(encode_prompt(tokenizer, PROMPTS[1].prompt))
-    wanted = {"skip_tokenizer_init": True, "dtype": "bfloat16", "max_model_len": longest + 12,
-              "enable_prefix_caching": True, "load_format": "safetensors", "generation_config": "vllm",
-              "trust_remote_code": False, "tensor_parallel_size": 1, "gpu_memory_utilization": 0.4}  # fmt: skip
+    wanted = {
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "max_model_len": longest + 12,
+        "enable_prefix_caching": True,
+        "load_format": "safetensors",
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+        "tensor_parallel_size": 1,
+        "gpu_memory_utilization": 0.4,
+    }
     assert {name: load.get(name) for name in wanted} == wanted
     (group,) = fake.notes("generate")
     for (prompt, parameters), (own, temperature, k) in zip(
-        group["asked"], [(PROMPTS[0], 0.25, 0), (PROMPTS[0], 0.25, 1), (PROMPTS[1], 0.7, 0), (PROMPTS[1], 0.7, 1)],
+        group["asked"],
+        [(PROMPTS[0], 0.25, 0), (PROMPTS[0], 0.25, 1), (PROMPTS[1], 0.7, 0), (PROMPTS[1], 0.7, 1)],
         strict=True,
-    ):  # fmt: skip
+    ):
         assert prompt == encode_prompt(tokenizer, own.prompt)
-        assert parameters == {"temperature": temperature, "top_p": 0.9, "max_tokens": 12, "detokenize": False,
-                              "seed": seed_of("5/p", own.prompt_id, k),
-                              "stop_token_ids": [tokenizer.eos_token_id]}  # fmt: skip
+        assert parameters == {
+            "temperature": temperature,
+            "top_p": 0.9,
+            "max_tokens": 12,
+            "detokenize": False,
+            "seed": seed_of("5/p", own.prompt_id, k),
+            "stop_token_ids": [tokenizer.eos_token_id],
+        }
 
 
 def test_two_policies_answer_in_turn_each_with_its_own_vllm(fake, tiny_model, tied_model, tmp_path, monkeypatch):
@@ -175,9 +194,18 @@ def test_one_vllm_serves_all_groups_each_from_an_empty_cache_and_ends(draw, fake
 
 
 def test_its_environment_is_not_ours(draw, fake, monkeypatch, tmp_path):
-    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VIRTUAL_ENV": "x", "RANK": "0",
-            "LOCAL_RANK": "0", "MASTER_ADDR": "here", "ACCELERATE_USE_CPU": "true", "TORCHELASTIC_RUN_ID": "1",
-            "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "VIRTUAL_ENV": "x",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "here",
+        "ACCELERATE_USE_CPU": "true",
+        "TORCHELASTIC_RUN_ID": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin")
@@ -258,10 +286,10 @@ DRAWS = """
 import sys
 from pathlib import Path
 from data_schemas.rows import Message, Prompt
-from engine.arguments import GenerationArguments
-from engine.generation import sample_in_turn
-from engine.stage import Stage
-from engine.tracking import Tracker
+from engine.runtime.arguments import GenerationArguments
+from engine.sampling.sampler import sample_in_turn
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
 
 folder, model, python = sys.argv[1:]
 stage = Stage("test", Path(folder), {}, Tracker(Path(folder), active=False), is_main=True)
@@ -302,7 +330,7 @@ def test_after_vllm_died_the_finished_groups_are_kept_and_the_rows_are_the_same(
         "vLLM's process ended (killed by signal 9); its last lines: one line | cudaErrorMemory: out of memory | "
         f"last words; its log: {log}"
     )
-    assert hint_of(error.value).startswith("what is finished is kept, run the same command again; where memory was")
+    assert hint_for(error.value).startswith("what is finished is kept, run the same command again; where memory was")
     assert "last words" in log.read_text()
     fake.behave()
     fake.forget()
@@ -344,8 +372,9 @@ def test_groups_are_divided_among_processes(draw, fake, monkeypatch, tmp_path):
     assert {path.name for path in (tmp_path / "b" / "step").glob("*.log")} == {"vllm.log", "vllm-1.log"}
 
 
-@pytest.mark.parametrize(("behaviour", "event", "done"), [({"load_seconds": 60}, "load", 0),
-                                                          ({"group_seconds": 1}, "generate", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("behaviour", "event", "done"), [({"load_seconds": 60}, "load", 0), ({"group_seconds": 1}, "generate", 1)]
+)
 def test_sigterm_waits_for_a_group_but_not_for_the_model(behaviour, event, done, draw, fake, tmp_path):
     fake.behave(**behaviour)
 
@@ -356,7 +385,7 @@ def test_sigterm_waits_for_a_group_but_not_for_the_model(behaviour, event, done,
         os.kill(os.getpid(), signal.SIGTERM)
 
     started = time.monotonic()
-    with preemption.listening(), pytest.raises(preemption.Preempted):
+    with preemption.listen_for_signals(), pytest.raises(preemption.Preempted):
         threading.Thread(target=ask).start()
         draw("a")
     assert time.monotonic() - started < 30
@@ -373,12 +402,24 @@ def test_stages_write_the_same_rows_and_record_by_it(fake, tiny_model, tmp_path,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"question {number}"} for number in range(6)])
     common = {"prompts": [prompts], "max_new_tokens": 8, "engine": "vllm", "vllm": {"python": fake.python}}
-    made = run_here("annotate", tmp_path / "annotate", policies=[tiny_model], annotator_function="scores:score",
-                    keep_unfinished=True, **common)  # fmt: skip
+    made = run_here(
+        "annotate",
+        tmp_path / "annotate",
+        policies=[tiny_model],
+        annotator_function="scores:score",
+        keep_unfinished=True,
+        **common,
+    )
     assert made.keys["engine"] == "vllm" and "vllm" not in made.keys
     assert made.metrics["prompts"] == 6
-    run_here("evaluate_policy", tmp_path / "evaluate", model_name_or_path=tiny_model, judge_function="scores:score",
-             num_answers=2, **common)  # fmt: skip
+    run_here(
+        "evaluate_policy",
+        tmp_path / "evaluate",
+        model_name_or_path=tiny_model,
+        judge_function="scores:score",
+        num_answers=2,
+        **common,
+    )
     groups = read_rows(tmp_path / "evaluate" / "answers.jsonl", Candidates)
     assert [len(group.candidates) for group in groups] == [2] * 6
     assert all(answer.num_tokens == 8 or answer.ended for group in groups for answer in group.candidates)
@@ -494,8 +535,15 @@ needs_vllm = pytest.mark.skipif(not REAL, reason="ALIGNLOOP_TEST_VLLM names no i
 
 def draw_for_real(folder: Path, model: Path, **keys: Any) -> list[list[Answer]]:
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"seed": 5, "max_new_tokens": 24, "generation_batch_size": 6, "engine": "vllm", "use_cpu": True,
-             "vllm": {"python": REAL, "gpu_memory_utilization": 0.1}, **keys}  # fmt: skip
+    given = {
+        "seed": 5,
+        "max_new_tokens": 24,
+        "generation_batch_size": 6,
+        "engine": "vllm",
+        "use_cpu": True,
+        "vllm": {"python": REAL, "gpu_memory_utilization": 0.1},
+        **keys,
+    }
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
     asked = [(prompt, None) for prompt in PROMPTS]
     return sample_in_turn(stage, [str(model)], asked, GenerationArguments(**given), num_answers=3, purpose="p")

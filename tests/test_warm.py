@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import launching, processes, warm
+from pipeline.launch import command_line, processes, warm
 from pipeline.plan import Step
-from pipeline.sections import Launch
+from pipeline.recipe.sections import Launch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="steps are forked on Linux alone")
 
@@ -40,7 +40,7 @@ sys.exit(int(ending))
 @pytest.fixture
 def python(monkeypatch):
     monkeypatch.setattr(warm, "PRELOADED", ("textwrap",))
-    made = warm.WarmPython(os.environ | {"SHARED": "of all", "PYTHONPATH": str(launching.ROOT)})
+    made = warm.WarmPython(os.environ | {"SHARED": "of all", "PYTHONPATH": str(command_line.ROOT)})
     yield made
     made.close()
 
@@ -53,16 +53,23 @@ def script(tmp_path) -> str:
 
 @pytest.mark.parametrize(("ending", "code"), [("0", 0), ("3", 3), ("raise", 1), ("kill", -9)])
 def test_a_fork_is_a_process_of_its_own_and_tells_its_end(python, script, tmp_path, ending, code):
-    core = launching.available_cores()[0]
+    core = command_line.available_cores()[0]
     for number in range(2):  # the second finds nothing of the first
         output = tmp_path / f"{number}.txt"
         step = python.start([script, ending], output, {"OWN": str(number)}, [core])
         assert step.wait(timeout=20) == step.poll() == step.returncode == code
         said = json.loads(output.read_text().splitlines()[0])
         assert said == {
-            "words": [script, ending], "name": "__main__", "path": str(tmp_path), "own": str(number),
-            "shared": "of all", "session": True, "cores": [core], "stdin": "", "modules": True,
-        }  # fmt: skip
+            "words": [script, ending],
+            "name": "__main__",
+            "path": str(tmp_path),
+            "own": str(number),
+            "shared": "of all",
+            "session": True,
+            "cores": [core],
+            "stdin": "",
+            "modules": True,
+        }
     assert ("RuntimeError: it went wrong" in output.read_text()) == (ending == "raise")
     assert "OWN" not in os.environ
 
@@ -105,7 +112,7 @@ def test_a_library_that_cannot_be_imported_is_left_to_the_step_to_tell(script, t
 
 
 def _run(script: str, folder: Path, pool: warm.WarmPool) -> None:
-    environment = os.environ | {"OWN": "", "SHARED": "", launching.STEP_FOLDER: str(folder)}
+    environment = os.environ | {"OWN": "", "SHARED": "", command_line.STEP_FOLDER: str(folder)}
     stage = processes.StageProcess(
         [sys.executable, script, "4"], folder, environment, cores=None, grace_seconds=0.5, warm=pool
     )
@@ -123,7 +130,7 @@ def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch)
         "other = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
         "print('child', other.pid, flush=True); time.sleep(60)\n"
     )
-    environment = os.environ | {launching.STEP_FOLDER: str(tmp_path)}
+    environment = os.environ | {command_line.STEP_FOLDER: str(tmp_path)}
     console = tmp_path / "console.txt"
     with warm.WarmPool() as pool:
         stage = processes.StageProcess(
@@ -150,7 +157,7 @@ def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch)
     ],
 )
 def test_which_steps_are_warm(launch, expected):
-    assert launching.can_be_warm(Launch(**{"device": "cpu"} | launch)) is expected
+    assert command_line.can_be_warm(Launch(**{"device": "cpu"} | launch)) is expected
 
 
 def test_a_runs_steps_share_one_python_and_its_environment_is_theirs(tmp_path, monkeypatch):
@@ -158,12 +165,14 @@ def test_a_runs_steps_share_one_python_and_its_environment_is_theirs(tmp_path, m
     launch = Launch(device="cpu")
     step = Step(name="sft", stage="sft", round=None, section="", keys={}, inputs={}, launch=launch)
     with warm.WarmPool() as pool:
-        pythons = {processes.warm_python(pool, launching.environment(step, tmp_path / name, tmp_path)) for name in "ab"}
+        pythons = {
+            processes.get_warm_python(pool, command_line.environment(step, tmp_path / name, tmp_path)) for name in "ab"
+        }
         assert len(pythons) == 1
         (python,) = pythons
         assert python is not None
         names = Path(f"/proc/{python.process.pid}/environ").read_bytes()
         assert b"OMP_NUM_THREADS=" in names
-        assert launching.STEP_FOLDER.encode() not in names
+        assert command_line.STEP_FOLDER.encode() not in names
         pid = python.process.pid
     assert not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,191 @@
+"""A measurement: a side in a process of its own, with its time and its memory, kept as a line of a file; and ratios."""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).absolute().parents[2]
+MIB = 2**20
+Values = dict[str, Any]
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of several pairs of runs."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
+        """Ours to theirs, pair by pair: what the machine did meanwhile is in both."""
+        each = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+        return cls(statistics.median(each), min(each), max(each))
+
+    @classmethod
+    def in_turn(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
+        """Ours to theirs, where they ran in turn and ours first: every two that follow each other are a pair."""
+        pairs = range(num_pairs(ours, theirs))
+        return cls.of([ours[(pair + 1) // 2] for pair in pairs], [theirs[pair // 2] for pair in pairs])
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+
+
+def num_pairs(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """Of neighbours, in turns that ours began: three where both ran twice, none where one did not run."""
+    return max(0, min(2 * len(ours) - 1, 2 * len(theirs)))
+
+
+class Measurements:
+    """Lines of a file, one a measurement: what stands there is not measured again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "measurements.jsonl"
+        self.done: dict[tuple[str, str, int], Values] = {}  # by work, side and number of the run
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # the last one, of a bench that was killed
+                row = json.loads(line)
+                self.done[row["work"], row["side"], row["run"]] = row["values"]
+
+    def of(self, work: str, side: str) -> list[Values]:
+        """By run."""
+        runs = sorted(run for name, who, run in self.done if (name, who) == (work, side))
+        return [self.done[work, side, run] for run in runs]
+
+    def get(self, work: str, side: str, run: int, measure: Callable[[], Values]) -> Values:
+        key = (work, side, run)
+        if key not in self.done:
+            values = measure()
+            self.done[key] = values
+            row = {"work": work, "side": side, "run": run, "values": values}
+            before = self.path.read_bytes() if self.path.exists() else b""
+            with self.path.open("ab") as file:
+                if before and not before.endswith(b"\n"):  # a line that was cut off
+                    file.write(b"\n")
+                file.write(json.dumps(row).encode() + b"\n")
+        return self.done[key]
+
+
+def machine() -> str:
+    """Cores, memory and what the cores can do; no names."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    words = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
+    flags = [flag for flag in FLAGS if flag in words]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores ({platform.machine()}; {', '.join(flags) or 'no known flags'}), {memory:.0f} GiB of memory"
+
+
+def environment() -> dict[str, str]:
+    """Of every side: all cores for one process, no network, no progress bars, and its end with ours."""
+    cores = str(len(os.sched_getaffinity(0)))
+    return os.environ | {
+        "OMP_NUM_THREADS": cores,
+        "MKL_NUM_THREADS": cores,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "ALIGNLOOP_RUNNER_PID": str(os.getpid()),
+    }
+
+
+def run(words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Values:
+    """Runs a program to its end: the last JSON object it prints, and `peak_mib`, the memory of it and all it started.
+
+    Exits with the end of its log where it fails.
+    """
+    program = Program(words, log, env)
+    try:
+        return program.measure(is_last=True)
+    finally:
+        program.end()
+
+
+class Program:
+    """A program that is measured, in a session of its own. It prints a JSON object for each line that it is given."""
+
+    def __init__(self, words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.words, self.log, self.output = words, log, log.with_suffix(".out")
+        with log.open("wb") as errors, self.output.open("wb") as printed:
+            self.process = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=dict(env or environment()),
+                stdout=printed,
+                stderr=errors,
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+
+    def measure(self, *, is_last: bool = False) -> Values:
+        """Of one line to it, or until its end: the last JSON object it prints, and `peak_mib`, as `run` says it."""
+        assert self.process.stdin is not None
+        before, peak = len(self.found()), 0
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says more
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+            if is_last:
+                self.process.stdin.close()
+        try:
+            while self.process.poll() is None and (is_last or len(self.found()) == before):
+                peak = max(peak, _resident(self.process.pid))
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            self.end()
+            raise
+        found, code = self.found(), self.process.poll()
+        if code or len(found) == before:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+            words = " ".join(self.words[:5])
+            sys.exit(f"{tail}\nerror: {words} … ended with exit code {code}; all it said is in {self.log}")
+        return json.loads(found[-1]) | {"peak_mib": round(peak / MIB)}
+
+    def found(self) -> list[str]:
+        """Whole lines of JSON: what a library prints beside them, as vLLM does, is none of it."""
+        lines = self.output.read_text(errors="replace").splitlines(keepends=True)
+        return [line for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def end(self, *, patience: float = 0.0) -> None:
+        """Ends it with all that it has started, after so many seconds in which it may do so itself."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _resident(pid: int) -> int:
+    """Of a process alone the most that it ever had: the kernel's own count, since it runs what it runs now."""
+    with contextlib.suppress(psutil.Error, OSError):
+        root = psutil.Process(pid)
+        others = root.children(recursive=True)
+        if not others:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+        total = root.memory_info().rss
+        for process in others:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+    return 0

@@ -1,0 +1,336 @@
+"""The sides of benchmarks/speed.py, each run in a process of its own.
+
+    python -m benchmarks.speed.sides dpo-ours JOB    # JOB: base, folder, rows, … as JSON; one JSON line at the end
+
+Ours are the stages as they are, started by their command line; the others are TRL's trainers as its commands make
+them, with the same rows, weights, precision, batch and learning rate, and all else its default.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.instruments import Watch, watching
+
+Job = dict[str, Any]
+Values = dict[str, Any]
+
+
+def common(job: Job) -> dict[str, Any]:
+    """Keys of both sides."""
+    return {
+        "per_device_train_batch_size": job["batch"],
+        "max_steps": job["steps"],
+        "learning_rate": 1e-6,
+        "seed": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "activation_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+    }
+
+
+def run_as_stage(stage: str, folder: Path, keys: dict[str, Any]) -> None:
+    """A stage by its command line, in this process. Ends it where the stage fails."""
+    from engine.runtime.stage import run_stage
+
+    module = importlib.import_module(f"stages.{stage}")
+    words = [
+        word
+        for key, value in {**keys, "output_dir": folder}.items()
+        for word in (f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)]))
+    ]
+    run_stage(stage, module.ARGUMENTS, module.main, defaults=getattr(module, "DEFAULTS", {}), words=words)
+
+
+def trained(watch: Watch, job: Job) -> Values:
+    return {"seconds": watch.seconds, "rows": job["steps"] * job["batch"], **watch.how}
+
+
+def stage_keys(stage: str, job: Job, **keys: Any) -> dict[str, Any]:
+    held_out = Path(job["rows"]).with_name("held_out_dialogs.jsonl" if stage == "sft" else "held_out.jsonl")
+    return common(job) | {
+        "model_name_or_path": job["base"],
+        "dtype": "float32",
+        "train_data": [job["rows"]],
+        "eval_data": [held_out],
+        "global_batch_size": job["batch"],
+        "eval_steps": 1000,  # at the start alone, before anything is timed
+        **keys,
+    }
+
+
+def ours(stage: str, job: Job, **keys: Any) -> Values:
+    with watching() as watch:
+        run_as_stage(stage, Path(job["folder"]) / "step", stage_keys(stage, job, **keys))
+    return trained(watch, job)
+
+
+def load_for_trl(job: Job, *, is_reward_model: bool = False) -> tuple[Any, Any]:
+    """Model and tokenizer. The weights are touched once, so that reading them from disk is not timed."""
+    import torch
+
+    from engine.models.loading import load_causal, load_reward, load_tokenizer
+    from engine.runtime.process import use_all_cores
+
+    use_all_cores()
+    load = load_reward if is_reward_model else load_causal
+    tokenizer, model = load_tokenizer(job["base"]), load(job["base"], dtype="float32")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 19)[None])
+    return model, tokenizer
+
+
+def trl_config(config: type, job: Job, **keys: Any) -> Any:
+    return config(**common(job) | {"output_dir": str(Path(job["folder"]) / "trl"), "disable_tqdm": True} | keys)
+
+
+def pairs_for_trl(job: Job) -> Any:
+    """TRL's columns, as messages."""
+    from datasets import Dataset
+
+    from data_schemas.reading import read_rows
+    from data_schemas.rows import PreferencePair, for_template
+
+    rows = read_rows(Path(job["rows"]), PreferencePair)
+    names = ("prompt", "chosen", "rejected")
+    return Dataset.from_list([{name: for_template(getattr(row, name)) for name in names} for row in rows])
+
+
+def dpo_trl(job: Job, **keys: Any) -> Values:
+    from trl import DPOConfig, DPOTrainer
+
+    model, tokenizer = load_for_trl(job)
+    # The rows were drawn in this order.
+    config = trl_config(DPOConfig, job, train_sampling_strategy="sequential", **keys)
+    with watching() as watch:  # precomputed log-probs are made where the trainer is
+        DPOTrainer(model, args=config, train_dataset=pairs_for_trl(job), processing_class=tokenizer).train()
+    return trained(watch, job)
+
+
+def reward_trl(job: Job) -> Values:
+    from trl import RewardConfig, RewardTrainer
+
+    model, tokenizer = load_for_trl(job, is_reward_model=True)
+    config = trl_config(RewardConfig, job, train_sampling_strategy="sequential")
+    with watching() as watch:
+        RewardTrainer(model, args=config, train_dataset=pairs_for_trl(job), processing_class=tokenizer).train()
+    return trained(watch, job)
+
+
+def sft_trl(job: Job, *, packing: bool = False) -> Values:
+    """On our tokens and labels: both sides train the same tokens of the same dialogs."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from data_schemas.reading import read_rows
+    from data_schemas.rows import Conversation
+    from stages import sft
+
+    model, tokenizer = load_for_trl(job)
+    encode, _ = sft.encoder(tokenizer, sft.SFTArguments(train_data=[]))
+    rows = [encode(row) for row in read_rows(Path(job["rows"]), Conversation)]
+    keys: dict[str, Any] = {"train_sampling_strategy": "sequential"}
+    if packing:  # as many tokens a step as the padded rows have, which is about as many dialogs
+        keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
+    config = trl_config(SFTConfig, job, **keys)
+    with watching() as watch:
+        SFTTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
+    tokens = sum(label != -100 for row in rows for label in row["labels"])
+    return trained(watch, job) | {"tokens": tokens}
+
+
+DPO_KEYS = {"loss_type": ["sigmoid"], "loss_weights": [1.0], "mask_formatting": False}  # TRL's loss
+
+
+def one_call(prompts: Sequence[list[int]], run: int) -> Sequence[list[int]]:
+    """Eight prompts in the order of the file: of all such calls the one that is due in this run."""
+    calls = [prompts[start : start + 8] for start in range(0, len(prompts), 8)]
+    widths = [max(map(len, call)) for call in calls]
+    mean = sum(widths) / len(widths)
+    nearest = sorted(range(len(calls)), key=lambda place: abs(widths[place] - mean))
+    return calls[nearest[run % len(calls)]]
+
+
+def generate(job: Job) -> Values:
+    """generate() on 8 prompts a call in the order of the file, each with all its answers.
+
+    Its calls hang on nothing but themselves: each run has one, first that whose width is nearest to the mean.
+    """
+    import torch
+
+    from data_schemas.reading import read_rows
+    from data_schemas.rows import Prompt
+    from engine.models.loading import load_causal, load_tokenizer
+    from engine.runtime.process import use_all_cores
+    from engine.sampling.answers import end_tokens
+    from engine.tokens.template import encode_prompt
+
+    use_all_cores()
+    torch.manual_seed(1)
+    tokenizer, model = load_tokenizer(job["base"]), load_causal(job["base"], dtype=job["dtype"]).eval()
+    pad: Any = tokenizer.pad_token_id
+    ends, answers = end_tokens(model, tokenizer), []
+    prompts = [encode_prompt(tokenizer, row.prompt) for row in read_rows(Path(job["rows"]), Prompt)]
+    with watching() as watch, torch.no_grad():
+        rows = one_call(prompts, job["run"])
+        width = max(map(len, rows))
+        found = model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
+            attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+            num_return_sequences=job["answers"],
+            do_sample=True,
+            temperature=job["temperature"],
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=job["max_new_tokens"],
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+        )
+        for row in found[:, width:].tolist():
+            end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+            answers.append((tokenizer.decode(row[: end + 1], skip_special_tokens=True), end + 1))
+    return {
+        "seconds": watch.seconds,
+        "rows": len(answers),
+        "tokens": sum(length for _, length in answers),
+        "dtype": job["dtype"],
+    }
+
+
+def sampling_ours(job: Job) -> Values:
+    from data_schemas.reading import read_rows
+    from data_schemas.rows import Prompt
+    from engine.runtime.process import keep_memory, use_all_cores
+    from engine.runtime.stage import Stage
+    from engine.runtime.tracking import Tracker
+    from engine.sampling.sampler import sample_in_turn
+    from stages.rejection_sampling import RejectionSamplingArguments
+
+    use_all_cores()
+    keep_memory()
+    folder = Path(job["folder"])
+    prompts = [(row, None) for row in read_rows(Path(job["rows"]), Prompt)]
+    arguments = RejectionSamplingArguments(
+        prompts=[job["rows"]],
+        policies=[job["base"]],
+        reward_model="",
+        seed=1,
+        use_cpu=True,
+        dtype=job["dtype"],
+        temperature=job["temperature"],
+        max_new_tokens=job["max_new_tokens"],
+        num_answers=job["answers"],
+        generation_batch_size=job["written_together"],
+    )
+    stage = Stage("rejection_sampling", folder, {}, Tracker(folder, active=False), is_main=True)
+    with watching() as watch:
+        found = sample_in_turn(stage, [job["base"]], prompts, arguments, num_answers=job["answers"], purpose="bench")
+    answers = [answer for own in found for answer in own]
+    return {
+        "seconds": watch.seconds,
+        "rows": len(answers),
+        "tokens": sum(len(answer.ids) for answer in answers),
+        "dtype": job["dtype"],
+    }
+
+
+def prepare(job: Job) -> Values:
+    from benchmarks.speed import samples
+
+    return samples.prepare(job)
+
+
+def arithmetic(job: Job) -> Values:
+    """Steps of our DPO, and products of its shapes before and after each: a machine is not as fast at all times.
+
+    `passes` are those of the reference, in this run and in one after it with another beta and seed.
+    """
+    from benchmarks.speed import flops
+
+    found, first, peaks = flops.measure(job), job["first_steps"], []
+
+    def measure_peaks() -> None:
+        peaks.append(flops.peaks(found["shapes"], found["dtypes"], job["repeats"]))
+
+    measure_peaks()
+    keys = stage_keys("dpo", job | {"steps": first + job["timed_steps"]}, **DPO_KEYS)
+    with watching(counts_passes=True, between=measure_peaks) as watch:
+        run_as_stage("dpo", Path(job["folder"]) / "first", keys)
+    with watching(counts_passes=True) as again:
+        run_as_stage("dpo", Path(job["folder"]) / "second", stage_keys("dpo", job, **DPO_KEYS, beta=0.3) | {"seed": 2})
+    passes = [each.reference_passes() for each in (watch, again)]
+    return found | {"steps": watch.steps[first:], "peaks": peaks[first:], "passes": passes}
+
+
+def make_model(job: Job) -> Values:
+    """A Llama of random weights with the base's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from engine.models.loading import load_tokenizer
+
+    tokenizer: Any = load_tokenizer(job["base"])
+    torch.manual_seed(1)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad")}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, tie_word_embeddings=True, **ids, **job["sizes"])
+    )
+    model.save_pretrained(job["folder"])
+    tokenizer.save_pretrained(job["folder"])
+    return {"parameters": model.num_parameters()}
+
+
+def grid_rows(job: Job) -> Values:
+    """Writes made pairs; tokens of all their sequences, without padding."""
+    from benchmarks.speed.samples import random_pairs
+    from data_schemas.reading import read_rows
+    from data_schemas.rows import PreferencePair
+    from engine.models.loading import load_tokenizer
+    from stages import dpo
+
+    path = Path(job["folder"]) / "pairs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random_pairs(path, length=job["length"], number=job["number"])
+    random_pairs(path.with_name("held_out.jsonl"), length=16, number=2)
+    encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
+    encoded = [encode(row) for row in read_rows(path, PreferencePair)]
+    return {
+        "tokens": sum(len(row["prompt_ids"]) * 2 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded)
+    }
+
+
+SIDES: dict[str, Callable[[Job], Values]] = {
+    "prepare": prepare,
+    "dpo-ours": lambda job: ours("dpo", job, **DPO_KEYS),
+    "dpo-trl": dpo_trl,
+    "dpo-trl-grouped": lambda job: dpo_trl(job, precompute_ref_log_probs=True),
+    "reward-ours": lambda job: ours("reward_model", job),
+    "reward-trl": reward_trl,
+    "sft-ours": lambda job: ours("sft", job),
+    "sft-trl": sft_trl,
+    "sft-trl-packed": lambda job: sft_trl(job, packing=True),
+    "sampling-ours": sampling_ours,
+    "sampling-generate": generate,
+    "arithmetic": arithmetic,
+    "make-model": make_model,
+    "grid-rows": grid_rows,
+}
+
+
+def main() -> None:
+    name, job = sys.argv[1], json.loads(sys.argv[2])
+    from engine.runtime.process import end_with_the_runner
+
+    end_with_the_runner()
+    print(json.dumps(SIDES[name](job)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Talk with a model: one answer with --prompt, a conversation without. Empty line or Ctrl-D ends it.
+
+python stages/chat.py MODEL_DIR --prompt "What is the capital of France?"
+"""
+
+import argparse
+import sys
+
+import torch
+from transformers import TextStreamer, logging
+
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.key_rules import LIMITS
+from data_schemas.rows import Message
+from data_schemas.text import printable
+from engine.models.loading import load_causal, load_tokenizer
+from engine.runtime.process import trust_code
+from engine.runtime.world import device_of
+from engine.tokens.template import encode_prompt
+
+
+class _Streamer(TextStreamer):
+    """Prints an answer as it comes, what could move the terminal's cursor shown and not sent."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(printable(text), stream_end)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder")
+    parser.add_argument("--prompt", help="one question; its answer is printed and the program ends")
+    parser.add_argument("--system", help="a system prompt")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the most probable token")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model's files")
+    arguments = parser.parse_args()
+    trust_code(arguments.trust_remote_code)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return talk(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def talk(arguments: argparse.Namespace) -> int:
+    for name in ("temperature", "max_new_tokens"):
+        if not LIMITS[name].holds(getattr(arguments, name)):
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: expected a number {LIMITS[name]}")
+    tokenizer = load_tokenizer(arguments.model)
+    model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
+    torch.manual_seed(arguments.seed)
+    dialog = [Message(role="system", content=arguments.system)] if arguments.system else []
+
+    def answer() -> str:
+        ids = torch.tensor([encode_prompt(tokenizer, dialog)], device=model.device)
+        sampling = (
+            {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature else {"do_sample": False}
+        )
+        output = model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=arguments.max_new_tokens,
+            streamer=_Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
+            **sampling,
+        )
+        return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+    if arguments.prompt is not None:
+        if not arguments.prompt.strip():
+            raise ConfigError("--prompt is empty")
+        dialog.append(Message(role="user", content=arguments.prompt))
+        answer()
+        return 0
+    print("(an empty line ends the conversation)")
+    while True:
+        try:
+            said = input("you: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return 0
+        if not said:
+            return 0
+        dialog.append(Message(role="user", content=said))
+        text = answer()
+        if not text.strip():
+            print("(no answer)")
+            dialog.pop()
+            continue
+        dialog.append(Message(role="assistant", content=text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

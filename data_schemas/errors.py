@@ -1,0 +1,38 @@
+"""The errors that users see. Each class has one meaning, and its kind decides the exit code of a command or a stage.
+
+AlignloopError
+  UserError          exit code 2: the user has to change something; one line says what was found and what to do
+    ConfigError        a key, a value or a combination of them in a recipe, a config file or a command line
+    DataError          the content of a file: a row, a record, a model folder that is damaged or of another kind
+    BusyError          another process holds the folder
+  StageError         exit code 1: the stage ran and failed; its input was accepted
+    RunAgain           the stage stopped on purpose, and continues when the same command is run again
+"""
+
+
+class AlignloopError(ValueError):
+    """Base of all errors that are reported in one line and without a traceback."""
+
+
+class UserError(AlignloopError):
+    """A user's mistake. Ends a command or a stage with exit code 2."""
+
+
+class ConfigError(UserError):
+    """A wrong key, value or combination in a recipe, a config file or a command line."""
+
+
+class DataError(UserError):
+    """A file or folder whose content is not what it has to be: rows, a record, a model."""
+
+
+class BusyError(UserError):
+    """Another process writes the folder now."""
+
+
+class StageError(AlignloopError):
+    """A stage ran and failed, as when the loss is not finite. Ends it with exit code 1."""
+
+
+class RunAgain(StageError):
+    """The stage stopped on purpose and continues when the same command is run again."""

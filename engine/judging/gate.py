@@ -1,0 +1,83 @@
+"""The gate: whether a round's policy becomes the best so far, the previous best is kept, or the run stops.
+
+A rule that is null is not asked. A breach keeps the previous best, or stops the run where its rule stands in
+`gate_stop`. Over-optimisation is as in Gao et al. (arXiv 2210.10760): the reward that was optimised goes up while the
+judge's score goes down.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.keys import key_field
+
+Rule = Literal["min_gain", "min_win_rate", "max_length_growth", "max_unfinished", "max_kl", "overoptimised"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+Metrics = Mapping[str, float | int | str | None]
+
+
+@dataclass(kw_only=True)
+class GateArguments(GenerationArguments):
+    """Against the best policy so far, unless a rule says otherwise."""
+
+    gate_min_gain: float | None = key_field(
+        0.0, "accept when the judge's mean rises by more than this; null: not asked"
+    )
+    gate_min_win_rate: float | None = key_field(None, "accept when so large a share of the answers wins, or more")
+    gate_max_length_growth: float | None = key_field(None, "accept when mean answer tokens grow by no larger factor")
+    gate_max_unfinished: float | None = key_field(None, "accept when no larger share of the answers lacks an end token")
+    gate_max_kl: float | None = key_field(
+        None, "accept when the KL to the first policy is no larger, in nats an answer"
+    )
+    gate_overoptimised: bool = key_field(
+        False, "do not accept when the round's reward model scores higher and the judge lower than before"
+    )
+    gate_stop: list[Rule] = key_field([], "rules whose breach stops the run; a breach of others keeps the best so far")
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Literal["accept", "keep", "stop"]
+    by: str  # the numbers that decided, as in "gain 0.246 > 0"
+
+
+def decide(metrics: Metrics, arguments: GateArguments) -> Decision:
+    """What the numbers of an evaluation decide. The first policy, which has no other before it, is accepted."""
+    if metrics.get("score_gain_vs_best") is None:
+        return Decision("accept", "the first policy")
+    asked = list(_asked(metrics, arguments))
+    broken = [(rule, shown) for rule, holds, shown in asked if not holds]
+    if not broken:
+        return Decision("accept", asked[0][2] if asked else "no rule was asked")
+    stops = any(rule in arguments.gate_stop for rule, _ in broken)
+    return Decision("stop" if stops else "keep", "; ".join(shown for _, shown in broken))
+
+
+def _asked(metrics: Metrics, arguments: GateArguments) -> Iterator[tuple[Rule, bool, str]]:
+    """Every rule that is asked, whether it holds, and its number beside its limit."""
+    gain, proxy_gain = _number(metrics, "score_gain_vs_best"), _number(metrics, "proxy_gain_vs_best")
+    if (limit := arguments.gate_min_gain) is not None:
+        holds = gain > limit
+        yield "min_gain", holds, f"gain {gain:.3f} {'>' if holds else '<='} {limit:g}"
+    if (limit := arguments.gate_min_win_rate) is not None:
+        rate = _number(metrics, "win_rate_vs_best")
+        holds = rate >= limit
+        yield "min_win_rate", holds, f"win rate {rate:.3f} {'>=' if holds else '<'} {limit:g}"
+    at_most: tuple[tuple[Rule, str, str, float | None], ...] = (
+        ("max_length_growth", "length x", "length_growth", arguments.gate_max_length_growth),
+        ("max_unfinished", "unfinished ", "unfinished_share", arguments.gate_max_unfinished),
+        ("max_kl", "KL ", "kl_to_first", arguments.gate_max_kl),
+    )
+    for rule, name, metric, limit in at_most:
+        if limit is not None:
+            value = _number(metrics, metric)
+            holds = value <= limit
+            yield rule, holds, f"{name}{value:.3f} {'<=' if holds else '>'} {limit:g}"
+    if arguments.gate_overoptimised:
+        yield "overoptimised", not proxy_gain > 0 > gain, f"reward {proxy_gain:+.3f}, gain {gain:+.3f}"
+
+
+def _number(metrics: Metrics, name: str) -> float:
+    value = metrics.get(name)
+    return float(value) if value is not None else 0.0

@@ -1,0 +1,119 @@
+"""Stage keys: declared as dataclass fields, described for the pipeline, filled from checked values."""
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, Literal
+
+from data_schemas.errors import ConfigError
+from data_schemas.stage_keys import StageDescription, StageKey
+
+# TRL and transformers keys that say how a stage is run or watched, not what it makes.
+RUNTIME_KEYS = frozenset(
+    """output_dir per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
+    activation_offloading logging_strategy logging_steps
+    logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level
+    log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+    eval_accumulation_steps eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics
+    prediction_loss_only save_only_model save_strategy save_steps save_on_each_node save_total_limit
+    enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    restore_callback_states_from_checkpoint use_cpu dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp
+    fsdp_config deepspeed debug skip_memory_metrics do_train do_eval do_predict resume_from_checkpoint local_rank
+    dataset_num_proc precompute_ref_batch_size""".split()
+)
+
+
+def key_field(default: Any, help: str, *, role: str = "identity") -> Any:
+    """A dataclass field with a help line and the role that data_schemas.stage_keys knows."""
+    metadata = {"help": help, "role": role}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def required_field(help: str, *, role: str = "identity") -> Any:
+    return field(default=None, metadata={"help": help, "role": role, "required": True})
+
+
+def describe(
+    recipe_version: int, example: str, classes: Sequence[type], defaults: Mapping[str, Any]
+) -> StageDescription:
+    """Every key of the dataclasses, ours first; `defaults` are ours for TRL's keys."""
+    keys: dict[str, StageKey] = {}
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        own = cls.__module__.split(".")[0] not in ("trl", "transformers")
+        for item in dataclasses.fields(cls):
+            if not item.init or item.name in keys:
+                continue
+            kind, choices = _describe_type(hints[item.name])
+            role = item.metadata.get("role") or ("runtime" if item.name in RUNTIME_KEYS else "identity")
+            if item.name == "model_name_or_path":
+                role = "model"
+            keys[item.name] = StageKey(
+                type=kind,
+                choices=item.metadata.get("choices") or choices,
+                default=_plain(defaults.get(item.name, _default_of(item))),
+                role=role,
+                required=bool(item.metadata.get("required")),
+                own=own,
+                help=" ".join(str(item.metadata.get("help", "")).split()),
+            )
+    return StageDescription(recipe_version=recipe_version, example=example, keys=keys)
+
+
+def _default_of(item: dataclasses.Field[Any]) -> Any:
+    if item.default is not dataclasses.MISSING:
+        return item.default
+    return None if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _describe_type(hint: Any) -> tuple[str, list[str] | None]:
+    """A type hint as the words of StageKey.type, and the allowed words where it lists them."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    names: list[str] = []
+    choices: list[str] | None = None
+    for member in members:
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
+        if member is type(None):
+            names.append("null")
+        elif origin is Literal:
+            names.append("str" if arguments != (False,) else "bool")
+            choices = [str(item) for item in arguments] if arguments != (False,) else choices
+        elif isinstance(member, type) and issubclass(member, enum.Enum):
+            names.append("str")
+            choices = [str(item.value) for item in member]
+        elif origin is list:
+            names.append(f"list[{arguments[0].__name__ if arguments[0] in (int, float, str) else 'str'}]")
+            if typing.get_origin(arguments[0]) is Literal:
+                choices = [str(item) for item in typing.get_args(arguments[0])]
+        elif origin is dict or member is dict:
+            names.append("dict")
+        else:
+            names.append(member.__name__ if member in (bool, int, float, str) else "any")
+    # null first, so that "null" is not read as text; text last, since everything converts to it.
+    order = ["null", "bool", "int", "float", "list[int]", "list[float]", "list[str]", "dict", "str", "any"]
+    return " | ".join(sorted(set(names), key=order.index)), choices
+
+
+def fill(classes: Sequence[type], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Instances of the dataclasses from checked values. Raises ConfigError where a dataclass refuses them."""
+    values = dict(defaults) | dict(values)
+    instances = []
+    for cls in classes:
+        names = {item.name for item in dataclasses.fields(cls) if item.init}
+        try:
+            instances.append(cls(**{name: value for name, value in values.items() if name in names}))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error).strip().splitlines()[0]) from error
+    return tuple(instances)

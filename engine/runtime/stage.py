@@ -1,0 +1,217 @@
+"""A stage is a program: one config in, one folder out, its record last. This is what surrounds every stage's `main`.
+
+It checks the keys, holds a lock on the folder, ends the process when its runner or launcher has died, sends the log to
+console and file, reports the end in `outcome.json` (`accelerate launch` turns every exit code into 1), and writes the
+record.
+"""
+
+import contextlib
+import gc
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_schemas import key_rules, stage_keys
+from data_schemas.artifact import RECORD, Artifact, Choice, files_below
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.files import write_atomically
+from data_schemas.text import printable
+from engine.runtime import arguments, out_of_memory, preemption, process, timing
+from engine.runtime.folder import (
+    claim_folder,
+    clear_leftovers,
+    identity_keys,
+    inputs_of,
+    lock_folder,
+    rank_done_file,
+    wait_for_other_ranks,
+)
+from engine.runtime.keys import fill
+from engine.runtime.outcome import failed, hint_for, start_logging
+from engine.runtime.tracking import Tracker
+
+log = logging.getLogger("alignloop")
+
+
+@dataclass
+class Stage:
+    """One run of a stage: its folder, its values, its tracker."""
+
+    name: str
+    folder: Path
+    values: dict[str, Any]  # every key that was given, typed
+    tracker: Tracker
+    is_main: bool
+
+
+@dataclass
+class StageResult:
+    """What `main` returns: everything the record says besides the keys."""
+
+    outputs: dict[str, str]
+    metrics: dict[str, float | int | str | None] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    contract: dict[str, str] = field(default_factory=dict)
+
+
+def run_stage(
+    name: str,
+    classes: Sequence[type],
+    main: Callable[..., StageResult],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    words: Sequence[str] | None = None,
+) -> None:
+    """Runs a stage from its command line and ends the process: 0 done, 2 a user's mistake, 1 anything else."""
+    words = list(sys.argv[1:] if words is None else words)
+    if {"-h", "--help", "--help-all"} & set(words):
+        print(stage_keys.help_text(name, everything="--help-all" in words))
+        sys.exit(0)
+    gc.freeze()  # half a million objects of modules, which each collection would take a fifth of a second to go through
+    try:
+        values = stage_keys.parse_command_line(name, words)
+        stage_keys.check_required(name, values, where=name)
+        key_rules.check_values(name, values, where=name)
+        folder = Path(values.get("output_dir") or _missing("output_dir")).absolute()
+        code = _run(name, classes, main, values | {"output_dir": str(folder)}, dict(defaults or {}))
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        code = 2
+    except OSError as error:  # an output_dir that is a file, or can't be written
+        hint = hint_for(error)
+        print(f"error: {printable(str(error))}" + (f"; {hint}" if hint else ""), file=sys.stderr)
+        code = 1
+    except preemption.Preempted:  # nothing was begun, or all is written
+        code = preemption.EXIT_CODE
+    with contextlib.suppress(OSError):  # they may go to a file on a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code == 0:  # where one rank failed, the others may wait in a collective forever
+        process.leave_process_group()
+    sys.exit(code)
+
+
+def _missing(key: str) -> Any:
+    raise ConfigError(f"{key} is missing: the folder this stage writes")
+
+
+def _run(
+    name: str,
+    classes: Sequence[type],
+    main: Callable[..., StageResult],
+    values: dict[str, Any],
+    defaults: dict[str, Any],
+) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    folder = Path(values["output_dir"])
+    process.end_with_the_runner()
+    process.use_all_cores()
+    process.keep_memory()
+    process.trust_code(bool(values.get("trust_remote_code")))
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder, is_main=rank == 0), preemption.listen_for_signals():
+        claim_folder(name, folder, values, is_main=rank == 0)
+        if rank == 0:
+            clear_leftovers(folder)
+            (folder / "outcome.json").unlink(missing_ok=True)  # of an earlier try
+        start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
+        started = time.monotonic()
+        timing.start()
+        rank_done_file(folder, rank).unlink(missing_ok=True)
+        try:
+            made = _make(name, folder, classes, main, values, defaults, is_main=rank == 0)
+            if rank == 0:
+                wait_for_other_ranks(folder)
+                _finish(name, folder, values, made, seconds=time.monotonic() - started)
+            else:
+                rank_done_file(folder, rank).parent.mkdir(exist_ok=True)
+                rank_done_file(folder, rank).touch()
+        except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
+            if (folder / RECORD).exists():  # all is written
+                raise
+            return failed(folder, error, is_main=rank == 0)
+    return 0
+
+
+def _make(
+    name: str,
+    folder: Path,
+    classes: Sequence[type],
+    main: Callable[..., StageResult],
+    values: dict[str, Any],
+    defaults: dict[str, Any],
+    *,
+    is_main: bool,
+) -> StageResult:
+    """What `main` makes of the values, its numbers tracked."""
+    keys, filled = stage_keys.stages()[name].keys, dict(values)
+    tracker = Tracker(folder, active=is_main)
+    try:
+        if "global_batch_size" in keys:
+            fewer = out_of_memory.remembered(folder / "checkpoints")
+            rows, at_most = keys["global_batch_size"].default, fewer.get(out_of_memory.TRAINING)
+            filled = arguments.resolve_batch(values, default_global=rows, at_most=at_most)
+            if out_of_memory.EVALUATION in fewer:
+                given = values.get(out_of_memory.EVALUATION, keys[out_of_memory.EVALUATION].default)
+                filled[out_of_memory.EVALUATION] = min(given, fewer[out_of_memory.EVALUATION])
+            for key in fewer:
+                log.info("%s=%d: more was too much for the memory (checkpoints/memory.json)", key, filled[key])
+            filled["output_dir"] = str(folder / "checkpoints")
+            filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
+        instances = fill(classes, filled, defaults)
+        if values.get("trust_remote_code"):
+            log.warning("trust_remote_code: code that comes with the model's files runs here")
+        if "wandb" in str(values.get("report_to", keys["report_to"].default)):
+            tracker.start_wandb(
+                folder,
+                name=values.get("step", name),
+                group=values.get("run_group", ""),
+                config=identity_keys(name, values),
+            )
+        return main(Stage(name, folder, values, tracker, is_main), *instances)
+    finally:
+        if seconds := preemption.longest_wait():
+            log.info("SIGTERM would have been answered within %.1f s", seconds)
+        tracker.finish()
+
+
+def _finish(name: str, folder: Path, values: dict[str, Any], made: StageResult, *, seconds: float) -> None:
+    versions = {}
+    for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    outcome = {"state": "done", "cause": "", "hint": "", "kind": "", "seconds": timing.by_part()}
+    write_atomically(folder / "outcome.json", json.dumps(outcome))
+    Artifact(
+        stage=name,
+        step=str(values.get("step", "")),
+        recipe_version=stage_keys.stages()[name].recipe_version,
+        fingerprint=str(values.get("fingerprint", "")),
+        keys=identity_keys(name, values),
+        inputs=inputs_of(name, values),
+        outputs=made.outputs,
+        files=files_below(folder, made.outputs),
+        metrics=made.metrics,
+        reasons=made.reasons,
+        choices=made.choices,
+        contract=made.contract,
+        versions=versions,
+        seconds=round(seconds, 3),
+    ).write(folder)
+    if not values.get("keep_checkpoints"):  # now that they are not needed: a kill before would have lost everything
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    log.info("whole: %s", folder)
+
+
+def format_counts(counts: Mapping[Any, int]) -> str:
+    """Counts by reason, as a message says them: `strength 9, too_similar 1`."""
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())

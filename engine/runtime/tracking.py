@@ -1,0 +1,135 @@
+"""Where a stage's numbers go: `metrics.jsonl` always, wandb where it is asked for and works.
+
+Every (step, key) stands once in metrics.jsonl, also after a resume. A failure of wandb is a warning, never the stage's.
+"""
+
+import contextlib
+import json
+import logging
+import netrc
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_schemas.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes logged values of one step; only the main process has one that writes (`active`)."""
+
+    def __init__(self, folder: Path, *, active: bool) -> None:
+        self.path = folder / FILE
+        self.active = active
+        self.values = _read(self.path)  # (step, key) -> value
+        self._run: Any = None
+
+    def log(self, values: Mapping[str, Any], *, step: int) -> None:
+        """Appends the numbers of `values` that this step does not have yet."""
+        fresh = {key: value for key, value in values.items() if _is_number(value) and (step, key) not in self.values}
+        self.values.update({(step, key): value for key, value in fresh.items()})
+        if not (self.active and fresh):
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **fresh}) + "\n")
+        if self._run is not None:
+            self._safely(lambda: self._run.log({**fresh, "step": step}))
+
+    def forget_after(self, step: int) -> None:
+        """Drops what a killed attempt logged after the checkpoint that is resumed from."""
+        self.values = {(at, key): value for (at, key), value in self.values.items() if at <= step}
+        if self.active and (self.path.exists() or self.values):
+            self.save(self.path.parent)
+
+    def save(self, folder: Path) -> None:
+        """Writes all values into the metrics.jsonl of a folder: a checkpoint has its own, which it goes on from."""
+        rows: dict[int, dict[str, float]] = {}
+        for (at, key), value in self.values.items():
+            rows.setdefault(at, {})[key] = value
+        lines = [json.dumps({"step": at, **row}) for at, row in rows.items()]
+        write_atomically(folder / FILE, "".join(line + "\n" for line in lines))
+
+    def load(self, checkpoint: Path) -> None:
+        """The values that a checkpoint was saved with; what stands in metrics.jsonl may have lost some since."""
+        if (checkpoint / FILE).exists():
+            self.values = _read(checkpoint / FILE)
+
+    def history(self, key: str) -> dict[int, float]:
+        """The values of one key by step, in order."""
+        return {at: value for (at, name), value in sorted(self.values.items()) if name == key}
+
+    def start_wandb(self, folder: Path, *, name: str, group: str, config: Mapping[str, Any]) -> None:
+        """One wandb run a step, offline where no key is set; never asks, never fails the stage."""
+        if not self.active:
+            return
+
+        def start() -> Any:
+            import wandb
+
+            mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+            return wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "alignloop"),
+                id=_run_id(folder),
+                name=name,
+                group=group or None,
+                dir=str(folder),
+                config=dict(config),
+                mode=mode,  # pyright: ignore[reportArgumentType]
+                resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+            )
+
+        self._run = self._safely(start)
+
+    def finish(self) -> None:
+        if self._run is not None:
+            self._safely(self._run.finish)
+            self._run = None
+
+    def _safely(self, action: Any) -> Any:
+        try:
+            return action()
+        except Exception as error:  # whatever wandb raises, the stage goes on
+            log.warning("wandb failed and is left out of the rest of this step: %s", str(error).splitlines()[:1])
+            self._run = None
+            return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read(path: Path) -> dict[tuple[int, str], float]:
+    """What an earlier attempt logged; a last line cut short by a crash is left out."""
+    values: dict[tuple[int, str], float] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "step" in row:
+                    step = row.pop("step")
+                    values.update({(step, key): value for key, value in row.items()})
+    return values
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return bool(netrc.netrc().authenticators("api.wandb.ai"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _run_id(folder: Path) -> str:
+    """Random, so unlike anyone else's; kept in the folder, so stable over resumes."""
+    path = folder / "wandb_id.txt"
+    if not path.exists():
+        write_atomically(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()

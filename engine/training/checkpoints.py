@@ -1,0 +1,124 @@
+"""Checkpoints inside a stage: whole or not there, verified before they are resumed from, pruned after that.
+
+The Trainer writes checkpoints in place, so a killed one looks like a finished one. Here a checkpoint is written into
+`.saving`, synced to disk, and renamed into its place; its marker, `whole.json`, names every file with size and hash.
+Resuming takes the newest checkpoint that verifies, and says which it refused.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from data_schemas.errors import ConfigError
+from engine.runtime.complete_folder import MARKER, _marker, find_damage, move_into_place, write_marker
+
+SAVING = ".saving"  # where the Trainer writes
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training was when a checkpoint was saved."""
+
+    step: int
+    best_step: int  # of the best model so far, which lies beside the checkpoints
+    num_tokens: int  # trained on; TRL counts them and does not save them
+    processes: int  # optimizer shards and random states are by process
+    evaluation_is_due: bool = False  # SIGTERM came before the evaluation of this step
+    skipped_steps: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+
+
+def publish(folder: Path, progress: Progress) -> Path:
+    """Puts the checkpoint that lies in `.saving` into its place, whole."""
+    partial, target = (place / f"checkpoint-{progress.step}" for place in (folder / SAVING, folder))
+    write_marker(partial, asdict(progress))
+    move_into_place(partial, target)
+    return target
+
+
+def newest_complete(folder: Path, *, processes: int) -> tuple[Path, Progress] | None:
+    """The newest checkpoint that verifies, and its progress; those that do not are left alone and said.
+
+    Raises ConfigError where it was written by another number of processes.
+    """
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
+    for _, checkpoint in sorted(((_step_of(path), path) for path in folder.glob("checkpoint-*")), reverse=True):
+        reason = find_damage(checkpoint)
+        if reason:
+            log.warning("%s is not resumed from: %s", checkpoint.name, reason)
+            continue
+        progress = _progress(checkpoint)
+        if progress is None:
+            log.warning("%s is not resumed from: its marker is no checkpoint's", checkpoint.name)
+            continue
+        if progress.processes != processes:
+            raise ConfigError(
+                f"{checkpoint} was written by {progress.processes} processes, this is {processes}: run with as many, "
+                "or remove the folder to start the step again"
+            )
+        best = best_folder(folder, progress.best_step)
+        wrong = find_damage(best) if (best / MARKER).exists() else ""  # those of older versions have none
+        if wrong or not best.is_dir():
+            log.warning(
+                "%s is not resumed from: its best model, of step %d, is %s",
+                checkpoint.name,
+                progress.best_step,
+                f"damaged: {wrong}" if wrong else "gone",
+            )
+            continue
+        return checkpoint, progress
+    return None
+
+
+def is_there(folder: Path, step: int) -> bool:
+    """Whether a checkpoint of the step was put into its place, whole."""
+    return bool(_marker(folder / f"checkpoint-{step}"))
+
+
+def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
+    """Removes all but the `keep` newest checkpoints (None: none), and the best models that none of them names."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of)
+    for checkpoint in checkpoints[: -keep or None] if keep else ():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    kept = filter(None, (_progress(path) for path in folder.glob("checkpoint-*")))
+    _forget_bests(folder, {best_step, *(progress.best_step for progress in kept)})
+
+
+def link(source: Path, target: Path, *, leave_out: str) -> None:
+    """`target` with the files of `source` but its marker and one more. They stay: a kill before the record is written
+    must lose nothing."""
+
+    def same(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:  # a file system without hard links
+            shutil.copy2(one, other)
+
+    shutil.copytree(source, target, copy_function=same, ignore=shutil.ignore_patterns(leave_out, MARKER))
+
+
+def best_folder(folder: Path, step: int) -> Path:
+    return folder / f"best-{step}"
+
+
+def _forget_bests(folder: Path, steps: Collection[int]) -> None:
+    for path in folder.glob("best-*"):
+        if path not in [best_folder(folder, step) for step in steps]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _progress(checkpoint: Path) -> Progress | None:
+    marker = _marker(checkpoint)
+    try:
+        return Progress(**{name: value for name, value in marker.items() if name in Progress.__dataclass_fields__})
+    except TypeError:  # not one of a checkpoint
+        return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

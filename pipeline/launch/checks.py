@@ -1,0 +1,221 @@
+"""What can be known to go wrong before anything is launched, and without torch: one ConfigError each."""
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.files import read_json
+from data_schemas.functions import find_module
+from data_schemas.key_rules import check_interpreter
+from data_schemas.reading import check_columns
+from data_schemas.stage_keys import stages, with_defaults
+from pipeline.launch.command_line import available_cores
+from pipeline.plan import File, Model, Step, has_preferences, judge_given, optimised_models
+from pipeline.recipe.names import ALONE
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sections import Launch
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
+
+
+def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Raises ConfigError for the first thing that would stop a step."""
+    _check_data(recipe)
+    _check_inputs(recipe, steps)
+    for step in steps:
+        for name, value in step.keys.items():
+            if value is not None and stages()[step.stage].keys[name].role == "function":
+                find_module(value, recipe.path.absolute().parent)
+        _check_launch(recipe, step)
+        _check_batch(recipe, step)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data, where = recipe.data, recipe.path
+    made = bool(data.get("make_data"))
+    if recipe.base_model is None:
+        if recipe.pretrain is None:
+            raise ConfigError(f"{where}: base_model is missing: a folder, a hub name, or a section pretrain")
+        if not (made or data.get("documents")):
+            raise ConfigError(f"{where}: data.documents is missing: pretrain needs text")
+    if recipe.first_sft or (recipe.human_share and "sft" in recipe.round_stages):
+        if not (made or data.get("instructions") or (has_preferences(recipe) and data.get("chosen_as_instructions"))):
+            raise ConfigError(
+                f"{where}: data.instructions is missing, or data.preferences with chosen_as_instructions > 0"
+            )
+    elif not (made or data.get("prompts") or data.get("instructions") or has_preferences(recipe)):
+        raise ConfigError(f"{where}: data.prompts is missing: nothing else has prompts to answer")
+    judge = recipe.section("evaluate_policy").get("judge_model")
+    for number in range(1, recipe.rounds + 1) if judge else ():
+        if judge in optimised_models(recipe, number):
+            raise ConfigError(
+                f"{where}: evaluate_policy.judge_model={judge!r} is optimised in round {number}: "
+                "its score would rise whatever happens; give another one"
+            )
+    if not judge_given(recipe):
+        if not has_preferences(recipe):
+            raise ConfigError(
+                f"{where}: evaluate_policy.judge_function, judge_model or data.preferences is missing: who judges?"
+            )
+        if not data.get("judge_share"):
+            raise ConfigError(
+                f"{where}: data.judge_share is 0: without evaluate_policy.judge_function or judge_model "
+                "the judge needs preference pairs of its own; try 0.2"
+            )
+
+
+def _check_inputs(recipe: Recipe, steps: Sequence[Step]) -> None:
+    template = recipe.prepare_base.get("chat_template")
+    if template and template.endswith(".jinja") and not Path(template).is_file():
+        raise ConfigError(f"{recipe.path}: prepare_base.chat_template={template!r} does not exist")
+    for step in steps:
+        for key, references in step.inputs.items():
+            where = "base_model" if step.stage == "prepare_base" else f"{step.section}.{key}"
+            for reference in references:
+                if isinstance(reference, File | Model):
+                    _check_input(
+                        step, key, reference, has_template=template is not None, where=f"{recipe.path}: {where}"
+                    )
+
+
+def _check_input(step: Step, key: str, given: File | Model, *, has_template: bool, where: str) -> None:
+    path = Path(given.path)
+    if not path.exists():
+        if not _looks_like_hub_name(given.path):
+            raise ConfigError(f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe")
+    elif isinstance(given, File) and step.stage == "prepare_data":
+        try:
+            check_columns(path, key)
+        except UserError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    elif isinstance(given, Model):
+        needs_template = step.stage == "prepare_base" and not has_template
+        check_model_folder(
+            path, where=where, needs_template=needs_template, only_tokenizer=key == "tokenizer_name_or_path"
+        )
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    owner = name.partition("/")[0]
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    return is_name and not name.endswith(ROW_FILES) and not Path(owner).exists()
+
+
+def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_tokenizer: bool = False) -> None:
+    """Raises ConfigError where the folder lacks a config, a tokenizer, or a needed chat template."""
+    if not folder.is_dir():
+        raise ConfigError(f"{where}={folder} is a file, expected a model folder")
+    if not only_tokenizer and not (folder / "config.json").is_file():
+        raise ConfigError(f"{where}={folder} has no config.json: is it a model folder?")
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    if not only_tokenizer and pickled and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{where}={folder} has no weights in safetensors; {pickled[0]} runs what is written in it "
+            "when it is opened: convert it first"
+        )
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
+    has_template = (folder / "chat_template.jinja").is_file()
+    if (
+        needs_template
+        and not has_template
+        and not (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    ):
+        raise ConfigError(
+            f"{where}={folder} has no chat template; give one, as in prepare_base: {{chat_template: chatml}}"
+        )
+
+
+def _check_launch(recipe: Recipe, step: Step) -> None:
+    launch, where = step.launch, _place_of_launch(recipe, step)
+    if launch.profile == "single" and launch.num_processes > 1:
+        raise ConfigError(f"{where}: num_processes={launch.num_processes} with profile single; try profile: ddp")
+    _check_devices(launch, where=where)
+    if launch.num_machines == 1:
+        return
+    if launch.profile == "single":
+        raise ConfigError(f"{where}: num_machines={launch.num_machines} with profile single; try profile: zero3")
+    if launch.num_processes % launch.num_machines:
+        raise ConfigError(
+            f"{where}: num_processes={launch.num_processes} is over all machines, "
+            f"and no multiple of num_machines={launch.num_machines}"
+        )
+    if launch.wrapper is None:
+        raise ConfigError(
+            f"{where}: wrapper is missing: it runs a command on every machine, "
+            f'as in "srun --nodes={launch.num_machines} --ntasks-per-node=1"'
+        )
+    if launch.main_process_ip is None:
+        raise ConfigError(
+            f"{where}: main_process_ip is missing: the address of machine 0, "
+            "as in --set launch.main_process_ip=$(hostname)"
+        )
+
+
+def _place_of_launch(recipe: Recipe, step: Step) -> str:
+    return f"{recipe.path}: {step.section}.launch" if step.launch != recipe.launch else f"{recipe.path}: launch"
+
+
+def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Raises ConfigError where this machine can't run a step: it has no GPU, no such wrapper, or no vLLM."""
+    for step in steps:
+        command = shlex.split(step.launch.wrapper or "")
+        if command and not shutil.which(command[0]):
+            raise ConfigError(
+                f"{_place_of_launch(recipe, step)}: wrapper: {command[0]!r} is no command on this machine"
+            )
+        runs_elsewhere = step.launch.wrapper is not None or step.section in ALONE
+        if step.launch.device == "gpu" and not runs_elsewhere and not has_gpu():
+            raise ConfigError(
+                f"{_place_of_launch(recipe, step)}: this machine has no GPU; "
+                "CPU use is said in the recipe: launch: {device: cpu}"
+            )
+        if step.keys.get("engine") == "vllm" and not runs_elsewhere:
+            try:
+                check_interpreter(step.keys["vllm"]["python"])
+            except UserError as error:
+                raise ConfigError(f"{recipe.path}: {step.section}.{error}") from None
+
+
+def _check_devices(launch: Launch, *, where: str) -> None:
+    devices, processes = launch.devices, launch.num_processes
+    if devices is None:
+        return
+    if len(set(devices)) < len(devices) or len(devices) < processes or min(devices) < 0:
+        raise ConfigError(
+            f"{where}.devices={devices}: expected num_processes={processes} or more different numbers, as in [0, 1]"
+        )
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ours = available_cores() if launch.device == "cpu" else [int(part) for part in listed.split(",") if part.isdigit()]
+    if ours and not set(devices) <= set(ours):
+        kind = "cores" if launch.device == "cpu" else "GPUs, says CUDA_VISIBLE_DEVICES,"
+        raise ConfigError(f"{where}.devices={devices}: our {kind} are {', '.join(map(str, ours))}")
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA or AMD GPU that is not hidden from us; known without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return devices or shutil.which("nvidia-smi") is not None
+
+
+def _check_batch(recipe: Recipe, step: Step) -> None:
+    keys = with_defaults(step.stage, step.keys)
+    rows, processes = keys.get("global_batch_size"), step.launch.num_processes
+    if rows is None:
+        return
+    # Only a micro-batch that was asked for counts: where none is, the stage chooses one that fits.
+    micro_batch = step.keys.get("per_device_train_batch_size") or 1
+    if rows % (micro_batch * processes):
+        product = micro_batch * processes
+        raise ConfigError(
+            f"{recipe.path}: {step.section}.global_batch_size={rows} is not a multiple of "
+            f"per_device_train_batch_size x num_processes = {micro_batch} x {processes}; "
+            f"try {max(round(rows / product), 1) * product}"
+        )

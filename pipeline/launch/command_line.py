@@ -1,0 +1,127 @@
+"""How a stage is started: its command, its environment, and what of the machine it has for itself."""
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline.plan import Step
+from pipeline.recipe.sections import Launch
+
+ROOT = Path(__file__).absolute().parents[2]  # the stages and profiles lie beside this package, wherever we are run
+STEP_FOLDER = "ALIGNLOOP_STEP_FOLDER"  # in the environment of everything that a step started: how it is found again
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one of several steps side by side has for itself."""
+
+    number: int = 0
+    devices: tuple[int, ...] | None = None  # GPUs, on the CPU cores; None: all there are
+
+
+def slots(launch: Launch, num_steps: int) -> list[Slot]:
+    """One slot for each of the steps that can run at once; a single one where no devices are given.
+
+    A step has `num_processes` GPUs. Cores are divided, since a process may use several.
+    """
+    if launch.devices is None:
+        return [Slot()]
+    count = max(1, min(num_steps, len(launch.devices) // launch.num_processes))
+    share = launch.num_processes if launch.device == "gpu" else len(launch.devices) // count
+    return [Slot(number, tuple(launch.devices[number * share : (number + 1) * share])) for number in range(count)]
+
+
+ALONE = Slot()
+
+
+def launch_command(step: Step, folder: Path, slot: Slot = ALONE) -> list[str]:
+    """Plain Python for one process; accelerate with the step's own copy of the profile for several, and for ZeRO.
+
+    Under the wrapper where there is one; on several machines it starts accelerate on each.
+    """
+    launch = step.launch
+    script = [str(ROOT / "stages" / f"{step.stage}.py"), "--config", str(folder / "config.yaml")]
+    # -P: a folder named pipeline/ in the working directory would mask ours.
+    ours = [sys.executable, "-P", "-m"]
+    wrapper = [*ours, "pipeline.launch.wrapper", *shlex.split(launch.wrapper)] if launch.wrapper else []
+    if _is_one_process(launch):
+        return [*wrapper, sys.executable, *script]
+    profile = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{launch.profile}.yaml").read_text())
+    profile |= {
+        "num_processes": launch.num_processes,
+        "num_machines": launch.num_machines,
+        "main_process_port": launch.main_process_port + slot.number if launch.main_process_port else _free_port(),
+        "use_cpu": launch.device == "cpu",
+    }
+    if launch.num_machines > 1:
+        profile["main_process_ip"] = launch.main_process_ip
+    copy = folder / "accelerate.yaml"
+    copy.write_text(yaml.safe_dump(profile, sort_keys=False))
+    if launch.num_machines > 1:
+        return [*wrapper, *ours, "pipeline.launch.node", str(copy), *script]
+    return [*wrapper, sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(copy), *script]
+
+
+def _is_one_process(launch: Launch) -> bool:
+    return launch.num_processes == 1 and launch.profile in ("single", "ddp")
+
+
+def num_threads(processes: int, cores: Sequence[int] | None = None) -> int:
+    """Threads of each of so many processes: the given cores, or all of this machine's, divided."""
+    return max(1, len(cores or available_cores()) // processes)
+
+
+def _free_port() -> int:
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return connection.getsockname()[1]
+
+
+def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = ALONE) -> dict[str, str]:
+    """The stage's environment: our packages first, threads divided among processes, the device said."""
+    processes = step.launch.num_processes // step.launch.num_machines
+    path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    values = inherited | {
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(num_threads(processes, cores_of(step, slot))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "ALIGNLOOP_RUNNER_PID": str(os.getpid()),
+        "ALIGNLOOP_RUNNER_HOST": socket.gethostname(),
+        "ALIGNLOOP_FUNCTION_PATH": str(function_folder),
+        STEP_FOLDER: str(folder),
+    }
+    if slot.devices is not None and step.launch.device == "gpu":
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, slot.devices))
+    # Not with ZeRO: accelerate would then drop DeepSpeed without a word. There `use_cpu` in the stage's config does it.
+    if step.launch.device == "cpu" and not step.launch.profile.startswith("zero"):
+        values["ACCELERATE_USE_CPU"] = "true"
+    if step.launch.profile.startswith("zero") and "TORCH_EXTENSIONS_DIR" not in values:
+        # DeepSpeed compiles into a folder with a lock that a killed process leaves behind, and then every later launch
+        # waits for ever. A folder of the run's own has one step at a time: a lock in it is nobody's.
+        compiled = folder.parent / f".torch_extensions{f'-{slot.number}' if slot.number else ''}"
+        for lock in compiled.rglob("lock"):
+            lock.unlink(missing_ok=True)
+        values["TORCH_EXTENSIONS_DIR"] = str(compiled)
+    return values
+
+
+def available_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cores_of(step: Step, slot: Slot) -> tuple[int, ...] | None:
+    """The cores that the step is kept to, or None."""
+    return slot.devices if step.launch.device == "cpu" else None
+
+
+def can_be_warm(launch: Launch) -> bool:
+    """Whether a step may be forked from a Python that has imported the libraries already."""
+    return launch.warm and launch.device == "cpu" and _is_one_process(launch) and launch.wrapper is None

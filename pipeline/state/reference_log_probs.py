@@ -1,0 +1,62 @@
+"""Whether a DPO step will find its reference log-probs: a word in the plan. The stage itself goes by their content."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_schemas.files import read_json
+from data_schemas.reference_log_probs import FOLDER, Passes
+from data_schemas.stage_keys import with_defaults
+from pipeline.plan import Step
+
+ARE_THERE = "reference log-probs are there"
+# The keys that they hang on: which pairs there are, their tokens and masks, and how the reference computes.
+KEYS = (
+    "validation_share",
+    "strengths",
+    "max_similarity",
+    "ranking_pairs",
+    "on_bad_row",
+    "max_length",
+    "mask_formatting",
+    "ld_alpha",
+    "share_prompts",
+    "bf16",
+    "fp16",
+    "tf32",
+    "dtype",
+    "attn_implementation",
+    "model_revision",
+    "use_peft",
+    "load_in_8bit",
+    "load_in_4bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "bnb_4bit_quant_storage",
+)
+
+
+def are_there(run: Path, step: Step, identity: Mapping[str, Any], *, identity_file: str) -> bool:
+    """Whether a step of the run that reads the same pairs and the same reference has left a note that all are there."""
+    if step.stage != "dpo":
+        return False
+    passes = Passes.of(with_defaults(step.stage, step.keys), processes=step.launch.num_processes).as_note()
+    for note in run.glob(f"{FOLDER}/*/*.json"):
+        other = read_json(run / note.stem / identity_file)
+        if other is not None and read_json(note) == passes and _read_by(other) == _read_by(identity):
+            return True
+    return False
+
+
+def _read_by(identity: Mapping[str, Any]) -> list[Any]:
+    """What of a step's identity its reference reads."""
+    keys, inputs = identity.get("keys", {}), identity.get("inputs", {})
+    reference = inputs.get("reference_model") or inputs.get("model_name_or_path")
+    return [
+        identity.get("stage"),
+        identity.get("recipe_version"),
+        [keys.get(name) for name in KEYS],
+        reference,
+        inputs.get("train_data"),
+        inputs.get("eval_data"),
+    ]

@@ -1,0 +1,174 @@
+"""A recipe with its plan: what every step of it is, whether it is done, and what its stage is given. Starts nothing.
+
+A step's folder is `<run>/<step>-<first 8 of its fingerprint>`. It is reused when its record is there and nothing is
+missing, resumed when it holds a whole checkpoint, and launched otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from data_schemas.stage_keys import check_required, stages
+from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
+from pipeline.recipe.schema import Recipe
+from pipeline.state import reference_log_probs
+from pipeline.state.fingerprint import FileHashes, Identity, differences, identities
+
+IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that the next plan can say what changed
+Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]
+
+
+@dataclass
+class StepState:
+    folder: Path | None
+    state: str = "pending"
+    why: str = ""
+    seconds: float = 0.0
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Action
+    why: str
+    folder: Path | None  # None while the fingerprint is not known
+
+
+@dataclass
+class Run:
+    """A recipe with its plan, and what every step of it is."""
+
+    recipe: Recipe
+    steps: list[Step]
+    identities: Mapping[str, Identity]
+    states: dict[str, StepState] = field(default_factory=dict)
+    elsewhere: dict[str, Path] = field(default_factory=dict)  # steps that lie outside the run's folder
+
+    @classmethod
+    def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
+        """`hash_limit`: bytes over which a file with no known hash is left to be hashed (None: none is)."""
+        hashes = FileHashes(recipe.folder / ".hashes.json", limit=hash_limit)
+        known = identities(steps, hashes=hashes, function_folder=recipe.path.absolute().parent)
+        return cls(recipe, steps, known)
+
+    def folder(self, name: str) -> Path | None:
+        if name in self.elsewhere:
+            return self.elsewhere[name]
+        fingerprint = self.identities[name].fingerprint
+        return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
+
+    def decide(self, step: Step) -> Decision:
+        """Reuse, resume, run or skip, and why. Touches nothing."""
+        folder = self.folder(step.name)
+        if folder is None:
+            return Decision("to be hashed", self._why(step), None)
+        if reason := self._stopped_before(step):
+            return Decision("skip", reason, folder)
+        artifact = Artifact.read(folder)
+        if artifact is not None:
+            missing = artifact.missing(folder)
+            if not missing and artifact.fingerprint == self.identities[step.name].fingerprint:
+                return Decision("reuse", "unchanged", folder)
+            lost = f"{missing[0]} is missing or has another size" if missing else "its record has another fingerprint"
+            return Decision("run", lost, folder)
+        if progress := finished_part(folder):
+            return Decision("resume", f"from {progress}", folder)
+        why = self._why(step)
+        if folder.is_dir():
+            cause = (read_json(folder / "outcome.json") or {}).get("cause")
+            why = f"did not finish: {cause}" if cause else "did not finish"
+        identity = self.identities[step.name].content
+        if reference_log_probs.are_there(self.recipe.folder, step, identity, identity_file=IDENTITY_FILE):
+            why += f"; {reference_log_probs.ARE_THERE}"
+        return Decision("run", why, folder)
+
+    def _stopped_before(self, step: Step) -> str:
+        """Which gate of an earlier round stopped the run, and by what; or the empty string."""
+        for other in self.steps:
+            if other.stage != "evaluate_policy" or (other.round or 0) >= (step.round or 0):
+                continue
+            folder = self.folder(other.name)
+            artifact = Artifact.read(folder) if folder else None
+            if artifact is not None and artifact.metrics.get("gate") == "stop":
+                return f"{other.name} stopped the run: {artifact.metrics.get('gate_reason')}"
+        return ""
+
+    def _why(self, step: Step) -> str:
+        """What differs from the newest folder of the same step."""
+        files = [path / IDENTITY_FILE for path in self.recipe.folder.glob(f"{step.name}-????????")]
+        old = [(path.stat().st_mtime_ns, content) for path in files if (content := read_json(path)) is not None]
+        if not old:
+            return "never ran"
+        _, newest = max(old, key=lambda one: one[0])
+        lines = differences(step, newest, self.identities[step.name].content)
+        return ", ".join(lines) or "never finished"
+
+    def resolve(self, reference: Reference) -> Path | str | None:
+        """What a stage is given for a reference; None for an optional output that was not made."""
+        match reference:
+            case EvaluationFolder(name):
+                return self.folder(name)
+            case BestPolicy(name, rank):
+                choices = record_of(self.folder(name)).choices
+                if rank >= len(choices):
+                    raise ConfigError(
+                        f"{name} ranks {len(choices)} policies, too few for number {rank + 1}; move its "
+                        f"folder away ({self.folder(name)})"
+                    )
+                return self.resolve(Output(choices[rank].step, "model"))
+            case Output(name, output, optional):
+                folder = self.folder(name)
+                outputs = record_of(folder).outputs
+                if output in outputs and folder is not None:
+                    return folder / outputs[output]
+                if optional:
+                    return None
+                raise ConfigError(f"{name} made no {output}: the split is empty; it needs more rows ({folder})")
+            case _:
+                return reference.path
+
+    def stage_config(self, step: Step) -> dict[str, Any]:
+        """Every key the stage is given; what is not here is its default."""
+        known = stages()[step.stage].keys
+        keys = dict(step.keys)
+        for key, references in step.inputs.items():
+            found = [self.resolve(reference) for reference in references]
+            paths = [str(path) for path in found if path is not None]
+            if (shares := f"{key}_shares") in keys:
+                keys[shares] = [share for share, path in zip(keys[shares], found, strict=True) if path is not None]
+            if paths:
+                keys[key] = paths if "list[" in known[key].type else paths[0]
+        check_required(step.stage, keys, where=step.name)
+        policies = [
+            record_of(self.folder(item.step)).choices[item.rank].step
+            for item in step.inputs.get("policies", [])
+            if isinstance(item, BestPolicy)
+        ]
+        runner_keys = {
+            "output_dir": str(self.folder(step.name)),
+            "step": step.name,
+            "run_group": self.recipe.name,
+            "fingerprint": self.identities[step.name].fingerprint,
+            "policy_names": policies or None,
+            "use_cpu": step.launch.device == "cpu" or None,
+        }
+        return keys | {key: value for key, value in runner_keys.items() if key in known and value is not None}
+
+
+def record_of(folder: Path | None) -> Artifact:
+    artifact = Artifact.read(folder) if folder else None
+    if artifact is None:
+        raise ConfigError(f"{folder} lost its record while the run went on; run again")
+    return artifact
+
+
+def finished_part(folder: Path) -> str:
+    """What an unfinished step can go on from: its newest whole checkpoint, or finished batches; or the empty string."""
+    whole = [path.parent.name.partition("-")[2] for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
+    if steps := [int(step) for step in whole if step.isdigit()]:
+        return f"checkpoint-{max(steps)}"
+    return "the answers it finished" if any(folder.glob("checkpoints/*/[0-9]*.json")) else ""

@@ -1,0 +1,120 @@
+"""summary.json: what every step is, and the table by round. Written anew after every change."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from data_schemas.artifact import Artifact
+from data_schemas.files import write_atomically
+from pipeline.plan import Step
+from pipeline.state.run import Run, StepState
+
+SUMMARY = "summary.json"
+
+# Column -> (the section that measured it, its name there). A policy is the last step before its evaluation.
+COLUMNS = {
+    "gold_mean": ("evaluate_policy", "gold_mean"),
+    "judge": ("evaluate_policy", "judge"),
+    "judge_mean": ("evaluate_policy", "judge_mean"),
+    "proxy_mean": ("evaluate_policy", "proxy_mean"),
+    "win_rate_vs_first": ("evaluate_policy", "win_rate_vs_first"),
+    "win_rate_vs_first_low": ("evaluate_policy", "win_rate_vs_first_low"),
+    "win_rate_vs_first_high": ("evaluate_policy", "win_rate_vs_first_high"),
+    "win_rate_vs_previous": ("evaluate_policy", "win_rate_vs_previous"),
+    "win_rate_vs_previous_low": ("evaluate_policy", "win_rate_vs_previous_low"),
+    "win_rate_vs_previous_high": ("evaluate_policy", "win_rate_vs_previous_high"),
+    "score_gain_vs_first": ("evaluate_policy", "score_gain_vs_first"),
+    "score_gain_vs_first_low": ("evaluate_policy", "score_gain_vs_first_low"),
+    "score_gain_vs_first_high": ("evaluate_policy", "score_gain_vs_first_high"),
+    "gate": ("evaluate_policy", "gate"),
+    "gate_reason": ("evaluate_policy", "gate_reason"),
+    "kl_to_first": ("evaluate_policy", "kl_to_first"),
+    "mean_answer_tokens": ("evaluate_policy", "mean_answer_tokens"),
+    "ended_share": ("evaluate_policy", "ended_share"),
+    "distinct_2": ("evaluate_policy", "distinct_2"),
+    "reward_accuracy": ("reward_model", "eval_accuracy"),
+    "sft_eval_loss": ("sft", "eval_loss"),
+    "dpo_reward_accuracy": ("dpo", "eval_rewards/accuracies"),
+}
+State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
+
+
+def write(folder: Path, run: Run, state: str) -> None:
+    """Writes summary.json of the run's folder, whole or not at all."""
+    content = make(run.recipe.name, state, run.steps, run.states, {n: i.fingerprint for n, i in run.identities.items()})
+    write_atomically(folder / SUMMARY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def make(
+    name: str,
+    state: str,
+    steps: Sequence[Step],
+    states: Mapping[str, StepState],
+    fingerprints: Mapping[str, str | None],
+) -> dict[str, Any]:
+    """The summary as it is stored. Folders are relative to the run's own."""
+    entries = [
+        {
+            "name": step.name,
+            "stage": step.stage,
+            "round": step.round,
+            "folder": _name(states[step.name].folder),
+            "fingerprint": fingerprints[step.name],
+            "state": states[step.name].state,
+            "seconds": round(states[step.name].seconds, 2),
+            "metrics": artifact.metrics if (artifact := states[step.name].artifact) else {},
+        }
+        for step in steps
+    ]
+    evaluations = [step for step in steps if step.stage == "evaluate_policy"]
+    rounds = [_row(step, steps, states) for step in evaluations]
+    best = None
+    for evaluation in evaluations:
+        if (artifact := states[evaluation.name].artifact) and artifact.choices:
+            best = _best(artifact, states)
+    return {"name": name, "state": state, "steps": entries, "rounds": rounds, "best_policy": best}
+
+
+def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> dict[str, Any]:
+    chosen = evaluation.choices[0]
+    made = states[chosen.step]
+    model = made.artifact.outputs.get("model", ".") if made.artifact else "."
+    return {"step": chosen.step, "folder": f"{_name(made.folder)}/{model}", "score": chosen.score}
+
+
+def _row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, StepState]) -> dict[str, Any]:
+    """One round's numbers; a null has its reason."""
+    # Of a section with variants it is the last step that counts, their average.
+    of_round = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
+    row: dict[str, Any] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
+    reasons: dict[str, str] = {}
+    for column, (section, metric) in COLUMNS.items():
+        artifact = of_round.get(section)
+        row[column] = artifact.metrics.get(metric) if artifact else None
+        if row[column] is None:
+            skipped = states[evaluation.name].state == "skipped"
+            why = states[evaluation.name].why if skipped else _reason(section, metric, of_round, evaluation)
+            reasons[column] = why
+    return row | {"reasons": reasons}
+
+
+def _reason(section: str, metric: str, of_round: Mapping[str, Artifact | None], evaluation: Step) -> str:
+    if section not in of_round:
+        return f"round {evaluation.round} has no {section}"
+    artifact = of_round[section]
+    if artifact is None:
+        return f"{section} has not finished"
+    if metric in artifact.reasons:
+        return artifact.reasons[metric]
+    if "_vs_" in metric or metric == "kl_to_first":
+        return "there is no earlier policy" if evaluation.round == 0 else f"{section} did not measure it"
+    if metric == "gold_mean" and not evaluation.keys.get("judge_function"):
+        return "no judge function: there is no gold score"
+    if metric == "proxy_mean" and evaluation.round == 0:
+        return "round 0 optimised no reward model"
+    return f"{section} did not measure it"
+
+
+def _name(folder: Path | None) -> str | None:
+    return folder.name if folder else None

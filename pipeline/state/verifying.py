@@ -1,0 +1,46 @@
+"""Is a run as it was written? Every file of every step, against the step's record."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_schemas.artifact import RECORD, Artifact
+from data_schemas.errors import UserError
+from data_schemas.files import digest, read_json
+from pipeline.state.run import IDENTITY_FILE
+
+
+@dataclass
+class Checked:
+    """One step's folder."""
+
+    folder: Path
+    state: str  # "whole", "sizes only" (a record of an older version, without hashes) or "not finished"
+    files: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check_run(run: Path) -> Iterator[Checked]:
+    """All step folders of a run, also those that no recipe uses now."""
+    for folder in sorted(path for path in run.glob("*") if path.is_dir() and not path.is_symlink()):
+        if (folder / RECORD).exists():
+            yield _check_step(folder)
+        elif (folder / IDENTITY_FILE).exists():
+            yield Checked(folder, "not finished")
+
+
+def _check_step(folder: Path) -> Checked:
+    try:
+        record = Artifact.read(folder)
+    except UserError as error:
+        return Checked(folder, "whole", problems=[str(error).removeprefix(f"{folder}/")])
+    assert record is not None
+    state = "whole" if record.sha256.keys() == record.files.keys() else "sizes only"
+    found = Checked(folder, state, len(record.files), sum(record.files.values()), record.damage(folder))
+    identity = read_json(folder / IDENTITY_FILE)
+    if identity is None or digest(identity) != record.fingerprint:
+        found.problems.append(f"{IDENTITY_FILE} is not what the record's fingerprint was made of")
+    if not folder.name.endswith(f"-{record.fingerprint[:8]}"):
+        found.problems.append(f"the folder's name does not end in its fingerprint, {record.fingerprint[:8]}")
+    return found
