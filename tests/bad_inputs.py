@@ -181,7 +181,7 @@ class Place:
         """The command starts toy stages from now on."""
         build_house(self.folder / "house")
         self.patch.setattr(command_line, "ROOT", self.folder / "house")
-        self.patch.setattr(warm, "PRELOADED", ())
+        self.patch.setattr(warm, "preloaded_modules", list)
         for name, value in ({"TOY": "{}", "SCORES": "{}"} | environment).items():
             self.patch.setenv(name, value)
 

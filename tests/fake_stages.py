@@ -4,6 +4,8 @@ import json
 import textwrap
 from pathlib import Path
 
+from data_schemas import stage_keys
+
 ALL = {
     "output_dir": ("str", None, "runtime"),
     "step": ("str", "", "runtime"),
@@ -209,11 +211,15 @@ evaluate_policy: {judge_function: "scores:score"}
 """
 
 
+REAL = json.loads((Path(stage_keys.__file__).parent / "stage_keys.json").read_text())
+
+
 def write_keys(path: Path) -> Path:
     described = {
         stage: {
             "recipe_version": 1,
             "example": "",
+            "traits": REAL[stage]["traits"],
             "keys": {
                 name: {"type": key[0], "default": key[1], "role": key[2], "required": len(key) > 3}
                 for name, key in (ALL | keys).items()
@@ -240,7 +246,7 @@ def build_house(root: Path) -> Path:
         from pipeline import cli
         from pipeline.launch import command_line, processes, warm
         stage_keys.KEYS_FILE = Path({str(keys)!r})
-        warm.PRELOADED = ()
+        warm.preloaded_modules = lambda: []
         command_line.ROOT = Path({str(root)!r})
         processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
         cli.ROOT = command_line.ROOT

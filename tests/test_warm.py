@@ -39,7 +39,7 @@ sys.exit(int(ending))
 
 @pytest.fixture
 def python(monkeypatch):
-    monkeypatch.setattr(warm, "PRELOADED", ("textwrap",))
+    monkeypatch.setattr(warm, "preloaded_modules", lambda: ["textwrap"])
     made = warm.WarmPython(os.environ | {"SHARED": "of all", "PYTHONPATH": str(command_line.ROOT)})
     yield made
     made.close()
@@ -106,7 +106,7 @@ def test_when_the_warm_python_dies_its_steps_are_lost_and_the_next_starts_from_n
 
 
 def test_a_library_that_cannot_be_imported_is_left_to_the_step_to_tell(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(warm, "PRELOADED", ("no_such_library",))
+    monkeypatch.setattr(warm, "preloaded_modules", lambda: ["no_such_library"])
     with warm.WarmPool() as pool:
         _run(script, tmp_path, pool)
 
@@ -123,7 +123,7 @@ def _run(script: str, folder: Path, pool: warm.WarmPool) -> None:
 
 def test_everything_a_warm_step_starts_is_found_and_ended(tmp_path, monkeypatch):
     """Its forks too: their environment in /proc is the warm Python's, which knows nothing of the step."""
-    monkeypatch.setattr(warm, "PRELOADED", ())
+    monkeypatch.setattr(warm, "preloaded_modules", list)
     (tmp_path / "step.py").write_text(
         "import os, subprocess, time\n"
         "if os.fork() == 0:\n    os.setsid(); print('fork', os.getpid(), flush=True); time.sleep(60)\n"
@@ -161,7 +161,7 @@ def test_which_steps_are_warm(launch, expected):
 
 
 def test_a_runs_steps_share_one_python_and_its_environment_is_theirs(tmp_path, monkeypatch):
-    monkeypatch.setattr(warm, "PRELOADED", ())
+    monkeypatch.setattr(warm, "preloaded_modules", list)
     launch = Launch(device="cpu")
     step = Step(name="sft", stage="sft", round=None, section="", keys={}, inputs={}, launch=launch)
     with warm.WarmPool() as pool:
