@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.pipeline.toy_house import seconds_of
+from tests.processes import cpu_seconds_of
 
 
 def test_a_folder_with_packages_of_the_same_names_does_not_mask_ours(world):
@@ -44,4 +44,4 @@ def test_the_command_loads_neither_torch_nor_transformers_and_plans_at_once(worl
     loaded = "import pipeline.cli, sys; print({'torch', 'transformers', 'trl', 'accelerate'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "set()\n"
     world.call("plan", "toy.yaml")
-    assert seconds_of(lambda: world.call("plan", "toy.yaml")) < 4 * seconds_of(lambda: world.call("--help"))
+    assert cpu_seconds_of(lambda: world.call("plan", "toy.yaml")) < 4 * cpu_seconds_of(lambda: world.call("--help"))

@@ -2,7 +2,8 @@
 
 import re
 
-from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND, seconds_of
+from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
+from tests.processes import cpu_seconds_of
 
 
 def test_a_finished_run_is_reused_completely_and_starts_no_process(world):
@@ -15,7 +16,7 @@ def test_a_finished_run_is_reused_completely_and_starts_no_process(world):
     assert "runs/toy/summary.json" in out
 
     # The command's own start is nearly all there is.
-    assert seconds_of(world.run) < 4 * seconds_of(lambda: world.call("--help"))
+    assert cpu_seconds_of(world.run) < 4 * cpu_seconds_of(lambda: world.call("--help"))
     assert world.launched() == []
     assert set(world.states().values()) == {"reused"}
 
