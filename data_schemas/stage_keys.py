@@ -59,6 +59,7 @@ class StageTraits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    purpose: str  # one sentence for docs/recipe.md
     position: int  # its place in the loop; in a round the stages run in this order
     kind: Literal["trains", "generates", "transforms"]
     runs: Literal["once", "in_round", "after_round", "by_plan"] = "in_round"  # by_plan: it has no section of its own

@@ -36,6 +36,7 @@ from engine.tokens.tables import held_out_rows, tokenize, wait_for
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
 TRAITS = StageTraits(
+    purpose="Averages the weights of a section's variants.",
     position=80,
     kind="transforms",
     runs="by_plan",

@@ -27,7 +27,14 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
-TRAITS = StageTraits(position=0, kind="transforms", runs="once", one_process=True, imports_torch=False)
+TRAITS = StageTraits(
+    purpose="Reads files, or the rows that a function writes, and splits them into training, held-out and evaluation rows.",
+    position=0,
+    kind="transforms",
+    runs="once",
+    one_process=True,
+    imports_torch=False,
+)
 KINDS = ("documents", "instructions", "preferences", "prompts", "evaluation_prompts")
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,12 @@ from engine.training.next_token import BlockCollator, PretrainTrainer
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
 TRAITS = StageTraits(
-    position=10, kind="trains", runs="once", preload=True, headlines=["eval_loss_at_step_0", "eval_loss"]
+    purpose="Trains a base model on documents, from random weights or from a given model.",
+    position=10,
+    kind="trains",
+    runs="once",
+    preload=True,
+    headlines=["eval_loss_at_step_0", "eval_loss"],
 )
 END, PAD = "<|endoftext|>", "<|pad|>"
 log = logging.getLogger(__name__)
