@@ -11,7 +11,7 @@ from engine.models.loading import load_causal, load_tokenizer
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.sampling.answers import Answer
+from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from engine.tokens.template import encode_prompt
 from tests.engine.sampling.vllm_prompts import PROMPTS
@@ -33,8 +33,9 @@ def draw_for_real(folder: Path, model: Path, **keys: Any) -> list[list[Answer]]:
         **keys,
     }
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
-    asked = [(prompt, None) for prompt in PROMPTS]
-    return sample_in_turn(stage, [str(model)], asked, GenerationArguments(**given), num_answers=3, purpose="p")
+    requested = [(prompt, None) for prompt in PROMPTS]
+    settings = SamplingSettings.of(GenerationArguments(**given), purpose="p")
+    return sample_in_turn(stage, [Policy(str(model), "policy")], requested, settings, num_answers=3)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_real_vllm_takes_the_most_probable_tokens_at_temperature_0(model_for_v
     answers = draw_for_real(tmp_path, model_for_vllm, temperature=0.0, dtype="float32")
     model, tokenizer = load_causal(str(model_for_vllm), dtype="float32").eval(), load_tokenizer(str(model_for_vllm))
     for prompt, own in zip(PROMPTS, answers, strict=True):
-        assert own[0] == own[1] == own[2]
+        assert own[0].ids == own[1].ids == own[2].ids
         ids, answer = encode_prompt(tokenizer, prompt.prompt), own[0].ids
         with torch.no_grad():
             logits_TV = model(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
