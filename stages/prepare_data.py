@@ -28,7 +28,7 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
 TRAITS = StageTraits(
-    purpose="Reads files, or the rows that a function writes, and splits them into training, held-out and evaluation rows.",
+    purpose="Reads files, or the rows that a function writes, and splits them into training and held-out rows.",
     position=0,
     kind="transforms",
     runs="once",
