@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import KeyRole, StageDescription, StageKey, Values
+from data_schemas.stage_keys import KeyRole, StageKey, Values
 
 # Keys of TRL and transformers that change how a stage runs or reports, not what it computes. They are left out of the
 # fingerprint, so a finished step is reused when one of them changes. Each group has its reason.
@@ -56,7 +56,7 @@ def required_field(help: str, *, role: KeyRole = "identity") -> Any:
     return field(metadata={"help": help, "role": role, "required": True})
 
 
-def describe(recipe_version: int, example: str, classes: Sequence[type], defaults: Values) -> StageDescription:
+def describe(classes: Sequence[type], defaults: Values) -> dict[str, StageKey]:
     """Describes every key of the dataclasses, ours first; `defaults` are our defaults for TRL's keys."""
     keys: dict[str, StageKey] = {}
     for cls in classes:
@@ -78,7 +78,7 @@ def describe(recipe_version: int, example: str, classes: Sequence[type], default
                 own=own,
                 help=" ".join(str(item.metadata.get("help", "")).split()),
             )
-    return StageDescription(recipe_version=recipe_version, example=example, keys=keys)
+    return keys
 
 
 def _default_of(item: dataclasses.Field) -> object:
