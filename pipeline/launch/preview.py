@@ -15,16 +15,14 @@ from data_schemas.artifact import Artifact
 from data_schemas.check_request import CheckRequest, ModelSource, Precision, TokenizerSource, TrainingRows
 from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
-from data_schemas.stage_keys import with_defaults
+from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch import command_line
 from pipeline.plan import Model, Output, Step
 from pipeline.recipe.names import Keys
 from pipeline.state.run import Run
 
-TRAINING = ("sft", "reward_model", "dpo")
 ROW_KEYS = ("train_data", "eval_data")
-# Tokens of a matrix product when the speed of training is measured.
-TRAINING_TOKENS = 512
+TRAINING_TOKENS = 512  # rows of the matrices by which the speed of training is measured
 
 RowFile = tuple[Output, Path | None]  # an output of rows, and its file if that exists
 
@@ -74,7 +72,7 @@ def _training_rows(run: Run) -> tuple[list[TrainingRows], list[str]]:
     missing = dict[str, None]()
     seen: list[tuple[str, Keys]] = []
     for step in run.steps:
-        if step.stage not in TRAINING:
+        if not stages()[step.stage].traits.has_variants:
             continue
         files = {key: list(_row_files(run, step, key)) for key in ROW_KEYS}
         missing |= {
@@ -155,9 +153,9 @@ def _precisions(run: Run) -> list[Precision]:
     for step in run.steps:
         precision = _precision_of(step, saved)
         if precision is not None:
-            stages = found.setdefault(json.dumps(precision), precision)["stages"]
-            if step.stage not in stages:
-                stages.append(step.stage)
+            names = found.setdefault(json.dumps(precision), precision)["stages"]
+            if step.stage not in names:
+                names.append(step.stage)
     return list(found.values())
 
 

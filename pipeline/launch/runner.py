@@ -19,6 +19,7 @@ from data_schemas.errors import UserError
 from data_schemas.files import read_json, write_atomically
 from data_schemas.key_rules import Values
 from data_schemas.locks import run_lock
+from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import StageFailed, failure_of
 from pipeline.launch.warm import WarmPool
@@ -27,7 +28,6 @@ from pipeline.state import summary
 from pipeline.state.run import IDENTITY_FILE, Decision, Run, StepState, record_of
 
 NUM_HALVED = 2  # batches that a stage may halve: that of training, and that of evaluation
-QUICK = ("prepare_data",)  # stages that import nothing slow
 POLL_SECONDS = 0.2
 
 Show = Callable[[Step, StepState], None]
@@ -152,7 +152,7 @@ class Scheduler:
 def _start(
     run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: Show, *, previous: Job | None = None
 ) -> Job | None:
-    """Starts the stage of a step, after a `previous` start that halved its batch. None where it is reused or skipped."""
+    """Starts the stage of a step, again after a start that halved its batch. None where it is reused or skipped."""
     state = run.states[step.name]
     decision = run.decide(step)
     if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
@@ -188,7 +188,7 @@ def _launch(
     """Starts the process of a stage: a fork of a warm Python where that is possible and faster, else a new process."""
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent, slot)
     is_warm = command_line.can_be_warm(step.launch)
-    if is_warm and step.stage in QUICK:
+    if is_warm and not stages()[step.stage].traits.imports_torch:
         processes.get_warm_python(warm, env)  # for the next steps: it imports while this one runs
         is_warm = False
     return processes.StageProcess(

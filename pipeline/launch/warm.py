@@ -24,7 +24,8 @@ from typing import TypedDict
 
 import psutil
 
-PRELOADED = ("stages.pretrain", "stages.sft", "stages.reward_model", "stages.dpo", "stages.evaluate_policy")
+from data_schemas.stage_keys import stages
+
 LOST = 70  # the exit code of a step whose own is not known, or that ended because its parent did
 MESSAGE_BYTES = 1 << 20
 
@@ -47,6 +48,11 @@ class Reply(TypedDict, total=False):
     code: int  # negative: the signal that ended the fork
 
 
+def preloaded_modules() -> list[str]:
+    """The stages that are imported before any of them is forked: those whose traits say so."""
+    return [f"stages.{name}" for name, stage in stages().items() if stage.traits.preload]
+
+
 class WarmPython:
     """The runner's side of a warm Python, with the exit codes of its forks. All its steps share its environment."""
 
@@ -55,7 +61,7 @@ class WarmPython:
         self.codes: dict[int, int] = {}
         with other_end:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.launch.warm", str(other_end.fileno()), *PRELOADED],
+                [sys.executable, "-P", "-m", "pipeline.launch.warm", str(other_end.fileno()), *preloaded_modules()],
                 pass_fds=[other_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
