@@ -19,9 +19,7 @@ RANKS = ("ALIGNLOOP_MACHINE_RANK", "SLURM_NODEID")  # the first variable that is
 def main(profile: str, *script: str) -> None:
     rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), None)
     if rank is None:
-        sys.exit(
-            f"error: the rank of this machine is unknown; launch.wrapper must set {' or '.join(RANKS)} to 0, 1, ..."
-        )
+        sys.exit(f"error: which machine is this? launch.wrapper must set {' or '.join(RANKS)} to 0, 1, ...")
     settings = yaml.safe_load(Path(profile).read_text(encoding="utf-8"))
     os.environ["OMP_NUM_THREADS"] = str(num_threads(settings["num_processes"] // settings["num_machines"]))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", profile, "--machine_rank", rank]

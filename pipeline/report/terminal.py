@@ -33,7 +33,7 @@ COLOURS = {
     "pending": "dim",
     "skip": "dim",
     "skipped": "dim",
-    "whole": "green",
+    "complete": "green",
     "sizes only": "yellow",
     "not finished": "dim",
 }

@@ -19,15 +19,18 @@ def test_a_folder_with_packages_of_the_same_names_does_not_mask_ours(world):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("run", "gone.yaml"), "error: gone.yaml does not exist\n"),
+        (("run", "gone.yaml"), "error: gone.yaml does not exist, and no shipped recipe has this name; "),
         (
             ("plan", "toy.yaml", "--set", "dpo.betta=1"),
             "error: toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n",
         ),
         (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
-        (("status", "."), "error: . has no summary.json: is it a run's folder?\n"),
+        (("status", "."), "error: . has no summary.json; expected the folder of a run, as in runs/demo\n"),
         (("chat", "gone"), "error: gone does not exist\n"),
-        (("chat", "."), "error: . is no model: it has no config.json, no record of a model and no summary.json\n"),
+        (
+            ("chat", "."),
+            "error: . is not a model, a step or a run: no config.json, no record of a model, no summary.json\n",
+        ),
         (("run",), "Missing argument 'RECIPE'"),
         (("rnu",), "No such command 'rnu'"),
     ],
