@@ -68,13 +68,10 @@ def init(
     """Write a recipe to start from into this folder."""
     recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd()))
     print(f"written: {', '.join(map(str, (recipe, *others)))}")
-    print(f"edit {recipe}: give your model and data; then")
-    for command, effect in (
-        ("plan", "show every step and check every key; runs nothing"),
-        ("check", "show the rows as each stage trains on them"),
-        ("run", "run the loop"),
-    ):
-        print(f"  {f'{_command()} {command} {recipe}':<40} # {effect}")
+    print("set its model and data, then:")
+    print(f"  {_command()} plan {recipe}     # shows every step and checks every key; runs nothing")
+    print(f"  {_command()} check {recipe}    # shows the rows that each stage trains on")
+    print(f"  {_command()} run {recipe}      # runs the loop")
 
 
 @app.command()
@@ -105,7 +102,7 @@ def run(
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Show for every step whether it will be reused, resumed or run, and why. Runs nothing."""
+    """Show which steps will be reused, resumed or run, and why. Runs nothing."""
     loaded, steps = _load(recipe, overrides)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
@@ -119,7 +116,10 @@ def check(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(help="number of rows to show of each training stage")] = 2,
 ) -> None:
-    """Show the rows as each stage trains on them, with the trained tokens in colour. Trains nothing."""
+    """Show the rows that each stage trains on, with the trained tokens in colour.
+
+    Also shows what is wrong with the rows, and which precision is fastest on this device. Trains nothing.
+    """
     loaded, steps = _load(recipe, overrides)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     with tempfile.TemporaryDirectory(prefix="alignloop-check-") as scratch:
@@ -146,7 +146,7 @@ def status(
 
 @app.command()
 def verify(run: RunFolder) -> None:
-    """Read every file of a run and compare its hash with the one recorded when it was written."""
+    """Compare every file of a run with the hash in its record."""
     checked = list(verifying.check_run(run))
     if not checked:
         raise ConfigError(f"{run} contains no step; expected the folder of a run, as in runs/demo")
@@ -167,7 +167,10 @@ def prune(
     run: RunFolder,
     yes: Annotated[bool, typer.Option("--yes", help="delete the listed folders")] = False,
 ) -> None:
-    """List the folders that the last run does not need, as of steps whose keys were edited. --yes deletes them."""
+    """List folders that the last run does not need; --yes deletes them.
+
+    These are the folders of steps whose keys were edited later, and of steps that did not finish.
+    """
     pruning.needed_by(run, _read_summary(run))  # a folder that is no run, or whose run did not finish, gets no lock
     with run_lock(run) if yes else contextlib.nullcontext():
         found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
