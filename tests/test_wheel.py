@@ -91,10 +91,12 @@ def test_an_installed_wheel_plans_and_runs_the_demo_from_an_empty_folder(install
     run = subprocess.Popen(
         [installed, *words], cwd=work, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    links = work / "runs" / "demo" / "steps"
-    wait_until(lambda: (links / "pretrain" / "artifact.json").exists(), seconds=240, what="two steps", process=run)
-    run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=120)
+    record = work / "runs" / "demo" / "steps" / "pretrain" / "artifact.json"
+    try:
+        wait_until(record.exists, seconds=400, what="two steps", process=run)
+    finally:
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=120)
     assert run.returncode == 130, err
     assert [line.split()[1:3] for line in out.splitlines() if " ran " in line][:2] == [
         ["prepare_data", "ran"],
