@@ -370,7 +370,7 @@ CASES = [
     Case(
         "weights that are pickled",
         pickled,
-        "base_model=HERE/model has no weights in safetensors; pytorch_model.bin runs what is written in it when",
+        "base_model=HERE/model has no weights in safetensors; loading pytorch_model.bin could run code stored",
     ),
     Case(
         "model with code of its own",

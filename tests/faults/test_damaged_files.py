@@ -37,10 +37,12 @@ def test_files_that_only_describe_how_a_step_was_run_may_be_damaged(finished, tm
         cut(world.folder("round-0.sft") / name)
     cut(world.run_folder / ".hashes.json")
     cut(world.run_folder / "summary.json")
-    assert_one_line(world.call("status", "runs/toy"), 2, "summary.json is not a run's summary; run the recipe again")
+    assert_one_line(
+        world.call("status", "runs/toy"), 2, "summary.json is not the summary of a run; run the recipe again"
+    )
     assert_one_line(world.call("verify", "runs/toy"), 1, "round-0.sft-")
     # What it was made of cannot be told any more.
-    assert "run    round-0.sft: never ran" in world.call("plan", *NO_ROUND[1:], "--set", "sft.seed=3")[1]
+    assert "run    round-0.sft: not run yet" in world.call("plan", *NO_ROUND[1:], "--set", "sft.seed=3")[1]
     assert world.call(*NO_ROUND)[0] == 0
     assert (world.launched(), states(world)) == ([], {"reused"})
 

@@ -171,7 +171,7 @@ def test_raft_runs_only_on_winners(world):
 def test_a_recipe_for_gpus_is_planned_anywhere_but_runs_only_with_a_gpu(world):
     code, out, err = world.call("plan", "toy.yaml", "--set", "launch.device=gpu", CUDA_VISIBLE_DEVICES="")
     assert (code, err.count("\n")) == (0, 1)
-    assert "run    round-2.dpo: never ran" in out
+    assert "run    round-2.dpo: not run yet" in out
     assert err.startswith("warning: toy.yaml: launch: this machine has no GPU")
     code, out, err = world.call("run", "toy.yaml", "--set", "launch.device=gpu", CUDA_VISIBLE_DEVICES="")
     assert (code, out) == (2, "")
