@@ -167,7 +167,8 @@ def main() -> int:
             message = printable(str(error)).removeprefix(f"{asked['step']}: ")
             print(f"error: {asked['step']}: {message}", file=sys.stderr)
     if request["missing"]:
-        console.print(f"not made yet: rows of {', '.join(request['missing'])}", markup=False, soft_wrap=True)
+        steps = ", ".join(request["missing"])
+        console.print(f"rows not available yet, from steps that have not run: {steps}", markup=False, soft_wrap=True)
     return 2 if failed else 0
 
 

@@ -27,16 +27,27 @@ class Launch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = "single"
-    num_processes: int = Field(default=1, ge=1)  # over all machines
-    device: Literal["gpu", "cpu"] = "gpu"
-    num_machines: int = Field(default=1, ge=1)
-    wrapper: str | None = None  # runs a command once on every machine: "srun --nodes=8 --ntasks-per-node=1"
-    main_process_ip: str | None = None  # the address of machine 0, as the others reach it
-    main_process_port: int | None = None  # null: a free port
-    devices: list[int] | None = None  # the GPUs, or on the CPU the cores, that a step may use; null: all
-    grace_seconds: float = Field(default=60.0, ge=0.0)  # the time that a stage has after SIGTERM to save a checkpoint
-    warm: bool = True  # single-process steps on the CPU are forked from one pre-imported Python; false: started afresh
+    profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = Field(
+        default="single", description="How a step is distributed over processes; a ZeRO profile uses DeepSpeed."
+    )
+    num_processes: int = Field(default=1, ge=1, description="Processes over all machines.")
+    device: Literal["gpu", "cpu"] = Field(default="gpu", description="The device that stages run on.")
+    num_machines: int = Field(default=1, ge=1, description="Machines that a step runs on.")
+    wrapper: str | None = Field(
+        default=None,
+        description="A command that runs another once on every machine, as in srun --nodes=8 --ntasks-per-node=1.",
+    )
+    main_process_ip: str | None = Field(default=None, description="Address of machine 0, as the others reach it.")
+    main_process_port: int | None = Field(default=None, description="Port of machine 0; null: a free one.")
+    devices: list[int] | None = Field(
+        default=None, description="GPUs, or on the CPU cores, that a step may use; null: all."
+    )
+    grace_seconds: float = Field(
+        default=60.0, ge=0.0, description="Time that a stage has after SIGTERM to save a checkpoint."
+    )
+    warm: bool = Field(
+        default=True, description="Steps of one process on the CPU are forked from one Python that has imported torch."
+    )
 
     @field_validator("wrapper")
     @classmethod
@@ -50,8 +61,10 @@ class Mix(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    human_share: float = Field(default=1.0, ge=0.0, le=1.0)  # of the human instructions, mixed into SFT from round 1 on
-    dpo_batches: int = Field(default=1, ge=1)  # the number of most recent batches that DPO is trained on
+    human_share: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="Share of the human instructions in SFT, from round 1 on."
+    )
+    dpo_batches: int = Field(default=1, ge=1, description="Number of most recent batches that DPO is trained on.")
 
 
 @dataclass(frozen=True)

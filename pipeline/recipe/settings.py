@@ -10,20 +10,34 @@ from pipeline.recipe.sections import Launch, Mix
 
 
 class Settings(Mix, BaseModel):
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")  # of the run, and of its folder
-    rounds: int = Field(default=2, ge=0)
-    base_model: str | None = None  # a folder or a hub name; without it, a base model is pretrained
-    output_dir: str = "runs"  # relative to the working directory
-    seed: int = 0
-    launch: Launch = Launch()
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run, and of its folder.")
+    rounds: int = Field(default=2, ge=0, description="Number of rounds after round 0.")
+    base_model: str | None = Field(
+        default=None, description="A folder or a hub name; null: a base model is pretrained."
+    )
+    output_dir: str = Field(default="runs", description="Folder of the runs, relative to the working directory.")
+    seed: int = Field(default=0, description="Seed of every stage whose section sets none.")
+    launch: Launch = Field(default=Launch(), description="Where and how steps run; a section may override it.")
 
-    first_sft: bool = True  # round 0 trains the first policy; false: base_model is a chat model and is that policy
-    round_stages: list[RoundStage] = list(ROUND_STAGES)  # the stages of a round
-    refit_reward_model: bool = True  # in each round, on all batches so far; false: all rounds use that of round 1
-    dpo_reference: Literal["start", "first"] = "start"  # DPO's reference: the model it starts from, or the first policy
-    sft_from: Literal["base", "best"] = "base"  # the model that SFT starts from, from round 1 on
-    annotate_policies: Literal["best", "best_two"] = "best_two"  # the policies whose answers are compared
-    sampling_policies: Literal["best", "best_two"] = "best"  # the policies that rejection sampling takes answers from
+    first_sft: bool = Field(
+        default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."
+    )
+    round_stages: list[RoundStage] = Field(default=list(ROUND_STAGES), description="The stages of a round.")
+    refit_reward_model: bool = Field(
+        default=True, description="Each round trains a reward model on all batches so far; false: only round 1 does."
+    )
+    dpo_reference: Literal["start", "first"] = Field(
+        default="start", description="The reference of DPO: the model that it starts from, or the first policy."
+    )
+    sft_from: Literal["base", "best"] = Field(
+        default="base", description="The model that SFT starts from, from round 1 on: the base or the best policy."
+    )
+    annotate_policies: Literal["best", "best_two"] = Field(
+        default="best_two", description="The policies whose answers are compared."
+    )
+    sampling_policies: Literal["best", "best_two"] = Field(
+        default="best", description="The policies that rejection sampling takes answers from."
+    )
 
     path: Path = Field(exclude=True)  # the file that the recipe was read from; not a key
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import check_required, stages
 from pipeline.recipe.resolved import Recipe
@@ -102,10 +102,10 @@ class Run:
         files = [path / IDENTITY_FILE for path in self.recipe.folder.glob(f"{step.name}-????????")]
         old = [(path.stat().st_mtime_ns, content) for path in files if (content := read_json(path)) is not None]
         if not old:
-            return "never ran"
+            return "not run yet"
         _, newest = max(old, key=lambda one: one[0])
         lines = differences(step, newest, self.identities[step.name].content)
-        return ", ".join(lines) or "never finished"
+        return ", ".join(lines) or "not finished yet"
 
     def resolve(self, reference: Reference) -> Path | str | None:
         """What a stage is given for a reference; None for an optional output that was not made."""
@@ -162,7 +162,7 @@ class Run:
 def record_of(folder: Path | None) -> Artifact:
     artifact = Artifact.read(folder) if folder else None
     if artifact is None:
-        raise ConfigError(f"{folder} lost its record while the run went on; run again")
+        raise DataError(f"{folder}: its record disappeared during the run; run the recipe again")
     return artifact
 
 

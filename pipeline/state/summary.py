@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from data_schemas.artifact import Artifact
 from data_schemas.files import write_atomically
@@ -12,6 +12,38 @@ from pipeline.state.run import Run, StepState
 from pipeline.steps import Step
 
 SUMMARY = "summary.json"
+
+
+class StepEntry(TypedDict):
+    """A step in the summary."""
+
+    name: str
+    stage: str
+    round: int | None
+    folder: str | None  # relative to the run's folder
+    fingerprint: str | None
+    state: str
+    seconds: float
+    metrics: dict[str, object]
+
+
+class BestEntry(TypedDict):
+    """The best policy in the summary."""
+
+    step: str
+    folder: str
+    score: float
+
+
+class Summary(TypedDict):
+    """The content of summary.json."""
+
+    name: str
+    state: str
+    steps: list[StepEntry]
+    rounds: list[dict[str, object]]  # `round`, `policy`, COLUMNS and `reasons`
+    best_policy: BestEntry | None
+
 
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
 

@@ -15,7 +15,7 @@ class Checked:
     """One step's folder."""
 
     folder: Path
-    state: str  # "whole", "sizes only" (a record of an older version, without hashes) or "not finished"
+    state: str  # "complete", "sizes only" (a record of an older version, without hashes) or "not finished"
     files: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
@@ -34,9 +34,9 @@ def _check_step(folder: Path) -> Checked:
     try:
         record = Artifact.read(folder)
     except UserError as error:
-        return Checked(folder, "whole", problems=[str(error).removeprefix(f"{folder}/")])
+        return Checked(folder, "complete", problems=[str(error).removeprefix(f"{folder}/")])
     assert record is not None
-    state = "whole" if record.sha256.keys() == record.files.keys() else "sizes only"
+    state = "complete" if record.sha256.keys() == record.files.keys() else "sizes only"
     found = Checked(folder, state, len(record.files), sum(record.files.values()), record.damage(folder))
     identity = read_json(folder / IDENTITY_FILE)
     if identity is None or digest(identity) != record.fingerprint:

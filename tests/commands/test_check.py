@@ -93,7 +93,7 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
         assert step in out
     assert "rows left out (longer than max_length)" in out and "% of all tokens" in out
     assert out.count("<|im_start|>assistant\n⟦") >= 3
-    assert "not made yet: rows of round-1.rejection_sampling" in out
+    assert "rows not available yet, from steps that have not run: round-1.rejection_sampling" in out
     assert "\x1b" not in out + done.stderr
     assert "Traceback" not in done.stderr
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -90,9 +89,3 @@ def copied(world: World, work: Path) -> World:
     other.command, other.work, other.run_folder = world.command, work, work / "runs" / "toy"
     shutil.copytree(world.work, work, symlinks=True, dirs_exist_ok=True)
     return other
-
-
-def seconds_of(call: Callable[[], tuple[int, str, str]]) -> float:
-    started = time.monotonic()
-    assert call()[0] == 0
-    return time.monotonic() - started

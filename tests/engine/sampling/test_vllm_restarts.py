@@ -26,7 +26,7 @@ def test_after_vllm_died_the_finished_groups_are_kept_and_the_rows_are_the_same(
         "vLLM's process ended (killed by signal 9); its last lines: one line | cudaErrorMemory: out of memory | "
         f"last words; its log: {log}"
     )
-    assert hint_for(error.value).startswith("what is finished is kept, run the same command again; where memory was")
+    assert hint_for(error.value).startswith("finished work is kept, run the same command again; if memory ran out")
     assert "last words" in log.read_text()
     fake.behave()
     fake.forget()
@@ -69,7 +69,7 @@ def test_groups_are_divided_among_processes(draw, fake, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "event", "done"), [({"load_seconds": 60}, "load", 0), ({"group_seconds": 1}, "generate", 1)]
+    ("behaviour", "event", "done"), [({"load_seconds": 240}, "load", 0), ({"group_seconds": 1}, "generate", 1)]
 )
 def test_sigterm_waits_for_a_group_but_not_for_the_model(behaviour, event, done, draw, fake, tmp_path):
     fake.behave(**behaviour)
@@ -84,6 +84,6 @@ def test_sigterm_waits_for_a_group_but_not_for_the_model(behaviour, event, done,
     with preemption.listen_for_signals(), pytest.raises(preemption.Preempted):
         threading.Thread(target=ask).start()
         draw("a")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120  # of the 240 that loading would take
     assert len(list((tmp_path / "a" / "step" / "checkpoints").glob("answers-0-*/*.json"))) == done
     assert not alive(fake.notes(event)[0]["pid"])

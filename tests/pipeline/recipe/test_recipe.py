@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError, UserError
 from pipeline.launch import checks
 from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.plan import make_plan
@@ -122,23 +122,26 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in"),
         ("data.preferences=chats.jsonl", "chats.jsonl has the columns messages; expected prompt + chosen + rejected"),
         ("base_model=gone", "base_model='gone' does not exist, neither in"),
-        ("base_model=null", "base_model is missing: a folder, a hub name, or a section pretrain"),
+        ("base_model=null", "base_model is missing; give a folder or a hub name, or a section pretrain"),
         ("prepare_base.chat_template=gone.jinja", "prepare_base.chat_template='gone.jinja' does not exist"),
-        ("data.instructions=null", "data.instructions is missing, or data.preferences with chosen_as_instructions > 0"),
-        ("evaluate_policy.judge_function=null", "data.judge_share is 0: without evaluate_policy.judge_function"),
+        (
+            "data.instructions=null",
+            "data.instructions is missing; give it, or data.preferences with chosen_as_instructions > 0",
+        ),
+        ("evaluate_policy.judge_function=null", "data.judge_share is 0, but without evaluate_policy.judge_function"),
         ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
         ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
         (
             "launch={profile: ddp, num_machines: 2, num_processes: 3, device: cpu}",
-            "launch: num_processes=3 is over all machines, and no multiple of num_machines=2",
+            "launch: num_processes=3 counts the processes of all machines; expected a multiple of num_machines=2",
         ),
         (
             "launch={profile: ddp, num_machines: 2, num_processes: 4, device: cpu}",
-            'launch: wrapper is missing: it runs a command on every machine, as in "srun --nodes=2',
+            'launch: wrapper is missing; give a command that starts another on every machine, as in "srun --nodes=2',
         ),
         (
             "launch={profile: ddp, num_machines: 2, num_processes: 4, device: cpu, wrapper: srun}",
-            "launch: main_process_ip is missing: the address of machine 0, as in --set",
+            "launch: main_process_ip is missing; give the address of machine 0, as in --set",
         ),
         (
             "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
@@ -151,7 +154,7 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
     ],
 )
 def test_a_users_mistake_is_one_line_with_a_hint(recipe_file, override, message):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         checked(recipe_file, override)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -176,7 +179,7 @@ def test_an_optimised_reward_model_is_no_judge(recipe_file):
 def test_only_keys_that_the_rounds_read_are_required(recipe_file):
     online = ("round_stages=[annotate, dpo]", "first_sft=false")
     checked(recipe_file, *online, "data.instructions=null")
-    with pytest.raises(ConfigError, match=r"data\.prompts is missing: nothing else has prompts to answer"):
+    with pytest.raises(ConfigError, match=r"data\.prompts is missing; no other data has prompts to answer"):
         checked(recipe_file, *online, "data={}")
     checked(recipe_file, *online, "data={prompts: chats.jsonl}")
 
@@ -190,10 +193,10 @@ def test_a_model_folder_is_checked(recipe_file):
     (base / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     checked(recipe_file)
     (base / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match="has no tokenizer: none of"):
+    with pytest.raises(DataError, match="has no tokenizer; expected one of"):
         checked(recipe_file)
     (base / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no config\.json: is it a model folder\?"):
+    with pytest.raises(DataError, match=r"has no config\.json; expected a model folder"):
         checked(recipe_file)
 
 
@@ -207,12 +210,12 @@ def test_a_hub_name_is_accepted_but_not_a_missing_path_below_an_existing_folder(
 
 def test_a_gpu_profile_needs_a_gpu_and_cpu_use_is_reported(recipe_file, monkeypatch):
     monkeypatch.setattr(checks, "has_gpu", lambda: False)
-    with pytest.raises(ConfigError, match=r"CPU use is said in the recipe: launch: \{device: cpu\}"):
+    with pytest.raises(ConfigError, match=r"to use the CPU, set launch: \{device: cpu\} in the recipe"):
         checked(recipe_file, "launch.device=gpu")
     with pytest.raises(ConfigError, match=r"dpo\.launch: this machine has no GPU"):
         checked(recipe_file, "dpo.launch.device=gpu")
     checked(recipe_file, "launch={wrapper: env A=1}")  # where it runs, we are not
-    with pytest.raises(ConfigError, match="launch: wrapper: 'srum' is no command on this machine"):
+    with pytest.raises(ConfigError, match="launch: wrapper: the command 'srum' is not found on this machine"):
         checked(recipe_file, "launch={wrapper: srum -N1}")
     monkeypatch.setattr(checks, "has_gpu", lambda: True)
     checked(recipe_file, "launch.device=gpu")
@@ -234,11 +237,17 @@ def test_a_recipe_that_is_not_yaml_or_not_there_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("launch", "message"),
     [
-        ("{devices: [0], num_processes: 2, profile: ddp}", r"launch\.devices=\[0\]: expected num_processes=2 or more"),
-        ("{devices: [0, 0]}", r"launch\.devices=\[0, 0\]: expected num_processes=1 or more different numbers"),
-        ("{devices: []}", r"launch\.devices=\[\]: expected num_processes=1 or more"),
-        ("{devices: [0, 9]}", r"launch\.devices=\[0, 9\]: our cores are 0, 1, 2, 3$"),
-        ("{devices: [0, 9], device: gpu}", r"launch\.devices=\[0, 9\]: our GPUs, says CUDA_VISIBLE_DEVICES, are 0, 1$"),
+        (
+            "{devices: [0], num_processes: 2, profile: ddp}",
+            r"launch\.devices=\[0\]: expected at least num_processes=2 different",
+        ),
+        ("{devices: [0, 0]}", r"launch\.devices=\[0, 0\]: expected at least num_processes=1 different numbers"),
+        ("{devices: []}", r"launch\.devices=\[\]: expected at least num_processes=1 different"),
+        ("{devices: [0, 9]}", r"launch\.devices=\[0, 9\]: the available cores are 0, 1, 2, 3$"),
+        (
+            "{devices: [0, 9], device: gpu}",
+            r"launch\.devices=\[0, 9\]: the available GPUs in CUDA_VISIBLE_DEVICES are 0, 1$",
+        ),
         ("{devices: 2}", r"launch: devices=2: Input should be a valid list"),
     ],
 )
