@@ -163,7 +163,7 @@ def _type_stage_keys(section: Section, values: Values, folder: Path, *, where: s
     for name, value in keys.items():
         if name not in known or not isinstance(value, str):
             continue
-        if known[name].role in ("rows", "model") and "list[" in known[name].type:
+        if known[name].role in ("rows", "model") and known[name].is_list:
             keys[name] = [value]
     return _with_absolute_paths(check_keys(stage, keys, where=where), known, folder)
 

@@ -13,10 +13,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from data_schemas.stage_keys import stages
-from pipeline.state.pruning import Unneeded
+from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Decision, Run, StepState
 from pipeline.state.summary import Summary
-from pipeline.state.verifying import Checked
+from pipeline.state.verifying import StepCheck
 from pipeline.steps import BestPolicy, File, Model, Output, Step
 
 COLOURS = {
@@ -45,7 +45,7 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=220)
 
 
-def verified_table(checked: Sequence[Checked]) -> Table:
+def verified_table(checked: Sequence[StepCheck]) -> Table:
     """The folder of every step of a run, with its state or the problems found in it."""
     table = Table("step", "files", "MB", "state", box=MARKDOWN)
     for step in checked:
@@ -55,7 +55,7 @@ def verified_table(checked: Sequence[Checked]) -> Table:
     return table
 
 
-def pruned_table(run: Path, unneeded: Sequence[Unneeded]) -> Table:
+def pruned_table(run: Path, unneeded: Sequence[UnneededFolder]) -> Table:
     """The folders of a run that its last run does not need."""
     table = Table("not needed by the last run", "MB", "last written", "state", box=MARKDOWN)
     for item in unneeded:

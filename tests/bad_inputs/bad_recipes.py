@@ -406,7 +406,7 @@ CASES = [
     Case(
         "split without rows",
         toy_run(TOY='{"prepare_data": "empty"}'),
-        "prepare_data made no instructions.train: the split is empty; it needs more rows",
+        "prepare_data wrote no instructions.train: the split is empty; it needs more rows",
     ),
     Case("record that goes away", lost_record, "its record disappeared during the run; run the recipe again"),
     Case("evaluation without a choice", no_choice, "round-0.evaluate_policy ranks 0 policies, too few for number 1;"),
@@ -451,7 +451,7 @@ CASES = [
     Case(
         "prune after a run that failed",
         in_run("summary.json", SUMMARY, "prune", "runs/toy"),
-        "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you",
+        "the last run in runs/toy is failed; what it needs is known when it is done: run the recipe that you",
     ),
     Case(
         "prune of a recipe",

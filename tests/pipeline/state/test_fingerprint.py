@@ -207,8 +207,8 @@ def test_the_differences_of_an_average_are_named_as_the_recipe_names_them(work):
         return differences(step, known(work, "rounds=1", *old)[1]["round-1.dpo"].content, now["round-1.dpo"].content)
 
     variants = "dpo.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]"
-    assert lines(variants, old=()) == ["dpo alone -> the average of its variants"]
-    assert lines(old=(variants,)) == ["the average of its variants -> dpo alone"]
+    assert lines(variants, old=()) == ["a single dpo -> the average of its variants"]
+    assert lines(old=(variants,)) == ["the average of its variants -> a single dpo"]
     assert lines(variants, "dpo.average={weights: greedy}", old=(variants,)) == [
         "dpo.average.weights uniform -> greedy",
     ]

@@ -113,7 +113,7 @@ def test_what_a_crash_left_half_deleted_is_deleted_next_time(world):
     (going / "artifact.json").unlink()
     again = world.folder("round-1.sft")  # and of one that the last run needs
     shutil.copytree(again, world.run_folder / f".pruned-{again.name}")
-    assert world.call("prune", "runs/toy")[1].count("| half deleted") == 2
+    assert world.call("prune", "runs/toy")[1].count("| partly deleted") == 2
     assert world.call("prune", "runs/toy", "--yes")[0] == 0
     assert not going.exists() and not old.exists()
     assert (world.run_folder / "steps" / "round-1.sft" / "artifact.json").exists()

@@ -38,7 +38,7 @@ def cut_the_record(folder: Path) -> str:
 
 def edit_the_identity(folder: Path) -> str:
     (folder / "fingerprint.json").write_text("{}")
-    return "fingerprint.json is not what the record's fingerprint was made of"
+    return "fingerprint.json is not the identity that the record's fingerprint was computed from"
 
 
 def rename_the_folder(folder: Path) -> str:
