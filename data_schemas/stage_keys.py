@@ -21,6 +21,8 @@ from data_schemas.errors import ConfigError
 # rows, model, function: an input; it enters the fingerprint by content (files), or by the step that makes it.
 KeyRole = Literal["identity", "runtime", "rows", "model", "function"]
 INPUT_ROLES = ("rows", "model", "function")
+Values = Mapping[str, Any]  # the values of a stage's keys, by name; their types are in stage_keys.json
+Keys = dict[str, Any]  # the same, of a caller that adds to them
 COMMON_KEYS = (  # TRL's that --help shows
     "model_name_or_path output_dir learning_rate num_train_epochs max_steps max_length eval_steps "
     "per_device_train_batch_size lr_scheduler_type beta use_peft bf16 use_cpu"
