@@ -62,7 +62,7 @@ def test_a_checkpoint_with_a_planted_file_is_not_opened(planted, tiny_model, row
     folder, crater = tmp_path / "sft", tmp_path / "crater"
     keys = conversations(rows, model_name_or_path=tiny_model, max_steps=3, save_strategy="steps", save_steps=1)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.check_weights", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("engine.training.run.check_weights", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call_stage("sft", folder, **keys) == 130
     newest = folder / "checkpoints" / "checkpoint-3"
     (newest / planted).write_bytes(pickle.dumps(Bomb(crater)))

@@ -221,10 +221,11 @@ def skipping_under_zero(place: Place) -> Call:
     from trl import ModelConfig
 
     from engine.runtime.arguments import TrainingStageArguments
-    from engine.training.loop import train_and_save
+    from engine.training.run import train_and_save
 
     arguments = TrainingStageArguments(train_data=["t"], on_bad_step="skip")
-    return place.function(train_and_save, None, SimpleNamespace(is_deepspeed_enabled=True), arguments, ModelConfig())
+    trainer = SimpleNamespace(is_deepspeed_enabled=True, stage_arguments=arguments)
+    return place.function(train_and_save, trainer, ModelConfig())
 
 
 def without_an_answer(place: Place) -> Call:
@@ -385,7 +386,7 @@ CASES = [
     Case(
         "rewards that do not train",
         of_constant_rewards("reward_model"),
-        "step 0: the rewards have collapsed to a constant, 0: in every held-out row all answers have the same one",
+        "step 0: the rewards have collapsed to a constant: in every held-out row all answers have the reward 0. Lower",
         1,
     ),
     Case(
@@ -510,10 +511,14 @@ CASES = [
     ),
     Case("Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which makes"),
     # -- what no stage comes by without DeepSpeed, or before it looked at its rows
-    Case("skipped steps under ZeRO", skipping_under_zero, "on_bad_step: skip does not go with ZeRO, whose engine"),
+    Case("skipped steps under ZeRO", skipping_under_zero, "on_bad_step: skip is not supported by ZeRO, whose engine"),
     Case("dialog without an answer", without_an_answer, "the dialog has no assistant turn to train"),
     # -- checkpoints, and what was saved
-    Case("checkpoint of two processes", of_two_processes, "checkpoint-2 was written by 2 processes, this is 1: run"),
+    Case(
+        "checkpoint of two processes",
+        of_two_processes,
+        "checkpoint-2 was written by 2 processes and this run has 1: run",
+    ),
     Case("no weights were saved", of_saved(drop("model.safetensors")), "model holds no weights", 1),
     Case(
         "a tensor was saved empty",

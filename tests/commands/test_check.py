@@ -83,7 +83,7 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "recipe.yaml"]
     out = done.stdout
-    assert "a turn ends in <|im_end|>, pad is <|endoftext|> (as it came)" in out
+    assert "a turn ends in <|im_end|>, pad is <|endoftext|> (the tokenizer's own)" in out
     for step in (
         "judge (reward_model)",
         "round-0.sft (sft)",
@@ -93,7 +93,7 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
         assert step in out
     assert "rows left out (longer than max_length)" in out and "% of all tokens" in out
     assert out.count("<|im_start|>assistant\n⟦") >= 3
-    assert "rows not available yet, from steps that have not run: round-1.rejection_sampling" in out
+    assert "not checked, since these steps have not run yet: round-1.rejection_sampling" in out
     assert "\x1b" not in out + done.stderr
     assert "Traceback" not in done.stderr
 
