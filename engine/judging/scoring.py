@@ -18,7 +18,7 @@ from data_schemas.rows import Message, Prompt, for_template
 from engine.judging.shared_scoring import PromptAndAnswer, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
 from engine.runtime import preemption, timing
-from engine.runtime.functions import find_function
+from engine.runtime.functions import find_function, package_hash
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
 from engine.tokens.template import encode_answer
@@ -52,7 +52,14 @@ def score_by_function(
         return scores
 
     rows = ((item.prompt.prompt_id, item.text, item.ended) for item in answered)
-    return in_batches(stage, name, answered, score, size=FUNCTION_BATCH, content=(reference, _source(function), *rows))
+    return in_batches(
+        stage, name, answered, score, size=FUNCTION_BATCH, content=(reference, *_sources(reference, function), *rows)
+    )
+
+
+def _sources(reference: str, function: Callable[..., Any]) -> list[str]:
+    """What the function's scores depend on: the text of its module, and the hash of the package that it is in."""
+    return [_source(function), *filter(None, [package_hash(reference)])]
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -466,7 +466,7 @@ CASES = [
     Case(
         "memory for fewer answers",
         of_little_memory("annotate", 1),
-        "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of what the step",
+        "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of the step's",
         1,
     ),
     # -- averages
