@@ -33,6 +33,7 @@ test-long: install
 # Run this after a change of a stage's keys, traits or recipe version.
 keys: install
 	$(BIN)/python -m commands.describe_keys
+	$(BIN)/python -m pipeline.recipe.reference
 
 # Speed and memory compared with TRL, generate() and vLLM on the same machine: docs/benchmarks.md. Needs BASE_MODEL (a
 # model folder) and PAIRS (a file of preferences). Optional: INSTRUCTIONS (files of dialogs), VLLM_PYTHON (the Python of

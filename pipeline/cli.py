@@ -23,7 +23,7 @@ import typer
 from data_schemas.artifact import Artifact
 from data_schemas.errors import AlignloopError, ConfigError, DataError, UserError
 from data_schemas.files import DISK_FULL, read_json
-from data_schemas.locks import is_locked, run_lock
+from data_schemas.locks import is_locked, lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
@@ -84,7 +84,7 @@ def run(
     loaded, steps = _load(recipe, overrides)
     check_machine(loaded, steps)
     console = terminal.make_console()
-    with run_lock(loaded.folder):
+    with lock_folder(loaded.folder):
         for partial in loaded.folder.glob(".*.partial-*"):  # a killed run was writing it
             partial.unlink(missing_ok=True)
         planned = Run.of(loaded, steps)
@@ -172,7 +172,7 @@ def prune(
     These are the folders of steps whose keys were edited later, and of steps that did not finish.
     """
     pruning.needed_by(run, _read_summary(run))  # a folder that is no run, or whose run did not finish, gets no lock
-    with run_lock(run) if yes else contextlib.nullcontext():
+    with lock_folder(run) if yes else contextlib.nullcontext():
         found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
         if not found:
             print(f"{_short(run)}: the last run needs every folder; nothing to delete")

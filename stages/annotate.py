@@ -32,7 +32,12 @@ from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
-TRAITS = StageTraits(position=30, kind="generates", headlines=["pairs"])
+TRAITS = StageTraits(
+    purpose="Lets policies answer prompts and an annotator compare the answers, which gives preference pairs.",
+    position=30,
+    kind="generates",
+    headlines=["pairs"],
+)
 log = logging.getLogger(__name__)
 
 

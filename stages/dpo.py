@@ -34,6 +34,7 @@ from engine.training.reference import Reference
 RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
 TRAITS = StageTraits(
+    purpose="Optimises a policy on preference pairs against its reference.",
     position=70,
     kind="trains",
     has_variants=True,

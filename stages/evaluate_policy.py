@@ -34,6 +34,7 @@ from engine.sampling.sampler import sample_in_turn
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
 TRAITS = StageTraits(
+    purpose="Samples answers to held-out prompts, has them judged, and chooses the best policy so far.",
     position=90,
     kind="generates",
     runs="after_round",

@@ -26,7 +26,13 @@ from engine.tokens.template import encode_dialog, end_of_turn, read_template
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared"
-TRAITS = StageTraits(position=20, kind="transforms", runs="once", one_process=True)
+TRAITS = StageTraits(
+    purpose="Gives the base model its chat template, end token and padding token.",
+    position=20,
+    kind="transforms",
+    runs="once",
+    one_process=True,
+)
 PAD = "<|pad|>"
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from data_schemas.errors import ConfigError
 from data_schemas.reading import BadRow, read_conversations, read_documents, read_pairs, read_prompts, write_rows
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
-from data_schemas.splitting import Shares, assign, becomes_instruction
+from data_schemas.splitting import Shares, assign, becomes_instruction, split_documents
 from data_schemas.stage_keys import StageTraits
 from engine.curation.decontamination import asks_later, contains_any
 from engine.runtime.arguments import PlainStageArguments
@@ -27,7 +27,14 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
-TRAITS = StageTraits(position=0, kind="transforms", runs="once", one_process=True, imports_torch=False)
+TRAITS = StageTraits(
+    purpose="Reads files, or the rows that a function writes, and splits them into training and held-out rows.",
+    position=0,
+    kind="transforms",
+    runs="once",
+    one_process=True,
+    imports_torch=False,
+)
 KINDS = ("documents", "instructions", "preferences", "prompts", "evaluation_prompts")
 log = logging.getLogger(__name__)
 
@@ -130,9 +137,8 @@ def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
     dialogs_left_out = before - len(conversations) - len(pairs) - len(prompts)
     leaks = contains_any(documents, evaluation)
     clean = [document for document, leak in zip(documents, leaks, strict=True) if not leak]
-    # 95/5 by document: the hash of the text is its group.
     by_text = {document.text: document for document in clean}
-    sides = document_sides(list(by_text.values()), arguments.validation_share)
+    sides = split_documents(by_text.values(), validation_share=arguments.validation_share)
     parts: dict[str, Sequence[Row]] = {
         "documents.train": sides[0],
         "documents.validation": sides[1],
@@ -173,14 +179,6 @@ def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[Preference
 def unique(prompts: Sequence[Prompt]) -> list[Prompt]:
     """One row a prompt, in the order of their ids: which come first does not hang on the files' order."""
     return [prompt for _, prompt in sorted({prompt.prompt_id: prompt for prompt in prompts}.items())]
-
-
-def document_sides(documents: Sequence[Document], validation_share: float) -> tuple[list[Document], list[Document]]:
-    """Training and validation documents, by the hash of the text."""
-    shares = Shares(evaluation=0.0, validation=validation_share)
-    sides = [assign(document.text, shares) for document in documents]
-    train = [document for document, side in zip(documents, sides, strict=True) if side != "validation"]
-    return train, [document for document, side in zip(documents, sides, strict=True) if side == "validation"]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,12 @@ RECIPE_VERSION = 3
 EXAMPLE = (
     "accelerate launch stages/rejection_sampling.py --config configs/stages/rejection_sampling.yaml --num_answers 8"
 )
-TRAITS = StageTraits(position=50, kind="generates", headlines=["winners"])
+TRAITS = StageTraits(
+    purpose="Samples several answers per prompt and keeps those that the reward model scores best.",
+    position=50,
+    kind="generates",
+    headlines=["winners"],
+)
 log = logging.getLogger(__name__)
 
 

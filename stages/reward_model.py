@@ -31,6 +31,7 @@ from engine.training.reward import BradleyTerryTrainer, RankingCollator, initial
 RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
 TRAITS = StageTraits(
+    purpose="Trains a reward model on preference pairs and rankings.",
     position=40,
     kind="trains",
     has_variants=True,

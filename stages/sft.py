@@ -30,6 +30,7 @@ from engine.training.next_token import NextTokenTrainer, PackedCollator
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5"
 TRAITS = StageTraits(
+    purpose="Finetunes a policy on conversations.",
     position=60,
     kind="trains",
     has_variants=True,

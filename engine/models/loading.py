@@ -1,6 +1,5 @@
 """Loading and checking models and tokenizers: one place for dtype, pad token and what a model folder must hold."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -21,7 +20,7 @@ from trl import ModelConfig, get_quantization_config
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
-from data_schemas.files import hash_files
+from data_schemas.files import digest_text, hash_files
 from engine.runtime import timing
 from engine.runtime.process import trusts_code
 
@@ -89,7 +88,7 @@ def identity_of(path: str) -> str:
     # By content: a size and a time of change may be another model's too.
     files = sorted(file for file in folder.glob("*") if file.is_file())
     named = dict(zip((file.name for file in files), hash_files(files), strict=True))
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    return digest_text(json.dumps(named))
 
 
 def is_reward_model(path: str) -> bool:

@@ -4,7 +4,6 @@ It stands in the record of every model, and of rows that a policy's answers are 
 those of its inputs before it trains.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
+from data_schemas.files import digest_record
 
 AROUND = 30  # characters that are shown on both sides of a difference
 
@@ -21,7 +21,7 @@ def contract_of(tokenizer: Any) -> dict[str, str]:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for name in ("padding", "truncation"):  # what was done last, not what it is
         rules.pop(name, None)
-    digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+    digest = digest_record(rules)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return {"tokenizer": digest, "chat_template": str(tokenizer.chat_template or "")} | special
 

@@ -9,9 +9,7 @@ import hashlib
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, load_from_disk
@@ -25,6 +23,7 @@ from engine.runtime import timing
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import find_damage, move_into_place, write_marker
 from engine.runtime.stage import Stage
+from engine.runtime.world import wait_for
 from engine.tokens.contract import check_inputs
 from engine.tokens.inspection import Encode, TokenRow, encode_all
 
@@ -171,14 +170,8 @@ def table(
         Dataset.from_list(encoded).save_to_disk(str(partial))
         write_marker(partial)
         move_into_place(partial, path)
-    while not stage.is_main and find_damage(path):
-        time.sleep(0.2)
+    if not stage.is_main:
+        wait_for(lambda: None if find_damage(path) else path, seconds=0.2)
     dataset = load_from_disk(str(path))
     assert isinstance(dataset, Dataset)
     return dataset
-
-
-def wait_for(path: Path) -> None:
-    """Until the first process has made `path`. Where that process failed, the launcher ends this one."""
-    while not path.exists():
-        time.sleep(0.2)

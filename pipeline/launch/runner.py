@@ -18,7 +18,7 @@ from data_schemas.artifact import HALVED
 from data_schemas.errors import UserError
 from data_schemas.files import read_json, write_atomically
 from data_schemas.key_rules import Values
-from data_schemas.locks import run_lock
+from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import StageFailed, failure_of
@@ -175,7 +175,7 @@ def _start(
     summary.write(run.recipe.folder, run, "running")
     show(step, state)
     config = run.stage_config(step)
-    with run_lock(folder):  # a stage that was started by hand, or on another machine, may be writing
+    with lock_folder(folder):  # a stage that was started by hand, or on another machine, may be writing
         _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
     started = previous.stage.started if previous else None
     stage = _launch(run, step, folder, slot, warm, started=started)
