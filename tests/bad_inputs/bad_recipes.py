@@ -396,7 +396,7 @@ CASES = [
     Case(
         "check of data that is refused", toy_check(TOY='{"prepare_data": "config"}'), "prepare_data: beta=9 is too much"
     ),
-    Case("check of data that fails", toy_check(TOY='{"prepare_data": "fail"}'), "prepare_data: RuntimeError", 1),
+    Case("check of data that fails", toy_check(TOY='{"prepare_data": "fail"}'), "prepare_data: it did not finish", 1),
     Case("recipe that init would overwrite", init_twice, "my-run.yaml exists already; move it away, or use another"),
     Case(
         "shipped recipe that does not exist",
