@@ -31,7 +31,8 @@ from engine.runtime.keys import fill
 from engine.runtime.process import trust_code, use_all_cores
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.tokens.inspection import TokenRow, encode_all, sequences_of, trained_of
+from engine.tokens.inspection import encode_all
+from engine.tokens.token_rows import TokenRow
 from stages.prepare_base import prepare_tokenizer
 from stages.pretrain import train_tokenizer
 
@@ -73,12 +74,12 @@ def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Co
     console.rule(Text(f"{asked['step']} ({asked['stage']})", style="bold"), align="left")
     shown: list[TokenRow] = []
     for side, rows in (("train", train), ("eval", held_out)):
-        found, look = encode_all(
+        found, report = encode_all(
             side, rows[:MAX_ROWS], encode, tokenizer, max_length=values["max_length"], on_long_row=arguments.on_long_row
         )
         of_all = f" (of {len(rows)}: the first {MAX_ROWS} are looked at)" if len(rows) > MAX_ROWS else ""
-        console.print(f"{side}: {look.summary}{of_all}", markup=False)
-        for line in look.warnings():
+        console.print(f"{side}: {report.summary}{of_all}", markup=False)
+        for line in report.warnings():
             console.print(Text(f"  {side}: {line}", style="yellow"))
         if not found:
             raise ConfigError(f"{side}: nothing is left of {len(rows)} rows")
@@ -86,8 +87,8 @@ def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Co
     if dropped:
         console.print(f"dropped: {', '.join(f'{name} {count}' for name, count in dropped.items())}", markup=False)
     for number, row in enumerate(shown, 1):
-        for name, ids, trained in zip(_names(row), sequences_of(row), trained_of(row), strict=True):
-            console.print(Text(f"row {number}{name}:", style="bold"))
+        for name, ids, trained in zip(row.names, row.sequences, row.trained, strict=True):
+            console.print(Text(f"row {number}, {name}:" if name else f"row {number}:", style="bold"))
             console.print(coloured(tokenizer, ids, trained, marked=not console.is_terminal), soft_wrap=True)
 
 
@@ -120,12 +121,6 @@ def advise(layer: precision.Layer, asked: list[dict[str, Any]], console: Console
         line = precision.advice(speeds[what], chosen=how["chosen"], key=how["key"], by_default=how["by_default"])
         if line:
             console.print(Text(f"{', '.join(how['stages'])}: {line}", style="yellow"))
-
-
-def _names(row: TokenRow) -> list[str]:
-    if "answers" in row:
-        return [f", rank {rank}" for rank in range(1, len(row["answers"]) + 1)]
-    return [""] if "input_ids" in row else [", chosen", ", rejected"]
 
 
 def coloured(tokenizer: Any, ids: list[int], trained: list[bool], *, marked: bool) -> Text:

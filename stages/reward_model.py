@@ -21,9 +21,10 @@ from engine.models.loading import is_reward_model, load_reward, load_tokenizer, 
 from engine.models.lora import lora_config
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.inspection import Encode
 from engine.tokens.tables import check_contract, split_rows, tokenize
 from engine.tokens.template import encode_answer
+from engine.tokens.token_rows import TokenRanking
 from engine.training.loop import DEFAULTS, prepare_config, train_and_save
 from engine.training.reward import BradleyTerryTrainer, RankingCollator, initialise_head
 
@@ -45,9 +46,9 @@ read = read_pairs
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments) -> tuple[Encode[PreferencePair], str]:
     """What a ranking is in tokens, and the name of this way of doing it."""
 
-    def encode(row: PreferencePair) -> TokenRow:
+    def encode(row: PreferencePair) -> TokenRanking:
         both = [encode_answer(tokenizer, row.prompt, answer, tools=row.tools) for answer in row.ranking]
-        return {"answers": [prompt_ids + answer_ids for prompt_ids, answer_ids in both]}
+        return TokenRanking(answers=[prompt_ids + answer_ids for prompt_ids, answer_ids in both])
 
     return encode, "reward_model-2"
 

@@ -19,9 +19,10 @@ from engine.models.lora import lora_config
 from engine.runtime.arguments import DialogArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.inspection import Encode
 from engine.tokens.tables import check_contract, split_rows, tokenize
 from engine.tokens.template import encode_dialog
+from engine.tokens.token_rows import TokenDialog
 from engine.training import loop as training_loop
 from engine.training.loop import prepare_config, train_and_save
 from engine.training.next_token import NextTokenTrainer, PackedCollator
@@ -44,9 +45,9 @@ read = read_conversations
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments) -> tuple[Encode[Conversation], str]:
     """What a conversation is in tokens and labels, and the name of this way of doing it."""
 
-    def encode(row: Conversation) -> TokenRow:
+    def encode(row: Conversation) -> TokenDialog:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        return {"input_ids": dialog.ids, "labels": dialog.labels}
+        return TokenDialog(input_ids=dialog.ids, labels=dialog.labels)
 
     return encode, "sft-1"
 

@@ -22,6 +22,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from engine.packing.shared_rows import SharedRows, SharedRowsMixin
 from engine.tokens.template import IGNORED
+from engine.tokens.token_rows import TokenPair
 from engine.training.evaluation import ROUNDING
 from engine.training.reference import PrecomputedReference
 
@@ -57,6 +58,7 @@ class PreferenceCollator(DataCollatorForPreference):
 class DPOLoopTrainer(PrecomputedReference, SharedRowsMixin, DPOTrainer):
     """`nll_per` is "answer" or "batch"; it and `reference` are set before `train`."""
 
+    token_row_type = TokenPair
     nll_per: Literal["answer", "batch"] = "answer"
     _mean_nll_tokens = 0.0  # trained tokens of a chosen answer, mean over the global batch
 

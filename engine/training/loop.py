@@ -32,6 +32,7 @@ from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import move_into_place, write_marker
 from engine.runtime.stage import Stage, StageResult
 from engine.tokens.contract import contract_of
+from engine.tokens.token_rows import TokenRow
 from engine.training import checkpoints
 from engine.training.evaluation import ExactEvaluation
 from engine.training.guards import GuardedSteps
@@ -51,6 +52,7 @@ DEFAULTS: dict[str, Any] = {
 class TrainingLoop(GuardedSteps, ExactEvaluation):
     """Goes before a TRL trainer in the bases; `stage` and `stage_arguments` are set before `train`."""
 
+    token_row_type: type[TokenRow]  # of the rows of its data sets
     stage: Stage
     stage_arguments: TrainingStageArguments
     _is_stopping = False  # for SIGTERM, with the next checkpoint
@@ -130,7 +132,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         folder = Path(str(self.args.output_dir))
         partial = folder / f".best-{step}.partial"
         self.save_model(str(partial))
-        probed = probe(self)
+        probed = probe(self, self.token_row_type)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for leftover in ("training_args.bin", "README.md"):

@@ -11,6 +11,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data_schemas.errors import ConfigError
 from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.tokens.token_rows import TokenDialog
 from engine.training.loop import TrainingLoop
 from engine.training.optimizers import MuonAdamW
 
@@ -25,6 +26,8 @@ class PackedCollator(DataCollatorForLanguageModeling):
 
 class NextTokenTrainer(TrainingLoop, SharedRowsMixin, SFTTrainer):
     """SFT whose evaluation means are over trained tokens."""
+
+    token_row_type = TokenDialog
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs = dict(inputs)

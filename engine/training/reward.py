@@ -12,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer
 
 from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.tokens.token_rows import TokenRanking
 from engine.training.evaluation import ROUNDING
 from engine.training.guards import BadStep
 from engine.training.loop import TrainingLoop
@@ -55,6 +56,7 @@ class RankingCollator:
 class BradleyTerryTrainer(TrainingLoop, SharedRowsMixin, RewardTrainer):
     """Reward modelling on rankings, with precision and recall of "the best answer is better than the worst"."""
 
+    token_row_type = TokenRanking
     is_reward_model_trainer = True
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
