@@ -33,6 +33,7 @@ test-long: install
 # After a key of a stage, or its recipe version, has changed.
 keys: install
 	$(BIN)/python -m commands.describe_keys
+	$(BIN)/python -m pipeline.recipe.reference
 
 # Beside TRL, generate() and vLLM on the same machine: docs/benchmarks.md. Needs BASE_MODEL (a model's folder) and PAIRS
 # (a file of preferences); INSTRUCTIONS (files of dialogs), VLLM_PYTHON (of an environment with vLLM) and OPTIONS

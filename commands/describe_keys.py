@@ -5,33 +5,27 @@ python -m commands.describe_keys
 
 import importlib
 import json
+from pathlib import Path
 
 from data_schemas.files import write_atomically
-from data_schemas.stage_keys import KEYS_FILE
+from data_schemas.stage_keys import KEYS_FILE, StageDescription
 from engine.runtime.keys import describe
 
-STAGES = (
-    "prepare_data",
-    "pretrain",
-    "prepare_base",
-    "sft",
-    "reward_model",
-    "annotate",
-    "rejection_sampling",
-    "dpo",
-    "average_models",
-    "evaluate_policy",
-)
+STAGES = Path(__file__).absolute().parents[1] / "stages"
 
 
 def describe_all() -> str:
-    """The content of stage_keys.json."""
-    descriptions = {}
-    for name in STAGES:
-        module = importlib.import_module(f"stages.{name}")
-        description = describe(module.RECIPE_VERSION, module.EXAMPLE, module.ARGUMENTS, getattr(module, "DEFAULTS", {}))
-        descriptions[name] = description.model_dump(exclude_defaults=True)
-    return json.dumps(descriptions, indent=1, ensure_ascii=False) + "\n"
+    """The content of stage_keys.json: every program in stages/, in the order of the loop."""
+    found: dict[str, StageDescription] = {}
+    for path in STAGES.glob("[!_]*.py"):
+        stage = importlib.import_module(f"stages.{path.stem}")
+        keys = describe(stage.ARGUMENTS, getattr(stage, "DEFAULTS", {}))
+        found[path.stem] = StageDescription(
+            recipe_version=stage.RECIPE_VERSION, example=stage.EXAMPLE, traits=stage.TRAITS, keys=keys
+        )
+    in_order = sorted(found.items(), key=lambda item: item[1].traits.position)
+    content = {name: description.model_dump(exclude_defaults=True) for name, description in in_order}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

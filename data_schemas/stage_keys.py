@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from data_schemas.errors import ConfigError
 
@@ -54,9 +54,29 @@ class StageKey(BaseModel):
     help: str = ""
 
 
+class StageTraits(BaseModel):
+    """What the pipeline has to know of a stage besides its keys. Declared once, as `TRAITS` in the stage's file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    purpose: str  # one sentence for docs/recipe.md
+    position: int  # its place in the loop; in a round the stages run in this order
+    kind: Literal["trains", "generates", "transforms"]
+    runs: Literal["once", "in_round", "after_round", "by_plan"] = "in_round"  # by_plan: it has no section of its own
+    in_every_round: bool = True  # false: a round has it only where the recipe's round_stages names it
+    has_variants: bool = False  # it trains by a Method: variants, their average, and `alignloop check` are available
+    variant_key: str | None = None  # a key of the recipe itself that a variant may set too
+    one_process: bool = False  # it never runs on several processes
+    imports_torch: bool = True
+    preload: bool = False  # the pre-imported Python that steps are forked from imports it
+    headlines: list[str] = []  # metrics that are shown when the step is done
+    summary_columns: dict[str, str] = {}  # column of summary.json's table of rounds -> the metric it shows
+
+
 class StageDescription(BaseModel):
     recipe_version: int  # raised whenever the stage's output changes for the same keys
     example: str
+    traits: StageTraits
     keys: dict[str, StageKey]
 
 

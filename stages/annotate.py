@@ -18,6 +18,7 @@ from typing import Any, Literal
 from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
 from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
+from data_schemas.stage_keys import StageTraits
 from engine.judging.annotators import Annotator, Group, Judgement, Program, RewardModels
 from engine.judging.scoring import ScoringItem
 from engine.models.loading import load_tokenizer
@@ -31,6 +32,12 @@ from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
+TRAITS = StageTraits(
+    purpose="Lets policies answer prompts and an annotator compare the answers, which gives preference pairs.",
+    position=30,
+    kind="generates",
+    headlines=["pairs"],
+)
 log = logging.getLogger(__name__)
 
 

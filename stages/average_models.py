@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from data_schemas.errors import StageError
-from data_schemas.stage_keys import check_keys
+from data_schemas.stage_keys import StageTraits, check_keys
 from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
 from engine.models.loading import load_tokenizer
@@ -35,6 +35,13 @@ from engine.tokens.tables import held_out_rows, tokenize, wait_for
 
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
+TRAITS = StageTraits(
+    purpose="Averages the weights of a section's variants.",
+    position=80,
+    kind="transforms",
+    runs="by_plan",
+    headlines=["eval_loss", "eval_accuracy", "eval_rewards/accuracies"],
+)
 # The parts are plain models, adapters merged; only a reference of its own is the same for all of them.
 PLAIN = {
     "use_peft": False,

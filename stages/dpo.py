@@ -16,6 +16,7 @@ from trl import DPOConfig, ModelConfig
 
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
+from data_schemas.stage_keys import StageTraits
 from engine.curation.pair_selection import all_pairs, select_pairs
 from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
 from engine.models.lora import lora_config
@@ -33,6 +34,16 @@ from engine.training.reference import Reference
 
 RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
+TRAITS = StageTraits(
+    purpose="Optimises a policy on preference pairs against its reference.",
+    position=70,
+    kind="trains",
+    has_variants=True,
+    variant_key="dpo_batches",
+    preload=True,
+    headlines=["eval_rewards/accuracies", "eval_rewards/margins"],
+    summary_columns={"dpo_reward_accuracy": "eval_rewards/accuracies"},
+)
 DEFAULTS = training_loop.DEFAULTS | {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
 log = logging.getLogger(__name__)
 

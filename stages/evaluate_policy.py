@@ -18,6 +18,7 @@ import numpy as np
 from data_schemas.artifact import Choice
 from data_schemas.reading import read_prompts, write_rows
 from data_schemas.rows import Candidate, Candidates, Prompt
+from data_schemas.stage_keys import StageTraits
 from engine.judging.comparison import compare_policies, distinct_2, read_earlier
 from engine.judging.divergence import kl_to_first
 from engine.judging.gate import GateArguments, decide
@@ -32,6 +33,38 @@ from engine.sampling.sampler import sample_in_turn
 # Shapes: P = prompts, K = answers a prompt.
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
+TRAITS = StageTraits(
+    purpose="Samples answers to held-out prompts, has them judged, and chooses the best policy so far.",
+    position=90,
+    kind="generates",
+    runs="after_round",
+    preload=True,
+    headlines=["judge_mean", "win_rate_vs_first", "win_rate_vs_previous"],
+    summary_columns={
+        name: name
+        for name in (
+            "gold_mean",
+            "judge",
+            "judge_mean",
+            "proxy_mean",
+            "win_rate_vs_first",
+            "win_rate_vs_first_low",
+            "win_rate_vs_first_high",
+            "win_rate_vs_previous",
+            "win_rate_vs_previous_low",
+            "win_rate_vs_previous_high",
+            "score_gain_vs_first",
+            "score_gain_vs_first_low",
+            "score_gain_vs_first_high",
+            "gate",
+            "gate_reason",
+            "kl_to_first",
+            "mean_answer_tokens",
+            "ended_share",
+            "distinct_2",
+        )
+    },
+)
 log = logging.getLogger(__name__)
 
 

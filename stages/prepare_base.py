@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.rows import Message
+from data_schemas.stage_keys import StageTraits
 from engine.models.loading import load_causal, read_tokenizer
 from engine.models.verification import check_weights
 from engine.runtime.arguments import LoadingArguments
@@ -25,6 +26,13 @@ from engine.tokens.template import encode_dialog, end_of_turn, read_template
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared"
+TRAITS = StageTraits(
+    purpose="Gives the base model its chat template, end token and padding token.",
+    position=20,
+    kind="transforms",
+    runs="once",
+    one_process=True,
+)
 PAD = "<|pad|>"
 log = logging.getLogger(__name__)
 

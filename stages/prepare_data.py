@@ -18,6 +18,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.reading import BadRow, read_conversations, read_documents, read_pairs, read_prompts, write_rows
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.splitting import Shares, assign, becomes_instruction
+from data_schemas.stage_keys import StageTraits
 from engine.curation.decontamination import asks_later, contains_any
 from engine.runtime.arguments import PlainStageArguments
 from engine.runtime.functions import find_function
@@ -26,6 +27,14 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
+TRAITS = StageTraits(
+    purpose="Reads files, or the rows that a function writes, and splits them into training, held-out and evaluation rows.",
+    position=0,
+    kind="transforms",
+    runs="once",
+    one_process=True,
+    imports_torch=False,
+)
 KINDS = ("documents", "instructions", "preferences", "prompts", "evaluation_prompts")
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from data_schemas import splitting
 from data_schemas.errors import ConfigError
 from data_schemas.reading import read_documents
 from data_schemas.rows import Document
+from data_schemas.stage_keys import StageTraits
 from engine.models.loading import load_causal, load_tokenizer, training_options
 from engine.models.lora import lora_config
 from engine.runtime.arguments import TrainingStageArguments
@@ -41,6 +42,14 @@ from engine.training.next_token import BlockCollator, PretrainTrainer
 
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
+TRAITS = StageTraits(
+    purpose="Trains a base model on documents, from random weights or from a given model.",
+    position=10,
+    kind="trains",
+    runs="once",
+    preload=True,
+    headlines=["eval_loss_at_step_0", "eval_loss"],
+)
 END, PAD = "<|endoftext|>", "<|pad|>"
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ import numpy as np
 from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
+from data_schemas.stage_keys import StageTraits
 from engine.judging.scoring import ScoringItem, score_by_reward_model
 from engine.models.loading import load_tokenizer
 from engine.runtime.arguments import GenerationArguments
@@ -33,6 +34,12 @@ from engine.tokens.contract import contract_of
 RECIPE_VERSION = 3
 EXAMPLE = (
     "accelerate launch stages/rejection_sampling.py --config configs/stages/rejection_sampling.yaml --num_answers 8"
+)
+TRAITS = StageTraits(
+    purpose="Samples several answers per prompt and keeps those that the reward model scores best.",
+    position=50,
+    kind="generates",
+    headlines=["winners"],
 )
 log = logging.getLogger(__name__)
 

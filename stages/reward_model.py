@@ -16,6 +16,7 @@ from trl import ModelConfig, RewardConfig
 
 from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
+from data_schemas.stage_keys import StageTraits
 from engine.curation.pair_selection import select_pairs
 from engine.models.loading import is_reward_model, load_reward, load_tokenizer, path_of, training_options
 from engine.models.lora import lora_config
@@ -30,6 +31,15 @@ from engine.training.reward import BradleyTerryTrainer, RankingCollator, initial
 
 RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
+TRAITS = StageTraits(
+    purpose="Trains a reward model on preference pairs and rankings.",
+    position=40,
+    kind="trains",
+    has_variants=True,
+    preload=True,
+    headlines=["eval_accuracy", "eval_loss"],
+    summary_columns={"reward_accuracy": "eval_accuracy"},
+)
 
 # Shapes: B = rankings in the batch, A = their answers one after the other, P = their pairs, T = tokens.
 

@@ -14,6 +14,7 @@ from trl import ModelConfig, SFTConfig
 
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
+from data_schemas.stage_keys import StageTraits
 from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
 from engine.models.lora import lora_config
 from engine.runtime.arguments import DialogArguments
@@ -29,6 +30,16 @@ from engine.training.next_token import NextTokenTrainer, PackedCollator
 
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5"
+TRAITS = StageTraits(
+    purpose="Finetunes a policy on conversations.",
+    position=60,
+    kind="trains",
+    has_variants=True,
+    variant_key="human_share",
+    preload=True,
+    headlines=["eval_loss_at_step_0", "eval_loss"],
+    summary_columns={"sft_eval_loss": "eval_loss"},
+)
 DEFAULTS = training_loop.DEFAULTS | {"padding_free": True}
 
 

@@ -1,10 +1,11 @@
-"""The two loops that many tests look at, each run once a session. A plugin: `pytest_plugins = ("loop_fixtures",)`."""
+"""The two loops that many tests read, each run once a session; `pytest_plugins = ("tests.loop_fixtures",)`."""
 
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from loop_recipes import DATA_AND_BASE, LORA, Place, wait_until
+
+from tests.loop_recipes import DATA_AND_BASE, LORA, Place, wait_until
 
 
 @pytest.fixture(scope="session")

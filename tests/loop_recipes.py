@@ -15,7 +15,6 @@ from pipeline.launch.command_line import STEP_FOLDER
 
 COMMAND = Path(sys.executable).parent / "alignloop"
 NUM_QUESTIONS = 48
-
 # What is asked second in every third dialog is asked first in another; documents quote questions in capitals.
 MODULE = '''
 import hashlib
@@ -61,7 +60,6 @@ def falling(prompt, answer, ended):
     round_number = int(Path(os.environ["ALIGNLOOP_STEP_FOLDER"]).name[len("round-")])
     return (0.5, -0.5, 0.0)[round_number]
 '''
-
 RECIPE: dict[str, Any] = {
     "name": "loop",
     "seed": 3,
@@ -112,7 +110,6 @@ RECIPE: dict[str, Any] = {
     "rejection_sampling": {"num_answers": 3, "num_prompts": 8, "num_validation_prompts": 4},
     "evaluate_policy": {"judge_function": "world:score", "num_answers": 2},
 }
-
 STEPS_OF_A_ROUND = ("annotate", "reward_model", "rejection_sampling", "sft", "dpo", "evaluate_policy")
 STEPS = [
     "prepare_data",
@@ -122,8 +119,6 @@ STEPS = [
     "round-0.evaluate_policy",
     *(f"round-{number}.{stage}" for number in (1, 2) for stage in STEPS_OF_A_ROUND),
 ]
-
-
 DATA_AND_BASE = STEPS[:3]
 
 

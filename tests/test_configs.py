@@ -99,7 +99,7 @@ def test_a_shipped_recipe_plans_from_any_folder(path, given):
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_a_recipe_without_its_data_says_what_is_missing(name, given):
+def test_a_recipe_without_its_data_reports_what_is_missing(name, given):
     with pytest.raises(ConfigError, match=r"(data\.\w+|who \w+).* is missing") as error:
         recipe = load_recipe(CONFIGS / f"{name}.yaml", ["base_model=base"])
         check_recipe(recipe, make_plan(recipe))
@@ -114,7 +114,7 @@ def test_every_key_of_a_published_recipe_has_its_source(name):
     assert [line for line in values if " # " not in line] == []
 
 
-def test_six_rounds_of_llama_3_pass_on_what_the_paper_says(given):
+def test_six_rounds_of_llama_3_follow_the_paper(given):
     _, steps = planned("llama3_8b")
     base, human = Output("prepare_base", "model"), Output("prepare_data", "preferences.train")
     assert [name for name in steps if name.endswith(".evaluate_policy")] == [
@@ -158,7 +158,7 @@ def test_six_rounds_of_llama_3_pass_on_what_the_paper_says(given):
         assert {key: first[key] for key in wanted} == wanted
 
 
-def test_the_plan_that_is_printed_shows_where_each_step_takes_its_inputs_from(given):
+def test_the_printed_plan_shows_where_each_step_takes_its_inputs_from(given):
     recipe, steps = planned("llama3_8b")
     run = Run.of(recipe, list(steps.values()))
     console = Console(width=300, record=True, file=io.StringIO())
@@ -181,7 +181,7 @@ def test_the_recipe_for_several_machines_starts_training_on_all_and_data_on_one(
 
 
 @pytest.mark.parametrize("path", STAGE_CONFIGS, ids=name_of)
-def test_a_shipped_stage_config_is_taken_by_its_stage(path):
+def test_a_shipped_stage_config_is_accepted_by_its_stage(path):
     values = check_keys(path.stem, read_yaml(path), where=str(path))
     check_required(path.stem, values, where=str(path))
     assert values["output_dir"] == f"runs/by-hand/{path.stem}"
@@ -189,7 +189,7 @@ def test_a_shipped_stage_config_is_taken_by_its_stage(path):
 
 
 @pytest.mark.parametrize("path", STAGE_CONFIGS, ids=name_of)
-def test_a_shipped_stage_config_names_what_the_demo_makes(path):
+def test_a_shipped_stage_config_names_outputs_of_the_demo(path):
     steps = {step.name: step.stage for step in make_plan(load_recipe(CONFIGS / "demo.yaml"))}
     named = [value for value in _leaves(read_yaml(path)) if str(value).startswith("runs/demo/")]
     assert named
@@ -207,7 +207,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=name_of)
-def test_a_profile_says_only_how_to_run(path):
+def test_a_profile_sets_only_how_to_run(path):
     profile = yaml.safe_load(path.read_text())
     assert Launch(profile=path.stem, num_processes=2).profile == path.stem  # pyright: ignore[reportArgumentType]
     keys = set(profile) | set(profile.get("deepspeed_config", {}))

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import metrics_of, run_here, stage_keys, weights_of
-from loop_recipes import wait_until
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data_schemas.artifact import Artifact
@@ -19,6 +17,8 @@ from engine.models.verification import check_weights
 from pipeline.launch import command_line, processes
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
+from tests.loop_recipes import wait_until
+from tests.stage_runs import metrics_of, run_here, stage_keys, weights_of
 
 # 9 held-out rows on two processes in batches of 4: the second has a spare row in none of its batches' sums.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
@@ -58,7 +58,7 @@ long = pytest.mark.long
         pytest.param("dpo", "zero2", marks=long),
     ],
 )
-def test_two_processes_make_what_one_makes(stage, profile, one_process, run_stage, tiny_model, rows, tmp_path):
+def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_stage, tiny_model, rows, tmp_path):
     one, two = one_process(stage), tmp_path / "two"
     checkpointing = {"save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
     record = run_stage(stage, two, profile=profile, processes=2, **checkpointing, **keys_of(stage, tiny_model, rows))
@@ -138,7 +138,7 @@ exit $code
 
 
 @pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long)])
-def test_two_machines_make_what_one_makes(profile, run_stage, tiny_model, rows, tmp_path):
+def test_two_machines_give_the_result_of_one(profile, run_stage, tiny_model, rows, tmp_path):
     keys = keys_of("sft", tiny_model, rows) | {"keep_checkpoints": True}
     one, two = tmp_path / "one", tmp_path / "two"
     run_stage("sft", one, profile=profile, processes=2, **keys)

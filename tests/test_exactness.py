@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_table import table
 
 from engine.models.loading import load_causal, load_reward
 from engine.training.dpo import judge_margins
@@ -19,6 +18,7 @@ from engine.training.reward import margins_of
 from pipeline.launch import command_line
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
+from tests.evaluation_table import table
 
 BETA = 0.1
 SIZES = [1, 4, 8, 9]  # of 9 rows: the last batch is full, or has one row, or padding rows on two processes
@@ -89,7 +89,7 @@ def test_two_processes_and_zero_3_change_no_number(profile, config, by_one, tmp_
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_policy_that_is_its_reference_has_ties_alone(bf16, config, tmp_path):
+def test_a_policy_that_is_its_reference_has_only_ties(bf16, config, tmp_path):
     same = config | {"models": {"dpo": config["reference"]}, "batch_sizes": [4], "output_dir": str(tmp_path)}
     same |= {"bf16": bf16}
     numbers = table(same)["dpo 4"]

@@ -136,9 +136,14 @@ class Program:
             )
 
     def measure(self, *, is_last: bool = False) -> Values:
-        """Of one line to it, or until its end: the last JSON object it prints, and `peak_mib`, as `run` says it."""
+        """Sends one line, and waits for the answer to it (`is_last`: for the program's end).
+
+        Returns the last JSON object that was printed, with `peak_mib`: the most memory of the program and all that it
+        started, in MiB. It is sampled before the line is sent and after the answer too, so that even a program that
+        answers at once has been looked at.
+        """
         assert self.process.stdin is not None
-        before, peak = len(self.found()), 0
+        before, peak = len(self.found()), _resident(self.process.pid)
         with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says more
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
@@ -148,6 +153,7 @@ class Program:
             while self.process.poll() is None and (is_last or len(self.found()) == before):
                 peak = max(peak, _resident(self.process.pid))
                 time.sleep(0.1)
+            peak = max(peak, _resident(self.process.pid))
         except KeyboardInterrupt:
             self.end()
             raise

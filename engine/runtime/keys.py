@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import StageDescription, StageKey
+from data_schemas.stage_keys import StageKey
 
 # TRL and transformers keys that say how a stage is run or watched, not what it makes.
 RUNTIME_KEYS = frozenset(
@@ -41,9 +41,7 @@ def required_field(help: str, *, role: str = "identity") -> Any:
     return field(default=None, metadata={"help": help, "role": role, "required": True})
 
 
-def describe(
-    recipe_version: int, example: str, classes: Sequence[type], defaults: Mapping[str, Any]
-) -> StageDescription:
+def describe(classes: Sequence[type], defaults: Mapping[str, Any]) -> dict[str, StageKey]:
     """Every key of the dataclasses, ours first; `defaults` are ours for TRL's keys."""
     keys: dict[str, StageKey] = {}
     for cls in classes:
@@ -65,7 +63,7 @@ def describe(
                 own=own,
                 help=" ".join(str(item.metadata.get("help", "")).split()),
             )
-    return StageDescription(recipe_version=recipe_version, example=example, keys=keys)
+    return keys
 
 
 def _default_of(item: dataclasses.Field[Any]) -> Any:

@@ -15,12 +15,11 @@ import yaml
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
 from data_schemas.files import read_json
-from data_schemas.stage_keys import with_defaults
+from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch import command_line
 from pipeline.plan import Model, Output, Step
 from pipeline.state.run import Run
 
-TRAINING = ("sft", "reward_model", "dpo")
 ROWS = ("train_data", "eval_data")
 
 
@@ -34,7 +33,7 @@ def make_request(run: Run, scratch: Path) -> dict[str, Any]:
     seen: list[Any] = []
     steps, missing = [], dict[str, None]()
     for step in run.steps:
-        if step.stage not in TRAINING:
+        if not stages()[step.stage].traits.has_variants:
             continue
         found = {key: list(_rows(run, step, key)) for key in ROWS}
         for reference, path in (each for rows in found.values() for each in rows):

@@ -20,6 +20,7 @@ from data_schemas.artifact import HALVED
 from data_schemas.errors import UserError
 from data_schemas.files import DISK_FULL, read_json, write_atomically
 from data_schemas.locks import run_lock
+from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
@@ -29,7 +30,6 @@ from pipeline.state.run import IDENTITY_FILE, Decision, Run, StepState, record_o
 NUM_TAIL_LINES = 20
 NUM_HALVED = 2  # batches that a stage may halve: of training, and of evaluation
 FULL_BYTES = 2**20  # with less than that left a disk is full
-QUICK = ("prepare_data",)  # stages that import nothing slow
 LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
 
 Show = Callable[[Step, StepState], None]
@@ -180,7 +180,7 @@ def _start(run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: 
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent, slot)
     cores = command_line.cores_of(step, slot)
     is_warm = command_line.can_be_warm(step.launch)
-    if is_warm and step.stage in QUICK:
+    if is_warm and not stages()[step.stage].traits.imports_torch:
         processes.get_warm_python(warm, env)  # for the steps after it: it imports meanwhile
         is_warm = False
     stage = processes.StageProcess(

@@ -22,11 +22,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("stages.pretrain", "stages.sft", "stages.reward_model", "stages.dpo", "stages.evaluate_policy")
+from data_schemas.stage_keys import stages
+
 LOST = 70  # the exit code of a step whose own is not known, and of one that ended because its parent has
 MESSAGE_BYTES = 1 << 20
 
 # One message a packet, JSON. To the Python: {words, output, environment, cores}. Back: {pid}, later {pid, code}.
+
+
+def preloaded_modules() -> list[str]:
+    """The stages that are imported before any of them is forked: those whose traits say so."""
+    return [f"stages.{name}" for name, stage in stages().items() if stage.traits.preload]
 
 
 class WarmPython:
@@ -37,7 +43,7 @@ class WarmPython:
         self.codes: dict[int, int] = {}
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.launch.warm", str(theirs.fileno()), *PRELOADED],
+                [sys.executable, "-P", "-m", "pipeline.launch.warm", str(theirs.fileno()), *preloaded_modules()],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from data_schemas.stage_keys import stages
 from pipeline.plan import BestPolicy, File, Model, Output, Step
 from pipeline.state.pruning import Unneeded
 from pipeline.state.run import Decision, Run, StepState
@@ -35,17 +36,6 @@ COLOURS = {
     "whole": "green",
     "sizes only": "yellow",
     "not finished": "dim",
-}
-# What a stage's line shows first of its metrics.
-HEADLINES = {
-    "pretrain": ("eval_loss_at_step_0", "eval_loss"),
-    "sft": ("eval_loss_at_step_0", "eval_loss"),
-    "reward_model": ("eval_accuracy", "eval_loss"),
-    "annotate": ("pairs",),
-    "rejection_sampling": ("winners",),
-    "dpo": ("eval_rewards/accuracies", "eval_rewards/margins"),
-    "average_models": ("eval_loss", "eval_accuracy", "eval_rewards/accuracies"),
-    "evaluate_policy": ("judge_mean", "win_rate_vs_first", "win_rate_vs_previous"),
 }
 
 
@@ -158,7 +148,7 @@ class Progress:
 
 
 def headline(stage: str, metrics: Mapping[str, Any]) -> str:
-    shown = [name for name in HEADLINES.get(stage, ()) if metrics.get(name) is not None]
+    shown = [name for name in stages()[stage].traits.headlines if metrics.get(name) is not None]
     return "  ".join(f"{name} {number(metrics[name])}" for name in shown)
 
 

@@ -7,36 +7,12 @@ from typing import Any, Literal
 
 from data_schemas.artifact import Artifact
 from data_schemas.files import write_atomically
+from data_schemas.stage_keys import stages
 from pipeline.plan import Step
 from pipeline.state.run import Run, StepState
 
 SUMMARY = "summary.json"
 
-# Column -> (the section that measured it, its name there). A policy is the last step before its evaluation.
-COLUMNS = {
-    "gold_mean": ("evaluate_policy", "gold_mean"),
-    "judge": ("evaluate_policy", "judge"),
-    "judge_mean": ("evaluate_policy", "judge_mean"),
-    "proxy_mean": ("evaluate_policy", "proxy_mean"),
-    "win_rate_vs_first": ("evaluate_policy", "win_rate_vs_first"),
-    "win_rate_vs_first_low": ("evaluate_policy", "win_rate_vs_first_low"),
-    "win_rate_vs_first_high": ("evaluate_policy", "win_rate_vs_first_high"),
-    "win_rate_vs_previous": ("evaluate_policy", "win_rate_vs_previous"),
-    "win_rate_vs_previous_low": ("evaluate_policy", "win_rate_vs_previous_low"),
-    "win_rate_vs_previous_high": ("evaluate_policy", "win_rate_vs_previous_high"),
-    "score_gain_vs_first": ("evaluate_policy", "score_gain_vs_first"),
-    "score_gain_vs_first_low": ("evaluate_policy", "score_gain_vs_first_low"),
-    "score_gain_vs_first_high": ("evaluate_policy", "score_gain_vs_first_high"),
-    "gate": ("evaluate_policy", "gate"),
-    "gate_reason": ("evaluate_policy", "gate_reason"),
-    "kl_to_first": ("evaluate_policy", "kl_to_first"),
-    "mean_answer_tokens": ("evaluate_policy", "mean_answer_tokens"),
-    "ended_share": ("evaluate_policy", "ended_share"),
-    "distinct_2": ("evaluate_policy", "distinct_2"),
-    "reward_accuracy": ("reward_model", "eval_accuracy"),
-    "sft_eval_loss": ("sft", "eval_loss"),
-    "dpo_reward_accuracy": ("dpo", "eval_rewards/accuracies"),
-}
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
 
 
@@ -89,7 +65,7 @@ def _row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, StepState
     of_round = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
     row: dict[str, Any] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
     reasons: dict[str, str] = {}
-    for column, (section, metric) in COLUMNS.items():
+    for column, section, metric in _columns():
         artifact = of_round.get(section)
         row[column] = artifact.metrics.get(metric) if artifact else None
         if row[column] is None:
@@ -97,6 +73,16 @@ def _row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, StepState
             why = states[evaluation.name].why if skipped else _reason(section, metric, of_round, evaluation)
             reasons[column] = why
     return row | {"reasons": reasons}
+
+
+def _columns() -> list[tuple[str, str, str]]:
+    """(column, stage that measured it, its name there), of the evaluation first. From the stages' traits."""
+    described = sorted(stages().items(), key=lambda item: item[1].traits.runs != "after_round")
+    return [
+        (column, stage, metric)
+        for stage, description in described
+        for column, metric in description.traits.summary_columns.items()
+    ]
 
 
 def _reason(section: str, metric: str, of_round: Mapping[str, Artifact | None], evaluation: Step) -> str:

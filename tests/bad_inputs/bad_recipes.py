@@ -1,0 +1,407 @@
+"""Bad recipes, given to `alignloop plan`; and bad runs and words, given to the command's other parts."""
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_schemas.files import digest
+from pipeline.launch import node
+from pipeline.plan import make_plan
+from pipeline.recipe.schema import load_recipe
+from pipeline.state.run import Run
+from tests.bad_inputs.cases import Call, Case, Place, exit_code
+
+NO_PAIRS = "data={instructions: chats.jsonl}"
+NO_ANNOTATOR = "annotate={}"
+MACHINES = "profile: ddp, num_machines: 2, device: cpu"
+# Settings of a good recipe, and what is said of the last.
+SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
+    # -- what a recipe holds
+    ("rouns=3", "toy.yaml: unknown key 'rouns'; did you mean 'rounds'?"),
+    ("path=elsewhere", "toy.yaml: unknown key 'path'"),
+    ("name=null", "toy.yaml: name=None: Input should be a valid string"),
+    ("name=a/b", "toy.yaml: name='a/b': String should match pattern"),
+    ("rounds=two", "toy.yaml: rounds='two': Input should be a valid integer"),
+    ("rounds=-1", "toy.yaml: rounds=-1: Input should be greater than or equal to 0"),
+    ("human_share=-0.1", "toy.yaml: human_share=-0.1: Input should be greater than or equal to 0"),
+    ("human_share=1.5", "toy.yaml: human_share=1.5: Input should be less than or equal to 1"),
+    ("dpo_batches=0", "toy.yaml: dpo_batches=0: Input should be greater than or equal to 1"),
+    ("sft_from=worst", "toy.yaml: sft_from='worst': Input should be 'base' or 'best'"),
+    ("dpo=[1]", "toy.yaml: dpo=[1]: Input should be a valid dictionary"),
+    ("dpo={1: 2}", "toy.yaml: dpo.1=1: Input should be a valid string"),
+    ("{}=3", "toy.yaml: unknown key '{}'"),
+    ("round_stages=[dpo, sft]", "toy.yaml: round_stages=['dpo', 'sft']: the order is fixed; try [sft, dpo]"),
+    ("round_stages=[evaluate_policy]", "toy.yaml: round_stages.0='evaluate_policy': Input should be 'annotate',"),
+    ("by_round=[dpo]", "toy.yaml: by_round=['dpo']: Input should be a valid dictionary"),
+    ("by_round.one.dpo.beta=1", "toy.yaml: by_round.one='one': Input should be a valid integer"),
+    ("by_round.1.dpoo.beta=1", "toy.yaml: by_round.1.dpoo='dpoo': Input should be 'data', 'pretrain', 'prepare_base',"),
+    ("by_round.3.dpo.beta=1", "toy.yaml: by_round.3: the run has rounds 0 to 2"),
+    ("by_round.1.pretrain.seed=1", "toy.yaml: by_round.1.pretrain: pretrain runs once, before the rounds"),
+    ("by_round.1.evaluate_policy.seed=1", "toy.yaml: by_round.1.evaluate_policy: all policies are judged the same way"),
+    ("dpo.betta=1", "toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
+    ("by_round.1.dpo.betta=1", "toy.yaml: by_round.1.dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
+    ("defaults.max_lenth=3", "defaults: unknown key 'max_lenth': no stage has it; did you mean 'max_length'?"),
+    ("dpo.beta=high", "toy.yaml: dpo: beta='high' is text, expected float"),
+    ("sft.max_length=2.5", "toy.yaml: sft: max_length=2.5 is a number, expected nothing (null) | int"),
+    ("sft.on_bad_row=skip", "toy.yaml: sft: on_bad_row='skip' is not one of error, set_aside"),
+    ("sft.seed=true", "toy.yaml: sft: seed=True is a boolean, expected int"),
+    ("sft.seed=null", "toy.yaml: sft: seed=None is nothing, expected int"),
+    ("data.make_data_arguments=[1]", "data: make_data_arguments=[1] is a list, expected nothing (null) | dict"),
+    ("dpo.beta=0", "toy.yaml: dpo: beta=0.0: expected a number above 0"),
+    ("dpo.use_cpu=true", "toy.yaml: dpo.use_cpu is set by the plan; say launch: {device: cpu}"),
+    ("dpo.train_data=[a]", "toy.yaml: dpo.train_data is set by the plan; leave it out"),
+    ("dpo.assistant_only_loss=true", "dpo: unknown key 'assistant_only_loss' of stage dpo"),
+    # -- --set
+    ("dpo.beta", "--set dpo.beta: expected key=value, as in --set dpo.beta=0.2"),
+    ("name=[", "--set name=[: the value is not YAML; put it in quotes"),
+    ("name=2024-13-45", "--set name=2024-13-45: the value is not YAML; put it in quotes"),
+    ("name.x=1", "--set name.x=1: name is not a section"),
+    # -- variants
+    ("sft.variants={seed: 1}", "sft.variants={'seed': 1}: expected a list of mappings, as in [{seed: 1}, {seed: 2}]"),
+    ("sft.variants=[]", "sft.variants=[]: expected a list of mappings, as in [{seed: 1}, {seed: 2}]"),
+    ("sft.variants=[{seeed: 1}, {}]", "sft.variants.1: unknown key 'seeed' of stage sft; did you mean 'seed'?"),
+    ("sft.variants=[{}, {eos_token: x}]", "sft.variants.2.eos_token: all variants must have the same; say it in the"),
+    ("sft.variants=[{launch: {}}]", "sft.variants.1.launch: a variant holds keys of its stage alone; say it in the"),
+    ("sft.variants=[{human_share: 2}]", "sft.variants.1: human_share=2: Input should be less than or equal to 1"),
+    ("sft.average=greedy", "sft.average='greedy': expected a mapping, as in {weights: greedy}"),
+    ("sft.average={weight: 1}", "sft.average: unknown key 'weight'; did you mean 'weights'?"),
+    ("sft.average={method: mean}", "sft.average: method='mean' is not one of linear, slerp"),
+    ("sft.average={weights: greedy}", "sft.average: there is nothing to average; list two models or more as"),
+    (
+        ("sft.variants=[{seed: 1}, {seed: 2}]", "sft.average={weights: [1]}"),
+        "sft.average: 1 weights for 2 models; give one for each",
+    ),
+    ("annotate.variants=[{}, {}]", "annotate: unknown key 'variants' of stage annotate"),
+    # -- how it is started
+    ("launch=cpu", "toy.yaml: launch='cpu': Input should be a valid dictionary or instance of Launch"),
+    ("launch.profil=ddp", "toy.yaml: unknown key 'launch.profil'; did you mean 'profile'?"),
+    ("launch.profile=zero4", "toy.yaml: launch.profile='zero4': Input should be 'single', 'ddp',"),
+    ("launch.num_processes=0", "toy.yaml: launch.num_processes=0: Input should be greater than or equal to 1"),
+    ("launch.num_machines=0", "toy.yaml: launch.num_machines=0: Input should be greater than or equal to 1"),
+    ("launch.grace_seconds=-1", "toy.yaml: launch.grace_seconds=-1: Input should be greater than or equal to 0"),
+    ("sft.launch=ddp", "toy.yaml: sft.launch='ddp': expected a mapping, as in {num_processes: 2}"),
+    ("sft.launch.profil=ddp", "toy.yaml: sft.launch: unknown key 'profil'; did you mean 'profile'?"),
+    ("data.launch.num_processes=2", "toy.yaml: data.launch: this stage is always one process"),
+    ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
+    ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
+    (f"launch={{{MACHINES}, num_processes: 3}}", "launch: num_processes=3 is over all machines, and no multiple of"),
+    (f"launch={{{MACHINES}, num_processes: 4}}", "launch: wrapper is missing: it runs a command on every machine, as"),
+    (f"launch={{{MACHINES}, num_processes: 4, wrapper: srun}}", "launch: main_process_ip is missing: the address of"),
+    ("dpo.launch={devices: [0, 0]}", "dpo.launch.devices=[0, 0]: expected num_processes=1 or more different numbers"),
+    ("dpo.launch={devices: []}", "dpo.launch.devices=[]: expected num_processes=1 or more different numbers"),
+    ("dpo.launch={devices: [4711]}", "dpo.launch.devices=[4711]: our cores are "),
+    (
+        "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
+        "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+    ),
+    # -- what the rounds need
+    ("round_stages=[rejection_sampling, sft]", "round_stages: rejection_sampling has no reward model: add"),
+    (("round_stages=[annotate, dpo]", NO_ANNOTATOR), "round_stages: annotate has no annotator: give"),
+    ("round_stages=[annotate, sft]", "round_stages: nothing trains on the pairs of annotate: add dpo or reward_model,"),
+    ("round_stages=[reward_model, rejection_sampling]", "round_stages: nothing trains on the winners of"),
+    (("round_stages=[sft]", "human_share=0"), "round_stages: sft has no rows: add rejection_sampling, or human_share"),
+    ("round_stages=[reward_model]", "round 1 trains no new policy: round_stages has neither rejection_sampling with"),
+    ((NO_PAIRS, NO_ANNOTATOR), "annotate.annotator_function or data.preferences is missing: who compares answers?"),
+    ((NO_PAIRS, "round_stages=[dpo]"), "data.preferences is missing: dpo has no pairs"),
+    ("base_model=null", "base_model is missing: a folder, a hub name, or a section pretrain"),
+    (("base_model=null", "pretrain={architecture: {hidden_size: 8}}"), "data.documents is missing: pretrain needs"),
+    ("data.instructions=null", "data.instructions is missing, or data.preferences with chosen_as_instructions > 0"),
+    (("round_stages=[annotate, dpo]", "first_sft=false", "data={}"), "data.prompts is missing: nothing else has"),
+    ((NO_PAIRS, "evaluate_policy={}"), "evaluate_policy.judge_function, judge_model or data.preferences is missing:"),
+    ("evaluate_policy={}", "data.judge_share is 0: without evaluate_policy.judge_function or judge_model the judge"),
+    (
+        ("annotate={annotator_models: [acme/judge]}", "evaluate_policy={judge_model: acme/judge}"),
+        "evaluate_policy.judge_model='acme/judge' is optimised in round 1: its score would rise whatever happens",
+    ),
+    # -- the files and models it names
+    ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in HERE nor beside the"),
+    ("base_model=gone", "base_model='gone' does not exist, neither in HERE nor beside the recipe"),
+    ("base_model=chats.jsonl", "base_model=HERE/chats.jsonl is a file, expected a model folder"),
+    ("prepare_base.chat_template=gone.jinja", "prepare_base.chat_template='gone.jinja' does not exist"),
+    ("evaluate_policy.judge_function=scores", "'scores' is no function: expected module:function, as in"),
+    ("evaluate_policy.judge_function=.a:b", "'.a:b' is no function: expected module:function, as in my_scores:score"),
+    ("evaluate_policy.judge_function=gone:score", "gone:score: no module 'gone' beside the recipe (HERE) or installed"),
+    ("evaluate_policy.judge_function=scores:gold", "scores:gold: HERE/scores.py defines no 'gold'"),
+]
+
+
+def of_settings(settings: str | tuple[str, ...], says: str) -> Case:
+    chosen = (settings,) if isinstance(settings, str) else settings
+    return Case(f"recipe {' '.join(chosen)}", lambda place: place.alignloop("plan", *place.recipe(*chosen)), says)
+
+
+# The bytes of a recipe, and what is said of it.
+FILES: list[tuple[str, bytes, str]] = [
+    ("not YAML", b"a: [1\nb: 2", "bad.yaml:2:2 is not YAML: expected ',' or ']', but got ':'"),
+    (
+        "not YAML's characters",
+        b"name: a\0b",
+        "bad.yaml is not YAML: unacceptable character #x0000: special characters",
+    ),
+    ("no such day", b"name: 2024-13-45", "bad.yaml is not YAML: month must be in 1..12"),
+    ("too deep", b"a: " + b"[" * 500, "bad.yaml is not YAML: "),
+    ("a list", b"- 1", "bad.yaml holds a list, expected `key: value` lines"),
+    ("Latin-1", b"name: caf\xe9", "bad.yaml cannot be read (UnicodeDecodeError)"),
+    ("empty", b"", "bad.yaml: name is missing"),
+    ("a key that is no text", b"1: 2\nname: x", "bad.yaml: 1=1: Keys should be strings"),
+]
+
+
+def of_recipe_file(name: str, content: bytes, says: str) -> Case:
+    def make(place: Place) -> Call:
+        place.write("bad.yaml", content)
+        return place.alignloop("plan", "bad.yaml")
+
+    return Case(f"recipe that is {name}", make, says)
+
+
+def base(spoil: Callable[[Path], Any]) -> Callable[[Place], Call]:
+    """The base model of a recipe, spoiled."""
+
+    def make(place: Place) -> Call:
+        words = place.recipe()
+        spoil(place.folder / "base")
+        return place.alignloop("plan", *words)
+
+    return make
+
+
+def spoiled(name: str, content: Any, *settings: str, command: str = "plan") -> Callable[[Place], Call]:
+    """A file of a recipe's folder."""
+
+    def make(place: Place) -> Call:
+        words = place.recipe(*settings)
+        place.write(name, content)
+        return place.alignloop(command, *words)
+
+    return make
+
+
+def no_gpu(place: Place) -> Call:
+    return place.alignloop("run", *place.recipe("launch.device=gpu"))
+
+
+def of_hidden_gpus(place: Place) -> Call:
+    place.patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    return place.alignloop("plan", *place.recipe("dpo.launch={devices: [2], device: gpu}"))
+
+
+def run_in_use(place: Place) -> Call:
+    words = place.recipe()
+    held = place.write("runs/toy/.lock", "4711 here\n").open("r+")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    call = place.alignloop("run", *words)
+
+    def locked() -> int:
+        with held:
+            return call()
+
+    return locked
+
+
+def step_in_use(place: Place) -> Call:
+    """A step that the last run did not need, and a stage at it."""
+    identity = {"stage": "sft"}
+    folder = f"runs/toy/round-0.sft-{digest(identity)[:8]}"
+    place.write("runs/toy/summary.json", SUMMARY | {"state": "done"})
+    place.write(f"{folder}/fingerprint.json", identity)
+    held = place.write(f"{folder}/.lock", "").open("r+")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    call = place.alignloop("prune", "runs/toy", "--yes")
+
+    def locked() -> int:
+        with held:
+            return call()
+
+    return locked
+
+
+def run_folder_is_a_file(place: Place) -> Call:
+    place.write("runs", "a file")
+    return place.alignloop("run", *place.recipe())
+
+
+def toy_run(*settings: str, **environment: str) -> Callable[[Place], Call]:
+    """A run of toy stages, one of which goes wrong."""
+
+    def make(place: Place) -> Call:
+        place.toy_stages(**environment)
+        return place.alignloop("run", *place.recipe("rounds=0", *settings))
+
+    return make
+
+
+def lost_record(place: Place) -> Call:
+    """The step before the last takes the record of the first away."""
+    place.toy_stages()
+    stage = place.folder / "house" / "stages" / "prepare_base.py"
+    stage.write_text(
+        stage.read_text() + "\nfor path in folder.parent.glob('prepare_data-*/artifact.json'): path.unlink()"
+    )
+    return place.alignloop("run", *place.recipe("rounds=0"))
+
+
+def no_choice(place: Place) -> Call:
+    """An evaluation that ranks no policy."""
+    place.toy_stages()
+    stage = place.folder / "house" / "stages" / "evaluate_policy.py"
+    stage.write_text(stage.read_text().replace("choices=choices", "choices=[]"))
+    return place.alignloop("run", *place.recipe("rounds=1"))
+
+
+def in_run(name: str, content: Any, *words: str) -> Callable[[Place], Call]:
+    """A file of a run, given to a part of the command."""
+
+    def make(place: Place) -> Call:
+        place.write(f"runs/toy/{name}", content)
+        return place.alignloop(*words)
+
+    return make
+
+
+RECORD = {
+    "stage": "sft",
+    "step": "round-0.sft",
+    "recipe_version": 1,
+    "fingerprint": "0" * 64,
+    "keys": {},
+    "inputs": {},
+    "outputs": {},
+    "files": {},
+    "metrics": {},
+    "seconds": 1.0,
+}
+SUMMARY = {"name": "toy", "state": "failed", "steps": [], "rounds": [], "best_policy": None}
+
+
+def damaged_step(place: Place) -> Call:
+    place.write("runs/toy/sft-00000000/artifact.json", RECORD | {"files": {"model/config.json": 2}})
+    return place.alignloop("verify", "runs/toy")
+
+
+def planned_folder(place: Place, step: str) -> Path:
+    """Where the plan of the good recipe has a step."""
+    recipe = load_recipe(place.folder / "toy.yaml")
+    folder = Run.of(recipe, make_plan(recipe)).folder(step)
+    assert folder is not None
+    return folder
+
+
+def planned_beside(name: str, content: Any) -> Callable[[Place], Call]:
+    """A step's folder that is there already, with a file that is not as it should be."""
+
+    def make(place: Place) -> Call:
+        words = place.recipe()
+        place.write(f"runs/toy/{planned_folder(place, 'prepare_data').name}/{name}", content)
+        return place.alignloop("plan", *words)
+
+    return make
+
+
+def unnamed_machine(place: Place) -> Call:
+    for name in node.RANKS:
+        place.patch.delenv(name, raising=False)
+
+    return lambda: exit_code(lambda: node.main("accelerate.yaml"))
+
+
+STATUS, CHAT, VERIFY = ("status", "runs/toy"), ("chat", "runs/toy"), ("verify", "runs/toy")
+CASES = [
+    *(of_settings(*settings) for settings in SETTINGS),
+    *(of_recipe_file(*file) for file in FILES),
+    Case("recipe that is not there", lambda place: place.alignloop("plan", "gone.yaml"), "gone.yaml does not exist"),
+    Case("recipe that is a folder", lambda place: place.alignloop("plan", "."), ". cannot be read (IsADirectoryError)"),
+    Case(
+        "template that is not text",
+        spoiled("x.jinja", b"\xff", "prepare_base.chat_template=x.jinja"),
+        "x.jinja is not UTF-8 text",
+    ),
+    Case(
+        "module that is not Python",
+        spoiled("scores.py", "def score(:\n"),
+        "scores:score: HERE/scores.py:1 is not Python: invalid syntax",
+    ),
+    Case("module with a null byte", spoiled("scores.py", b"def score(): \0\n"), "scores:score: HERE/scores.py"),
+    Case(
+        "base without a config",
+        base(lambda base: (base / "config.json").unlink()),
+        "base_model=HERE/base has no config.json: is it a model folder?",
+    ),
+    Case(
+        "base without a tokenizer",
+        base(lambda base: (base / "tokenizer.json").unlink()),
+        "base_model=HERE/base has no tokenizer: none of tokenizer.json, tokenizer.model, vocab.json",
+    ),
+    Case(
+        "base without a template",
+        base(lambda base: (base / "chat_template.jinja").unlink()),
+        "base_model=HERE/base has no chat template; give one, as in prepare_base: {chat_template: chatml}",
+    ),
+    Case("GPU that is not there", no_gpu, "toy.yaml: launch: this machine has no GPU; CPU use is said in the recipe"),
+    Case("GPU that is hidden", of_hidden_gpus, "dpo.launch.devices=[2]: our GPUs, says CUDA_VISIBLE_DEVICES, are 0, 1"),
+    Case(
+        "wrapper that is not there",
+        lambda place: place.alignloop("run", *place.recipe("launch.wrapper=srum -N1")),
+        "toy.yaml: launch: wrapper: 'srum' is no command on this machine",
+    ),
+    Case(
+        "wrapper with an open quote",
+        lambda place: place.alignloop("run", *place.recipe("launch.wrapper=a 'b")),
+        'toy.yaml: launch.wrapper="a \'b": No closing quotation',
+    ),
+    Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set one of ", 1),
+    # -- runs
+    Case("run in use", run_in_use, "HERE/runs/toy is in use by another run (pid 4711"),
+    Case("run folder that is a file", run_folder_is_a_file, "[Errno 20] Not a directory: 'HERE/runs/toy'", 1),
+    Case("stage that refuses", toy_run(TOY='{"prepare_base": "config"}'), "prepare_base failed: beta=9 is too much"),
+    Case("stage that fails", toy_run(TOY='{"prepare_base": "fail"}'), "prepare_base failed: ended with exit code 1", 1),
+    Case(
+        "split without rows",
+        toy_run(TOY='{"prepare_data": "empty"}'),
+        "prepare_data made no instructions.train: the split is empty; it needs more rows",
+    ),
+    Case("record that goes away", lost_record, "lost its record while the run went on; run again"),
+    Case("evaluation without a choice", no_choice, "round-0.evaluate_policy ranks 0 policies, too few for number 1;"),
+    Case("record that is cut", planned_beside("artifact.json", "{"), "artifact.json is not a record (Expecting"),
+    Case("record that is a list", planned_beside("artifact.json", "[]"), "artifact.json is not a record (the file: "),
+    Case("record without a stage", planned_beside("artifact.json", {"step": "x"}), "is not a record (stage: Field"),
+    Case(
+        "record that was changed",
+        planned_beside("artifact.json", RECORD | {"digest": "0"}),
+        "artifact.json was changed after it was written; put it back as it was, or move the folder away",
+    ),
+    Case("status of no run", lambda place: place.alignloop("status", "."), ". has no summary.json: is it a run's"),
+    Case("summary that is cut", in_run("summary.json", "{", *STATUS), "runs/toy/summary.json is not a run's summary;"),
+    Case("summary that is a list", in_run("summary.json", "[]", *STATUS), "runs/toy/summary.json is not a run's"),
+    Case(
+        "summary of another program",
+        in_run("summary.json", {"name": "x"}, *STATUS),
+        "runs/toy/summary.json is not a run's summary; run the recipe again",
+    ),
+    Case("verify of no run", lambda place: place.alignloop("verify", "."), ". holds no step: is it a run's folder?"),
+    Case("step that is damaged", damaged_step, "sft-00000000: not as written; move such a folder away", 1),
+    Case("step whose record is damaged", in_run("sft-0/artifact.json", "{", *VERIFY), "sft-0: not as written; move", 1),
+    Case(
+        "prune after a run that failed",
+        in_run("summary.json", SUMMARY, "prune", "runs/toy"),
+        "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you",
+    ),
+    Case(
+        "prune of a recipe",
+        in_run("a.yaml", "", "prune", "runs/toy/a.yaml"),
+        "runs/toy/a.yaml has no summary.json: is it a run's folder?",
+    ),
+    Case("prune of a step in use", step_in_use, " is in use by a stage; wait for it or stop it"),
+    Case("chat with nobody", lambda place: place.alignloop("chat", "gone"), "gone does not exist"),
+    Case(
+        "chat with a run before its evaluation",
+        in_run("summary.json", SUMMARY, *CHAT),
+        "runs/toy has no evaluated policy yet",
+    ),
+    Case("chat with a folder", in_run("a.txt", "", *CHAT), "runs/toy is no model: it has no config.json, no record of"),
+    Case("chat with a damaged step", in_run("artifact.json", "{", *CHAT), "runs/toy/artifact.json is not a record"),
+    Case("word that is no command", lambda place: place.alignloop("rnu"), "No such command 'rnu'"),
+    Case("word that is missing", lambda place: place.alignloop("run"), "Missing argument 'RECIPE'"),
+    Case("option that is none", lambda place: place.alignloop("plan", "a.yaml", "--sett", "x"), "No such option:"),
+]

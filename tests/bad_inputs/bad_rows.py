@@ -1,0 +1,265 @@
+"""Bad rows and bad files of rows, given to prepare_data and to a recipe."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bad_inputs.cases import Call, Case, Place
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+GOOD: dict[str, Any] = {
+    "documents": {"text": "a"},
+    "instructions": {"messages": [USER, ANSWER]},
+    "prompts": {"prompt": "q"},
+    "preferences": {"prompt": "q", "chosen": "a", "rejected": "b"},
+}
+
+
+def hh(answer: str, question: str = "q") -> str:
+    return f"\n\nHuman: {question}\n\nAssistant: {answer}"
+
+
+def sharegpt(speaker: Any, value: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": "human", "value": "q"}, {"from": speaker, "value": value}]}
+
+
+def dialog(*messages: Any) -> dict[str, Any]:
+    return {"messages": list(messages)}
+
+
+def pair(**columns: Any) -> dict[str, Any]:
+    return GOOD["preferences"] | columns
+
+
+NO_ANSWER = ("found an answer without a last assistant message", "expected one that ends with it")
+TWICE = "found two identical answers, expected two different answers"
+SYSTEM = {"role": "system", "content": "s"}
+# kind, a row after a good one, what is said of it after file and line
+ROWS: list[tuple[str, Any, str]] = [
+    ("documents", {"text": 3}, "text: found 3, expected text"),
+    ("documents", {"text": " \n"}, "text: found empty text, expected text"),
+    ("documents", {"text": None}, "text: found nothing, expected a value"),
+    ("documents", [1, 2], "row: found a list of 2, expected a mapping of columns to values"),
+    ("documents", {"txt": "a"}, "columns: found txt, expected text"),
+    ("documents", {}, "columns: found none, expected text"),
+    ("documents", '{"text": "a\n', """line: found '{"text": "a' (Unterminated string starting at at character 10)"""),
+    ("documents", '{"text": "\\ud83d"}\n', "line: found half a character (\\ud83d), expected whole characters"),
+    ("documents", "[" * 100_000 + "\n", "line: found '[[["),
+    ("documents", f'{{"text": {"1" * 5000}}}\n', 'line: found \'{"text":'),
+    ("instructions", dialog(), "messages: found no messages, expected at least one"),
+    ("instructions", {"messages": 3}, "messages: found 3, expected a list of messages"),
+    ("instructions", {"messages": "[1"}, "messages: found '[1' (Expecting ',' delimiter at character 3), expected"),
+    ("instructions", dialog("hi"), "messages.0: found 'hi', expected a message: role and content, or from and value"),
+    ("instructions", dialog({"role": "user", "content": " "}, ANSWER), "messages.0: found an empty message, expected"),
+    ("instructions", dialog({"role": "user", "content": [{"text": "q"}]}, ANSWER), "messages.0.content: found a list"),
+    ("instructions", dialog({"role": "critic", "content": "q"}), "messages.0.role: found 'critic', expected 'system',"),
+    ("instructions", dialog({"content": "q"}, ANSWER), "messages.0.role: found nothing, expected a value"),
+    ("instructions", dialog(USER), "messages: found the last message is from 'user', expected 'assistant'"),
+    ("instructions", dialog(ANSWER), "messages: found no user message, expected at least one"),
+    ("instructions", dialog(USER, SYSTEM, ANSWER), "messages: found a system message after the first message"),
+    ("instructions", dialog(USER, {"role": "assistant", "tool_calls": 3}), "messages.1.tool_calls: found 3, expected"),
+    ("instructions", dialog(USER, ANSWER) | {"tools": "{"}, "tools: found '{' (Expecting property name enclosed in"),
+    ("instructions", dialog(USER, ANSWER) | {"tools": ["f"]}, "tools.0: found 'f', expected a mapping"),
+    ("instructions", dialog(USER, ANSWER) | {"difficulty": "hard"}, "difficulty: found 'hard', expected a number"),
+    (
+        "instructions",
+        json.dumps(dialog(USER, ANSWER))[:-1] + ', "difficulty": NaN}\n',
+        "difficulty: found nan, expected a finite number",
+    ),
+    ("instructions", sharegpt("critic", "a"), "conversations.1.from: found 'critic', expected one of human, user,"),
+    ("instructions", sharegpt(["gpt"], "a"), "conversations.1.from: found a list of 1, expected one of human, user,"),
+    ("instructions", sharegpt("gpt", 3), "conversations.1.value: found 3, expected text"),
+    ("instructions", sharegpt("function_call", "[1]"), "conversations.1.value: found 1, expected a function call with"),
+    ("instructions", sharegpt("gpt", "a") | {"system": 3}, "system: found 3, expected text"),
+    ("instructions", {"instruction": "q", "output": 1}, "output: found 1, expected text"),
+    ("instructions", {"instruction": " ", "output": "a"}, "instruction: found empty text, expected text"),
+    ("instructions", {"instruction": "q", "output": "a", "history": [["b"]]}, "history.0: found a list of 1, expected"),
+    ("instructions", {"instruction": "q", "output": "a", "history": 3}, "history: found 3, expected a list of turns"),
+    ("prompts", {"prompt": ""}, "prompt: found empty text, expected text"),
+    ("prompts", {"prompt": [ANSWER]}, "prompt: found the last message is from 'assistant', expected 'user' or 'tool'"),
+    ("preferences", pair(chosen=""), "chosen: found empty text, expected text"),
+    ("preferences", pair(chosen=[]), " ".join(["chosen:", ", ".join(NO_ANSWER)])),
+    ("preferences", pair(rejected=[]), " ".join(["rejected:", ", ".join(NO_ANSWER)])),
+    ("preferences", pair(rejected="a"), f"chosen, rejected: {TWICE}"),
+    ("preferences", pair(chosen=[USER, USER, ANSWER]), "chosen: found a dialog that begins with 'user', expected the"),
+    ("preferences", pair(strength="huge"), "strength: found 'huge', expected 'significantly_better', 'better',"),
+    ("preferences", pair(disagreement=-0.5), "disagreement: found -0.5, expected 0 or more"),
+    ("preferences", pair(disagreement=2), "disagreement: found 2, expected 1 or less"),
+    ("preferences", json.dumps(pair())[:-1] + ', "chosen_score": NaN}\n', "chosen_score: found nan, expected a finite"),
+    ("preferences", json.dumps(pair())[:-1] + ', "rejected_score": Infinity}\n', "rejected_score: found inf, expected"),
+    ("preferences", pair(between=3), "between: found 3, expected a list of answers"),
+    ("preferences", pair(between=["a"]), "ranking: found two identical answers, expected different answers"),
+    ("preferences", {"prompt": "q", "ranked": ["a"]}, "ranked: found a list of 1, expected a list of at least two"),
+    ("preferences", {"prompt": "q", "ranked": ["a", "b", "b", "c"]}, "ranking: found two identical answers, expected"),
+    ("preferences", {"prompt": "q", "responses": ["a"], "scores": [1, 2]}, "scores: found a list of 2, expected a"),
+    ("preferences", {"prompt": "q", "responses": ["a", "b"], "scores": [1, "2"]}, "scores: found '2', expected finite"),
+    ("preferences", {"prompt": "q", "responses": ["a", "b"], "scores": [1, 10**400]}, "scores: found 1000000000"),
+    ("preferences", {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}, "scores: found 1 different scores,"),
+    ("preferences", {"turns": []}, "turns: found a list of 0, expected a list of turns with prompt, chosen and"),
+    ("preferences", {"turns": [{"prompt": "q"}]}, "turns.0: found a mapping with prompt, expected a turn with prompt,"),
+    ("preferences", {"chosen": hh("a"), "rejected": hh("b", "p")}, "chosen, rejected: found two different prompts"),
+    ("preferences", {"chosen": "a", "rejected": hh("b")}, "chosen: found 'a', expected a dialog of '\\n\\nHuman: …"),
+    ("preferences", {"chosen": [], "rejected": []}, "prompt: found no messages, expected at least one"),
+]
+
+
+def of_row(kind: str, row: Any, says: str) -> Case:
+    def make(place: Place) -> Call:
+        place.write("rows.jsonl", [GOOD[kind], row])
+        return place.stage("prepare_data", **{kind: ["rows.jsonl"]})
+
+    return Case(f"{kind} row {says[:60]}", make, f"rows.jsonl:2: {says}")
+
+
+# name of a file of documents, its content, what is said of it
+FILES: list[tuple[str, bytes, str]] = [
+    ("none.jsonl", b"", "none.jsonl is empty: it has no rows"),
+    ("header.csv", b"text\n", "header.csv is empty: it has no rows"),
+    ("none.json", b" ", "none.json is empty: it has no rows"),
+    ("blank.txt", b"\n \n", "blank.txt is empty: it has no rows"),
+    ("pairs.jsonl", json.dumps(GOOD["preferences"]).encode(), "pairs.jsonl has the columns prompt, chosen, rejected;"),
+    ("null.jsonl", b'{"text": null}', "null.jsonl:1: text: found nothing, expected a value"),
+    ("bytes.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "bytes.jsonl:2: line: found byte 0xe9 at 11, expected UTF-8"),
+    ("bytes.csv", b"text\na\ncaf\xe9\n", "bytes.csv:3: found byte 0xe9, expected UTF-8 text"),
+    ("quote.csv", b'text\n"a"b\n', "quote.csv:2 is not CSV"),
+    ("cells.csv", b"text,id\na,1\nb\n", "cells.csv:3: row: found 1 cells, expected 2, as in the first line"),
+    ("cut.json", b"[1,", "cut.json is not JSON (Expecting value: line 1 column 4 (char 3))"),
+    ("two.json", b'{"a": [], "b": []}', "two.json holds a mapping with a, b, expected a list of rows, or an object"),
+    ("three.json", b"3", "three.json holds 3, expected a list of rows"),
+    ("half.json", b'[{"text": "\\udfff"}]', "half.json:1: line: found half a character (\\udfff), expected whole"),
+    ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "cut.jsonl.gz is not a whole gzip file"),
+    ("plain.jsonl.gz", b'{"text": "a"}', "plain.jsonl.gz is not a whole gzip file (Not a gzipped file"),
+    ("cut.parquet", b"PAR1", "cut.parquet is not a Parquet file"),
+    ("table.xlsx", b"PK", "table.xlsx is of no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv"),
+    ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
+    ("folder.jsonl/x", b"", "folder.jsonl is a folder without data; expected .jsonl,"),
+]
+
+
+def of_file(name: str, content: bytes, says: str) -> Case:
+    def make(place: Place) -> Call:
+        place.write(name, content)
+        return place.stage("prepare_data", documents=[name.partition("/")[0]])
+
+    return Case(f"file {name}", make, says)
+
+
+def of_recipe(name: str, content: bytes, says: str, kind: str = "instructions") -> Case:
+    """The same before anything is launched."""
+
+    def make(place: Place) -> Call:
+        words = place.recipe(f"data.{kind}={name}")
+        place.write(name, content)
+        return place.alignloop("plan", *words)
+
+    return Case(f"planned file {name} of {kind}", make, says)
+
+
+def absent(place: Place) -> Call:
+    return place.stage("prepare_data", documents=["gone.jsonl"])
+
+
+def from_the_hub(place: Place) -> Call:
+    import datasets
+
+    def load_dataset(name: str, *, split: str) -> Any:
+        raise ConnectionError("no\nnetwork")
+
+    place.patch.setattr(datasets, "load_dataset", load_dataset)
+    return place.stage("prepare_data", documents=["owner/name"])
+
+
+def unreadable(place: Place) -> Call:
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "rows.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path)
+
+    own = Path.read_bytes
+    place.write("rows.jsonl", [GOOD["documents"]])
+    place.patch.setattr(Path, "read_bytes", read_bytes)  # the owner of a machine may read every file
+    return place.stage("prepare_data", documents=["rows.jsonl"])
+
+
+def with_shares(**shares: float) -> Any:
+    def make(place: Place) -> Call:
+        place.write("rows.jsonl", [GOOD["instructions"]])
+        return place.stage("prepare_data", instructions=["rows.jsonl"], **shares)
+
+    return make
+
+
+def made_by(function: str, **arguments: Any) -> Any:
+    def make(place: Place) -> Call:
+        place.write(
+            "makers.py", "def make(folder, *, seed, num_rows=1):\n    raise ValueError('no\\nrows')\nthree = 3\n"
+        )
+        place.write("broken.py", "def make(folder:\n")
+        place.write("needs.py", "import no_such_library\n")
+        return place.stage("prepare_data", make_data=function, make_data_arguments=arguments or None)
+
+    return make
+
+
+def set_aside_alone(place: Place) -> Call:
+    place.write("rows.jsonl", [{"messages": []}])
+    return place.stage("prepare_data", instructions=["rows.jsonl"], on_bad_row="set_aside")
+
+
+CASES = [
+    *(of_row(*row) for row in ROWS),
+    *(of_file(*file) for file in FILES),
+    of_recipe("none.jsonl", b"", "data.instructions: HERE/none.jsonl is empty: it has no rows"),
+    of_recipe("rows.jsonl", b'{"text": "a"}', "data.instructions: HERE/rows.jsonl has the columns text; expected"),
+    of_recipe("cut.jsonl.gz", b"\x1f\x8b", "data.preferences: HERE/cut.jsonl.gz is not a whole gzip", "preferences"),
+    of_recipe("cut.json", b"[", "data.prompts: HERE/cut.json is not JSON", "prompts"),
+    Case("file that is not there", absent, "gone.jsonl does not exist (nor is it a hub name, owner/name)"),
+    Case(
+        "hub that does not answer",
+        from_the_hub,
+        "owner/name: no such path, and not to be had from the hub (no network)",
+    ),
+    Case("file that may not be read", unreadable, "rows.jsonl cannot be read (Permission denied)"),
+    Case("share over 1", with_shares(evaluation_share=1.5), "evaluation_share=1.5 is not a share; expected 0 <= share"),
+    Case("share that is no number", with_shares(judge_share=float("nan")), "judge_share=nan is not a share; expected"),
+    Case(
+        "shares that leave nothing",
+        with_shares(evaluation_share=0.5, judge_share=0.5),
+        "evaluation_share=0.5 + judge_share=0.5 + validation_share=0.05 leave nothing to train on; expected a sum",
+    ),
+    Case(
+        "no evaluation prompt",
+        with_shares(evaluation_share=0.0),
+        "no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share",
+    ),
+    Case("rows that are all set aside", set_aside_alone, "no evaluation prompt is left: give evaluation_prompts, or a"),
+    Case(
+        "nothing to read",
+        lambda place: place.stage("prepare_data"),
+        "prepare_data has nothing to read: give make_data, documents, instructions or preferences",
+    ),
+    Case("function without a name", made_by("makers"), "'makers' is not of the form module:function"),
+    Case("function of no module", made_by("nowhere:make"), "nowhere:make: No module named 'nowhere' (looked beside"),
+    Case("function of a module that needs another", made_by("needs:make"), "needs:make: No module named"),
+    Case("function of no name", made_by(".x:make"), "'.x:make' is not of the form module:function"),
+    Case("module that is not Python", made_by("broken:make"), "broken:make: HERE/broken.py:1 is not Python: '(' was"),
+    Case("module without the function", made_by("makers:gone"), "makers:gone: makers has no function 'gone'"),
+    Case("name of no function", made_by("makers:three"), "makers:three: makers has no function 'three'"),
+    Case("maker that refuses", made_by("makers:make"), "makers:make: no rows"),
+    Case(
+        "argument that no maker has",
+        made_by("makers:make", num_row=3),
+        "makers:make: got an unexpected keyword argument 'num_row'",
+    ),
+    Case(
+        "toy world without such a half",
+        made_by("toy_world.make:make", evaluation_half="both"),
+        "toy_world.make:make: evaluation_half='both' is neither 'report' nor 'tune'",
+    ),
+    Case(
+        "more prompts than the toy world has",
+        made_by("toy_world.make:make", num_prompts=10**6, num_documents=1),
+        "toy_world.make:make: num_prompts=1000000, but the toy world has ",
+    ),
+]

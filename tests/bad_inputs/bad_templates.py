@@ -1,0 +1,252 @@
+"""Bad chat templates, judges and records, given to the stages that read them; and a chat that cannot be."""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_schemas.artifact import Artifact
+from tests.bad_inputs.bad_models import KEYS, annotate, as_it_is, model, of_model, sft
+from tests.bad_inputs.bad_rows import ANSWER, USER
+from tests.bad_inputs.cases import Call, Case, Place
+
+LOOK_AHEAD = "{% for m in messages %}{{ m.content }}{% if loop.last %}!{% endif %}<|im_end|>{% endfor %}"
+NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no\nsystem') }}{% endif %}"
+    "{{ m.content }}<|im_end|>{% endfor %}"
+)
+SHOUTING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+
+
+def record(folder: Path, **said: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Any] = {
+        "stage": "sft",
+        "step": "",
+        "recipe_version": 1,
+        "keys": {},
+        "inputs": {},
+        "outputs": {},
+        "files": {},
+        "metrics": {},
+    }
+    Artifact(**made | said).write(folder)
+
+
+def of_template(template: str, *dialog: Any, stage: str = "sft") -> Callable[[Place], Call]:
+    """Rows of one dialog for a model with this template."""
+
+    def make(place: Place) -> Call:
+        (model(place) / "chat_template.jinja").write_text(template)
+        row: dict[str, Any] = {"messages": [USER, ANSWER, *dialog]}
+        if stage == "dpo":
+            row = {"prompt": [USER], "chosen": [*dialog], "rejected": [ANSWER]}
+        place.write("rows.jsonl", [row])
+        return place.stage(stage, **KEYS[stage](place) | {"train_data": ["rows.jsonl"]})
+
+    return make
+
+
+def asked_with_a_system_turn(place: Place) -> Call:
+    (model(place) / "chat_template.jinja").write_text(NO_SYSTEM)
+    prompts = place.write("asked.jsonl", [{"prompt": [{"role": "system", "content": "s"}, USER]}])
+    return place.stage("annotate", **annotate(place, prompts=[prompts]))
+
+
+def of_base(template: Any, *, named: str = "given.jinja") -> Callable[[Place], Call]:
+    """prepare_base with a template of a file."""
+
+    def make(place: Place) -> Call:
+        model(place, kind="tiny_base")
+        if template is not None:
+            place.write("given.jinja", template)
+        return place.stage("prepare_base", model_name_or_path="model", chat_template=named)
+
+    return make
+
+
+def of_two_contracts(place: Place) -> Call:
+    model(place)
+    record(place.folder / "made", contract={"chat_template": "another"}, stage="rejection_sampling")
+    place.write("made/winners.jsonl", [{"messages": [USER, ANSWER]}])
+    return place.stage("sft", **sft(place, train_data=["made/winners.jsonl"]))
+
+
+def of_damaged_rows(place: Place) -> Call:
+    model(place)
+    place.write("step/artifact.json", "{")
+    place.write("step/rows.jsonl", [{"messages": [USER, ANSWER]}])
+    return place.stage("sft", **sft(place, train_data=["step/rows.jsonl"]))
+
+
+def of_a_damaged_policy(place: Place) -> Call:
+    model(place, "step/model")
+    place.write("step/artifact.json", "{")
+    return place.stage("annotate", **annotate(place, policies=["step/model"]))
+
+
+def of_earlier(answers: Any = None, **metrics: Any) -> Callable[[Place], Call]:
+    """evaluate_policy with an earlier evaluation."""
+
+    def make(place: Place) -> Call:
+        model(place)
+        keys = annotate(place)
+        (place.folder / "earlier").mkdir()
+        if metrics:
+            record(place.folder / "earlier", metrics=metrics)
+        if answers is not None:
+            place.write("earlier/answers.jsonl", answers)
+        return place.stage(
+            "evaluate_policy",
+            model_name_or_path="model",
+            prompts=keys["prompts"],
+            max_new_tokens=2,
+            judge_function="scores:same",
+            previous=["earlier"],
+        )
+
+    return make
+
+
+def answers_with(*, score: float = 0.0, spread: float = 0.0) -> list[Any]:
+    candidate = {"text": "a", "k": 0, "num_tokens": 1, "ended": True, "score": score}
+    return [{"prompt": [USER], "prompt_id": "p", "group_id": "g", "candidates": [candidate], "spread": spread}]
+
+
+def of_two_reward_models(place: Place) -> Call:
+    model(place)
+    (model(place, "other") / "chat_template.jinja").write_text(LOOK_AHEAD)
+    return place.stage(
+        "annotate", **annotate(place) | {"annotator_function": None, "annotator_models": ["model", "other"]}
+    )
+
+
+def rejection_sampling(**keys: Any) -> Callable[[Place], Call]:
+    def make(place: Place) -> Call:
+        model(place)
+        given = annotate(place)
+        return place.stage(
+            "rejection_sampling",
+            policies=["model"],
+            prompts=given["prompts"],
+            reward_model="model",
+            max_new_tokens=2,
+            num_answers=2,
+            **keys,
+        )
+
+    return make
+
+
+def chat(*words: str) -> Callable[[Place], Call]:
+    def make(place: Place) -> Call:
+        from commands import chat as program
+
+        model(place)
+        place.patch.setattr(sys, "argv", ["chat.py", *words, "--use_cpu"])
+        return program.main
+
+    return make
+
+
+CASES = [
+    # -- templates
+    Case("template that is not there", of_base(None), "chat_template='given.jinja' is neither a file nor one of"),
+    Case("template that is too long a name", of_base(None, named="x" * 300), "is neither a file nor one of chatml"),
+    Case("template that is not text", of_base(b"\xff"), "chat_template='given.jinja' is not UTF-8 text"),
+    Case("template that is empty", of_base(""), "model has no chat template; set prepare_base.chat_template (chatml,"),
+    Case("template that is not Jinja", of_base("{% for"), "the chat template refuses a dialog of user, assistant: "),
+    Case("template that divides by zero", of_base("{{ 1 // 0 }}"), "the chat template refuses a dialog of user,"),
+    Case("template that writes nothing", of_base("hello"), "the chat template leaves out what an assistant turn says"),
+    Case("template without an end token", of_base(NO_END), "the chat template closes an assistant turn without a"),
+    Case(
+        "template that looks ahead",
+        of_base(LOOK_AHEAD.replace("im_end", "endoftext")),
+        "chat template: the chat template renders turn 2 otherwise once more turns follow it (it is not prefix-",
+    ),
+    Case("template that refuses a row", of_template(NO_SYSTEM), "row 1: the chat template refuses a dialog of system,"),
+    Case(
+        "template that looks ahead in a row",
+        of_template(LOOK_AHEAD, USER, ANSWER),
+        "train row 1: the chat template renders turn 2 otherwise once more turns follow it",
+    ),
+    Case("template that refuses a prompt", asked_with_a_system_turn, "the chat template refuses a dialog of system,"),
+    Case(
+        "template that shouts",
+        of_template(SHOUTING, ANSWER | {"content": "other"}, stage="dpo"),
+        "train row 1: the chat template does not tell formatting from content in turn 2: it writes",
+    ),
+    Case(
+        "template without tool calls",
+        of_template(SHOUTING.replace("| upper", ""), CALL, stage="dpo"),
+        "train row 1: turn 2 has no content between its header and its termination",
+    ),
+    Case("template whose turns do not end", of_template(NO_END), "train row 1: turn 2 does not end in the end token"),
+    # -- answers and who judges them
+    Case(
+        "judge that gives text",
+        of_model("annotate", as_it_is, annotator_function="scores:text"),
+        "gave 'good', expected a finite number",
+    ),
+    Case(
+        "judge that gives infinity",
+        of_model("annotate", as_it_is, annotator_function="scores:infinite"),
+        "gave inf, expected a finite number",
+    ),
+    Case(
+        "judge that raises",
+        of_model("annotate", as_it_is, annotator_function="scores:raises"),
+        "raised KeyError: 'a\\nb'",
+    ),
+    Case(
+        "judge that takes too long",
+        of_model("annotate", as_it_is, annotator_function="scores:slow", function_timeout=0.1),
+        "took longer than function_timeout=0.1 seconds",
+    ),
+    Case(
+        "toy world's judge of another question",
+        of_model("annotate", as_it_is, annotator_function="toy_world.gold:gold"),
+        "raised ValueError: the toy world has no such question: 'question ",
+    ),
+    Case("answers that are all alike", of_model("annotate", as_it_is), "no pair is left of 2 prompts:"),
+    Case("judges with two templates", of_two_reward_models, "the reward models model and other have different chat"),
+    Case("answers that never end", rejection_sampling(), "no answer is kept of 4: unfinished 2; see max_new_tokens,"),
+    Case("answers that never end, by quartile", rejection_sampling(keep_by="top_quartile"), "no answer is kept of 4:"),
+    # -- records
+    Case("rows of another contract", of_two_contracts, "train_data made/winners.jsonl was made with another contract"),
+    Case("record beside the rows is damaged", of_damaged_rows, "step/artifact.json is not a record ("),
+    Case("record beside the policy is damaged", of_a_damaged_policy, "step/artifact.json is not a record ("),
+    Case("evaluation without a record", of_earlier(), "earlier holds no finished evaluation"),
+    Case("evaluation by another judge", of_earlier(judge="gold"), "earlier was judged by gold, this one by"),
+    Case("evaluation without answers", of_earlier(judge="scores:same"), "earlier/answers.jsonl does not exist"),
+    Case(
+        "evaluation of other prompts",
+        of_earlier([], judge="scores:same"),
+        "earlier was made on other prompts or another num_answers: not comparable",
+    ),
+    Case(
+        "evaluation whose answers are no rows",
+        of_earlier([{"text": "a"}], judge="scores:same"),
+        "earlier/answers.jsonl:1: prompt: found nothing, expected a value (not a stored Candidates)",
+    ),
+    Case(
+        "evaluation with a score that is nan",
+        of_earlier(answers_with(score=math.nan), judge="scores:same"),
+        "earlier/answers.jsonl:1: candidates.0.score: found nan, expected a finite number (not a stored Candidates)",
+    ),
+    Case(
+        "evaluation with an endless spread",
+        of_earlier(answers_with(spread=math.inf), judge="scores:same"),
+        "earlier/answers.jsonl:1: spread: found inf, expected a finite number (not a stored Candidates)",
+    ),
+    # -- chat
+    Case("chat without a prompt", chat("model", "--prompt", " "), "--prompt is empty"),
+    Case("chat that is too cold", chat("model", "--temperature", "-1"), "--temperature -1.0: expected a number 0 or"),
+    Case("chat with no model", chat("gone", "--prompt", "hi"), "gone has no tokenizer that can be read"),
+]

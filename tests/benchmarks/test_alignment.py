@@ -1,0 +1,104 @@
+"""The worlds that the alignment benchmark scores: every rule by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.alignment import checkable, controls, run
+
+
+def asked(*constraints: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": " ".join(["Describe rain.", *constraints])}]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "kept", "broken"),
+    [
+        ("Use at most 12 words.", "Rain is wet.", "Rain " * 13),
+        ("Use at least 25 words.", "Rain " * 25, "Rain " * 24),
+        ("Answer in exactly 2 sentences.", "Rain is wet. It falls!", "Rain is wet and falls."),
+        ("Do not use any commas.", "Rain is wet.", "Rain, it is wet."),
+        ("Include the word quiet.", "Rain is Quiet.", "Rain is quieter."),
+        ("Include a number in digits.", "Rain falls 3 times.", "Rain falls three times."),
+        ("Speak of yourself as I.", "I like rain.", "My rain is wet, if Ice is."),
+        ("Speak to the reader as you.", "You like rain.", "Your rain is wet."),
+    ],
+)
+def test_every_constraint_by_hand(constraint, kept, broken):
+    assert checkable.score(asked(constraint), kept, True) == 1.0
+    assert checkable.score(asked(constraint), broken, True) == 0.0
+
+
+def test_the_score_is_the_share_of_constraints_kept_by_an_answer_to_the_question():
+    both = asked("Do not use any commas.", "Speak of yourself as I.")
+    assert checkable.score(both, "Rain is wet.", True) == 0.5
+    assert checkable.score(both, "I say that rain is wet.", True) == 1.0
+    assert checkable.score(both, "I say that rain is wet.", False) == 0.0  # cut off
+    assert checkable.score(both, "I say that snow is cold.", True) == 0.0  # about something else
+    assert checkable.score(both, "I rain", True) == 0.0
+    with pytest.raises(ValueError, match=r"no constraint is known in 'Describe rain\.'"):
+        checkable.score(asked(), "Rain is wet.", True)
+
+
+def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path):
+    checkable.make(tmp_path, seed=3, num_prompts=80, num_evaluation_prompts=40)
+    texts = {}
+    for name, count in (("prompts", 80), ("evaluation_prompts", 40)):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        texts[name] = [row["prompt"][0]["content"] for row in rows]
+        assert len(set(texts[name])) == count
+    for text in texts["prompts"] + texts["evaluation_prompts"]:
+        found = [constraint.asked for constraint, _ in checkable.constraints_of(text)]
+        assert 1 <= len(found) <= 2
+        assert not all(words in " ".join(found) for words in checkable.APART)
+        said = [constraint.asked.format(value) for constraint, value in checkable.constraints_of(text)]
+        assert sum(map(len, said)) + len(said) == len(text) - text.index(min(said, key=text.index)) + 1
+        assert all(sentence in text for sentence in said)
+    held_out = checkable.TOPICS[: checkable.HELD_OUT]
+    assert not any(f" {topic}." in text or f" {topic} is" in text for topic in held_out for text in texts["prompts"])
+
+
+def test_controls_are_independent_of_the_gold_score_or_invert_it():
+    prompt = [{"role": "user", "content": "What is the capital of France?"}]
+    other = [{"role": "user", "content": "What is the capital of Italy?"}]
+    assert controls.swapped(prompt, "Paris.", True) == -controls.gold(prompt, "Paris.", True) != 0
+    assert controls.hashed(prompt, "Paris.", True) == controls.hashed(other, "Paris.", False)
+    assert controls.shuffled(prompt, "Paris.", True) == controls.shuffled(prompt, "Paris.", True)
+    assert controls.shuffled(prompt, "Paris.", True) != controls.shuffled(other, "Paris.", True)
+    labels = [controls.hashed(prompt, str(number), True) for number in range(2000)]
+    assert min(labels) >= -1 and max(labels) <= 1 and abs(np.mean(labels)) < 0.05
+
+
+def test_a_pooled_interval_resamples_prompts_within_each_seed():
+    """Seeds that differ are no noise: with no spread within a seed the interval is a point."""
+    assert run.pooled_interval(np.array([[0.1] * 9, [0.5] * 9])) == pytest.approx((0.3, 0.3, 0.3))
+    noise = np.random.default_rng(1).normal(0.0, 1.0, (4, 400))
+    mean, low, high = run.pooled_interval(noise)
+    # The mean of 1,600 draws has standard deviation 1/40.
+    assert low == pytest.approx(mean - 1.96 / 40, abs=0.01) and high == pytest.approx(mean + 1.96 / 40, abs=0.01)
+
+
+def test_the_table_compares_with_round_0_and_with_the_full_recipe():
+    full, less = np.array([[[0.0, 0.2], [0.4, 0.6]]]), np.array([[[0.0, 0.2], [0.2, 0.4]]])
+    lines = run.table({run.FULL: full, "no DPO": less})
+    assert lines[0] == "|  | round 0 | round 1 | gain over round 0 | against the full recipe |"
+    assert lines[2] == "| full recipe | 0.100 | 0.500 | +0.400 [+0.400, +0.400] | - |"
+    assert (
+        lines[3] == "| no DPO | 0.100 | 0.300 | +0.200 [+0.200, +0.200] | -0.200 [-0.200, -0.200], 0 of 1 seeds above |"
+    )
+
+
+def test_the_verdict_names_what_differs_beyond_its_interval():
+    noise = np.random.default_rng(2).normal(0.0, 0.1, (2, 2, 400))
+    scores = dict.fromkeys(run.ABLATIONS | run.CONTROLS, noise)
+    assert run.verdict(scores).splitlines()[-1] == "- Controls that improved: none."
+    last = np.array([0.0, 1.0])[None, :, None]
+    scores |= {"no DPO": noise - 0.2 * last, "no NLL term": noise + 0.2 * last, "hash of the text": noise + 0.3 * last}
+    assert run.verdict(scores).splitlines() == [
+        "- Worse than the full recipe after the last round: no DPO.",
+        "- Better than the full recipe after the last round: no NLL term.",
+        "- Not told apart from it after the last round: no formatting mask, no rejection sampling, "
+        "reward model not refitted.",
+        "- Controls that improved: hash of the text.",
+    ]

@@ -1,0 +1,152 @@
+"""Every file format: JSON lines, JSON, text, CSV, Parquet, folders and names of the hub."""
+
+import gzip
+import json
+import socket
+
+import pytest
+
+from data_schemas.reading import read_conversations, read_documents, read_pairs
+from data_schemas.rows import Document, for_template
+from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
+
+
+@pytest.mark.parametrize(
+    ("row", "ranking"),
+    [
+        ({"prompt": "q", "edited": "a", "chosen": "b", "rejected": "c"}, "abc"),
+        ({"prompt": "q", "edited": None, "chosen": "b", "rejected": "c"}, "bc"),
+        ({"prompt": "q", "edited": "b", "chosen": "b", "rejected": "c"}, "bc"),  # the edit changed nothing
+        ({"prompt": [user("q")], "ranked": ["a", [assistant("b")], "c", "d"]}, "abcd"),
+        ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [0, 2.5, 1]}, "bca"),
+        ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 1, 2]}, "ca"),  # of a tie the first
+    ],
+)
+def test_rankings_of_every_dialect(tmp_path, row, ranking):
+    (made,) = read_pairs(lines(tmp_path / "a.jsonl", row)).rows
+    assert "".join(answer[0].content for answer in made.ranking) == ranking
+    assert for_template(made.prompt) == [user("q")]
+    if "scores" in row:
+        assert (made.chosen_score, made.rejected_score) == (max(row["scores"]), min(row["scores"]))
+
+
+def test_a_dialog_compared_at_every_turn_is_split_into_its_turns(tmp_path):
+    """Each turn's prompt is the dialog so far, gone on with from the best answers (Llama 3, table 6)."""
+    turns = [
+        {"prompt": "q1", "chosen": "a1", "rejected": "b1", "strength": "better"},
+        {"prompt": "q2", "edited": "a2!", "chosen": "a2", "rejected": "b2"},
+        {"prompt": "q3", "chosen": "a3", "rejected": "b3"},
+    ]
+    first, second, third = read_pairs(lines(tmp_path / "a.jsonl", {"system": "s", "turns": turns})).rows
+    system = {"role": "system", "content": "s"}
+    assert for_template(first.prompt) == [system, user("q1")]
+    assert for_template(second.prompt) == [system, user("q1"), assistant("a1"), user("q2")]
+    assert for_template(third.prompt) == [*for_template(second.prompt), assistant("a2!"), user("q3")]
+    assert [[answer[0].content for answer in row.ranking] for row in (first, second, third)] == [
+        ["a1", "b1"],
+        ["a2!", "a2", "b2"],
+        ["a3", "b3"],
+    ]
+    assert [row.strength for row in (first, second, third)] == ["better", None, None]
+    assert len({row.group_id for row in (first, second, third)}) == 1
+
+
+def test_answers_of_several_turns_are_compared_at_the_turn_in_which_they_differ(tmp_path):
+    """What both say alike goes into the prompt; what follows the first different turn answers different prompts."""
+    shared = [assistant("a1"), user("q2")]
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    result = {"role": "tool", "content": "7"}
+    chosen = [*shared, call, result, assistant("a2"), user("q3"), assistant("a3")]
+    rejected = [*shared, assistant("b2"), user("q4"), assistant("b3")]
+    (row,) = read_pairs(lines(tmp_path / "a.jsonl", {"prompt": "q1", "chosen": chosen, "rejected": rejected})).rows
+    assert for_template(row.prompt) == [user("q1"), *shared]
+    assert for_template(row.chosen) == [call, result, assistant("a2")]
+    assert for_template(row.rejected) == [assistant("b2")]
+
+
+def test_jsonl_with_bom_blank_lines_and_a_line_separator_inside_a_text(tmp_path):
+    text = json.dumps({"text": "one\u2028line"}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n\r\n" + b'{"text": "two"}')
+    assert [row.text for row in read_documents(tmp_path / "a.jsonl").rows] == ["one\u2028line", "two"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a"}, {"text": "b"}]',
+        '{"version": 1, "data": [{"text": "a"}, {"text": "b"}]}',
+        '{"text": "a"}\n{"text": "b"}\n',
+    ],
+)
+def test_json_as_a_list_an_object_with_a_list_or_lines(tmp_path, content):
+    path = lines(tmp_path / "a.json", content)
+    assert [row.text for row in read_documents(path).rows] == ["a", "b"]
+
+
+def test_text_is_a_document_a_paragraph_or_a_line_where_there_are_no_blank_lines(tmp_path):
+    paragraphs = lines(tmp_path / "a.txt", "one\ntwo\n\n \nthree\n")
+    assert [row.text for row in read_documents(paragraphs).rows] == ["one\ntwo", "three"]
+    by_line = lines(tmp_path / "b.txt", "one\ntwo\nthree\n")
+    assert [row.text for row in read_documents(by_line).rows] == ["one", "two", "three"]
+
+
+def test_csv_cells_may_span_lines_and_bad_rows_have_the_line_they_begin_on(tmp_path):
+    path = lines(tmp_path / "a.csv", '\ufeffinstruction,input,output\n"a\nb",,c\nd,e\nf,,""\ng,h,"i ""j"""\n')
+    read = read_conversations(path, on_bad_row="set_aside")
+    assert messages_of(read) == [[user("a\nb"), assistant("c")], [user("g\nh"), assistant('i "j"')]]
+    assert [(bad.line, bad.reason) for bad in read.bad] == [
+        (4, "row: found 2 cells, expected 3, as in the first line"),
+        (5, "output: found empty text, expected text"),
+    ]
+
+
+def test_parquet_rows_lose_the_keys_that_arrow_filled_in(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    dialogs = [[user("a"), call, assistant("b")], TWO_TURNS]
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": dialog} for dialog in dialogs]), path)
+    assert messages_of(read_conversations(path)) == dialogs
+
+
+def test_a_folder_is_all_its_data_files_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    lines(tmp_path / "b.jsonl", {"text": "2"})
+    lines(tmp_path / "a.txt", "1")
+    (tmp_path / "sub" / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "3"}\n', mtime=0))
+    lines(tmp_path / ".cache" / "hidden.jsonl", {"text": "4"})
+    lines(tmp_path / "README.md", "5")
+    assert [row.text for row in read_documents([tmp_path]).rows] == ["1", "2", "3"]
+    assert [row.text for row in read_documents([tmp_path / "b.jsonl", str(tmp_path / "a.txt")]).rows] == ["2", "1"]
+
+
+def test_a_hub_name_is_read_through_datasets_only_if_it_cannot_be_a_path(tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, *, split):
+        asked.append((name, split))
+        return [{"text": "from the hub", "label": None}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    assert read_documents("owner/name").rows == [Document(text="from the hub")]
+    assert asked == [("owner/name", "train")]
+    (tmp_path / "data").mkdir()
+    for missing in ("data/pairs", "owner/name.jsonl", "name", str(tmp_path / "x" / "y")):
+        assert fails(read_documents, missing) == f"{missing} does not exist (nor is it a hub name, owner/name)"
+    assert len(asked) == 1
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    import datasets
+
+    def load_dataset(name, *, split):
+        raise socket.gaierror("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert fails(read_pairs, "owner/name") == ("owner/name: no such path, and not to be had from the hub (no network)")

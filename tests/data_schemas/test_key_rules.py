@@ -1,0 +1,150 @@
+"""Values that no type refuses, and values that do not go together: one line each, before anything runs."""
+
+import pytest
+
+from data_schemas.errors import ConfigError
+from data_schemas.key_rules import LIMITS, RULES, Limit, check_values
+from data_schemas.stage_keys import stages
+
+ANNOTATE = {"policies": ["p"], "annotator_function": "a:b"}
+SAMPLING = {"policies": ["p"], "reward_model": "r"}
+AVERAGE = {"models": ["a", "b"], "averaged_stage": "sft", "eval_data": ["e.jsonl"]}
+SLERP = AVERAGE | {"method": "slerp"}
+REFUSED = [
+    (
+        "average_models",
+        AVERAGE | {"weights": "unifrom"},
+        "weights='unifrom' is not one of uniform, greedy, or a list of numbers",
+    ),
+    ("average_models", AVERAGE | {"weights": [0.5]}, "1 weights for 2 models; give one for each"),
+    (
+        "average_models",
+        AVERAGE | {"weights": [0.0, 0.0]},
+        "weights=[0.0, 0.0]: expected numbers >= 0 with a sum above 0",
+    ),
+    (
+        "average_models",
+        AVERAGE | {"weights": [2.0, -1.0]},
+        "weights=[2.0, -1.0]: expected numbers >= 0 with a sum above 0",
+    ),
+    (
+        "average_models",
+        SLERP | {"weights": [0.5, 0.5]},
+        "method=slerp takes two models and no weights; set fraction, or method: linear",
+    ),
+    (
+        "average_models",
+        SLERP | {"models": ["a", "b", "c"]},
+        "method=slerp takes two models and no weights; set fraction, or method: linear",
+    ),
+    ("average_models", SLERP | {"fraction": 1.5}, "fraction=1.5 is not between 0 and 1"),
+    ("average_models", AVERAGE | {"fraction": 0.3}, "fraction is for method: slerp; a mean takes weights"),
+    (
+        "average_models",
+        AVERAGE | {"averaged_stage": "dpo"},
+        "reference_model is missing: the loss of dpo is measured against the parts' reference",
+    ),
+    (
+        "average_models",
+        AVERAGE | {"eval_data": None},
+        "eval_data is missing: the held-out rows that the average and its parts are measured on",
+    ),
+    (
+        "average_models",
+        AVERAGE | {"stage_keys": {"eval_data": ["x"]}},
+        "stage_keys.eval_data is a key of average_models itself",
+    ),
+    ("average_models", AVERAGE | {"part_names": ["one"]}, "1 part_names for 2 models; give one for each"),
+    ("annotate", {"policies": ["p"]}, "annotator_function or annotator_models is missing"),
+    (
+        "annotate",
+        ANNOTATE | {"annotator_models": ["m"]},
+        "annotator_function and annotator_models are both given; set one of them to null",
+    ),
+    ("annotate", ANNOTATE | {"num_answers": 1}, "num_answers=1 is too few to compare answers of 1 policies; try 2"),
+    (
+        "annotate",
+        ANNOTATE | {"policies": ["p", "q", "r"]},
+        "num_answers=2 is too few to compare answers of 3 policies; try 3",
+    ),
+    (
+        "annotate",
+        ANNOTATE | {"strength_margins": [0.5, 1.0, 0.2]},
+        "strength_margins=[0.5, 1.0, 0.2]: expected three falling score differences",
+    ),
+    (
+        "annotate",
+        ANNOTATE | {"strength_margins": [0.5]},
+        "strength_margins=[0.5]: expected three falling score differences",
+    ),
+    (
+        "annotate",
+        ANNOTATE | {"keep_rankings": True, "rejected": "random"},
+        "keep_rankings: true keeps all answers in order; it does not go with rejected: random",
+    ),
+    ("annotate", ANNOTATE | {"top_p": 1.5}, "top_p=1.5: expected a number above 0, at most 1"),
+    ("annotate", ANNOTATE | {"temperature": -0.1}, "temperature=-0.1: expected a number 0 or more"),
+    ("rejection_sampling", SAMPLING | {"num_answers": 1}, "num_answers=1: the best of one answer is no choice; try 2"),
+    (
+        "rejection_sampling",
+        SAMPLING | {"keep_by": "min_score"},
+        "min_score goes with keep_by: min_score, and only with it",
+    ),
+    ("rejection_sampling", SAMPLING | {"min_score": 1.0}, "min_score goes with keep_by: min_score, and only with it"),
+    (
+        "rejection_sampling",
+        SAMPLING | {"temperature_range": [1.0, 0.5]},
+        "temperature_range=[1.0, 0.5]: expected [lowest, highest]",
+    ),
+    (
+        "rejection_sampling",
+        SAMPLING | {"temperature_range": [1.0]},
+        "temperature_range=[1.0]: expected [lowest, highest]",
+    ),
+    ("evaluate_policy", {}, "judge_function or judge_model is missing"),
+    (
+        "evaluate_policy",
+        {"judge_function": "a:b", "judge_model": "m"},
+        "judge_function and judge_model are both given; set one of them to null",
+    ),
+    (
+        "dpo",
+        {"loss_type": ["sigmoid"], "loss_weights": [1.0, 0.2]},
+        "2 loss_weights for 1 of loss_type; give one for each",
+    ),
+    ("dpo", {"beta": 0.0}, "beta=0.0: expected a number above 0"),
+    ("sft", {"learning_rate": -1.0}, "learning_rate=-1.0: expected a number 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("stage", "values", "message"), REFUSED)
+def test_impossible_values_are_refused_in_one_line(stage, values, message):
+    with pytest.raises(ConfigError) as caught:
+        check_values(stage, values, where="recipe.yaml: section")
+    assert str(caught.value) == f"recipe.yaml: section: {message}"
+
+
+def test_defaults_and_values_at_the_limits_are_accepted():
+    for stage in stages():
+        given = {
+            "average_models": AVERAGE,
+            "annotate": ANNOTATE,
+            "rejection_sampling": SAMPLING,
+            "evaluate_policy": {"judge_model": "m"},
+        }
+        check_values(stage, given.get(stage, {}), where=stage)
+    for values, past in (
+        ({"top_p": 1.0}, {"top_p": 1.01}),
+        ({"temperature": 0.0}, {"temperature": -0.01}),
+        ({"num_prompts": 1}, {"num_prompts": 0}),
+    ):
+        check_values("annotate", ANNOTATE | values, where="")
+        with pytest.raises(ConfigError, match="expected a number"):
+            check_values("annotate", ANNOTATE | past, where="")
+    check_values("rejection_sampling", SAMPLING | {"temperature_range": [0.7, 0.7]}, where="")
+
+
+def test_every_limit_and_rule_is_for_existing_keys():
+    everywhere = {name for stage in stages().values() for name in stage.keys}
+    assert set(LIMITS) <= everywhere and set(RULES) <= set(stages())
+    assert str(Limit(0, 1, is_open=True)) == "above 0, at most 1" and str(Limit(2)) == "2 or more"

@@ -1,0 +1,85 @@
+"""Who says which answer is better: votes worked out by hand, and reward models that vote."""
+
+import pytest
+import torch
+
+from data_schemas.errors import ConfigError
+from data_schemas.rows import Message, Prompt
+from engine.judging.annotators import Group, Judgement, RewardModels, majority, mean
+from engine.judging.scoring import ScoringItem
+from engine.models.loading import load_tokenizer
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from tests.stage_runs import run_here
+
+PROMPT = Prompt(prompt=[Message(role="user", content="Capital of France?")])
+
+
+def test_the_mean_of_the_voters_scores():
+    assert mean([[1.0, 0.0], [3.0, 4.0]]) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("votes", "shares"),
+    [
+        ([[1.0, 0.0], [5.0, 4.0], [0.0, 9.0]], [2 / 3, 1 / 3]),  # two against one, by however little
+        ([[1.0, 1.0], [2.0, 0.0]], [0.75, 0.25]),  # a tie counts half
+        ([[3.0, 2.0, 1.0], [1.0, 3.0, 2.0]], [0.5, 0.75, 0.25]),
+    ],
+)
+def test_the_majority_counts_wins_over_the_other_answers(votes, shares):
+    assert majority(votes) == pytest.approx(shares)
+
+
+def test_disagreement_is_the_share_of_voters_that_prefer_the_rejected_answer():
+    judgement = Judgement([2.0, 1.0], votes_VN=[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+    assert judgement.disagreement(0, 1) == pytest.approx((0 + 1 + 0.5 + 0) / 4)
+    assert judgement.disagreement(1, 0) == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert Judgement([2.0, 1.0]).disagreement(0, 1) is None
+
+
+@pytest.fixture(scope="module")
+def two_reward_models(tiny_model, rows, tmp_path_factory):
+    folders = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp("voters") / str(seed)
+        run_here(
+            "reward_model",
+            folder,
+            model_name_or_path=tiny_model,
+            train_data=[rows / "pairs.jsonl"],
+            eval_data=[rows / "pairs_eval.jsonl"],
+            max_steps=1,
+            seed=seed,
+        )
+        folders.append(str(folder / "model"))
+    return folders
+
+
+def voters(paths: list[str], folder, vote: str) -> RewardModels:
+    stage = Stage("annotate", folder, {}, Tracker(folder, active=False), is_main=True)
+    return RewardModels(stage, paths, vote, torch.device("cpu"), "float32", 4)  # pyright: ignore[reportArgumentType]
+
+
+def test_reward_models_vote_and_their_votes_are_kept(two_reward_models, tmp_path):
+    groups = [
+        Group(PROMPT, [ScoringItem(PROMPT, text, True) for text in ("Paris.", "Rome.", "No.")]),
+        Group(PROMPT, [ScoringItem(PROMPT, text, True) for text in ("Oslo.", "Lima.")]),
+    ]
+    alone = [voters([path], tmp_path, "mean")(groups) for path in two_reward_models]
+    assert all(judgement.votes_VN is None for judgements in alone for judgement in judgements)
+    for vote, combine in (("mean", mean), ("majority", majority)):
+        for number, judgement in enumerate(voters(two_reward_models, tmp_path, vote)(groups)):
+            votes = [judgements[number].scores_N for judgements in alone]
+            assert votes[0] != votes[1]
+            for kept, vote_N in zip(judgement.votes_VN or [], votes, strict=True):
+                assert kept == pytest.approx(vote_N)
+            assert judgement.scores_N == pytest.approx(combine(votes))
+
+
+def test_reward_models_with_different_templates_are_refused(tiny_model, tmp_path):
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_end|>")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"have different chat templates: they would score different texts"):
+        voters([str(tiny_model), str(tmp_path / "other")], tmp_path, "mean")

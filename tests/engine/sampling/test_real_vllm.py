@@ -1,0 +1,84 @@
+"""A real vLLM: runs where ALIGNLOOP_TEST_VLLM names the interpreter of an environment with vLLM."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_schemas.errors import ConfigError
+from engine.models.loading import load_causal, load_tokenizer
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.sampling.answers import Answer
+from engine.sampling.sampler import sample_in_turn
+from engine.tokens.template import encode_prompt
+from tests.engine.sampling.vllm_prompts import PROMPTS
+from tests.toy_models import tiny_llama
+
+REAL = os.environ.get("ALIGNLOOP_TEST_VLLM", "")
+needs_vllm = pytest.mark.skipif(not REAL, reason="ALIGNLOOP_TEST_VLLM names no interpreter with vLLM")
+
+
+def draw_for_real(folder: Path, model: Path, **keys: Any) -> list[list[Answer]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {
+        "seed": 5,
+        "max_new_tokens": 24,
+        "generation_batch_size": 6,
+        "engine": "vllm",
+        "use_cpu": True,
+        "vllm": {"python": REAL, "gpu_memory_utilization": 0.1},
+        **keys,
+    }
+    stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
+    asked = [(prompt, None) for prompt in PROMPTS]
+    return sample_in_turn(stage, [str(model)], asked, GenerationArguments(**given), num_answers=3, purpose="p")
+
+
+@pytest.fixture(scope="module")
+def model_for_vllm(tokenizer, tmp_path_factory) -> Path:
+    """Heads of 32: vLLM's attention takes none of 16 on a CPU without AVX-512."""
+    return tiny_llama(tokenizer, tmp_path_factory.mktemp("vllm") / "model", hidden_size=64)
+
+
+@needs_vllm
+def test_a_real_vllm_gives_the_same_bits_again_and_after_a_restart(model_for_vllm, tokenizer, tmp_path):
+    answers = draw_for_real(tmp_path / "a" / "a", model_for_vllm)
+    assert len({answer.text for own in answers for answer in own}) > 10
+    for answer in (answer for own in answers for answer in own):
+        assert answer.ended == (answer.ids[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in answer.ids[:-1]
+        assert answer.ended or len(answer.ids) == 24
+    first = tmp_path / "b" / "b"
+    assert draw_for_real(first, model_for_vllm) == answers
+    (journal,) = (first / "checkpoints").glob("answers-0-*")
+    for number in (1, 2):
+        (journal / f"{number}.json").unlink()
+    assert draw_for_real(first, model_for_vllm) == answers
+
+
+@needs_vllm
+def test_a_real_vllm_takes_the_most_probable_tokens_at_temperature_0(model_for_vllm, tmp_path):
+    import torch
+
+    answers = draw_for_real(tmp_path, model_for_vllm, temperature=0.0, dtype="float32")
+    model, tokenizer = load_causal(str(model_for_vllm), dtype="float32").eval(), load_tokenizer(str(model_for_vllm))
+    for prompt, own in zip(PROMPTS, answers, strict=True):
+        assert own[0] == own[1] == own[2]
+        ids, answer = encode_prompt(tokenizer, prompt.prompt), own[0].ids
+        with torch.no_grad():
+            logits_TV = model(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+        chosen_T = logits_TV.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        assert float((logits_TV.max(dim=1).values - chosen_T).max()) < 1e-3
+
+
+@needs_vllm
+def test_a_model_that_a_real_vllm_does_not_support_is_one_line(tiny_model, tmp_path):
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ConfigError) as error:
+        draw_for_real(tmp_path / "out", tmp_path)
+    assert str(error.value).startswith(f"vLLM does not take {tmp_path} (") and "\n" not in str(error.value)

@@ -1,0 +1,82 @@
+"""A step trains on the same rows for any micro batch and any number of processes."""
+
+import pytest
+import torch
+
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from engine.training.global_batches import GlobalBatches, balanced
+from tests.engine.training.training_runs import STAGES, data
+from tests.stage_runs import call_stage, metrics_of, run_here, weights_of
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_micro_batch_changes_nothing(stage, tiny_model, rows, tmp_path):
+    """8x1, 4x2 and 2x4 rows a step are the same step, also with DPO's loss of [sigmoid, sft]."""
+    results = []
+    for micro in (8, 4, 2):
+        folder = tmp_path / str(micro)
+        run_here(
+            stage,
+            folder,
+            model_name_or_path=tiny_model,
+            per_device_train_batch_size=micro,
+            eval_steps=3,
+            per_device_eval_batch_size=micro,
+            optim="sgd",
+            learning_rate=0.05,
+            **data(rows, stage),
+        )
+        values = {key: value for key, value in metrics_of(folder).items() if key[1] in ("loss", "eval_loss")}
+        results.append((weights_of(folder / "model"), values))
+    start = weights_of(tiny_model)
+    assert max(float((results[0][0][name] - start[name]).abs().max()) for name in start if name in results[0][0]) > 1e-3
+    for weights, values in results[1:]:
+        assert values == pytest.approx(results[0][1], abs=1e-5)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, results[0][0][name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_a_step_sees_the_same_rows_for_any_number_of_processes():
+    """One process of 4 rows a step, or two that take every other row of it: the sampler hands out the steps' rows."""
+    sampler = GlobalBatches(11, global_batch_size=4, seed=3)
+    first = list(sampler)
+    assert len(sampler) == len(first) == 8  # the last 3 rows make no whole step
+    assert len(set(first)) == 8 and set(first) < set(range(11))
+    assert list(GlobalBatches(11, global_batch_size=4, seed=3)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(GlobalBatches(11, global_batch_size=4, seed=4)) != first
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "size", "runs"),
+    [
+        ([9, 8, 1, 1], 2, [[0, 3], [1, 2]]),  # 10 and 9 instead of 17 and 2
+        ([5, 4, 3, 2, 1, 1], 2, [[0, 5], [1, 4], [2, 3]]),
+        ([5, 4, 3], 3, [[0, 1, 2]]),  # one run: as drawn
+    ],
+)
+def test_a_global_batch_is_divided_so_that_tokens_are_balanced(num_tokens, size, runs):
+    made = balanced(range(len(num_tokens)), num_tokens, size=size)
+    assert [sorted(made[start : start + size]) for start in range(0, len(made), size)] == [sorted(run) for run in runs]
+
+
+def test_balancing_moves_no_row_into_another_step():
+    drawn = list(GlobalBatches(64, global_batch_size=8, seed=1))
+    divided = list(GlobalBatches(64, global_batch_size=8, seed=1, micro_batch_size=2, num_tokens=range(64)))
+    assert divided != drawn
+    for start in range(0, 64, 8):
+        assert sorted(divided[start : start + 8]) == sorted(drawn[start : start + 8])
+
+
+def test_fewer_rows_than_a_global_batch_is_one_line(tiny_model, rows, tmp_path):
+    keys = {"model_name_or_path": tiny_model, "global_batch_size": 32, **data(rows, "sft")}
+    assert call_stage("sft", tmp_path / "sft", **keys) == 2
+    outcome = read_json(tmp_path / "sft" / "outcome.json")
+    assert outcome["kind"] == "config" and outcome["cause"] == (
+        "24 training rows are fewer than one global_batch_size=32; lower global_batch_size to 24 or less, "
+        "or give more rows"
+    )
+    with pytest.raises(ConfigError):
+        GlobalBatches(3, global_batch_size=4, seed=0)

@@ -1,0 +1,32 @@
+"""A small disk that can be filled or made read-only, and what is left on it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
+READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
+
+
+class Disk:
+    """A file system of its own in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.filler = folder, folder / "filler"
+
+    def fill(self, *, leave_kilobytes: int = 0) -> None:
+        free = shutil.disk_usage(self.folder).free - leave_kilobytes * 1024
+        with self.filler.open("ab") as file:
+            file.write(bytes(max(0, free)))
+
+    def empty(self) -> None:
+        self.filler.unlink()
+
+    def read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What was being written and is of no use any more."""
+    names = [path for path in folder.rglob("*") if ".partial" in path.name]
+    return [str(path.relative_to(folder)) for path in [*names, *folder.glob("checkpoints/.saving/*")]]

@@ -1,0 +1,269 @@
+"""A house with toy stages, for the tests of the pipeline: every stage writes its outputs and record in milliseconds."""
+
+import json
+import textwrap
+from pathlib import Path
+
+from data_schemas import stage_keys
+
+ALL = {
+    "output_dir": ("str", None, "runtime"),
+    "step": ("str", "", "runtime"),
+    "run_group": ("str", "", "runtime"),
+    "fingerprint": ("str", "", "runtime"),
+    "use_cpu": ("bool", False, "runtime"),
+    "report_to": ("null | list[str] | str", "none", "runtime"),
+    "seed": ("int", 42, "identity"),
+}
+GENERATION = {
+    "prompts": ("list[str]", None, "rows", True),
+    "validation_prompts": ("null | list[str]", None, "rows"),
+    "round": ("int", 0, "identity"),
+    "temperature": ("float", 1.0, "identity"),
+    "num_prompts": ("null | int", None, "identity"),
+}
+TRAINING = {
+    "model_name_or_path": ("null | str", None, "model", True),
+    "train_data": ("list[str]", None, "rows", True),
+    "eval_data": ("null | list[str]", None, "rows"),
+    "learning_rate": ("float", 5e-5, "identity"),
+    "max_length": ("null | int", 1024, "identity"),
+    "num_train_epochs": ("float", 3.0, "identity"),
+    "global_batch_size": ("int", 32, "identity"),
+    "per_device_train_batch_size": ("int", 8, "runtime"),
+    "bf16": ("null | bool", None, "identity"),
+    "validation_share": ("float", 0.05, "identity"),
+    "per_device_eval_batch_size": ("int", 8, "runtime"),
+}
+STAGES = {
+    "prepare_data": dict.fromkeys(
+        ("documents", "instructions", "preferences", "prompts", "evaluation_prompts"),
+        ("null | list[str]", None, "rows"),
+    )
+    | {
+        "make_data": ("null | str", None, "function"),
+        "make_data_arguments": ("null | dict", None, "identity"),
+        "judge_share": ("float", 0.0, "identity"),
+        "chosen_as_instructions": ("float", 0.0, "identity"),
+    },
+    "pretrain": TRAINING | {"model_name_or_path": ("null | str", None, "model"), "block_size": ("int", 64, "identity")},
+    "prepare_base": {
+        "model_name_or_path": ("str", None, "model", True),
+        "chat_template": ("null | str", None, "identity"),
+    },
+    "sft": TRAINING | {"train_data_shares": ("null | list[float]", None, "identity")},
+    "reward_model": TRAINING,
+    "annotate": GENERATION
+    | {
+        "policies": ("list[str]", None, "model", True),
+        "policy_names": ("null | list[str]", None, "runtime"),
+        "annotator_function": ("null | str", None, "function"),
+        "annotator_models": ("null | list[str]", None, "model"),
+        "strength_margins": ("list[float]", [1.0, 0.5, 0.25], "identity"),
+        "keep_rankings": ("bool", False, "identity"),
+        "rejected": ("str", "worst", "identity"),
+        "num_answers": ("int", 2, "identity"),
+    },
+    "rejection_sampling": GENERATION
+    | {
+        "policies": ("list[str]", None, "model", True),
+        "policy_names": ("null | list[str]", None, "runtime"),
+        "reward_model": ("str", None, "model", True),
+        "keep_by": ("str", "rank", "identity"),
+        "min_score": ("null | float", None, "identity"),
+        "temperature_range": ("null | list[float]", None, "identity"),
+        "num_answers": ("int", 8, "identity"),
+    },
+    "dpo": TRAINING
+    | {
+        "beta": ("float", 0.1, "identity"),
+        "loss_type": ("list[str]", ["sigmoid"], "identity"),
+        "loss_weights": ("null | list[float]", None, "identity"),
+        "reference_model": ("null | str", None, "model"),
+    },
+    "average_models": {
+        "models": ("list[str]", None, "model", True),
+        "averaged_stage": ("str", None, "identity", True),
+        "weights": ("list[float] | str", "uniform", "identity"),
+        "method": ("str", "linear", "identity"),
+        "fraction": ("float", 0.5, "identity"),
+        "train_data": ("null | list[str]", None, "rows"),
+        "eval_data": ("null | list[str]", None, "rows"),
+        "reference_model": ("null | str", None, "model"),
+        "stage_keys": ("dict", {}, "identity"),
+        "part_names": ("null | list[str]", None, "runtime"),
+        "per_device_eval_batch_size": ("int", 8, "runtime"),
+    },
+    "evaluate_policy": {
+        "prompts": ("list[str]", None, "rows", True),
+        "model_name_or_path": ("str", None, "model", True),
+        "first_policy": ("null | str", None, "model"),
+        "previous": ("null | list[str]", None, "rows"),
+        "judge_function": ("null | str", None, "function"),
+        "judge_model": ("null | str", None, "model"),
+        "proxy_model": ("null | str", None, "model"),
+        "policy_step": ("str", "", "identity"),
+        "num_answers": ("int", 4, "identity"),
+    },
+}
+# The toy stage. TOY (a JSON object in the environment) makes steps misbehave: {"round-1.dpo": "fail"}.
+# The score of a policy is in SCORES, by step; without one, it is its round.
+STAGE = """
+import fcntl, json, os, signal, subprocess, sys, time
+from pathlib import Path
+import yaml
+from data_schemas.artifact import Artifact, Choice, files_below
+
+stage = Path(__file__).stem
+config = yaml.safe_load(Path(sys.argv[2]).read_text())
+folder, step = Path(config["output_dir"]), config["step"]
+lock = (folder / ".lock").open("a+")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+lock.truncate(0); lock.write(str(os.getpid())); lock.flush()
+with (folder.parent / "launched.txt").open("a") as file:
+    file.write(step + chr(10))
+print("hello from", step, flush=True)
+here = {"cores": sorted(os.sched_getaffinity(0)), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "threads": os.environ["OMP_NUM_THREADS"], "began": time.time()}
+behaviour = json.loads(os.environ.get("TOY", "{}")).get(step, "")
+if behaviour == "fail":
+    print("RuntimeError: torch.OutOfMemoryError: no memory", flush=True)
+    sys.exit(1)
+if behaviour == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour in ("halve", "halve and fail", "halve for ever"):
+    note, keep = folder / "checkpoints" / "memory.json", behaviour == "halve for ever"
+    if keep or not note.exists():
+        note.parent.mkdir(exist_ok=True)
+        note.write_text("{}")
+        (folder / "outcome.json").write_text(json.dumps({"state": "interrupted", "cause": "8 rows are too much: 4 now",
+                                                         "hint": "run me again", "kind": "halved"}))
+        sys.exit(1)
+    if behaviour == "halve and fail":
+        sys.exit(1)
+if behaviour == "config":
+    (folder / "outcome.json").write_text(json.dumps({"state": "failed", "cause": "beta=9 is too much", "hint": "try 1",
+                                                     "kind": "config"}))
+    sys.exit(1)
+if behaviour == "checkpoint":
+    (folder / "checkpoints" / "checkpoint-50").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-50" / "whole.json").write_text("{}")
+    sys.exit(1)
+if behaviour.startswith("meet "):  # another step: both must run at one time
+    (folder / "here").touch()
+    deadline = time.monotonic() + 20
+    while not list(folder.parent.glob(behaviour.removeprefix("meet ") + "-????????/here")):
+        if time.monotonic() > deadline:
+            sys.exit("nobody came")
+        time.sleep(0.02)
+    time.sleep(0.3)
+if behaviour in ("hang", "stubborn"):
+    if behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A child in a session of its own, as torch's launcher makes them for its ranks.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+    with (folder.parent / "hanging.txt").open("a") as file:
+        file.write(f"{os.getpid()} {child.pid} ")
+    time.sleep(120)
+(folder / "here.json").write_text(json.dumps(here))
+outputs = {
+    "prepare_data": ["documents.train", "instructions.train", "instructions.validation", "preferences.train",
+                     "preferences.judge", "prompts.train", "evaluation_prompts"],
+    "annotate": ["pairs.train", "pairs.validation"],
+    "rejection_sampling": ["winners.train"],
+    "evaluate_policy": ["answers"],
+}.get(stage, ["model"])
+if behaviour == "empty":
+    outputs = outputs[2:]
+made = {}
+for name in outputs:
+    made[name] = name if name == "model" else name + ".jsonl"
+    if name == "model":
+        (folder / "model").mkdir(exist_ok=True)
+        (folder / "model" / "config.json").write_text("{}")
+    else:
+        (folder / made[name]).write_text("{}")
+metrics, choices = {"eval_loss": 1.25 if stage == "average_models" else 1.5}, []
+if stage == "evaluate_policy":
+    given = json.loads(os.environ.get("SCORES", "{}"))
+    steps = [json.loads((Path(p) / "toy.json").read_text()) for p in config.get("previous", [])] + [config["policy_step"]]
+    (folder / "toy.json").write_text(json.dumps(config["policy_step"]))
+    rounds = {name: float(name[6:].split(".")[0]) if name.startswith("round-") else 0.0 for name in steps}
+    scores = rounds | {name: score for name, score in given.items() if name in steps}
+    steps.sort(key=lambda name: -scores[name])
+    choices = [Choice(step=name, folder="", score=scores[name]) for name in steps]
+    gates = json.loads(os.environ.get("GATES", "{}"))
+    metrics = {"judge": "gold", "judge_mean": scores[config["policy_step"]], "gold_mean": scores[config["policy_step"]],
+               "gate": gates.get(step, "accept"), "gate_reason": "KL 25.000 > 20" if step in gates else "gain 1.000 > 0"}
+Artifact(stage=stage, step=step, recipe_version=1, fingerprint=config["fingerprint"], keys={}, inputs={}, outputs=made,
+         files=files_below(folder, made), metrics=metrics, choices=choices, seconds=0.5).write(folder)
+"""  # noqa: E501
+RECIPE = """
+name: toy
+rounds: 2
+base_model: base
+launch: {device: cpu, grace_seconds: 0.5}
+data: {preferences: pairs.jsonl, instructions: chats.jsonl}
+annotate: {annotator_function: "scores:score"}
+evaluate_policy: {judge_function: "scores:score"}
+"""
+
+
+REAL = json.loads((Path(stage_keys.__file__).parent / "stage_keys.json").read_text())
+
+
+def write_keys(path: Path) -> Path:
+    described = {
+        stage: {
+            "recipe_version": 1,
+            "example": "",
+            "traits": REAL[stage]["traits"],
+            "keys": {
+                name: {"type": key[0], "default": key[1], "role": key[2], "required": len(key) > 3}
+                for name, key in (ALL | keys).items()
+            },
+        }
+        for stage, keys in STAGES.items()
+    }
+    path.write_text(json.dumps(described))
+    return path
+
+
+def build_house(root: Path) -> Path:
+    """`root` with toy stages, and `root/alignloop.py`, the command that runs them. Returns the command."""
+    (root / "stages").mkdir(parents=True)
+    for stage in STAGES:
+        (root / "stages" / f"{stage}.py").write_text(STAGE)
+    keys = write_keys(root / "stage_keys.json")
+    command = root / "alignloop.py"
+    command.write_text(
+        textwrap.dedent(f"""
+        import os
+        from pathlib import Path
+        from data_schemas import stage_keys
+        from pipeline import cli
+        from pipeline.launch import command_line, processes, warm
+        stage_keys.KEYS_FILE = Path({str(keys)!r})
+        warm.preloaded_modules = lambda: []
+        command_line.ROOT = Path({str(root)!r})
+        processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
+        cli.ROOT = command_line.ROOT
+        cli.main()
+        """)
+    )
+    return command
+
+
+def build_inputs(folder: Path) -> Path:
+    """`folder` with a recipe and everything it names. Returns the recipe."""
+    base = folder / "base"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    (base / "tokenizer.json").write_text("{}")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    (folder / "chats.jsonl").write_text('{"messages": []}')
+    (folder / "scores.py").write_text("def score(prompt, answer, ended):\n    return 0.0\n")
+    recipe = folder / "toy.yaml"
+    recipe.write_text(RECIPE)
+    return recipe

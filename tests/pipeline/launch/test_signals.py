@@ -1,0 +1,37 @@
+"""A runner that is stopped or killed ends its stages."""
+
+import json
+import signal
+
+import pytest
+
+from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
+from tests.processes import alive
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("behaviour", ["hang", "stubborn"])
+def test_a_signal_stops_the_stage_and_all_its_children(world, number, exit_code, behaviour):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY=json.dumps({"round-0.sft": behaviour}))
+    pids = world.hanging()
+    assert all(map(alive, pids))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == exit_code
+    assert not any(map(alive, pids))
+    assert "interrupted; what is finished is kept" in err
+    assert world.summary()["state"] == "interrupted"
+    assert world.states()["round-0.sft"] == "failed"
+
+
+def test_the_stage_of_a_killed_runner_is_ended_before_its_step_is_run_again(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY='{"round-0.sft": "hang"}')
+    pids = world.hanging()
+    process.kill()
+    process.communicate()
+    assert all(map(alive, pids))  # the toy stage does not watch its runner; ours do
+    assert "stopped: its runner is gone" in world.call("status", "runs/toy")[1]
+    world.launched()
+    assert world.run()[0] == 0
+    assert not any(map(alive, pids))
+    assert world.launched() == STEPS_OF_ONE_ROUND[2:]

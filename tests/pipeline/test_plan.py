@@ -1,0 +1,310 @@
+"""The plan: which steps, in which order, and what each is given. Worked out by hand from the published loop."""
+
+import pytest
+
+from data_schemas.errors import ConfigError
+from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output
+
+pytestmark = pytest.mark.usefixtures("toy_keys")
+
+BASE = Output("prepare_base", "model")
+
+
+def both(step: str, name: str) -> tuple[Output, Output]:
+    return Output(step, f"{name}.train"), Output(step, f"{name}.validation", optional=True)
+
+
+def test_two_rounds_are_these_steps_in_this_order(plan):
+    assert list(plan()) == [
+        "prepare_data",
+        "prepare_base",
+        "round-0.sft",
+        "round-0.evaluate_policy",
+        "round-1.annotate",
+        "round-1.reward_model",
+        "round-1.rejection_sampling",
+        "round-1.sft",
+        "round-1.dpo",
+        "round-1.evaluate_policy",
+        "round-2.annotate",
+        "round-2.reward_model",
+        "round-2.rejection_sampling",
+        "round-2.sft",
+        "round-2.dpo",
+        "round-2.evaluate_policy",
+    ]
+
+
+def test_the_base_is_given_or_pretrained(plan, tmp_path):
+    steps = plan()
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [Model(str(tmp_path / "work" / "base"))]}
+    steps = plan("base_model=null", "pretrain={block_size: 32}")
+    assert list(steps)[:3] == ["prepare_data", "pretrain", "prepare_base"]
+    assert steps["pretrain"].inputs["train_data"] == [Output("prepare_data", "documents.train")]
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [Output("pretrain", "model")]}
+
+
+def test_raw_files_are_inputs_of_prepare_data(plan, tmp_path):
+    assert plan()["prepare_data"].inputs == {
+        "preferences": [File(str(tmp_path / "work" / "pairs.jsonl"))],
+        "instructions": [File(str(tmp_path / "work" / "chats.jsonl"))],
+    }
+
+
+def test_reward_models_start_from_the_base_and_see_all_batches_so_far(plan):
+    human, first, second = (
+        both("prepare_data", "preferences"),
+        both("round-1.annotate", "pairs"),
+        both("round-2.annotate", "pairs"),
+    )
+    human = Output("prepare_data", "preferences.train", optional=True), human[1]  # others may stand in for it
+    steps = plan()
+    assert steps["round-2.reward_model"].inputs == {
+        "model_name_or_path": [BASE],
+        "train_data": [human[0], first[0], second[0]],
+        "eval_data": [human[1], first[1], second[1]],
+    }
+    assert steps["round-1.reward_model"].inputs["train_data"] == [human[0], first[0]]
+
+
+@pytest.mark.parametrize(
+    ("batches", "train_data"),
+    [
+        (1, ["round-2.annotate"]),
+        (2, ["round-1.annotate", "round-2.annotate"]),
+        (9, ["prepare_data", "round-1.annotate", "round-2.annotate"]),
+    ],
+)
+def test_dpo_starts_from_the_rounds_sft_and_sees_the_most_recent_batches(plan, batches, train_data):
+    step = plan(f"dpo_batches={batches}")["round-2.dpo"]
+    assert step.inputs["model_name_or_path"] == [Output("round-2.sft", "model")]
+    assert [reference.step for reference in step.inputs["train_data"]] == train_data
+
+
+def test_the_best_policy_so_far_samples_and_the_base_is_trained(plan):
+    steps = plan()
+    assert steps["round-1.rejection_sampling"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]
+    assert steps["round-2.rejection_sampling"].inputs["policies"] == [BestPolicy("round-1.evaluate_policy")]
+    assert steps["round-2.rejection_sampling"].inputs["reward_model"] == [Output("round-2.reward_model", "model")]
+    assert steps["round-2.sft"].inputs["model_name_or_path"] == [BASE]
+    assert plan("sft_from=best")["round-2.sft"].inputs["model_name_or_path"] == [BestPolicy("round-1.evaluate_policy")]
+
+
+def test_sft_mixes_winners_with_a_share_of_the_human_instructions(plan):
+    step = plan("human_share=0.25")["round-1.sft"]
+    winners, human = both("round-1.rejection_sampling", "winners"), both("prepare_data", "instructions")
+    assert step.inputs["train_data"] == [winners[0], human[0]]
+    assert step.inputs["eval_data"] == [winners[1], human[1]]
+    assert step.keys["train_data_shares"] == [1.0, 0.25]
+    step = plan("human_share=0.0")["round-1.sft"]
+    assert step.inputs["train_data"] == [winners[0]]
+    assert "train_data_shares" not in step.keys
+
+
+def test_two_policies_are_compared_from_round_two_on(plan):
+    steps = plan()
+    assert steps["round-1.annotate"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]
+    assert steps["round-2.annotate"].inputs["policies"] == [
+        BestPolicy("round-1.evaluate_policy"),
+        BestPolicy("round-1.evaluate_policy", rank=1),
+    ]
+    assert plan("annotate_policies=best")["round-2.annotate"].inputs["policies"] == [
+        BestPolicy("round-1.evaluate_policy")
+    ]
+
+
+def test_without_an_annotator_function_the_last_reward_model_annotates_from_round_two_on(plan):
+    steps = plan("annotate.annotator_function=null")
+    assert "round-1.annotate" not in steps
+    assert steps["round-1.reward_model"].inputs["train_data"] == [Output("prepare_data", "preferences.train")]
+    assert steps["round-1.dpo"].inputs["train_data"] == [Output("prepare_data", "preferences.train")]
+    assert steps["round-2.annotate"].inputs["annotator_models"] == [Output("round-1.reward_model", "model")]
+    assert "annotator_models" not in plan()["round-2.annotate"].inputs
+
+
+def test_every_evaluation_has_the_same_judge_and_all_earlier_ones(plan):
+    steps = plan("evaluate_policy.judge_function=null")
+    assert steps["judge"].stage == "reward_model"
+    assert steps["judge"].inputs["train_data"] == [Output("prepare_data", "preferences.judge")]
+    assert [steps[f"round-{r}.evaluate_policy"].inputs["judge_model"] for r in range(3)] == [
+        [Output("judge", "model")]
+    ] * 3
+    last = steps["round-2.evaluate_policy"]
+    assert last.inputs["previous"] == [
+        EvaluationFolder("round-0.evaluate_policy"),
+        EvaluationFolder("round-1.evaluate_policy"),
+    ]
+    assert last.inputs["first_policy"] == [Output("round-0.sft", "model")]
+    assert last.inputs["proxy_model"] == [Output("round-2.reward_model", "model")]
+    assert last.keys["policy_step"] == "round-2.dpo"
+    first = steps["round-0.evaluate_policy"]
+    assert first.inputs.keys() == {"prompts", "model_name_or_path", "judge_model"}
+    assert "judge" not in plan()  # a judge function decides
+
+
+def test_every_round_draws_other_prompts_with_the_recipes_seed(plan):
+    steps = plan("seed=5", "rejection_sampling.seed=6")
+    assert (steps["round-2.annotate"].keys["round"], steps["round-2.annotate"].keys["seed"]) == (2, 5)
+    assert (steps["round-1.rejection_sampling"].keys["round"], steps["round-1.rejection_sampling"].keys["seed"]) == (
+        1,
+        6,
+    )
+
+
+OFFLINE = ("annotate.annotator_function=null", "evaluate_policy={judge_function: null, judge_model: acme/judge}")
+
+
+def steps_of_rounds(steps) -> list[str]:
+    return [name for name, step in steps.items() if step.round]
+
+
+def test_rounds_of_only_dpo_continue_from_the_best_policy_so_far(plan):
+    steps = plan(
+        "round_stages=[annotate, dpo]",
+        "first_sft=false",
+        "annotate_policies=best",
+        *OFFLINE,
+        "annotate.annotator_models=[acme/reward]",
+    )
+    assert list(steps) == [
+        "prepare_data",
+        "prepare_base",
+        "round-0.evaluate_policy",
+        "round-1.annotate",
+        "round-1.dpo",
+        "round-1.evaluate_policy",
+        "round-2.annotate",
+        "round-2.dpo",
+        "round-2.evaluate_policy",
+    ]
+    assert steps["round-0.evaluate_policy"].inputs["model_name_or_path"] == [BASE]
+    assert steps["round-0.evaluate_policy"].keys["policy_step"] == "prepare_base"
+    for number in (1, 2):
+        best = BestPolicy(f"round-{number - 1}.evaluate_policy")
+        assert steps[f"round-{number}.annotate"].inputs["policies"] == [best]
+        assert steps[f"round-{number}.annotate"].inputs["annotator_models"] == [Model("acme/reward")]
+        dpo, pairs = steps[f"round-{number}.dpo"], both(f"round-{number}.annotate", "pairs")
+        assert dpo.inputs == {"model_name_or_path": [best], "train_data": [pairs[0]], "eval_data": [pairs[1]]}
+    last = steps["round-2.evaluate_policy"].inputs
+    assert last["model_name_or_path"] == [Output("round-2.dpo", "model")]
+    assert (last["first_policy"], last["judge_model"], last["proxy_model"]) == (
+        [BASE],
+        [Model("acme/judge")],
+        [Model("acme/reward")],
+    )
+
+
+def test_the_reference_of_dpo_may_stay_the_first_policy(plan):
+    steps = plan("round_stages=[annotate, dpo]", "dpo_reference=first")
+    assert steps["round-2.dpo"].inputs["reference_model"] == [Output("round-0.sft", "model")]
+    assert "reference_model" not in plan()["round-2.dpo"].inputs
+
+
+def test_only_rejection_sampling_and_sft_are_a_round(plan):
+    steps = plan(
+        "round_stages=[rejection_sampling, sft]",
+        "sft_from=best",
+        "human_share=0",
+        "data.preferences=null",
+        "rejection_sampling.reward_model=acme/reward",
+    )
+    assert steps_of_rounds(steps) == [
+        "round-1.rejection_sampling",
+        "round-1.sft",
+        "round-1.evaluate_policy",
+        "round-2.rejection_sampling",
+        "round-2.sft",
+        "round-2.evaluate_policy",
+    ]
+    best, winners = BestPolicy("round-1.evaluate_policy"), both("round-2.rejection_sampling", "winners")
+    sampling = steps["round-2.rejection_sampling"].inputs
+    assert (sampling["policies"], sampling["reward_model"]) == ([best], [Model("acme/reward")])
+    assert steps["round-2.sft"].inputs == {
+        "model_name_or_path": [best],
+        "train_data": [winners[0]],
+        "eval_data": [winners[1]],
+    }
+    last = steps["round-2.evaluate_policy"].inputs
+    assert last["model_name_or_path"] == [Output("round-2.sft", "model")]
+    assert last["proxy_model"] == [Model("acme/reward")]
+
+
+def test_no_two_steps_are_the_same(plan):
+    steps = plan("round_stages=[reward_model, rejection_sampling, sft, dpo]")
+    # Without new pairs the reward model of round 1 is that of round 2.
+    assert "round-2.reward_model" not in steps
+    assert steps["round-2.rejection_sampling"].inputs["reward_model"] == [Output("round-1.reward_model", "model")]
+    assert steps["round-2.dpo"].inputs["train_data"] == [Output("prepare_data", "preferences.train")]
+    # Without winners SFT has the human instructions alone, as in round 0.
+    steps = plan("round_stages=[annotate, sft, dpo]")
+    assert not {"round-1.sft", "round-2.sft"} & set(steps)
+    assert steps["round-2.dpo"].inputs["model_name_or_path"] == [Output("round-0.sft", "model")]
+    steps = plan("round_stages=[annotate, sft, dpo]", "human_share=0.5", "sft_from=best")
+    assert steps["round-2.sft"].inputs["train_data"] == [Output("prepare_data", "instructions.train")]
+    assert steps["round-2.sft"].keys["train_data_shares"] == [0.5]
+
+
+def test_two_policies_may_be_sampled(plan):
+    steps = plan("sampling_policies=best_two")
+    assert steps["round-1.rejection_sampling"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]
+    assert steps["round-2.rejection_sampling"].inputs["policies"] == [
+        BestPolicy("round-1.evaluate_policy"),
+        BestPolicy("round-1.evaluate_policy", rank=1),
+    ]
+
+
+def test_given_annotators_win_over_the_trained_reward_model_and_annotate_round_one(plan):
+    steps = plan("annotate={annotator_function: null, annotator_models: [acme/one, acme/two]}")
+    for number in (1, 2):
+        assert steps[f"round-{number}.annotate"].inputs["annotator_models"] == [Model("acme/one"), Model("acme/two")]
+    assert steps["round-2.evaluate_policy"].inputs["proxy_model"] == [Output("round-2.reward_model", "model")]
+    steps = plan("annotate.annotator_function=null", "by_round.1.annotate.annotator_models=[acme/one]")
+    assert steps["round-2.annotate"].inputs["annotator_models"] == [Output("round-1.reward_model", "model")]
+
+
+def test_a_given_judge_asks_for_no_pairs(plan):
+    steps = plan("evaluate_policy={judge_function: null, judge_model: acme/judge}")
+    assert "judge" not in steps
+    assert steps["round-0.evaluate_policy"].inputs["judge_model"] == [Model("acme/judge")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["round_stages=[annotate, rejection_sampling, sft]"],
+            "round_stages: rejection_sampling has no reward model: add reward_model, or give",
+        ),
+        (
+            ["round_stages=[annotate, dpo]", "annotate.annotator_function=null"],
+            "round_stages: annotate has no annotator: give annotate.annotator_function or annotate.annotator_models",
+        ),
+        (["round_stages=[annotate, sft]"], "round_stages: nothing trains on the pairs of annotate"),
+        (
+            ["round_stages=[annotate, reward_model, rejection_sampling, dpo]"],
+            "round_stages: nothing trains on the winners of rejection_sampling: add sft",
+        ),
+        (["round_stages=[annotate, sft, dpo]", "human_share=0"], "round_stages: sft has no rows"),
+        (["round_stages=[dpo]", "data.preferences=null"], "data.preferences is missing: dpo has no pairs"),
+        (
+            ["round_stages=[reward_model, rejection_sampling, sft]", "data.preferences=null"],
+            "data.preferences is missing: reward_model has no pairs",
+        ),
+        (["round_stages=[]"], "round 1 trains no new policy"),
+        (["round_stages=[annotate, reward_model]"], "round 1 trains no new policy"),
+        (["round_stages=[sft]"], "round 1 trains no new policy"),
+    ],
+)
+def test_what_a_round_lacks_is_one_line(plan, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        plan(*overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_may_have_no_round(plan):
+    assert list(plan("rounds=0"))[-1] == "round-0.evaluate_policy"
+
+
+def test_a_key_that_the_plan_sets_is_refused(plan):
+    with pytest.raises(ConfigError, match=r"rejection_sampling\.reward_model is set by the plan"):
+        plan("rejection_sampling.reward_model=x")

@@ -1,0 +1,35 @@
+"""Whether a process is still alive, and waiting until it is not."""
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def within(seconds: float, holds: Callable[[], Any]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(holds())
+
+
+def alive(pid: int) -> bool:
+    """A zombie is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def has_ended(pid: int) -> bool:
+    """Whether it has ended, or does so soon: a signal takes effect later."""
+    return within(10, lambda: not alive(pid))
+
+
+def cpu_seconds_of(call: Callable[[], tuple[int, str, str]]) -> float:
+    """CPU time of the processes that a call starts and waits for: other work on the machine does not enter."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert call()[0] == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

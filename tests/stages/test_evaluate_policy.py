@@ -1,0 +1,85 @@
+"""evaluate_policy: policies are ranked by one judge on the same answers."""
+
+import numpy as np
+import pytest
+
+from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
+from data_schemas.reading import read_rows
+from data_schemas.rows import Candidates
+from engine.judging.comparison import read_earlier
+from tests.stage_runs import run_here
+from tests.toy_prompts import PROMPTS, candidates
+
+
+def test_policies_are_ranked_by_the_same_judge_on_the_same_answers(tiny_model, tied_model, rows, tmp_path, monkeypatch):
+    (tmp_path / "judge.py").write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    common = {
+        "prompts": [rows / "prompts.jsonl"],
+        "judge_function": "judge:score",
+        "num_answers": 2,
+        "max_new_tokens": 6,
+    }
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    first = run_here("evaluate_policy", folders[0], model_name_or_path=tiny_model, policy_step="a", **common)
+    later = {"first_policy": tiny_model, **common}
+    second = run_here(
+        "evaluate_policy", folders[1], model_name_or_path=tied_model, policy_step="b", previous=folders[:1], **later
+    )
+    third = run_here(
+        "evaluate_policy", folders[2], model_name_or_path=tiny_model, policy_step="c", previous=folders[:2], **later
+    )
+
+    groups = read_rows(folders[0] / "answers.jsonl", Candidates)
+    lengths = [[len(candidate.text) for candidate in group.candidates] for group in groups]
+    assert first.metrics["gold_mean"] == first.metrics["judge_mean"] == pytest.approx(np.mean(lengths))
+    assert first.metrics["judge"] == "judge:score" and first.metrics["kl_to_first"] == 0.0
+    assert first.metrics["win_rate_vs_first"] is None and "win_rate_vs_first" in first.reasons
+    # The same policy gives the same answers: every comparison a tie, no distance, and the earlier one stays ahead.
+    again, once = ((folders[place] / "answers.jsonl").read_text() for place in (2, 0))
+    assert again == once.replace('"policy": "a"', '"policy": "c"') != once  # rows name the policy's step
+    assert third.metrics["win_rate_vs_first"] == 0.5 and third.metrics["kl_to_first"] == pytest.approx(0, abs=1e-4)
+    assert second.metrics["kl_to_first"] > 0.1
+    scores = {choice.step: choice.score for choice in third.choices}
+    assert scores == {"a": first.metrics["judge_mean"], "b": second.metrics["judge_mean"], "c": scores["a"]}
+    order = [choice.step for choice in third.choices]
+    assert order == (["b", "a", "c"] if scores["b"] > scores["a"] else ["a", "c", "b"])
+
+
+def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_path):
+    def evaluation(judge: str, num_answers: int) -> str:
+        folder = tmp_path / f"{judge}-{num_answers}"
+        folder.mkdir()
+        groups = [
+            Candidates(
+                prompt=row.prompt,
+                prompt_id=row.prompt_id,
+                group_id=row.group_id,
+                candidates=candidates(*[("a", 0.5, True)] * num_answers),
+            )
+            for row in PROMPTS
+        ]
+        (folder / "answers.jsonl").write_text("".join(group.to_json() + "\n" for group in groups))
+        Artifact(
+            stage="evaluate_policy",
+            step="",
+            recipe_version=1,
+            keys={},
+            inputs={},
+            outputs={},
+            files={},
+            metrics={"judge": judge},
+        ).write(folder)
+        return str(folder)
+
+    (earlier,) = read_earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
+    assert earlier.scores_PK.shape == (7, 2) and earlier.choices == [] and earlier.mean_answer_tokens == 3
+    with pytest.raises(ConfigError, match=r"was judged by other, this one by gold: not comparable"):
+        read_earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
+    with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
+        read_earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
+    with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
+        read_earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
+    with pytest.raises(ConfigError, match=r"holds no finished evaluation"):
+        read_earlier([str(tmp_path)], "gold", PROMPTS, 2)

@@ -1,0 +1,84 @@
+"""The folder that prepare_base makes: pad token, template and embeddings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_schemas.errors import ConfigError
+from engine.tokens.template import CHATML, encode_dialog, render
+from stages.prepare_base import prepare_tokenizer
+from tests.engine.tokens.golden_templates import GOLDEN, TURNS
+from tests.stage_runs import run_here, weights_of
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_base, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "chatml"
+    record = run_here("prepare_base", folder, model_name_or_path=tiny_base, chat_template="chatml")
+    assert record.metrics["new_tokens"] == 2  # <|im_start|>, <|im_end|>
+    return folder / "model"
+
+
+def test_prepare_base_sets_pad_template_and_embeddings(tiny_base, prepared):
+    before = AutoTokenizer.from_pretrained(tiny_base)
+    assert before.pad_token_id == before.eos_token_id and not before.chat_template
+    after = AutoTokenizer.from_pretrained(prepared)
+    assert (after.eos_token, after.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert after.chat_template == CHATML
+    model = AutoModelForCausalLM.from_pretrained(prepared)
+    assert model.config.eos_token_id == after.eos_token_id and model.config.pad_token_id == after.pad_token_id
+    # Generation stops at the end of a turn and at the base's own end of text.
+    assert model.generation_config.eos_token_id == [after.eos_token_id, before.eos_token_id]
+    ids = encode_dialog(after, TURNS).ids
+    assert max(ids) < model.get_input_embeddings().weight.shape[0] == len(after)
+
+
+def test_new_embedding_rows_are_the_mean_and_old_ones_stay(tiny_base, prepared):
+    old, new = weights_of(tiny_base), weights_of(prepared)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = len(old[name])
+        assert torch.equal(new[name][:rows], old[name])
+        assert len(new[name]) == rows + 2
+        torch.testing.assert_close(new[name][rows:], old[name].mean(0).expand(2, -1))
+    layer = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(new[layer], old[layer])
+
+
+def test_a_pad_token_is_added_if_a_turn_ends_in_the_old_one(tiny_base):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    prepare_tokenizer(tokenizer, GOLDEN["zephyr"][0])
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|pad|>")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_the_models_own_template_is_kept_or_replaced(tiny_model, tmp_path):
+    record = run_here("prepare_base", tmp_path / "kept", model_name_or_path=tiny_model)
+    assert record.metrics["new_tokens"] == 0
+    kept = AutoTokenizer.from_pretrained(tmp_path / "kept" / "model")
+    assert kept.chat_template == CHATML and kept.eos_token == "<|im_end|>"
+
+    (tmp_path / "zephyr.jinja").write_text(GOLDEN["zephyr"][0].replace("eos_token", "'<|im_end|>'"))
+    run_here("prepare_base", tmp_path / "new", model_name_or_path=tiny_model, chat_template=tmp_path / "zephyr.jinja")
+    replaced = AutoTokenizer.from_pretrained(tmp_path / "new" / "model")
+    assert render(replaced, TURNS[:2]) == ("<|user|>\nCapital of France?<|im_end|>\n<|assistant|>\nParis.<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template; set prepare_base.chat_template"),
+        ("nowhere.jinja", "chat_template='nowhere.jinja' is neither a file nor one of chatml"),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "closes an assistant turn without a special token"),
+        (
+            "{% for m in messages %}{{ m['role'] }}{{ m['content'] }}<|endoftext|>{{ loop.length }}{% endfor %}",
+            "not prefix-preserving",
+        ),
+    ],
+)
+def test_prepare_base_refuses_a_template_that_cannot_be_trained_on(tiny_base, template, message):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    with pytest.raises(ConfigError) as error:
+        prepare_tokenizer(tokenizer, template)
+    assert message in str(error.value) and "\n" not in str(error.value)
