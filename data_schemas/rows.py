@@ -7,6 +7,7 @@ validation and evaluation by group, so no dialog is ever on two sides, in any ro
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -179,3 +180,10 @@ class Candidates(Row):
     spread: float | None = Field(default=None, allow_inf_nan=False)  # standard deviation of the scores
     kept: list[int] = []  # indices into `candidates`, best first
     dropped: str | None = None  # why none was kept
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """In place of a row that is not kept; `reason` is a fixed name, by which dropped rows are counted and reported."""
+
+    reason: str
