@@ -219,7 +219,7 @@ def split_rows(
 
 
 def write(
-    stage: Stage, files: Mapping[str, Sequence[Row]], bad: Sequence[BadRow], left_out: Mapping[str, int]
+    stage: Stage, files: Mapping[str, Sequence[Row]], bad: Sequence[BadRow], left_out: dict[str, int]
 ) -> StageResult:
     """Writes every file and counts its rows. Raises ConfigError where there is no evaluation prompt."""
     for name, rows in files.items():

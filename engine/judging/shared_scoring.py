@@ -91,7 +91,7 @@ class SharedScorer:
             self.model, self.model.device, precision=precision, is_reward_model=self.is_reward_model
         )
         if not goes:
-            log.warning("this model does not go with shared rows: its rows are padded, which is slower")
+            log.warning("this model does not support packed rows; its rows are padded, which is slower")
         return goes
 
     def rewards(self, groups: Sequence[Sequence[PromptAndAnswer]]) -> list[float]:

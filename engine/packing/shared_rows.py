@@ -207,7 +207,7 @@ class SharedRowsMixin(Trainer):
 
     def without_shared_rows(self) -> None:
         """Called once for each class of model that does not support packed rows. A subclass may raise an error."""
-        log.warning("this model's attention does not support packed rows; its rows are padded, which is slower")
+        log.warning("this model does not support packed rows; its rows are padded, which is slower")
 
     def on_shared_rows(self, model: torch.nn.Module, inputs: Batch) -> Callable[..., Any]:
         """A function that is called like the language model and runs it on the packed row of `inputs`.

@@ -35,7 +35,7 @@ SIZES = {
     "initializer_range": 0.3,
 }
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2")
-SEQUENCES = [  # three answers to one prompt, two to another, one that is alone
+SEQUENCES = [  # three answers to one prompt, two to another, one by itself
     [5, 6, 7, 8, 20, 21, 1],
     [5, 6, 7, 8, 22, 1],
     [5, 6, 7, 8, 20, 23, 24, 25, 1],
@@ -114,18 +114,18 @@ def test_the_long_row_holds_what_is_shared_once_and_a_copy_of_its_last_token_for
 def test_branches_see_only_what_they_share_and_themselves(window):
     rows = SharedRows.of(SEQUENCES, GROUPS)
     segments = RowSegments(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
-    assert [call.lengths for call in segments.calls] == [[16, 7, 6]]  # so short ones go together
+    assert [call.lengths for call in segments.calls] == [[16, 7, 6]]  # short segments share a call
     visible = segments.calls[0].visible(window)
     starts = [0, 16, 23]
-    for piece, (start, length) in enumerate(zip(starts, rows.lengths_P.tolist(), strict=True)):
+    for segment, (start, length) in enumerate(zip(starts, rows.lengths_P.tolist(), strict=True)):
         for q, k in itertools.product(range(length), repeat=2):
             branch, position = rows.branches_1S[0, start:], rows.positions_1S[0, start:]
             wanted = k <= q and branch[k] in (0, branch[q]) and (window is None or position[q] - position[k] < window)
-            assert bool(visible[piece, 0, q, k]) == bool(wanted)
+            assert bool(visible[segment, 0, q, k]) == bool(wanted)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "runs"),
+    ("lengths", "groups"),
     [
         ([], []),
         ([500], [(0, 1)]),
@@ -133,8 +133,8 @@ def test_branches_see_only_what_they_share_and_themselves(window):
         ([60, 50, 40, 30, 20], [(0, 5)]),  # 5 x 60^2 is less than two more calls
     ],
 )
-def test_pieces_of_like_length_share_a_call(lengths, runs):
-    assert group_segments(lengths) == runs
+def test_segments_of_similar_length_share_a_call(lengths, groups):
+    assert group_segments(lengths) == groups
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -172,8 +172,8 @@ def test_rewards_and_gradients_are_those_of_separate_rows(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma2"])  # which caps its scores
-def test_a_long_piece_is_computed_by_its_parts(kind, monkeypatch):
-    """As if calls cost nothing: then a short one is, too. One of the segments shares its first token alone."""
+def test_a_long_segment_is_computed_in_parts(kind, monkeypatch):
+    """With calls that cost nothing a short segment is computed in parts too. One of them has no prefix."""
     monkeypatch.setattr(attention_calls, "CALL_COST", 0)
     rows = SharedRows.of(SEQUENCES, GROUPS)
     segments = RowSegments(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
@@ -358,7 +358,7 @@ def test_a_stage_trains_to_the_same_weights_and_numbers(stage, use_peft, tiny_mo
     assert numbers[0, "eval_loss"] == pytest.approx(wanted_numbers[0, "eval_loss"], rel=1e-6)  # of the same weights
     for name, tensor in wanted.items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
-    assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
+    assert "does not support packed rows" not in (tmp_path / "True" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("stage", ["dpo", "reward_model"])
@@ -372,7 +372,7 @@ def test_bf16_shares_rows_too(stage, tiny_model, rows, tmp_path):
         losses.append([record.metrics[name] for name in ("eval_loss_at_step_0", "eval_loss")])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=5e-2)  # after six steps of other roundings
-    assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
+    assert "does not support packed rows" not in (tmp_path / "True" / "log.txt").read_text()
 
 
 def test_a_mixture_of_experts_keeps_separate_rows():
