@@ -22,7 +22,7 @@ import typer
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import DISK_FULL, read_json
-from data_schemas.locks import is_locked, run_lock
+from data_schemas.locks import is_locked, lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
@@ -61,7 +61,7 @@ def run(
     check_recipe(loaded, steps)
     check_machine(loaded, steps)
     console = terminal.make_console()
-    with run_lock(loaded.folder):
+    with lock_folder(loaded.folder):
         for left in loaded.folder.glob(".*.partial-*"):  # what a killed run was writing
             left.unlink(missing_ok=True)
         planned = Run.of(loaded, steps)
@@ -147,7 +147,7 @@ def prune(
 ) -> None:
     """List what the last run of a folder does not need, as steps of keys that were edited since; --yes deletes it."""
     pruning.needed_by(run, _read_summary(run))  # what is no run, or did not finish, gets no lock
-    with run_lock(run) if yes else contextlib.nullcontext():
+    with lock_folder(run) if yes else contextlib.nullcontext():
         found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
         if not found:
             print(f"{_short(run)}: the last run needs all of it")

@@ -8,7 +8,6 @@ average and each of its parts are evaluated on the same held-out rows with the t
 """
 
 import gc
-import hashlib
 import importlib
 import json
 import logging
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import torch
 
 from data_schemas.errors import StageError
+from data_schemas.files import digest_text
 from data_schemas.stage_keys import StageTraits, check_keys
 from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
@@ -30,8 +30,9 @@ from engine.models.verification import check_weights
 from engine.runtime.arguments import LoadingArguments
 from engine.runtime.keys import fill, key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.runtime.world import wait_until_exists
 from engine.tokens.contract import contract_of
-from engine.tokens.tables import held_out_rows, tokenize, wait_for
+from engine.tokens.tables import held_out_rows, tokenize
 
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
@@ -134,14 +135,14 @@ class Evaluation:
 def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Sequence[float]) -> Path:
     """The folder of the average with these weights: written by the first process, awaited by the others."""
     what = json.dumps([list(weights), arguments.method, arguments.fraction])
-    path = stage.folder / "checkpoints" / f"average-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    path = stage.folder / "checkpoints" / f"average-{digest_text(what)[:16]}"
     if stage.is_main and not path.exists():
         folders = [Path(folder) for folder in arguments.models]
         if arguments.method == "slerp":
             write_slerp(folders[0], folders[1], path, fraction=arguments.fraction)
         else:
             write_average(folders, path, weights=weights)
-    wait_for(path)
+    wait_until_exists(path)
     return path
 
 

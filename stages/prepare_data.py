@@ -26,7 +26,7 @@ from data_schemas.reading import (
     write_rows,
 )
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
-from data_schemas.splitting import Place, Shares, assign, becomes_instruction
+from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
 from data_schemas.stage_keys import StageTraits
 from engine.curation.decontamination import DialogType, without_documents_that_contain, without_later_prompts
 from engine.runtime.arguments import PlainStageArguments
@@ -37,8 +37,7 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
 TRAITS = StageTraits(
-    purpose="Reads files, or the rows that a function writes, and splits them into training, held-out and "
-    "evaluation rows.",
+    purpose="Reads files, or the rows that a function writes, and splits them into training and held-out rows.",
     position=0,
     kind="transforms",
     runs="once",
@@ -202,7 +201,7 @@ def split_rows(
     """The rows of every file that the stage writes, by the file's name without its ending."""
     # A text that occurs more than once is written once. Documents are split by their texts, not by a group.
     by_text = {document.text: document for document in rows.documents}
-    train_documents, validation_documents = document_sides(list(by_text.values()), validation_share)
+    train_documents, validation_documents = split_documents(by_text.values(), validation_share=validation_share)
     return {
         "documents.train": train_documents,
         "documents.validation": validation_documents,
@@ -247,14 +246,6 @@ def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[Preference
 def unique(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Each prompt once, in the order of the ids, so that the first prompts do not depend on the order of the files."""
     return [prompt for _, prompt in sorted({prompt.prompt_id: prompt for prompt in prompts}.items())]
-
-
-def document_sides(documents: Sequence[Document], validation_share: float) -> tuple[list[Document], list[Document]]:
-    """Training and validation documents, by the hash of the text."""
-    shares = Shares(evaluation=0.0, validation=validation_share)
-    sides = [assign(document.text, shares) for document in documents]
-    train = [document for document, side in zip(documents, sides, strict=True) if side != "validation"]
-    return train, [document for document, side in zip(documents, sides, strict=True) if side == "validation"]
 
 
 def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -287,7 +288,8 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
 
     code, out, err = place.call("run", *words)
     assert (code, out) == (2, "")
-    assert err == f"error: {run} is in use by another run (pid {process.pid}); wait for it or stop it\n"
+    holder = f"pid {process.pid} on {socket.gethostname()}"
+    assert err == f"error: {run} is in use by another process ({holder}); wait for it or stop it\n"
 
     process.send_signal(number)
     _, err = process.communicate(timeout=30)

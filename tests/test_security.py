@@ -112,7 +112,7 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(with_code, rows, tmp_pa
 
     run_here("prepare_base", tmp_path / "base", model_name_or_path=with_code, trust_remote_code=True)
     assert crater.exists()
-    assert "code that comes with the model's files runs here" in (tmp_path / "base" / "log.txt").read_text()
+    assert "code from the model's files may run in this process" in (tmp_path / "base" / "log.txt").read_text()
     keys = conversations(rows, model_name_or_path=tmp_path / "base" / "model")
     assert call_stage("sft", tmp_path / "untrusted", **keys) == 2
     record = run_here("sft", tmp_path / "sft", trust_remote_code=True, **keys)

@@ -3,7 +3,6 @@
 A folder or hub name that can't be loaded is a DataError of one line; a key that forbids loading is a ConfigError.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -26,7 +25,7 @@ from trl import ModelConfig, get_quantization_config
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, UserError
-from data_schemas.files import hash_files
+from data_schemas.files import digest_text, hash_files
 from engine.runtime import timing
 from engine.runtime.process import trusts_code
 
@@ -109,7 +108,7 @@ def identity_of(path: str) -> str:
     # By content, since another model may have files of the same sizes and modification times.
     files = sorted(file for file in folder.glob("*") if file.is_file())
     hashes = dict(zip((file.name for file in files), hash_files(files), strict=True))
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return digest_text(json.dumps(hashes))
 
 
 def is_reward_model(path: str) -> bool:

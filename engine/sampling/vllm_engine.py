@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_interpreter, vllm_options
 from engine.models.loading import identity_of, read_config
+from engine.runtime import world
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.journal import in_batches
 from engine.runtime.process import trusts_code
@@ -171,8 +172,7 @@ def _copies(
 
     Raises ConfigError where the processes on this machine need more GPUs than there are.
     """
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = world.num_local_processes()
     shards, copies = options.get("tensor_parallel_size", 1), options.get("data_parallel_size", 1)
     needed, gpus = processes * copies * shards, [] if use_cpu else _gpus()
     if gpus and needed > len(gpus):
@@ -182,7 +182,7 @@ def _copies(
         )
     made = []
     for copy in range(copies):
-        first = (local * copies + copy) * shards
+        first = (world.local_rank() * copies + copy) * shards
         own: dict[str, Any] = {"tensor_parallel_size": shards}
         env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + shards])}
         if not gpus:
@@ -198,7 +198,7 @@ def _copies(
         own |= {} if share is None else {"gpu_memory_utilization": share}
         if Path(path).is_dir():
             env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        number = rank * copies + copy
+        number = world.rank() * copies + copy
         made.append((own, env, f"vllm-{number}.log" if number else "vllm.log"))
     return made
 
@@ -212,5 +212,5 @@ def _gpus() -> list[str]:
 
 def _cores(part: int, parts: int) -> list[int]:
     """The cores of one of so many parts of this process's; one at least."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = world.available_cores()
     return cores[part * len(cores) // parts : (part + 1) * len(cores) // parts] or [cores[part % len(cores)]]

@@ -4,7 +4,6 @@ The contract is the tokenizer, the chat template and the special tokens. It is r
 that contain a policy's answers. Before a training stage trains it compares the contracts of its inputs with its own.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
+from data_schemas.files import digest_record
 
 NUM_CONTEXT_CHARACTERS = 30  # shown on both sides of the first difference between two templates
 CALL_STATE = ("padding", "truncation")  # tokenizer.json keeps how the tokenizer was last called
@@ -28,7 +28,7 @@ def backend_json(tokenizer: PreTrainedTokenizerBase) -> str:
 def contract_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The hash of the tokenizer's vocabulary and rules, the text of its chat template, its special tokens by name."""
     rules = {name: rule for name, rule in json.loads(backend_json(tokenizer)).items() if name not in CALL_STATE}
-    digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+    digest = digest_record(rules)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return {"tokenizer": digest, "chat_template": str(tokenizer.chat_template or "")} | special
 

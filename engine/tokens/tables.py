@@ -10,9 +10,7 @@ import hashlib
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from datasets import Dataset, load_from_disk
@@ -26,11 +24,11 @@ from engine.runtime import timing
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import find_damage, move_into_place, write_marker
 from engine.runtime.stage import Stage
+from engine.runtime.world import wait_for
 from engine.tokens.contract import backend_json, check_inputs
 from engine.tokens.inspection import Encode, encode_all
 from engine.tokens.token_rows import TokenRow
 
-POLL_SECONDS = 0.2
 log = logging.getLogger(__name__)
 RowType = TypeVar("RowType", Conversation, PreferencePair)
 
@@ -178,14 +176,8 @@ def table(
         Dataset.from_list([row.columns() for row in encoded]).save_to_disk(str(partial))
         write_marker(partial)
         move_into_place(partial, path)
-    while not stage.is_main and find_damage(path):
-        time.sleep(POLL_SECONDS)
+    if not stage.is_main:
+        wait_for(lambda: None if find_damage(path) else path, seconds=0.2)
     dataset = load_from_disk(str(path))
     assert isinstance(dataset, Dataset)
     return dataset
-
-
-def wait_for(path: Path) -> None:
-    """Waits until the first process has written `path`. If that process fails, the launcher ends this one."""
-    while not path.exists():
-        time.sleep(POLL_SECONDS)

@@ -16,7 +16,6 @@ follow. Held-out pairs go in the evaluation's own batches, so that a policy that
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging
 import os
@@ -33,7 +32,7 @@ from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from data_schemas.artifact import Artifact
-from data_schemas.files import hash_files, write_atomically
+from data_schemas.files import digest_record, digest_text, hash_files, verified_text, with_digest, write_atomically
 from data_schemas.reference_log_probs import FOLDER, Passes
 from engine.models.loading import load_causal, read_config
 from engine.runtime import out_of_memory, preemption
@@ -160,7 +159,7 @@ class PrecomputedReference(TrainingLoop):
                     if key not in found:
                         found[key] = made
                         if file:
-                            file.write(_line(key, made))
+                            file.write(with_digest(json.dumps({"pass": key, "sums": made})) + "\n")
                 if file:
                     file.flush()
                 if preemption.is_requested(self.accelerator):
@@ -251,7 +250,7 @@ class PrecomputedReference(TrainingLoop):
             "zero": self.is_deepspeed_enabled,
             "device": self.args.device.type,
         }
-        return _digest(json.dumps(what, sort_keys=True, default=str))[:16]
+        return digest_text(json.dumps(what, sort_keys=True, default=str))[:16]
 
 
 def weights_of(path: str, *, revision: str = "main") -> str:
@@ -269,12 +268,12 @@ def weights_of(path: str, *, revision: str = "main") -> str:
     if not hashes:
         files = sorted(file for file in folder.glob("*") if file.is_file())
         hashes = dict(zip((file.name for file in files), hash_files(files), strict=True))
-    return _digest(json.dumps(hashes, sort_keys=True))
+    return digest_record(hashes)
 
 
 def content_of(row: Mapping[str, Any]) -> str:
     """What a reference reads of a pair in tokens, as a hash."""
-    return _digest(json.dumps([row[name] for name in REFERENCE_COLUMNS]))
+    return digest_text(json.dumps([row[name] for name in REFERENCE_COLUMNS]))
 
 
 def length_of(row: Mapping[str, Any]) -> int:
@@ -294,7 +293,7 @@ def cut_passes(keys: Sequence[str], lengths: Sequence[int], *, size: int) -> lis
 
 
 def passes_of(side: str, keys: Sequence[str], batches: Iterable[Sequence[int]]) -> list[Pass]:
-    return [Pass(_digest("".join(keys[row] for row in rows)), side, rows) for rows in batches]
+    return [Pass(digest_text("".join(keys[row] for row in rows)), side, rows) for rows in batches]
 
 
 def read_sums(folders: Iterable[Path]) -> dict[str, Sums]:
@@ -304,8 +303,7 @@ def read_sums(folders: Iterable[Path]) -> dict[str, Sums]:
         damaged = 0
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                digest, _, text = line.rstrip("\n").partition(" ")
-                if digest != _digest(text):
+                if (text := verified_text(line.rstrip("\n"))) is None:
                     damaged += 1
                     continue
                 content = json.loads(text)
@@ -313,12 +311,3 @@ def read_sums(folders: Iterable[Path]) -> dict[str, Sums]:
         if damaged:  # or cut off, by a kill
             log.warning("%s: %d passes are not as they were written: they are made again", path.name, damaged)
     return found
-
-
-def _line(key: str, sums: Sums) -> str:
-    text = json.dumps({"pass": key, "sums": sums})
-    return f"{_digest(text)} {text}\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import read_json
 from data_schemas.functions import find_module
-from data_schemas.key_rules import check_interpreter
+from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
@@ -210,12 +210,8 @@ def _check_batch(recipe: Recipe, step: Step) -> None:
     rows, processes = keys.get("global_batch_size"), step.launch.num_processes
     if rows is None:
         return
-    # Only a micro-batch that was asked for counts: where none is, the stage chooses one that fits.
-    micro_batch = step.keys.get("per_device_train_batch_size") or 1
-    if rows % (micro_batch * processes):
-        product = micro_batch * processes
-        raise ConfigError(
-            f"{recipe.path}: {step.section}.global_batch_size={rows} is not a multiple of "
-            f"per_device_train_batch_size x num_processes = {micro_batch} x {processes}; "
-            f"try {max(round(rows / product), 1) * product}"
-        )
+    # Only a micro-batch in the recipe counts: where none is given, the stage chooses one that divides the rows.
+    try:
+        check_batch(rows, step.keys.get("per_device_train_batch_size"), processes=processes)
+    except UserError as error:
+        raise ConfigError(f"{recipe.path}: {step.section}.{error}") from None

@@ -19,7 +19,7 @@ import yaml
 from data_schemas.artifact import HALVED
 from data_schemas.errors import UserError
 from data_schemas.files import DISK_FULL, read_json, write_atomically
-from data_schemas.locks import run_lock
+from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.warm import WarmPool
@@ -174,7 +174,7 @@ def _start(run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: 
     summary.write(run.recipe.folder, run, "running")
     show(step, state)
     config = run.stage_config(step)
-    with run_lock(folder):  # a stage by hand, or on another machine, may be at it
+    with lock_folder(folder):  # a stage by hand, or on another machine, may be at it
         _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
     command = command_line.launch_command(step, folder, slot)
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent, slot)

@@ -352,7 +352,7 @@ CASES = [
     ),
     Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set one of ", 1),
     # -- runs
-    Case("run in use", run_in_use, "HERE/runs/toy is in use by another run (pid 4711"),
+    Case("run in use", run_in_use, "HERE/runs/toy is in use by another process (pid 4711"),
     Case("run folder that is a file", run_folder_is_a_file, "[Errno 20] Not a directory: 'HERE/runs/toy'", 1),
     Case("stage that refuses", toy_run(TOY='{"prepare_base": "config"}'), "prepare_base failed: beta=9 is too much"),
     Case("stage that fails", toy_run(TOY='{"prepare_base": "fail"}'), "prepare_base failed: ended with exit code 1", 1),

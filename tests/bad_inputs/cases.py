@@ -21,7 +21,7 @@ import pytest
 import transformers
 import yaml
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import UserError
 from data_schemas.files import hash_files
 from data_schemas.key_rules import LIMITS
 from data_schemas.stage_keys import REPLACED_KEYS
@@ -205,7 +205,7 @@ class Place:
                 function(*arguments, **options)
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
-                return 2 if isinstance(error, ConfigError) else 1
+                return 2 if isinstance(error, UserError) else 1
             return 0
 
         return call

@@ -8,7 +8,7 @@ import pytest
 
 from data_schemas import artifact, files
 from data_schemas.artifact import Artifact, files_below
-from data_schemas.errors import ConfigError
+from data_schemas.errors import DataError
 from data_schemas.files import read_json
 from data_schemas.rows import Conversation, Message
 from engine.models.loading import identity_of
@@ -57,7 +57,7 @@ def test_a_step_with_truncated_rows_runs_again_and_verify_finds_a_change_of_the_
     assert problems == {
         "prepare_data": ["instructions.train.jsonl has 1 bytes, not 2"],
         "prepare_base": [],
-        "round-0.sft": ["model/config.json is not what was written"],
+        "round-0.sft": ["model/config.json was changed after it was written"],
         "round-0.evaluate_policy": [],
     }
     assert world.call(*NO_ROUND)[0] == 0
@@ -125,9 +125,9 @@ def save_checkpoint(folder: Path, step: int) -> Path:
         (
             "best-4/model.safetensors",
             ("weights 4", "weights 5"),
-            "its best model, of step 4, is damaged: model.safetensors is not what was written",
+            "its best model, of step 4, is damaged: model.safetensors was changed after it was written",
         ),
-        ("checkpoint-4/whole.json", ('"best_step": 4', '"best_step": 2'), "it has no marker"),
+        ("checkpoint-4/whole.json", ('"best_step": 4', '"best_step": 2'), "it has no valid marker"),
     ],
 )
 def test_a_damaged_best_model_or_an_edited_marker_is_not_resumed_from(path, change, reason, tmp_path, caplog):
@@ -193,7 +193,7 @@ def test_a_damaged_last_line_of_the_metrics_is_left_out(tail, tmp_path):
 def test_checkpoints_with_keys_that_no_longer_exist_are_not_resumed_from(rows, tmp_path):
     (tmp_path / "out" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "out" / "identity.json").write_text('{"stage": "prepare_da')
-    with pytest.raises(ConfigError, match=r"identity\.json is not a stage's; choose another output_dir"):
+    with pytest.raises(DataError, match=r"identity\.json was not written by a stage; choose another output_dir"):
         call_stage("prepare_data", tmp_path / "out", instructions=[rows / "conversations.jsonl"])
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-2").is_dir()
 

@@ -165,7 +165,7 @@ def test_memory_holds_one_tensor_and_never_a_model(tmp_path):
         model_of(tmp_path / str(n), {name: tensor + n for name, tensor in tensors.items()})
     # Not ru_maxrss, which a process has from the one that started it.
     measure = (
-        "import sys; from pathlib import Path; import torch, engine.averaging as averaging\n"
+        "import sys; from pathlib import Path; import torch, engine.models.averaging as averaging\n"
         "def mib(name): return int(Path('/proc/self/status').read_text().split(name + ':')[1].split()[0]) / 1024\n"
         "root = Path(sys.argv[1]); Path('/proc/self/clear_refs').write_text('5'); before = mib('VmRSS')\n"
         "averaging.write_average([root / str(n) for n in range(3)], root / 'out', weights=[1 / 3] * 3)\n"

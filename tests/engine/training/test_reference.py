@@ -315,7 +315,10 @@ def test_a_killed_run_continues_with_the_next_pass(train, asked, tiny_model, row
     done = sum(asked)
     assert len(asked) == number and 0 < done < NUM_PAIRS
     outcome = read_json(folder / "outcome.json")
-    assert outcome is not None and outcome["hint"] == "run me again: the reference's log-probs so far are kept"
+    assert (
+        outcome is not None
+        and outcome["hint"] == "run the same command again: the reference's log-probs so far are kept"
+    )
     assert train("cut/dpo") == NUM_PAIRS - done
     assert_same_run(folder, tmp_path / "whole" / "dpo")
 

@@ -9,7 +9,7 @@ import pytest
 def change_a_byte(folder: Path) -> str:
     path = folder / "model" / "config.json"
     path.write_text("[]")
-    return "model/config.json is not what was written"
+    return "model/config.json was changed after it was written"
 
 
 def cut_a_file(folder: Path) -> str:
