@@ -36,6 +36,7 @@ from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.runtime.world import wait_until_exists
 from engine.tokens.tables import table
+from engine.tokens.token_rows import TokenDialog
 from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.next_token import BlockCollator, PretrainTrainer
 from engine.training.run import train_and_save
@@ -94,13 +95,13 @@ def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[s
     )
 
 
-def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[dict[str, list[int]]]:
+def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[TokenDialog]:
     """The texts' tokens with an end token after each text, in rows of `size`; a last, shorter row is left out."""
     stream: list[int] = []
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         stream += [*ids, int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
     rows = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
-    return [{"input_ids": row, "labels": row} for row in rows]
+    return [TokenDialog(input_ids=row, labels=row) for row in rows]
 
 
 def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[Document]]:

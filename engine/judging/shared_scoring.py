@@ -91,7 +91,7 @@ class SharedScorer:
             self.model, self.model.device, precision=precision, is_reward_model=self.is_reward_model
         )
         if not goes:
-            log.warning("this model does not go with shared rows: its rows are padded, which is slower")
+            log.warning("this model does not support packed rows; its rows are padded, which is slower")
         return goes
 
     def rewards(self, groups: Sequence[Sequence[PromptAndAnswer]]) -> list[float]:
@@ -118,7 +118,7 @@ class SharedScorer:
             else:
                 labels_NT = ids_NT.masked_fill(~answers_NT, IGNORED)
                 shared = self._shared(groups)
-                token_NT = shared.log_probs(self.model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
+                token_NT = shared.log_probs(self.model, labels_NT, fused_lm_head=True, use_cache=False)["log_probs"]
             return (token_NT.float() * answers_NT[:, 1:]).sum(1).tolist()
 
     def _shared(self, groups: Sequence[Sequence[PromptAndAnswer]]) -> SharedRows:
