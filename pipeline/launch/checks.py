@@ -14,10 +14,10 @@ from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
-from pipeline.plan import File, Model, Step, has_preferences, judge_given, optimised_models
 from pipeline.recipe.names import ALONE
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
+from pipeline.steps import File, Model, Step
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
@@ -37,37 +37,37 @@ def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
 
 def _check_data(recipe: Recipe) -> None:
     """The data that the plan needs: documents for pretraining, instructions, prompts, and pairs for a judge."""
-    data, where = recipe.data, recipe.path
+    data, where = recipe.section("data").keys, recipe.path
     is_generated = bool(data.get("make_data"))
     if recipe.base_model is None:
-        if recipe.pretrain is None:
+        if not recipe.section("pretrain").is_in_file:
             raise ConfigError(f"{where}: base_model is missing; give a folder or a hub name, or a section pretrain")
         if not (is_generated or data.get("documents")):
             raise ConfigError(f"{where}: data.documents is missing; pretrain needs text")
     if recipe.first_sft or (recipe.human_share and "sft" in recipe.round_stages):
-        chosen_answers = has_preferences(recipe) and data.get("chosen_as_instructions")
+        chosen_answers = recipe.has_preferences and data.get("chosen_as_instructions")
         if not (is_generated or data.get("instructions") or chosen_answers):
             raise ConfigError(
                 f"{where}: data.instructions is missing; give it, or data.preferences with chosen_as_instructions > 0"
             )
-    elif not (is_generated or data.get("prompts") or data.get("instructions") or has_preferences(recipe)):
+    elif not (is_generated or data.get("prompts") or data.get("instructions") or recipe.has_preferences):
         raise ConfigError(f"{where}: data.prompts is missing; no other data has prompts to answer")
     _check_judge(recipe)
 
 
 def _check_judge(recipe: Recipe) -> None:
     """The judge of the policies must exist, and must not be a model that a round optimises."""
-    data, where = recipe.data, recipe.path
-    judge = recipe.section("evaluate_policy").get("judge_model")
+    data, where = recipe.section("data").keys, recipe.path
+    judge = recipe.section("evaluate_policy").keys.get("judge_model")
     for number in range(1, recipe.rounds + 1) if judge else ():
-        if judge in optimised_models(recipe, number):
+        if judge in recipe.named_reward_models(number):
             raise ConfigError(
                 f"{where}: evaluate_policy.judge_model={judge!r} is optimised in round {number}, so its scores of "
                 "later policies would be too high; give another model"
             )
-    if judge_given(recipe):
+    if recipe.names_judge:
         return
-    if not has_preferences(recipe):
+    if not recipe.has_preferences:
         raise ConfigError(
             f"{where}: evaluate_policy.judge_function, judge_model or data.preferences is missing; "
             "one of them has to judge the policies"
@@ -80,7 +80,7 @@ def _check_judge(recipe: Recipe) -> None:
 
 
 def _check_inputs(recipe: Recipe, steps: Sequence[Step]) -> None:
-    template = recipe.prepare_base.get("chat_template")
+    template = recipe.section("prepare_base").keys.get("chat_template")
     if template and template.endswith(".jinja") and not Path(template).is_file():
         raise ConfigError(f"{recipe.path}: prepare_base.chat_template={template!r} does not exist")
     for step in steps:

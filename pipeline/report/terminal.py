@@ -13,11 +13,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from data_schemas.stage_keys import stages
-from pipeline.plan import BestPolicy, File, Model, Output, Step
 from pipeline.state.pruning import Unneeded
 from pipeline.state.run import Decision, Run, StepState
 from pipeline.state.summary import Summary
 from pipeline.state.verifying import Checked
+from pipeline.steps import BestPolicy, File, Model, Output, Step
 
 COLOURS = {
     "reuse": "green",

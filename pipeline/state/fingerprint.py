@@ -18,7 +18,7 @@ from typing import Any
 from data_schemas.files import digest, read_json, write_atomically
 from data_schemas.functions import source_hash
 from data_schemas.stage_keys import stages, with_defaults
-from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
+from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
 
 SMALL = 64 * 2**20  # bytes: what `plan` hashes at once
 TO_BE_HASHED = "to be hashed"

@@ -7,7 +7,7 @@ from typing import Any
 from data_schemas.files import read_json
 from data_schemas.reference_log_probs import FOLDER, Passes
 from data_schemas.stage_keys import with_defaults
-from pipeline.plan import Step
+from pipeline.steps import Step
 
 ARE_THERE = "reference log-probs are there"
 # The keys that they hang on: which pairs there are, their tokens and masks, and how the reference computes.

@@ -13,10 +13,10 @@ from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import check_required, stages
-from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.resolved import Recipe
 from pipeline.state import reference_log_probs
 from pipeline.state.fingerprint import FileHashes, Identity, differences, identities
+from pipeline.steps import BestPolicy, EvaluationFolder, Output, Reference, Step
 
 IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that the next plan can say what changed
 Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]

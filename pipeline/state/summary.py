@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict
 from data_schemas.artifact import Artifact
 from data_schemas.files import write_atomically
 from data_schemas.stage_keys import stages
-from pipeline.plan import Step
 from pipeline.state.run import Run, StepState
+from pipeline.steps import Step
 
 SUMMARY = "summary.json"
 

@@ -99,7 +99,7 @@ def rules_in_data() -> dict[str, str]:
         for name, limit in LIMITS.items()
     }
     rules |= {f"REPLACED_KEYS[{name!r}]": rf"\b{name} is not a key here" for name in REPLACED_KEYS}
-    for file in ("data_schemas/rows.py", "pipeline/recipe/schema.py", "pipeline/recipe/sections.py"):
+    for file in ("data_schemas/rows.py", "pipeline/recipe/settings.py", "pipeline/recipe/sections.py"):
         for kind in (node for node in ast.parse((ROOT / file).read_bytes()).body if isinstance(node, ast.ClassDef)):
             for node in kind.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):

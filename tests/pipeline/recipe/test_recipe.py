@@ -11,8 +11,6 @@ from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from tests.pipeline.fake_stages import build_inputs
 
-pytestmark = pytest.mark.usefixtures("toy_keys")
-
 
 @pytest.fixture
 def recipe_file(tmp_path, monkeypatch):
@@ -30,9 +28,9 @@ def checked(recipe_file: Path, *overrides: str):
 
 
 def test_paths_are_found_in_the_working_directory_first_then_beside_the_recipe(recipe_file, monkeypatch):
-    assert load_recipe(recipe_file).data["preferences"] == [str(recipe_file.parent / "pairs.jsonl")]
+    assert load_recipe(recipe_file).section("data").keys["preferences"] == [str(recipe_file.parent / "pairs.jsonl")]
     (Path.cwd() / "pairs.jsonl").write_text("{}")
-    assert load_recipe(recipe_file).data["preferences"] == [str(Path.cwd() / "pairs.jsonl")]
+    assert load_recipe(recipe_file).section("data").keys["preferences"] == [str(Path.cwd() / "pairs.jsonl")]
 
 
 def test_the_run_folder_is_relative_to_the_working_directory(recipe_file):
@@ -44,10 +42,10 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
         recipe_file,
         ["dpo.beta=0.2", "sft.learning_rate=1e-5", "by_round.2.dpo.beta=0.3", "dpo.launch.num_processes=4", "seed=7"],
     )
-    assert recipe.section("dpo", 1)["beta"] == 0.2
-    assert recipe.section("dpo", 2)["beta"] == 0.3
-    assert recipe.section("sft")["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
-    assert recipe.launch_of("dpo", 1).model_dump() == {
+    assert recipe.section("dpo", 1).keys["beta"] == 0.2
+    assert recipe.section("dpo", 2).keys["beta"] == 0.3
+    assert recipe.section("sft").keys["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
+    assert recipe.section("dpo", 1).launch.model_dump() == {
         "profile": "single",
         "num_processes": 4,
         "device": "cpu",
@@ -59,30 +57,30 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
         "grace_seconds": 0.5,
         "warm": True,
     }
-    assert recipe.section("annotate")["seed"] == 7
+    assert recipe.section("annotate").keys["seed"] == 7
 
 
 def test_defaults_reach_exactly_the_stages_that_know_the_key_and_sections_win(recipe_file):
     recipe = load_recipe(recipe_file, ["defaults.max_length=64", "dpo.max_length=32"])
-    assert recipe.section("sft")["max_length"] == 64
-    assert recipe.section("dpo")["max_length"] == 32
-    assert "max_length" not in recipe.section("annotate")
+    assert recipe.section("sft").keys["max_length"] == 64
+    assert recipe.section("dpo").keys["max_length"] == 32
+    assert "max_length" not in recipe.section("annotate").keys
 
 
 def test_the_judge_takes_the_reward_models_keys_under_its_own(recipe_file):
     recipe = load_recipe(
         recipe_file, ["reward_model.learning_rate=0.5", "reward_model.max_length=9", "judge.max_length=8"]
     )
-    assert recipe.section("judge") == {"seed": 0, "learning_rate": 0.5, "max_length": 8}
+    assert recipe.section("judge").keys == {"seed": 0, "learning_rate": 0.5, "max_length": 8}
 
 
 def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(recipe_file):
     recipe = load_recipe(recipe_file, ["launch={profile: zero3, num_processes: 2, device: cpu}"])
-    assert recipe.launch_of("dpo").profile == "zero3"
-    assert recipe.launch_of("rejection_sampling").profile == "ddp"
-    assert (recipe.launch_of("data").profile, recipe.launch_of("data").num_processes) == ("single", 1)
+    assert recipe.section("dpo").launch.profile == "zero3"
+    assert recipe.section("rejection_sampling").launch.profile == "ddp"
+    assert (recipe.section("data").launch.profile, recipe.section("data").launch.num_processes) == ("single", 1)
     recipe = load_recipe(recipe_file, ["launch.profile=zero3", "annotate.launch.profile=zero2"])
-    assert recipe.launch_of("annotate").profile == "zero2"
+    assert recipe.section("annotate").launch.profile == "zero2"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,7 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("by_round.1.dpoo.beta=1", "did you mean 'dpo'?"),
         ("name.x=1", "--set name.x=1: name is not a section"),
         ("dpo.beta", "--set dpo.beta: expected key=value, as in --set dpo.beta=0.2"),
-        ("dpo.use_cpu=true", "dpo.use_cpu is set by the plan; say launch: {device: cpu}"),
+        ("dpo.use_cpu=true", "dpo.use_cpu is set by the plan; set launch: {device: cpu}"),
         ("dpo.train_data=[a]", "dpo.train_data is set by the plan; leave it out"),
         ("annotate.round=3", "annotate.round is set by the plan; leave it out"),
         ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in"),
