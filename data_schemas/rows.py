@@ -9,6 +9,7 @@ A row is validated when it is constructed. Validators raise WrongValue, which py
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -187,3 +188,10 @@ class Candidates(Row):
     spread: float | None = Field(default=None, allow_inf_nan=False)  # standard deviation of the scores
     kept: list[int] = []  # indices into `candidates`, best first
     dropped: str | None = None  # why none was kept: a named reason
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """In place of a row that is not kept; `reason` is a fixed name, by which dropped rows are counted and reported."""
+
+    reason: str

@@ -62,7 +62,7 @@ def test_a_checkpoint_with_a_planted_file_is_not_opened(planted, tiny_model, row
     folder, crater = tmp_path / "sft", tmp_path / "crater"
     keys = conversations(rows, model_name_or_path=tiny_model, max_steps=3, save_strategy="steps", save_steps=1)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.check_weights", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("engine.training.run.check_weights", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call_stage("sft", folder, **keys) == 130
     newest = folder / "checkpoints" / "checkpoint-3"
     (newest / planted).write_bytes(pickle.dumps(Bomb(crater)))
@@ -110,7 +110,7 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(with_code, rows, tmp_pa
     assert call_stage("prepare_base", tmp_path / "refused", model_name_or_path=with_code) == 2
     assert not crater.exists()
     cause = read_json(tmp_path / "refused" / "outcome.json")["cause"]
-    assert cause == f"{with_code} brings code of its own; it is not run unless trust_remote_code: true"
+    assert cause == f"{with_code} contains its own code, which is run only with trust_remote_code: true"
 
     run_here("prepare_base", tmp_path / "base", model_name_or_path=with_code, trust_remote_code=True)
     assert crater.exists()

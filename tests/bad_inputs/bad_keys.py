@@ -65,7 +65,11 @@ TOGETHER = [
     ("annotate", "--num_answers 1", "num_answers=1 is too few to compare answers of 1 policies; try 2"),
     ("annotate", "--policies a b c", "num_answers=2 is too few to compare answers of 3 policies; try 3"),
     ("annotate", "--strength_margins 0.5 1 0.2", "strength_margins=[0.5, 1.0, 0.2]: expected three falling score"),
-    ("annotate", "--keep_rankings --rejected random", "keep_rankings: true keeps all answers in order; it does not go"),
+    (
+        "annotate",
+        "--keep_rankings --rejected random",
+        "keep_rankings: true keeps all answers in order; it does not support",
+    ),
     ("rejection_sampling", "--num_answers 1", "num_answers=1 is too few to choose the best answer among them; try 2"),
     ("rejection_sampling", "--min_score 1", "min_score and keep_by: min_score need each other;"),
     (
@@ -243,7 +247,7 @@ CASES = [
     Case(
         "folder with a model of somebody's",
         into("model/config.json", "{}"),
-        "HERE/out/model is not this stage's; choose another output_dir, or move it away",
+        "HERE/out/model was not written by this stage; choose another output_dir, or move it away",
     ),
     Case("folder in use", in_use, "HERE/out is in use by another process (pid 4711 on here)"),
     Case("folder that is a file", into("", "a file"), "[Errno 17] File exists: 'HERE/out'", 1),

@@ -102,7 +102,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo.launch={devices: [4711]}", "dpo.launch.devices=[4711]: the available cores are "),
     (
         "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
-        "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+        "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 12",
     ),
     # -- what the rounds need
     ("round_stages=[rejection_sampling, sft]", "round_stages: rejection_sampling has no reward model: add"),
@@ -396,7 +396,7 @@ CASES = [
     Case(
         "check of data that is refused", toy_check(TOY='{"prepare_data": "config"}'), "prepare_data: beta=9 is too much"
     ),
-    Case("check of data that fails", toy_check(TOY='{"prepare_data": "fail"}'), "prepare_data: RuntimeError", 1),
+    Case("check of data that fails", toy_check(TOY='{"prepare_data": "fail"}'), "prepare_data: it did not finish", 1),
     Case("recipe that init would overwrite", init_twice, "my-run.yaml exists already; move it away, or use another"),
     Case(
         "shipped recipe that does not exist",

@@ -200,7 +200,10 @@ def made_by(function: str, **arguments: Any) -> Any:
             "makers.py", "def make(folder, *, seed, num_rows=1):\n    raise ValueError('no\\nrows')\nthree = 3\n"
         )
         place.write("broken.py", "def make(folder:\n")
-        place.write("needs.py", "import no_such_library\n")
+        place.write("needs.py", "import no_such_library\n\ndef make(folder): ...\n")
+        place.write("parts/__init__.py", "")
+        place.write("parts/maker.py", "from .broken import rows\n\ndef make(folder): ...\n")
+        place.write("parts/broken.py", "rows = (\n")
         return place.stage("prepare_data", make_data=function, make_data_arguments=arguments or None)
 
     return make
@@ -249,12 +252,17 @@ CASES = [
         "'makers' is no function: expected module:function",
     ),
     Case("function of no module", made_by("nowhere:make"), "nowhere:make: no module 'nowhere' beside the recipe ("),
-    Case("function of a module that needs another", made_by("needs:make"), "needs:make: No module named"),
+    Case(
+        "function of a module that needs another",
+        made_by("needs:make"),
+        "needs:make: HERE/needs.py cannot be imported: No module named",
+    ),
     Case(
         "function of no name",
         made_by(".x:make"),
         "'.x:make' is no function: expected module:function",
     ),
+    Case("sibling that is not Python", made_by("parts.maker:make"), "parts.maker:make: HERE/parts/broken.py:1 is not"),
     Case("module that is not Python", made_by("broken:make"), "broken:make: HERE/broken.py:1 is not Python: '(' was"),
     Case("module without the function", made_by("makers:gone"), "makers:gone: HERE/makers.py defines no 'gone'"),
     Case("name of no function", made_by("makers:three"), "makers:three: 'three' in HERE/makers.py is not a function"),

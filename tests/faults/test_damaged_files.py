@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from engine.runtime.complete_folder import move_into_place, write_marker
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
 from engine.tokens.tables import table
+from engine.tokens.token_rows import TokenDialog
 from engine.training import checkpoints
 from pipeline.state.fingerprint import FileHashes
 from pipeline.state.run import finished_part
@@ -157,9 +157,9 @@ def test_a_damaged_table_of_tokens_is_computed_again(damage, tokenizer, tmp_path
     rows = [Conversation(messages=[Message(role="user", content="a"), Message(role="assistant", content="b")])]
     built = []
 
-    def build() -> list[dict[str, Any]]:
+    def build() -> list[TokenDialog]:
         built.append(True)
-        return [{"input_ids": [1, 2, 3]}]
+        return [TokenDialog(input_ids=[1, 2, 3], labels=[1, 2, 3])]
 
     def read() -> list[int]:
         return table(stage, "train", rows, tokenizer, build, version="1")[0]["input_ids"]
@@ -177,7 +177,7 @@ def test_a_damaged_table_of_tokens_is_computed_again(damage, tokenizer, tmp_path
         (data.parent / "whole.json").unlink()
     assert read() == [1, 2, 3]
     assert len(built) == 2
-    assert "is made again" in caplog.text
+    assert "is written again" in caplog.text
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 2, "lo', b"\x00\x00\x00", b"\xff\xfe", b"[1]\n", b'{"loss": 1}\n', b"7"])

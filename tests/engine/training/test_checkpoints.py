@@ -26,7 +26,7 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
     found = newest_complete(tmp_path, processes=1)
     assert found == (tmp_path / "checkpoint-10", Progress(10, best_step=0, num_tokens=70, processes=1))
     assert newest_complete(tmp_path / "nowhere", processes=1) is None
-    with pytest.raises(ValueError, match=r"was written by 1 processes, this is 2: run with as many"):
+    with pytest.raises(ValueError, match=r"was written by 1 processes and this run has 2: run with 1"):
         newest_complete(tmp_path, processes=2)
 
 

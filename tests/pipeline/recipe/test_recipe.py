@@ -145,7 +145,7 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ),
         (
             "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
-            "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+            "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 12",
         ),
         (
             "dpo={global_batch_size: 9, launch: {profile: ddp, num_processes: 2}}",
