@@ -149,7 +149,7 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ),
         (
             "dpo={global_batch_size: 9, launch: {profile: ddp, num_processes: 2}}",
-            "dpo.global_batch_size=9 is not a multiple of per_device_train_batch_size x num_processes = 1 x 2; try 8",
+            "dpo.global_batch_size=9 cannot be divided among 2 processes; try 10",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_after_a_run_that_did_not_finish_nothing_is_listed(world):
     for words in (("prune", "runs/toy"), ("prune", "runs/toy", "--yes")):
         code, out, err = world.call(*words)
         assert (code, out) == (2, "")
-        assert err.startswith("error: the last run in runs/toy is failed, ") and err.count("\n") == 1
+        assert err.startswith("error: the last run in runs/toy is failed; ") and err.count("\n") == 1
     assert everything(world) == before
     assert world.run("--set", "dpo.beta=0.2")[0] == 0  # the recipe that is kept
     out = world.call("prune", "runs/toy")[1]
