@@ -382,6 +382,7 @@ CASES = [
         "reward model of one score",
         of_constant_rewards("annotate"),
         "the reward model rewards gives each of 4 different answers the score 0: its rewards have collapsed to a",
+        1,
     ),
     Case(
         "rewards that do not train",

@@ -228,7 +228,7 @@ CASES = [
     Case(
         "evaluation of other prompts",
         of_earlier([], judge="scores:same"),
-        "earlier was made on other prompts or another num_answers: not comparable",
+        "earlier has other prompts or another num_answers: not comparable",
     ),
     Case(
         "evaluation whose answers are no rows",

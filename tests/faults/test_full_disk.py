@@ -112,7 +112,7 @@ def test_the_disk_is_full_or_fails_while_answers_rows_or_record_are_written(
         assert len(list(folder.glob("checkpoints/answers-*/[0-9]*.json"))) == done
         assert not leftovers(folder)
         assert (folder / "pairs.train.jsonl").exists() == (module is stage_module)
-    monkeypatch.setattr("engine.sampling.transformers_engine.write_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # to call it would be an error
     record = run_here("annotate", folder, **keys)
     assert (folder / "pairs.train.jsonl").read_bytes() == (tmp_path / "undisturbed" / "pairs.train.jsonl").read_bytes()
     assert record.damage(folder) == []
