@@ -1,6 +1,6 @@
-"""Talk with a model: one answer with --prompt, a conversation without. Empty line or Ctrl-D ends it.
+"""Talks with a model: one answer with --prompt, a conversation without. An empty line or Ctrl-D ends it.
 
-python stages/chat.py MODEL_DIR --prompt "What is the capital of France?"
+alignloop chat MODEL_DIR --prompt "What is the capital of France?"
 """
 
 import argparse
@@ -20,7 +20,7 @@ from engine.tokens.template import encode_prompt
 
 
 class _Streamer(TextStreamer):
-    """Prints an answer as it comes, what could move the terminal's cursor shown and not sent."""
+    """Prints an answer while it is generated; control characters are printed as escapes, not sent to the terminal."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         super().on_finalized_text(printable(text), stream_end)
@@ -31,10 +31,10 @@ def main() -> int:
     parser.add_argument("model", help="a model folder")
     parser.add_argument("--prompt", help="one question; its answer is printed and the program ends")
     parser.add_argument("--system", help="a system prompt")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the most probable token")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0: always the most probable token")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer, in tokens")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--use_cpu", action="store_true", help="run on the CPU even if there is a GPU")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model's files")
     arguments = parser.parse_args()
     trust_code(arguments.trust_remote_code)
@@ -48,6 +48,7 @@ def main() -> int:
 
 
 def talk(arguments: argparse.Namespace) -> int:
+    """Returns the exit code. Raises UserError for a wrong option or a folder that holds no prepared model."""
     for name in ("temperature", "max_new_tokens"):
         if not LIMITS[name].holds(getattr(arguments, name)):
             raise ConfigError(f"--{name} {getattr(arguments, name)}: expected a number {LIMITS[name]}")
@@ -79,19 +80,19 @@ def talk(arguments: argparse.Namespace) -> int:
     print("(an empty line ends the conversation)")
     while True:
         try:
-            said = input("you: ").strip()
+            text = input("you: ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return 0
-        if not said:
+        if not text:
             return 0
-        dialog.append(Message(role="user", content=said))
-        text = answer()
-        if not text.strip():
+        dialog.append(Message(role="user", content=text))
+        reply = answer()
+        if not reply.strip():
             print("(no answer)")
             dialog.pop()
             continue
-        dialog.append(Message(role="assistant", content=text))
+        dialog.append(Message(role="assistant", content=reply))
 
 
 if __name__ == "__main__":

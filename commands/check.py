@@ -1,151 +1,207 @@
-"""Shows the rows that training stages would train on, each token trained or not, what is wrong with them, and which
-precision would be faster on this device.
+"""Shows the rows that training stages would train on, with the trained tokens marked, and what is wrong with them; and
+recommends the faster precision on this device.
 
     alignloop check configs/demo.yaml
 
-Reads what pipeline/checking.py asks for, loads a tokenizer and no model. Exits with 2 where a stage could not train.
+Reads the request that pipeline/launch/preview.py writes. It loads a tokenizer and no model. Exits with 2 if a stage
+could not train.
 """
 
-import importlib
 import itertools
 import json
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.reading import read_documents
-from data_schemas.stage_keys import with_defaults
+from data_schemas.stage_keys import Keys, with_defaults
 from data_schemas.text import printable
 from engine.models import precision
 from engine.models.loading import read_config, read_tokenizer
 from engine.runtime.keys import fill
 from engine.runtime.process import trust_code, use_all_cores
-from engine.runtime.stage import Stage
+from engine.runtime.stage import Stage, format_counts
 from engine.runtime.tracking import Tracker
-from engine.tokens.inspection import TokenRow, encode_all, sequences_of, trained_of
+from engine.tokens.inspection import encode_all
+from engine.tokens.token_rows import TokenRow
+from engine.training.method import Method
+from stages.dpo import METHOD as DPO
 from stages.prepare_base import prepare_tokenizer
 from stages.pretrain import train_tokenizer
+from stages.reward_model import METHOD as REWARD_MODEL
+from stages.sft import METHOD as SFT
 
-MAX_ROWS = 10_000  # looked at of each side: what is wrong with a data set is seldom in one row of it
-MARKS = ("⟦", "⟧")  # around what is trained, where there are no colours
+METHODS: dict[str, Method] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": DPO}
+MAX_ROWS = 10_000  # of each side that are checked: a fault in a data set is seldom in only one of its rows
+MARKS = ("⟦", "⟧")  # around trained tokens if the output has no colours
+log = logging.getLogger(__name__)
 
 
-def load_tokenizer(asked: dict[str, Any], console: Console) -> Any:
-    """The tokenizer as every stage will have it, and what is said of its end and pad tokens."""
-    if "documents" in asked:
-        texts = [row.text for row in read_documents(asked["documents"], on_bad_row="set_aside").rows]
-        tokenizer: Any = train_tokenizer(texts, vocab_size=asked["vocab_size"], special_tokens=asked["special_tokens"])
+class TokenizerRequest(TypedDict):
+    """Either `documents` to train a tokenizer on, or the `path` of one."""
+
+    is_prepared: bool  # prepare_base has run on it
+    trust_remote_code: bool
+    chat_template: NotRequired[str | None]
+    documents: NotRequired[list[str]]
+    vocab_size: NotRequired[int]
+    special_tokens: NotRequired[list[str]]
+    path: NotRequired[str]
+    revision: NotRequired[str]
+
+
+class StepRequest(TypedDict):
+    step: str  # its name in the run
+    stage: str
+    keys: Keys
+
+
+class ModelRequest(TypedDict):
+    """Either the `path` of a model, or the `architecture` that pretrain would build."""
+
+    path: NotRequired[str]
+    revision: NotRequired[str]
+    architecture: NotRequired[Keys]
+
+
+class PrecisionRequest(TypedDict):
+    """A precision that steps compute in."""
+
+    use: Literal["training", "generation"]
+    key: str  # the stage key that sets it
+    chosen: str
+    by_default: bool
+    tokens: int  # in one matrix product
+    device: Literal["cpu", "gpu"]
+    stages: list[str]
+
+
+def load_tokenizer(request: TokenizerRequest, console: Console) -> PreTrainedTokenizerBase:
+    """The tokenizer as every stage will have it; prints its end and pad tokens."""
+    if "path" in request:
+        trust_code(request["trust_remote_code"])
+        tokenizer = read_tokenizer(request["path"], revision=request.get("revision", "main"))
     else:
-        trust_code(asked["trust_remote_code"])
-        tokenizer = read_tokenizer(asked["path"], revision=asked.get("revision", "main"))
+        texts = [row.text for row in read_documents(request.get("documents", []), on_bad_row="set_aside").rows]
+        tokenizer = train_tokenizer(
+            texts, vocab_size=request.get("vocab_size", 0), special_tokens=request.get("special_tokens", [])
+        )
     pad, end = tokenizer.pad_token, tokenizer.eos_token
-    if asked["is_prepared"]:
+    if request["is_prepared"]:
         console.print(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}", markup=False)
         return tokenizer
-    prepare_tokenizer(tokenizer, asked["chat_template"])
-    before = "missing" if pad is None else "the end token"
-    own = "as it came" if tokenizer.pad_token == pad else f"new, since it was {before}"
+    prepare_tokenizer(tokenizer, request.get("chat_template"))
+    replaced = "missing" if pad is None else "the end token"
+    origin = "the tokenizer's own" if tokenizer.pad_token == pad else f"new, because it was {replaced}"
     console.print(
         f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
-        f"pad is {tokenizer.pad_token} ({own}); padding is masked by length",
+        f"pad is {tokenizer.pad_token} ({origin}); padding is masked by length",
         markup=False,
     )
     return tokenizer
 
 
-def check_step(asked: dict[str, Any], tokenizer: Any, scratch: Path, console: Console, *, show: int) -> None:
-    """Prints what one training step's rows are. Raises ConfigError where it could not train on them."""
-    module = importlib.import_module(f"stages.{asked['stage']}")
-    values = with_defaults(asked["stage"], asked["keys"])
-    arguments = fill(module.ARGUMENTS[:1], asked["keys"], {})[0]
-    stage = Stage(asked["step"], scratch, asked["keys"], Tracker(scratch, active=False), is_main=True)
-    train, held_out, dropped = module.read_rows(stage, arguments, seed=values["seed"])
-    encode, _ = module.encoder(tokenizer, arguments)
-    console.rule(Text(f"{asked['step']} ({asked['stage']})", style="bold"), align="left")
+def check_step(
+    request: StepRequest, tokenizer: PreTrainedTokenizerBase, scratch: Path, console: Console, *, show: int
+) -> None:
+    """Prints a report on one training step's rows and the first `show` of them.
+
+    Raises UserError if the step could not train on them.
+    """
+    name, keys, method = request["step"], request["keys"], METHODS[request["stage"]]
+    values = with_defaults(request["stage"], keys)
+    arguments = fill(method.arguments[:1], keys, {})[0]
+    stage = Stage(name, scratch, keys, Tracker(scratch, active=False), is_main=True)
+    rows = method.read_rows(stage, arguments, seed=values["seed"])
+    encode, _ = method.encoder(tokenizer, arguments)
+    console.rule(Text(f"{name} ({request['stage']})", style="bold"), align="left")
     shown: list[TokenRow] = []
-    for side, rows in (("train", train), ("eval", held_out)):
-        found, look = encode_all(
-            side, rows[:MAX_ROWS], encode, tokenizer, max_length=values["max_length"], on_long_row=arguments.on_long_row
+    for side, of_side in (("train", rows.train), ("eval", rows.held_out)):
+        encoded, report = encode_all(
+            side,
+            of_side[:MAX_ROWS],
+            encode,
+            tokenizer,
+            max_length=values["max_length"],
+            on_long_row=arguments.on_long_row,
         )
-        of_all = f" (of {len(rows)}: the first {MAX_ROWS} are looked at)" if len(rows) > MAX_ROWS else ""
-        console.print(f"{side}: {look.summary}{of_all}", markup=False)
-        for line in look.warnings():
+        of_all = f" (the first {MAX_ROWS} of {len(of_side)} rows are checked)" if len(of_side) > MAX_ROWS else ""
+        console.print(f"{side}: {report.summary}{of_all}", markup=False)
+        for line in report.warnings():
             console.print(Text(f"  {side}: {line}", style="yellow"))
-        if not found:
-            raise ConfigError(f"{side}: nothing is left of {len(rows)} rows")
-        shown = shown or found[:show]
-    if dropped:
-        console.print(f"dropped: {', '.join(f'{name} {count}' for name, count in dropped.items())}", markup=False)
+        if not encoded:
+            raise ConfigError(f"{side}: nothing is left of {len(of_side)} rows")
+        shown = shown or encoded[:show]
+    if rows.dropped:
+        console.print(f"dropped: {format_counts(rows.dropped)}", markup=False)
     for number, row in enumerate(shown, 1):
-        for name, ids, trained in zip(_names(row), sequences_of(row), trained_of(row), strict=True):
-            console.print(Text(f"row {number}{name}:", style="bold"))
+        for name, ids, trained in zip(row.names, row.sequences, row.trained, strict=True):
+            console.print(Text(f"row {number}{', ' if name else ''}{name}:", style="bold"))
             console.print(coloured(tokenizer, ids, trained, marked=not console.is_terminal), soft_wrap=True)
 
 
-def read_layer(asked: dict[str, Any]) -> precision.Layer | None:
-    """The model's sizes; None where its configuration is not to be had, which the step that loads it will say."""
+def read_layer(request: ModelRequest) -> precision.Layer | None:
+    """The sizes of the model's layers; None if its configuration cannot be read, which the loading step will report."""
     try:
-        if "path" in asked:
-            return precision.Layer.of(read_config(asked["path"], revision=asked.get("revision", "main")))
-        keys = dict(asked["architecture"])
+        if "path" in request:
+            return precision.Layer.of(read_config(request["path"], revision=request.get("revision", "main")))
+        keys = dict(request.get("architecture", {}))
         return precision.Layer.of(AutoConfig.for_model(keys.pop("model_type", "llama"), **keys))
     except Exception as error:
-        logging.getLogger(__name__).info("no sizes of the model: %s", error)
+        log.info("no sizes of the model: %s", error)
         return None
 
 
-def advise(layer: precision.Layer, asked: list[dict[str, Any]], console: Console) -> None:
-    """Prints a line for each precision of the recipe that another would be faster than, on this machine's device."""
-    speeds: dict[Any, dict[str, float]] = {}
-    on_cpu = [how for how in asked if how["device"] == "cpu"]
+def advise(layer: precision.Layer, requests: list[PrecisionRequest], console: Console) -> None:
+    """Prints a line for each precision of the recipe that is slower than another one on this machine's device."""
+    speeds: dict[tuple[str, str, int], dict[str, float]] = {}
+    on_cpu = [request for request in requests if request["device"] == "cpu"]
     if on_cpu and (load := precision.cpu_load_warning()):
         console.print(f"precision is not measured: this machine is busy ({load})", markup=False)
-        asked = [how for how in asked if how not in on_cpu]
-    for how in asked:
-        if how["device"] == "gpu" and not torch.cuda.is_available():
-            continue  # these steps run elsewhere
-        device = torch.device("cuda" if how["device"] == "gpu" else "cpu")
-        what = device.type, how["use"], how["tokens"]
-        if what not in speeds:
-            speeds[what] = precision.measure(layer, device, how["use"], tokens=how["tokens"])
-        line = precision.advice(speeds[what], chosen=how["chosen"], key=how["key"], by_default=how["by_default"])
+        requests = [request for request in requests if request not in on_cpu]
+    for request in requests:
+        if request["device"] == "gpu" and not torch.cuda.is_available():
+            continue  # these steps run on another machine
+        device = torch.device("cuda" if request["device"] == "gpu" else "cpu")
+        measured = device.type, request["use"], request["tokens"]
+        if measured not in speeds:
+            speeds[measured] = precision.measure(layer, device, request["use"], tokens=request["tokens"])
+        line = precision.advice(
+            speeds[measured], chosen=request["chosen"], key=request["key"], by_default=request["by_default"]
+        )
         if line:
-            console.print(Text(f"{', '.join(how['stages'])}: {line}", style="yellow"))
+            console.print(Text(f"{', '.join(request['stages'])}: {line}", style="yellow"))
 
 
-def _names(row: TokenRow) -> list[str]:
-    if "answers" in row:
-        return [f", rank {rank}" for rank in range(1, len(row["answers"]) + 1)]
-    return [""] if "input_ids" in row else [", chosen", ", rejected"]
-
-
-def coloured(tokenizer: Any, ids: list[int], trained: list[bool], *, marked: bool) -> Text:
-    """The text of the tokens, trained ones in green (or between marks), the others dim."""
+def coloured(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: list[bool], *, marked: bool) -> Text:
+    """The text of the tokens: trained ones in green, or between MARKS if `marked`, the others dim."""
     text = Text()
-    for is_trained, part in _parts(ids, trained):
-        piece = printable(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    for is_trained, part in _runs(ids, trained):
+        piece = printable(str(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
         if is_trained and marked:
             piece = piece.join(MARKS)
         text.append(piece, style="bold green" if is_trained else "dim")
     return text
 
 
-def _parts(ids: list[int], trained: list[bool]) -> Iterator[tuple[bool, list[int]]]:
+def _runs(ids: list[int], trained: list[bool]) -> Iterator[tuple[bool, list[int]]]:
+    """The tokens in runs that are trained, or not."""
     for is_trained, group in itertools.groupby(zip(trained, ids, strict=True), key=lambda both: both[0]):
         yield is_trained, [token for _, token in group]
 
 
 def main() -> int:
-    request = json.loads(Path(sys.argv[1]).read_text())
+    path = Path(sys.argv[1])
+    request = json.loads(path.read_text())
     transformers_logging.set_verbosity_error()
     logging.disable(logging.INFO)
     console = Console(highlight=False, soft_wrap=True)
@@ -158,16 +214,20 @@ def main() -> int:
     use_all_cores()
     if layer := read_layer(request["model"]):
         advise(layer, request["precisions"], console)
-    for asked in request["steps"]:
+    for step in request["steps"]:
         try:
-            check_step(asked, tokenizer, Path(sys.argv[1]).parent, console, show=request["show"])
+            check_step(step, tokenizer, path.parent, console, show=request["show"])
         except UserError as error:
             failed = True
             sys.stdout.flush()
-            message = printable(str(error)).removeprefix(f"{asked['step']}: ")
-            print(f"error: {asked['step']}: {message}", file=sys.stderr)
+            message = printable(str(error)).removeprefix(f"{step['step']}: ")
+            print(f"error: {step['step']}: {message}", file=sys.stderr)
     if request["missing"]:
-        console.print(f"not made yet: rows of {', '.join(request['missing'])}", markup=False, soft_wrap=True)
+        console.print(
+            f"not checked, since these steps have not run yet: {', '.join(request['missing'])}",
+            markup=False,
+            soft_wrap=True,
+        )
     return 2 if failed else 0
 
 

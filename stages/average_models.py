@@ -1,15 +1,13 @@
-"""The average of models that one stage trained with other hyperparameters or data, in place of one of them.
+"""Averages models that one stage trained with different hyperparameters or data; the average replaces them.
 
-As in Llama 3 (arXiv 2407.21783, 4.1.5) for reward models, SFT and DPO, which does not say how it weighs the parts: the
-weights are equal, given, or found greedily (model soups, arXiv 2203.05482, recipe 1); slerp is for two models. The
-average and each of its parts are evaluated on the same held-out rows with the training stage's own loss.
+As in Llama 3 (arXiv 2407.21783, 4.1.5) for reward models, SFT and DPO. The paper does not give the weights: here they
+are equal, given, or found greedily (model soups, arXiv 2203.05482, recipe 1); slerp is for two models. The average and
+each of its parts are evaluated on the same held-out rows with the training stage's own loss.
 
     accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy
 """
 
 import gc
-import hashlib
-import importlib
 import json
 import logging
 import math
@@ -17,21 +15,27 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from data_schemas.errors import StageError
-from data_schemas.stage_keys import StageTraits, check_keys
+from data_schemas.files import digest_text
+from data_schemas.stage_keys import Keys, StageTraits, check_keys
 from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
 from engine.models.loading import load_tokenizer
 from engine.models.verification import check_weights
 from engine.runtime.arguments import LoadingArguments
-from engine.runtime.keys import fill, key_field, required_field
+from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.runtime.world import wait_until_exists
 from engine.tokens.contract import contract_of
-from engine.tokens.tables import held_out_rows, tokenize, wait_for
+from engine.tokens.tables import held_out_rows
+from engine.training.method import Method
+from stages.dpo import METHOD as DPO
+from stages.reward_model import METHOD as REWARD_MODEL
+from stages.sft import METHOD as SFT
 
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
@@ -42,7 +46,8 @@ TRAITS = StageTraits(
     runs="by_plan",
     headlines=["eval_loss", "eval_accuracy", "eval_rewards/accuracies"],
 )
-# The parts are plain models, adapters merged; only a reference of its own is the same for all of them.
+METHODS: dict[str, Method] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": DPO}
+# Keys of every evaluation: the parts are plain models, their adapters merged.
 PLAIN = {
     "use_peft": False,
     "load_in_4bit": False,
@@ -74,12 +79,11 @@ ARGUMENTS = (AverageModelsArguments,)
 
 
 class Evaluation:
-    """The training stage's evaluation, on rows that are read and tokenized once."""
+    """The training stage's evaluation of one model after another, on rows that are read and tokenized once."""
 
     def __init__(self, stage: Stage, arguments: AverageModelsArguments) -> None:
-        self.stage, self.module = stage, importlib.import_module(f"stages.{arguments.averaged_stage}")
-        name = arguments.averaged_stage
-        given = check_keys(name, arguments.stage_keys, where=f"{stage.name}: stage_keys")
+        self.stage, self.method = stage, METHODS[arguments.averaged_stage]
+        given = check_keys(arguments.averaged_stage, arguments.stage_keys, where=f"{stage.name}: stage_keys")
         self.values = (
             {"seed": arguments.seed}
             | given
@@ -94,80 +98,75 @@ class Evaluation:
             }
         )
         self.tokenizer = load_tokenizer(arguments.models[0])
-        stages_own, training, _ = self._arguments_for(arguments.models[0])
-        rows = held_out_rows(stage, stages_own, self.module.read)
+        training_arguments, training, _ = self.method.fill(self._values_for(arguments.models[0]))
+        rows = held_out_rows(stage, training_arguments, self.method.read)
         if given.get("ranking_pairs") == "all":
             rows = [pair for row in rows for pair in all_pairs(row)]
-        encode, version = self.module.encoder(self.tokenizer, stages_own)
-        self.rows = tokenize(
-            stage,
-            "eval",
-            rows,
-            encode,
-            self.tokenizer,
-            version=version,
-            max_length=training.max_length,
-            on_long_row=stages_own.on_long_row,
+        self.rows = self.method.tokenize(
+            stage, "eval", rows, self.tokenizer, training_arguments, max_length=training.max_length
         )
 
-    def _arguments_for(self, folder: Path | str) -> tuple[Any, Any, Any]:
-        values = self.values | {"model_name_or_path": str(folder)}
-        made = fill(self.module.ARGUMENTS, values, getattr(self.module, "DEFAULTS", {}))
-        return made[0], made[1], made[2]
+    def _values_for(self, folder: Path | str) -> Keys:
+        return self.values | {"model_name_or_path": str(folder)}
 
     def __call__(self, folder: Path | str) -> dict[str, float]:
-        """eval_loss and the stage's other numbers of one model. All processes call this."""
-        stages_own, training, model = self._arguments_for(folder)
-        # TRL's trainers want training rows; nothing trains on them.
-        trainer = self.module.make_trainer(stages_own, training, model, self.tokenizer, self.rows, self.rows)
-        trainer.stage = self.stage
-        numbers = trainer.evaluate_once()
+        """eval_loss and the training stage's other metrics of one model. All processes call this."""
+        # TRL's trainers require training rows; nothing is trained on them.
+        trainer = self.method.make_trainer(
+            self.stage, *self.method.fill(self._values_for(folder)), self.tokenizer, self.rows, self.rows
+        )
+        metrics = trainer.evaluate_once()
         trainer.accelerator.free_memory()
         del trainer
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.info("%s: eval_loss %.4f", folder, numbers["eval_loss"])
-        return numbers
+        log.info("%s: eval_loss %.4f", folder, metrics["eval_loss"])
+        return metrics
 
 
 def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Sequence[float]) -> Path:
-    """The folder of the average with these weights: written by the first process, awaited by the others."""
-    what = json.dumps([list(weights), arguments.method, arguments.fraction])
-    path = stage.folder / "checkpoints" / f"average-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    """The folder of the average with these weights: the first process writes it, the others wait for it."""
+    identity = json.dumps([list(weights), arguments.method, arguments.fraction])
+    path = stage.folder / "checkpoints" / f"average-{digest_text(identity)[:16]}"
     if stage.is_main and not path.exists():
         folders = [Path(folder) for folder in arguments.models]
         if arguments.method == "slerp":
             write_slerp(folders[0], folders[1], path, fraction=arguments.fraction)
         else:
             write_average(folders, path, weights=weights)
-    wait_for(path)
+    wait_until_exists(path)
     return path
+
+
+def choose_weights(
+    stage: Stage, arguments: AverageModelsArguments, evaluate: Evaluation, losses: Sequence[float]
+) -> list[float]:
+    """One weight a model, sum 1; `losses` are the models' own. The greedy ones are found by evaluating averages."""
+    if arguments.method == "slerp":
+        return [1 - arguments.fraction, arguments.fraction]
+    if isinstance(arguments.weights, list):
+        return normalised(arguments.weights)
+    if arguments.weights == "greedy":
+        return greedy_weights(losses, lambda weights: evaluate(make_average(stage, arguments, weights))["eval_loss"])
+    return normalised([1.0] * len(arguments.models))
 
 
 def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
     check_same_architecture([Path(folder) for folder in arguments.models])
-    if stage.is_main:  # an earlier try's, of which nothing says that they are whole
-        for left in stage.folder.glob("checkpoints/average-*"):
-            shutil.rmtree(left)
+    if stage.is_main:  # those of an interrupted attempt may be incomplete
+        for leftover in stage.folder.glob("checkpoints/average-*"):
+            shutil.rmtree(leftover)
     evaluate = Evaluation(stage, arguments)
     losses = [evaluate(folder)["eval_loss"] for folder in arguments.models]
 
-    if arguments.method == "slerp":
-        weights = [1 - arguments.fraction, arguments.fraction]
-    elif isinstance(arguments.weights, list):
-        weights = normalised(arguments.weights)
-    elif arguments.weights == "greedy":
-        weights = greedy_weights(losses, lambda tried: evaluate(make_average(stage, arguments, tried))["eval_loss"])
-    else:
-        weights = normalised([1.0] * len(arguments.models))
+    weights = choose_weights(stage, arguments, evaluate, losses)
     average = make_average(stage, arguments, weights)
-    numbers = evaluate(average)
-    if not math.isfinite(numbers["eval_loss"]):
+    metrics = evaluate(average)
+    if not math.isfinite(metrics["eval_loss"]):
         raise StageError("the average's eval_loss is nan or infinite")
 
-    names = arguments.part_names or [str(place) for place in range(1, len(losses) + 1)]
-    metrics: dict[str, Any] = dict(numbers)
+    names = arguments.part_names or [str(number) for number in range(1, len(losses) + 1)]
     metrics |= {f"eval_loss_of_{name}": loss for name, loss in zip(names, losses, strict=True)}
     metrics |= {f"weight_of_{name}": weight for name, weight in zip(names, weights, strict=True)}
     stage.tracker.log(metrics, step=0)
@@ -175,7 +174,7 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
         shutil.rmtree(stage.folder / "model", ignore_errors=True)
         average.rename(stage.folder / "model")
         check_weights(stage.folder / "model")
-    return StageResult(outputs={"model": "model"}, metrics=metrics, contract=contract_of(evaluate.tokenizer))
+    return StageResult(outputs={"model": "model"}, metrics={**metrics}, contract=contract_of(evaluate.tokenizer))
 
 
 if __name__ == "__main__":

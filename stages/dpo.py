@@ -1,7 +1,7 @@
 """Direct preference optimization (arXiv 2305.18290, eq. 7) from the round's SFT model, which is also the reference.
 
-As in Llama 3 (arXiv 2407.21783, 4.1.4): beta 0.1, header and termination tokens masked in the preference term, and
-0.2 x NLL on the chosen answer, which keeps them.
+As in Llama 3 (arXiv 2407.21783, 4.1.4): beta is 0.1, header and termination tokens are masked in the preference term,
+and 0.2 x NLL of the chosen answer is added, in which they are not masked.
 
     accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2
 """
@@ -9,8 +9,9 @@ As in Llama 3 (arXiv 2407.21783, 4.1.4): beta 0.1, header and termination tokens
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, ModelConfig
 
@@ -18,17 +19,19 @@ from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from data_schemas.stage_keys import StageTraits
 from engine.curation.pair_selection import all_pairs, select_pairs
-from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
+from engine.models.loading import load_causal, path_of, training_options
 from engine.models.lora import lora_config
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
-from engine.tokens.tables import check_contract, split_rows, tokenize
+from engine.tokens.inspection import Encode
+from engine.tokens.tables import split_rows
 from engine.tokens.template import encode_dialog
+from engine.tokens.token_rows import TokenPair
 from engine.training import loop as training_loop
 from engine.training.dpo import DPOLoopTrainer, PreferenceCollator
-from engine.training.loop import prepare_config, train_and_save
+from engine.training.loop import prepare_config
+from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.reference import Reference
 
 RECIPE_VERSION = 4
@@ -60,15 +63,14 @@ class DPOArguments(PreferenceArguments):
 
 
 ARGUMENTS = (DPOArguments, DPOConfig, ModelConfig)
-read = read_pairs
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tuple[Encode[PreferencePair], str]:
-    """What a pair is in tokens, with both masks of each answer, and the name of this way of doing it."""
+    """The function that tokenizes a pair, with both masks of each answer, and its version."""
     mask = arguments.mask_formatting
 
-    def encode(row: PreferencePair) -> TokenRow:
-        encoded: TokenRow = {}
+    def encode(row: PreferencePair) -> TokenPair:
+        encoded: dict[str, list] = {}
         for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
             dialog = encode_dialog(
                 tokenizer, [*row.prompt, *answer], tools=row.tools, train_from=len(row.prompt), find_content=mask
@@ -80,68 +82,68 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
                 f"{side}_trained": dialog.trained[start:],
                 f"{side}_content": dialog.content[start:],
             }
-        return encoded
+        return TokenPair(**encoded)
 
     return encode, f"dpo-2 {mask=}"
 
 
-def read_rows(
-    stage: Stage, arguments: DPOArguments, *, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair], dict[str, int]]:
-    """Training rows, held-out rows, and how many were dropped by reason. `seed` draws nothing here."""
-    train, held_out = split_rows(stage, arguments, read)
+def read_rows(stage: Stage, arguments: DPOArguments, *, seed: int) -> SplitRows[PreferencePair]:
+    """The pairs that train and those held out; `seed` is not used."""
+    train, held_out = split_rows(stage, arguments, read_pairs)
     train, dropped = select_pairs(stage, arguments, train)
     if arguments.ranking_pairs == "all":
         train, held_out = ([pair for row in rows for pair in all_pairs(row)] for rows in (train, held_out))
-    return train, held_out, dropped
+    return SplitRows(train, held_out, dropped)
 
 
 def make_trainer(
-    arguments: DPOArguments, training: DPOConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
+    stage: Stage,
+    arguments: DPOArguments,
+    training: DPOConfig,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: Dataset,
 ) -> DPOLoopTrainer:
     prepare_config(training)
-    path, options, lora = path_of(model), training_options(model), lora_config(model)
-    reference = arguments.reference_model or path
+    path, options = path_of(model), training_options(model)
+    reference_path = arguments.reference_model or path
+    reference = ref_model = None
     if training.sync_ref_model:
-        log.info("sync_ref_model: the reference changes, so it stays in memory and is asked in every step")
-    training.precompute_ref_log_probs = not training.sync_ref_model  # else TRL loads one, and keeps it
-    trainer = DPOLoopTrainer(
+        log.info("sync_ref_model: the reference changes, so it stays in memory and is run in every step")
+        ref_model = load_causal(reference_path, **options)
+    elif set(training.loss_type) != {"sft"}:  # which has no reference
+        is_start = Path(reference_path).resolve() == Path(path).resolve()
+        reference = Reference(reference_path, is_start=is_start, options=options)
+    training.precompute_ref_log_probs = not training.sync_ref_model  # otherwise TRL loads a reference and keeps it
+    return DPOLoopTrainer(
         load_causal(path, **options),
-        ref_model=load_causal(reference, **options) if training.sync_ref_model else None,
+        ref_model=ref_model,
         args=training,
-        data_collator=PreferenceCollator(pad_token_id=tokenizer.pad_token_id, share_prompts=arguments.share_prompts),
+        data_collator=PreferenceCollator(pad_token_id=pad_token_of(tokenizer), share_prompts=arguments.share_prompts),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora,
+        peft_config=lora_config(model),
+        stage=stage,
+        stage_arguments=arguments,
+        nll_per=arguments.nll_per,
+        reference=reference,
     )
-    trainer.nll_per = arguments.nll_per
-    if not training.sync_ref_model and set(training.loss_type) != {"sft"}:  # which alone reads no reference
-        is_start = Path(reference).resolve() == Path(path).resolve()
-        trainer.reference = Reference(reference, is_start=is_start, options=options)
-    return trainer
+
+
+METHOD = Method(
+    arguments=ARGUMENTS,
+    defaults=DEFAULTS,
+    read=read_pairs,
+    read_rows=read_rows,
+    encoder=encoder,
+    make_trainer=make_trainer,
+)
 
 
 def main(stage: Stage, arguments: DPOArguments, training: DPOConfig, model: ModelConfig) -> StageResult:
-    tokenizer = load_tokenizer(path_of(model))
-    check_contract(tokenizer, path_of(model), arguments)
-    train, held_out, dropped = read_rows(stage, arguments, seed=training.seed)
-    encode, version = encoder(tokenizer, arguments)
-    tables = [
-        tokenize(
-            stage,
-            side,
-            rows,
-            encode,
-            tokenizer,
-            version=version,
-            max_length=training.max_length,
-            on_long_row=arguments.on_long_row,
-        )
-        for side, rows in (("train", train), ("eval", held_out))
-    ]
-    trainer = make_trainer(arguments, training, model, tokenizer, *tables)
-    return train_and_save(stage, trainer, arguments, model, metrics=dropped)
+    return METHOD.train(stage, arguments, training, model)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """Pretraining: documents -> one token stream with end tokens -> blocks of `block_size` -> next-token loss.
 
-From random weights (an architecture in the config, a tokenizer trained on the corpus or given), or continued from a
+It starts from random weights (an architecture in the config, a tokenizer trained on the corpus or given) or from a
 model. As in Llama 3 (arXiv 2407.21783, 3.2) attention does not cross documents inside a block.
 
     accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml
 """
 
-import hashlib
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -35,9 +34,12 @@ from engine.models.lora import lora_config
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.tables import table, wait_for
-from engine.training.loop import DEFAULTS, prepare_config, train_and_save
+from engine.runtime.world import wait_until_exists
+from engine.tokens.tables import table
+from engine.tokens.token_rows import TokenDialog
+from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.next_token import BlockCollator, PretrainTrainer
+from engine.training.run import train_and_save
 
 RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
@@ -55,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class PretrainArguments(TrainingStageArguments):
-    architecture: dict[str, Any] | None = key_field(
+    architecture: dict[str, object] | None = key_field(
         None, "from random weights: model_type and its config keys, as in {model_type: llama, hidden_size: 128}"
     )
     tokenizer_name_or_path: str | None = key_field(
@@ -74,7 +76,7 @@ ARGUMENTS = (PretrainArguments, SFTConfig, ModelConfig)
 
 
 def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: no text is unknown to it. The same texts give the same tokenizer."""
+    """A byte-level BPE tokenizer, which can encode any text. The same texts give the same tokenizer."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -93,29 +95,33 @@ def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[s
     )
 
 
-def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[dict[str, Any]]:
-    """The texts' tokens, an end token after each, in rows of `size`; the last, shorter one is left out."""
+def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[TokenDialog]:
+    """The texts' tokens with an end token after each text, in rows of `size`; a last, shorter row is left out."""
     stream: list[int] = []
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         stream += [*ids, int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
     rows = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
-    return [{"input_ids": row, "labels": row} for row in rows]
+    return [TokenDialog(input_ids=row, labels=row) for row in rows]
 
 
 def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[Document]]:
-    """Training and held-out documents: given, or by the hash of the text."""
+    """Training and held-out documents: those of eval_data, or a share by the hash of the text.
+
+    Raises ConfigError if none is held out.
+    """
     train = read_documents(arguments.train_data, on_bad_row=arguments.on_bad_row).rows
     if arguments.eval_data:
         return train, read_documents(arguments.eval_data, on_bad_row=arguments.on_bad_row).rows
-    shares = splitting.Shares(evaluation=0.0, validation=arguments.validation_share)
-    sides = [splitting.assign(hashlib.sha256(row.text.encode()).hexdigest(), shares) for row in train]
-    held_out = [row for row, side in zip(train, sides, strict=True) if side == "validation"]
+    kept, held_out = splitting.split_documents(train, validation_share=arguments.validation_share)
     if not held_out:
         raise ConfigError(f"no document is held out of {len(train)}: give eval_data, or a larger validation_share")
-    return [row for row, side in zip(train, sides, strict=True) if side != "validation"], held_out
+    return kept, held_out
 
 
-def load_or_train_tokenizer(stage: Stage, arguments: PretrainArguments, model: ModelConfig, texts: list[str]) -> Any:
+def load_or_train_tokenizer(
+    stage: Stage, arguments: PretrainArguments, model: ModelConfig, texts: list[str]
+) -> PreTrainedTokenizerBase:
+    """The given tokenizer or that of the model, else one that the first process trains on the texts."""
     given = arguments.tokenizer_name_or_path or model.model_name_or_path
     if given:
         tokenizer = load_tokenizer(given, needs_template=False)
@@ -128,19 +134,20 @@ def load_or_train_tokenizer(stage: Stage, arguments: PretrainArguments, model: M
         partial = path.with_name(f".tokenizer.partial-{os.getpid()}")
         trained.save_pretrained(str(partial))
         partial.rename(path)
-    wait_for(path)
+    wait_until_exists(path)
     return load_tokenizer(str(path), needs_template=False)
 
 
 def make_model(
     arguments: PretrainArguments, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> PreTrainedModel:
+    """The model to continue from, or the architecture with random weights drawn by `seed`."""
     if model.model_name_or_path:
         return load_causal(model.model_name_or_path, **training_options(model))
     keys = dict(arguments.architecture or {})
-    kind = keys.pop("model_type", "llama")
+    model_type = str(keys.pop("model_type", "llama"))
     try:
-        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **keys)
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **keys)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(f"architecture: {' '.join(str(error).split())[:300]}") from error
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -150,42 +157,71 @@ def make_model(
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
-def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model: ModelConfig) -> StageResult:
+def check_combination(arguments: PretrainArguments, model: ModelConfig) -> None:
+    """Raises ConfigError for keys that cannot be used together."""
     if not model.model_name_or_path and not arguments.architecture:
         raise ConfigError("pretrain needs architecture (random weights) or model_name_or_path (to continue from)")
     if arguments.muon_learning_rate is not None and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ConfigError(
-            "muon_learning_rate does not work under DeepSpeed, which makes its own optimizer; set it to null"
+            "muon_learning_rate does not work under DeepSpeed, which creates the optimizer itself; set it to null"
         )
-    train, held_out = split_documents(arguments)
-    tokenizer = load_or_train_tokenizer(stage, arguments, model, [row.text for row in train])
-    size = arguments.block_size
-    tables = [
-        table(
+
+
+def make_tables(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, train: list[Document], held_out: list[Document], *, size: int
+) -> tuple[Dataset, Dataset]:
+    """Training and held-out blocks of `size` tokens, as tables on disk."""
+
+    def blocks_of(side: str, rows: list[Document]) -> Dataset:
+        version = f"pretrain-1 block_size={size}"
+        return table(
             stage,
-            name,
+            side,
             rows,
             tokenizer,
-            lambda rows=rows: blocks([row.text for row in rows], tokenizer, size=size),
-            version=f"pretrain-1 block_size={size}",
+            lambda: blocks([row.text for row in rows], tokenizer, size=size),
+            version=version,
         )
-        for name, rows in (("train", train), ("eval", held_out))
-    ]
-    log.info("%d documents, %d blocks of %d tokens, %d held out", len(train), len(tables[0]), size, len(tables[1]))
+
+    return blocks_of("train", train), blocks_of("eval", held_out)
+
+
+def make_trainer(
+    stage: Stage,
+    arguments: PretrainArguments,
+    training: SFTConfig,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: Dataset,
+) -> PretrainTrainer:
     prepare_config(training)
     end = tokenizer.eos_token_id
-    collator = BlockCollator(end, end_token_id=end)  # blocks are of one length: nothing is padded
-    trainer = PretrainTrainer(
+    assert isinstance(end, int)
+    collator = BlockCollator(end, end_token_id=end)  # blocks have one length, so nothing is padded
+    return PretrainTrainer(
         make_model(arguments, model, tokenizer, seed=training.seed),
         args=training,
         data_collator=collator if arguments.mask_documents else None,
-        train_dataset=tables[0],
-        eval_dataset=tables[1],
+        train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora_config(model),
+        stage=stage,
+        stage_arguments=arguments,
         muon_learning_rate=arguments.muon_learning_rate,
     )
-    return train_and_save(stage, trainer, arguments, model)
+
+
+def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model: ModelConfig) -> StageResult:
+    check_combination(arguments, model)
+    train, held_out = split_documents(arguments)
+    tokenizer = load_or_train_tokenizer(stage, arguments, model, [row.text for row in train])
+    size = arguments.block_size
+    tables = make_tables(stage, tokenizer, train, held_out, size=size)
+    log.info("%d documents, %d blocks of %d tokens, %d held out", len(train), len(tables[0]), size, len(tables[1]))
+    trainer = make_trainer(stage, arguments, training, model, tokenizer, *tables)
+    return train_and_save(trainer, model)
 
 
 if __name__ == "__main__":

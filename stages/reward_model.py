@@ -2,15 +2,16 @@
 
 As in Llama 3 (arXiv 2407.21783, 4.1.2), without a margin term; one score head on the base, read at the end token. The
 head starts with standard deviation 1/sqrt(d + 1) (Tülu 3, arXiv 2411.15124). A ranking of n answers is one row: all its
-n (n - 1) / 2 pairs in one step, divided by their number (InstructGPT, arXiv 2203.02155, eq. 1), so a prompt weighs the
-same whatever the length of its ranking. Each answer is a sequence of its own, where Llama 3 concatenates them.
+n (n - 1) / 2 pairs train in one step and their loss is divided by their number (InstructGPT, arXiv 2203.02155, eq. 1),
+so a prompt has the same weight for any number of answers. Each answer is a separate sequence; Llama 3 concatenates
+them.
 
     accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml
 """
 
 from dataclasses import dataclass
-from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, RewardConfig
 
@@ -18,14 +19,16 @@ from data_schemas.reading import read_pairs
 from data_schemas.rows import PreferencePair
 from data_schemas.stage_keys import StageTraits
 from engine.curation.pair_selection import select_pairs
-from engine.models.loading import is_reward_model, load_reward, load_tokenizer, path_of, training_options
+from engine.models.loading import is_reward_model, load_reward, path_of, training_options
 from engine.models.lora import lora_config
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
-from engine.tokens.tables import check_contract, split_rows, tokenize
+from engine.tokens.inspection import Encode
+from engine.tokens.tables import split_rows
 from engine.tokens.template import encode_answer
-from engine.training.loop import DEFAULTS, prepare_config, train_and_save
+from engine.tokens.token_rows import TokenRanking
+from engine.training.loop import DEFAULTS, prepare_config
+from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.reward import BradleyTerryTrainer, RankingCollator, initialise_head
 
 RECIPE_VERSION = 4
@@ -40,8 +43,6 @@ TRAITS = StageTraits(
     summary_columns={"reward_accuracy": "eval_accuracy"},
 )
 
-# Shapes: B = rankings in the batch, A = their answers one after the other, P = their pairs, T = tokens.
-
 
 @dataclass(kw_only=True)
 class RewardModelArguments(PreferenceArguments):
@@ -49,35 +50,33 @@ class RewardModelArguments(PreferenceArguments):
 
 
 ARGUMENTS = (RewardModelArguments, RewardConfig, ModelConfig)
-read = read_pairs
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments) -> tuple[Encode[PreferencePair], str]:
-    """What a ranking is in tokens, and the name of this way of doing it."""
+    """The function that tokenizes a ranking, and its version."""
 
-    def encode(row: PreferencePair) -> TokenRow:
+    def encode(row: PreferencePair) -> TokenRanking:
         both = [encode_answer(tokenizer, row.prompt, answer, tools=row.tools) for answer in row.ranking]
-        return {"answers": [prompt_ids + answer_ids for prompt_ids, answer_ids in both]}
+        return TokenRanking(answers=[prompt_ids + answer_ids for prompt_ids, answer_ids in both])
 
     return encode, "reward_model-2"
 
 
-def read_rows(
-    stage: Stage, arguments: RewardModelArguments, *, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair], dict[str, int]]:
-    """Training rows, held-out rows, and how many were dropped by reason. `seed` draws nothing here."""
-    train, held_out = split_rows(stage, arguments, read)
+def read_rows(stage: Stage, arguments: RewardModelArguments, *, seed: int) -> SplitRows[PreferencePair]:
+    """The rankings that train and those held out; `seed` is not used."""
+    train, held_out = split_rows(stage, arguments, read_pairs)
     train, dropped = select_pairs(stage, arguments, train)
-    return train, held_out, dropped
+    return SplitRows(train, held_out, dropped)
 
 
 def make_trainer(
+    stage: Stage,
     arguments: RewardModelArguments,
     training: RewardConfig,
     model: ModelConfig,
-    tokenizer: Any,
-    train: Any,
-    held_out: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: Dataset,
 ) -> BradleyTerryTrainer:
     prepare_config(training)
     reward_model = load_reward(path_of(model), **training_options(model))
@@ -87,34 +86,28 @@ def make_trainer(
     return BradleyTerryTrainer(
         reward_model,
         args=training,
-        data_collator=RankingCollator(tokenizer.pad_token_id, arguments.share_prompts),
+        data_collator=RankingCollator(pad_token_of(tokenizer), arguments.share_prompts),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora_config(model, is_reward_model=True),
+        stage=stage,
+        stage_arguments=arguments,
     )
 
 
+METHOD = Method(
+    arguments=ARGUMENTS,
+    defaults=DEFAULTS,
+    read=read_pairs,
+    read_rows=read_rows,
+    encoder=encoder,
+    make_trainer=make_trainer,
+)
+
+
 def main(stage: Stage, arguments: RewardModelArguments, training: RewardConfig, model: ModelConfig) -> StageResult:
-    tokenizer = load_tokenizer(path_of(model))
-    check_contract(tokenizer, path_of(model), arguments)
-    train, held_out, dropped = read_rows(stage, arguments, seed=training.seed)
-    encode, version = encoder(tokenizer, arguments)
-    tables = [
-        tokenize(
-            stage,
-            side,
-            rows,
-            encode,
-            tokenizer,
-            version=version,
-            max_length=training.max_length,
-            on_long_row=arguments.on_long_row,
-        )
-        for side, rows in (("train", train), ("eval", held_out))
-    ]
-    trainer = make_trainer(arguments, training, model, tokenizer, *tables)
-    return train_and_save(stage, trainer, arguments, model, is_reward_model=True, metrics=dropped)
+    return METHOD.train(stage, arguments, training, model)
 
 
 if __name__ == "__main__":

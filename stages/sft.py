@@ -1,30 +1,33 @@
 """Supervised finetuning on conversations: cross entropy on the tokens of every assistant turn.
 
 As in Llama 3 (arXiv 2407.21783, 4.1.3) the prompt is masked; every trained turn ends in a labelled end token. TRL's
-`padding_free` is on, and works with any attention here: dialogs stand end to end, and do not see each other.
+`padding_free` is on by default and supports any attention here: dialogs are packed into one row without padding, and
+do not attend to each other.
 
     accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5
 """
 
 from dataclasses import dataclass
-from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
 from data_schemas.stage_keys import StageTraits
-from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
+from engine.models.loading import load_causal, path_of, training_options
 from engine.models.lora import lora_config
 from engine.runtime.arguments import DialogArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
-from engine.tokens.tables import check_contract, split_rows, tokenize
+from engine.tokens.inspection import Encode
+from engine.tokens.tables import split_rows
 from engine.tokens.template import encode_dialog
+from engine.tokens.token_rows import TokenDialog
 from engine.training import loop as training_loop
-from engine.training.loop import prepare_config, train_and_save
+from engine.training.loop import prepare_config
+from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.next_token import NextTokenTrainer, PackedCollator
 
 RECIPE_VERSION = 2
@@ -49,64 +52,67 @@ class SFTArguments(DialogArguments):
 
 
 ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
-read = read_conversations
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments) -> tuple[Encode[Conversation], str]:
-    """What a conversation is in tokens and labels, and the name of this way of doing it."""
+    """The function that tokenizes and labels a conversation, and its version."""
 
-    def encode(row: Conversation) -> TokenRow:
+    def encode(row: Conversation) -> TokenDialog:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        return {"input_ids": dialog.ids, "labels": dialog.labels}
+        return TokenDialog(input_ids=dialog.ids, labels=dialog.labels)
 
     return encode, "sft-1"
 
 
-def read_rows(
-    stage: Stage, arguments: SFTArguments, *, seed: int
-) -> tuple[list[Conversation], list[Conversation], dict[str, int]]:
-    """Training rows, held-out rows, and how many were dropped by reason."""
-    shares = {"shares": arguments.train_data_shares, "eval_shares": arguments.eval_data_shares}
-    return *split_rows(stage, arguments, read, seed=seed, **shares), {}
+def read_rows(stage: Stage, arguments: SFTArguments, *, seed: int) -> SplitRows[Conversation]:
+    train, held_out = split_rows(
+        stage,
+        arguments,
+        read_conversations,
+        shares=arguments.train_data_shares,
+        eval_shares=arguments.eval_data_shares,
+        seed=seed,
+    )
+    return SplitRows(train, held_out)
 
 
 def make_trainer(
-    arguments: SFTArguments, training: SFTConfig, model: ModelConfig, tokenizer: Any, train: Any, held_out: Any
+    stage: Stage,
+    arguments: SFTArguments,
+    training: SFTConfig,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: Dataset,
 ) -> NextTokenTrainer:
     prepare_config(training)
-    end_to_end = training.padding_free and not training.packing
-    training.padding_free = False  # TRL's own needs FlashAttention, and takes no collator
+    without_padding = training.padding_free and not training.packing
+    training.padding_free = False  # TRL's own needs FlashAttention and accepts no collator
     return NextTokenTrainer(
         load_causal(path_of(model), **training_options(model)),
         args=training,
-        data_collator=PackedCollator(tokenizer.pad_token_id) if end_to_end else None,
+        data_collator=PackedCollator(pad_token_of(tokenizer)) if without_padding else None,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora_config(model),
+        stage=stage,
+        stage_arguments=arguments,
     )
 
 
+METHOD = Method(
+    arguments=ARGUMENTS,
+    defaults=DEFAULTS,
+    read=read_conversations,
+    read_rows=read_rows,
+    encoder=encoder,
+    make_trainer=make_trainer,
+)
+
+
 def main(stage: Stage, arguments: SFTArguments, training: SFTConfig, model: ModelConfig) -> StageResult:
-    tokenizer = load_tokenizer(path_of(model))
-    check_contract(tokenizer, path_of(model), arguments)
-    train, held_out, _ = read_rows(stage, arguments, seed=training.seed)
-    encode, version = encoder(tokenizer, arguments)
-    tables = [
-        tokenize(
-            stage,
-            side,
-            rows,
-            encode,
-            tokenizer,
-            version=version,
-            max_length=training.max_length,
-            on_long_row=arguments.on_long_row,
-        )
-        for side, rows in (("train", train), ("eval", held_out))
-    ]
-    trainer = make_trainer(arguments, training, model, tokenizer, *tables)
-    return train_and_save(stage, trainer, arguments, model)
+    return METHOD.train(stage, arguments, training, model)
 
 
 if __name__ == "__main__":

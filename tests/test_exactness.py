@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.models.loading import load_causal, load_reward
-from engine.training.dpo import judge_margins
+from engine.training.dpo_loss import judge_margins
 from engine.training.evaluation import ROUNDING
 from engine.training.reward import margins_of
 from pipeline.launch import command_line

@@ -47,7 +47,7 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
     from engine.models.loading import load_causal
     from engine.runtime.stage import Stage
     from engine.runtime.tracking import Tracker
-    from engine.training import loop
+    from engine.training.run import train_and_save
     from stages import sft
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -92,9 +92,9 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ModelConfig(model_name_or_path=model)
     stage = Stage("sft", folder, {}, Tracker(folder, active=True), is_main=True)
-    ours = sft.make_trainer(own, config, arguments, tokenizer, trained, held_out)
+    ours = sft.make_trainer(stage, own, config, arguments, tokenizer, trained, held_out)
     started = time.perf_counter()
-    loop.train_and_save(stage, ours, own, arguments)
+    train_and_save(ours, arguments)
     return time.perf_counter() - started
 
 

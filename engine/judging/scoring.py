@@ -17,7 +17,7 @@ from data_schemas.rows import Candidate, Candidates, Message, for_template
 from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
 from engine.runtime import preemption, timing
-from engine.runtime.functions import find_function
+from engine.runtime.functions import find_function, package_hash
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
@@ -63,7 +63,7 @@ class FunctionScorer:
             return scores
 
         rows = ((answer.prompt.prompt_id, answer.text, answer.ended) for answer in answers)
-        content = (self.reference, _source(function), *rows)
+        content = (self.reference, *_sources(self.reference, function), *rows)
         return in_batches(self.stage, name, answers, score, size=FUNCTION_BATCH, content=content)
 
     def _call(self, function: Callable[..., object], answer: Answer) -> float:
@@ -78,6 +78,11 @@ class FunctionScorer:
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise ConfigError(f"{call} gave {score!r}, expected a finite number")
         return float(score)
+
+
+def _sources(reference: str, function: Callable[..., object]) -> list[str]:
+    """What the function's scores depend on: the text of its module, and the hash of the package that it is in."""
+    return [_source(function), *filter(None, [package_hash(reference)])]
 
 
 def _source(function: Callable[..., object]) -> str:

@@ -140,7 +140,7 @@ class SharedScorer:
             else:
                 labels_NT = ids_NT.masked_fill(~answers_NT, IGNORED)
                 shared = self._shared(groups)
-                token_NT = shared.log_probs(self.model, labels_NT, fused_lm_head=True, use_cache=False).log_probs
+                token_NT = shared.log_probs(self.model, labels_NT, fused_lm_head=True, use_cache=False)["log_probs"]
             return (token_NT.float() * answers_NT[:, 1:]).sum(1).tolist()
 
     def _shared(self, groups: Sequence[Sequence[PromptAndAnswer]]) -> SharedRows:

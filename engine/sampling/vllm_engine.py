@@ -21,6 +21,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_interpreter, vllm_options
 from data_schemas.stage_keys import Keys, Values
 from engine.models.loading import identity_of, load_tokenizer, read_config
+from engine.runtime import world
 from engine.runtime.journal import in_batches
 from engine.runtime.process import trusts_code
 from engine.runtime.stage import Stage
@@ -194,8 +195,7 @@ def copy_settings(options: Values, path: str, *, use_cpu: bool) -> list[tuple[Ke
 
     Raises ConfigError where the processes on this machine need more GPUs than are available.
     """
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = world.num_local_processes()
     shards, copies = options.get("tensor_parallel_size", 1), options.get("data_parallel_size", 1)
     needed, gpus = processes * copies * shards, [] if use_cpu else _gpus()
     if gpus and needed > len(gpus):
@@ -205,7 +205,7 @@ def copy_settings(options: Values, path: str, *, use_cpu: bool) -> list[tuple[Ke
         )
     found: list[tuple[Keys, dict[str, str], str]] = []
     for copy in range(copies):
-        first = (local * copies + copy) * shards
+        first = (world.local_rank() * copies + copy) * shards
         own: Keys = {"tensor_parallel_size": shards}
         env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + shards])}
         if not gpus:
@@ -215,7 +215,7 @@ def copy_settings(options: Values, path: str, *, use_cpu: bool) -> list[tuple[Ke
             own["gpu_memory_utilization"] = share
         if Path(path).is_dir():
             env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        number = rank * copies + copy
+        number = world.rank() * copies + copy
         found.append((own, env, f"vllm-{number}.log" if number else "vllm.log"))
     return found
 
@@ -242,5 +242,5 @@ def _gpus() -> list[str]:
 
 def _cores(part: int, parts: int) -> list[int]:
     """One of `parts` equal parts of this process's cores; one core at least."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = world.available_cores()
     return cores[part * len(cores) // parts : (part + 1) * len(cores) // parts] or [cores[part % len(cores)]]

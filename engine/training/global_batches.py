@@ -1,23 +1,26 @@
-"""Global batches: the same rows a step for any number of processes, shuffled by seed and epoch, and divided so that all
-processes have as many tokens to do."""
+"""Global batches: an optimizer step sees the same rows for any number of processes.
+
+Rows are shuffled by seed and epoch, and divided so that all processes have about the same number of tokens to compute.
+"""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import cast
 
+import datasets
 import torch
-from torch.utils.data import Sampler
-from transformers import Trainer
+from torch.utils.data import Dataset, Sampler
 
 from data_schemas.errors import ConfigError
 from engine.runtime.arguments import TrainingStageArguments
+from engine.training.host import TRLTrainer
 
 
 class GlobalBatches(Sampler[int]):
-    """A shuffled epoch, cut to whole global batches: the same rows a step for any number of processes.
+    """A shuffled epoch, cut to a multiple of the global batch.
 
-    Consecutive runs of `global_batch_size` indices are one optimizer step, and in it consecutive runs of
-    `micro_batch_size` (None: all of it) are what one process does at once: their tokens, of which `num_tokens` says how
-    many each row has, are balanced.
+    Consecutive runs of `global_batch_size` indices are one optimizer step. Within it, consecutive runs of
+    `micro_batch_size` (None: the global batch) are what one process computes at once; `num_tokens`, the length of each
+    row in tokens, is used to balance them. Raises ConfigError for fewer rows than one global batch.
     """
 
     def __init__(
@@ -34,12 +37,8 @@ class GlobalBatches(Sampler[int]):
                 f"{num_rows} training rows are fewer than one global_batch_size={global_batch_size}; "
                 f"lower global_batch_size to {num_rows} or less, or give more rows"
             )
-        self.num_rows, self.size, self.seed, self.epoch = (
-            num_rows,
-            num_rows // global_batch_size * global_batch_size,
-            seed,
-            0,
-        )
+        self.num_rows, self.seed, self.epoch = num_rows, seed, 0
+        self.size = num_rows // global_batch_size * global_batch_size
         self.global_batch_size, self.num_tokens = global_batch_size, num_tokens
         self.micro_batch_size = micro_batch_size or global_batch_size
 
@@ -58,37 +57,41 @@ class GlobalBatches(Sampler[int]):
 
 
 def balanced(rows: Sequence[int], num_tokens: Sequence[int], *, size: int) -> list[int]:
-    """The rows, in runs of `size` that have about as many tokens each: the longest first, each to the emptiest run."""
+    """The rows in runs of `size` with about the same number of tokens.
+
+    Greedy: the longest row first, each to the run with the fewest tokens so far.
+    """
     if len(rows) == size:
         return list(rows)
     runs: list[list[int]] = [[] for _ in range(len(rows) // size)]
-    filled = [0] * len(runs)
+    tokens_of_run = [0] * len(runs)
     for row in sorted(rows, key=lambda row: -num_tokens[row]):
-        emptiest = min((run for run in range(len(runs)) if len(runs[run]) < size), key=lambda run: filled[run])
+        emptiest = min((run for run in range(len(runs)) if len(runs[run]) < size), key=lambda run: tokens_of_run[run])
         runs[emptiest].append(row)
-        filled[emptiest] += num_tokens[row]
+        tokens_of_run[emptiest] += num_tokens[row]
     return [row for run in runs for row in run]
 
 
-class GlobalBatching(Trainer):
-    """Goes before a TRL trainer in the bases: its training rows come in global batches."""
+class GlobalBatching(TRLTrainer):
+    """Mixin, to be placed before a TRL trainer among the bases: training rows arrive in global batches."""
 
-    stage_arguments: TrainingStageArguments
-    _num_tokens: Sequence[int] | None = None  # of each training row
+    def __init__(self, *args, stage_arguments: TrainingStageArguments, **kwargs) -> None:
+        self.stage_arguments = stage_arguments
+        self._num_tokens: Sequence[int] | None = None  # tokens of each training row
+        super().__init__(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        assert dataset is not None
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatches:
+        dataset = cast(datasets.Dataset, self.train_dataset if train_dataset is None else train_dataset)
         return GlobalBatches(
-            len(dataset),  # pyright: ignore[reportArgumentType]
+            len(dataset),
             global_batch_size=self.stage_arguments.global_batch_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             micro_batch_size=self.args.per_device_train_batch_size,
             num_tokens=self._tokens_of_rows(dataset),
         )
 
-    def _tokens_of_rows(self, dataset: Any) -> Sequence[int]:
-        """Tokens of each row, all its sequences together; none where a step is one micro-batch."""
+    def _tokens_of_rows(self, dataset: datasets.Dataset) -> Sequence[int]:
+        """Tokens of each row, all its sequences together; empty where a step is one micro-batch."""
         if self.args.per_device_train_batch_size == self.stage_arguments.global_batch_size:
             return ()
         if self._num_tokens is None:
@@ -97,13 +100,13 @@ class GlobalBatching(Trainer):
         return self._num_tokens
 
     def rows_of_step(self, step: int) -> list[int]:
-        """The rows of the tokenized training data, from 1, that an optimizer step sees."""
+        """The rows that an optimizer step sees, numbered from 1 in the tokenized training data."""
         sampler, size = self._get_train_sampler(), self.stage_arguments.global_batch_size
         epoch, place = divmod((step - 1) * size, len(sampler))
         sampler.set_epoch(epoch)
         return sorted(row + 1 for row in list(sampler)[place : place + size])
 
 
-def _length(value: Sequence[Any]) -> int:
-    """Tokens of a sequence, or of several."""
-    return sum(map(len, value)) if value and not isinstance(value[0], int) else len(value)
+def _length(value: Sequence[int] | Sequence[Sequence[int]]) -> int:
+    """The number of tokens of one sequence, or of several."""
+    return sum(map(len, value)) if value and not isinstance(value[0], int) else len(value)  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
-"""Optimizer steps that would do harm: a loss or gradient that is not finite, or a loss far above the ones before.
+"""Guards against harmful optimizer steps: a loss or gradient that is not finite, or a loss far above the recent ones.
 
-Such a step is seen before the optimizer takes it. Training stops there and leaves a checkpoint of the step before, or
-the step is skipped and counted (`on_bad_step`).
+Such a step is detected before the optimizer takes it. Training then stops and keeps a checkpoint of the step before, or
+the step is skipped and counted, as the key `on_bad_step` says.
 """
 
 import logging
@@ -9,68 +9,75 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_schemas.errors import StageError
 from engine.training import checkpoints
 from engine.training.global_batches import GlobalBatching
+from engine.training.host import Batch
 
-WINDOW = 128  # losses that a new one is compared with, and half of them before any is (OLMo 2, arXiv 2501.00656, 3.1)
+WINDOW = 128  # recent losses that a new one is compared with, once half of them exist (OLMo 2, arXiv 2501.00656, 3.1)
 log = logging.getLogger(__name__)
 
 
 class BadStep(StageError):
-    """A step that must not be taken, or after which nothing is learnt; the message says why, and the way out."""
+    """A step that must not be taken, or after which the model learns nothing; the message gives cause and remedy."""
 
 
 class GuardedSteps(GlobalBatching):
-    """Goes before a TRL trainer in the bases."""
+    """Mixin, to be placed before a TRL trainer among the bases."""
 
-    _total_train_tokens: int  # TRL's count, which it does not save
-    skipped_steps = 0
-    _at_last_step: Any = None  # random state and token count
-    recent_losses: Sequence[float] = ()  # the last WINDOW
+    def __init__(self, *args, **kwargs) -> None:
+        self.skipped_steps = 0
+        self.recent_losses: Sequence[float] = ()  # of the last WINDOW steps
+        self._micro_losses: list[torch.Tensor] = []  # of the micro-batches since the last optimizer step
+        # CPU random state, those of the GPUs, token count
+        self._at_last_step: tuple[torch.Tensor, list[torch.Tensor] | None, int] | None = None
+        super().__init__(*args, **kwargs)
 
     def remember_step(self) -> None:
-        """At the end of each step: what a checkpoint of it must say, should the next one be bad."""
+        """At the end of a step, keeps what a checkpoint of it has to hold, in case that the next step is bad."""
         devices = torch.cuda.get_rng_state_all() if self.args.device.type == "cuda" else None
         self._at_last_step = (torch.get_rng_state(), devices, self._total_train_tokens)
 
     def _save_last_step(self) -> str:
-        """A checkpoint of the step before the one that is under way. All processes call this. Returns what to say."""
+        """Saves a checkpoint of the step before the current one; returns a clause for the message.
+
+        All processes call this.
+        """
         step = self.state.global_step
         if self.is_deepspeed_enabled:  # its engine has taken the step already
-            return "a checkpoint of an earlier step is kept, where one was saved"
+            return "a checkpoint of an earlier step is kept if one was saved"
         if not step or self._at_last_step is None:
             return "nothing was trained yet"
-        said = f"a checkpoint of step {step} is kept"
-        if checkpoints.is_there(Path(str(self.args.output_dir)), step):
-            return said
-        cpu, devices, self._total_train_tokens = self._at_last_step
-        torch.set_rng_state(cpu)
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)
-        assert isinstance(self.model, torch.nn.Module)
-        self._save_checkpoint(self.model, None)
-        return said
+        if not checkpoints.is_there(Path(str(self.args.output_dir)), step):
+            cpu, devices, self._total_train_tokens = self._at_last_step
+            torch.set_rng_state(cpu)
+            if devices is not None:
+                torch.cuda.set_rng_state_all(devices)
+            self._save_checkpoint(self.model, None)
+        return f"a checkpoint of step {step} is kept"
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self._micro_losses = [*getattr(self, "_micro_losses", ()), loss.detach()]
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._micro_losses.append(loss.detach())
         return loss
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(
+        self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
         """The Trainer calls this once a step, after the gradients are complete and before the optimizer's step.
 
-        DeepSpeed's engine has taken the step by then: there it can only be stopped after.
+        DeepSpeed's engine has taken the step by then, so training can only stop after it. Raises BadStep.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        mine = torch.stack(self._micro_losses).sum()
+        local = torch.stack(self._micro_losses).sum()
         self._micro_losses = []
-        loss = float(self.accelerator.reduce(mine, reduction="mean"))  # pyright: ignore[reportArgumentType]
-        # In fp16 a gradient that overflows lowers the loss scale; that step is left out by the scaler itself.
+        loss = float(self.accelerator.reduce(local, reduction="mean"))  # pyright: ignore[reportArgumentType]
+        # In fp16 a gradient that overflows lowers the loss scale; the scaler itself leaves that step out.
         known_norm = 0.0 if self.args.fp16 or norm is None else float(norm)
         wrong = what_is_wrong(loss, known_norm, self.recent_losses, self.stage_arguments.spike_sigma)
         if not wrong:
@@ -81,18 +88,22 @@ class GuardedSteps(GlobalBatching):
             rows = ", ".join(map(str, self.rows_of_step(step)))
             other_precision = ", use bf16 instead of fp16" if self.args.fp16 else ""
             raise BadStep(
-                f"step {step}: {wrong}; training rows {rows}; {self._save_last_step()}. Lower learning_rate (it is "
-                f"{self._get_learning_rate():g} here) or max_grad_norm ({self.args.max_grad_norm:g}){other_precision}, "
-                "look at these rows, or set on_bad_step: skip"
+                f"step {step}: {wrong}; training rows {rows}; {self._save_last_step()}. Lower learning_rate (now "
+                f"{self._get_learning_rate():g}) or max_grad_norm ({self.args.max_grad_norm:g}){other_precision}, "
+                "inspect these rows, or set on_bad_step: skip"
             )
         self.skipped_steps += 1
         log.warning("step %d is skipped: %s (skipped so far: %d)", step, wrong, self.skipped_steps)
-        model.zero_grad(set_to_none=True)  # the optimizer then has nothing to do
+        model.zero_grad(set_to_none=True)  # the optimizer then changes nothing
         return norm
 
 
 def what_is_wrong(loss: float, grad_norm: float, recent: Sequence[float], sigma: float | None) -> str:
-    """Why a step must not be taken, or the empty string."""
+    """Why a step must not be taken, or the empty string.
+
+    `recent` are the losses of the last steps; a loss more than `sigma` of their standard deviations above their mean
+    is a spike (None: no loss is).
+    """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if not math.isfinite(grad_norm):
@@ -102,6 +113,6 @@ def what_is_wrong(loss: float, grad_norm: float, recent: Sequence[float], sigma:
         if loss > mean + sigma * deviation > mean:
             return (
                 f"the loss is {loss:.4g}, {(loss - mean) / deviation:.0f} standard deviations above the mean of "
-                f"the {len(recent)} before ({mean:.4g})"
+                f"the last {len(recent)} ({mean:.4g})"
             )
     return ""

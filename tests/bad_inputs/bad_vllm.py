@@ -68,14 +68,18 @@ CASES = [
     Case(
         "vllm's interpreter is not there, says run",
         of_recipe("run", "annotate.engine=vllm", "annotate.vllm.python=gone/python"),
-        "toy.yaml: annotate.vllm.python='gone/python' is no program here: give the interpreter of the environment",
+        "toy.yaml: annotate.vllm.python='gone/python' is not a program on this machine: give the",
     ),
     Case(
         "vllm's interpreter is not there",
         by_python("gone/python", ""),
-        "vllm.python='HERE/gone/python' is no program here: give the interpreter of the environment",
+        "vllm.python='HERE/gone/python' is not a program on this machine: give the",
     ),
-    Case("vllm's interpreter is a folder", by_python("env", ""), "vllm.python='HERE/env' is no program here: give the"),
+    Case(
+        "vllm's interpreter is a folder",
+        by_python("env", ""),
+        "vllm.python='HERE/env' is not a program",
+    ),
     Case(
         "vllm's interpreter is no Python",
         by_python("python", "#!/bin/sh\necho words\nexit 0\n"),

@@ -14,7 +14,6 @@ from data_schemas.rows import Conversation, Message
 from data_schemas.text import printable
 from engine.models import precision
 from engine.models.precision import Layer
-from engine.tokens.inspection import sequences_of, trained_of
 from stages import sft
 from tests.loop_recipes import COMMAND
 from tests.toy_rows import pair, write_jsonl
@@ -33,7 +32,7 @@ SLOW = {"float32": 165e9, "bfloat16": 398e9}  # bf16 is 2.41 times as fast
 def test_trained_tokens_are_green_in_a_terminal_and_between_marks_elsewhere(tokenizer):
     encode = encode_of(sft, tokenizer)
     row = encode(Conversation(messages=[Message(role="user", content="Hi"), Message(role="assistant", content="Yo")]))
-    ids, trained = sequences_of(row)[0], trained_of(row)[0]
+    ids, trained = row.sequences[0], row.trained[0]
     plain = check.coloured(tokenizer, ids, trained, marked=True)
     assert plain.plain == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧"
     console = Console(force_terminal=True, color_system="standard", width=200)
@@ -83,7 +82,7 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "recipe.yaml"]
     out = done.stdout
-    assert "a turn ends in <|im_end|>, pad is <|endoftext|> (as it came)" in out
+    assert "a turn ends in <|im_end|>, pad is <|endoftext|> (the tokenizer's own)" in out
     for step in (
         "judge (reward_model)",
         "round-0.sft (sft)",
@@ -93,7 +92,7 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
         assert step in out
     assert "rows left out (longer than max_length)" in out and "% of all tokens" in out
     assert out.count("<|im_start|>assistant\n⟦") >= 3
-    assert "not made yet: rows of round-1.rejection_sampling" in out
+    assert "not checked, since these steps have not run yet: round-1.rejection_sampling" in out
     assert "\x1b" not in out + done.stderr
     assert "Traceback" not in done.stderr
 

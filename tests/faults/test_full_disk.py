@@ -191,7 +191,7 @@ def test_the_disk_is_full_while_the_runner_writes_its_own_files(
     disk.empty()
     assert_one_line(said, 1, "No space left on device", DISK_FULL)
     assert world.launched() == finished_steps
-    assert [one.state for one in check_run(world.run_folder)].count("whole") == len(finished_steps)
+    assert [one.state for one in check_run(world.run_folder)].count("complete") == len(finished_steps)
     assert not any(one.problems for one in check_run(world.run_folder))
     assert not leftovers(world.run_folder)
     world.command = finished.command

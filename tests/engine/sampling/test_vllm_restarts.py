@@ -26,7 +26,7 @@ def test_after_vllm_died_the_finished_groups_are_kept_and_the_rows_are_the_same(
         "vLLM's process ended (killed by signal 9); its last lines: one line | cudaErrorMemory: out of memory | "
         f"last words; its log: {log}"
     )
-    assert hint_for(error.value).startswith("what is finished is kept, run the same command again; where memory was")
+    assert hint_for(error.value).startswith("finished work is kept, run the same command again; if memory ran out")
     assert "last words" in log.read_text()
     fake.behave()
     fake.forget()

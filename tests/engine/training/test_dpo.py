@@ -13,7 +13,8 @@ from data_schemas.rows import Message, PreferencePair
 from engine.models.loading import load_causal
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.training.dpo import DPOLoopTrainer, PreferenceCollator, chosen_nll
+from engine.training.dpo import DPOLoopTrainer, PreferenceCollator
+from engine.training.dpo_loss import chosen_nll
 from stages import dpo
 from tests.stage_runs import metrics_of, run_here, weights_of
 
@@ -83,8 +84,8 @@ def trainer_of(tiny_model, tied_model, table, tokenizer, folder, *, nll_per="ans
     training = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], **keys)
     arguments = dpo.DPOArguments(train_data=[], reference_model=str(tied_model), nll_per=nll_per)
     model = ModelConfig(model_name_or_path=str(tiny_model))
-    trainer = dpo.make_trainer(arguments, training, model, tokenizer, table, table)
-    trainer.stage = Stage("dpo", folder, {}, Tracker(folder, active=False), is_main=True)
+    stage = Stage("dpo", folder, {}, Tracker(folder, active=False), is_main=True)
+    trainer = dpo.make_trainer(stage, arguments, training, model, tokenizer, table, table)
     trainer.attach_reference_log_probs("train", "eval")
     return trainer
 

@@ -1,6 +1,5 @@
 """Evaluation numbers come from the weights and the rows alone: any batch size, compared with plain computations."""
 
-import importlib
 import json
 import math
 import random
@@ -11,9 +10,9 @@ import torch
 
 from data_schemas.rows import Message
 from engine.models.loading import load_causal
-from engine.runtime.stage import Stage, StageResult
-from engine.runtime.tracking import Tracker
+from engine.runtime.stage import StageResult
 from engine.tokens.template import encode_answer, encode_dialog
+from engine.training import method
 from engine.training.evaluation import rank_batches
 from engine.training.reward import precision_recall
 from tests.stage_runs import call_stage
@@ -54,18 +53,14 @@ def test_a_model_that_always_says_first_is_at_chance():
 
 def trainer_of(stage: str, tiny_model, rows, folder, monkeypatch, **keys: Any) -> Any:
     """The stage's trainer on 9 held-out rows, untrained, its weights moved."""
-    module = importlib.import_module(f"stages.{stage}")
     found = []
-    monkeypatch.setattr(
-        module, "train_and_save", lambda stage, trainer, *_, **__: found.append(trainer) or StageResult({})
-    )
+    monkeypatch.setattr(method, "train_and_save", lambda trainer, *_, **__: found.append(trainer) or StageResult({}))
     kind = "conversations" if stage == "sft" else "pairs"
     data = {"train_data": [rows / f"{kind}.jsonl"], "eval_data": [rows / f"{kind}_eval.jsonl"]}
     keys = {"keep_checkpoints": True, **keys}
     assert call_stage(stage, folder, model_name_or_path=tiny_model, **data, **keys) == 0
     trainer = found[0]
     if stage == "dpo":
-        trainer.stage = Stage(stage, folder, {}, Tracker(folder, active=False), is_main=True)
         trainer.attach_reference_log_probs("eval")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

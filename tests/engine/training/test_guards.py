@@ -90,7 +90,7 @@ def test_a_bad_step_stops_training_and_is_reported_with_its_rows_and_a_hint(tiny
     cause = read_json(tmp_path / "sft" / "outcome.json")["cause"]
     assert cause == (
         f"step 3: the loss is nan; training rows {told}; a checkpoint of step 2 is kept. Lower learning_rate "
-        "(it is 0.003 here) or max_grad_norm (1), look at these rows, or set on_bad_step: skip"
+        "(now 0.003) or max_grad_norm (1), inspect these rows, or set on_bad_step: skip"
     )
 
 
@@ -123,7 +123,7 @@ def test_rewards_that_collapse_to_a_constant_stop_the_stage(tiny_model, rows, tm
     keys = keys_of(tiny_model, rows, optim="sgd", learning_rate=0.0) | data
     assert call_stage("reward_model", tmp_path / "rm", **keys) == 1
     assert read_json(tmp_path / "rm" / "outcome.json")["cause"].startswith(
-        "step 2: the rewards have collapsed to a constant, 0: in every held-out row"
+        "step 2: the rewards have collapsed to a constant: in every held-out row all answers have the reward 0"
     )
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from engine.models import loading
 from engine.models.lora import merge_adapter
-from engine.training import loop
+from engine.training import method, run
 from tests.engine.training.training_runs import STAGES, assert_equal_weights, data
 from tests.stage_runs import metrics_of, run_here, weights_of
 
@@ -58,16 +58,16 @@ def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path):
 
 def test_tied_weights_are_loaded_as_they_were_trained(tied_model, rows, tmp_path, monkeypatch):
     trained = {}
-    finish = loop.check_weights
+    finish = run.check_weights
     trainers = []
-    wrapped = loop.train_and_save
+    wrapped = run.train_and_save
 
-    def keep(stage: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    def keep(trainer: Any, *args: Any, **kwargs: Any) -> Any:
         trainers.append(trainer)
-        return wrapped(stage, trainer, *args, **kwargs)
+        return wrapped(trainer, *args, **kwargs)
 
     for stage in ("sft", "reward_model"):
-        monkeypatch.setattr(f"stages.{stage}.train_and_save", keep)
+        monkeypatch.setattr(method, "train_and_save", keep)
         record = run_here(stage, tmp_path / stage, model_name_or_path=tied_model, **data(rows, stage))
         assert record.metrics["best_step"] == 3  # the trainer's model at its end is the saved one
         trained[stage] = logits(trainers[-1].model)

@@ -1,13 +1,12 @@
 """Optimizers: fused by default, torch.compile, and Muon against torch's own."""
 
-import importlib
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.training import loop, optimizers
+from engine.training import method, optimizers, run
 from engine.training.optimizers import Muon, MuonAdamW
 from tests.engine.training.training_runs import STAGES, data
 from tests.stage_runs import run_here, weights_of
@@ -17,15 +16,14 @@ from tests.toy_models import tiny_llama
 @pytest.mark.parametrize("stage", STAGES)
 def test_optimizers_are_fused_by_default(stage, tiny_model, rows, tmp_path, monkeypatch):
     made: list[Any] = []
-    module = importlib.import_module(f"stages.{stage}")
-    whole = module.train_and_save
+    whole = method.train_and_save
 
-    def train_and_save(stage: Any, trainer: Any, *given: Any, **options: Any) -> Any:
+    def train_and_save(trainer: Any, *given: Any, **options: Any) -> Any:
         made.append(trainer)
-        return whole(stage, trainer, *given, **options)
+        return whole(trainer, *given, **options)
 
-    monkeypatch.setattr(module, "train_and_save", train_and_save)
-    monkeypatch.setattr(loop, "check_trained", lambda *_, **__: None)  # it gives the optimizer back
+    monkeypatch.setattr(method, "train_and_save", train_and_save)
+    monkeypatch.setattr(run, "check_trained", lambda *_, **__: None)  # it gives the optimizer back
     run_here(stage, tmp_path / "stage", model_name_or_path=tiny_model, max_steps=1, **data(rows, stage))
     optimizer = made[0].optimizer.optimizer
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -46,10 +44,10 @@ def test_dpo_supports_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
         torch.testing.assert_close(traced[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("together", [1, optimizers.TOGETHER])
+@pytest.mark.parametrize("together", [1, optimizers.STACK_ELEMENTS])
 def test_muon_moves_weights_as_torchs_does(together, monkeypatch):
     """That one computes in bfloat16, so it is a hundredth off; two of one shape must not be mixed up."""
-    monkeypatch.setattr(optimizers, "TOGETHER", together)
+    monkeypatch.setattr(optimizers, "STACK_ELEMENTS", together)
     torch.manual_seed(1)
     start = [torch.randn(shape) for shape in ((12, 40), (40, 12), (24, 24), (12, 40))]
     gradients = [[torch.randn(weight.shape) for weight in start] for _ in range(3)]

@@ -26,7 +26,8 @@ from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
 from engine.training import reference
 from engine.training.dpo import DPOLoopTrainer
-from engine.training.reference import COLUMNS, cut_passes, read_sums, weights_of
+from engine.training.reference import COLUMNS
+from engine.training.reference_cache import cut_into_batches, read_cache, weights_of
 from stages import dpo
 from tests.stage_runs import call_stage, metrics_of, run_here
 from tests.stage_runs import weights_of as tensors_of
@@ -37,8 +38,8 @@ NUM_PAIRS = 24 + 9  # training, held-out
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[int]:
-    """How many pairs each pass over a reference had."""
+def counts(monkeypatch) -> list[int]:
+    """The number of pairs of each forward pass of a reference."""
     found: list[int] = []
     own = DPOLoopTrainer.compute_ref_log_probs
 
@@ -51,14 +52,14 @@ def asked(monkeypatch) -> list[int]:
 
 
 @pytest.fixture
-def train(tiny_model, rows, tmp_path, asked) -> Any:
-    """`train("a", beta=0.2)`: how many pairs the reference was asked of by a DPO run into the folder `a`."""
+def train(tiny_model, rows, tmp_path, counts) -> Any:
+    """`train("a", beta=0.2)`: how many pairs the reference computed for a DPO run into the folder `a`."""
 
     def run(name: str, **keys: Any) -> int:
-        asked.clear()
+        counts.clear()
         data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
         run_here("dpo", tmp_path / name, **{"model_name_or_path": tiny_model, **data, **keys})
-        return sum(asked)
+        return sum(counts)
 
     return run
 
@@ -112,9 +113,8 @@ def trainer_of(
         train_data=[], reference_model=str(other) if other else None, share_prompts=share_prompts
     )
     config = ModelConfig(model_name_or_path=str(model), use_peft=use_peft)
-    trainer = dpo.make_trainer(arguments, training, config, tokenizer, table, table)
-    trainer.stage = Stage("dpo", folder, {}, Tracker(folder, active=False), is_main=True)
-    return trainer
+    stage = Stage("dpo", folder, {}, Tracker(folder, active=False), is_main=True)
+    return dpo.make_trainer(stage, arguments, training, config, tokenizer, table, table)
 
 
 def by_hand(model: Any, row: dict[str, Any], side: str) -> float:
@@ -184,48 +184,50 @@ def test_under_zero_in_bf16_the_sums_are_not_cast(tiny_model, table, tokenizer, 
 # -- found again ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_with_another_beta_and_seed_does_not_run_the_reference(train, asked, tmp_path):
+def test_a_second_run_with_another_beta_and_seed_does_not_run_the_reference(train, counts, tmp_path):
     assert train("a") == NUM_PAIRS
-    assert f"reference log-probs: {NUM_PAIRS} pairs computed, 0 were there already" in log_of(tmp_path / "a")
+    assert f"reference log-probs: {NUM_PAIRS} pairs computed, 0 read from the cache" in log_of(tmp_path / "a")
     assert train("b", beta=0.5, seed=8, learning_rate=1e-2, loss_type=["hinge"], loss_weights=[1.0]) == 0
-    assert f"reference log-probs: 0 pairs computed, {NUM_PAIRS} were there already" in log_of(tmp_path / "b")
-    assert not asked
+    assert f"reference log-probs: 0 pairs computed, {NUM_PAIRS} read from the cache" in log_of(tmp_path / "b")
+    assert not counts
     assert metrics_of(tmp_path / "a")[0, "eval_rewards/ties"] == 1
 
 
 @pytest.fixture
-def know(tiny_model, table, tokenizer, tmp_path, asked) -> Any:
-    """`know("a", ld_alpha=0.5)`: of how many pairs a step in folder `a` asks its reference, and its trainer."""
+def attach(tiny_model, table, tokenizer, tmp_path, counts) -> Any:
+    """`attach("a", ld_alpha=0.5)`: how many pairs the reference computes for a step in folder `a`, and its trainer."""
 
-    def ask(name: str, model: Path = tiny_model, other: Path | None = None, table: Any = table, **keys: Any) -> Any:
-        asked.clear()
+    def attached(
+        name: str, model: Path = tiny_model, other: Path | None = None, table: Any = table, **keys: Any
+    ) -> Any:
+        counts.clear()
         trainer = trainer_of(model, other, table, tokenizer, tmp_path / name, **keys)
         trainer.attach_reference_log_probs("train", "eval")
-        return sum(asked), trainer
+        return sum(counts), trainer
 
-    return ask
+    return attached
 
 
-def test_log_probs_that_depend_on_something_else_are_computed_again(know, other_model, table, tokenizer, tmp_path):
+def test_log_probs_that_depend_on_something_else_are_computed_again(attach, other_model, table, tokenizer, tmp_path):
     every = 2 * len(table)
-    assert know("a")[0] == every
-    assert know("b", ld_alpha=0.5)[0] == know("c", bf16=True)[0] == know("d", share_prompts=False)[0] == every
-    assert know("e", model=other_model)[0] == every
-    assert know("f", other=other_model)[0] == 0  # another policy, the same reference
+    assert attach("a")[0] == every
+    assert attach("b", ld_alpha=0.5)[0] == attach("c", bf16=True)[0] == attach("d", share_prompts=False)[0] == every
+    assert attach("e", model=other_model)[0] == every
+    assert attach("f", other=other_model)[0] == 0  # another policy, the same reference
     copied = shutil.copytree(other_model, tmp_path / "copy")
-    assert know("g", other=copied)[0] == 0  # by content
+    assert attach("g", other=copied)[0] == 0  # by content
     weights = bytearray((copied / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copied / "model.safetensors").write_bytes(weights)
-    assert know("h", other=copied)[0] == every
+    assert attach("h", other=copied)[0] == every
     rendered = copy.deepcopy(tokenizer)
     rendered.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>:")
     assert rendered.chat_template != tokenizer.chat_template
-    assert know("i", table=table_of(rendered))[0] == every
-    assert know("j", table=table_of(tokenizer, mask_formatting=False))[0] == every
-    assert know("k", per_device_eval_batch_size=5)[0] == every  # other passes
-    assert know("l", per_device_eval_batch_size=5, precompute_ref_batch_size=8)[0] == 0
-    assert know("m", beta=0.7, learning_rate=1.0)[0] == 0
+    assert attach("i", table=table_of(rendered))[0] == every
+    assert attach("j", table=table_of(tokenizer, mask_formatting=False))[0] == every
+    assert attach("k", per_device_eval_batch_size=5)[0] == every  # other batches
+    assert attach("l", per_device_eval_batch_size=5, precompute_ref_batch_size=8)[0] == 0
+    assert attach("m", beta=0.7, learning_rate=1.0)[0] == 0
 
 
 def test_a_models_content_is_its_records_where_it_has_one(tmp_path):
@@ -252,28 +254,28 @@ def test_a_models_content_is_its_records_where_it_has_one(tmp_path):
     assert weights_of(str(tmp_path / "step" / "model")) != raw
 
 
-def test_the_order_of_pairs_does_not_matter_and_one_more_pair_costs_little(know, table):
-    assert know("a")[0] == 24
-    # The training pairs' passes are the same; the evaluation's batches are others.
-    assert know("b", table=table.select(range(11, -1, -1)))[0] == 12
+def test_the_order_of_pairs_does_not_matter_and_one_more_pair_costs_little(attach, table):
+    assert attach("a")[0] == 24
+    # The batches of training pairs are the same; those of the evaluation are not.
+    assert attach("b", table=table.select(range(11, -1, -1)))[0] == 12
 
     generator = random.Random(0)
     keys = [f"{generator.getrandbits(256):064x}" for _ in range(501)]
     lengths = [generator.randint(10, 500) for _ in keys]
-    whole = {tuple(keys[at] for at in places) for places in cut_passes(keys, lengths, size=8)}
+    whole = {tuple(keys[at] for at in places) for places in cut_into_batches(keys, lengths, size=8)}
     for left_out in (3, 100, 499):
         fewer = [place for place in range(len(keys)) if place != left_out]
-        again = cut_passes([keys[at] for at in fewer], [lengths[at] for at in fewer], size=8)
+        again = cut_into_batches([keys[at] for at in fewer], [lengths[at] for at in fewer], size=8)
         other = {tuple(keys[fewer[at]] for at in places) for places in again}
         assert len(whole - other) <= 6 < 60 < len(whole)
 
 
-def test_passes_are_small_enough_by_falling_length_and_hold_each_pair_once():
+def test_batches_are_small_enough_by_falling_length_and_hold_each_pair_once():
     keys = [f"{number:08x}" for number in (5, 6, 7, 5, 9, 16)]
-    # size 2: a pass ends after two pairs, or after a pair whose number is a multiple of 4 (16).
-    assert cut_passes(keys, [10, 30, 20, 10, 40, 35], size=2) == [[4, 5], [1, 2], [0]]
-    assert cut_passes(keys, [10, 30, 20, 10, 35, 40], size=2) == [[5], [4, 1], [2, 0]]
-    assert cut_passes(keys, [1] * 6, size=1) == [[0], [1], [2], [4], [5]]
+    # size 2: a batch ends after two pairs, or after a pair whose number is a multiple of 4 (16).
+    assert cut_into_batches(keys, [10, 30, 20, 10, 40, 35], size=2) == [[4, 5], [1, 2], [0]]
+    assert cut_into_batches(keys, [10, 30, 20, 10, 35, 40], size=2) == [[5], [4, 1], [2, 0]]
+    assert cut_into_batches(keys, [1] * 6, size=1) == [[0], [1], [2], [4], [5]]
 
 
 # -- lost, damaged, cut off -------------------------------------------------------------------------------------------
@@ -283,39 +285,40 @@ def columns(trainer: Any) -> list[list[float]]:
     return [dataset[name] for dataset in (trainer.train_dataset, trainer.eval_dataset) for name in COLUMNS]
 
 
-def test_a_damaged_pass_is_computed_again(know, tmp_path, caplog):
-    asked_of, trainer = know("a")
+def test_a_damaged_batch_is_computed_again(attach, tmp_path, caplog):
+    num_computed, trainer = attach("a")
     (file,) = files_of(tmp_path)
     lines = file.read_text().splitlines(keepends=True)
     first, last = (len(json.loads(line.partition(" ")[2])["sums"]) for line in (lines[0], lines[-1]))
-    assert asked_of == 24 and len(lines) > 3
+    assert num_computed == 24 and len(lines) > 3
     lines[0] = lines[0].replace("-", "-1", 1)
     file.write_text("".join(lines)[:-5])  # and the last one is cut off
     with caplog.at_level(logging.WARNING):
-        asked_of, again = know("b")
-    assert f"{file.name}: 2 passes are not as they were written: they are made again" in caplog.messages
-    assert asked_of == first + last and columns(again) == columns(trainer)
+        num_computed, again = attach("b")
+    assert f"{file.name}: 2 batches are damaged and are computed again" in caplog.messages
+    assert num_computed == first + last and columns(again) == columns(trainer)
     file.write_bytes(b"\xff\xfe" * 100)
-    asked_of, again = know("c")
-    assert asked_of == 24 - first - last and columns(again) == columns(trainer)
+    num_computed, again = attach("c")
+    assert num_computed == 24 - first - last and columns(again) == columns(trainer)
 
 
-def test_a_killed_run_continues_with_the_next_pass(train, asked, tiny_model, rows, tmp_path, monkeypatch):
+def test_a_killed_run_continues_with_the_next_batch(train, counts, tiny_model, rows, tmp_path, monkeypatch):
     train("whole/dpo")
     folder, number = tmp_path / "cut" / "dpo", 3
 
     def due(*args: Any) -> bool:
-        return len(asked) == number
+        return len(counts) == number
 
-    asked.clear()
+    counts.clear()
     with monkeypatch.context() as patch:
         patch.setattr(preemption, "is_requested", due)
         data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
         assert call_stage("dpo", folder, model_name_or_path=tiny_model, **data) == 143
-    done = sum(asked)
-    assert len(asked) == number and 0 < done < NUM_PAIRS
+    done = sum(counts)
+    assert len(counts) == number and 0 < done < NUM_PAIRS
     outcome = read_json(folder / "outcome.json")
-    assert outcome is not None and outcome["hint"] == "run me again: the reference's log-probs so far are kept"
+    assert outcome is not None
+    assert outcome["hint"] == "run the same command again: the reference log-probs computed so far are kept"
     assert train("cut/dpo") == NUM_PAIRS - done
     assert_same_run(folder, tmp_path / "whole" / "dpo")
 
@@ -341,9 +344,9 @@ def test_a_resumed_run_has_the_same_reference_whose_files_may_be_lost(train, tin
         assert_same_run(tmp_path / name / "dpo", tmp_path / "whole" / "dpo")
 
 
-def test_if_the_shared_folder_is_not_writable_the_steps_own_is_used(know, tmp_path, monkeypatch):
+def test_if_the_shared_folder_is_not_writable_the_steps_own_is_used(attach, tmp_path, monkeypatch):
     monkeypatch.setattr(reference.os, "access", lambda *_: False)
-    assert [know("a")[0], know("a")[0]] == [24, 0]
+    assert [attach("a")[0], attach("a")[0]] == [24, 0]
     assert not files_of(tmp_path) and len(list((tmp_path / "a" / "checkpoints").glob("*/*.jsonl"))) == 1
 
 
@@ -375,8 +378,8 @@ def test_no_second_model_is_alive_when_training_begins(kind, train, other_model,
     assert alive and set(alive) == {1}
 
 
-def test_with_adapters_the_reference_is_the_model_without_them(know, tiny_model, table, tokenizer, tmp_path):
-    plain = know("plain/a")[1]
+def test_with_adapters_the_reference_is_the_model_without_them(attach, tiny_model, table, tokenizer, tmp_path):
+    plain = attach("plain/a")[1]
     adapted = trainer_of(tiny_model, None, table, tokenizer, tmp_path / "lora" / "a", use_peft=True)
     added = [weight for name, weight in adapted.model.named_parameters() if "lora_B" in name]
     assert len(added) == 4
@@ -386,7 +389,7 @@ def test_with_adapters_the_reference_is_the_model_without_them(know, tiny_model,
     adapted.attach_reference_log_probs("train", "eval")
     for one, other in zip(columns(adapted), columns(plain), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
-    assert know("lora/b", use_peft=True, beta=0.3)[0] == 0
+    assert attach("lora/b", use_peft=True, beta=0.3)[0] == 0
 
 
 def test_a_loss_without_a_reference_runs_none(train, tmp_path):
@@ -396,9 +399,9 @@ def test_a_loss_without_a_reference_runs_none(train, tmp_path):
     assert not [name for _, name in numbers if "rewards" in name] and not (tmp_path / FOLDER).exists()
 
 
-def test_a_reference_that_changes_stays_in_memory(train, asked, tmp_path):
+def test_a_reference_that_changes_stays_in_memory(train, counts, tmp_path):
     train("a", sync_ref_model=True, ref_model_sync_steps=1)
-    assert len(asked) > 3 and not (tmp_path / FOLDER).exists()
+    assert len(counts) > 3 and not (tmp_path / FOLDER).exists()
     assert "the reference changes, so it stays in memory" in log_of(tmp_path / "a")
     assert metrics_of(tmp_path / "a")[0, "eval_rewards/ties"] == 1
 
@@ -407,7 +410,7 @@ def test_a_reference_that_changes_stays_in_memory(train, asked, tmp_path):
 
 
 def test_two_processes_share_the_work_and_both_get_all_results(train, run_stage, tiny_model, rows, tmp_path):
-    """A part is there: what is missing is an odd number of passes, and the held-out pairs are in other batches."""
+    """A part is there: what is missing is an odd number of batches, and the held-out pairs are in other batches."""
     keys = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4}
     train("one", **keys)
     (file,) = files_of(tmp_path)
@@ -418,11 +421,11 @@ def test_two_processes_share_the_work_and_both_get_all_results(train, run_stage,
     run_stage("dpo", tmp_path / "two", profile="ddp", processes=2, model_name_or_path=tiny_model, **data, **keys)
     # Of the nine held-out pairs the last is alone in its batch, for two processes as for one.
     made = sum(len(json.loads(line.partition(" ")[2])["sums"]) for line in missing) + 8
-    said = f"reference log-probs: {made} pairs computed, {NUM_PAIRS - made} were there already"
+    said = f"reference log-probs: {made} pairs computed, {NUM_PAIRS - made} read from the cache"
     assert said in log_of(tmp_path / "two")
-    # The passes made anew have the sums that one process gave them.
+    # The batches computed again have the sums that one process gave them.
     wanted, (folder,) = read_sums_of(missing), {path.parent for path in files_of(tmp_path)}
-    found = read_sums([folder])
+    found = read_cache([folder])
     for key, sums in wanted.items():
         torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(sums), rtol=1e-6, atol=1e-6)
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")

@@ -10,7 +10,7 @@ import pytest
 
 from data_schemas.artifact import Artifact
 from data_schemas.files import read_json
-from engine.training import loop
+from engine.training import run
 from tests.engine.training.training_runs import assert_equal_weights, data
 from tests.stage_runs import call_stage, metrics_of, run_here
 
@@ -28,7 +28,7 @@ def uninterrupted(tiny_model, rows, tmp_path_factory) -> Path:
 def interrupted(tiny_model, rows, tmp_path_factory) -> Path:
     """The same stage, stopped after its 5th step: checkpoints at 2 and 4, step 5 already logged."""
     folder = tmp_path_factory.mktemp("interrupted") / "sft"
-    ends = loop._Track.on_log
+    ends = run.TrackingCallback.on_log
 
     def stop_at_5(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ends(self, args, state, control, **kwargs)
@@ -36,7 +36,7 @@ def interrupted(tiny_model, rows, tmp_path_factory) -> Path:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Track, "on_log", stop_at_5)
+        patch.setattr(run.TrackingCallback, "on_log", stop_at_5)
         keys = {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
         assert call_stage("sft", folder, **keys) == 130
     assert read_json(folder / "outcome.json")["state"] == "interrupted"
@@ -88,7 +88,7 @@ def test_sigterm_saves_a_checkpoint_from_which_everything_is_the_same(
     where, step, saved, is_due, uninterrupted, tiny_model, rows, tmp_path, monkeypatch
 ):
     folder, keys = tmp_path / "sft", {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
-    own = getattr(loop._Track, where)
+    own = getattr(run.TrackingCallback, where)
 
     def signalled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == step:
@@ -96,11 +96,11 @@ def test_sigterm_saves_a_checkpoint_from_which_everything_is_the_same(
         own(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Track, where, signalled)
+        patch.setattr(run.TrackingCallback, where, signalled)
         assert call_stage("sft", folder, **keys) == 143
     outcome = read_json(folder / "outcome.json")
     assert outcome["kind"] == "preempted"
-    assert outcome["hint"] == f"run me again: training goes on from step {saved or 0}"
+    assert outcome["hint"] == f"run the same command again: training resumes from step {saved or 0}"
     assert "SIGTERM would have been answered within" in (folder / "log.txt").read_text()
     steps = {int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/checkpoint-*")}
     assert max(steps, default=None) == saved
@@ -122,7 +122,7 @@ def test_a_second_sigterm_during_a_pending_evaluation_does_not_change_the_checkp
     uninterrupted, tiny_model, rows, tmp_path, monkeypatch
 ):
     folder, keys = tmp_path / "sft", {"model_name_or_path": tiny_model, **RESUME, **data(rows, "sft")}
-    own = loop._Track.on_prediction_step
+    own = run.TrackingCallback.on_prediction_step
 
     def signalled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 4:
@@ -131,7 +131,7 @@ def test_a_second_sigterm_during_a_pending_evaluation_does_not_change_the_checkp
 
     marker, written = folder / "checkpoints" / "checkpoint-4" / "whole.json", []
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Track, "on_prediction_step", signalled)
+        patch.setattr(run.TrackingCallback, "on_prediction_step", signalled)
         for _ in range(2):
             assert call_stage("sft", folder, **keys) == 143
             written.append(marker.stat().st_ino)

@@ -1,0 +1,173 @@
+"""One training run of a stage: resume, train, publish the best model.
+
+return train_and_save(trainer, model_config)
+"""
+
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as HFTrainingArguments
+from trl import ModelConfig
+
+from data_schemas.errors import ConfigError, StageError, UserError
+from engine.models.lora import merge_adapter
+from engine.models.verification import PROBE, check_trained, check_weights
+from engine.runtime import preemption, timing
+from engine.runtime.stage import StageResult
+from engine.tokens.contract import contract_of
+from engine.training import checkpoints
+from engine.training.loop import TrainingLoop, best_step
+
+log = logging.getLogger(__name__)
+
+
+@timing.part("train")
+def train_and_save(
+    trainer: TrainingLoop, model: ModelConfig, *, metrics: Mapping[str, int] | None = None
+) -> StageResult:
+    """Trains from the newest complete checkpoint or from the start, and writes the best model to `model/`.
+
+    Returns the content of the record: `metrics`, eval_loss at step 0 and at the best step, and that step's metrics.
+    Raises ConfigError for keys that ZeRO does not support, StageError if no evaluation has a finite loss.
+    """
+    if trainer.is_deepspeed_enabled and trainer.stage_arguments.on_bad_step == "skip":
+        raise ConfigError(
+            "on_bad_step: skip is not supported by ZeRO, whose engine takes a step as soon as it has its "
+            "gradients; set on_bad_step: stop"
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TrackingCallback(trainer))
+    checkpoint = _resume(trainer)
+    with preemption.delayed():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        preemption.forget()  # training has ended: the stage goes on to its record
+    return _publish(trainer, model, metrics or {})
+
+
+def _resume(trainer: TrainingLoop) -> Path | None:
+    """Restores the newest complete checkpoint's progress and metrics; its folder, or None to train from the start."""
+    stage, folder = trainer.stage, Path(str(trainer.args.output_dir))
+    newest = _newest_complete(folder, trainer.args.world_size, is_main=stage.is_main)
+    # After a resume the Trainer would log step 0's metrics under another step, unless that step has none yet.
+    trainer.args.eval_on_start = newest is None or newest[1].evaluation_is_due
+    if newest is None:
+        stage.tracker.forget_after(-1)
+        return None
+    checkpoint, progress = newest
+    stage.tracker.load(checkpoint)
+    stage.tracker.forget_after(progress.step)
+    log.info("resuming from step %d", progress.step)
+    trainer.restore(progress)
+    return checkpoint
+
+
+def _newest_complete(folder: Path, processes: int, *, is_main: bool) -> tuple[Path, checkpoints.Progress] | None:
+    """The checkpoint that all processes resume from: the first process verifies it and broadcasts the answer."""
+    answer: list[tuple[Path, checkpoints.Progress] | str | None] = [None]
+    if is_main:
+        try:
+            answer[0] = checkpoints.newest_complete(folder, processes=processes)
+        except UserError as error:
+            answer[0] = str(error)
+    broadcast_object_list(answer)
+    if isinstance(answer[0], str):
+        raise ConfigError(answer[0])
+    return answer[0]
+
+
+def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, int]) -> StageResult:
+    """Writes the best model to `model/`, verifies it, and returns the content of the record."""
+    stage = trainer.stage
+    losses = stage.tracker.history("eval_loss")
+    best = best_step(losses)
+    if not math.isfinite(losses[best]):
+        raise StageError("eval_loss is nan or infinite at every evaluation")
+    if best == 0:
+        log.warning("no step was better than the start (eval_loss %.4f): the starting model is saved", losses[0])
+    if stage.is_main:
+        _write_model(trainer, model, best)
+    trainer.accelerator.wait_for_everyone()
+    at_best: dict[str, float | int | str | None] = {
+        key: value for (at, key), value in stage.tracker.values.items() if at == best and key.startswith("eval_")
+    }
+    recorded = {
+        **at_best,
+        "eval_loss_at_step_0": losses.get(0),
+        "best_step": best,
+        "steps": trainer.state.global_step,
+        "skipped_steps": trainer.skipped_steps,
+        **metrics,
+    }
+    tokenizer = trainer.processing_class
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return StageResult(outputs={"model": "model"}, metrics=recorded, contract=contract_of(tokenizer))
+
+
+def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
+    """The best model as a plain one in `model/`, adapters merged. Raises StageError if it is not the trained one."""
+    best_model = checkpoints.best_folder(Path(str(trainer.args.output_dir)), best)
+    target, is_reward_model = trainer.stage.folder / "model", trainer.is_reward_model_trainer
+    shutil.rmtree(target, ignore_errors=True)
+    if model.use_peft:
+        merge_adapter(
+            str(model.model_name_or_path),
+            best_model,
+            target,
+            is_reward_model=is_reward_model,
+            dtype=model.dtype or "float32",
+            in_own_process=trainer.is_deepspeed_enabled,
+        )
+    else:
+        checkpoints.link(best_model, target, leave_out=PROBE)
+    check_weights(target)
+    check_trained(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
+
+
+class TrackingCallback(TrainerCallback):
+    """Sends logged values to the tracker, evaluates and logs at the last step, and prints plain lines if stderr is no
+    terminal. Answers SIGTERM after every step and every batch of an evaluation."""
+
+    def __init__(self, trainer: TrainingLoop) -> None:
+        self.trainer, self.tracker, self.is_main = trainer, trainer.stage.tracker, trainer.stage.is_main
+
+    def on_prediction_step(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if preemption.is_requested(self.trainer.accelerator):
+            raise preemption.Preempted(f"training resumes from step {state.global_step}")
+
+    def on_step_end(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_log = True
+        self.trainer.remember_step()
+        self.trainer.answer_sigterm()
+
+    def on_log(
+        self,
+        args: HFTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        # Timings are in the record; a resumed run would log them twice, and the last two only for the steps since then.
+        left_out = ("_runtime", "_per_second", "train_loss", "total_flos")
+        values = {key: value for key, value in (logs or {}).items() if not key.endswith(left_out)}
+        self.tracker.log(values, step=state.global_step)
+        if self.is_main and not sys.stderr.isatty():
+            shown = {
+                key: value
+                for key, value in values.items()
+                if (isinstance(value, float) and "loss" in key) or key == "learning_rate"
+            }
+            text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+            if text:
+                log.info("step %d/%d  %s", state.global_step, state.max_steps, text)
