@@ -1,7 +1,7 @@
 """Prompts whose answers a program can check, after IFEval (arXiv 2311.07911): a task and one or two constraints.
 
-Seeded code makes the prompts; `score` reads the constraints back from a prompt's text and says what share of them an
-answer keeps. Training and evaluation prompts ask about different things.
+Seeded code generates the prompts. `score` reads the constraints back from a prompt's text and computes the share of
+them that an answer keeps. Training and evaluation prompts ask about different topics.
 """
 
 import json
@@ -32,16 +32,18 @@ HELD_OUT = 15  # topics that only evaluation asks about
 
 @dataclass(frozen=True)
 class Constraint:
-    asked: str  # as a prompt says it; {} is its number or word
-    kept: Callable[[str, str], bool]  # (the answer, the number or word) -> whether it is kept
-    values: Sequence[str] = ("",)
+    """A constraint on an answer, and the rule that checks it."""
+
+    instruction: str  # its sentence in a prompt; {} is its number or word
+    is_kept: Callable[[str, str], bool]  # of the answer and the number or word
+    values: Sequence[str] = ("",)  # the numbers or words to draw from
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[\w']+", text)
 
 
-# Kinds of which a model of 135M parameters keeps some and breaks some: what it never does, best-of-K does not find.
+# Constraints that a model of 135M parameters keeps sometimes. Best-of-K cannot find what the model never does.
 CONSTRAINTS = (
     Constraint("Use at most {} words.", lambda text, n: len(_words(text)) <= int(n), ("12", "15", "20")),
     Constraint("Use at least {} words.", lambda text, n: len(_words(text)) >= int(n), ("20", "25")),
@@ -56,7 +58,7 @@ CONSTRAINTS = (
     Constraint("Speak of yourself as I.", lambda text, _: "I" in _words(text)),
     Constraint("Speak to the reader as you.", lambda text, _: "you" in map(str.lower, _words(text))),
 )
-APART = ("at most", "at least")  # never asked together
+EXCLUSIVE = ("at most", "at least")  # never in the same prompt
 
 
 def make(folder: Path, *, seed: int, num_prompts: int = 600, num_evaluation_prompts: int = 60) -> None:
@@ -65,46 +67,46 @@ def make(folder: Path, *, seed: int, num_prompts: int = 600, num_evaluation_prom
         ("prompts", TOPICS[HELD_OUT:], num_prompts),
         ("evaluation_prompts", TOPICS[:HELD_OUT], num_evaluation_prompts),
     ):
-        drawn = random.Random(f"{seed if name == 'prompts' else ''} {name}")
+        generator = random.Random(f"{seed if name == 'prompts' else ''} {name}")
         texts: dict[str, None] = {}
         while len(texts) < count:
-            texts[_prompt(drawn, drawn.choice(topics))] = None
+            texts[_prompt(generator, generator.choice(topics))] = None
         rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _prompt(drawn: random.Random, topic: str) -> str:
+def _prompt(generator: random.Random, topic: str) -> str:
     while True:
-        chosen = drawn.sample(CONSTRAINTS, drawn.choice((1, 2)))
-        both = " ".join(constraint.asked for constraint in chosen)
-        if not all(words in both for words in APART):
-            asked = [constraint.asked.format(drawn.choice(constraint.values)) for constraint in chosen]
-            return " ".join([drawn.choice(TASKS).format(topic=topic), *asked])
+        chosen = generator.sample(CONSTRAINTS, generator.choice((1, 2)))
+        both = " ".join(constraint.instruction for constraint in chosen)
+        if not all(words in both for words in EXCLUSIVE):
+            instructions = [constraint.instruction.format(generator.choice(constraint.values)) for constraint in chosen]
+            return " ".join([generator.choice(TASKS).format(topic=topic), *instructions])
 
 
 def constraints_of(prompt: str) -> list[tuple[Constraint, str]]:
-    """The constraints that a prompt's text asks for, with their number or word."""
-    found = []
+    """The constraints in a prompt's text, each with its number or word."""
+    constraints = []
     for constraint in CONSTRAINTS:
-        pattern = re.escape(constraint.asked).replace(r"\{\}", f"({'|'.join(constraint.values)})")
+        pattern = re.escape(constraint.instruction).replace(r"\{\}", f"({'|'.join(constraint.values)})")
         if match := re.search(pattern, prompt):
-            found.append((constraint, match.group(1) if match.groups() else ""))
-    return found
+            constraints.append((constraint, match.group(1) if match.groups() else ""))
+    return constraints
 
 
 def score(prompt: list[dict[str, Any]], answer: str, ended: bool) -> float:
-    """Share of the constraints kept, from 0 to 1. An answer that is cut off, of fewer than three words, or without a
-    word of its topic keeps none: a program must not be pleased by nothing.
+    """The share of the constraints that an answer keeps, from 0 to 1.
 
-    Raises ValueError for a prompt that asks for no known constraint.
+    It is 0 for an answer that is truncated, has fewer than three words, or does not name its topic: otherwise an empty
+    answer would keep some constraints. Raises ValueError for a prompt without a known constraint.
     """
-    asked = str(prompt[-1]["content"])
-    constraints = constraints_of(asked)
+    question = str(prompt[-1]["content"])
+    constraints = constraints_of(question)
     if not constraints:
-        raise ValueError(f"no constraint is known in {asked!r}")
+        raise ValueError(f"no known constraint in {question!r}")
     text = answer.strip()
-    topic = next(topic for topic in TOPICS if re.search(rf"\b{topic}\b", asked))
-    stem = topic.split()[-1].lower()[:-1]  # also the plural, or the singular
+    topic = next(topic for topic in TOPICS if re.search(rf"\b{topic}\b", question))
+    stem = topic.split()[-1].lower()[:-1]  # matches the plural and the singular
     if not ended or len(_words(text)) < 3 or stem not in text.lower():
         return 0.0
-    return sum(constraint.kept(text, value) for constraint, value in constraints) / len(constraints)
+    return sum(constraint.is_kept(text, value) for constraint, value in constraints) / len(constraints)

@@ -1,4 +1,4 @@
-"""Annotators that must not align anything: what improves under them was never the preferences' doing."""
+"""Annotators under which the gold score must not improve. If it did, the preferences would not be the cause."""
 
 import hashlib
 from typing import Any
@@ -7,17 +7,17 @@ from toy_world.gold import gold
 
 
 def shuffled(prompt: list[dict[str, Any]], answer: str, ended: bool) -> float:
-    """A label that has nothing to do with the answer: equal texts under another prompt get another one."""
+    """A score that is independent of the answer's quality: a hash of the prompt and the answer."""
     return _unit(f"{prompt}/{answer}")
 
 
 def swapped(prompt: list[dict[str, Any]], answer: str, ended: bool) -> float:
-    """The worse answer is called the better one."""
+    """The negative gold score: the worse answer counts as the better one."""
     return -gold(prompt, answer, ended)
 
 
 def hashed(prompt: list[dict[str, Any]], answer: str, ended: bool) -> float:
-    """A reward that is a hash of the answer's text."""
+    """A hash of the answer's text, the same under every prompt."""
     return _unit(answer)
 
 

@@ -1,12 +1,12 @@
-"""Does the loop align? The gold score by round, over seeds: the full recipe, one part removed at a time, and controls.
+"""Measures whether the loop aligns: the gold score by round for the full recipe, its ablations, and controls.
 
     python -m benchmarks.alignment world                        # the demo's world, 5 seeds
     python -m benchmarks.alignment smollm2 --base_model DIR     # one round on prompts that a program can check
-    python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from what is there
+    python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
 
-Every run is an ordinary `alignloop run`; runs that are there are reused. In the world it is configs/demo.yaml with a
-few keys set, on a base that all share. The recipe and its ablations share a folder for each seed, and so do the
-controls: what two of them have in common is made once. As many folders are filled side by side as there are cores.
+Every run is an ordinary `alignloop run`, and finished runs are reused. In the world it is configs/demo.yaml with a few
+keys set, on a shared base. The recipe and its ablations share a folder for each seed, and so do the controls, so that
+steps that two of them have in common run once. As many folders are written in parallel as there are cores.
 """
 
 import argparse
@@ -48,7 +48,7 @@ NUM_RESAMPLES = 5_000
 
 
 def alignloop(settings: Sequence[str], *, recipe: str = "configs/demo.yaml", core: int | None = None) -> None:
-    """One run of a recipe, on one core where it is given. Raises CalledProcessError where it fails."""
+    """Runs a recipe, on one core if it is given. Raises CalledProcessError if the run fails."""
     words = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / recipe), *words]
 
@@ -60,53 +60,54 @@ def alignloop(settings: Sequence[str], *, recipe: str = "configs/demo.yaml", cor
 
 
 def run_folder(seed: int, name: str) -> Path:
-    """Where a variation runs with a seed."""
+    """The folder in which a variation runs with a seed."""
     return RUNS / (f"alignment-{seed}-controls" if name in CONTROLS else f"alignment-{seed}")
 
 
 def run_variations(seed: int, names: Iterable[str], base: Path, *, core: int) -> None:
-    """Variations with one seed, one after the other; each leaves its summary under its own name."""
+    """Runs variations with one seed, one after the other, and copies the summary of each to its own name."""
     for name in names:
         started, folder = time.monotonic(), run_folder(seed, name)
         settings = (ABLATIONS | CONTROLS)[name]
         alignloop([f"name={folder.name}", f"seed={seed}", f"base_model={base}", *settings], core=core)
-        kept = folder / "summaries" / f"{name}.json"
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(folder / "summary.json", kept)
+        copy = folder / "summaries" / f"{name}.json"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "summary.json", copy)
         print(f"seed {seed}  {name:<26} {time.monotonic() - started:6.0f} s", flush=True)
 
 
 def run_world(seeds: Sequence[int]) -> None:
+    """Runs the recipe, its ablations and the controls with every seed."""
     started = time.monotonic()
     alignloop([f"name={BASE}", "rounds=0"])
     base = RUNS / BASE / "steps" / "prepare_base" / "model"
     cores = sorted(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(len(cores)) as lanes:
+    with ThreadPoolExecutor(len(cores)) as pool:
         free = list(cores)
 
-        def one(part: tuple[int, Iterable[str]]) -> None:
+        def run_folder_of(part: tuple[int, Iterable[str]]) -> None:
             core = free.pop()
             try:
                 run_variations(*part, base.resolve(), core=core)
             finally:
                 free.append(core)
 
-        list(lanes.map(one, [(seed, names) for names in (ABLATIONS, CONTROLS) for seed in seeds]))
+        list(pool.map(run_folder_of, [(seed, names) for names in (ABLATIONS, CONTROLS) for seed in seeds]))
     print(f"{len(seeds)} seeds in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
 
 
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
-def scores_of(folder: Path, kept: str) -> np.ndarray | None:
-    """Gold of every evaluation prompt in every round, [R, P], by the summary `kept`; None where it is not there."""
-    if not (folder / kept).is_file():
+def scores_of(folder: Path, name: str) -> np.ndarray | None:
+    """Gold score of every evaluation prompt in every round, [R, P]; None if the summary `name` has no finished run."""
+    if not (folder / name).is_file():
         return None
-    summary = json.loads((folder / kept).read_text())
+    summary = json.loads((folder / name).read_text())
     if summary["state"] != "done":
         return None
     rounds = [step["folder"] for step in summary["steps"] if step["stage"] == "evaluate_policy"]
-    return np.array([_means(folder / name / "answers.jsonl") for name in rounds])
+    return np.array([_means(folder / step / "answers.jsonl") for step in rounds])
 
 
 def _means(answers: Path) -> list[float]:
@@ -115,7 +116,7 @@ def _means(answers: Path) -> list[float]:
 
 
 def pooled_interval(differences_SP: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval of a paired difference, prompts resampled within every seed."""
+    """Mean and 95 % bootstrap interval (low, high) of a paired difference, with prompts resampled within each seed."""
     draws = np.random.default_rng(0).integers(0, differences_SP.shape[1], (NUM_RESAMPLES, *differences_SP.shape))
     means = np.take_along_axis(differences_SP[None], draws, axis=2).mean(axis=(1, 2))
     low, high = np.percentile(means, [2.5, 97.5])
@@ -123,8 +124,11 @@ def pooled_interval(differences_SP: np.ndarray) -> tuple[float, float, float]:
 
 
 def table(scores: Mapping[str, np.ndarray]) -> list[str]:
-    """A row a variation from scores [S, R, P]: gold by round, gain over round 0, difference to the full recipe."""
-    rounds = max(of.shape[1] for of in scores.values())
+    """The table's lines from scores [S, R, P] of each variation.
+
+    It has the gold score by round, the gain over round 0, and the difference to the full recipe.
+    """
+    rounds = max(scores_SRP.shape[1] for scores_SRP in scores.values())
     head = ["", *(f"round {number}" for number in range(rounds)), "gain over round 0", "against the full recipe"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, scores_SRP in scores.items():
@@ -140,19 +144,19 @@ def table(scores: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def verdict(scores: Mapping[str, np.ndarray]) -> str:
-    """What the table says, in words: which parts make a difference beyond the interval, and what the controls do."""
-    sides: dict[str, list[str]] = {"worse": [], "better": [], "not told apart": []}
+    """The table's result in words: which ablations differ beyond the interval, and which controls improved."""
+    worse, better, other = "Worse than", "Better than", "Not distinguishable from"
+    groups: dict[str, list[str]] = {worse: [], better: [], other: []}
     for name in ABLATIONS.keys() - {FULL}:
         _, low, high = pooled_interval(scores[name][:, -1] - scores[FULL][:, -1])
-        sides["worse" if high < 0 else "better" if low > 0 else "not told apart"].append(name)
+        groups[worse if high < 0 else better if low > 0 else other].append(name)
     gains = {name: pooled_interval(scores[name][:, -1] - scores[name][:, 0]) for name in CONTROLS}
     improved = [name for name, (_, low, _) in gains.items() if low > 0]
     lines = [
-        f"- {side.capitalize()} than the full recipe after the last round: {', '.join(sorted(names))}."
-        for side, names in sides.items()
+        f"- {relation} the full recipe after the last round: {', '.join(sorted(names))}."
+        for relation, names in groups.items()
         if names
     ]
-    lines = [line.replace("Not told apart than the full recipe", "Not told apart from it") for line in lines]
     return "\n".join([*lines, f"- Controls that improved: {', '.join(improved) or 'none'}."])
 
 
@@ -161,7 +165,7 @@ def shown(interval: tuple[float, float, float]) -> str:
 
 
 def draw(scores: Mapping[str, np.ndarray], path: Path) -> None:
-    """Gold by round, a line a variation, the mean over seeds with each seed's own as a point."""
+    """Draws the gold score by round: a line for the mean of each variation, a point for each seed."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -184,41 +188,42 @@ def draw(scores: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def report(seeds: Sequence[int], folder: Path) -> None:
+    """Writes alignment.md and its plot into the folder, from the seeds of which all runs are finished."""
     of_seed = {
         seed: {name: scores_of(run_folder(seed, name), f"summaries/{name}.json") for name in ABLATIONS | CONTROLS}
         for seed in seeds
     }
-    whole = [scores for scores in of_seed.values() if all(of is not None for of in scores.values())]
-    if not whole:
+    complete = [by_name for by_name in of_seed.values() if all(scores_RP is not None for scores_RP in by_name.values())]
+    if not complete:
         sys.exit("error: no seed has all its runs; run `python -m benchmarks.alignment world` first")
-    found = {name: np.array([scores[name] for scores in whole]) for name in ABLATIONS | CONTROLS}
+    scores = {name: np.array([by_name[name] for by_name in complete]) for name in ABLATIONS | CONTROLS}
+    num_seeds, _, num_prompts = scores[FULL].shape
     folder.mkdir(exist_ok=True)
-    text = TEXT.format(
-        seeds=found[FULL].shape[0], prompts=found[FULL].shape[2], table="\n".join(table(found)), verdict=verdict(found)
-    )
-    checked = scores_of(RUNS / "checkable", "summary.json")
-    if checked is not None:
-        text += CHECKABLE.format(prompts=checked.shape[1], table="\n".join(table({FULL: checked[None]})))
+    text = TEXT.format(seeds=num_seeds, prompts=num_prompts, table="\n".join(table(scores)), verdict=verdict(scores))
+    checkable_RP = scores_of(RUNS / "checkable", "summary.json")
+    if checkable_RP is not None:
+        text += CHECKABLE.format(prompts=checkable_RP.shape[1], table="\n".join(table({FULL: checkable_RP[None]})))
     (folder / "alignment.md").write_text(text)
-    draw(found, folder / "alignment.svg")
+    draw(scores, folder / "alignment.svg")
     print(text)
 
 
 TEXT = """# Does the loop align?
 
-The demo's world (`configs/demo.yaml`), two rounds, {seeds} seeds on one pretrained base: the mean gold score of the
-same {prompts} held-out prompts × 4 answers, which nothing but annotation and evaluation ever sees. Made by
-`make bench-alignment`. Intervals are 95 % bootstrap intervals of paired differences, prompts resampled within a seed.
+In the demo's world (`configs/demo.yaml`), the loop runs two rounds with {seeds} seeds on one pretrained base. The table
+has the mean gold score of 4 answers to each of the same {prompts} held-out prompts. Only annotation and evaluation ever
+see the gold score. Measured by `make bench-alignment`. Intervals are 95 % bootstrap intervals of paired differences,
+with prompts resampled within each seed.
 
 {table}
 
-The last three rows are controls, which must not improve: labels that have nothing to do with the answers, the worse
-answer called better, and a reward that is a hash of the text. Beyond the 95 % intervals:
+The last three rows are controls, which must not improve: labels that are independent of the answers, pairs in which the
+worse answer is preferred, and a reward that is a hash of the text. Differences beyond the 95 % intervals:
 
 {verdict}
 
-The intervals are about these seeds' models on other prompts, not about other seeds: where the seeds disagree, nothing
-is shown. And a small world shows what a part does there, not what it does at scale.
+The intervals are for the models of these seeds on other prompts, not for other seeds. Where the seeds disagree, the
+difference is not shown to be real. A small world shows what a part does there, not what it does at scale.
 
 ![gold by round](alignment.svg)
 """
@@ -226,8 +231,9 @@ is shown. And a small world shows what a part does there, not what it does at sc
 CHECKABLE = """
 ## A real model
 
-SmolLM2-135M-Instruct, one round and one seed (`benchmarks/alignment/checkable.yaml`): the share of the constraints that
-answers to {prompts} held-out prompts × 4 keep, checked by a program. Round 0 is the model as it comes.
+SmolLM2-135M-Instruct is trained for one round with one seed (`benchmarks/alignment/checkable.yaml`). The table has the
+share of the constraints that the answers keep, checked by a program, with 4 answers to each of {prompts} held-out
+prompts. Round 0 is the unchanged model.
 
 {table}
 """
@@ -235,8 +241,10 @@ answers to {prompts} held-out prompts × 4 keep, checked by a program. Round 0 i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["world", "smollm2", "report"])
-    parser.add_argument("--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a folder, or a hub name")
+    parser.add_argument("part", choices=["world", "smollm2", "report"], help="what to run; each writes the report")
+    parser.add_argument(
+        "--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a model folder or a name on the hub"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()

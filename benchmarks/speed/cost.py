@@ -1,11 +1,11 @@
-"""What does being careful cost? Training with everything on, against plain TRL on the same steps, in one run.
+"""Measures what the stages' safety measures cost in training, compared with plain TRL on the same steps.
 
-    python -m benchmarks.speed.cost --base_model DIR        # any small causal model; SmolLM2-135M is what docs name
+    python -m benchmarks.speed.cost --base_model DIR        # any small causal model; the docs use SmolLM2-135M
 
-Both sides train the same weights on the same rows with the same keys in one process each, in turn: A B B A A B … Plain
-is TRL's own trainer with its checkpoints and evaluations at the same steps. Ours is the stage: exact evaluation, guards
-on every step, checkpoints that are hashed and synced, and the loading back of the saved model. Import, loading and
-tokenizing are left out on both sides.
+Both sides train the same weights on the same rows with the same keys, each in a separate process, in turn: A B B A A B
+…. The plain side is TRL's trainer with its checkpoints and evaluations at the same steps. Our side is the stage, with
+exact evaluation, guards on every step, checkpoints that are hashed and synced, and a check that the saved model loads
+again. Imports, loading and tokenization are excluded on both sides.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SIDES = ("plain", "ours")
 
 
 def rows(number: int, *, words: int) -> list[dict[str, Any]]:
-    """Dialogs of some length, all different."""
+    """`number` different dialogs with about `words` words an answer."""
     text = "the river runs to the sea and nobody asks why it does so every day of the year".split()
     answers = [" ".join(text[(n + i) % len(text)] for i in range(words)) for n in range(number)]
     return [
@@ -37,7 +37,7 @@ def rows(number: int, *, words: int) -> list[dict[str, Any]]:
 
 
 def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words: int) -> float:
-    """Seconds from the first step to the end of all work, in this process."""
+    """Trains one side in this process. Returns the seconds from the first step to the end of saving."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -51,8 +51,8 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
     from stages import sft
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    own = sft.SFTArguments(train_data=[], global_batch_size=batch)
-    encode, _ = sft.encoder(tokenizer, own)
+    keys = sft.SFTArguments(train_data=[], global_batch_size=batch)
+    encode, _ = sft.encoder(tokenizer, keys)
     data = [encode(Conversation.model_validate(row)) for row in rows(batch * steps + 16, words=words)]
     held_out, trained = Dataset.from_list(data[:16]), Dataset.from_list(data[16:])
     config = SFTConfig(
@@ -92,7 +92,7 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ModelConfig(model_name_or_path=model)
     stage = Stage("sft", folder, {}, Tracker(folder, active=True), is_main=True)
-    ours = sft.make_trainer(stage, own, config, arguments, tokenizer, trained, held_out)
+    ours = sft.make_trainer(stage, keys, config, arguments, tokenizer, trained, held_out)
     started = time.perf_counter()
     train_and_save(ours, arguments)
     return time.perf_counter() - started
@@ -100,7 +100,9 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base_model", required=True, help="a folder with a chat template and a pad token of its own")
+    parser.add_argument(
+        "--base_model", required=True, help="a model folder with a chat template and a separate pad token"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--words", type=int, default=60)
@@ -119,16 +121,16 @@ def main() -> None:
             )
         print(json.dumps(seconds))
         return
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds_of: dict[str, list[float]] = {side: [] for side in SIDES}
     for pair in range(arguments.pairs):
         for side in SIDES if pair % 2 == 0 else SIDES[::-1]:
             command = [sys.executable, "-m", "benchmarks.speed.cost", *sys.argv[1:], "--side", side]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[side].append(float(done.stdout.splitlines()[-1]))
-            print(f"{side:<6} {found[side][-1]:7.1f} s", flush=True)
-    ratios = [ours / plain for plain, ours in zip(found["plain"], found["ours"], strict=True)]
+            seconds_of[side].append(float(done.stdout.splitlines()[-1]))
+            print(f"{side:<6} {seconds_of[side][-1]:7.1f} s", flush=True)
+    ratios = [ours / plain for plain, ours in zip(seconds_of["plain"], seconds_of["ours"], strict=True)]
     print(
-        f"ours / plain: median {statistics.median(ratios):.3f} (of {min(ratios):.3f} to {max(ratios):.3f}), "
+        f"ours / plain: median {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f}), "
         f"{arguments.steps} steps of {arguments.batch} rows, 3 evaluations, 2 checkpoints"
     )
 

@@ -1,13 +1,14 @@
-"""How much of a training step is arithmetic that had to be done, and how much of it the machine could do meanwhile.
+"""Counts the arithmetic that a training step needs, and measures how much the machine can do in the same time.
 
-Of one pair whose two sequences share their first `shared` tokens, of a model with W weights in matrix products (no
-embeddings), a head of H weights (hidden size x vocabulary), L layers and an attention D wide (heads x head size):
+For a model with W weights in matrix products (no embeddings), a head of H weights (hidden size x vocabulary), L layers
+and an attention width of D (heads x head size), the forward and backward passes over one pair of sequences take
 
     6 W tokens + 6 H logits + 12 L D visible
 
-forth and back; its reference takes a third of that. `tokens` counts the shared ones once and no padding, `logits` the
-positions whose logits a loss reads, `visible` the pairs of a token and one that it attends to. What is computed beside
-that (masked pairs, logits that are made again in the backward pass, the optimizer, norms) counts as time alone.
+operations, and the reference a third of that. `tokens` counts the shared beginning of the two sequences once and no
+padding, `logits` the positions whose logits the loss reads, `visible` the pairs of a token and one that it attends to.
+Whatever else is computed (masked pairs, logits recomputed in the backward pass, the optimizer, norms) counts only as
+time.
 """
 
 import time
@@ -19,6 +20,8 @@ from benchmarks.speed.samples import shared_length
 
 
 class Sizes(NamedTuple):
+    """W, H, L and D of a model."""
+
     weights: int  # in matrix products, of all layers
     head: int
     layers: int
@@ -26,13 +29,15 @@ class Sizes(NamedTuple):
 
 
 class Counts(NamedTuple):
+    """What the operations of one or more pairs are computed from."""
+
     tokens: int
     logits: int
     visible: int
 
 
 def counts_of(chosen: Sequence[int], rejected: Sequence[int], *, logits: int) -> Counts:
-    """Of one pair as shared rows have it."""
+    """The counts of one pair, with its shared beginning once as in shared rows."""
     shared = shared_length(chosen, rejected)
     branches = [len(chosen) - shared, len(rejected) - shared]
     visible = triangle(shared) + sum(branch * shared + triangle(branch) for branch in branches)
@@ -40,11 +45,12 @@ def counts_of(chosen: Sequence[int], rejected: Sequence[int], *, logits: int) ->
 
 
 def triangle(length: int) -> int:
+    """Number of pairs of a token and one that it attends to, itself included, in a causal sequence."""
     return length * (length + 1) // 2
 
 
 def of_step(sizes: Sizes, counts: Counts) -> int:
-    """Floating point operations of the policy's passes over these tokens, forth and back."""
+    """Floating point operations of the policy's forward and backward passes."""
     forward = (
         2 * sizes.weights * counts.tokens
         + 2 * sizes.head * counts.logits
@@ -54,7 +60,7 @@ def of_step(sizes: Sizes, counts: Counts) -> int:
 
 
 def sizes_of(base: str) -> Sizes:
-    """Counted in the model itself, made without memory."""
+    """Sizes of the model in a folder, counted on the meta device, where it takes no memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,11 +78,13 @@ def sizes_of(base: str) -> Sizes:
     )
 
 
-def best_rate(rows: int, inner: int, columns: int, dtype: Any, *, repeats: int) -> float:
-    """Operations a second of one matrix product, the best of several."""
+def best_rate(shape: Sequence[int], dtype: str, *, repeats: int) -> float:
+    """Operations a second of one matrix product, the best of `repeats`. `shape` is (rows, inner size, columns)."""
     import torch
 
-    left, right = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+    rows, inner, columns = shape
+    precision = getattr(torch, dtype)
+    left, right = torch.randn(rows, inner).to(precision), torch.randn(inner, columns).to(precision)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -86,25 +94,23 @@ def best_rate(rows: int, inner: int, columns: int, dtype: Any, *, repeats: int) 
 
 
 def peaks(shapes: Mapping[str, Sequence[int]], dtypes: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
-    """The best rate of each product in each precision."""
-    import torch
-
+    """Precision -> product -> its best rate. `shapes` is product -> (rows, inner size, columns)."""
     return {
-        dtype: {what: best_rate(*shape, getattr(torch, dtype), repeats=repeats) for what, shape in shapes.items()}
-        for dtype in dtypes
+        dtype: {name: best_rate(shape, dtype, repeats=repeats) for name, shape in shapes.items()} for dtype in dtypes
     }
 
 
 def faster(rates: Mapping[str, float]) -> str:
-    """The precision of the highest rate."""
+    """The precision with the highest rate."""
     return max(rates, key=lambda name: rates[name])
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Operations of a step on a job's pairs, and what `peaks` takes: the model's own shapes and 2048^3, and precisions.
+    """Operations of a step on a job's pairs, and the shapes and precisions of the products to measure with `peaks`.
 
-    `generation` is the rate of a product of the answers written together, by precision: what sampling is done in.
-    bfloat16 is among the precisions where it is faster there: a CPU that has no instructions for it would take minutes.
+    `generation` is the rate, by precision, of a product as wide as a batch of answers. Sampling uses the faster
+    precision. bfloat16 is among the precisions only if it is faster there: a CPU without instructions for it would take
+    minutes.
     """
     import torch
     from transformers import AutoConfig
@@ -127,7 +133,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     config: Any = AutoConfig.from_pretrained(job["base"])
     layer = precision.Layer.of(config)
     assert layer is not None
-    generation = precision.measure(layer, torch.device("cpu"), "generation", tokens=job["written_together"])
+    generation = precision.measure(layer, torch.device("cpu"), "generation", tokens=job["generation_batch_size"])
     tokens, hidden = max(1, total.tokens // job["steps"]), config.hidden_size
     shapes = {
         "attention": (tokens, hidden, hidden),

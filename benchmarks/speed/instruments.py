@@ -1,7 +1,8 @@
-"""What is measured of a side: from the first forward pass of any model to the end of its last step or answer.
+"""Measures a side from the first forward pass of any model to the end of its last step or answer.
 
-So imports, loading and tokenizing are left out on both sides, and all that grows with the rows is in, wherever a
-trainer does it: passes of a reference before training, padding, packing, the optimizer. Evaluation is left out.
+Imports, loading and tokenization are therefore excluded on both sides. Everything that grows with the rows is
+included, wherever a trainer does it: the reference's passes before training, padding, packing and the optimizer.
+Evaluation is excluded.
 """
 
 import contextlib
@@ -13,22 +14,22 @@ from unittest import mock
 
 import torch
 from torch.nn.modules import module as modules
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.training.loop import TrainingLoop
 
-FEW = 32  # tokens: a pass on fewer is a trial whether the model takes a mask
+MAX_PROBE_TOKENS = 32  # a pass on no more tokens than these only probes whether the model accepts a mask
 
 
-class Done(BaseException):
-    """The last step has ended: nothing that comes after is measured, or made. No handler of errors catches it."""
+class LastStepEnded(BaseException):
+    """Ends a side after its last step, since nothing after it is measured. `except Exception` does not catch it."""
 
 
 @dataclass(frozen=True)
 class Pass:
     """One forward pass of a model's layers."""
 
-    model: int
+    model: int  # its index in Watch.models
     trains: bool  # with gradients
     evaluates: bool  # in an evaluation
     tokens: int  # padding included
@@ -36,24 +37,26 @@ class Pass:
 
 @dataclass
 class Watch:
-    started: float = 0.0  # of the first forward pass
+    """Times and passes of a side."""
+
+    started: float = 0.0  # time of the first forward pass
     ended: float = 0.0
     paused: float = 0.0  # seconds of evaluation between the two
     is_evaluating: bool = False
-    how: dict[str, Any] = field(default_factory=dict)  # the trained model: its precision, whether it recomputes
-    steps: list[float] = field(default_factory=list)  # seconds of each, from its batch to the optimizer's end
-    passes: list[Pass] = field(default_factory=list)  # where they are counted
-    models: list[Any] = field(default_factory=list)  # kept, so that no other gets the place of one that is gone
+    settings: dict[str, str | bool] = field(default_factory=dict)  # of the trained model: dtype, checkpointing
+    steps: list[float] = field(default_factory=list)  # seconds of each, from its batch to the end of the optimizer
+    passes: list[Pass] = field(default_factory=list)  # empty unless passes are counted
+    models: list[object] = field(default_factory=list)  # kept alive, so that an index is never used twice
 
     @property
     def seconds(self) -> float:
         return self.ended - self.started - self.paused
 
     def reference_passes(self) -> int:
-        """Forward passes that neither train nor evaluate the model that is trained."""
+        """Number of forward passes that neither train nor evaluate the model that is trained."""
         trained = {each.model for each in self.passes if each.trains}
         return sum(
-            not each.trains and each.tokens > FEW and not (each.model in trained and each.evaluates)
+            not each.trains and each.tokens > MAX_PROBE_TOKENS and not (each.model in trained and each.evaluates)
             for each in self.passes
         )
 
@@ -62,10 +65,12 @@ class _Steps(TrainerCallback):
     def __init__(self, watch: Watch, between: Callable[[], None]) -> None:
         self.watch, self.between, self.began = watch, between, 0.0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.began = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         ended = time.perf_counter()
         self.watch.steps.append(ended - self.began)
         self.between()
@@ -73,31 +78,34 @@ class _Steps(TrainerCallback):
             self.watch.ended = ended
             model = kwargs["model"]
             dtype = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
-            self.watch.how = {
+            self.watch.settings = {
                 "dtype": f"{dtype}, autocast bfloat16" if args.bf16 else dtype,
                 "activation_checkpointing": bool(model.is_activation_checkpointing),
             }
-            raise Done
+            raise LastStepEnded
 
 
 @contextlib.contextmanager
 def watching(*, counts_passes: bool = False, between: Callable[[], None] = lambda: None) -> Iterator[Watch]:
-    """Watches what runs inside, and ends it quietly after the last training step; `between` is called after each."""
+    """Measures the code inside the `with`, and leaves it without an error after the last training step.
+
+    `between` is called after each training step; its time is part of no step.
+    """
     watch = Watch()
 
-    def begins(module: Any, args: Any) -> None:
+    def begins(module: torch.nn.Module, args: object) -> None:
         if not watch.started and isinstance(module, PreTrainedModel):
             watch.started = time.perf_counter()
-            first.remove()  # called for every layer of every pass else
+            first.remove()  # otherwise it is called for every layer of every pass
 
-    def counts(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def counts(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if isinstance(module, PreTrainedModel) and module.base_model is module:
             if not any(known is module for known in watch.models):
                 watch.models.append(module)
-            place = next(place for place, known in enumerate(watch.models) if known is module)
+            index = next(index for index, known in enumerate(watch.models) if known is module)
             ids = kwargs.get("input_ids", args[0] if args else None)
-            tokens = ids.numel() if ids is not None else FEW + 1
-            watch.passes.append(Pass(place, torch.is_grad_enabled(), watch.is_evaluating, tokens))
+            tokens = ids.numel() if ids is not None else MAX_PROBE_TOKENS + 1
+            watch.passes.append(Pass(index, torch.is_grad_enabled(), watch.is_evaluating, tokens))
 
     train, evaluate = Trainer.train, TrainingLoop.evaluate
 
@@ -106,7 +114,7 @@ def watching(*, counts_passes: bool = False, between: Callable[[], None] = lambd
         return train(self, *args, **kwargs)
 
     def watched_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # What comes before the first evaluation is none of it: a pass in there must not start the clock.
+        # An evaluation that comes first starts the clock. If one of its passes did, more than its part is subtracted.
         watch.started, began, watch.is_evaluating = watch.started or time.perf_counter(), time.perf_counter(), True
         try:
             return evaluate(self, *args, **kwargs)
@@ -118,7 +126,7 @@ def watching(*, counts_passes: bool = False, between: Callable[[], None] = lambd
     counting = modules.register_module_forward_hook(counts, with_kwargs=True) if counts_passes else None
     try:
         with mock.patch.object(Trainer, "train", watched_train):
-            with mock.patch.object(TrainingLoop, "evaluate", watched_evaluate), contextlib.suppress(Done):
+            with mock.patch.object(TrainingLoop, "evaluate", watched_evaluate), contextlib.suppress(LastStepEnded):
                 yield watch
             watch.ended = watch.ended or time.perf_counter()
     finally:

@@ -1,4 +1,4 @@
-"""A measurement: a side in a process of its own, with its time and its memory, kept as a line of a file; and ratios."""
+"""Runs a side in a separate process, measures its time and memory, keeps each result as a line of a file; ratios."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "neon", "a
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of several pairs of runs."""
+    """Ratio of our rate to a peer's over several pairs of runs: median, smallest and largest."""
 
     median: float
     low: float
@@ -32,13 +32,13 @@ class Ratio:
 
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
-        """Ours to theirs, pair by pair: what the machine did meanwhile is in both."""
-        each = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+        """From the rates of ours and of the peer, pair by pair: what slows the machine down affects both of a pair."""
+        each = [our_rate / their_rate for our_rate, their_rate in zip(ours, theirs, strict=True)]
         return cls(statistics.median(each), min(each), max(each))
 
     @classmethod
     def in_turn(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
-        """Ours to theirs, where they ran in turn and ours first: every two that follow each other are a pair."""
+        """From runs that alternated, ours first: every two neighbouring runs are a pair."""
         pairs = range(num_pairs(ours, theirs))
         return cls.of([ours[(pair + 1) // 2] for pair in pairs], [theirs[pair // 2] for pair in pairs])
 
@@ -47,43 +47,44 @@ class Ratio:
 
 
 def num_pairs(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
-    """Of neighbours, in turns that ours began: three where both ran twice, none where one did not run."""
+    """Number of pairs of neighbouring runs, ours first: three if both ran twice, none if one side did not run."""
     return max(0, min(2 * len(ours) - 1, 2 * len(theirs)))
 
 
 class Measurements:
-    """Lines of a file, one a measurement: what stands there is not measured again."""
+    """The measurements in a file, one a line. What is recorded there is not measured again."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "measurements.jsonl"
-        self.done: dict[tuple[str, str, int], Values] = {}  # by work, side and number of the run
+        self.done: dict[tuple[str, str, int], Values] = {}  # by workload, side and number of the run
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # the last one, of a bench that was killed
+            with contextlib.suppress(json.JSONDecodeError):  # the last line, if the benchmark was killed
                 row = json.loads(line)
                 self.done[row["work"], row["side"], row["run"]] = row["values"]
 
-    def of(self, work: str, side: str) -> list[Values]:
-        """By run."""
-        runs = sorted(run for name, who, run in self.done if (name, who) == (work, side))
-        return [self.done[work, side, run] for run in runs]
+    def of(self, workload: str, side: str) -> list[Values]:
+        """The results of a side, in the order of its runs."""
+        runs = sorted(run for name, other_side, run in self.done if (name, other_side) == (workload, side))
+        return [self.done[workload, side, run] for run in runs]
 
-    def get(self, work: str, side: str, run: int, measure: Callable[[], Values]) -> Values:
-        key = (work, side, run)
+    def get(self, workload: str, side: str, run: int, measure: Callable[[], Values]) -> Values:
+        """The recorded result, or the one that `measure` returns, which is recorded."""
+        key = (workload, side, run)
         if key not in self.done:
             values = measure()
             self.done[key] = values
-            row = {"work": work, "side": side, "run": run, "values": values}
+            row = {"work": workload, "side": side, "run": run, "values": values}
             before = self.path.read_bytes() if self.path.exists() else b""
             with self.path.open("ab") as file:
-                if before and not before.endswith(b"\n"):  # a line that was cut off
+                if before and not before.endswith(b"\n"):  # the last line is truncated
                     file.write(b"\n")
                 file.write(json.dumps(row).encode() + b"\n")
         return self.done[key]
 
 
 def machine() -> str:
-    """Cores, memory and what the cores can do; no names."""
+    """Number of cores, their instruction sets, and memory; no names."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     words = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
     flags = [flag for flag in FLAGS if flag in words]
@@ -93,7 +94,7 @@ def machine() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Of every side: all cores for one process, no network, no progress bars, and its end with ours."""
+    """Environment of every side: all cores for one process, no network, no progress bars, and it ends with us."""
     cores = str(len(os.sched_getaffinity(0)))
     return os.environ | {
         "OMP_NUM_THREADS": cores,
@@ -107,9 +108,10 @@ def environment() -> dict[str, str]:
 
 
 def run(words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Values:
-    """Runs a program to its end: the last JSON object it prints, and `peak_mib`, the memory of it and all it started.
+    """Runs a program to its end.
 
-    Exits with the end of its log where it fails.
+    Returns the last JSON object that it prints, with `peak_mib`: the most memory of the program and all that it
+    started, in MiB. Exits with the end of its log if it fails.
     """
     program = Program(words, log, env)
     try:
@@ -119,7 +121,7 @@ def run(words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -
 
 
 class Program:
-    """A program that is measured, in a session of its own. It prints a JSON object for each line that it is given."""
+    """A program to be measured, in a separate session. It prints a JSON object for each line of its input."""
 
     def __init__(self, words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -140,37 +142,38 @@ class Program:
 
         Returns the last JSON object that was printed, with `peak_mib`: the most memory of the program and all that it
         started, in MiB. It is sampled before the line is sent and after the answer too, so that even a program that
-        answers at once has been looked at.
+        answers at once has been measured.
         """
         assert self.process.stdin is not None
-        before, peak = len(self.found()), _resident(self.process.pid)
-        with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says more
-            self.process.stdin.write(b"\n")
-            self.process.stdin.flush()
-            if is_last:
-                self.process.stdin.close()
+        num_before = len(self.results())
         try:
-            while self.process.poll() is None and (is_last or len(self.found()) == before):
+            peak = _resident(self.process.pid)
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and the error below gives its exit code
+                self.process.stdin.write(b"\n")
+                self.process.stdin.flush()
+                if is_last:
+                    self.process.stdin.close()
+            while self.process.poll() is None and (is_last or len(self.results()) == num_before):
                 peak = max(peak, _resident(self.process.pid))
                 time.sleep(0.1)
             peak = max(peak, _resident(self.process.pid))
         except KeyboardInterrupt:
             self.end()
             raise
-        found, code = self.found(), self.process.poll()
-        if code or len(found) == before:
+        results, code = self.results(), self.process.poll()
+        if code or len(results) == num_before:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
             words = " ".join(self.words[:5])
-            sys.exit(f"{tail}\nerror: {words} … ended with exit code {code}; all it said is in {self.log}")
-        return json.loads(found[-1]) | {"peak_mib": round(peak / MIB)}
+            sys.exit(f"{tail}\nerror: {words} … ended with exit code {code}; its complete output is in {self.log}")
+        return json.loads(results[-1]) | {"peak_mib": round(peak / MIB)}
 
-    def found(self) -> list[str]:
-        """Whole lines of JSON: what a library prints beside them, as vLLM does, is none of it."""
+    def results(self) -> list[str]:
+        """The complete lines of JSON that it has printed, without what a library such as vLLM prints between them."""
         lines = self.output.read_text(errors="replace").splitlines(keepends=True)
         return [line for line in lines if line.startswith("{") and line.endswith("\n")]
 
     def end(self, *, patience: float = 0.0) -> None:
-        """Ends it with all that it has started, after so many seconds in which it may do so itself."""
+        """Waits `patience` seconds for the program to end itself, then kills it with all that it has started."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -182,7 +185,10 @@ class Program:
 
 
 def _resident(pid: int) -> int:
-    """Of a process alone the most that it ever had: the kernel's own count, since it runs what it runs now."""
+    """Resident memory of a process and its children, in bytes.
+
+    For a process without children it is the most that the process has had since it began, as counted by the kernel.
+    """
     with contextlib.suppress(psutil.Error, OSError):
         root = psutil.Process(pid)
         others = root.children(recursive=True)

@@ -1,9 +1,10 @@
-"""The sides of benchmarks/speed.py, each run in a process of its own.
+"""The sides of the speed benchmark, each run in a separate process.
 
-    python -m benchmarks.speed.sides dpo-ours JOB    # JOB: base, folder, rows, … as JSON; one JSON line at the end
+    python -m benchmarks.speed.sides dpo-ours JOB    # JOB: JSON with base, folder, rows, …
 
-Ours are the stages as they are, started by their command line; the others are TRL's trainers as its commands make
-them, with the same rows, weights, precision, batch and learning rate, and all else its default.
+It prints its result as one line of JSON. Our sides are the unchanged stages with the keys of a command line. The others
+are TRL's trainers as its commands build them, with the same rows, weights, precision, batch and learning rate, and
+TRL's defaults otherwise.
 """
 
 import importlib
@@ -11,16 +12,20 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed.instruments import Watch, watching
 
-Job = dict[str, Any]
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 Values = dict[str, Any]
+Job = Values  # what a side is given
 
 
-def common(job: Job) -> dict[str, Any]:
-    """Keys of both sides."""
+def common(job: Job) -> Values:
+    """Keys of our sides and of TRL's."""
     return {
         "per_device_train_batch_size": job["batch"],
         "max_steps": job["steps"],
@@ -35,8 +40,8 @@ def common(job: Job) -> dict[str, Any]:
     }
 
 
-def run_as_stage(stage: str, folder: Path, keys: dict[str, Any]) -> None:
-    """A stage by its command line, in this process. Ends it where the stage fails."""
+def run_as_stage(stage: str, folder: Path, keys: Values) -> None:
+    """Runs a stage in this process with the words of a command line. Exits if the stage fails."""
     from engine.runtime.stage import run_stage
 
     module = importlib.import_module(f"stages.{stage}")
@@ -48,11 +53,11 @@ def run_as_stage(stage: str, folder: Path, keys: dict[str, Any]) -> None:
     run_stage(stage, module.ARGUMENTS, module.main, defaults=getattr(module, "DEFAULTS", {}), words=words)
 
 
-def trained(watch: Watch, job: Job) -> Values:
-    return {"seconds": watch.seconds, "rows": job["steps"] * job["batch"], **watch.how}
+def training_values(watch: Watch, job: Job) -> Values:
+    return {"seconds": watch.seconds, "rows": job["steps"] * job["batch"], **watch.settings}
 
 
-def stage_keys(stage: str, job: Job, **keys: Any) -> dict[str, Any]:
+def stage_keys(stage: str, job: Job, **keys: object) -> Values:
     held_out = Path(job["rows"]).with_name("held_out_dialogs.jsonl" if stage == "sft" else "held_out.jsonl")
     return common(job) | {
         "model_name_or_path": job["base"],
@@ -60,19 +65,19 @@ def stage_keys(stage: str, job: Job, **keys: Any) -> dict[str, Any]:
         "train_data": [job["rows"]],
         "eval_data": [held_out],
         "global_batch_size": job["batch"],
-        "eval_steps": 1000,  # at the start alone, before anything is timed
+        "eval_steps": 1000,  # so only at the start, before anything is timed
         **keys,
     }
 
 
-def ours(stage: str, job: Job, **keys: Any) -> Values:
+def train_ours(stage: str, job: Job, **keys: object) -> Values:
     with watching() as watch:
         run_as_stage(stage, Path(job["folder"]) / "step", stage_keys(stage, job, **keys))
-    return trained(watch, job)
+    return training_values(watch, job)
 
 
-def load_for_trl(job: Job, *, is_reward_model: bool = False) -> tuple[Any, Any]:
-    """Model and tokenizer. The weights are touched once, so that reading them from disk is not timed."""
+def load_for_trl(job: Job, *, is_reward_model: bool = False) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer. One forward pass touches the weights, so that reading them from disk is not timed."""
     import torch
 
     from engine.models.loading import load_causal, load_reward, load_tokenizer
@@ -87,12 +92,12 @@ def load_for_trl(job: Job, *, is_reward_model: bool = False) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def trl_config(config: type, job: Job, **keys: Any) -> Any:
+def trl_config(config: type, job: Job, **keys: object) -> Any:
     return config(**common(job) | {"output_dir": str(Path(job["folder"]) / "trl"), "disable_tqdm": True} | keys)
 
 
-def pairs_for_trl(job: Job) -> Any:
-    """TRL's columns, as messages."""
+def pairs_for_trl(job: Job) -> "Dataset":
+    """The pairs in TRL's columns, as messages."""
     from datasets import Dataset
 
     from data_schemas.reading import read_rows
@@ -103,15 +108,15 @@ def pairs_for_trl(job: Job) -> Any:
     return Dataset.from_list([{name: for_template(getattr(row, name)) for name in names} for row in rows])
 
 
-def dpo_trl(job: Job, **keys: Any) -> Values:
+def dpo_trl(job: Job, **keys: object) -> Values:
     from trl import DPOConfig, DPOTrainer
 
     model, tokenizer = load_for_trl(job)
     # The rows were drawn in this order.
     config = trl_config(DPOConfig, job, train_sampling_strategy="sequential", **keys)
-    with watching() as watch:  # precomputed log-probs are made where the trainer is
+    with watching() as watch:  # the trainer computes the reference log-probs when it is constructed
         DPOTrainer(model, args=config, train_dataset=pairs_for_trl(job), processing_class=tokenizer).train()
-    return trained(watch, job)
+    return training_values(watch, job)
 
 
 def reward_trl(job: Job) -> Values:
@@ -121,11 +126,11 @@ def reward_trl(job: Job) -> Values:
     config = trl_config(RewardConfig, job, train_sampling_strategy="sequential")
     with watching() as watch:
         RewardTrainer(model, args=config, train_dataset=pairs_for_trl(job), processing_class=tokenizer).train()
-    return trained(watch, job)
+    return training_values(watch, job)
 
 
 def sft_trl(job: Job, *, packing: bool = False) -> Values:
-    """On our tokens and labels: both sides train the same tokens of the same dialogs."""
+    """TRL's SFT on our tokens and labels, so that both sides train the same tokens of the same dialogs."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -136,32 +141,33 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
     model, tokenizer = load_for_trl(job)
     encode, _ = sft.encoder(tokenizer, sft.SFTArguments(train_data=[]))
     rows = [encode(row) for row in read_rows(Path(job["rows"]), Conversation)]
-    keys: dict[str, Any] = {"train_sampling_strategy": "sequential"}
-    if packing:  # as many tokens a step as the padded rows have, which is about as many dialogs
+    keys: dict[str, object] = {"train_sampling_strategy": "sequential"}
+    if packing:  # as many tokens a step as the padded rows have, which are about as many dialogs
         keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
     config = trl_config(SFTConfig, job, **keys)
     with watching() as watch:
         SFTTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
     tokens = sum(label != -100 for row in rows for label in row["labels"])
-    return trained(watch, job) | {"tokens": tokens}
+    return training_values(watch, job) | {"tokens": tokens}
 
 
 DPO_KEYS = {"loss_type": ["sigmoid"], "loss_weights": [1.0], "mask_formatting": False}  # TRL's loss
 
 
-def one_call(prompts: Sequence[list[int]], run: int) -> Sequence[list[int]]:
-    """Eight prompts in the order of the file: of all such calls the one that is due in this run."""
+def prompts_of_call(prompts: Sequence[list[int]], run: int) -> Sequence[list[int]]:
+    """The eight prompts of the call that is made in this run, of all calls in the order of the file."""
     calls = [prompts[start : start + 8] for start in range(0, len(prompts), 8)]
     widths = [max(map(len, call)) for call in calls]
     mean = sum(widths) / len(widths)
-    nearest = sorted(range(len(calls)), key=lambda place: abs(widths[place] - mean))
+    nearest = sorted(range(len(calls)), key=lambda call: abs(widths[call] - mean))
     return calls[nearest[run % len(calls)]]
 
 
-def generate(job: Job) -> Values:
+def sampling_generate(job: Job) -> Values:
     """generate() on 8 prompts a call in the order of the file, each with all its answers.
 
-    Its calls hang on nothing but themselves: each run has one, first that whose width is nearest to the mean.
+    Calls are independent of one another, so each run makes only one. The first run makes the call whose width is
+    nearest to the mean, the second run the next nearest.
     """
     import torch
 
@@ -179,9 +185,9 @@ def generate(job: Job) -> Values:
     ends, answers = end_tokens(model, tokenizer), []
     prompts = [encode_prompt(tokenizer, row.prompt) for row in read_rows(Path(job["rows"]), Prompt)]
     with watching() as watch, torch.no_grad():
-        rows = one_call(prompts, job["run"])
+        rows = prompts_of_call(prompts, job["run"])
         width = max(map(len, rows))
-        found = model.generate(  # pyright: ignore[reportCallIssue]
+        output = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
             attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
             num_return_sequences=job["answers"],
@@ -193,8 +199,8 @@ def generate(job: Job) -> Values:
             eos_token_id=sorted(ends),
             pad_token_id=pad,
         )
-        for row in found[:, width:].tolist():
-            end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+        for row in output[:, width:].tolist():
+            end = next((index for index, token in enumerate(row) if token in ends), len(row) - 1)
             answers.append((tokenizer.decode(row[: end + 1], skip_special_tokens=True), end + 1))
     return {
         "seconds": watch.seconds,
@@ -228,13 +234,13 @@ def sampling_ours(job: Job) -> Values:
         temperature=job["temperature"],
         max_new_tokens=job["max_new_tokens"],
         num_answers=job["answers"],
-        generation_batch_size=job["written_together"],
+        generation_batch_size=job["generation_batch_size"],
     )
     stage = Stage("rejection_sampling", folder, {}, Tracker(folder, active=False), is_main=True)
     settings, policies = SamplingSettings.of(arguments, purpose="bench"), [Policy(job["base"], "base")]
     with watching() as watch:
-        found = sample_in_turn(stage, policies, prompts, settings, num_answers=job["answers"])
-    answers = [answer for own in found for answer in own]
+        groups = sample_in_turn(stage, policies, prompts, settings, num_answers=job["answers"])
+    answers = [answer for group in groups for answer in group]
     return {
         "seconds": watch.seconds,
         "rows": len(answers),
@@ -250,29 +256,29 @@ def prepare(job: Job) -> Values:
 
 
 def arithmetic(job: Job) -> Values:
-    """Steps of our DPO, and products of its shapes before and after each: a machine is not as fast at all times.
+    """Times steps of our DPO, and products of its shapes before and after each, since a machine's speed varies.
 
-    `passes` are those of the reference, in this run and in one after it with another beta and seed.
+    `passes` are the numbers of reference passes of this run, and of a later one with another beta and seed.
     """
     from benchmarks.speed import flops
 
-    found, first, peaks = flops.measure(job), job["first_steps"], []
+    counted, untimed, peaks = flops.measure(job), job["untimed_steps"], []
 
     def measure_peaks() -> None:
-        peaks.append(flops.peaks(found["shapes"], found["dtypes"], job["repeats"]))
+        peaks.append(flops.peaks(counted["shapes"], counted["dtypes"], job["repeats"]))
 
     measure_peaks()
-    keys = stage_keys("dpo", job | {"steps": first + job["timed_steps"]}, **DPO_KEYS)
+    keys = stage_keys("dpo", job | {"steps": untimed + job["timed_steps"]}, **DPO_KEYS)
     with watching(counts_passes=True, between=measure_peaks) as watch:
         run_as_stage("dpo", Path(job["folder"]) / "first", keys)
-    with watching(counts_passes=True) as again:
+    with watching(counts_passes=True) as second:
         run_as_stage("dpo", Path(job["folder"]) / "second", stage_keys("dpo", job, **DPO_KEYS, beta=0.3) | {"seed": 2})
-    passes = [each.reference_passes() for each in (watch, again)]
-    return found | {"steps": watch.steps[first:], "peaks": peaks[first:], "passes": passes}
+    passes = [watched.reference_passes() for watched in (watch, second)]
+    return counted | {"steps": watch.steps[untimed:], "peaks": peaks[untimed:], "passes": passes}
 
 
-def make_model(job: Job) -> Values:
-    """A Llama of random weights with the base's tokenizer."""
+def write_random_model(job: Job) -> Values:
+    """Writes a Llama with random weights and the base's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -290,8 +296,8 @@ def make_model(job: Job) -> Values:
 
 
 def grid_rows(job: Job) -> Values:
-    """Writes made pairs; tokens of all their sequences, without padding."""
-    from benchmarks.speed.samples import random_pairs
+    """Writes random pairs. Returns the tokens of all their sequences, without padding."""
+    from benchmarks.speed.samples import write_random_pairs
     from data_schemas.reading import read_rows
     from data_schemas.rows import PreferencePair
     from engine.models.loading import load_tokenizer
@@ -299,8 +305,8 @@ def grid_rows(job: Job) -> Values:
 
     path = Path(job["folder"]) / "pairs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    random_pairs(path, length=job["length"], number=job["number"])
-    random_pairs(path.with_name("held_out.jsonl"), length=16, number=2)
+    write_random_pairs(path, length=job["length"], number=job["number"])
+    write_random_pairs(path.with_name("held_out.jsonl"), length=16, number=2)
     encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
     encoded = [encode(row) for row in read_rows(path, PreferencePair)]
     return {
@@ -310,18 +316,18 @@ def grid_rows(job: Job) -> Values:
 
 SIDES: dict[str, Callable[[Job], Values]] = {
     "prepare": prepare,
-    "dpo-ours": lambda job: ours("dpo", job, **DPO_KEYS),
+    "dpo-ours": lambda job: train_ours("dpo", job, **DPO_KEYS),
     "dpo-trl": dpo_trl,
     "dpo-trl-grouped": lambda job: dpo_trl(job, precompute_ref_log_probs=True),
-    "reward-ours": lambda job: ours("reward_model", job),
+    "reward-ours": lambda job: train_ours("reward_model", job),
     "reward-trl": reward_trl,
-    "sft-ours": lambda job: ours("sft", job),
+    "sft-ours": lambda job: train_ours("sft", job),
     "sft-trl": sft_trl,
     "sft-trl-packed": lambda job: sft_trl(job, packing=True),
     "sampling-ours": sampling_ours,
-    "sampling-generate": generate,
+    "sampling-generate": sampling_generate,
     "arithmetic": arithmetic,
-    "make-model": make_model,
+    "random-model": write_random_model,
     "grid-rows": grid_rows,
 }
 

@@ -1,15 +1,14 @@
-"""The lines of docs/benchmarks.md: what was measured against what was to be reached."""
+"""The rows of the tables in docs/benchmarks.md: what was measured, and whether it reached its target."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from benchmarks.speed.measure import Measurements, Ratio, num_pairs
-from benchmarks.speed.works import BATCHES, LENGTHS, SIZES, WORKS, cell
+from benchmarks.speed.measure import Measurements, Ratio, Values, num_pairs
+from benchmarks.speed.workloads import BATCHES, LENGTHS, SIZES, WORKLOADS, cell
 
 PARTS = ("start and end", "load", "save", "train", "evaluate", "generate", "score", "other")
-WORK = ("train", "evaluate", "generate", "score")  # what a run is for: all else counts as start-up, loading and saving
-TARGETS = {  # (work, side) -> of the ratio ours / theirs in rows a second
+WORK_PARTS = ("train", "evaluate", "generate", "score")  # all other parts count as start-up, loading and saving
+TARGETS = {  # (workload, side) -> least ratio ours / theirs in rows a second
     ("dpo", "dpo-trl"): 3.0,
     ("dpo_grouped", "dpo-trl-grouped"): 1.8,
     ("reward", "reward-trl"): 2.5,
@@ -18,10 +17,10 @@ TARGETS = {  # (work, side) -> of the ratio ours / theirs in rows a second
     ("sampling", "sampling-generate"): 2.0,
     ("sampling", "sampling-vllm"): 1.0,
 }
-MOST_MEMORY, MOST_OVERHEAD, LEAST_ARITHMETIC = 0.5, 0.2, 0.6
+MAX_MEMORY_RATIO, MAX_OVERHEAD, MIN_ARITHMETIC_SHARE = 0.5, 0.2, 0.6
 LABELS = {
     "dpo": "DPO, {batch} pairs a batch, reference included",
-    "dpo_grouped": "the same, batches of like length",
+    "dpo_grouped": "the same, batches of similar length",
     "reward": "reward model, the rows of the first line",
     "sft": "SFT, dialogs",
     "sampling": "sampling, {prompts} prompts × {answers} answers of ≤ {max_new_tokens} tokens",
@@ -38,20 +37,21 @@ PEERS = {
 UNITS = {"dpo": "pairs/s", "dpo_grouped": "pairs/s", "reward": "pairs/s", "sft": "dialogs/s", "sampling": "answers/s"}
 
 
-def rates(found: Sequence[Mapping[str, Any]], what: str = "rows") -> list[float]:
-    return [values[what] / values["seconds"] for values in found]
+def rates(runs: Sequence[Values], unit: str = "rows") -> list[float]:
+    """Rows (or tokens) a second of each run."""
+    return [values[unit] / values["seconds"] for values in runs]
 
 
-def runs_of(measured: Measurements, work: str, ours: str, theirs: str) -> tuple[list[Any], list[Any]]:
-    """Runs of both sides; none where one of them has none."""
-    mine, others = measured.of(work, ours), measured.of(work, theirs)
-    return (mine, others) if mine and others else ([], [])
+def runs_of(measured: Measurements, workload: str, ours: str, theirs: str) -> tuple[list[Values], list[Values]]:
+    """The runs of both sides; none of either if one side has none."""
+    our_runs, their_runs = measured.of(workload, ours), measured.of(workload, theirs)
+    return (our_runs, their_runs) if our_runs and their_runs else ([], [])
 
 
-def how(values: Mapping[str, Any]) -> str:
-    """In what a side worked; sampling keeps no activations."""
-    kept = {None: "", False: ", activations kept", True: ", activations recomputed"}
-    return values["dtype"] + kept[values.get("activation_checkpointing")]
+def precision_of(values: Values) -> str:
+    """Precision of a side, and whether it kept its activations, which does not apply to sampling."""
+    activations = {None: "", False: ", activations kept", True: ", activations recomputed"}
+    return values["dtype"] + activations[values.get("activation_checkpointing")]
 
 
 def verdict(reached: bool) -> str:
@@ -59,45 +59,48 @@ def verdict(reached: bool) -> str:
 
 
 def most_pairs(measured: Measurements) -> int:
-    """The most that a line has; one that has fewer says so."""
+    """The largest number of pairs of any line. A line with fewer pairs shows its own number."""
     return max(
-        num_pairs(*runs_of(measured, work.name, work.sides[0], side)) for work in WORKS for side in work.sides[1:]
+        num_pairs(*runs_of(measured, workload.name, workload.sides[0], side))
+        for workload in WORKLOADS
+        for side in workload.sides[1:]
     )
 
 
-def speed_lines(measured: Measurements, settings: Mapping[str, Any]) -> list[str]:
-    """A row of the table for each pair of sides."""
+def speed_lines(measured: Measurements, settings: Values) -> list[str]:
+    """A row of the table for each peer of each workload."""
     lines = []
-    for work in WORKS:
-        label, unit = LABELS[work.name].format(**settings), UNITS[work.name]
-        for side in work.sides[1:]:
-            target = TARGETS[work.name, side]
-            mine, others = runs_of(measured, work.name, work.sides[0], side)
-            if not mine:
-                why = "no `--vllm_python`" if side == "sampling-vllm" else "left out"
-                lines.append(f"| {label} | {PEERS[side]} | ≥ {target:.1f}× | not measured: {why} | | | |")
+    for workload in WORKLOADS:
+        label, unit = LABELS[workload.name].format(**settings), UNITS[workload.name]
+        for side in workload.sides[1:]:
+            target = TARGETS[workload.name, side]
+            ours, theirs = runs_of(measured, workload.name, workload.sides[0], side)
+            if not ours:
+                reason = "no `--vllm_python`" if side == "sampling-vllm" else "left out"
+                lines.append(f"| {label} | {PEERS[side]} | ≥ {target:.1f}× | not measured: {reason} | | | |")
                 continue
-            ratio = Ratio.in_turn(rates(mine), rates(others))
-            both = [how(mine[0]), how(others[0])]
-            each = [f"{statistics.median(rates(found)):.3g} {unit}" for found in (mine, others)]
-            pairs = num_pairs(mine, others)
+            ratio = Ratio.in_turn(rates(ours), rates(theirs))
+            precisions = dict.fromkeys([precision_of(ours[0]), precision_of(theirs[0])])
+            medians = [f"{statistics.median(rates(runs)):.3g} {unit}" for runs in (ours, theirs)]
+            pairs = num_pairs(ours, theirs)
             fewer = "" if pairs == most_pairs(measured) else f" of {pairs}"
-            found = f"{ratio}{fewer}, {verdict(ratio.median >= target)}"
-            cells = [label, PEERS[side], f"≥ {target:.1f}×", found, *each, " / ".join(dict.fromkeys(both))]
+            reached = f"{ratio}{fewer}, {verdict(ratio.median >= target)}"
+            cells = [label, PEERS[side], f"≥ {target:.1f}×", reached, *medians, " / ".join(precisions)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def other_lines(measured: Measurements) -> list[str]:
-    """The rows that are no ratio of speeds."""
+    """The rows of the table that are not ratios of speeds."""
     lines: list[str] = []
-    mine, others = runs_of(measured, "dpo", "dpo-ours", "dpo-trl")
-    if mine:
-        ratio = Ratio.in_turn([of["peak_mib"] for of in mine], [of["peak_mib"] for of in others])
-        each = [f"{statistics.median(of['peak_mib'] for of in found) / 1024:.1f} GiB" for found in (mine, others)]
+    ours, theirs = runs_of(measured, "dpo", "dpo-ours", "dpo-trl")
+    if ours:
+        peaks = [[values["peak_mib"] for values in runs] for runs in (ours, theirs)]
+        ratio = Ratio.in_turn(*peaks)
+        our_peak, their_peak = [f"{statistics.median(mib) / 1024:.1f} GiB" for mib in peaks]
         lines.append(
-            f"| peak memory of the first line | TRL, otherwise default | ≤ {MOST_MEMORY}× | {ratio}, "
-            f"{verdict(ratio.median <= MOST_MEMORY)} | {each[0]} | {each[1]} | {how(mine[0])} |"
+            f"| peak memory of the first line | TRL, otherwise default | ≤ {MAX_MEMORY_RATIO}× | {ratio}, "
+            f"{verdict(ratio.median <= MAX_MEMORY_RATIO)} | {our_peak} | {their_peak} | {precision_of(ours[0])} |"
         )
     for values in measured.of("arithmetic", "arithmetic"):
         first, passes = values["passes"]
@@ -108,8 +111,8 @@ def other_lines(measured: Measurements) -> list[str]:
     for values in measured.of("demo", "demo"):
         share = overhead(values)
         lines.append(
-            f"| `make demo`: start-up, loading and saving | its own wall time | ≤ {MOST_OVERHEAD:.0%} | "
-            f"{share:.0%}, {verdict(share <= MOST_OVERHEAD)} | {share * values['wall']:.0f} s | "
+            f"| `make demo`: start-up, loading and saving | its own wall time | ≤ {MAX_OVERHEAD:.0%} | "
+            f"{share:.0%}, {verdict(share <= MAX_OVERHEAD)} | {share * values['wall']:.0f} s | "
             f"{values['wall']:.0f} s | float32 |"
         )
     for values in measured.of("arithmetic", "arithmetic"):
@@ -117,93 +120,97 @@ def other_lines(measured: Measurements) -> list[str]:
         share = Ratio.of(steps, peaks)
         lines.append(
             f"| training step of the first line: arithmetic | measured matrix-product peak | "
-            f"≥ {LEAST_ARITHMETIC:.0%} | {share.median:.0%} [{share.low:.0%}, {share.high:.0%}], "
-            f"{verdict(share.median >= LEAST_ARITHMETIC)} | {statistics.median(steps) / 1e9:.0f} GFLOP/s | "
+            f"≥ {MIN_ARITHMETIC_SHARE:.0%} | {share.median:.0%} [{share.low:.0%}, {share.high:.0%}], "
+            f"{verdict(share.median >= MIN_ARITHMETIC_SHARE)} | {statistics.median(steps) / 1e9:.0f} GFLOP/s | "
             f"{statistics.median(peaks) / 1e9:.0f} GFLOP/s | float32 |"
         )
     return lines
 
 
-def overhead(values: Mapping[str, Any]) -> float:
-    """Share of a run's wall time that is none of the work: starting, loading, saving, and what is in no part."""
-    inside = sum(parts.get(name, 0.0) for parts in values["parts"].values() for name in WORK)
-    return 1 - inside / values["wall"]
+def overhead(values: Values) -> float:
+    """Share of a run's wall time outside WORK_PARTS: starting, loading, saving, and time that is in no part."""
+    work = sum(parts.get(name, 0.0) for parts in values["parts"].values() for name in WORK_PARTS)
+    return 1 - work / values["wall"]
 
 
-def step_rates(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Operations a second of each step, and of the best product just before or after it."""
+def step_rates(values: Values) -> tuple[list[float], list[float]]:
+    """Operations a second of each step, and of the best product measured just before or after it."""
     best = [max(rates["float32"].values()) for rates in values["peaks"]]
     return [values["operations"] / seconds for seconds in values["steps"]], list(map(max, best[:-1], best[1:]))
 
 
-def loop_table(values: Mapping[str, Any]) -> list[str]:
-    """Seconds by stage and part."""
+def loop_table(values: Values) -> list[str]:
+    """The table of seconds by stage and part."""
     lines = [f"| stage | {' | '.join(PARTS)} | all |", f"|---|{'---:|' * (len(PARTS) + 1)}"]
     total = dict.fromkeys(PARTS, 0.0)
     for stage, parts in values["parts"].items():
         row = [parts.get(name, 0.0) for name in PARTS]
         total = {name: total[name] + seconds for name, seconds in zip(PARTS, row, strict=True)}
         lines.append(f"| `{stage}` | {' | '.join(f'{seconds:.1f}' for seconds in row)} | {sum(row):.1f} |")
-    whole = sum(total.values())
-    lines.append(f"| all | {' | '.join(f'{seconds:.1f}' for seconds in total.values())} | {whole:.1f} |")
-    lines.append(f"| share | {' | '.join(f'{seconds / whole:.0%}' for seconds in total.values())} | |")
+    wall = sum(total.values())
+    lines.append(f"| all | {' | '.join(f'{seconds:.1f}' for seconds in total.values())} | {wall:.1f} |")
+    lines.append(f"| share | {' | '.join(f'{seconds / wall:.0%}' for seconds in total.values())} | |")
     return lines
 
 
-def sample_lines(facts: Mapping[str, Any]) -> list[str]:
+def sample_lines(facts: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The table of the sampled rows compared with all rows."""
     lines = [
-        "| sample | rows | padded tokens a row, here / whole file | own tokens a row, here / whole file |",
+        "| sample | rows | padded tokens a row, here / complete file | own tokens a row, here / complete file |",
         "|---|---:|---|---|",
     ]
     for name, label in (
         ("pairs", "pairs, in random order"),
-        ("grouped", "pairs, in batches of like length"),
+        ("grouped", "pairs, in batches of similar length"),
         ("dialogs", "dialogs, in random order"),
     ):
-        of = facts[name]
+        sizes = facts[name]
         lines.append(
-            f"| {label} | {of['rows']} | {of['padded']:.0f} / {of['padded_of_all']:.0f} | "
-            f"{of['own']:.0f} / {of['own_of_all']:.0f} |"
+            f"| {label} | {sizes['rows']} | {sizes['padded']:.0f} / {sizes['padded_of_all']:.0f} | "
+            f"{sizes['own']:.0f} / {sizes['own_of_all']:.0f} |"
         )
     return lines
 
 
 def grid_table(measured: Measurements) -> list[str]:
+    """The table of the grid: a row for each cell that was measured."""
     head = ["model", "words", "pairs", "tokens/s, ours", "tokens/s, TRL", "ratio", "GiB, ours", "GiB, TRL"]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for size in SIZES:
         for length in LENGTHS:
             for batch in BATCHES:
-                found = of_cell(measured, size, length, batch)
-                if found:
-                    (mine, my_gib), (others, their_gib) = found
+                sides = of_cell(measured, size, length, batch)
+                if sides:
+                    (ours, our_gib), (theirs, their_gib) = sides
                     lines.append(
-                        f"| {size} | {length} | {batch} | {mine:.0f} | {others:.0f} | {mine / others:.2f}× | "
-                        f"{my_gib:.1f} | {their_gib:.1f} |"
+                        f"| {size} | {length} | {batch} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f}× | "
+                        f"{our_gib:.1f} | {their_gib:.1f} |"
                     )
     return lines
 
 
 def of_cell(measured: Measurements, size: str, length: int, batch: int) -> list[tuple[float, float]]:
-    """(tokens a second, GiB) of ours and theirs; empty where one is missing."""
+    """(tokens a second, GiB) of our side and of TRL's; empty if one of them was not measured."""
     rows = measured.of(f"rows {length} {batch}", "grid-rows")
-    both = [measured.of(cell(size, length, batch), side) for side in ("dpo-ours", "dpo-trl")]
-    if not rows or not all(both):
+    sides = [measured.of(cell(size, length, batch), side) for side in ("dpo-ours", "dpo-trl")]
+    if not rows or not all(sides):
         return []
-    return [(rows[0]["tokens"] / values[0]["seconds"], values[0]["peak_mib"] / 1024) for values in both]
+    return [(rows[0]["tokens"] / runs[0]["seconds"], runs[0]["peak_mib"] / 1024) for runs in sides]
 
 
 def token_lines(measured: Measurements) -> list[str]:
-    """Sampling in tokens a second: answers differ in length by their noise."""
+    """Sampling in tokens a second, since the sampled answers of the sides differ in length by chance."""
     lines = []
-    for side in WORKS[-1].sides[1:]:
-        mine, others = runs_of(measured, "sampling", "sampling-ours", side)
-        if mine:
-            each = [f"{statistics.median(rates(found, 'tokens')):.0f}" for found in (mine, others)]
-            lengths = [statistics.median(of["tokens"] / of["rows"] for of in found) for found in (mine, others)]
+    for side in WORKLOADS[-1].sides[1:]:
+        ours, theirs = runs_of(measured, "sampling", "sampling-ours", side)
+        if ours:
+            speeds = [f"{statistics.median(rates(runs, 'tokens')):.0f}" for runs in (ours, theirs)]
+            lengths = [
+                statistics.median(values["tokens"] / values["rows"] for values in runs) for runs in (ours, theirs)
+            ]
             lines.append(
                 f"- Sampling against {PEERS[side]}, in tokens: "
-                f"{Ratio.in_turn(rates(mine, 'tokens'), rates(others, 'tokens'))} ({each[0]} and {each[1]} "
+                f"{Ratio.in_turn(rates(ours, 'tokens'), rates(theirs, 'tokens'))} ({speeds[0]} and {speeds[1]} "
                 f"tokens/s; {lengths[0]:.0f} and {lengths[1]:.0f} tokens an answer)."
             )
     return lines

@@ -1,9 +1,10 @@
-"""vLLM's side of benchmarks/speed.py, run by the interpreter of its own environment: the standard library and vllm.
+"""vLLM's side of the speed benchmark. It imports only the standard library and vllm.
 
-PYTHON benchmarks/speed/vllm_side.py JOB     # JOB: base, prompt_ids, answers, … as JSON
+    PYTHON benchmarks/speed/vllm_side.py JOB
 
-It starts once, writes all answers for each line of its input, and prints a JSON line of them. In between its processes
-are stopped: even idle, its worker would take a tenth of a core from the other sides.
+PYTHON is the interpreter of vLLM's environment, JOB is JSON with base, prompt_ids, answers and the settings. It loads
+the model once. For each line of its input it generates all answers and prints one line of JSON. In between its
+processes are stopped, because even an idle worker takes a tenth of a core from the other sides.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ from typing import Any
 def main() -> None:
     job = json.loads(sys.argv[1])
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
-    # Else it keeps a core for itself: with two it is half as fast.
+    # Otherwise vLLM reserves a core: with two cores it is half as fast.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
-    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # else each start compiles anew: its cache is not for a CPU
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # it would compile at each start: the cache is not for a CPU
     import vllm
 
     prompts: list[Any] = [{"prompt_token_ids": ids} for ids in json.loads(Path(job["prompt_ids"]).read_text())]
@@ -32,26 +33,26 @@ def main() -> None:
     try:
         for _ in sys.stdin:
             signal_others(signal.SIGCONT)
-            engine.reset_prefix_cache()  # of the prompts, which were there before
+            engine.reset_prefix_cache()  # the prompts were there in an earlier run
             started = time.perf_counter()
-            written = engine.generate(prompts, sampling, use_tqdm=False)
+            outputs = engine.generate(prompts, sampling, use_tqdm=False)
             seconds = time.perf_counter() - started
-            lengths = [len(answer.token_ids) for request in written for answer in request.outputs]
-            found = {"seconds": seconds, "rows": len(lengths), "tokens": sum(lengths), "dtype": job["dtype"]}
+            lengths = [len(answer.token_ids) for request in outputs for answer in request.outputs]
+            values = {"seconds": seconds, "rows": len(lengths), "tokens": sum(lengths), "dtype": job["dtype"]}
             signal_others(signal.SIGSTOP)
-            print(json.dumps(found | {"vllm": vllm.__version__}), flush=True)
+            print(json.dumps(values | {"vllm": vllm.__version__}), flush=True)
     finally:
         signal_others(signal.SIGCONT)
 
 
 def signal_others(number: signal.Signals) -> None:
-    """To all other processes of this group, which are those that vLLM has started."""
-    for each in Path("/proc").iterdir():
+    """Sends a signal to all other processes of this process group, which vLLM has started."""
+    for entry in Path("/proc").iterdir():
         with contextlib.suppress(ValueError, ProcessLookupError):
-            pid = int(each.name)
+            pid = int(entry.name)
             if pid != os.getpid() and os.getpgid(pid) == os.getpgrp():
                 os.kill(pid, number)
 
 
-if __name__ == "__main__":  # its engine is a process that imports this file
+if __name__ == "__main__":  # vLLM's engine is a process that imports this file
     main()

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.alignment import checkable, controls, run
 
 
-def asked(*constraints: str) -> list[dict[str, str]]:
+def prompt_with(*constraints: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": " ".join(["Describe rain.", *constraints])}]
 
 
@@ -26,19 +26,19 @@ def asked(*constraints: str) -> list[dict[str, str]]:
     ],
 )
 def test_every_constraint_by_hand(constraint, kept, broken):
-    assert checkable.score(asked(constraint), kept, True) == 1.0
-    assert checkable.score(asked(constraint), broken, True) == 0.0
+    assert checkable.score(prompt_with(constraint), kept, True) == 1.0
+    assert checkable.score(prompt_with(constraint), broken, True) == 0.0
 
 
 def test_the_score_is_the_share_of_constraints_kept_by_an_answer_to_the_question():
-    both = asked("Do not use any commas.", "Speak of yourself as I.")
+    both = prompt_with("Do not use any commas.", "Speak of yourself as I.")
     assert checkable.score(both, "Rain is wet.", True) == 0.5
     assert checkable.score(both, "I say that rain is wet.", True) == 1.0
     assert checkable.score(both, "I say that rain is wet.", False) == 0.0  # cut off
     assert checkable.score(both, "I say that snow is cold.", True) == 0.0  # about something else
     assert checkable.score(both, "I rain", True) == 0.0
-    with pytest.raises(ValueError, match=r"no constraint is known in 'Describe rain\.'"):
-        checkable.score(asked(), "Rain is wet.", True)
+    with pytest.raises(ValueError, match=r"no known constraint in 'Describe rain\.'"):
+        checkable.score(prompt_with(), "Rain is wet.", True)
 
 
 def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path):
@@ -49,12 +49,12 @@ def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path
         texts[name] = [row["prompt"][0]["content"] for row in rows]
         assert len(set(texts[name])) == count
     for text in texts["prompts"] + texts["evaluation_prompts"]:
-        found = [constraint.asked for constraint, _ in checkable.constraints_of(text)]
+        found = [constraint.instruction for constraint, _ in checkable.constraints_of(text)]
         assert 1 <= len(found) <= 2
-        assert not all(words in " ".join(found) for words in checkable.APART)
-        said = [constraint.asked.format(value) for constraint, value in checkable.constraints_of(text)]
-        assert sum(map(len, said)) + len(said) == len(text) - text.index(min(said, key=text.index)) + 1
-        assert all(sentence in text for sentence in said)
+        assert not all(words in " ".join(found) for words in checkable.EXCLUSIVE)
+        sentences = [constraint.instruction.format(value) for constraint, value in checkable.constraints_of(text)]
+        assert sum(map(len, sentences)) + len(sentences) == len(text) - text.index(min(sentences, key=text.index)) + 1
+        assert all(sentence in text for sentence in sentences)
     held_out = checkable.TOPICS[: checkable.HELD_OUT]
     assert not any(f" {topic}." in text or f" {topic} is" in text for topic in held_out for text in texts["prompts"])
 
@@ -98,7 +98,7 @@ def test_the_verdict_names_what_differs_beyond_its_interval():
     assert run.verdict(scores).splitlines() == [
         "- Worse than the full recipe after the last round: no DPO.",
         "- Better than the full recipe after the last round: no NLL term.",
-        "- Not told apart from it after the last round: no formatting mask, no rejection sampling, "
+        "- Not distinguishable from the full recipe after the last round: no formatting mask, no rejection sampling, "
         "reward model not refitted.",
         "- Controls that improved: hash of the text.",
     ]

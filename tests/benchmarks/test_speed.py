@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import flops, instruments, measure, run, samples, tables
-from benchmarks.speed.works import Settings
+from benchmarks.speed.workloads import Settings
 from tests.processes import has_ended
 
 
@@ -74,7 +74,7 @@ print("not this"); print(json.dumps({{"seconds": 2}})); print("nor what a librar
 """
     found = measure.run([sys.executable, "-c", code], tmp_path / "side.log")
     assert found["seconds"] == 2 and 160 < found["peak_mib"] < 320
-    with pytest.raises(SystemExit, match=r"(?s)ZeroDivisionError.*exit code 1; all it said is in .*side\.log"):
+    with pytest.raises(SystemExit, match=r"(?s)ZeroDivisionError.*exit code 1; its complete output is in .*side\.log"):
         measure.run([sys.executable, "-c", "1 / 0"], tmp_path / "side.log")
 
 
@@ -102,7 +102,7 @@ def test_a_program_that_answers_before_it_is_polled_has_been_measured(tmp_path, 
     """On a busy machine the answer may be there when the waiting begins."""
     program = measure.Program([sys.executable, "-c", "input(); print('{}', flush=True); input()"], tmp_path / "log")
     found = iter([[], ["{}"], ["{}"]])
-    monkeypatch.setattr(program, "found", lambda: next(found))
+    monkeypatch.setattr(program, "results", lambda: next(found))
     assert program.measure()["peak_mib"] > 0
     program.end()
 
@@ -118,7 +118,7 @@ def test_an_interrupted_bench_stops_at_once_and_prints_that_it_can_be_resumed(tm
     monkeypatch.setattr(sys, "argv", ["speed", "grid"])
     with pytest.raises(SystemExit) as ended:
         run.main()
-    assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert ended.value.code == 130 and "the same command again to resume" in capsys.readouterr().err
     assert program.process.returncode == -signal.SIGKILL
 
 
@@ -233,7 +233,7 @@ def test_the_table_shows_which_targets_were_reached_and_missed(tmp_path):
         (["table", "--base_model", "nowhere", "--pairs", "x"], "nowhere is not a model folder"),
         (["table", "--base_model", "nowhere"], "--pairs is missing"),
         (["table", "--pairs", "x", "--num_pairs", "0"], "--num_pairs 0: expected 1 or more"),
-        (["report", "--folder", "nowhere"], "nothing is measured in "),
+        (["report", "--folder", "nowhere"], "no measurements in "),
     ],
 )
 def test_a_bench_without_its_inputs_is_an_error(words, said, monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.speed import flops, measure, report, run, tables
 from benchmarks.speed.flops import faster
-from benchmarks.speed.sides import SIDES, one_call
-from benchmarks.speed.works import QUICK, Settings, cell
+from benchmarks.speed.sides import SIDES, prompts_of_call
+from benchmarks.speed.workloads import QUICK, Settings, cell
 from tests.processes import has_ended
 from tests.toy_rows import conversation, pair, write_jsonl
 
@@ -86,7 +86,7 @@ def test_a_side_answers_every_prompt(side, sample, alone, tmp_path):
 def test_each_run_has_one_of_generates_calls_first_that_of_mean_width():
     widths = [*[1] * 7, 9, *[2] * 8, *[3] * 7, 6, 7, 7]  # calls as wide as 9, 2, 6 and 7, in the mean 6
     prompts = [[number] * width for number, width in enumerate(widths)]
-    calls = [one_call(prompts, run) for run in range(5)]
+    calls = [prompts_of_call(prompts, run) for run in range(5)]
     assert calls == [prompts[16:24], prompts[24:26], prompts[0:8], prompts[8:16], prompts[16:24]]
 
 
@@ -137,7 +137,7 @@ class LLM:
 
 
 def test_peaks_reference_passes_and_the_grids_rows_and_models_are_computed(sample, alone, tmp_path):
-    job = sample | {"rows": f"{sample['folder']}/pairs.jsonl", "folder": str(tmp_path), "first_steps": 1}
+    job = sample | {"rows": f"{sample['folder']}/pairs.jsonl", "folder": str(tmp_path), "untimed_steps": 1}
     found = SIDES["arithmetic"](job | {"timed_steps": 2})
     assert len(found["steps"]) == 2 and len(found["peaks"]) == 3  # before, between and after them
     first, second = found["passes"]
@@ -149,7 +149,7 @@ def test_peaks_reference_passes_and_the_grids_rows_and_models_are_computed(sampl
     steps, best = tables.step_rates(found)
     assert all(0 < step < peak for step, peak in zip(steps, best, strict=True)), "a step is more than its products"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    made = SIDES["make-model"](sample | {"folder": str(tmp_path / "model"), "sizes": sizes})
+    made = SIDES["random-model"](sample | {"folder": str(tmp_path / "model"), "sizes": sizes})
     assert made["parameters"] > 20480 and (tmp_path / "model" / "tokenizer.json").exists()
     rows = SIDES["grid-rows"](sample | {"folder": str(tmp_path / "rows"), "length": 20, "number": 3})
     assert rows["tokens"] > 3 * 2 * 10 and (tmp_path / "rows" / "held_out.jsonl").exists()
@@ -165,8 +165,8 @@ def test_every_cell_of_the_grid_has_both_sides_in_turn_and_enough_words(tmp_path
     for work, side in cells:
         length, batch, job = *map(int, work.split()[1:]), asked[work, side]
         assert job["steps"] * batch == asked[f"rows {length} {batch}", "grid-rows"]["number"], "rows are seen once"
-        assert job["steps"] * batch * length >= Settings().least_words
-        assert job["steps"] == 1 or (job["steps"] - 1) * batch * length < Settings().least_words
+        assert job["steps"] * batch * length >= Settings().min_words
+        assert job["steps"] == 1 or (job["steps"] - 1) * batch * length < Settings().min_words
 
 
 def _bench(folder, jobs, **arguments):
