@@ -79,7 +79,7 @@ log = logging.getLogger(__name__)
 class EvaluatePolicyArguments(GateArguments):
     prompts: list[str] = required_field("files of held-out prompts, frozen for the run", role="rows")
     model_name_or_path: str = required_field("the policy under test", role="model")
-    policy_step: str = key_field("", "name of the step that made the policy")
+    policy_step: str = key_field("", "name of the step that trained the policy")
     first_policy: str | None = key_field(
         None, "the policy that KL is measured to; null: this is the first", role="model"
     )
@@ -89,7 +89,7 @@ class EvaluatePolicyArguments(GateArguments):
     )
     judge_model: str | None = key_field(None, "a reward model no round optimises, where there is no gold", role="model")
     proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
-    num_answers: int = key_field(4, "answers a prompt")
+    num_answers: int = key_field(4, "answers to each prompt")
     function_timeout: float = key_field(60.0, "seconds that one call of judge_function may take", role="runtime")
     num_prompts: int | None = key_field(None, "the first prompts; null: all")
 

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class RejectionSamplingArguments(AnsweringArguments):
     reward_model: str = required_field("the reward model that ranks", role="model")
-    num_answers: int = key_field(8, "K, answers a prompt, over all policies")
+    num_answers: int = key_field(8, "K, answers to each prompt, over all policies")
     temperature_range: list[float] | None = key_field(None, "[lowest, highest]: each prompt draws its temperature")
     system_prompts: list[str] | None = key_field(
         None, "each prompt without one draws one of these; the reward model sees it, the winner's row does not"
@@ -59,7 +59,7 @@ class RejectionSamplingArguments(AnsweringArguments):
     keep_by: Literal["rank", "min_score", "top_quartile"] = key_field(
         "rank", "which of a prompt's num_winners best win: all, by score, or in the top quartile of all prompts' best"
     )
-    num_winners: int = key_field(1, "answers kept of a prompt at most")
+    num_winners: int = key_field(1, "the most answers that are kept for each prompt")
     min_score: float | None = key_field(None, "reward that a winner has at least, with keep_by: min_score")
     min_answer_tokens: int = key_field(0, "shorter answers never win; the end token counts")
     max_answer_tokens: int | None = key_field(None, "longer answers never win; null: no limit")

@@ -22,13 +22,15 @@ class GateArguments(GenerationArguments):
     """The rules. A policy is compared with the best policy so far; KL is measured to the first policy."""
 
     gate_min_gain: float | None = key_field(
-        0.0, "accept when the judge's mean rises by more than this; null: not asked"
+        0.0, "accept when the judge's mean rises by more than this; null: not applied"
     )
-    gate_min_win_rate: float | None = key_field(None, "accept when so large a share of the answers wins, or more")
-    gate_max_length_growth: float | None = key_field(None, "accept when mean answer tokens grow by no larger factor")
-    gate_max_unfinished: float | None = key_field(None, "accept when no larger share of the answers lacks an end token")
+    gate_min_win_rate: float | None = key_field(None, "accept when at least this share of the answers wins")
+    gate_max_length_growth: float | None = key_field(None, "accept when mean answer tokens grow by at most this factor")
+    gate_max_unfinished: float | None = key_field(
+        None, "accept when at most this share of the answers lacks an end token"
+    )
     gate_max_kl: float | None = key_field(
-        None, "accept when the KL to the first policy is no larger, in nats an answer"
+        None, "accept when the KL to the first policy is at most this, in nats per answer"
     )
     gate_overoptimised: bool = key_field(
         False, "do not accept when the round's reward model scores higher and the judge lower than before"

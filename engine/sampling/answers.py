@@ -50,7 +50,7 @@ class GeneratedAnswer(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How answers are sampled. Everything an engine is told besides the policy and the requests."""
+    """How answers are sampled. An engine gets nothing else besides the policy and the requests."""
 
     seed: str  # of the noise; holds the purpose, so that different uses of one seed have independent noise
     temperature: float

@@ -105,7 +105,7 @@ def test_an_annotator_may_give_the_strength_and_voters_their_disagreement():
 
 
 def test_a_failed_annotation_is_resumed_with_another_function(tiny_model, rows, tmp_path, monkeypatch):
-    """Answers are found again in the folder of the failed step, which the mended function has made another step."""
+    """The corrected function makes it another step; its answers are taken from the folder of the failed one."""
     judge = tmp_path / "judge.py"
     judge.write_text("def score(prompt, answer, ended):\n    return 1 / 0\n")
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))

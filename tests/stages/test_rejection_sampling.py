@@ -104,7 +104,7 @@ REJECTION_SAMPLING = {"num_answers": 3, "max_new_tokens": 10, "keep_unfinished":
 def test_two_processes_sample_the_same_rows_as_one(
     tiny_model, tied_model, tiny_reward_model, rows, run_stage, tmp_path
 ):
-    # Two policies in turn, each prompt at its own temperature, under a system prompt of its own.
+    # Two policies in turn, each prompt with its own temperature and system prompt.
     keys = {
         "policies": [tiny_model, tied_model],
         "reward_model": tiny_reward_model,

@@ -52,5 +52,5 @@ NUMBERS = {
     ],
 )
 def test_the_gate_decides_by_its_rules(keys, numbers, decision):
-    made = decide(NUMBERS | numbers, GateArguments(**keys))
-    assert (made.action, made.reason) == decision
+    decided = decide(NUMBERS | numbers, GateArguments(**keys))
+    assert (decided.action, decided.reason) == decision

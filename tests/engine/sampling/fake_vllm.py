@@ -1,4 +1,4 @@
-"""An interpreter whose vLLM is a fake: it notes what it is asked, and gives tokens that are hashes of it.
+"""An interpreter with a fake vLLM, which records its requests and returns tokens that are hashes of them.
 
 For the tests of the protocol, of restarts and of messages; test_real_vllm.py has the real one where it is installed.
 """

@@ -96,7 +96,7 @@ def group_generator(model: Any, **keys: Any) -> GroupGenerator:
         (0.05, 1.0, 0.8, 1),
         (0.55, 1.0, 0.8, 1),
         (0.56, 1.0, 0.8, 2),
-        # top_p 0.45 is reached by token 1 alone.
+        # top_p 0.45 is reached by token 1 already.
         (0.0, 1.0, 0.45, 1),
         (0.999, 1.0, 0.45, 1),
         # The most probable one, whatever the noise.

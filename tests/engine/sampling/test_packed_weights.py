@@ -18,12 +18,12 @@ from engine.sampling.packed_weights import packed_weights as packed
 HAS_HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 IS_X86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 HALF = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not HAS_HALF, reason="no products in bfloat16 here"))
-FULL = pytest.param(torch.float32, marks=pytest.mark.skipif(not IS_X86, reason="float32 is packed on x86 alone"))
+FULL = pytest.param(torch.float32, marks=pytest.mark.skipif(not IS_X86, reason="float32 is only packed on x86"))
 both = pytest.mark.parametrize("dtype", [HALF, FULL])
 
 
 class Layers(torch.nn.Module):
-    """A layer of its own class, as PEFT's are, beside plain ones with and without a bias, and one that is tied."""
+    """Plain layers with and without a bias, one of another class, as in PEFT, and one that is tied."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

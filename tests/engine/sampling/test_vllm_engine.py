@@ -1,4 +1,4 @@
-"""The vLLM engine: what vLLM is asked for, and what becomes of its tokens. With a fake vLLM."""
+"""The vLLM engine: the requests to vLLM, and the answers from its tokens. With a fake vLLM."""
 
 import json
 
@@ -122,7 +122,7 @@ def test_stages_write_the_same_rows_and_record_with_vllm(fake, tiny_model, tmp_p
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"question {number}"} for number in range(6)])
     common = {"prompts": [prompts], "max_new_tokens": 8, "engine": "vllm", "vllm": {"python": fake.python}}
-    made = run_here(
+    record = run_here(
         "annotate",
         tmp_path / "annotate",
         policies=[tiny_model],
@@ -130,8 +130,8 @@ def test_stages_write_the_same_rows_and_record_with_vllm(fake, tiny_model, tmp_p
         keep_unfinished=True,
         **common,
     )
-    assert made.keys["engine"] == "vllm" and "vllm" not in made.keys
-    assert made.metrics["prompts"] == 6
+    assert record.keys["engine"] == "vllm" and "vllm" not in record.keys
+    assert record.metrics["prompts"] == 6
     run_here(
         "evaluate_policy",
         tmp_path / "evaluate",
