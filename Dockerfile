@@ -1,6 +1,6 @@
-# CUDA with its compiler: DeepSpeed builds its optimizer kernels on first use.
+# The image has the CUDA compiler, since DeepSpeed builds its optimizer kernels at their first use.
 #   docker build -t alignloop .
-#   docker run --gpus all --ipc=host -v "$PWD/runs:/work/runs" alignloop run /app/configs/demo.yaml
+#   docker run --gpus all --ipc=host -v "$PWD/runs:/work/runs" alignloop run demo
 FROM nvidia/cuda:12.8.1-devel-ubuntu24.04
 
 RUN apt-get update \
@@ -12,7 +12,7 @@ USER alignloop
 WORKDIR /app
 ENV PATH=/app/.venv/bin:$PATH PIP_NO_CACHE_DIR=1
 
-# The libraries first: they change less often than the code.
+# Libraries first, since they change less often than the code.
 COPY --chown=alignloop constraints.txt pyproject.toml README.md ./
 RUN python3 -m venv .venv && pip install --constraint constraints.txt torch==2.13.0
 COPY --chown=alignloop . .

@@ -26,18 +26,18 @@ types: install
 test: lint types
 	$(BIN)/pytest -n 2 --dist loadfile --durations 15
 
-# What is left out of `make test` for its time: more pairs of stage and ZeRO profile.
+# Tests that `make test` leaves out because they take long: more pairs of stage and ZeRO profile, an installed wheel.
 test-long: install
 	$(BIN)/pytest -m long -n 2
 
-# After a key of a stage, or its recipe version, has changed.
+# Run this after a change of a stage's keys, traits or recipe version.
 keys: install
 	$(BIN)/python -m commands.describe_keys
 	$(BIN)/python -m pipeline.recipe.reference
 
-# Beside TRL, generate() and vLLM on the same machine: docs/benchmarks.md. Needs BASE_MODEL (a model's folder) and PAIRS
-# (a file of preferences); INSTRUCTIONS (files of dialogs), VLLM_PYTHON (of an environment with vLLM) and OPTIONS
-# (--quick) as you like. What is measured is kept: a bench that was stopped goes on.
+# Speed and memory compared with TRL, generate() and vLLM on the same machine: docs/benchmarks.md. Needs BASE_MODEL (a
+# model folder) and PAIRS (a file of preferences). Optional: INSTRUCTIONS (files of dialogs), VLLM_PYTHON (the Python of
+# an environment with vLLM) and OPTIONS (as --quick). Measurements are kept, so a stopped benchmark can be resumed.
 needs = $(if $($(1)),,$(error make $@ needs $(1)=PATH, $(2)))
 bench: install
 	$(call needs,BASE_MODEL,the folder of a small causal model)$(call needs,PAIRS,a file of preferences)
@@ -45,18 +45,18 @@ bench: install
 	$(BIN)/python -m benchmarks.speed table --base_model "$(BASE_MODEL)" --pairs "$(PAIRS)" \
 		--instructions $(INSTRUCTIONS) --vllm_python "$(VLLM_PYTHON)" $(OPTIONS)
 
-# The grid: three sizes of model, rows and batch. Needs BASE_MODEL, of which it takes the tokenizer.
+# The grid of three model sizes, row lengths and batch sizes. Needs BASE_MODEL, whose tokenizer it uses.
 bench-full: install
 	$(call needs,BASE_MODEL,the folder of a small causal model)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.speed grid --base_model "$(BASE_MODEL)" $(OPTIONS)
 
-# Five seeds of the demo's world, with parts removed and controls: docs/alignment.md. Runs that are there are reused.
+# Five seeds of the demo's world, with ablations and controls: docs/alignment.md. Finished runs are reused.
 bench-alignment: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.alignment world
 
-# The demo killed at 50 random moments: every file must come out as in the run that was left alone.
+# Kills the demo at 50 random moments; every file must be identical to that of an undisturbed run.
 soak: install
 	$(BIN)/python -m benchmarks.soak --kills 50
 

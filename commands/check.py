@@ -31,7 +31,8 @@ from engine.runtime.keys import fill
 from engine.runtime.process import trust_code, use_all_cores
 from engine.runtime.stage import Stage, format_counts
 from engine.runtime.tracking import Tracker
-from engine.tokens.inspection import TokenRow, encode_all, sequences_of, trained_of
+from engine.tokens.inspection import encode_all
+from engine.tokens.token_rows import TokenRow
 from engine.training.method import Method
 from stages.dpo import METHOD as DPO
 from stages.prepare_base import prepare_tokenizer
@@ -143,8 +144,8 @@ def check_step(
     if rows.dropped:
         console.print(f"dropped: {format_counts(rows.dropped)}", markup=False)
     for number, row in enumerate(shown, 1):
-        for label, ids, trained in zip(_labels_of(row), sequences_of(row), trained_of(row), strict=True):
-            console.print(Text(f"row {number}{label}:", style="bold"))
+        for name, ids, trained in zip(row.names, row.sequences, row.trained, strict=True):
+            console.print(Text(f"row {number}{', ' if name else ''}{name}:", style="bold"))
             console.print(coloured(tokenizer, ids, trained, marked=not console.is_terminal), soft_wrap=True)
 
 
@@ -179,13 +180,6 @@ def advise(layer: precision.Layer, requests: list[PrecisionRequest], console: Co
         )
         if line:
             console.print(Text(f"{', '.join(request['stages'])}: {line}", style="yellow"))
-
-
-def _labels_of(row: TokenRow) -> list[str]:
-    """What is printed after the row's number, for each of its sequences."""
-    if "answers" in row:
-        return [f", rank {rank}" for rank in range(1, len(row["answers"]) + 1)]
-    return [""] if "input_ids" in row else [", chosen", ", rejected"]
 
 
 def coloured(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: list[bool], *, marked: bool) -> Text:

@@ -1,48 +1,50 @@
-"""The record beside an output. A folder that has its record is whole and final: it is written last.
+"""The record beside an output. It is written last, so a folder that has its record is complete and final.
 
-A record names everything that made the folder: stage, recipe version, typed keys, the fingerprints of its inputs,
-and every file with its size and hash. It ends in a digest of itself.
+A record names everything that the folder was made from (stage, recipe version, typed keys, inputs), and every file with
+its size and hash. It ends in a digest of itself.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_schemas.errors import ConfigError
-from data_schemas.files import DIGEST, digest_of, hash_files, sync, write_atomically
+from data_schemas.errors import DataError
+from data_schemas.files import DIGEST, digest_record, hash_files, sync, write_atomically
+from data_schemas.stage_keys import Keys
 
 RECORD = "artifact.json"
-HALVED = "halved"  # kind of an outcome: out of memory, and started again with half as many rows at a time
+HALVED = "halved"  # kind of an outcome: out of memory, to be started again with half the micro-batch
 
 
 class Choice(BaseModel):
-    """What an evaluation decided: the policies so far, best first. `folder` is relative to the evaluation's parent."""
+    """One of the policies that an evaluation ranked."""
 
     model_config = ConfigDict(extra="forbid")
 
     step: str  # the step that made the policy, as in "round-1.dpo"
-    folder: str
+    folder: str  # its step's folder, relative to the parent of the evaluation's folder
     score: float
 
 
 class Artifact(BaseModel):
+    """A record."""
+
     model_config = ConfigDict(extra="forbid")
 
     stage: str
     step: str
     recipe_version: int
     fingerprint: str = ""  # empty for a stage that was run by hand
-    keys: dict[str, Any]  # the stage's identity keys, resolved and typed
+    keys: Keys  # the stage's identity keys, resolved and typed
     inputs: dict[str, str]  # key -> folder or file it was given
     outputs: dict[str, str]  # name -> file or folder, relative to this one
     files: dict[str, int]  # every file of the outputs -> bytes
-    sha256: dict[str, str] = {}  # the same files -> hash of their content, made when the record is written
+    sha256: dict[str, str] = {}  # the same files -> hash of their content, computed when the record is written
     metrics: dict[str, float | int | str | None]
     reasons: dict[str, str] = {}  # metric that is null -> why
-    choices: list[Choice] = []
-    contract: dict[str, str] = {}  # of a model, or of rows that a policy answered: see engine/contract.py
+    choices: list[Choice] = []  # the policies up to this evaluation, best first
+    contract: dict[str, str] = {}  # of a model, or of rows that a policy answered: see engine/tokens/contract.py
     versions: dict[str, str] = {}
     seconds: float = 0.0
 
@@ -50,7 +52,7 @@ class Artifact(BaseModel):
     def read(cls, folder: Path) -> "Artifact | None":
         """The record of `folder`, or None where there is none yet.
 
-        Raises ConfigError for a record that is not one.
+        Raises DataError for a file that is not a record, or was changed after it was written.
         """
         path = folder / RECORD
         try:
@@ -58,18 +60,16 @@ class Artifact(BaseModel):
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ConfigError(f"{path} is not a record ({error}); move the folder away") from None
+            raise DataError(f"{path} is not a record ({error}); move the folder away") from None
         digest = content.pop(DIGEST, None) if isinstance(content, dict) else None
         try:
             record = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise ConfigError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
-        if digest is not None and digest != digest_of(content):  # records of older versions have none
-            raise ConfigError(
-                f"{path} was changed after it was written; put it back as it was, or move the folder away"
-            )
+            raise DataError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
+        if digest is not None and digest != digest_record(content):  # records of older versions have none
+            raise DataError(f"{path} was changed after it was written; put it back as it was, or move the folder away")
         return record
 
     def missing(self, folder: Path) -> list[str]:
@@ -77,28 +77,28 @@ class Artifact(BaseModel):
         return [name for name, size in self.files.items() if not _has_size(folder / name, size)]
 
     def write(self, folder: Path) -> None:
-        """Written beside, synced, renamed: a record is there whole or not at all, and after all that it names."""
+        """Writes the record atomically, after the files that it names are on the disk."""
         paths = [folder / name for name in self.files]
         for path in {*paths, *(path.parent for path in paths)}:  # a record must not outlive its files in a power cut
             sync(path)
         self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
         content = json.loads(self.model_dump_json())
-        content[DIGEST] = digest_of(content)
+        content[DIGEST] = digest_record(content)
         write_atomically(folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         sync(folder)
 
     def damage(self, folder: Path) -> list[str]:
-        """What is not as the record says, a line a file; every file is read."""
+        """How the files differ from the record, one line for each that does. Reads every file."""
         found, missing = [], self.missing(folder)
-        whole = [name for name in self.files if name not in missing]
+        present = [name for name in self.files if name not in missing]
         for name in missing:
             path = folder / name
             size = f"has {path.stat().st_size} bytes, not {self.files[name]}" if path.is_file() else "is missing"
             found.append(f"{name} {size}")
-        hashed = [name for name in whole if name in self.sha256]
+        hashed = [name for name in present if name in self.sha256]
         hashes = hash_files(folder / name for name in hashed)
         changed = [name for name, digest in zip(hashed, hashes, strict=True) if digest != self.sha256[name]]
-        return found + [f"{name} is not what was written" for name in changed]
+        return found + [f"{name} was changed after it was written" for name in changed]
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -111,7 +111,7 @@ def _has_size(path: Path, size: int) -> bool:
 def files_below(folder: Path, outputs: dict[str, str]) -> dict[str, int]:
     """Every file of `outputs`, relative to `folder`, with its size in bytes.
 
-    Raises FileNotFoundError for an output that has none.
+    Raises FileNotFoundError for an output without files.
     """
     found: dict[str, int] = {}
     for output in outputs.values():

@@ -1,12 +1,12 @@
-"""What other people call the columns of documents, dialogs, prompts and pairs: from a raw row to the fields of ours.
+"""Dialects: the columns of common data sets of documents, dialogs, prompts and pairs, and their conversion to ours.
 
-A dialect is known by its columns, row by row; columns it does not need are ignored, except the fields of the row type
-itself (`tools`, `group_id`, `strength`, …), so stored rows read back equal:
+A row's dialect is recognised by its columns. Other columns are ignored, except the fields of the row type itself
+(`tools`, `group_id`, `strength`, …), so that a stored row is read back unchanged:
     documents      text
     conversations  messages | conversations (ShareGPT) | instruction, input, output (Alpaca)
     prompts        prompt | messages or conversations, less a last assistant turn | instruction, input
     pairs          prompt, chosen, rejected | conversations, chosen, rejected | instruction, chosen, rejected |
-                   chosen, rejected: two whole dialogs, as messages or in one text (HH), that differ in the last answer
+                   chosen, rejected: two dialogs, as messages or in one text (HH), that differ only in the last answer
       rankings     an `edited` column beside chosen and rejected (edited > chosen > rejected) | prompt, ranked: a list
                    of answers, the best first | prompt, responses, scores: answers with numbers, higher is better
       dialogs      turns: a list of {prompt, chosen, rejected, edited}, one a user turn; each turn's prompt is the
@@ -19,10 +19,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data_schemas.formats import WrongValue, describe, from_json
+from data_schemas.errors import WrongValue
+from data_schemas.formats import describe, from_json
 from data_schemas.rows import PreferencePair, Row
 
-Fields = dict[str, Any]
+Fields = dict[str, Any]  # a raw row, or a row's fields before they are validated
 ROLES = {
     "human": "user",
     "user": "user",
@@ -36,14 +37,18 @@ ROLES = {
 
 
 class Dialect(NamedTuple):
+    """The columns by which a row is recognised, and how it is converted."""
+
     columns: tuple[str, ...]  # all of them are needed
-    convert: Callable[[Fields], Fields | list[Fields]]  # the columns -> the fields of the row, or of several
-    without: str = ""  # a column that makes it another dialect
+    convert: Callable[[Fields], Fields | list[Fields]]  # raw row -> the fields of one row, or of several
+    without: str = ""  # a column with which the row is in another dialect
 
     def is_named(self, raw: Fields) -> bool:
+        """Whether the raw row has the columns, with or without a value."""
         return all(name in raw for name in self.columns) and raw.get(self.without) is None
 
     def matches(self, raw: Fields) -> bool:
+        """Whether the raw row has a value in each of the columns."""
         return self.is_named(raw) and all(raw[name] is not None for name in self.columns)
 
 
@@ -56,8 +61,8 @@ def _text(raw: Fields, column: str) -> str:
     return value
 
 
-def _messages(value: Any, column: str) -> list[Fields]:
-    """A list of messages in OpenAI's form (role, content) or ShareGPT's (from, value); one alone is a list of one."""
+def _messages(value: object, column: str) -> list[Fields]:
+    """Messages in OpenAI's form (role, content) or ShareGPT's (from, value): a list, its JSON text, or a single one."""
     if isinstance(value, str):
         value = from_json(value, column)
     if isinstance(value, dict):
@@ -67,7 +72,7 @@ def _messages(value: Any, column: str) -> list[Fields]:
     return [_message(turn, f"{column}.{position}") for position, turn in enumerate(value)]
 
 
-def _message(turn: Any, place: str) -> Fields:
+def _message(turn: object, place: str) -> Fields:
     if not isinstance(turn, dict):
         raise WrongValue(place, describe(turn), "a message: role and content, or from and value")
     if "from" not in turn or "role" in turn:
@@ -158,7 +163,7 @@ def _answer(raw: Fields, column: str, prompt: list[Fields]) -> list[Fields]:
 
 
 def _pair(raw: Fields, prompt: list[Fields]) -> Fields:
-    """Chosen and rejected, with an edited answer above them and answers between them where the row has such."""
+    """The fields of a pair; of a ranking where the row has an edited answer, or answers between the two."""
     answers = [_answer(raw, name, prompt) for name in ("edited", "chosen") if name == "chosen" or raw.get(name)]
     listed = raw.get("between") or []
     if not isinstance(listed, list):
@@ -170,8 +175,11 @@ def _pair(raw: Fields, prompt: list[Fields]) -> Fields:
 
 
 def _ranking(prompt: list[Fields], answers: list[list[Fields]]) -> Fields:
-    """The fields of a ranking, the best answer first, at the level of one turn: what all answers say alike up to a user
-    turn belongs to the prompt, and what follows the turn in which they part is no answer to the same prompt."""
+    """The fields of a ranking, the best answer first, that compares one turn.
+
+    Messages that all answers share up to a user turn belong to the prompt. Messages after the turn in which the answers
+    differ are dropped, since they no longer answer the same prompt.
+    """
     same = 0
     while all(len(answer) > same and answer[same] == answers[0][same] for answer in answers):
         same += 1
@@ -209,7 +217,7 @@ def _scored(raw: Fields) -> Fields:
 
 
 def _turns(raw: Fields) -> list[Fields]:
-    """A dialog with a comparison at every turn; it goes on from the best answer of each."""
+    """A dialog with a comparison at every turn; each turn continues from the best answer of the one before."""
     if not isinstance(raw["turns"], list) or not raw["turns"]:
         raise WrongValue("turns", describe(raw["turns"]), "a list of turns with prompt, chosen and rejected")
     dialog = [{"role": "system", "content": _text(raw, "system")}] if raw.get("system") else []
@@ -231,7 +239,7 @@ def _two_dialogs(raw: Fields) -> Fields:
             same += 1
         raise WrongValue(
             "chosen, rejected",
-            f"two different prompts (they part at message {same + 1})",
+            f"two different prompts (they differ from message {same + 1} on)",
             "dialogs that differ only in their last answer",
         )
     return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
@@ -256,12 +264,14 @@ def _alpaca(raw: Fields) -> Fields:
 
 
 def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
-    """The columns that are fields of the row itself. In other people's files a `source` or `prompt_id` may be
-    anything: text is carried, the rest is derived anew."""
+    """The columns that are fields of the row itself.
+
+    In files from elsewhere a `source` or `prompt_id` may hold anything: text is carried, other values are recomputed.
+    """
     carried: Fields = {}
     for name, field in row_type.model_fields.items():
         if name == "between":
-            continue  # part of what the answers are
+            continue  # part of the answers
         if name == "tools" and name in raw:
             carried |= _tools(raw["tools"])
         elif name in raw and not field.is_required() and (field.default is None or isinstance(raw[name], str)):
@@ -269,11 +279,11 @@ def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
     return carried
 
 
-def _tools(value: Any) -> Fields:
+def _tools(value: object) -> Fields:
     if not isinstance(value, str):
         return {"tools": value}
     parsed = from_json(value, "tools") if value.strip() else []
-    # An empty list in text means no tools; some templates ask whether there is a list, not whether it holds any.
+    # An empty list in text means no tools; some templates test whether there is a list, not whether it is empty.
     return {"tools": parsed} if parsed else {}
 
 

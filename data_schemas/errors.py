@@ -36,3 +36,14 @@ class StageError(AlignloopError):
 
 class RunAgain(StageError):
     """The stage stopped on purpose and continues when the same command is run again."""
+
+
+class WrongValue(ValueError):
+    """Why a row is invalid. Whoever reads the file turns it into a DataError with the file's name and the line.
+
+    `field` is empty where the place in the row is known only to the caller.
+    """
+
+    def __init__(self, field: str, found: str, expected: str) -> None:
+        super().__init__(f"{field}: found {found}, expected {expected}" if field else f"{found}, expected {expected}")
+        self.field, self.found, self.expected = field, found, expected

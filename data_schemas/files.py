@@ -1,4 +1,4 @@
-"""Reading, hashing and replacing files so that neither a crash nor a full disk leaves half of one."""
+"""Reading, hashing and replacing files so that neither a crash nor a full disk leaves a partial one."""
 
 import contextlib
 import errno
@@ -10,26 +10,46 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
+DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
 
-
-DIGEST = "digest"  # in the file: of all else that the record says
+DIGEST = "digest"  # field of a record: the hash of all its other fields
 
 
 def hash_files(paths: Iterable[Path]) -> list[str]:
-    """SHA-256 of each file. Several at a time: reading and hashing let go of the interpreter's lock."""
+    """SHA-256 of each file. Several at a time, since reading and hashing release the interpreter's lock."""
 
-    def of(path: Path) -> str:
+    def hash_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(of, paths))
+        return list(pool.map(hash_file, paths))
 
 
-def digest_of(content: Any) -> str:
-    """SHA-256 of what a file says besides this."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def digest_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8, as 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value as canonical JSON: sorted keys, no spaces, ASCII. Fingerprints are computed by it."""
+    return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True))
+
+
+def digest_record(content: object) -> str:
+    """SHA-256 of a record's JSON with sorted keys: the field `digest` of records on disk, computed without it."""
+    return digest_text(json.dumps(content, sort_keys=True))
+
+
+def with_digest(text: str) -> str:
+    """A line of a file that verifies itself: the text's digest, a space, and the text."""
+    return f"{digest_text(text)} {text}"
+
+
+def verified_text(line: str) -> str | None:
+    """The text of a line that `with_digest` wrote; None where the line is damaged or cut off."""
+    expected, _, text = line.partition(" ")
+    return text if expected == digest_text(text) else None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -42,17 +62,17 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # what a full disk took of it
+        with contextlib.suppress(OSError):  # the disk may be full
             partial.unlink(missing_ok=True)
         raise
 
 
 def sync(path: Path) -> None:
-    """Until it is on the disk, a file's content or a folder's entries."""
+    """Waits until a file's content, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # some file systems sync no folders
+    except OSError as error:  # some file systems cannot sync folders
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF) or not path.is_dir():
             raise
     finally:
@@ -60,14 +80,9 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that a file holds, or None where it is missing or holds none."""
+    """The JSON object in a file, or None where the file is missing or holds something else."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def digest(value: Any) -> str:
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()

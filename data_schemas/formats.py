@@ -1,8 +1,8 @@
-"""From a file, a folder or a hub name to raw rows with their line numbers. What they mean is the dialects' part.
+"""Reads raw rows with their line numbers from a file, a folder or a hub name; dialects.py interprets their columns.
 
 Formats: .jsonl, .jsonl.gz, .json (a list, an object with one list, or lines), .parquet, .csv, .txt, a folder of these
-(searched recursively), or a hub name (`owner/name`, its train split) where no such path exists. A .txt is documents:
-one a paragraph (blank lines between); in a file without a blank line, one a line.
+(searched recursively), or a hub name (`owner/name`, its train split) where no such path exists. A .txt holds
+documents: one a paragraph (with blank lines between), or one a line in a file without blank lines.
 
 Line numbers are the file's own for .jsonl, .csv and .txt; for .json, .parquet and the hub the row's, from 1.
 """
@@ -17,29 +17,23 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError, WrongValue
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 
 
-class WrongValue(ValueError):
-    """Why a row is not one; who reads the file adds its name and the line."""
-
-    def __init__(self, field: str, found: str, expected: str) -> None:
-        super().__init__(f"{field}: found {found}, expected {expected}")
-        self.field, self.found, self.expected = field, found, expected
-
-
 @dataclass(frozen=True)
 class Line:
+    """One raw row of a file."""
+
     number: int
-    raw: Any
-    error: WrongValue | None = None  # the line itself cannot be read
+    raw: object
+    error: WrongValue | None = None  # where the line itself cannot be read
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
+    """A value in a few words, for an error."""
     if value is None:
         return "nothing"
     if isinstance(value, list):
@@ -52,10 +46,12 @@ def describe(value: Any) -> str:
 
 
 def shorten(text: str, limit: int = 80) -> str:
+    """The text, cut to `limit` characters with an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def from_json(text: str, column: str) -> Any:
+def from_json(text: str, column: str) -> object:
+    """The value of a JSON text. Raises WrongValue, naming the column, where it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
@@ -64,7 +60,7 @@ def from_json(text: str, column: str) -> Any:
 
 
 def sources(paths: Iterable[str | Path]) -> Iterator[tuple[str, list[Line]]]:
-    """Every file's name and lines, folders opened up."""
+    """Every file's name and lines; of a folder, all data files in it. Raises ConfigError for a path that is missing."""
     for given in paths:
         path = Path(given)
         if path.exists():
@@ -77,27 +73,30 @@ def sources(paths: Iterable[str | Path]) -> Iterator[tuple[str, list[Line]]]:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder."""
+    """The file itself, or the data files of a folder. Raises DataError for a folder without any."""
     if not path.is_dir():
         return [path]
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     files = sorted(file for file in inside if format_of(file) and not any(part[0] == "." for part in file.parts))
     if not files:
-        raise ConfigError(f"{path} is a folder without data; expected {', '.join(FORMATS)} files in it")
+        raise DataError(f"{path} is a folder without data; expected {', '.join(FORMATS)} files in it")
     return [path / file for file in files]
 
 
 def format_of(path: Path) -> str:
+    """The ending of a known format, as in `.jsonl.gz`; the empty string for any other."""
     return next((ending for ending in FORMATS if path.name.lower().endswith(ending)), "")
 
 
 def cannot_open(path: Path, error: OSError) -> str:
+    """The message of an error for a file that cannot be opened."""
     if isinstance(error, FileNotFoundError):
         return f"{path} does not exist"
     return f"{path} cannot be read ({error.strerror or error})"
 
 
 def lines_of(path: Path) -> list[Line]:
+    """All rows of a file. Raises DataError where it cannot be read in the format that its name says."""
     readers = {
         ".jsonl": json_lines,
         ".jsonl.gz": lambda path, content: json_lines(path, gzip.decompress(content)),
@@ -107,18 +106,19 @@ def lines_of(path: Path) -> list[Line]:
     }
     ending = format_of(path)
     if not ending:
-        raise ConfigError(f"{path} is of no known format; expected one of {', '.join(FORMATS)}")
+        raise DataError(f"{path} has no known format; expected one of {', '.join(FORMATS)}")
     try:
         if ending == ".parquet":
             return _parquet_lines(path)
         return readers[ending](path, path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path} is not a whole gzip file ({error})") from None
+        raise DataError(f"{path} is not a complete gzip file ({error})") from None
     except OSError as error:
-        raise ConfigError(cannot_open(path, error)) from None
+        raise DataError(cannot_open(path, error)) from None
 
 
 def json_lines(path: Path, content: bytes) -> list[Line]:
+    """One row for each line that is not blank; a line that is not JSON carries its error."""
     content = content.removeprefix(b"\xef\xbb\xbf")
     # Only \n ends a line: str.splitlines would also split at U+2028 inside a text.
     numbered = enumerate(content.split(b"\n"), start=1)
@@ -142,8 +142,8 @@ def _may_hold_surrogates(text: str) -> bool:
     return "\\ud" in text or "\\uD" in text
 
 
-def _not_unicode(value: Any) -> WrongValue | None:
-    """JSON can escape half a character, which neither a file nor a tokenizer takes."""
+def _not_unicode(value: object) -> WrongValue | None:
+    """JSON can escape half a character, which neither a file nor a tokenizer accepts."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -156,7 +156,7 @@ def _decoded(path: Path, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: found byte 0x{content[error.start]:02x}, expected UTF-8 text") from None
+        raise DataError(f"{path}:{line}: found byte 0x{content[error.start]:02x}, expected UTF-8 text") from None
 
 
 def _json_list(path: Path, content: bytes) -> list[Line]:
@@ -168,19 +168,19 @@ def _json_list(path: Path, content: bytes) -> list[Line]:
     except (ValueError, RecursionError) as error:
         lines = json_lines(path, content)
         if len(lines) > 1 and isinstance(lines[0].raw, dict):
-            return lines  # JSON lines under the name .json
-        raise ConfigError(f"{path} is not JSON ({error})") from None
+            return lines  # JSON lines in a file named .json
+        raise DataError(f"{path} is not JSON ({error})") from None
     if isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
-        raise ConfigError(f"{path} holds {describe(value)}, expected a list of rows, or an object with one such list")
+        raise DataError(f"{path} holds {describe(value)}, expected a list of rows, or an object with one such list")
     doubtful = _may_hold_surrogates(text)
     return [Line(number, row, _not_unicode(row) if doubtful else None) for number, row in enumerate(value, start=1)]
 
 
 def _csv_lines(path: Path, content: bytes) -> list[Line]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a cell of 128 KiB
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a cell of more than 128 KiB
     reader = csv.reader(io.StringIO(_decoded(path, content), newline=""), strict=True)
     lines: list[Line] = []
     start = 0
@@ -197,7 +197,7 @@ def _csv_lines(path: Path, content: bytes) -> list[Line]:
             raw = dict(zip(header, cells, strict=False)) if error is None else cells
             lines.append(Line(number, raw, error))
     except csv.Error as error:
-        raise ConfigError(f"{path}:{start + 1} is not CSV ({error})") from None
+        raise DataError(f"{path}:{start + 1} is not CSV ({error})") from None
     return lines
 
 
@@ -223,7 +223,7 @@ def _parquet_lines(path: Path) -> list[Line]:
     try:
         table = pyarrow.parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, ValueError) as error:
-        raise ConfigError(f"{path} is not a Parquet file ({shorten(' '.join(str(error).split()))})") from None
+        raise DataError(f"{path} is not a Parquet file ({shorten(' '.join(str(error).split()))})") from None
     return [Line(number, _unfilled(row)) for number, row in enumerate(table.to_pylist(), start=1)]
 
 
@@ -232,14 +232,14 @@ def _hub_lines(name: str) -> list[Line]:
 
     try:
         rows = datasets.load_dataset(name, split="train")
-    except Exception as error:  # the hub's client raises a dozen kinds; all of them end here, in one line
+    except Exception as error:  # the hub's client raises a dozen types
         cause = shorten(" ".join(str(error).split()), 200)
-        raise ConfigError(f"{name}: no such path, and not to be had from the hub ({cause})") from None
+        raise ConfigError(f"{name}: no such path, and not available from the hub ({cause})") from None
     return [Line(number, _unfilled(row)) for number, row in enumerate(rows, start=1)]
 
 
-def _unfilled(value: Any) -> Any:
-    """Without the None that Arrow puts in every nested mapping for keys that only other rows have."""
+def _unfilled(value: object) -> object:
+    """The value without the None that Arrow adds to every nested mapping for keys that only other rows have."""
     if isinstance(value, dict):
         return {name: _unfilled(inner) for name, inner in value.items() if inner is not None}
     return [_unfilled(inner) for inner in value] if isinstance(value, list) else value

@@ -1,10 +1,13 @@
-"""Where a user's `module:function` is found, and the hash of its source, without importing it."""
+"""Where a user's `module:function` is found, and the hash of its source, without importing it.
+
+The planner and the stages use one rule: a module file or a package beside the recipe first, then installed modules.
+"""
 
 import ast
 import hashlib
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_schemas.errors import ConfigError
@@ -12,53 +15,74 @@ from data_schemas.files import digest
 
 
 def source_hash(function: str, folder: Path) -> str:
-    """The hash of the function's module, or of its whole package where it lies in one."""
+    """The hash of the function's module, or of the complete package that the module is in."""
     path = find_module(function, folder)
-    package = path.parent
-    if not (package / "__init__.py").is_file():
+    package = package_of(path)
+    if package is None:
         return digest({path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
-    while (package.parent / "__init__.py").is_file():
-        package = package.parent
     sources = sorted(package.rglob("*.py"))
     return digest({str(file.relative_to(package)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sources})
 
 
-def find_module(function: str, folder: Path) -> Path:
-    """The source of the module of `module:function`, looked up beside the recipe first; nothing is imported.
+def package_of(path: Path) -> Path | None:
+    """The folder of the outermost package that a module's file is in; None for a module outside of packages."""
+    package = None
+    for folder in path.parents:
+        if not (folder / "__init__.py").is_file():
+            break
+        package = folder
+    return package
 
-    Raises ConfigError where the module or the function in it is not found.
+
+def find_module(function: str, folder: Path) -> Path:
+    """The source file of the module of `module:function`; nothing is imported.
+
+    Looks in `folder`, the recipe's, for `module.py`, for a package `module/__init__.py`, and for the submodules of a
+    dotted name; then among installed modules. Raises ConfigError where the module, or the function in it, is missing.
     """
     module, _, name = function.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
         raise ConfigError(f"{function!r} is no function: expected module:function, as in my_scores:score")
-    search: Sequence[str] | None = [str(folder), *sys.path]
-    spec = None
-    for part in range(1, module.count(".") + 2):
-        spec = importlib.machinery.PathFinder.find_spec(".".join(module.split(".")[:part]), search)
-        search = spec.submodule_search_locations if spec else None
-        if spec is None:
-            break
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+    path = _find_source(module, [str(folder)]) or _find_source(module, sys.path)
+    if path is None:
         raise ConfigError(f"{function}: no module {module!r} beside the recipe ({folder}) or installed")
-    path = Path(spec.origin)
     try:
-        defined = _names_defined(ast.parse(path.read_bytes()))
+        tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:  # the second for null bytes, before Python 3.11.4
         line, why = (f":{error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", error)
         raise ConfigError(f"{function}: {path}{line} is not Python: {why}") from None
-    if name not in defined:
+    if not {name, "*"} & set(_names_defined(tree.body)):
         raise ConfigError(f"{function}: {path} defines no {name!r}")
     return path
 
 
-def _names_defined(tree: ast.Module) -> set[str]:
-    names: set[str] = set()
-    for node in tree.body:
+def is_beside(module: str, folder: Path) -> bool:
+    """Whether the module is found in the recipe's folder, and not among installed modules."""
+    return _find_source(module, [str(folder)]) is not None
+
+
+def _find_source(module: str, search: Sequence[str]) -> Path | None:
+    parts = module.split(".")
+    folders: Sequence[str] | None = search
+    spec = None
+    for end in range(1, len(parts) + 1):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:end]), folders) if folders else None
+        folders = spec.submodule_search_locations if spec else None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _names_defined(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """The names that a module's statements define, also inside `if` and `try`; `*` for an import of all names."""
+    for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
+            yield node.name
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
+            yield from (alias.asname or alias.name for alias in node.names)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return names
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.If):
+            yield from _names_defined([*node.body, *node.orelse])
+        elif isinstance(node, ast.Try):
+            yield from _names_defined([*node.body, *node.orelse, *node.finalbody])
+            yield from _names_defined([line for handler in node.handlers for line in handler.body])

@@ -1,21 +1,21 @@
-"""What the values of a stage's keys may be, alone and beside each other: known without torch and before any launch.
+"""Which values of a stage's keys are valid, each by itself and in combination; checked without torch before any launch.
 
-The pipeline checks a recipe's steps by it, and every stage its own command line.
+The pipeline checks a recipe's steps with it, and every stage its own command line.
 """
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.stage_keys import StageKey, check_value, nearest, with_defaults
-
-Values = Mapping[str, Any]
+from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest, with_defaults
 
 
 class Limit(NamedTuple):
+    """A range of finite numbers, both ends included unless `is_open`."""
+
     low: float
     high: float | None = None
     is_open: bool = False  # the lowest value itself is not allowed
@@ -29,7 +29,7 @@ class Limit(NamedTuple):
         return math.isfinite(value) and (self.low < value if self.is_open else self.low <= value) and value <= high
 
 
-# Of every stage that has the key, where it is given a number or a list of them.
+# For every stage that has the key, where its value is a number or a list of numbers.
 LIMITS = {
     "temperature": Limit(0),
     "top_p": Limit(0, 1, is_open=True),
@@ -66,7 +66,7 @@ LIMITS = {
     "gate_max_kl": Limit(0),
 }
 
-# Of the key `vllm`: name -> type, limit.
+# Keys inside the key `vllm`: name -> type, limit.
 VLLM_KEYS: dict[str, tuple[str, Limit | None]] = {
     "python": ("str", None),  # the interpreter of vLLM's own environment
     "tensor_parallel_size": ("int", Limit(1)),  # GPUs that hold one copy of the model
@@ -76,7 +76,7 @@ VLLM_KEYS: dict[str, tuple[str, Limit | None]] = {
 }
 
 
-# Of average_models itself: the keys of the stage that it evaluates as can't set them.
+# Keys of average_models itself, which `stage_keys` of the stage that it evaluates with can't set.
 KEYS_OF_AVERAGE = (
     "output_dir",
     "model_name_or_path",
@@ -89,7 +89,7 @@ KEYS_OF_AVERAGE = (
 
 
 def check_values(stage: str, values: Values, *, where: str) -> None:
-    """Raises ConfigError for the first value out of its limits, and for values that do not go together."""
+    """Raises ConfigError for the first value out of its limits, and for values that contradict each other."""
     values = with_defaults(stage, values)
     for name, limit in LIMITS.items():
         value = values.get(name)
@@ -113,17 +113,17 @@ def _one_of(values: Values, one: str, other: str) -> None:
 
 
 def _training(values: Values) -> None:
-    """Of every stage with an optimizer."""
+    """Rules of every stage with an optimizer."""
     if (values.get("fp16") or values.get("dtype") == "float16") and not values.get("force_fp16", True):
         raise ConfigError(
             "float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
-            "bf16: true, or force_fp16: true to do it all the same"
+            "bf16: true, or force_fp16: true to use it anyway"
         )
 
 
-def vllm_options(values: Values) -> dict[str, Any]:
-    """What `vllm` holds, typed; of every stage that generates. Raises ConfigError for the first that can't be meant."""
-    options: dict[str, Any] = {}
+def vllm_options(values: Values) -> Keys:
+    """The keys inside `vllm`, typed, of a stage that generates. Raises ConfigError for the first that is invalid."""
+    options: Keys = {}
     for name, value in (values.get("vllm") or {}).items():
         if name not in VLLM_KEYS:
             raise ConfigError(f"vllm: unknown key {name!r}{nearest(str(name), list(VLLM_KEYS))}")
@@ -140,12 +140,30 @@ def vllm_options(values: Values) -> dict[str, Any]:
 
 
 def check_interpreter(python: str) -> None:
-    """Raises ConfigError where vLLM's interpreter is no program on this machine."""
+    """Raises ConfigError where vLLM's interpreter is not a program on this machine."""
     if not (Path(python).is_file() and os.access(python, os.X_OK)):
         raise ConfigError(
-            f"vllm.python={python!r} is no program here: give the interpreter of the environment that "
-            "vLLM is installed in, as in /opt/vllm/bin/python"
+            f"vllm.python={python!r} is not a program on this machine: give the interpreter of the environment "
+            "in which vLLM is installed, as in /opt/vllm/bin/python"
         )
+
+
+def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: int) -> None:
+    """Raises ConfigError where an optimizer step's rows cannot be divided into micro-batches on all processes.
+
+    `micro_batch` is per_device_train_batch_size, None where it is left open. The error advises the valid
+    global_batch_size nearest to the given one, which changes training least; of two equally near ones the larger, whose
+    gradients are less noisy. At least one micro-batch a process is needed.
+    """
+    product = (micro_batch or 1) * processes
+    if global_batch_size >= product and global_batch_size % product == 0:
+        return
+    nearest_valid = max(1, (global_batch_size + product // 2) // product) * product
+    if micro_batch is None:
+        problem = f"cannot be divided among {processes} processes"
+    else:
+        problem = f"is not a multiple of per_device_train_batch_size x num_processes = {micro_batch} x {processes}"
+    raise ConfigError(f"global_batch_size={global_batch_size} {problem}; try {nearest_valid}")
 
 
 def _annotate(values: Values) -> None:
@@ -158,15 +176,15 @@ def _annotate(values: Values) -> None:
     if len(margins) != 3 or sorted(margins, reverse=True) != margins:
         raise ConfigError(f"strength_margins={margins}: expected three falling score differences")
     if values["keep_rankings"] and values["rejected"] == "random":
-        raise ConfigError("keep_rankings: true keeps all answers in order; it does not go with rejected: random")
+        raise ConfigError("keep_rankings: true keeps all answers in order; it does not support rejected: random")
 
 
 def _rejection_sampling(values: Values) -> None:
     number, least = values["num_answers"], max(2, len(values["policies"] or []))
     if number < least:
-        raise ConfigError(f"num_answers={number}: the best of one answer is no choice; try {least}")
+        raise ConfigError(f"num_answers={number} is too few to choose the best answer among them; try {least}")
     if (values["keep_by"] == "min_score") != (values["min_score"] is not None):
-        raise ConfigError("min_score goes with keep_by: min_score, and only with it")
+        raise ConfigError("min_score and keep_by: min_score need each other; set both or neither")
     limits = values["temperature_range"]
     if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
         raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
@@ -184,7 +202,7 @@ def _dpo(values: Values) -> None:
 
 
 def check_average(values: Values, count: int) -> None:
-    """Raises ConfigError where `weights`, `method` and `fraction` of an average do not go with so many models."""
+    """Raises ConfigError where `weights`, `method` and `fraction` of an average do not fit `count` models."""
     weights, is_slerp = values.get("weights", "uniform"), values.get("method") == "slerp"
     if isinstance(weights, str) and weights not in ("uniform", "greedy"):
         raise ConfigError(f"weights={weights!r} is not one of uniform, greedy, or a list of numbers")

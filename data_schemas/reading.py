@@ -1,6 +1,6 @@
-"""Any file in any known dialect -> rows. Every complaint says file, line, field, what was found, what was expected.
+"""Reads rows from any file in any known dialect. An error names file, line, field, what was found and expected.
 
-The formats stand in formats.py, the dialects in dialects.py.
+The file formats are in formats.py, the dialects in dialects.py.
 """
 
 import gzip
@@ -10,16 +10,15 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
 from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dialect, carried_fields
-from data_schemas.errors import ConfigError
+from data_schemas.errors import DataError, WrongValue
 from data_schemas.files import write_atomically
 from data_schemas.formats import (
     Line,
-    WrongValue,
     cannot_open,
     data_files,
     describe,
@@ -35,63 +34,78 @@ OnBadRow = Literal["error", "set_aside"]
 Paths = str | Path | Sequence[str | Path]
 T = TypeVar("T", bound=Row)
 
-NUM_LINES_OF_A_LOOK = 50
-MAX_BYTES_OF_A_LOOK = 4_000_000
+NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
+MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
 
 
 @dataclass(frozen=True)
 class BadRow:
+    """A row that was set aside, with the reason."""
+
     file: str
     line: int
     field: str
     found: str
     expected: str
-    raw: Any
+    raw: object
 
     @property
     def reason(self) -> str:
+        """One sentence: the field, what was found and what was expected."""
         return f"{self.field}: found {self.found}, expected {self.expected}"
 
     def to_json(self) -> str:
         """One line of rejected_rows.jsonl."""
         content = json.dumps(asdict(self) | {"reason": self.reason}, ensure_ascii=False, default=str)
-        # Half a character, which may be why the row is here, goes back into its JSON escape.
+        # Half a character, which may be the reason why the row is here, is written as its JSON escape.
         return content.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
 class ReadRows(Generic[T]):
+    """The rows of all files in order, and those that were set aside."""
+
     rows: list[T]
     bad: list[BadRow]
 
 
 def read_documents(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Document]:
-    """Texts to pretrain on. Raises ConfigError, as all four readers do."""
+    """Texts to pretrain on.
+
+    Like the other three readers, raises ConfigError for a path that does not exist, and DataError for a file that
+    cannot be read, has other columns, or has a bad row and on_bad_row is "error".
+    """
     return _read(paths, Document, DOCUMENTS, on_bad_row)
 
 
 def read_conversations(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Conversation]:
+    """Dialogs to train on, for SFT."""
     return _read(paths, Conversation, CONVERSATIONS, on_bad_row)
 
 
 def read_prompts(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Prompt]:
+    """Prompts to sample answers for."""
     return _read(paths, Prompt, PROMPTS, on_bad_row)
 
 
 def read_pairs(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[PreferencePair]:
+    """Preference pairs and rankings."""
     return _read(paths, PreferencePair, PAIRS, on_bad_row)
 
 
 def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
-    """Writes one JSON object a line, whole or not at all; returns how many."""
+    """Writes one JSON object a line, all or none of them; returns their number."""
     lines = [row.to_json() + "\n" for row in rows]
     write_atomically(path, "".join(lines))
     return len(lines)
 
 
 def read_rows(path: Path, row_type: type[T]) -> list[T]:
-    """The rows of a file that `write_rows` wrote: one type, no dialects, no bad rows. An empty file has none."""
+    """The rows of a file that `write_rows` wrote: of one type, in no other dialect. An empty file has none.
+
+    Raises DataError for a file that cannot be read, and for the first line that is not such a row.
+    """
     rows: list[T] = []
     try:
         with path.open("rb") as file:
@@ -100,17 +114,17 @@ def read_rows(path: Path, row_type: type[T]) -> list[T]:
                     rows.append(row_type.model_validate_json(content))
                 except ValidationError as error:
                     bad = _first_error(error, row_type)
-                    raise ConfigError(f"{path}:{line}: {bad} (not a stored {row_type.__name__})") from None
+                    raise DataError(f"{path}:{line}: {bad} (not a stored {row_type.__name__})") from None
     except OSError as error:
-        raise ConfigError(cannot_open(path, error)) from None
+        raise DataError(cannot_open(path, error)) from None
     return rows
 
 
 def check_columns(path: Path, kind: str) -> None:
-    """A look at the first rows of a local file or folder, not at all of it: ConfigError where it is not of `kind`.
+    """Checks the first rows of a local file or folder; raises DataError where they are not of `kind`.
 
-    `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. Large files of a format that
-    has to be read whole are left to the stage.
+    `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. A large file of a format that
+    can only be read completely is not checked here but by the stage.
     """
     dialects = {"documents": DOCUMENTS, "instructions": CONVERSATIONS, "preferences": PAIRS}.get(kind, PROMPTS)
     for file in data_files(path):
@@ -118,43 +132,40 @@ def check_columns(path: Path, kind: str) -> None:
             opened = gzip.open if file.name.endswith(".gz") else open
             try:
                 with opened(file, "rb") as stream:
-                    lines = json_lines(file, b"".join(itertools.islice(stream, NUM_LINES_OF_A_LOOK)))
+                    lines = json_lines(file, b"".join(itertools.islice(stream, NUM_LINES_CHECKED)))
             except (OSError, EOFError, zlib.error):
-                lines = lines_of(file)  # says what is wrong with it
-        elif format_of(file) != ".parquet" and file.stat().st_size < MAX_BYTES_OF_A_LOOK:
+                lines = lines_of(file)  # raises the error that names what is wrong
+        elif format_of(file) != ".parquet" and file.stat().st_size < MAX_BYTES_CHECKED:
             lines = lines_of(file)
         else:
             continue
         if not lines:
-            raise ConfigError(f"{file} is empty: it has no rows")
+            raise DataError(f"{file} is empty: it has no rows")
         _check_columns(str(file), lines, dialects)
-
-
-# --- one file after the other ---
 
 
 def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow) -> ReadRows[T]:
     read: ReadRows[T] = ReadRows([], [])
     for name, lines in sources([paths] if isinstance(paths, str | Path) else paths):
         if not lines:
-            raise ConfigError(f"{name} is empty: it has no rows")
+            raise DataError(f"{name} is empty: it has no rows")
         _check_columns(name, lines, dialects)
         for line in lines:
             try:
                 read.rows.extend(_rows(line, row_type, dialects))
             except WrongValue as error:
                 if on_bad_row == "error":
-                    raise ConfigError(f"{name}:{line.number}: {error} ({ADVICE})") from None
+                    raise DataError(f"{name}:{line.number}: {error} ({ADVICE})") from None
                 read.bad.append(BadRow(name, line.number, error.field, error.found, error.expected, line.raw))
     return read
 
 
 def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ...]) -> None:
-    """Raises ConfigError where no row of a file has the columns: that is not a bad row but another kind of file."""
+    """Raises DataError where no row of a file has the columns: then it is not a bad row but another kind of file."""
     mappings = [line.raw for line in lines if isinstance(line.raw, dict)]
     if mappings and not any(dialect.is_named(raw) for raw in mappings for dialect in dialects):
         found = ", ".join(dict.fromkeys(str(column) for raw in mappings for column in raw)) or "none"
-        raise ConfigError(f"{name} has the columns {shorten(found, 200)}; expected {_accepted(dialects)}")
+        raise DataError(f"{name} has the columns {shorten(found, 200)}; expected {_accepted(dialects)}")
 
 
 def _accepted(dialects: tuple[Dialect, ...]) -> str:
@@ -165,7 +176,7 @@ def _accepted(dialects: tuple[Dialect, ...]) -> str:
 
 
 def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[T]:
-    """The rows that a line gives: one, but for a dialog of several comparisons."""
+    """The rows of a line: several for a dialog with several comparisons, else one."""
     if line.error:
         raise line.error
     raw = line.raw
@@ -185,9 +196,7 @@ def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[
         raise _first_error(error, row_type) from None
 
 
-# --- saying what was found ---
-
-EXPECTED = {
+EXPECTED = {  # pydantic's type of an error -> what the error names as expected
     "string_type": "text",
     "list_type": "a list",
     "dict_type": "a mapping",
@@ -201,35 +210,18 @@ EXPECTED = {
     "extra_forbidden": "no such field",
     "json_invalid": "one JSON object",
 }
-# What rows.py says of a row as a whole: its words -> field, found, expected.
-ROW_ERRORS = {
-    "message is empty": ("", "an empty message", "text"),
-    "text is empty": ("text", "empty text", "text"),
-    "no messages": ("", "no messages", "at least one"),
-    "no user message": ("", "no user message", "at least one"),
-    "can only come first": ("", "a system message after the first message", "it only at the start"),
-    "ranking are identical": ("ranking", "two identical answers", "different answers"),
-    "are identical": ("chosen, rejected", "two identical answers", "two different answers"),
-    "chosen does not end": ("chosen", "an answer without a last assistant message", "one that ends with it"),
-    "rejected does not end": ("rejected", "an answer without a last assistant message", "one that ends with it"),
-}
 
 
 def _first_error(error: ValidationError, row_type: type[Row]) -> WrongValue:
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"])) or next(iter(row_type.model_fields))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        for words, (named, found, expected) in ROW_ERRORS.items():
-            if words in message:
-                return WrongValue(named or field, found, expected)
-        found, _, expected = message.partition(", expected ")
-        return WrongValue(field, found, expected or "a valid row")
-    found = "nothing" if first["type"] == "missing" else describe(first["input"])
     context = first.get("ctx", {})
+    if isinstance(cause := context.get("error"), WrongValue):  # raised by a validator in rows.py
+        return WrongValue(cause.field or field, cause.found, cause.expected)
+    found = "nothing" if first["type"] == "missing" else describe(first["input"])
     if first["type"] == "literal_error":
-        return WrongValue(field, found, context.get("expected", message))
+        return WrongValue(field, found, str(context.get("expected")))
     if first["type"] == "json_invalid":
         field = "line"
-    words = EXPECTED.get(first["type"])
-    return WrongValue(field, found, words.format(**context) if words else message.removeprefix("Input should be "))
+    expected = EXPECTED.get(first["type"], first["msg"].removeprefix("Input should be "))
+    return WrongValue(field, found, expected.format(**context) if first["type"] in EXPECTED else expected)

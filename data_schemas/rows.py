@@ -1,76 +1,85 @@
-"""The rows that stages exchange. Field names are TRL's column names, so a row is a training example as it stands.
+"""The rows that stages exchange. Field names are TRL's column names, so a row is a training example without conversion.
 
 A row carries `group_id`, the hash of its source dialog's first user message: a run is split into training,
 validation and evaluation by group, so no dialog is ever on two sides, in any round, in any turn.
+
+A row is validated when it is constructed. Validators raise WrongValue, which pydantic wraps into a ValidationError.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_schemas.errors import WrongValue
 from data_schemas.text import normalise
 
 Role = Literal["system", "user", "assistant", "tool"]
 Strength = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
+JSONObject = dict[str, Any]
 STRENGTHS: tuple[Strength, ...] = ("significantly_better", "better", "slightly_better", "marginally_better")
 
 
 class Row(BaseModel):
+    """Base of all rows: frozen, and without unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def to_json(self) -> str:
-        """One line of JSON with exactly the fields that were given: what is stored renders as what was read."""
+        """One line of JSON with exactly the fields that were given, so that a stored row renders as the one read."""
         return json.dumps(self.model_dump(exclude_unset=True), ensure_ascii=False)
 
     def _fill(self, **derived: str) -> None:
-        """Sets derived fields that the row came without; only while it is being made."""
+        """Sets derived fields that were not given; only for validators, while the row is constructed."""
         for name, value in derived.items():
             if not getattr(self, name):
-                object.__setattr__(self, name, value)  # the row is frozen for everybody else
+                object.__setattr__(self, name, value)  # the row is frozen for all other code
                 self.__pydantic_fields_set__.add(name)
 
 
 class Message(Row):
-    """One turn. Keys that only some templates know (`name`, `reasoning_content`, …) are kept as they came."""
+    """One turn. Keys that only some templates know (`name`, `reasoning_content`, …) are kept unchanged."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: Role
     content: str = ""
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[JSONObject] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _check_content(self) -> Self:
         if not self.content.strip() and not self.tool_calls and self.role in ("user", "assistant"):
-            raise ValueError(f"the {self.role} message is empty")
+            raise WrongValue("", "an empty message", "text")
         return self
 
 
-def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as plain dictionaries, the form chat templates take."""
+def for_template(messages: Sequence[Message]) -> list[JSONObject]:
+    """The messages as plain dictionaries, the form that chat templates take."""
     return [message.model_dump(exclude_unset=True) for message in messages]
 
 
 def group_of(messages: Sequence[Message]) -> str:
-    """16 hex digits of the SHA-256 of the normalised first user message; the system prompt does not count."""
+    """16 hex digits of the SHA-256 of the normalised first user message, whatever the system prompt.
+
+    Raises WrongValue for a dialog without a user message.
+    """
     first = next((message.content for message in messages if message.role == "user"), None)
     if first is None:
-        raise ValueError("the dialog has no user message")
+        raise WrongValue("", "no user message", "at least one")
     return hashlib.sha256(normalise(first).encode()).hexdigest()[:16]
 
 
 def _check_order(messages: Sequence[Message], *, ends_with: tuple[Role, ...]) -> None:
     if not messages:
-        raise ValueError("no messages")
+        raise WrongValue("", "no messages", "at least one")
     if any(message.role == "system" for message in messages[1:]):
-        raise ValueError("a system message can only come first")
+        raise WrongValue("", "a system message after the first message", "one only at the start")
     if messages[-1].role not in ends_with:
-        raise ValueError(
-            f"the last message is from {messages[-1].role!r}, expected {' or '.join(map(repr, ends_with))}"
-        )
+        expected = f"one from {' or '.join(map(repr, ends_with))}"
+        raise WrongValue("", f"a last message from {messages[-1].role!r}", expected)
 
 
 class Document(Row):
@@ -79,38 +88,38 @@ class Document(Row):
     text: str
 
     @model_validator(mode="after")
-    def _has_text(self) -> Self:
+    def _check_text(self) -> Self:
         if not self.text.strip():
-            raise ValueError("the text is empty")
+            raise WrongValue("text", "empty text", "text")
         return self
 
 
 class Conversation(Row):
-    """One dialog to learn from: every assistant turn is trained."""
+    """One dialog to train on, by SFT; the loss is on every assistant turn."""
 
     messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JSONObject] | None = None
     group_id: str = ""
-    source: str = ""  # the step or file it came from
+    source: str = ""  # the step or file that it is from
     difficulty: float | None = Field(default=None, allow_inf_nan=False)  # spread of the rewards of the prompt's answers
 
     @model_validator(mode="after")
-    def _is_a_dialog(self) -> Self:
+    def _check_messages(self) -> Self:
         _check_order(self.messages, ends_with=("assistant",))
         self._fill(group_id=group_of(self.messages))
         return self
 
 
 class Prompt(Row):
-    """One dialog up to the answer that is asked for."""
+    """One dialog up to the answer that a policy is to sample."""
 
     prompt: list[Message]
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JSONObject] | None = None
     group_id: str = ""
-    prompt_id: str = ""  # 16 hex digits of the hash of the whole prompt: the sampling noise hangs on it
+    prompt_id: str = ""  # 16 hex digits of the hash of all messages and tools; sampling noise depends on it
 
     @model_validator(mode="after")
-    def _asks(self) -> Self:
+    def _check_prompt(self) -> Self:
         _check_order(self.prompt, ends_with=("user", "tool"))
         content = json.dumps([for_template(self.prompt), self.tools], sort_keys=True, ensure_ascii=False)
         self._fill(group_id=group_of(self.prompt), prompt_id=hashlib.sha256(content.encode()).hexdigest()[:16])
@@ -120,7 +129,7 @@ class Prompt(Row):
 class PreferencePair(Row):
     """One comparison: `chosen` and `rejected` both answer `prompt`. With answers in `between` it is a ranking.
 
-    A ranking's best answer is `chosen` and its worst `rejected`, so every ranking is a pair as it stands; Llama 3's
+    A ranking's best answer is `chosen` and its worst `rejected`, so every ranking is also a pair. Llama 3's ranking
     edited > chosen > rejected (arXiv 2407.21783, 4.2.1) has the edited answer as `chosen`.
     """
 
@@ -128,13 +137,13 @@ class PreferencePair(Row):
     chosen: list[Message]
     rejected: list[Message]
     between: list[list[Message]] | None = None  # ranked between the two, best first
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JSONObject] | None = None
     group_id: str = ""
     strength: Strength | None = None  # by how much `chosen` is better than `rejected`
     disagreement: float | None = Field(default=None, ge=0, le=1)  # share of the annotators that prefer `rejected`
-    chosen_from: str = ""  # the policy or file each answer came from
+    chosen_from: str = ""  # the policy or file that the answer is from
     rejected_from: str = ""
-    chosen_score: float | None = Field(default=None, allow_inf_nan=False)  # the annotator's units
+    chosen_score: float | None = Field(default=None, allow_inf_nan=False)  # in the annotator's units
     rejected_score: float | None = Field(default=None, allow_inf_nan=False)
 
     @property
@@ -143,16 +152,16 @@ class PreferencePair(Row):
         return [self.chosen, *(self.between or []), self.rejected]
 
     @model_validator(mode="after")
-    def _is_a_comparison(self) -> Self:
+    def _check_answers(self) -> Self:
         _check_order(self.prompt, ends_with=("user", "tool"))
         between = [(f"between.{place}", answer) for place, answer in enumerate(self.between or [])]
         for name, answer in (("chosen", self.chosen), ("rejected", self.rejected), *between):
             if not answer or answer[-1].role != "assistant":
-                raise ValueError(f"{name} does not end with an assistant message")
+                raise WrongValue(name, "an answer without a last assistant message", "one that ends with it")
         if self.chosen == self.rejected:
-            raise ValueError("chosen and rejected are identical")
+            raise WrongValue("chosen, rejected", "two identical answers", "two different answers")
         if any(answer in self.ranking[:place] for place, answer in enumerate(self.ranking)):
-            raise ValueError("two answers of the ranking are identical")
+            raise WrongValue("ranking", "two identical answers", "different answers")
         self._fill(group_id=group_of(self.prompt))
         return self
 
@@ -161,21 +170,28 @@ class Candidate(Row):
     """One sampled answer."""
 
     text: str
-    k: int  # the k-th answer of its prompt
-    num_tokens: int  # the end token included
-    ended: bool  # by the end token, not by the length limit
+    k: int  # the number of the answer among those to its prompt
+    num_tokens: int  # including the end token
+    ended: bool  # with the end token, not at the length limit
     score: float | None = Field(default=None, allow_inf_nan=False)
     policy: str = ""
 
 
 class Candidates(Row):
-    """All answers drawn for one prompt, one group a row."""
+    """All answers that were sampled for one prompt."""
 
     prompt: list[Message]
     prompt_id: str
     group_id: str
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JSONObject] | None = None
     candidates: list[Candidate]
     spread: float | None = Field(default=None, allow_inf_nan=False)  # standard deviation of the scores
     kept: list[int] = []  # indices into `candidates`, best first
-    dropped: str | None = None  # why none was kept
+    dropped: str | None = None  # why none was kept: a named reason
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """In place of a row that is not kept; `reason` is a fixed name, by which dropped rows are counted and reported."""
+
+    reason: str

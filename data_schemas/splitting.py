@@ -1,15 +1,16 @@
-"""The run's one split: which side a dialog is on is decided by the hash of its group alone.
+"""The run's one split: the hash of a dialog's group decides which side it is on.
 
-So a row's side depends on no other row: rows may be added, reordered or come again in another file, and none moves.
-Evaluation comes first on the line, so growing another share never moves a dialog out of evaluation.
+So a row's side depends on no other row: rows may be added, reordered or repeated in another file, and none moves.
+Evaluation has the lowest hashes, so that growing another share never moves a dialog out of evaluation.
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from data_schemas.errors import ConfigError
+from data_schemas.rows import Document
 
 Place = Literal["evaluation", "judge", "judge_validation", "validation", "train"]
 
@@ -18,7 +19,7 @@ JUDGE_VALIDATION_SHARE = 0.15  # of the judge's groups
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of all groups; the rest is training."""
+    """Shares of all groups; the rest is training. Raises ConfigError for shares that cannot be."""
 
     evaluation: float
     judge: float = 0.0  # pairs for the judge of evaluate_policy, which no round optimises
@@ -36,7 +37,7 @@ class Shares:
 
 
 def assign(group_id: str, shares: Shares, *, evaluation_groups: Collection[str] = frozenset()) -> Place:
-    """The group's side. `evaluation_groups`, a set, are evaluation whatever their hash and wherever they come from."""
+    """The group's side. `evaluation_groups` are evaluation whatever their hash; give a set, for speed."""
     unit = _unit(group_id)
     if group_id in evaluation_groups or unit < shares.evaluation:
         return "evaluation"
@@ -45,8 +46,17 @@ def assign(group_id: str, shares: Shares, *, evaluation_groups: Collection[str] 
     return "validation" if unit < shares.evaluation + shares.judge + shares.validation else "train"
 
 
+def split_documents(documents: Iterable[Document], *, validation_share: float) -> tuple[list[Document], list[Document]]:
+    """Training and validation documents. A document's text is its group, so equal texts are on the same side."""
+    shares = Shares(evaluation=0.0, validation=validation_share)
+    sides: dict[Place, list[Document]] = {"train": [], "validation": []}
+    for document in documents:
+        sides[assign(document.text, shares)].append(document)
+    return sides["train"], sides["validation"]
+
+
 def becomes_instruction(group_id: str, share: float) -> bool:
-    """Whether the chosen dialogs of this group of pairs serve as instructions; independent of the group's side."""
+    """Whether the chosen answers of this group's pairs become instructions; independent of the group's side."""
     return _unit(f"instruction:{group_id}") < share
 
 

@@ -17,43 +17,49 @@ from pydantic import BaseModel, ConfigDict
 
 from data_schemas.errors import ConfigError
 
-# identity: part of what makes a step the same step. runtime: how it is run, left out of the fingerprint.
-# rows, model, function: an input; it enters the fingerprint by content (files), or by the step that makes it.
+# identity: part of the fingerprint. runtime: how a step is run, left out of the fingerprint.
+# rows, model, function: an input; it enters the fingerprint by content (files), or by the step that writes it.
 KeyRole = Literal["identity", "runtime", "rows", "model", "function"]
 INPUT_ROLES = ("rows", "model", "function")
 Values = Mapping[str, Any]  # the values of a stage's keys, by name; their types are in stage_keys.json
 Keys = dict[str, Any]  # the same, of a caller that adds to them
-COMMON_KEYS = (  # TRL's that --help shows
+COMMON_KEYS = (  # keys of TRL that --help shows
     "model_name_or_path output_dir learning_rate num_train_epochs max_steps max_length eval_steps "
     "per_device_train_batch_size lr_scheduler_type beta use_peft bf16 use_cpu"
 ).split()
-PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # the pipeline's to set, left out of --help
+PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # set by the pipeline, left out of --help
 KEYS_FILE = Path(__file__).with_name("stage_keys.json")
 
-
-# Keys of TRL that this project answers in another way. They are refused with the way out.
+# Keys of TRL that this project replaces. They are refused with a remedy.
 REPLACED_KEYS = {
     "gradient_accumulation_steps": "set global_batch_size; accumulation follows from it",
     "load_best_model_at_end": "the best model by eval_loss, step 0 included, is always the one that is saved",
-    "resume_from_checkpoint": "a stage resumes by itself from the newest whole checkpoint in its output_dir",
-    "auto_find_batch_size": "rows at a time are halved by themselves where they do not fit into the memory",
+    "resume_from_checkpoint": "a stage resumes by itself from the newest complete checkpoint in its output_dir",
+    "auto_find_batch_size": "the micro-batch is halved automatically where it does not fit into memory",
     "chat_template_path": "the template is set once, by prepare_base.chat_template",
     "eval_packing": "evaluation rows are never packed, so that evaluation numbers do not depend on packing",
     "assistant_only_loss": "the loss is always on every assistant turn",
     "hub_token": "a token in a file is read by others; log in with `hf auth login`, or set HF_TOKEN",
     "completion_only_loss": "the loss is always on every assistant turn",
-    "precompute_ref_log_probs": "leave it out: they are always computed once, and kept for other runs",
+    "precompute_ref_log_probs": "leave it out: they are always computed once, and cached for other steps",
 }
 
 
 class StageKey(BaseModel):
+    """One key of a stage."""
+
     type: str  # "float", "int | null", "list[str] | null", …
     default: Any = None
     role: KeyRole = "identity"
     required: bool = False
-    own: bool = False  # ours, not TRL's
+    own: bool = False  # declared by this project, not by TRL
     choices: list[str] | None = None
     help: str = ""
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the value may be a list."""
+        return "list[" in self.type
 
 
 class StageTraits(BaseModel):
@@ -76,6 +82,8 @@ class StageTraits(BaseModel):
 
 
 class StageDescription(BaseModel):
+    """All keys of a stage."""
+
     recipe_version: int  # raised whenever the stage's output changes for the same keys
     example: str
     traits: StageTraits
@@ -97,13 +105,14 @@ def nearest(name: str, valid: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_keys(stage: str, values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The values with their types (`"1e-5"` becomes 1e-05), unknown keys and wrong types refused.
+def check_keys(stage: str, values: Values, *, where: str) -> Keys:
+    """The values converted to their types (`"1e-5"` becomes 1e-05).
 
-    `where` is what the message opens with: a file, or a recipe's section. Raises ConfigError.
+    Raises ConfigError for an unknown key, a replaced one, or a wrong type; the message starts with `where`, which is a
+    file or a recipe's section.
     """
     keys = stages()[stage].keys
-    typed: dict[str, Any] = {}
+    typed: Keys = {}
     for name, value in values.items():
         if name not in keys:
             raise ConfigError(f"{where}: unknown key {name!r} of stage {stage}{nearest(str(name), list(keys))}")
@@ -113,8 +122,8 @@ def check_keys(stage: str, values: Mapping[str, Any], *, where: str) -> dict[str
     return typed
 
 
-def check_value(value: Any, key: StageKey, *, where: str) -> Any:
-    """The value with the key's type, or ConfigError."""
+def check_value(value: object, key: StageKey, *, where: str) -> Any:
+    """The value converted to the key's type. Raises ConfigError where it has another type or is not a choice."""
     for kind in key.type.split(" | "):
         try:
             typed = _convert(value, kind)
@@ -129,12 +138,13 @@ def check_value(value: Any, key: StageKey, *, where: str) -> Any:
     raise ConfigError(f"{where}={value!r} is {_name_of(value)}, expected {key.type.replace('null', 'nothing (null)')}")
 
 
-def _name_of(value: Any) -> str:
+def _name_of(value: object) -> str:
     names = {bool: "a boolean", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _convert(value: Any, kind: str) -> Any:
+def _convert(value: object, kind: str) -> object:
+    """The value as one of the types of StageKey.type. Raises TypeError or ValueError where it is not of the type."""
     if kind == "any":
         return value
     if kind == "null":
@@ -147,7 +157,7 @@ def _convert(value: Any, kind: str) -> Any:
         return [_convert(item, kind[5:-1]) for item in value]
     if kind == "dict":
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            value = _parsed(value, where="the value")
+            value = _parse_yaml(value, where="the value")
         if not isinstance(value, dict):
             raise TypeError
         return value
@@ -156,26 +166,24 @@ def _convert(value: Any, kind: str) -> Any:
     if kind == "bool":
         if isinstance(value, bool):
             return value
-        return {"true": True, "false": False}[str(value).lower()] if str(value).lower() in ("true", "false") else _no()
-    if isinstance(value, bool):
+        if str(value).lower() not in ("true", "false"):
+            raise TypeError
+        return str(value).lower() == "true"
+    if isinstance(value, bool) or (kind == "int" and not isinstance(value, int | str)):
         raise TypeError
     if kind == "int":
-        return value if isinstance(value, int) else int(value) if isinstance(value, str) else _no()
+        return int(value)  # pyright: ignore[reportArgumentType]  # an integer or text
     if kind == "float":
-        return float(value)
-    return value if isinstance(value, str) else str(value)
+        return float(value)  # pyright: ignore[reportArgumentType]  # TypeError where it is neither number nor text
+    return str(value)
 
 
-def _no() -> Any:
-    raise TypeError
-
-
-def with_defaults(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key of the stage, given or default."""
+def with_defaults(stage: str, values: Values) -> Keys:
+    """Every key of the stage, with its given value or its default."""
     return {name: values.get(name, key.default) for name, key in stages()[stage].keys.items()}
 
 
-def check_required(stage: str, values: Mapping[str, Any], *, where: str) -> None:
+def check_required(stage: str, values: Values, *, where: str) -> None:
     """Raises ConfigError for the first required key that has no value."""
     for name, key in stages()[stage].keys.items():
         if key.required and values.get(name) is None:
@@ -183,15 +191,15 @@ def check_required(stage: str, values: Mapping[str, Any], *, where: str) -> None
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a text, by the safe loader. Raises YAMLError, also for the 45th of a month or 1000 open brackets."""
+    """The value of a YAML text, by the safe loader. Raises YAMLError, also for impossible dates or 1000 brackets."""
     try:
         return yaml.safe_load(text)
     except (ValueError, RecursionError) as error:
         raise yaml.YAMLError(str(error)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML mapping, by the safe loader; ConfigError with line and column where it is not one."""
+def read_yaml(path: Path) -> Keys:
+    """The YAML mapping in a file, by the safe loader. Raises ConfigError, with line and column, where it is none."""
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -210,10 +218,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
-    """`--config FILE --key value --list a b --flag --no_flag`, typed; the command line wins over the file."""
+def parse_command_line(stage: str, words: Sequence[str]) -> Keys:
+    """The typed values of `--config FILE --key value --list a b --flag --no_flag`; the command line overrides the file.
+
+    Raises ConfigError for anything else.
+    """
     keys = stages()[stage].keys
-    values: dict[str, Any] = {}
+    values: Keys = {}
     position = 0
     while position < len(words):
         word = words[position]
@@ -233,10 +244,10 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
         if name not in keys and name.removeprefix("no_") in keys and not given:
             name, given = name.removeprefix("no_"), ["false"]
         key = keys.get(name)
-        takes_list = key is not None and "list[" in key.type
+        takes_list = key is not None and key.is_list
         takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
-            values[name] = _parsed(given[0], where=f"--{name}")
+            values[name] = _parse_yaml(given[0], where=f"--{name}")
         elif takes_list and given != ["null"] and not (len(given) == 1 and takes_text):
             values[name] = given
         elif len(given) > 1:
@@ -246,7 +257,7 @@ def parse_command_line(stage: str, words: Sequence[str]) -> dict[str, Any]:
     return check_keys(stage, values, where=f"{stage}")
 
 
-def _parsed(text: str, *, where: str) -> Any:
+def _parse_yaml(text: str, *, where: str) -> object:
     try:
         return load_yaml(text)
     except yaml.YAMLError:
@@ -254,7 +265,7 @@ def _parsed(text: str, *, where: str) -> Any:
 
 
 def help_text(stage: str, *, everything: bool) -> str:
-    """What `--help` prints: an example and our own keys; `--help-all` adds TRL's."""
+    """The text of `--help`: an example and our own keys; `--help-all` adds those of TRL."""
     description = stages()[stage]
     own = {name: key for name, key in description.keys.items() if key.own and name not in PIPELINE_KEYS}
     others = {name: key for name, key in description.keys.items() if not key.own}

@@ -1,349 +1,231 @@
-"""The plan of a run: a recipe becomes a list of steps. Making it runs nothing and reads no data: read this file first.
+"""The plan of a run: a recipe becomes a list of steps. Planning runs nothing and reads no data. Read this file first.
 
-Inputs are references, so the plan and all fingerprints are known before anything has run. "The best policy so far" is
-a reference to the evaluation that chooses it; the runner looks the model up at launch. A section with variants is
-a step for each, and their average under the section's name: what comes later refers to that.
+`make_plan` is the method: the data and the base model, the first policy, then the rounds. An input of a step is a
+reference to an output of an earlier step, so all fingerprints are known before anything runs. "The best policy so far"
+is a reference to the evaluation that ranks the policies; the runner looks up the model when it starts the step.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from data_schemas.errors import ConfigError
-from data_schemas.key_rules import check_values
-from data_schemas.stage_keys import check_required, stages
-from pipeline.recipe.names import STAGE_OF, Keys, Section
-from pipeline.recipe.schema import Recipe
-from pipeline.recipe.sections import Launch
-
-# What a training stage's evaluation does not read: such a key changes the variants, never how they are measured.
-ONLY_IN_TRAINING = (
-    "seed",
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "global_batch_size",
-    "patience",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "eval_steps",
-    "strengths",
-    "max_similarity",
-    "train_data_shares",
-    "eval_data_shares",
+from data_schemas.stage_keys import Values
+from pipeline.averages import with_average
+from pipeline.recipe.names import Section
+from pipeline.recipe.resolved import Recipe
+from pipeline.steps import (
+    BestPolicy,
+    EvaluationFolder,
+    Inputs,
+    Model,
+    Output,
+    Reference,
+    Split,
+    Step,
+    make_step,
+    split_of,
+    training_inputs,
 )
-# What the runner says about where and how a step runs.
-RUNNER_KEYS = ("output_dir", "step", "run_group", "fingerprint", "policy_names", "use_cpu")
 
 
 @dataclass(frozen=True)
-class Output:
-    """A named output of an earlier step. An optional one is left out where the step made no such rows."""
+class Foundation:
+    """What all rounds share."""
 
-    step: str
-    name: str
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class BestPolicy:
-    """The model that an evaluation ranks first (rank 0), second (rank 1), … of all policies so far."""
-
-    step: str
-    rank: int = 0
+    base: Output
+    instructions: Split  # written by people
+    prompts: Inputs  # of the stages that generate answers
+    evaluation: Inputs  # of every evaluation: held-out prompts and the judge
 
 
-@dataclass(frozen=True)
-class EvaluationFolder:
-    """The whole folder of an evaluation: its answers and scores are compared with later ones."""
+@dataclass
+class Progress:
+    """What the rounds so far have produced."""
 
-    step: str
-
-
-@dataclass(frozen=True)
-class File:
-    """Raw rows: a file, a folder, or a hub name."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model from outside the run: a folder, or a hub name."""
-
-    path: str
-
-
-Reference = Output | BestPolicy | EvaluationFolder | File | Model
-
-
-@dataclass(frozen=True)
-class Step:
-    name: str  # "round-1.dpo"
-    stage: str
-    round: int | None
-    section: Section
-    keys: dict[str, Any]  # typed; what is not given is the stage's default
-    inputs: dict[str, list[Reference]]
-    launch: Launch
-
-
-class Batch(NamedTuple):
-    """One batch of preference pairs."""
-
-    train: Output
-    validation: Output
-
-
-def rows(step: str, name: str, *, optional: bool = False) -> Batch:
-    """`name`.train and `name`.validation of a step. Validation rows are optional: a small set may leave none."""
-    return Batch(Output(step, f"{name}.train", optional), Output(step, f"{name}.validation", optional=True))
+    policies: list[Output]  # the first one is that of round 0
+    evaluations: list[str]  # the evaluation step of each policy
+    preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
+    reward_model: Output | None = None
 
 
 def make_plan(recipe: Recipe) -> list[Step]:
-    """All steps in the order they run. Raises ConfigError where the recipe leaves a needed input open."""
-    _check_rounds(recipe)
-    steps: list[Step] = []
+    """All steps in the order they run.
 
-    def add(section: Section, number: int | None = None, *, name: str = "", inputs: dict[str, Any], **keys: Any) -> str:
-        name = name or (section if number is None else f"round-{number}.{section}")
-        return keep(_step(recipe, section, number, name=name, inputs=inputs, keys=keys))
+    Raises ConfigError for a key that the plan sets itself, a required key without a value, values that are not
+    supported together, and a round that trains no policy.
+    """
+    plan = Plan(recipe)
+    foundation = plan_data_and_base(plan)
+    first_policy = foundation.base
+    if recipe.first_sft:
+        inputs = {"model_name_or_path": foundation.base, **training_inputs([foundation.instructions])}
+        first_policy = plan.train("sft", 0, inputs)
+    first_evaluation = plan.evaluate(0, first_policy, foundation.evaluation)
+    progress = Progress([first_policy], [first_evaluation])
+    if recipe.has_preferences and recipe.rounds:
+        # The data set must have training pairs, unless a named annotator adds pairs in round 1.
+        optional = recipe.names_annotator(1)
+        progress.preferences.append(split_of("prepare_data", "preferences", optional=optional))
+    for number in range(1, recipe.rounds + 1):
+        plan_round(plan, number, foundation, progress)
+    return plan.steps
 
-    def keep(step: Step) -> str:
-        for earlier in steps:  # a reward model without new pairs is the one of the round before
-            if replace(earlier, name=step.name, round=step.round) == step:
-                return earlier.name
-        steps.append(step)
-        return step.name
 
-    def train(section: Section, number: int, *given: tuple[dict[str, Any], Keys]) -> Output:
-        """A section's model. `given`: inputs and keys for each of its variants, or once for all of them."""
-        variants = recipe.variants(section, number)
-        name = f"round-{number}.{section}"
-        trained: list[Step] = []
-        for place, variant in enumerate(variants):
-            inputs, keys = given[place % len(given)]
-            trained.append(_step(variant, section, number, name=f"{name}.{place + 1}", inputs=inputs, keys=keys))
-        *parts, last = _averaged(recipe, name, trained)
-        steps.extend(parts)
-        return Output(keep(last), "model")
+def plan_data_and_base(plan: "Plan") -> Foundation:
+    """The steps before round 0: data, base model, and a judge if the recipe names none."""
+    recipe = plan.recipe
+    data = plan.add("data", name="prepare_data", inputs={})
+    prompts, documents = split_of(data, "prompts"), split_of(data, "documents")
 
-    data = add("data", name="prepare_data", inputs={})
-    prompts, documents, instructions = (rows(data, kind) for kind in ("prompts", "documents", "instructions"))
-    drawn_from = {"prompts": prompts.train, "validation_prompts": prompts.validation}
-
+    raw_base: Reference
     if recipe.base_model is None:
-        pretrained = add("pretrain", inputs={"train_data": documents.train, "eval_data": documents.validation})
-        raw_base: Reference = Output(pretrained, "model")
+        inputs = {"train_data": documents.train, "eval_data": documents.validation}
+        raw_base = Output(plan.add("pretrain", inputs=inputs), "model")
     else:
         raw_base = Model(recipe.base_model)
-    base = Output(add("prepare_base", inputs={"model_name_or_path": raw_base}), "model")
+    base = Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}), "model")
 
-    judge = {}  # a given judge decides where there is one, else a reward model that no round optimises
-    if not judge_given(recipe):
-        held_out = {
-            "train_data": Output(data, "preferences.judge"),
+    evaluation: dict[str, Reference] = {"prompts": Output(data, "evaluation_prompts")}
+    if not recipe.names_judge:
+        inputs = {
+            "model_name_or_path": base,
+            "train_data": Output(data, "preferences.judge"),  # pairs that no reward model of a round is trained on
             "eval_data": Output(data, "preferences.judge_validation", optional=True),
         }
-        judge = {"judge_model": Output(add("judge", inputs={"model_name_or_path": base} | held_out), "model")}
-
-    def evaluate(number: int, policy: Output, **comparison: Any) -> str:
-        scored = {"prompts": Output(data, "evaluation_prompts"), "model_name_or_path": policy}
-        return add("evaluate_policy", number, policy_step=policy.step, inputs=scored | judge | comparison)
-
-    first_policy = base
-    if recipe.first_sft:
-        first_policy = train("sft", 0, ({"model_name_or_path": base} | _rows_of([instructions]), {}))
-    evaluations = [evaluate(0, first_policy)]
-    policies = [first_policy]
-    batches = [rows(data, "preferences", optional=annotates_itself(recipe, 1))] if has_preferences(recipe) else []
-    reward_model = None
-
-    for number in range(1, recipe.rounds + 1):
-        has = recipe.round_stages
-        best = BestPolicy(evaluations[-1])
-        answering = {"best": [best], "best_two": [best, BestPolicy(evaluations[-1], rank=1)][: len(evaluations)]}
-
-        if "annotate" in has and (reward_model or annotates_itself(recipe, number)):
-            answers = drawn_from | {"policies": answering[recipe.annotate_policies]}
-            if not annotates_itself(recipe, number):
-                answers |= {"annotator_models": reward_model}  # of the round before
-            batches.append(rows(add("annotate", number, round=number, inputs=answers), "pairs"))
-
-        if "reward_model" in has and (recipe.refit_reward_model or reward_model is None):
-            reward_model = train("reward_model", number, ({"model_name_or_path": base} | _rows_of(batches), {}))
-
-        winners = []
-        if "rejection_sampling" in has:
-            asked = drawn_from | {"policies": answering[recipe.sampling_policies]}
-            asked |= {"reward_model": reward_model} if reward_model else {}
-            winners = [rows(add("rejection_sampling", number, round=number, inputs=asked), "winners")]
-
-        policy = best  # what is trained further
-        if "sft" in has:
-            start = {"model_name_or_path": best if recipe.sft_from == "best" else base}
-            mixes = [mix.human_share for mix in recipe.variants("sft", number)]
-            policy = train(
-                "sft",
-                number,
-                *(
-                    (
-                        start | _rows_of([*winners, instructions] if share else winners),
-                        {"train_data_shares": [1.0] * len(winners) + [share] if 0 < share < 1 else None},
-                    )
-                    for share in mixes
-                ),
-            )
-
-        if "dpo" in has:
-            start = {"model_name_or_path": policy}
-            start |= {"reference_model": first_policy} if recipe.dpo_reference == "first" else {}
-            policy = train(
-                "dpo",
-                number,
-                *((start | _rows_of(batches[-mix.dpo_batches :]), {}) for mix in recipe.variants("dpo", number)),
-            )
-
-        if isinstance(policy, BestPolicy) or policy in policies:
-            raise ConfigError(
-                f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
-                "rejection_sampling with sft, nor dpo"
-            )
-        policies.append(policy)
-        proxy = reward_model or next(map(Model, optimised_models(recipe, number)), None)
-        earlier = [EvaluationFolder(name) for name in evaluations]
-        evaluations.append(evaluate(number, policy, first_policy=first_policy, proxy_model=proxy, previous=earlier))
-    return steps
+        evaluation["judge_model"] = Output(plan.add("judge", inputs=inputs), "model")
+    return Foundation(
+        base=base,
+        instructions=split_of(data, "instructions"),
+        prompts={"prompts": prompts.train, "validation_prompts": prompts.validation},
+        evaluation=evaluation,
+    )
 
 
-def has_preferences(recipe: Recipe) -> bool:
-    """Whether the run has human preference pairs: from a file, or (where it makes some) from the data maker."""
-    return bool(recipe.data.get("preferences") or recipe.data.get("make_data"))
+def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Progress) -> None:
+    """Adds the steps of one round, and what they produce to `progress`."""
+    recipe, stages_of_round = plan.recipe, plan.recipe.round_stages
+    best = BestPolicy(progress.evaluations[-1])
+    best_two = [best, BestPolicy(progress.evaluations[-1], rank=1)] if number > 1 else [best]  # round 0 has one policy
 
+    # A named annotator compares answers from round 1 on; else the reward model of the round before does.
+    if "annotate" in stages_of_round and (recipe.names_annotator(number) or progress.reward_model):
+        policies = best_two if recipe.annotate_policies == "best_two" else [best]
+        annotator = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
+        inputs = {**foundation.prompts, "policies": policies, **annotator}
+        annotate = plan.add("annotate", number, inputs=inputs, keys={"round": number})
+        progress.preferences.append(split_of(annotate, "pairs"))
 
-def judge_given(recipe: Recipe) -> bool:
-    """Whether the recipe names its judge, a function or a model; else one is trained on pairs of its own."""
-    keys = recipe.section("evaluate_policy")
-    return bool(keys.get("judge_function") or keys.get("judge_model"))
+    # The reward model starts from the base model and is trained on all pairs so far.
+    if "reward_model" in stages_of_round and (recipe.refit_reward_model or progress.reward_model is None):
+        inputs = {"model_name_or_path": foundation.base, **training_inputs(progress.preferences)}
+        progress.reward_model = plan.train("reward_model", number, inputs)
 
+    winners: list[Split] = []
+    if "rejection_sampling" in stages_of_round:
+        policies = best_two if recipe.sampling_policies == "best_two" else [best]
+        chooser = {"reward_model": progress.reward_model} if progress.reward_model else {}
+        inputs = {**foundation.prompts, "policies": policies, **chooser}
+        sampling = plan.add("rejection_sampling", number, inputs=inputs, keys={"round": number})
+        winners = [split_of(sampling, "winners")]
 
-def annotates_itself(recipe: Recipe, number: int) -> bool:
-    """Whether the round's annotator is given: then it annotates round 1 too, where no reward model is trained yet."""
-    keys = recipe.section("annotate", number)
-    return "annotate" in recipe.round_stages and bool(keys.get("annotator_function") or keys.get("annotator_models"))
+    policy: Output | BestPolicy = best  # the model that the round trains further
+    if "sft" in stages_of_round:
+        start = {"model_name_or_path": best if recipe.sft_from == "best" else foundation.base}
+        shares = [variant.human_share for variant in recipe.section("sft", number).variants]
+        data = [[*winners, foundation.instructions] if share else winners for share in shares]
+        policy = plan.train_variants(
+            "sft",
+            number,
+            inputs=[start | training_inputs(splits) for splits in data],
+            keys=[{"train_data_shares": [1.0] * len(winners) + [s] if 0 < s < 1 else None} for s in shares],
+        )
 
+    # DPO starts from the SFT model of the round and is trained on the most recent pairs.
+    if "dpo" in stages_of_round:
+        reference = {"reference_model": progress.policies[0]} if recipe.dpo_reference == "first" else {}
+        start = {"model_name_or_path": policy, **reference}
+        batches = [variant.dpo_batches for variant in recipe.section("dpo", number).variants]
+        data = [progress.preferences[-num_batches:] for num_batches in batches]
+        policy = plan.train_variants("dpo", number, inputs=[start | training_inputs(splits) for splits in data])
 
-def optimised_models(recipe: Recipe, number: int) -> list[str]:
-    """The reward models from outside the run that the round optimises: the sampler's, then the annotators'."""
-    sampler, annotators = recipe.section("rejection_sampling", number), recipe.section("annotate", number)
-    models = [sampler.get("reward_model")] if "rejection_sampling" in recipe.round_stages else []
-    models += annotators.get("annotator_models") or [] if "annotate" in recipe.round_stages else []
-    return [model for model in models if model]
-
-
-def _check_rounds(recipe: Recipe) -> None:
-    """Raises ConfigError for what a round's stages need and nothing gives."""
-    has, where = recipe.round_stages, f"{recipe.path}: round_stages"
-    for number in range(1, recipe.rounds + 1):
-        given = recipe.section("rejection_sampling", number).get("reward_model")
-        if "rejection_sampling" in has and "reward_model" not in has and not given:
-            raise ConfigError(
-                f"{where}: rejection_sampling has no reward model: add reward_model, "
-                "or give rejection_sampling.reward_model"
-            )
-        if "annotate" in has and "reward_model" not in has and not annotates_itself(recipe, number):
-            raise ConfigError(
-                f"{where}: annotate has no annotator: give annotate.annotator_function or "
-                "annotate.annotator_models, or add reward_model"
-            )
-    if "annotate" in has and not {"reward_model", "dpo"} & set(has):
-        raise ConfigError(f"{where}: nothing trains on the pairs of annotate: add dpo or reward_model, or leave it out")
-    if "rejection_sampling" in has and "sft" not in has:
-        raise ConfigError(f"{where}: nothing trains on the winners of rejection_sampling: add sft, or leave it out")
-    if "sft" in has and "rejection_sampling" not in has and not recipe.human_share:
-        raise ConfigError(f"{where}: sft has no rows: add rejection_sampling, or human_share > 0")
-    pairs_for = next((stage for stage in has if stage in ("reward_model", "dpo")), None)
-    if recipe.rounds and pairs_for and not has_preferences(recipe) and not annotates_itself(recipe, 1):
-        if "annotate" in has:
-            missing = "annotate.annotator_function or data.preferences is missing: who compares answers?"
-        else:
-            missing = f"data.preferences is missing: {pairs_for} has no pairs"
-        raise ConfigError(f"{recipe.path}: {missing}")
-
-
-def _rows_of(batches: list[Batch]) -> dict[str, Any]:
-    return {"train_data": [batch.train for batch in batches], "eval_data": [batch.validation for batch in batches]}
-
-
-def _step(
-    recipe: Recipe, section: Section, number: int | None, *, name: str, inputs: dict[str, Any], keys: Keys
-) -> Step:
-    """One step: the section's keys, with those of them that name files or models as inputs, and the plan's own."""
-    stage = STAGE_OF.get(section, section)
-    known = stages()[stage].keys
-    given = recipe.section(section, number)
-    references: dict[str, list[Reference]] = {}
-    for key, value in inputs.items():
-        if value is not None:
-            references[key] = value if isinstance(value, list) else [value]
-    for key, value in given.items():
-        if value is not None and (key in inputs or key in keys or key in RUNNER_KEYS):
-            way_out = "say launch: {device: cpu}" if key == "use_cpu" else "leave it out"
-            raise ConfigError(f"{recipe.path}: {section}.{key} is set by the plan; {way_out}")
-    for key, value in given.items():
-        if known[key].role in ("rows", "model") and value is not None:
-            kind = File if known[key].role == "rows" else Model
-            references[key] = [kind(path) for path in (value if isinstance(value, list) else [value])]
-    own = {key: value for key, value in given.items() if key not in references}
-    own |= {key: value for key, value in keys.items() if value is not None}
-    step = Step(name, stage, number, section, own, references, recipe.launch_of(section, number))
-    check_required(stage, step.keys | step.inputs, where=f"{recipe.path}: {section}")
-    check_values(stage, step.keys | step.inputs, where=f"{recipe.path}: {section}")
-    return step
-
-
-def _averaged(recipe: Recipe, name: str, variants: list[Step]) -> list[Step]:
-    """The variants, and as the step `name` their average; a single one bears that name itself.
-
-    Variants that are one and the same in this round (other batches, where there is one) are trained once.
-    """
-    distinct: list[Step] = []
-    weight_of: list[float] = []
-    average = recipe.average(variants[0].section, variants[0].round or 0)
-    weights = average.get("weights")
-    for place, step in enumerate(variants):
-        weight = weights[place] if isinstance(weights, list) else 1.0
-        same = [(other.keys, other.inputs) for other in distinct]
-        if (step.keys, step.inputs) in same:
-            weight_of[same.index((step.keys, step.inputs))] += weight
-        else:
-            distinct.append(step)
-            weight_of.append(weight)
-    if len(distinct) == 1:
-        return [replace(distinct[0], name=name)]
-    if isinstance(weights, list):
-        average = average | {"weights": weight_of}
-    return [*distinct, _average_step(recipe, name, distinct, average)]
-
-
-def _average_step(recipe: Recipe, name: str, parts: list[Step], average: Keys) -> Step:
-    """The step average_models, which measures on the held-out rows of all its parts with the section's own keys."""
-    first = parts[0]
-    own = recipe.section(first.section, first.round)
-    known, known_to_stage = stages()["average_models"].keys, stages()[first.stage].keys
-    keys = {key: value for key, value in own.items() if key in known and known[key].role == "runtime"}
-    keys |= average | {
-        "averaged_stage": first.stage,
-        "part_names": [part.name for part in parts],
-        "stage_keys": {
-            key: value
-            for key, value in own.items()
-            if known_to_stage[key].role == "identity" and key not in ONLY_IN_TRAINING
-        },
+    if isinstance(policy, BestPolicy) or policy in progress.policies:
+        raise ConfigError(
+            f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
+            "rejection_sampling with sft, nor dpo"
+        )
+    named = [Model(name) for name in recipe.named_reward_models(number)]
+    inputs = {
+        **foundation.evaluation,
+        "first_policy": progress.policies[0],
+        "proxy_model": progress.reward_model or next(iter(named), None),  # the reward model that the round optimises
+        "previous": [EvaluationFolder(name) for name in progress.evaluations],
     }
-    inputs: dict[str, list[Reference]] = {"models": [Output(part.name, "model") for part in parts]}
-    for side in ("train_data", "eval_data"):
-        inputs[side] = list(dict.fromkeys(reference for part in parts for reference in part.inputs[side]))
-    if first.stage == "dpo":
-        inputs["reference_model"] = first.inputs.get("reference_model", first.inputs["model_name_or_path"])
-    return Step(name, "average_models", first.round, first.section, keys, inputs, first.launch)
+    progress.policies.append(policy)
+    progress.evaluations.append(plan.evaluate(number, policy, inputs))
+
+
+@dataclass
+class Plan:
+    """The steps so far, in the order they run. A step that would repeat an earlier one is not added again."""
+
+    recipe: Recipe
+    steps: list[Step] = field(default_factory=list)
+
+    def add(
+        self,
+        section: Section,
+        round_number: int | None = None,
+        *,
+        name: str = "",
+        inputs: Inputs,
+        keys: Values | None = None,
+    ) -> str:
+        """Adds the step of a section and returns its name, or that of an equal earlier step."""
+        name = name or (section if round_number is None else f"round-{round_number}.{section}")
+        values = self.recipe.section(section, round_number or 0).keys
+        step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
+        return self._add_unless_repeated(step)
+
+    def train(self, section: Section, round_number: int, inputs: Inputs) -> Output:
+        """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""
+        num_variants = len(self.recipe.section(section, round_number).variants)
+        return self.train_variants(section, round_number, inputs=[inputs] * num_variants)
+
+    def train_variants(
+        self, section: Section, round_number: int, *, inputs: Sequence[Inputs], keys: Sequence[Values] | None = None
+    ) -> Output:
+        """Adds the steps of a section that trains, with one entry of `inputs` and of `keys` for each variant.
+
+        Several variants are a step each, and a step that averages their models. Returns the section's model.
+        """
+        name, resolved = f"round-{round_number}.{section}", self.recipe.section(section, round_number)
+        keys = keys or [{}] * len(inputs)
+        steps = [
+            make_step(
+                self.recipe,
+                section,
+                round_number,
+                name=f"{name}.{place}",
+                values=variant.keys,
+                inputs=inputs_of_variant,
+                keys=keys_of_variant,
+            )
+            for place, (variant, inputs_of_variant, keys_of_variant) in enumerate(
+                zip(resolved.variants, inputs, keys, strict=True), 1
+            )
+        ]
+        *parts, last = with_average(name, steps, resolved)
+        self.steps.extend(parts)
+        return Output(self._add_unless_repeated(last), "model")
+
+    def evaluate(self, round_number: int, policy: Output, inputs: Inputs) -> str:
+        """Adds the evaluation of a policy and returns its name."""
+        inputs = {"model_name_or_path": policy, **inputs}
+        return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
+
+    def _add_unless_repeated(self, step: Step) -> str:
+        for earlier in self.steps:  # a reward model without new pairs is that of the round before
+            if replace(earlier, name=step.name, round=step.round) == step:
+                return earlier.name
+        self.steps.append(step)
+        return step.name

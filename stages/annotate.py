@@ -1,9 +1,9 @@
-"""Preference annotation: prompts, answers from one or more policies, an annotator -> pairs with a strength.
+"""Preference annotation: samples answers from one or more policies, compares them, and writes pairs with a strength.
 
-As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where there are two; an edit step is
-left to people. With more answers the best is chosen, and the worst (RLHFlow) or a random other one (Tülu 3, arXiv
-2411.15124) rejected, or the whole ranking kept. The annotator is a Python function, or one or more reward models.
-Equal, identical and empty answers are dropped and counted.
+As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where two are given. Its step in
+which people edit the chosen answer is not implemented. With more than two answers the best is chosen, and the worst
+(RLHFlow) or a random other one (Tülu 3, arXiv 2411.15124) is rejected, or the complete ranking is kept. The annotator
+is a Python function, or one or more reward models. Equal, identical and empty answers are dropped and counted.
 
     accelerate launch stages/annotate.py --config configs/stages/annotate.yaml
 """
@@ -13,21 +13,20 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from data_schemas.errors import ConfigError
-from data_schemas.reading import write_rows
 from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
 from data_schemas.stage_keys import StageTraits
-from engine.judging.annotators import Annotator, Group, Judgement, Program, RewardModels
-from engine.judging.scoring import ScoringItem
+from engine.curation.dropped import Dropped
+from engine.judging.annotators import Annotator, FunctionAnnotator, Judgement, RewardModelAnnotator
+from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
-from engine.runtime.arguments import GenerationArguments
-from engine.runtime.keys import key_field, required_field
+from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
-from engine.runtime.world import device_of
-from engine.sampling.prompts import draw_both_sides
-from engine.sampling.sampler import sample_in_turn
+from engine.sampling.answering import AnsweringArguments, answer_round
+from engine.sampling.answers import Answer
+from engine.sampling.prompts import Side, draw_both_sides, write_both_sides
 from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 3
@@ -42,11 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class AnnotateArguments(GenerationArguments):
-    prompts: list[str] = required_field("files of prompts", role="rows")
-    validation_prompts: list[str] | None = key_field(None, "held-out prompts: their pairs are eval rows", role="rows")
-    policies: list[str] = required_field("one or more policies that answer, in turn", role="model")
-    policy_names: list[str] | None = key_field(None, "their names, for the rows", role="runtime")
+class AnnotateArguments(AnsweringArguments):
     annotator_function: str | None = key_field(None, "module:function(prompt, answer, ended) -> score", role="function")
     annotator_models: list[str] | None = key_field(None, "reward models as the annotator; several vote", role="model")
     vote: Literal["mean", "majority"] = key_field("mean", "how several reward models agree on an order")
@@ -67,127 +62,133 @@ ARGUMENTS = (AnnotateArguments,)
 
 
 def strength_of(difference: float, margins: Sequence[float]) -> Strength:
-    """The level of a positive score difference; below the last margin it is marginally better."""
+    """The level of a positive score difference; a difference below the last margin is marginally better."""
     level = next((level for level, margin in enumerate(margins) if difference >= margin), len(STRENGTHS) - 1)
     return STRENGTHS[level]
 
 
+def rank_answers(
+    answers: Sequence[Answer], judgement: Judgement, *, keep_unfinished: bool = False
+) -> list[int] | Dropped:
+    """Indices of two or more different answers, best first; or why there are none: empty, identical, equal_score,
+    unfinished_chosen. Of identical answers, and of answers with equal scores, only the first is ranked."""
+    scores_N = judgement.scores_N
+    left = [i for i, answer in enumerate(answers) if answer.text.strip()]
+    if len(left) < 2:
+        return Dropped("empty")
+    left = list({answers[i].text.strip(): i for i in reversed(left)}.values())
+    if len(left) < 2:
+        return Dropped("identical")
+    left = list({scores_N[i]: i for i in sorted(left, reverse=True)}.values())
+    if len(left) < 2:
+        return Dropped("equal_score")
+    order = sorted(left, key=lambda i: -scores_N[i])
+    while order and not keep_unfinished and not answers[order[0]].ended:
+        order.pop(0)
+    return order if len(order) >= 2 else Dropped("unfinished_chosen")
+
+
+class _Optional(TypedDict, total=False):
+    """Fields that a pair's row has only where the annotator gives them."""
+
+    disagreement: float | None
+    between: list[list[Message]]
+
+
 def compare_answers(
-    group: Group,
+    answers: Sequence[Answer],
     judgement: Judgement,
-    names: Sequence[str],
     *,
     margins: Sequence[float],
     keep_unfinished: bool = False,
     keep_rankings: bool = False,
     draw: random.Random | None = None,
-) -> PreferencePair | str:
-    """What the answers of a prompt make: a pair, or a ranking; or why nothing: empty, identical, equal_score,
-    unfinished_chosen. Of identical answers, and of answers with equal scores, the first stands for all. `draw` picks
-    the rejected answer among those below the best; without it the worst is rejected."""
-    scores_N, answers = judgement.scores_N, group.answers
-    alive = [i for i, answer in enumerate(answers) if answer.text.strip()]
-    if len(alive) < 2:
-        return "empty"
-    alive = list({answers[i].text.strip(): i for i in reversed(alive)}.values())
-    if len(alive) < 2:
-        return "identical"
-    alive = list({scores_N[i]: i for i in sorted(alive, reverse=True)}.values())
-    if len(alive) < 2:
-        return "equal_score"
-    order = sorted(alive, key=lambda i: -scores_N[i])
-    while order and not keep_unfinished and not answers[order[0]].ended:
-        order.pop(0)
-    if len(order) < 2:
-        return "unfinished_chosen"
+) -> PreferencePair | Dropped:
+    """The pair, or with `keep_rankings` the ranking, of a prompt's answers; or why it is dropped, as in `rank_answers`.
+
+    `draw` picks the rejected answer among those below the best; without it the worst is rejected. `margins` are in
+    units of the scores.
+    """
+    order = rank_answers(answers, judgement, keep_unfinished=keep_unfinished)
+    if isinstance(order, Dropped):
+        return order
     best, worst = order[0], draw.choice(order[1:]) if draw else order[-1]
-    between = order[1:-1] if keep_rankings else []
     messages = {i: [Message(role="assistant", content=answers[i].text)] for i in order}
-    optional: dict[str, Any] = {"disagreement": judgement.disagreement(best, worst)} if judgement.votes_VN else {}
-    if between:
-        optional["between"] = [messages[i] for i in between]
+    optional = _Optional()
+    if judgement.votes_VN:
+        optional["disagreement"] = judgement.disagreement(best, worst)
+    if keep_rankings and len(order) > 2:
+        optional["between"] = [messages[i] for i in order[1:-1]]
+    prompt, scores_N = answers[best].prompt, judgement.scores_N
     return PreferencePair(
-        prompt=group.prompt.prompt,
+        prompt=prompt.prompt,
         chosen=messages[best],
         rejected=messages[worst],
-        tools=group.prompt.tools,
-        group_id=group.prompt.group_id,
+        tools=prompt.tools,
+        group_id=prompt.group_id,
         strength=judgement.strength or strength_of(scores_N[best] - scores_N[worst], margins),
-        chosen_from=names[best],
-        rejected_from=names[worst],
+        chosen_from=answers[best].policy,
+        rejected_from=answers[worst].policy,
         chosen_score=scores_N[best],
         rejected_score=scores_N[worst],
         **optional,
     )
 
 
-def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
-    device = device_of(arguments.use_cpu)
-    annotator: Annotator
+def annotator_of(stage: Stage, arguments: AnnotateArguments) -> Annotator:
     if arguments.annotator_function:
-        annotator = Program(stage, arguments.annotator_function, arguments.function_timeout)
-    else:
-        annotator = RewardModels(
-            stage,
-            arguments.annotator_models or [],
-            arguments.vote,
-            device,
-            arguments.dtype,
-            arguments.generation_batch_size,
-        )
-    drawn = draw_both_sides(
-        (arguments.prompts, arguments.num_prompts),
-        (arguments.validation_prompts, arguments.num_validation_prompts),
-        seed=arguments.seed,
-        purpose="annotate",
-        round=arguments.round,
-    )
-    number, policies = arguments.num_answers, arguments.policies
-    names = [(arguments.policy_names or policies)[k % len(policies)] for k in range(number)]
-    prompts = [(prompt, None) for _, prompt in drawn]
-    purpose = f"{stage.name}/{arguments.round}"
-    answers = sample_in_turn(stage, policies, prompts, arguments, num_answers=number, purpose=purpose)
-    groups = [
-        Group(prompt, [ScoringItem(prompt, answer.text, answer.ended) for answer in own])
-        for (prompt, _), own in zip(prompts, answers, strict=True)
-    ]
-    judgements = annotator(groups)
+        return FunctionAnnotator(stage, arguments.annotator_function, arguments.function_timeout)
+    paths = arguments.annotator_models or []
+    return RewardModelAnnotator(stage, paths, arguments.vote, ScoringSettings.of(arguments))
 
-    pairs: dict[str, list[PreferencePair]] = {"train": [], "validation": []}
+
+def metrics_of(
+    pairs: Sequence[PreferencePair], judgements: Sequence[Judgement], dropped: Counter[str]
+) -> dict[str, float | int | str | None]:
+    scores = [score for judgement in judgements for score in judgement.scores_N]
+    metrics: dict[str, float | int | str | None] = {
+        "prompts": len(judgements),
+        "pairs": len(pairs),
+        "score_mean": sum(scores) / len(scores),
+    }
+    if pairs[0].disagreement is not None:
+        metrics["disagreement_mean"] = sum(pair.disagreement or 0.0 for pair in pairs) / len(pairs)
+    metrics |= {str(level): count for level, count in Counter(pair.strength for pair in pairs).items()}
+    return metrics | {f"dropped_{reason}": count for reason, count in dropped.items()}
+
+
+def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
+    annotator = annotator_of(stage, arguments)
+    drawn = draw_both_sides(arguments, purpose="annotate")
+    prompts = [(prompt, None) for _, prompt in drawn]
+    answers = answer_round(stage, arguments, prompts, num_answers=arguments.num_answers, round=arguments.round)
+    judgements = annotator(answers)
+
+    pairs: dict[Side, list[PreferencePair]] = {"train": [], "validation": []}
     dropped: Counter[str] = Counter()
-    for (side, prompt), group, judgement in zip(drawn, groups, judgements, strict=True):
-        result = compare_answers(
-            group,
+    for (side, prompt), prompt_answers, judgement in zip(drawn, answers, judgements, strict=True):
+        pair = compare_answers(
+            prompt_answers,
             judgement,
-            names,
             margins=arguments.strength_margins,
             keep_unfinished=arguments.keep_unfinished,
             keep_rankings=arguments.keep_rankings,
             draw=random.Random(f"{arguments.seed}/{prompt.prompt_id}") if arguments.rejected == "random" else None,
         )
-        if isinstance(result, str):
-            dropped[result] += 1
+        if isinstance(pair, Dropped):
+            dropped[pair.reason] += 1
         else:
-            pairs[side].append(result)
-    if stage.is_main:
-        for side, rows in pairs.items():
-            write_rows(stage.folder / f"pairs.{side}.jsonl", rows)
+            pairs[side].append(pair)
+    outputs = write_both_sides(stage, "pairs", pairs)
     if not pairs["train"]:
-        raise ConfigError(f"no pair is left of {len(drawn)} prompts: {format_counts(dropped)}")
-    log.info("%d pairs, dropped: %s", sum(map(len, pairs.values())), dict(dropped) or "none")
-    made = [pair for rows in pairs.values() for pair in rows]
-    scores = [score for judgement in judgements for score in judgement.scores_N]
-    metrics: dict[str, float | int | str | None] = {
-        "prompts": len(drawn),
-        "pairs": len(made),
-        "score_mean": sum(scores) / len(scores),
-    }
-    if made[0].disagreement is not None:
-        metrics["disagreement_mean"] = sum(pair.disagreement or 0.0 for pair in made) / len(made)
-    metrics |= {str(level): count for level, count in Counter(pair.strength for pair in made).items()}
-    metrics |= {f"dropped_{reason}": count for reason, count in dropped.items()}
-    outputs = {f"pairs.{side}": f"pairs.{side}.jsonl" for side, rows in pairs.items() if rows}
-    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(policies[0])))
+        raise ConfigError(
+            f"no pair is left of {len(drawn)} prompts: {format_counts(dropped)}; see max_new_tokens, keep_unfinished "
+            "and temperature"
+        )
+    all_pairs = pairs["train"] + pairs["validation"]
+    log.info("%d pairs, dropped: %s", len(all_pairs), format_counts(dropped) or "none")
+    metrics = metrics_of(all_pairs, judgements, dropped)
+    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ each of its parts are evaluated on the same held-out rows with the training stag
 """
 
 import gc
-import hashlib
 import json
 import logging
 import math
@@ -21,6 +20,7 @@ from typing import Literal
 import torch
 
 from data_schemas.errors import StageError
+from data_schemas.files import digest_text
 from data_schemas.stage_keys import Keys, StageTraits, check_keys
 from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
@@ -29,8 +29,9 @@ from engine.models.verification import check_weights
 from engine.runtime.arguments import LoadingArguments
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
+from engine.runtime.world import wait_until_exists
 from engine.tokens.contract import contract_of
-from engine.tokens.tables import held_out_rows, wait_for
+from engine.tokens.tables import held_out_rows
 from engine.training.method import Method
 from stages.dpo import METHOD as DPO
 from stages.reward_model import METHOD as REWARD_MODEL
@@ -127,14 +128,14 @@ class Evaluation:
 def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Sequence[float]) -> Path:
     """The folder of the average with these weights: the first process writes it, the others wait for it."""
     identity = json.dumps([list(weights), arguments.method, arguments.fraction])
-    path = stage.folder / "checkpoints" / f"average-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    path = stage.folder / "checkpoints" / f"average-{digest_text(identity)[:16]}"
     if stage.is_main and not path.exists():
         folders = [Path(folder) for folder in arguments.models]
         if arguments.method == "slerp":
             write_slerp(folders[0], folders[1], path, fraction=arguments.fraction)
         else:
             write_average(folders, path, weights=weights)
-    wait_for(path)
+    wait_until_exists(path)
     return path
 
 

@@ -24,9 +24,10 @@ from engine.models.lora import lora_config
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.inspection import Encode
 from engine.tokens.tables import split_rows
 from engine.tokens.template import encode_dialog
+from engine.tokens.token_rows import TokenPair
 from engine.training import loop as training_loop
 from engine.training.dpo import DPOLoopTrainer, PreferenceCollator
 from engine.training.loop import prepare_config
@@ -68,8 +69,8 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
     """The function that tokenizes a pair, with both masks of each answer, and its version."""
     mask = arguments.mask_formatting
 
-    def encode(row: PreferencePair) -> TokenRow:
-        encoded: TokenRow = {}
+    def encode(row: PreferencePair) -> TokenPair:
+        encoded: dict[str, list] = {}
         for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
             dialog = encode_dialog(
                 tokenizer, [*row.prompt, *answer], tools=row.tools, train_from=len(row.prompt), find_content=mask
@@ -81,7 +82,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
                 f"{side}_trained": dialog.trained[start:],
                 f"{side}_content": dialog.content[start:],
             }
-        return encoded
+        return TokenPair(**encoded)
 
     return encode, f"dpo-2 {mask=}"
 

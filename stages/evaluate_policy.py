@@ -1,8 +1,9 @@
-"""Evaluates a policy on the run's frozen prompts, compares it with the earlier ones, and chooses the best so far.
+"""Evaluates a policy on the run's frozen prompts, compares it with the earlier policies, and chooses the best so far.
 
-Every policy in a comparison is scored by the same judge, named in the row: the gold score where there is one, else a
-reward model that no round optimised. The round's own reward model is reported as a proxy and decides nothing alone. The
-gate's rules say whether the policy becomes the best so far, the best is kept, or the run stops.
+All policies are scored by the same judge, which the record names: the gold score where there is one, else a reward
+model that no round optimises. The score of the round's own reward model, the proxy, is reported; it decides only
+through the rule `gate_overoptimised`. The gate's rules decide whether the policy becomes the best so far, the previous
+best is kept, or the run stops.
 
     accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml
 """
@@ -17,20 +18,26 @@ import numpy as np
 
 from data_schemas.artifact import Choice
 from data_schemas.reading import read_prompts, write_rows
-from data_schemas.rows import Candidate, Candidates, Prompt
 from data_schemas.stage_keys import StageTraits
-from engine.judging.comparison import compare_policies, distinct_2, read_earlier
+from engine.judging.comparison import (
+    EarlierEvaluation,
+    EarlierPolicies,
+    Metric,
+    compare_policies,
+    distinct_2,
+    read_earlier,
+)
 from engine.judging.divergence import kl_to_first
 from engine.judging.gate import GateArguments, decide
-from engine.judging.scoring import ScoringItem, score_by_function, score_by_reward_model
+from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer, score_by_prompt, scored_candidates
+from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime import timing
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.runtime.world import device_of
-from engine.sampling.answers import Answer, SampleRequest
+from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 
-# Shapes: P = prompts, K = answers a prompt.
+# Shapes: P = prompts, K = answers to each prompt.
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
 TRAITS = StageTraits(
@@ -90,114 +97,119 @@ class EvaluatePolicyArguments(GateArguments):
 ARGUMENTS = (EvaluatePolicyArguments,)
 
 
-@timing.part("evaluate")
-def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
-    path, device = arguments.model_name_or_path, device_of(arguments.use_cpu)
-    prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]
-    judge = arguments.judge_function or "held-out reward model"
-    previous = read_earlier(arguments.previous or [], judge, prompts, arguments.num_answers)
-    choices = list(previous[-1].choices) if previous else []
-    best = next((one for one in previous if choices and one.policy == choices[0].step), None)
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a policy's answers by the judge and by the round's reward model."""
 
-    asked, number = [(prompt, None) for prompt in prompts], arguments.num_answers
-    by_prompt = sample_in_turn(stage, [path], asked, arguments, num_answers=number, purpose=stage.name)
-    asks = [SampleRequest(prompt, k) for prompt in prompts for k in range(number)]
-    answers = [answer for own in by_prompt for answer in own]
-    answered = [ScoringItem(ask.prompt, answer.text, answer.ended) for ask, answer in zip(asks, answers, strict=True)]
+    judge_PK: np.ndarray
+    proxy: list[float] | None  # prompt by prompt
+    proxy_of_best: list[float] | None  # of the answers of the best policy so far
 
-    def by_model(name: str, model: str, items: Sequence[ScoringItem]) -> list[float]:
-        return score_by_reward_model(
-            stage, name, model, items, device=device, dtype=arguments.dtype, batch_size=arguments.generation_batch_size
-        )
 
+def judge_of(stage: Stage, arguments: EvaluatePolicyArguments) -> Scorer:
     if arguments.judge_function:
-        scores = score_by_function(
-            stage, "judge", arguments.judge_function, answered, timeout=arguments.function_timeout
-        )
-    else:
-        scores = by_model("judge", str(arguments.judge_model), answered)
-    scores_PK = np.array(scores).reshape(len(prompts), arguments.num_answers)
-    proxy = by_model("proxy", arguments.proxy_model, answered) if arguments.proxy_model else None
+        return FunctionScorer(stage, arguments.judge_function, arguments.function_timeout)
+    assert arguments.judge_model, "key_rules checks that one of the two is given"
+    return RewardModelScorer(stage, arguments.judge_model, ScoringSettings.of(arguments))
 
-    others = {
-        "first": previous[0].scores_PK if previous else None,
-        "previous": previous[-1].scores_PK if previous else None,
-        "best": best.scores_PK if best else None,
-    }
-    metrics = compare_policies(scores_PK, others, seed=arguments.seed)
+
+def score(
+    stage: Stage,
+    arguments: EvaluatePolicyArguments,
+    answers: Sequence[Sequence[Answer]],
+    best: EarlierEvaluation | None,
+) -> Scores:
+    """Scores the answers, [P][K], by the judge; by the proxy too, and those of the best policy so far with it."""
+    judge_PK = np.array(score_by_prompt(judge_of(stage, arguments), "judge", answers))
+    if not arguments.proxy_model:
+        return Scores(judge_PK, None, None)
+    proxy = RewardModelScorer(stage, arguments.proxy_model, ScoringSettings.of(arguments))
+    proxy_scores = proxy("proxy", _flat(answers))
+    return Scores(judge_PK, proxy_scores, proxy("proxy-of-best", _flat(best.answers)) if best else None)
+
+
+def compare(
+    stage: Stage,
+    arguments: EvaluatePolicyArguments,
+    answers: Sequence[Answer],
+    scores: Scores,
+    earlier: EarlierPolicies,
+) -> dict[str, Metric]:
+    """The metrics of the policy beside those of earlier policies; None where there is nothing to compare with."""
+    metrics = compare_policies(scores.judge_PK, earlier.scores, seed=arguments.seed)
     ended_share = float(np.mean([answer.ended for answer in answers]))
     mean_answer_tokens = float(np.mean([len(answer.ids) for answer in answers]))
-    metrics |= {
-        "judge": judge,
-        "judge_mean": float(scores_PK.mean()),
-        "gold_mean": float(scores_PK.mean()) if arguments.judge_function else None,
-        "proxy_mean": float(np.mean(proxy)) if proxy else None,
-        "proxy_gain_vs_best": None,
-        "kl_to_first": kl_to_first(
-            stage, arguments, asks, answers, policy=arguments.model_name_or_path, first_policy=arguments.first_policy
-        )
-        if arguments.first_policy
-        else 0.0,
+    judge_mean, best, kl, proxy_gain = float(scores.judge_PK.mean()), earlier.best, 0.0, None
+    if arguments.first_policy:
+        settings, policy = ScoringSettings.of(arguments), arguments.model_name_or_path
+        kl = kl_to_first(stage, answers, settings, policy=policy, first_policy=arguments.first_policy)
+    if scores.proxy and scores.proxy_of_best:
+        proxy_gain = float(np.mean(scores.proxy) - np.mean(scores.proxy_of_best))
+    return metrics | {
+        "judge": judge_name(arguments),
+        "judge_mean": judge_mean,
+        "gold_mean": judge_mean if arguments.judge_function else None,
+        "proxy_mean": float(np.mean(scores.proxy)) if scores.proxy else None,
+        "proxy_gain_vs_best": proxy_gain,
+        "kl_to_first": kl,
         "mean_answer_tokens": mean_answer_tokens,
         "length_growth": mean_answer_tokens / best.mean_answer_tokens if best else None,
         "ended_share": ended_share,
         "unfinished_share": 1 - ended_share,
         "distinct_2": distinct_2([answer.text for answer in answers]),
-        "prompts": len(prompts),
+        "prompts": len(scores.judge_PK),
     }
-    if proxy and best:
-        of_best = by_model("proxy-of-best", str(arguments.proxy_model), best.answered)
-        metrics["proxy_gain_vs_best"] = float(np.mean(proxy) - np.mean(of_best))
-    decision = decide(metrics, arguments)
-    metrics |= {"gate": decision.action, "gate_reason": decision.by}
+
+
+def judge_name(arguments: EvaluatePolicyArguments) -> str:
+    return arguments.judge_function or "held-out reward model"
+
+
+def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -> dict[str, str]:
+    """Why metrics are missing."""
     reasons = {name: "this is the first policy" for name, value in metrics.items() if value is None}
     if not arguments.judge_function:
         reasons["gold_mean"] = "the recipe gives no judge_function"
-    if proxy is None:
+    if not arguments.proxy_model:
         reasons["proxy_mean"] = reasons["proxy_gain_vs_best"] = "no reward model is optimised up to here"
+    return reasons
+
+
+def write(stage: Stage, answers: Sequence[Sequence[Answer]], scores: Scores) -> dict[str, str]:
+    """Writes the answers with the judge's scores, and the proxy's scores; returns the outputs, name -> file."""
     if stage.is_main:
-        write_rows(
-            stage.folder / "answers.jsonl", _groups(prompts, asks, answers, scores, arguments.policy_step or path)
-        )
-        if proxy:
-            (stage.folder / "proxy_scores.json").write_text(json.dumps(proxy), encoding="utf-8")
-
-    folder = os.path.relpath(path, stage.folder.parent)
-    here = Choice(step=arguments.policy_step or path, folder=folder, score=float(scores_PK.mean()))
-    # The best first; the others by score. An annotation may ask for the second.
-    accepted = decision.action == "accept"
-    first, others_ = ([here], choices) if accepted else (choices[:1], [*choices[1:], here])
-    ranking = [*first, *sorted(others_, key=lambda choice: -choice.score)]
-    log.info("%s mean %.4f; %s: %s; best so far: %s", judge, here.score, decision.action, decision.by, ranking[0].step)
-    outputs = {"answers": "answers.jsonl"} | ({"proxy_scores": "proxy_scores.json"} if proxy else {})
-    return StageResult(outputs=outputs, metrics=metrics, reasons=reasons, choices=ranking)
+        by_prompt = zip(answers, scores.judge_PK.tolist(), strict=True)
+        write_rows(stage.folder / "answers.jsonl", [scored_candidates(*scored) for scored in by_prompt])
+        if scores.proxy:
+            (stage.folder / "proxy_scores.json").write_text(json.dumps(scores.proxy), encoding="utf-8")
+    return {"answers": "answers.jsonl"} | ({"proxy_scores": "proxy_scores.json"} if scores.proxy else {})
 
 
-def _groups(
-    prompts: Sequence[Prompt],
-    asks: Sequence[SampleRequest],
-    answers: Sequence[Answer],
-    scores: Sequence[float],
-    policy: str,
-) -> list[Candidates]:
-    """All answers with their scores, one group a prompt."""
-    by_prompt: dict[str, list[Candidate]] = {prompt.prompt_id: [] for prompt in prompts}
-    for ask, answer, score in zip(asks, answers, scores, strict=True):
-        by_prompt[ask.prompt.prompt_id].append(
-            Candidate(
-                text=answer.text, k=ask.k, num_tokens=len(answer.ids), ended=answer.ended, score=score, policy=policy
-            )
-        )
-    return [
-        Candidates(
-            prompt=prompt.prompt,
-            prompt_id=prompt.prompt_id,
-            group_id=prompt.group_id,
-            tools=prompt.tools,
-            candidates=by_prompt[prompt.prompt_id],
-        )
-        for prompt in prompts
-    ]
+def _flat(answers: Sequence[Sequence[Answer]]) -> list[Answer]:
+    return [answer for group in answers for answer in group]
+
+
+@timing.part("evaluate")
+def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
+    path, name = arguments.model_name_or_path, arguments.policy_step or arguments.model_name_or_path
+    prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]
+    earlier = read_earlier(arguments.previous or [], judge_name(arguments), prompts, arguments.num_answers)
+    settings = SamplingSettings.of(arguments, purpose=stage.name)
+    requests = [(prompt, None) for prompt in prompts]
+    answers = sample_in_turn(stage, [Policy(path, name)], requests, settings, num_answers=arguments.num_answers)
+
+    scores = score(stage, arguments, answers, earlier.best)
+    metrics = compare(stage, arguments, _flat(answers), scores, earlier)
+    decision = decide(metrics, arguments)
+    metrics |= {"gate": decision.action, "gate_reason": decision.reason}
+    outputs = write(stage, answers, scores)
+
+    folder, judge_mean = os.path.relpath(path, stage.folder.parent), float(scores.judge_PK.mean())
+    policy = Choice(step=name, folder=folder, score=judge_mean)
+    ranking = earlier.ranked(policy, is_best=decision.action == "accept")
+    log.info("mean score %.4f by %s", judge_mean, judge_name(arguments))
+    log.info("gate: %s (%s); best policy so far: %s", decision.action, decision.reason, ranking[0].step)
+    return StageResult(outputs=outputs, metrics=metrics, reasons=reasons_of(metrics, arguments), choices=ranking)
 
 
 if __name__ == "__main__":

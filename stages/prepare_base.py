@@ -1,14 +1,14 @@
-"""The one folder every later stage starts from: chat template, end token of a turn, a pad token of its own.
+"""Prepares the base model from which every later stage starts: chat template, end token of a turn, separate pad token.
 
-Many base models lack a template, pad with their end token (so that masking by id hides the end token and the model
-never learns to stop), or have no row in the embeddings for a template's tokens.
+Many base models lack a chat template, have no row in the embeddings for a template's tokens, or pad with their end
+token, so that masking padding by id hides the end token and the model never learns to stop.
 
     python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared
 """
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ ARGUMENTS = (PrepareBaseArguments,)
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Template, end token and pad token, in place. Raises ConfigError where there is no template to work with."""
+    """Sets the template, end token and pad token, in place. Raises ConfigError for a missing or unusable template."""
     template = read_template(chat_template)
     if template is not None:
         tokenizer.chat_template = template[0]
@@ -66,7 +66,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     end = end_of_turn(tokenizer)
     if end is None:
         raise ConfigError(
-            "the chat template closes an assistant turn without a special token; give one that does (chatml)"
+            "the chat template closes an assistant turn without a special token; set one that does (chatml)"
         )
     tokenizer.eos_token = end
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -79,14 +79,16 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
 
 
 def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
-    """Rows for all tokens; new ones start at the mean of the others, so that their logits start unremarkable."""
-    embeddings: Any = model.get_input_embeddings()
-    before = int(embeddings.weight.shape[0])
+    """Adds rows to the embeddings for the tokens that lack one; returns how many.
+
+    A new row is the mean of the others, so that the logits of its token start at an average value.
+    """
+    before = _embedding_weight(model).size(0)
     if num_tokens <= before:
         return 0
     model.resize_token_embeddings(num_tokens, mean_resizing=False)
     head = model.get_output_embeddings()
-    weights = [model.get_input_embeddings().weight] + ([head.weight] if head is not None else [])
+    weights = [_embedding_weight(model)] + ([head.weight] if head is not None else [])
     with torch.no_grad():
         for weight in weights:
             assert isinstance(weight, torch.Tensor)
@@ -94,23 +96,33 @@ def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
     return num_tokens - before
 
 
+def _embedding_weight(model: PreTrainedModel) -> torch.Tensor:
+    """[vocabulary, hidden]"""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     source = arguments.model_name_or_path
     tokenizer = read_tokenizer(source, revision=arguments.model_revision)
-    original_end = tokenizer.eos_token_id
+    original_end_id = tokenizer.eos_token_id
     prepare_tokenizer(tokenizer, arguments.chat_template)
     model = load_causal(source, dtype=arguments.dtype, revision=arguments.model_revision)
-    added = fit_embeddings(model, len(tokenizer))
-    ends = list(dict.fromkeys(token for token in (tokenizer.eos_token_id, original_end) if token is not None))
-    # Only the ends and the pad: a model's own top_k or temperature would otherwise be in every later sampling.
+    num_added = fit_embeddings(model, len(tokenizer))
+    ends = list(dict.fromkeys(token for token in (tokenizer.eos_token_id, original_end_id) if token is not None))
+    # Only end and pad tokens: the model's own top_k or temperature would otherwise be used in every later sampling.
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.save_pretrained(stage.folder / "model")
     tokenizer.save_pretrained(stage.folder / "model")
     check_weights(stage.folder / "model")
-    log.info("end token %s, pad token %s, %d new embedding rows", tokenizer.eos_token, tokenizer.pad_token, added)
-    metrics: dict[str, Any] = {"new_tokens": added, "parameters": model.num_parameters()}
-    return StageResult(outputs={"model": "model"}, metrics=metrics, contract=contract_of(tokenizer))
+    log.info("end token %s, pad token %s, %d new embedding rows", tokenizer.eos_token, tokenizer.pad_token, num_added)
+    return StageResult(
+        outputs={"model": "model"},
+        metrics={"new_tokens": num_added, "parameters": model.num_parameters()},
+        contract=contract_of(tokenizer),
+    )
 
 
 if __name__ == "__main__":

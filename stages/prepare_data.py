@@ -1,7 +1,8 @@
-"""The run's rows, made or read, validated, and split once: training, validation, judge and evaluation, by dialog.
+"""Generates or reads the rows of a run, validates them, and splits them once by dialog: training, validation, judge and
+evaluation.
 
-Nothing of an evaluation dialog is in any training file, in any turn: documents that contain an evaluation prompt are
-left out, and so are dialogs of another group that ask one in a later turn. Needs no torch.
+No training file contains any turn of an evaluation dialog: documents that contain an evaluation prompt are left out,
+and so are dialogs of another group that ask one in a later turn. Needs no torch.
 
     python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data
 """
@@ -9,17 +10,25 @@ left out, and so are dialogs of another group that ask one in a later turn. Need
 import inspect
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from data_schemas.errors import ConfigError
-from data_schemas.reading import BadRow, read_conversations, read_documents, read_pairs, read_prompts, write_rows
+from data_schemas.reading import (
+    BadRow,
+    ReadRows,
+    read_conversations,
+    read_documents,
+    read_pairs,
+    read_prompts,
+    write_rows,
+)
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
-from data_schemas.splitting import Shares, assign, becomes_instruction
+from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
 from data_schemas.stage_keys import StageTraits
-from engine.curation.decontamination import asks_later, contains_any
+from engine.curation.decontamination import DialogType, without_documents_that_contain, without_later_prompts
 from engine.runtime.arguments import PlainStageArguments
 from engine.runtime.functions import find_function
 from engine.runtime.keys import key_field
@@ -28,7 +37,7 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
 TRAITS = StageTraits(
-    purpose="Reads files, or the rows that a function writes, and splits them into training, held-out and evaluation rows.",
+    purpose="Reads files, or the rows that a function writes, and splits them into training and held-out rows.",
     position=0,
     kind="transforms",
     runs="once",
@@ -37,6 +46,7 @@ TRAITS = StageTraits(
 )
 KINDS = ("documents", "instructions", "preferences", "prompts", "evaluation_prompts")
 log = logging.getLogger(__name__)
+RowType = TypeVar("RowType", bound=Row)
 
 
 @dataclass(kw_only=True)
@@ -65,24 +75,26 @@ ARGUMENTS = (PrepareDataArguments,)
 
 
 def sources(stage: Stage, arguments: PrepareDataArguments) -> dict[str, list[str]]:
-    """The files of each kind: given ones, and those that make_data writes."""
+    """The files of each kind: those that are given, and those that make_data writes. Raises ConfigError without any."""
     files = {kind: list(getattr(arguments, kind) or []) for kind in KINDS}
     if arguments.make_data:
-        made = stage.folder / "made"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        make(made, arguments.make_data, {"seed": arguments.seed} | (arguments.make_data_arguments or {}))
+        generated = stage.folder / "made"
+        shutil.rmtree(generated, ignore_errors=True)
+        generated.mkdir()
+        generate(generated, arguments.make_data, {"seed": arguments.seed} | (arguments.make_data_arguments or {}))
         for kind in KINDS:
-            if (made / f"{kind}.jsonl").exists():
-                files[kind].append(str(made / f"{kind}.jsonl"))
+            if (generated / f"{kind}.jsonl").exists():
+                files[kind].append(str(generated / f"{kind}.jsonl"))
     if not any(files.values()):
         raise ConfigError("prepare_data has nothing to read: give make_data, documents, instructions or preferences")
     return files
 
 
-def make(folder: Path, reference: str, given: dict[str, Any]) -> None:
-    """Calls `module:function(folder, **given)`. Raises ConfigError where it does not take these arguments, or refuses
-    them by a ValueError."""
+def generate(folder: Path, reference: str, given: dict[str, Any]) -> None:
+    """Calls `module:function(folder, **given)`, which writes files of rows into the folder.
+
+    Raises ConfigError where the function does not accept these arguments, or raises a ValueError.
+    """
     function = find_function(reference)
     try:
         inspect.signature(function).bind(folder, **given)
@@ -94,100 +106,160 @@ def make(folder: Path, reference: str, given: dict[str, Any]) -> None:
         raise ConfigError(f"{reference}: {error}") from error
 
 
-def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of each kind, and those that were set aside as bad."""
+
+    documents: list[Document]
+    conversations: list[Conversation]
+    pairs: list[PreferencePair]
+    prompts: list[Prompt]
+    evaluation_prompts: list[Prompt]
+    bad: list[BadRow]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The side of each dialog: training, validation, judge or evaluation, by the hash of its group."""
+
+    shares: Shares
+    evaluation_groups: frozenset[str]  # of the evaluation prompts that were given
+
+    @classmethod
+    def of(cls, arguments: PrepareDataArguments, given: Sequence[Prompt]) -> "Split":
+        """Where evaluation prompts are given, no others are held out by hash."""
+        evaluation_share = 0.0 if given else arguments.evaluation_share
+        shares = Shares(evaluation_share, arguments.judge_share, arguments.validation_share)
+        return cls(shares, frozenset(prompt.group_id for prompt in given))
+
+    def rows_on(self, side: Place, rows: Sequence[DialogType]) -> list[DialogType]:
+        """The rows whose dialogs are on this side."""
+        return [
+            row for row in rows if assign(row.group_id, self.shares, evaluation_groups=self.evaluation_groups) == side
+        ]
+
+
+def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
+    """Reads the rows of every kind, at most max_rows of each. Raises what the readers raise for a bad row or file."""
     files = sources(stage, arguments)
-    bad: list[BadRow] = []
+    documents = _read(read_documents, files["documents"], arguments)
+    conversations = _read(read_conversations, files["instructions"], arguments)
+    pairs = _read(read_pairs, files["preferences"], arguments)
+    prompts = _read(read_prompts, files["prompts"], arguments)
+    evaluation = _read(read_prompts, files["evaluation_prompts"], arguments)
+    bad = [*documents.bad, *conversations.bad, *pairs.bad, *prompts.bad, *evaluation.bad]
+    return SourceRows(documents.rows, conversations.rows, pairs.rows, prompts.rows, evaluation.rows, bad)
 
-    def read(reader: Any, kind: str) -> list[Any]:
-        if not files[kind]:
-            return []
-        found = reader(files[kind], on_bad_row=arguments.on_bad_row)
-        bad.extend(found.bad)
-        return found.rows[: arguments.max_rows]
 
-    documents: list[Document] = read(read_documents, "documents")
-    conversations: list[Conversation] = read(read_conversations, "instructions")
-    pairs: list[PreferencePair] = read(read_pairs, "preferences")
-    prompts: list[Prompt] = read(read_prompts, "prompts")
-    held_out: list[Prompt] = read(read_prompts, "evaluation_prompts")
+def _read(
+    reader: Callable[..., ReadRows[RowType]], paths: list[str], arguments: PrepareDataArguments
+) -> ReadRows[RowType]:
+    if not paths:
+        return ReadRows([], [])
+    result = reader(paths, on_bad_row=arguments.on_bad_row)
+    return ReadRows(result.rows[: arguments.max_rows], result.bad)
 
-    for pair in pairs:
-        if becomes_instruction(pair.group_id, arguments.chosen_as_instructions):
-            messages = [*pair.prompt, *pair.chosen]
-            conversations.append(
-                Conversation(messages=messages, tools=pair.tools, group_id=pair.group_id, source="preferences.chosen")
-            )
-    pairs = [pair for pair in pairs if not becomes_instruction(pair.group_id, arguments.chosen_as_instructions)]
-    if not prompts:
-        prompts = prompts_of(conversations, pairs)
 
-    # With given evaluation prompts no others are held out by hash.
-    shares = Shares(0.0 if held_out else arguments.evaluation_share, arguments.judge_share, arguments.validation_share)
-    groups = {prompt.group_id for prompt in held_out}
+def move_chosen_answers(rows: SourceRows, share: float) -> SourceRows:
+    """Turns the pairs of a share of the groups into conversations with the chosen answer; adds prompts where there are
+    none."""
+    moved = [becomes_instruction(pair.group_id, share) for pair in rows.pairs]
+    conversations = rows.conversations + [
+        Conversation(
+            messages=[*pair.prompt, *pair.chosen],
+            tools=pair.tools,
+            group_id=pair.group_id,
+            source="preferences.chosen",
+        )
+        for pair, is_moved in zip(rows.pairs, moved, strict=True)
+        if is_moved
+    ]
+    pairs = [pair for pair, is_moved in zip(rows.pairs, moved, strict=True) if not is_moved]
+    prompts = rows.prompts or prompts_of(conversations, pairs)
+    return replace(rows, conversations=conversations, pairs=pairs, prompts=prompts)
 
-    def part(rows: Sequence[Any], place: str) -> list[Any]:
-        return [row for row in rows if assign(row.group_id, shares, evaluation_groups=groups) == place]
 
-    evaluation = unique(held_out or part(prompts, "evaluation"))[: arguments.num_evaluation_prompts]
-    asked = {prompt.group_id for prompt in evaluation}
-    before = len(conversations) + len(pairs) + len(prompts)
-    conversations = [row for row in conversations if not asks_later(row.messages, asked)]
-    pairs = [row for row in pairs if not asks_later(row.prompt, asked)]
-    prompts = [row for row in prompts if not asks_later(row.prompt, asked)]
-    dialogs_left_out = before - len(conversations) - len(pairs) - len(prompts)
-    leaks = contains_any(documents, evaluation)
-    clean = [document for document, leak in zip(documents, leaks, strict=True) if not leak]
-    # 95/5 by document: the hash of the text is its group.
-    by_text = {document.text: document for document in clean}
-    sides = document_sides(list(by_text.values()), arguments.validation_share)
-    parts: dict[str, Sequence[Row]] = {
-        "documents.train": sides[0],
-        "documents.validation": sides[1],
-        "instructions.train": part(conversations, "train"),
-        "instructions.validation": part(conversations, "validation"),
-        "preferences.train": part(pairs, "train"),
-        "preferences.validation": part(pairs, "validation"),
-        "preferences.judge": part(pairs, "judge"),
-        "preferences.judge_validation": part(pairs, "judge_validation"),
-        "prompts.train": unique(part(prompts, "train")),
-        "prompts.validation": unique(part(prompts, "validation")),
+def hold_out(rows: SourceRows, split: Split, num_prompts: int) -> list[Prompt]:
+    """The evaluation prompts: those that were given, else the prompts on the evaluation side of the split."""
+    return unique(rows.evaluation_prompts or split.rows_on("evaluation", rows.prompts))[:num_prompts]
+
+
+def decontaminate(rows: SourceRows, evaluation: Sequence[Prompt]) -> tuple[SourceRows, int, int]:
+    """The rows without those that contain an evaluation prompt, and the numbers of documents and dialogs left out."""
+    groups = {prompt.group_id for prompt in evaluation}
+    documents, bad_documents = without_documents_that_contain(rows.documents, evaluation)
+    conversations, bad_conversations = without_later_prompts(rows.conversations, groups)
+    pairs, bad_pairs = without_later_prompts(rows.pairs, groups)
+    prompts, bad_prompts = without_later_prompts(rows.prompts, groups)
+    clean = replace(rows, documents=documents, conversations=conversations, pairs=pairs, prompts=prompts)
+    return clean, len(bad_documents), len(bad_conversations) + len(bad_pairs) + len(bad_prompts)
+
+
+def split_rows(
+    rows: SourceRows, evaluation: Sequence[Prompt], split: Split, validation_share: float
+) -> dict[str, Sequence[Row]]:
+    """The rows of every file that the stage writes, by the file's name without its ending."""
+    # A text that occurs more than once is written once. Documents are split by their texts, not by a group.
+    by_text = {document.text: document for document in rows.documents}
+    train_documents, validation_documents = split_documents(by_text.values(), validation_share=validation_share)
+    return {
+        "documents.train": train_documents,
+        "documents.validation": validation_documents,
+        "instructions.train": split.rows_on("train", rows.conversations),
+        "instructions.validation": split.rows_on("validation", rows.conversations),
+        "preferences.train": split.rows_on("train", rows.pairs),
+        "preferences.validation": split.rows_on("validation", rows.pairs),
+        "preferences.judge": split.rows_on("judge", rows.pairs),
+        "preferences.judge_validation": split.rows_on("judge_validation", rows.pairs),
+        "prompts.train": unique(split.rows_on("train", rows.prompts)),
+        "prompts.validation": unique(split.rows_on("validation", rows.prompts)),
         "evaluation_prompts": evaluation,
     }
-    for name, rows in parts.items():
+
+
+def write(
+    stage: Stage, files: Mapping[str, Sequence[Row]], bad: Sequence[BadRow], left_out: dict[str, int]
+) -> StageResult:
+    """Writes every file and counts its rows. Raises ConfigError where there is no evaluation prompt."""
+    for name, rows in files.items():
         write_rows(stage.folder / f"{name}.jsonl", rows)
     write_rows(stage.folder / "rejected_rows.jsonl", bad)
     shutil.rmtree(stage.folder / "made", ignore_errors=True)
-    metrics: dict[str, float | int | str | None] = {name: len(rows) for name, rows in parts.items()}
-    metrics |= {"rejected_rows": len(bad), "documents_left_out": len(documents) - len(clean)}
-    metrics["dialogs_left_out"] = dialogs_left_out
-    log.info("%s", ", ".join(f"{name} {count}" for name, count in metrics.items() if count))
-    if not evaluation:
+    counts = {name: len(rows) for name, rows in files.items()} | {"rejected_rows": len(bad)} | left_out
+    log.info("%s", ", ".join(f"{name} {count}" for name, count in counts.items() if count))
+    if not files["evaluation_prompts"]:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
-    written = {name: f"{name}.jsonl" for name, rows in parts.items() if rows}
-    return StageResult(outputs=written | {"rejected_rows": "rejected_rows.jsonl"}, metrics=metrics)
+    outputs = {name: f"{name}.jsonl" for name, rows in files.items() if rows}
+    return StageResult(outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts))
 
 
 def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[PreferencePair]) -> list[Prompt]:
-    """The prompts that the other rows answer: a pair's, and a conversation's up to its last answer."""
-    found = [Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id) for pair in pairs]
+    """The prompts of the other rows: that of each pair, and each conversation up to its last answer."""
+    prompts = [Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id) for pair in pairs]
     for row in conversations:
         before = list(row.messages[:-1])
         if before and before[-1].role in ("user", "tool"):
-            found.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id))
-    return found
+            prompts.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id))
+    return prompts
 
 
 def unique(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """One row a prompt, in the order of their ids: which come first does not hang on the files' order."""
+    """Each prompt once, in the order of the ids, so that the first prompts do not depend on the order of the files."""
     return [prompt for _, prompt in sorted({prompt.prompt_id: prompt for prompt in prompts}.items())]
 
 
-def document_sides(documents: Sequence[Document], validation_share: float) -> tuple[list[Document], list[Document]]:
-    """Training and validation documents, by the hash of the text."""
-    shares = Shares(evaluation=0.0, validation=validation_share)
-    sides = [assign(document.text, shares) for document in documents]
-    train = [document for document, side in zip(documents, sides, strict=True) if side != "validation"]
-    return train, [document for document, side in zip(documents, sides, strict=True) if side == "validation"]
+def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
+    rows = move_chosen_answers(read_sources(stage, arguments), arguments.chosen_as_instructions)
+    split = Split.of(arguments, rows.evaluation_prompts)
+    evaluation = hold_out(rows, split, arguments.num_evaluation_prompts)
+    clean, num_documents_left_out, num_dialogs_left_out = decontaminate(rows, evaluation)
+    files = split_rows(clean, evaluation, split, arguments.validation_share)
+    return write(
+        stage,
+        files,
+        rows.bad,
+        {"documents_left_out": num_documents_left_out, "dialogs_left_out": num_dialogs_left_out},
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ model. As in Llama 3 (arXiv 2407.21783, 3.2) attention does not cross documents 
     accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml
 """
 
-import hashlib
 import logging
 import os
 from dataclasses import dataclass
@@ -35,7 +34,9 @@ from engine.models.lora import lora_config
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.tables import table, wait_for
+from engine.runtime.world import wait_until_exists
+from engine.tokens.tables import table
+from engine.tokens.token_rows import TokenDialog
 from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.next_token import BlockCollator, PretrainTrainer
 from engine.training.run import train_and_save
@@ -94,13 +95,13 @@ def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[s
     )
 
 
-def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[dict[str, list[int]]]:
+def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[TokenDialog]:
     """The texts' tokens with an end token after each text, in rows of `size`; a last, shorter row is left out."""
     stream: list[int] = []
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         stream += [*ids, int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
     rows = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
-    return [{"input_ids": row, "labels": row} for row in rows]
+    return [TokenDialog(input_ids=row, labels=row) for row in rows]
 
 
 def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[Document]]:
@@ -111,12 +112,10 @@ def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[
     train = read_documents(arguments.train_data, on_bad_row=arguments.on_bad_row).rows
     if arguments.eval_data:
         return train, read_documents(arguments.eval_data, on_bad_row=arguments.on_bad_row).rows
-    shares = splitting.Shares(evaluation=0.0, validation=arguments.validation_share)
-    sides = [splitting.assign(hashlib.sha256(row.text.encode()).hexdigest(), shares) for row in train]
-    held_out = [row for row, side in zip(train, sides, strict=True) if side == "validation"]
+    kept, held_out = splitting.split_documents(train, validation_share=arguments.validation_share)
     if not held_out:
         raise ConfigError(f"no document is held out of {len(train)}: give eval_data, or a larger validation_share")
-    return [row for row, side in zip(train, sides, strict=True) if side != "validation"], held_out
+    return kept, held_out
 
 
 def load_or_train_tokenizer(
@@ -135,7 +134,7 @@ def load_or_train_tokenizer(
         partial = path.with_name(f".tokenizer.partial-{os.getpid()}")
         trained.save_pretrained(str(partial))
         partial.rename(path)
-    wait_for(path)
+    wait_until_exists(path)
     return load_tokenizer(str(path), needs_template=False)
 
 

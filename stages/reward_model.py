@@ -23,9 +23,10 @@ from engine.models.loading import is_reward_model, load_reward, path_of, trainin
 from engine.models.lora import lora_config
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.inspection import Encode
 from engine.tokens.tables import split_rows
 from engine.tokens.template import encode_answer
+from engine.tokens.token_rows import TokenRanking
 from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.reward import BradleyTerryTrainer, RankingCollator, initialise_head
@@ -54,9 +55,9 @@ ARGUMENTS = (RewardModelArguments, RewardConfig, ModelConfig)
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments) -> tuple[Encode[PreferencePair], str]:
     """The function that tokenizes a ranking, and its version."""
 
-    def encode(row: PreferencePair) -> TokenRow:
+    def encode(row: PreferencePair) -> TokenRanking:
         both = [encode_answer(tokenizer, row.prompt, answer, tools=row.tools) for answer in row.ranking]
-        return {"answers": [prompt_ids + answer_ids for prompt_ids, answer_ids in both]}
+        return TokenRanking(answers=[prompt_ids + answer_ids for prompt_ids, answer_ids in both])
 
     return encode, "reward_model-2"
 

@@ -21,9 +21,10 @@ from engine.models.lora import lora_config
 from engine.runtime.arguments import DialogArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
-from engine.tokens.inspection import Encode, TokenRow
+from engine.tokens.inspection import Encode
 from engine.tokens.tables import split_rows
 from engine.tokens.template import encode_dialog
+from engine.tokens.token_rows import TokenDialog
 from engine.training import loop as training_loop
 from engine.training.loop import prepare_config
 from engine.training.method import Method, SplitRows, pad_token_of
@@ -56,9 +57,9 @@ ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments) -> tuple[Encode[Conversation], str]:
     """The function that tokenizes and labels a conversation, and its version."""
 
-    def encode(row: Conversation) -> TokenRow:
+    def encode(row: Conversation) -> TokenDialog:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        return {"input_ids": dialog.ids, "labels": dialog.labels}
+        return TokenDialog(input_ids=dialog.ids, labels=dialog.labels)
 
     return encode, "sft-1"
 

@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny random models, small rows, a stage run as a program. Nothing here needs a network."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_schemas.artifact import Artifact
+from tests import compiled_operators
 from tests.stage_runs import launch, run_here
 from tests.toy_models import byte_tokenizer, tiny_llama
 from tests.toy_rows import CITIES, COUNTRIES, conversation, pair, write_jsonl
@@ -23,15 +25,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Compiled once a session, for all its workers; in the user's own folder a killed session would leave its lock
-    # to all later ones.
+    # One folder for all workers of the session.
     if not hasattr(config, "workerinput"):
         os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
+        compiled_operators.restore(compiled_operators.cache_folder(), Path(os.environ["TORCH_EXTENSIONS_DIR"]))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
+        session = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+        with contextlib.suppress(OSError):  # a cache that can't be written: the next session compiles again
+            compiled_operators.store(session, compiled_operators.cache_folder())
+        shutil.rmtree(session, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_a_shipped_recipe_plans_from_any_folder(path, given):
     assert [name for name in steps if not re.search(r"\.\d$", name)][-len(last) :] == last  # variants aside
     assert recipe.launch.device == ("gpu" if path.stem in GIVEN else "cpu")
     run = Run.of(recipe, list(steps.values()))
-    assert {run.decide(step).why for step in run.steps} == {"never ran"}
+    assert {run.decide(step).why for step in run.steps} == {"not run yet"}
     assert not recipe.folder.exists()
 
 
@@ -164,12 +164,12 @@ def test_the_printed_plan_shows_where_each_step_takes_its_inputs_from(given):
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(plan_tree(run, {step.name: run.decide(step) for step in run.steps}))
     text = console.export_text()
-    assert "round-2.sft.1: never ran  <- prepare_base, round-2.rejection_sampling, prepare_data\n" in text
+    assert "round-2.sft.1: not run yet  <- prepare_base, round-2.rejection_sampling, prepare_data\n" in text
     assert (
-        "round-6.annotate: never ran  <- prepare_data, best by round-5.evaluate_policy, second best by "
+        "round-6.annotate: not run yet  <- prepare_data, best by round-5.evaluate_policy, second best by "
         "round-5.evaluate_policy, round-5.reward_model\n"
     ) in text
-    assert "round-6.dpo.1: never ran  <- round-6.sft, round-6.annotate\n" in text
+    assert "round-6.dpo.1: not run yet  <- round-6.sft, round-6.annotate\n" in text
 
 
 def test_the_recipe_for_several_machines_starts_training_on_all_and_data_on_one(given):

@@ -118,7 +118,7 @@ def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(profile, r
     marker = read_json(checkpoint / "whole.json")
     assert (marker["processes"], marker["step"]) == (2, int(checkpoint.name.rpartition("-")[2]))
     assert 0 < marker["step"] < 80
-    assert outcome["hint"] == f"run me again: training resumes from step {marker['step']}"
+    assert outcome["hint"] == f"run the same command again: training resumes from step {marker['step']}"
 
     run_stage("sft", cut, profile=profile, processes=2, **keys)
     assert f"resuming from step {marker['step']}" in (cut / "log.txt").read_text()

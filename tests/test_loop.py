@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,7 @@ def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_weights(place):
     wait_until(lambda: not processes_of(run), seconds=5, what="the end of the killed runner's stage")
     folder = place.folder("round-0.sft", name="killed")
     assert not (folder / "artifact.json").exists()
-    assert "stopped: its runner is gone" in place.call("status", str(run))[1]
+    assert "stopped: the process that ran it has ended" in place.call("status", str(run))[1]
 
     code, _, err = place.run(*LONG_SFT, name="killed")
     assert code == 0, err
@@ -287,12 +288,13 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
 
     code, out, err = place.call("run", *words)
     assert (code, out) == (2, "")
-    assert err == f"error: {run} is in use by another run (pid {process.pid}); wait for it or stop it\n"
+    holder = f"pid {process.pid} on {socket.gethostname()}"
+    assert err == f"error: {run} is in use by another process ({holder}); wait for it or stop it\n"
 
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == exit_code
-    assert err.splitlines()[-1].startswith("interrupted; what is finished is kept")
+    assert err.splitlines()[-1].startswith("interrupted; finished work is kept")
     assert processes_of(run) == []
     summary = place.summary(name=name)
     assert summary["state"] == "interrupted"
@@ -434,12 +436,14 @@ def test_a_mistake_is_one_line_before_anything_is_launched(place, models, settin
 def test_a_gpu_on_a_machine_without_one_is_refused(place):
     code, _, err = place.run("launch.device=gpu", name="mistaken")
     assert (code, err.count("\n")) == (2, 1)
-    assert "this machine has no GPU; CPU use is said in the recipe: launch: {device: cpu}" in err
+    assert "this machine has no GPU; to use the CPU, set launch: {device: cpu} in the recipe" in err
 
 
 def test_a_recipe_that_is_missing_or_no_yaml_is_refused(place):
     (place.recipes / "broken.yaml").write_text("name: a\nsft: [1\ndpo: 2\n")
-    assert place.call("run", "gone.yaml") == (2, "", "error: gone.yaml does not exist\n")
+    code, out, err = place.call("run", "gone.yaml")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: gone.yaml does not exist, and no shipped recipe has this name; ")
     code, _, err = place.call("run", "../recipes/broken.yaml")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: ../recipes/broken.yaml:3:4 is not YAML: ")
@@ -492,7 +496,10 @@ def test_chat_holds_a_conversation_on_piped_input_until_an_empty_line(place):
 def test_chat_refuses_a_folder_that_is_not_a_model(place):
     code, out, err = place.call("chat", "../recipes", "--prompt", "hi")
     assert (code, out) == (2, "")
-    assert err == "error: ../recipes is no model: it has no config.json, no record of a model and no summary.json\n"
+    assert (
+        err
+        == "error: ../recipes is not a model, a step or a run: no config.json, no record of a model, no summary.json\n"
+    )
 
 
 # -- a stage by hand ---------------------------------------------------------------------------------------------------

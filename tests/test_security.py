@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import check_keys, read_yaml
 from engine.models.loading import load_causal, load_tokenizer
@@ -48,7 +48,9 @@ def test_pickled_weights_are_refused_before_a_launch_and_by_the_stage(tiny_model
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(crater)))
-    with pytest.raises(ConfigError, match=r"base_model=.* has no weights in safetensors; pytorch_model.bin runs what"):
+    with pytest.raises(
+        DataError, match=r"base_model=.* has no weights in safetensors; loading pytorch_model.bin could run"
+    ):
         check_model_folder(folder, where="base_model", needs_template=False)
     assert call_stage("prepare_base", tmp_path / "prepared", model_name_or_path=folder) == 2
     assert not crater.exists()
@@ -108,11 +110,11 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(with_code, rows, tmp_pa
     assert call_stage("prepare_base", tmp_path / "refused", model_name_or_path=with_code) == 2
     assert not crater.exists()
     cause = read_json(tmp_path / "refused" / "outcome.json")["cause"]
-    assert cause == f"{with_code} brings code of its own; it is not run unless trust_remote_code: true"
+    assert cause == f"{with_code} contains its own code, which is run only with trust_remote_code: true"
 
     run_here("prepare_base", tmp_path / "base", model_name_or_path=with_code, trust_remote_code=True)
     assert crater.exists()
-    assert "code that comes with the model's files runs here" in (tmp_path / "base" / "log.txt").read_text()
+    assert "code from the model's files may run in this process" in (tmp_path / "base" / "log.txt").read_text()
     keys = conversations(rows, model_name_or_path=tmp_path / "base" / "model")
     assert call_stage("sft", tmp_path / "untrusted", **keys) == 2
     record = run_here("sft", tmp_path / "sft", trust_remote_code=True, **keys)
@@ -145,7 +147,7 @@ def test_the_plan_names_the_steps_that_run_a_models_code(tiny_model, rows, tmp_p
     assert "trust_remote_code" not in capsys.readouterr().out
     assert plan(tmp_path, monkeypatch, **recipe, sft={"trust_remote_code": True}) == 0
     out = capsys.readouterr().out
-    named = [line for line in out.splitlines() if "runs code that comes with its model (trust_remote_code)" in line]
+    named = [line for line in out.splitlines() if "runs code from its model's files (trust_remote_code)" in line]
     assert len(named) == 3 and all(".sft: " in line for line in named)
 
 

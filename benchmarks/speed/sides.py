@@ -210,6 +210,7 @@ def sampling_ours(job: Job) -> Values:
     from engine.runtime.process import keep_memory, use_all_cores
     from engine.runtime.stage import Stage
     from engine.runtime.tracking import Tracker
+    from engine.sampling.answers import Policy, SamplingSettings
     from engine.sampling.sampler import sample_in_turn
     from stages.rejection_sampling import RejectionSamplingArguments
 
@@ -230,8 +231,9 @@ def sampling_ours(job: Job) -> Values:
         generation_batch_size=job["written_together"],
     )
     stage = Stage("rejection_sampling", folder, {}, Tracker(folder, active=False), is_main=True)
+    settings, policies = SamplingSettings.of(arguments, purpose="bench"), [Policy(job["base"], "base")]
     with watching() as watch:
-        found = sample_in_turn(stage, [job["base"]], prompts, arguments, num_answers=job["answers"], purpose="bench")
+        found = sample_in_turn(stage, policies, prompts, settings, num_answers=job["answers"])
     answers = [answer for own in found for answer in own]
     return {
         "seconds": watch.seconds,

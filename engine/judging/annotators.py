@@ -1,40 +1,32 @@
-"""Who says which answer is better. One seam: prompts with their answers in, a judgement of each prompt's answers out.
+"""Annotators decide which answer is better: they take answers grouped by prompt and return one judgement per prompt.
 
-A judgement holds a number for each answer, be it a score, a share of votes, or a rank that somebody gave; and the
-strength, where the annotator says it itself. An annotator knows nothing of how answers were made or pairs are picked.
+A judgement has a number for each answer: a score, a share of votes, or a rank; and a strength where the annotator gives
+one. An annotator does not know how answers were sampled or how pairs are formed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
-
 from data_schemas.errors import ConfigError
-from data_schemas.rows import Prompt, Strength
-from engine.judging.scoring import ScoringItem, score_by_function, score_by_reward_model
+from data_schemas.rows import Strength
+from engine.judging.scoring import FunctionScorer, RewardModelScorer, score_by_prompt
+from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
 from engine.runtime.stage import Stage
+from engine.sampling.answers import Answer
 
 # Shapes: N = answers of one prompt, V = voters.
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt and its answers."""
-
-    prompt: Prompt
-    answers: Sequence[ScoringItem]
-
-
-@dataclass(frozen=True)
 class Judgement:
-    scores_N: Sequence[float]  # higher is better; equal ones are not told apart
-    strength: Strength | None = None  # of the best over the worst, where the annotator says it; else by the margin
-    votes_VN: Sequence[Sequence[float]] | None = None  # the scores of each of several voters
+    scores_N: Sequence[float]  # higher is better; answers with equal scores are not ordered
+    strength: Strength | None = None  # of the best over the worst, where the annotator gives it; else by the margin
+    votes_VN: Sequence[Sequence[float]] | None = None  # the scores by each of several voters
 
     def disagreement(self, chosen: int, rejected: int) -> float | None:
-        """Share of the voters that prefer `rejected`, half of those that prefer neither; None without voters."""
+        """Share of the voters that prefer `rejected`, plus half of those with equal scores; None without voters."""
         if self.votes_VN is None:
             return None
         against = [
@@ -45,35 +37,32 @@ class Judgement:
 
 
 class Annotator(Protocol):
-    def __call__(self, groups: Sequence[Group]) -> list[Judgement]:
-        """One judgement a group, in order. Raises ConfigError for a mistake of the user's."""
+    def __call__(self, answers: Sequence[Sequence[Answer]]) -> list[Judgement]:
+        """One judgement for each prompt's answers, in order. Raises UserError for a mistake of the user's."""
         ...
 
 
 @dataclass(frozen=True)
-class Program:
-    """A Python function `module:function(prompt, answer, ended)` that scores one answer."""
+class FunctionAnnotator:
+    """A user's function `module:function(prompt, answer, ended) -> score`, which scores each answer by itself."""
 
     stage: Stage
     reference: str
-    timeout: float  # seconds a call
+    timeout: float  # seconds for each call
 
-    def __call__(self, groups: Sequence[Group]) -> list[Judgement]:
-        flat = [answer for group in groups for answer in group.answers]
-        scores = score_by_function(self.stage, "scores", self.reference, flat, timeout=self.timeout)
-        return [Judgement(scores_N) for scores_N in _by_group(scores, groups)]
+    def __call__(self, answers: Sequence[Sequence[Answer]]) -> list[Judgement]:
+        scorer = FunctionScorer(self.stage, self.reference, self.timeout)
+        return [Judgement(scores_N) for scores_N in score_by_prompt(scorer, "scores", answers)]
 
 
 @dataclass(frozen=True)
-class RewardModels:
+class RewardModelAnnotator:
     """One reward model; or several, which vote by their mean score or by majority (Coste et al., arXiv 2310.02743)."""
 
     stage: Stage
     paths: Sequence[str]
     vote: Literal["mean", "majority"]
-    device: torch.device
-    dtype: str
-    batch_size: int
+    settings: ScoringSettings
 
     def __post_init__(self) -> None:
         first = load_tokenizer(self.paths[0])
@@ -82,43 +71,27 @@ class RewardModels:
             if other.chat_template != first.chat_template:
                 raise ConfigError(
                     f"the reward models {self.paths[0]} and {path} have different chat templates: "
-                    "they would score different texts"
+                    "they would score different texts; give models with the same template"
                 )
 
-    def __call__(self, groups: Sequence[Group]) -> list[Judgement]:
-        flat = [answer for group in groups for answer in group.answers]
+    def __call__(self, answers: Sequence[Sequence[Answer]]) -> list[Judgement]:
         voters = [
-            _by_group(
-                score_by_reward_model(
-                    self.stage,
-                    f"scores-{number}",
-                    path,
-                    flat,
-                    device=self.device,
-                    dtype=self.dtype,
-                    batch_size=self.batch_size,
-                ),
-                groups,
-            )
+            score_by_prompt(RewardModelScorer(self.stage, path, self.settings), f"scores-{number}", answers)
             for number, path in enumerate(self.paths)
         ]
-        judgements = []
-        for votes_VN in zip(*voters, strict=True):
-            if len(votes_VN) == 1:
-                judgements.append(Judgement(votes_VN[0]))
-            else:
-                combine = mean if self.vote == "mean" else majority
-                judgements.append(Judgement(combine(votes_VN), votes_VN=votes_VN))
-        return judgements
+        if len(voters) == 1:
+            return [Judgement(scores_N) for scores_N in voters[0]]
+        combine = mean if self.vote == "mean" else majority
+        return [Judgement(combine(votes_VN), votes_VN=votes_VN) for votes_VN in zip(*voters, strict=True)]
 
 
 def mean(votes_VN: Sequence[Sequence[float]]) -> list[float]:
-    """The mean score of each answer: in a difference of two answers each voter's own zero cancels."""
+    """The mean score of each answer, [N]: in the difference of two answers each voter's offset cancels."""
     return [sum(column) / len(votes_VN) for column in zip(*votes_VN, strict=True)]
 
 
 def majority(votes_VN: Sequence[Sequence[float]]) -> list[float]:
-    """The share of (voter, other answer) over which each answer wins, a tie counting half; in [0, 1]."""
+    """The share of pairs (voter, other answer) in which each answer wins, a tie counting half; in [0, 1], [N]."""
     number = len(votes_VN[0])
     return [
         sum(
@@ -130,11 +103,3 @@ def majority(votes_VN: Sequence[Sequence[float]]) -> list[float]:
         / (len(votes_VN) * (number - 1))
         for i in range(number)
     ]
-
-
-def _by_group(scores: Sequence[float], groups: Sequence[Group]) -> list[list[float]]:
-    found, start = [], 0
-    for group in groups:
-        found.append(list(scores[start : start + len(group.answers)]))
-        start += len(group.answers)
-    return found

@@ -1,8 +1,8 @@
 """The gate: whether a round's policy becomes the best so far, the previous best is kept, or the run stops.
 
-A rule that is null is not asked. A breach keeps the previous best, or stops the run where its rule stands in
-`gate_stop`. Over-optimisation is as in Gao et al. (arXiv 2210.10760): the reward that was optimised goes up while the
-judge's score goes down.
+A rule that is null is not applied. A breach keeps the previous best, or stops the run where its rule is in `gate_stop`.
+Over-optimisation is defined as in Gao et al. (arXiv 2210.10760): the optimised reward rises while the judge's score
+falls.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Metrics = Mapping[str, float | int | str | None]
 
 @dataclass(kw_only=True)
 class GateArguments(GenerationArguments):
-    """Against the best policy so far, unless a rule says otherwise."""
+    """The rules. A policy is compared with the best policy so far; KL is measured to the first policy."""
 
     gate_min_gain: float | None = key_field(
         0.0, "accept when the judge's mean rises by more than this; null: not asked"
@@ -39,23 +39,23 @@ class GateArguments(GenerationArguments):
 @dataclass(frozen=True)
 class Decision:
     action: Literal["accept", "keep", "stop"]
-    by: str  # the numbers that decided, as in "gain 0.246 > 0"
+    reason: str  # the numbers that decided, as in "gain 0.246 > 0"
 
 
 def decide(metrics: Metrics, arguments: GateArguments) -> Decision:
-    """What the numbers of an evaluation decide. The first policy, which has no other before it, is accepted."""
+    """The decision of the rules on an evaluation's metrics. The first policy of a run is always accepted."""
     if metrics.get("score_gain_vs_best") is None:
         return Decision("accept", "the first policy")
-    asked = list(_asked(metrics, arguments))
-    broken = [(rule, shown) for rule, holds, shown in asked if not holds]
-    if not broken:
-        return Decision("accept", asked[0][2] if asked else "no rule was asked")
-    stops = any(rule in arguments.gate_stop for rule, _ in broken)
-    return Decision("stop" if stops else "keep", "; ".join(shown for _, shown in broken))
+    outcomes = list(_apply_rules(metrics, arguments))
+    breaches = [(rule, numbers) for rule, holds, numbers in outcomes if not holds]
+    if not breaches:
+        return Decision("accept", outcomes[0][2] if outcomes else "no rule is set")
+    stops = any(rule in arguments.gate_stop for rule, _ in breaches)
+    return Decision("stop" if stops else "keep", "; ".join(numbers for _, numbers in breaches))
 
 
-def _asked(metrics: Metrics, arguments: GateArguments) -> Iterator[tuple[Rule, bool, str]]:
-    """Every rule that is asked, whether it holds, and its number beside its limit."""
+def _apply_rules(metrics: Metrics, arguments: GateArguments) -> Iterator[tuple[Rule, bool, str]]:
+    """Every rule that applies, whether it holds, and its number beside its limit."""
     gain, proxy_gain = _number(metrics, "score_gain_vs_best"), _number(metrics, "proxy_gain_vs_best")
     if (limit := arguments.gate_min_gain) is not None:
         holds = gain > limit

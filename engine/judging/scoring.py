@@ -1,4 +1,4 @@
-"""Scores of answers: by a function, or by a reward model."""
+"""Scores answers with a user's function or with a reward model."""
 
 import contextlib
 import inspect
@@ -8,89 +8,105 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from data_schemas.errors import ConfigError
-from data_schemas.rows import Message, Prompt, for_template
-from engine.judging.shared_scoring import PromptAndAnswer, SharedScorer, in_groups
+from data_schemas.errors import ConfigError, StageError
+from data_schemas.rows import Candidate, Candidates, Message, for_template
+from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
 from engine.runtime import preemption, timing
-from engine.runtime.functions import find_function
+from engine.runtime.functions import find_function, package_hash
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
+from engine.sampling.answers import Answer
 from engine.tokens.template import encode_answer
 
-FUNCTION_BATCH = 64  # answers that a function scores between two files of results
+FUNCTION_BATCH = 64  # answers that a function scores between two files of the journal
+
+
+class Scorer(Protocol):
+    """Gives each answer a number; higher is better."""
+
+    def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
+        """One score for each answer, in order. `name` is that of the journal."""
+        ...
+
+
+def score_by_prompt(scorer: Scorer, name: str, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+    """The scores of answers that are grouped by prompt, in the same groups: all are scored in one call."""
+    scores = iter(scorer(name, [answer for group in answers for answer in group]))
+    return [[next(scores) for _ in group] for group in answers]
 
 
 @dataclass(frozen=True)
-class ScoringItem:
-    """What is to be scored."""
+class FunctionScorer:
+    """Calls a user's function `module:function(prompt, answer, ended) -> score` for each answer."""
 
-    prompt: Prompt
-    text: str
-    ended: bool
+    stage: Stage
+    reference: str  # module:function
+    timeout: float  # seconds for each call
+
+    @timing.part("score")
+    def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
+        """Raises ConfigError, which names the answer, where the function raises, takes longer than `timeout`, or
+        returns no finite number."""
+        function = find_function(self.reference)
+
+        def score(batch: Sequence[Answer]) -> list[float]:
+            scores = []
+            for answer in batch:
+                if preemption.is_requested():  # a batch of calls may take an hour
+                    raise preemption.Preempted("finished batches of calls are kept")
+                scores.append(self._call(function, answer))
+            return scores
+
+        rows = ((answer.prompt.prompt_id, answer.text, answer.ended) for answer in answers)
+        content = (self.reference, *_sources(self.reference, function), *rows)
+        return in_batches(self.stage, name, answers, score, size=FUNCTION_BATCH, content=content)
+
+    def _call(self, function: Callable[..., object], answer: Answer) -> float:
+        call = f"{self.reference}(…, {answer.text[:80]!r}, {answer.ended})"
+        try:
+            with _time_limit(self.timeout):
+                score = function(for_template(answer.prompt.prompt), answer.text, answer.ended)
+        except _TimedOut:
+            raise ConfigError(f"{call} took longer than function_timeout={self.timeout:g} seconds") from None
+        except Exception as error:
+            raise ConfigError(f"{call} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ConfigError(f"{call} gave {score!r}, expected a finite number")
+        return float(score)
 
 
-@timing.part("score")
-def score_by_function(
-    stage: Stage, name: str, reference: str, answered: Sequence[ScoringItem], *, timeout: float
-) -> list[float]:
-    """`module:function(prompt, answer, ended)` for each. Raises ConfigError, naming the answer, where the function
-    raises, takes longer than `timeout` seconds, or gives no finite number."""
-    function = find_function(reference)
-
-    def score(items: Sequence[ScoringItem]) -> list[float]:
-        scores = []
-        for item in items:
-            if preemption.is_requested():  # a batch of calls may take an hour
-                raise preemption.Preempted("finished batches of calls are kept")
-            scores.append(_call(reference, function, item, timeout=timeout))
-        return scores
-
-    rows = ((item.prompt.prompt_id, item.text, item.ended) for item in answered)
-    return in_batches(stage, name, answered, score, size=FUNCTION_BATCH, content=(reference, _source(function), *rows))
+def _sources(reference: str, function: Callable[..., object]) -> list[str]:
+    """What the function's scores depend on: the text of its module, and the hash of the package that it is in."""
+    return [_source(function), *filter(None, [package_hash(reference)])]
 
 
-def _source(function: Callable[..., Any]) -> str:
-    """The text of the module that a function is in; of an object that can be called, of its class."""
-    of: Any = inspect.unwrap(function)
-    file = inspect.getsourcefile(of if inspect.isfunction(of) else type(of))
+def _source(function: Callable[..., object]) -> str:
+    """The text of the module that defines the function; of a callable object, of the module of its class."""
+    unwrapped: Callable[..., object] = inspect.unwrap(function)
+    file = inspect.getsourcefile(unwrapped if inspect.isfunction(unwrapped) else type(unwrapped))
     return Path(file).read_text(encoding="utf-8") if file else ""
 
 
-def _call(reference: str, function: Callable[..., Any], item: ScoringItem, *, timeout: float) -> float:
-    said = f"{reference}(…, {item.text[:80]!r}, {item.ended})"
-    try:
-        with _at_most(timeout):
-            score = function(for_template(item.prompt.prompt), item.text, item.ended)
-    except _TookTooLong:
-        raise ConfigError(f"{said} took longer than function_timeout={timeout:g} seconds") from None
-    except Exception as error:
-        raise ConfigError(f"{said} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(score, int | float) or not math.isfinite(score):
-        raise ConfigError(f"{said} gave {score!r}, expected a finite number")
-    return float(score)
-
-
-class _TookTooLong(BaseException):
+class _TimedOut(BaseException):
     """Not an Exception: the function's own handlers must not catch it."""
 
 
 @contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raises _TookTooLong after so many seconds, also out of a loop or a wait that would never end."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises _TimedOut after so many seconds, also in a loop or a wait that would never end."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # a signal reaches the main thread alone
+        yield  # signals are only delivered to the main thread
         return
 
-    def ring(number: int, frame: object) -> None:
-        raise _TookTooLong
+    def on_alarm(number: int, frame: object) -> None:
+        raise _TimedOut
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -99,44 +115,65 @@ def _at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@timing.part("score")
-def score_by_reward_model(
-    stage: Stage,
-    name: str,
-    path: str,
-    answered: Sequence[ScoringItem],
-    *,
-    device: torch.device,
-    dtype: str,
-    batch_size: int,
-) -> list[float]:
-    """The reward model's score of each answer; an empty answer scores minus infinity's stand-in, the lowest of all."""
-    tokenizer = load_tokenizer(path)
-    model = load_reward(path, dtype=dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-    rows = [_encode(tokenizer, item) for item in answered]
-    numbers = [number for number, row in enumerate(rows) if row]
-    found = in_groups(
-        stage,
-        name,
-        [row for row in rows if row],
-        SharedScorer(model, is_reward_model=True).rewards,
-        batch_size=batch_size,
-        content=(identity_of(path), dtype),
-    )
-    if len(set(found)) == 1 and len({str(row) for row in rows if row}) > 1:
-        raise ConfigError(
-            f"the reward model {path} gives each of {len(found)} different answers the score {found[0]:.4g}: its "
-            "rewards have collapsed to a constant; train it again with a lower learning_rate"
+@dataclass(frozen=True)
+class RewardModelScorer:
+    """Scores answers with a reward model, which is loaded for each call and freed after it."""
+
+    stage: Stage
+    path: str
+    settings: ScoringSettings
+
+    @timing.part("score")
+    def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
+        """In reward units. An empty answer has the lowest of all scores, so that it never wins. Raises StageError where
+        different answers all have the same score."""
+        tokenizer = load_tokenizer(self.path)
+        model = load_reward(self.path, dtype=self.settings.dtype)
+        model.to(self.settings.device)  # pyright: ignore[reportArgumentType]
+        encoded = [_encode(tokenizer, answer) for answer in answers]
+        rows = [row for row in encoded if row]
+        rewards = in_groups(
+            self.stage,
+            name,
+            rows,
+            SharedScorer(model.eval(), is_reward_model=True).rewards,
+            batch_size=self.settings.batch_size,
+            content=(identity_of(self.path), self.settings.dtype),
         )
-    lowest = min(found, default=0.0)
-    scores = [lowest] * len(rows)
-    for number, value in zip(numbers, found, strict=True):
-        scores[number] = value
-    return scores
+        if len(set(rewards)) == 1 and len({str(row) for row in rows}) > 1:
+            raise StageError(
+                f"the reward model {self.path} gives each of {len(rewards)} different answers the score "
+                f"{rewards[0]:.4g}: its rewards have collapsed to a constant; train it again with a lower learning_rate"
+            )
+        lowest, in_order = min(rewards, default=0.0), iter(rewards)
+        return [next(in_order) if row else lowest for row in encoded]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, item: ScoringItem) -> PromptAndAnswer | None:
-    if not item.text.strip():
+def _encode(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> PromptAndAnswer | None:
+    """The tokens of the prompt and the answer; None for an empty answer."""
+    if not answer.text.strip():
         return None
-    answer = [Message(role="assistant", content=item.text)]
-    return encode_answer(tokenizer, item.prompt.prompt, answer, tools=item.prompt.tools)
+    message = Message(role="assistant", content=answer.text)
+    return encode_answer(tokenizer, answer.prompt.prompt, [message], tools=answer.prompt.tools)
+
+
+def scored_candidates(answers: Sequence[Answer], scores: Sequence[float]) -> Candidates:
+    """The row of a prompt's answers with their scores. There must be one answer at least."""
+    prompt = answers[0].prompt
+    return Candidates(
+        prompt=prompt.prompt,
+        prompt_id=prompt.prompt_id,
+        group_id=prompt.group_id,
+        tools=prompt.tools,
+        candidates=[
+            Candidate(
+                text=answer.text,
+                k=answer.k,
+                num_tokens=len(answer.ids),
+                ended=answer.ended,
+                score=score,
+                policy=answer.policy,
+            )
+            for answer, score in zip(answers, scores, strict=True)
+        ],
+    )

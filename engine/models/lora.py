@@ -1,18 +1,21 @@
-"""LoRA adapters: their configuration, and the plain model that base and adapter make."""
+"""LoRA adapters (arXiv 2106.09685): their configuration, and merging an adapter into its base model."""
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trl import ModelConfig, get_peft_config
 
 from engine.models.loading import load_causal, load_reward, read_tokenizer, without_launcher
 from engine.runtime import timing
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
-def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
-    """TRL's LoRA configuration, or None. A reward model's score head is trained whole beside its adapters."""
+
+def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> "PeftConfig | None":
+    """The adapter's configuration, or None without use_peft. A reward model's score head is trained in full."""
     if not model.use_peft:
         return None
     model.lora_task_type = "SEQ_CLS" if is_reward_model else "CAUSAL_LM"
@@ -25,7 +28,10 @@ def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> Any:
 def merge_adapter(
     base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str, in_own_process: bool
 ) -> None:
-    """Writes the plain model that base and adapter make: not here where ZeRO would divide what is loaded."""
+    """Writes the model with the adapter's weights added to the base's, and its tokenizer, into the folder `out`.
+
+    `in_own_process` is for a process under ZeRO, which would divide the weights that are loaded.
+    """
     words = [base, str(adapter), str(out), "reward" if is_reward_model else "causal", dtype]
     if not in_own_process:
         _merge(*words)
@@ -34,7 +40,8 @@ def merge_adapter(
     command = [sys.executable, "-P", "-m", "engine.models.lora", *words]
     done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"merging {adapter} failed: {done.stderr.strip().splitlines()[-1:]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"merging {adapter} into {base} failed: {lines[-1]}")
 
 
 def _merge(base: str, adapter: str, out: str, kind: str, dtype: str) -> None:

@@ -1,24 +1,25 @@
 """Which precision is faster on this device, by a short measurement of matrix products at the model's own shapes.
 
-bf16 pays on a GPU and on a CPU with AVX512-BF16 or AMX. On other CPUs, and with small matrices anywhere, it costs:
-every product casts its weights first. Precision is part of what a step is: `alignloop check` says what is faster, and
-nothing changes by itself.
+bf16 is faster on a GPU and on a CPU with AVX512-BF16 or AMX. On other CPUs, and with small matrices anywhere, it is
+slower, because every product casts its weights first. Precision is part of a step's identity, so `alignloop check`
+reports which one is faster and changes nothing.
 """
 
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from transformers import PretrainedConfig
 
-MIN_RATIO = 1.1  # a difference that is worth a word
+MIN_RATIO = 1.1  # a smaller difference is not reported
 SECONDS = 0.7  # of one measurement, of both precisions
-MAX_SIDE = 4096  # of a matrix: larger ones are no faster
+MAX_SIDE = 4096  # of a matrix; a larger one reaches no higher FLOP/s
 MAX_TOKENS = 512
-# Of the largest output, by the precision that the model computes in: a merged adapter, a GPU, or several processes sum
-# in another order.
+# Allowed difference of two outputs as a share of the largest one, by the precision that the model computes in: a merged
+# adapter, a GPU and several processes sum in another order.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 Use = Literal["training", "generation"]
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
@@ -32,8 +33,8 @@ class Layer:
     intermediate_size: int
 
     @classmethod
-    def of(cls, config: Any) -> "Layer | None":
-        """That of a model's configuration; None where it does not say it."""
+    def of(cls, config: PretrainedConfig) -> "Layer | None":
+        """The sizes in a model's configuration; None where it has no hidden_size."""
         text = config.get_text_config()
         hidden = getattr(text, "hidden_size", None)
         sizes = (getattr(text, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))
@@ -41,23 +42,26 @@ class Layer:
 
 
 def has_fast_matmul(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the device has instructions for products in this precision: a CPU may only emulate bfloat16. Where torch
-    has no oneDNN, which knows it, nothing is said against it."""
+    """Whether the device has instructions for matrix products in this precision; a CPU may only emulate bfloat16.
+
+    Without oneDNN this cannot be checked, and True is assumed.
+    """
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return True
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def cpu_load_warning() -> str:
-    """How busy this machine is with other programs, where that would make a measurement on its CPU mean nothing."""
+    """The load of this machine if other programs make a measurement on its CPU meaningless, else the empty string."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return f"load {load:.0f} on {cores} cores" if load > cores else ""
 
 
 def measure(layer: Layer, device: torch.device, use: Use, *, tokens: int) -> dict[str, float]:
-    """FLOP/s of the layer's product by precision: the best of several, both taken in turn.
+    """FLOP/s of the layer's matrix product by precision: the best of several runs, which alternate between the two.
 
-    Training is forward and backward on weights that stay in float32, generation is forward on weights in the precision.
+    Training is forward and backward with float32 weights under autocast; generation is forward with weights in the
+    precision. `tokens` is the number of rows of the product.
     """
     tokens = min(tokens, MAX_TOKENS)
     size = {"hidden": min(layer.hidden_size, MAX_SIDE), "intermediate": min(layer.intermediate_size, MAX_SIDE)}
@@ -72,9 +76,9 @@ def measure(layer: Layer, device: torch.device, use: Use, *, tokens: int) -> dic
             seconds = _seconds(work, min(rows, tokens), device)
             operations = 2 * passes * min(rows, tokens) * size["hidden"] * size["intermediate"]
             best[name] = max(best[name], operations / seconds)
-        # Few rows first: a CPU that only emulates bf16 must not take minutes for many.
-        took = time.perf_counter() - started
-        rows = 0 if took > SECONDS else rows if rows >= tokens else 4 * rows
+        # Few rows first, since a CPU that only emulates bf16 would take minutes for many.
+        elapsed = time.perf_counter() - started
+        rows = 0 if elapsed > SECONDS else rows if rows >= tokens else 4 * rows
     return best
 
 
@@ -114,21 +118,25 @@ def _seconds(work: Callable[[int], None], rows: int, device: torch.device) -> fl
 
 
 def advice(speed: Mapping[str, float], *, chosen: str, key: str, by_default: bool = False) -> str:
-    """One line where the other precision is faster, else the empty string. `key` is the recipe's: bf16 or dtype."""
+    """One line if the other precision is faster, else the empty string.
+
+    `speed` is in FLOP/s by precision; `key` is the recipe's key: bf16 or dtype.
+    """
     other = FLOAT32 if chosen == BFLOAT16 else BFLOAT16
     ratio = speed[other] / speed[chosen]
     if ratio < MIN_RATIO:
         return ""
-    said = f"(fp32 {_giga(speed[FLOAT32])}, bf16 {_giga(speed[BFLOAT16])} GFLOP/s)"
+    measured = f"(fp32 {_giga(speed[FLOAT32])}, bf16 {_giga(speed[BFLOAT16])} GFLOP/s)"
     values = {FLOAT32: "false", BFLOAT16: "true"} if key == "bf16" else {FLOAT32: FLOAT32, BFLOAT16: BFLOAT16}
-    whose = " (the default)" if by_default else ""
+    origin = " (the default)" if by_default else ""
     if other == BFLOAT16:
         return (
-            f"{key}: {values[other]} would make matrix products {ratio:.1f} times as fast here {said}; "
+            f"{key}: {values[other]} would make matrix products {ratio:.1f} times as fast here {measured}; "
             "it is part of the step's identity"
         )
     return (
-        f"{key}: {values[chosen]}{whose} is {ratio:.1f} times as slow as fp32 here {said}: set {key}: {values[other]}"
+        f"{key}: {values[chosen]}{origin} is {ratio:.1f} times as slow as fp32 here {measured}: "
+        f"set {key}: {values[other]}"
     )
 
 

@@ -1,103 +1,113 @@
-"""Is what was saved what was trained? Answered before a stage writes its record.
+"""Verifies a saved model before the stage writes its record: are its files complete, and is it the model that trained?
 
-While a model is trained its outputs on a few fixed rows are kept with it. At the end the model is loaded back from its
-files, by the loader that the next stage will use, and must give the same outputs: bit by bit on one CPU process, within
-a tolerance elsewhere. What this finds: weights that were not gathered, a score head that is newly made when it is
-loaded, tied weights that were left out, an adapter merged into the wrong base.
+| function | what it verifies |
+|---|---|
+| `check_weights` | every tensor of the saved files exists, is not empty and is finite |
+| `check_saved` | the model, loaded back from its files, gives the outputs that were recorded while it trained |
+| `check_trained` | the same at the end of a training stage, after its memory is freed |
+
+`probe` records the outputs on a few fixed rows with each best model. Loading back uses the loader of the next stage.
+The outputs must be equal bit by bit on one CPU process, and within a tolerance elsewhere. This finds weights that were
+not gathered, a score head that is newly initialised when the model is loaded, tied weights that were left out, and an
+adapter that was merged into the wrong base.
 """
 
+import dataclasses
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, Trainer
 from trl import ModelConfig
 
 from data_schemas.errors import StageError
-from engine.models.loading import aligned, without_launcher
+from engine.models.loading import aligned, load_with_info, without_launcher
 from engine.models.precision import TOLERANCES
 from engine.runtime import timing
-from engine.runtime.process import trusts_code
-from engine.tokens.inspection import sequences_of
+from engine.tokens.token_rows import TokenRow
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
-NUM_ROWS, NUM_TOKENS = 4, 128
-LIMIT_BYTES = 40 * 10**9  # of weights that are loaded back whole
+NUM_ROWS, NUM_TOKENS = 4, 128  # of the rows that a probe records
+LIMIT_BYTES = 40 * 10**9  # of weights; a larger model is not loaded back
 log = logging.getLogger(__name__)
 
 
-def fixed_rows(dataset: Any) -> list[list[int]]:
-    """The first tokens of the first rows of a tokenized data set, whatever the stage."""
-    rows = []
-    for row in dataset.select(range(min(NUM_ROWS, len(dataset)))):
-        rows.append(list(sequences_of(row)[0][:NUM_TOKENS]))
-    return rows
+@dataclass(frozen=True)
+class Comparison:
+    """How the outputs of the saved model are computed and compared with the recorded ones."""
+
+    is_reward_model: bool
+    device: str
+    autocast: str | None  # a dtype's name
+    tolerance: float  # of the largest output; 0 means equal bit by bit
 
 
-def outputs_of(model: Any, rows: Sequence[Sequence[int]], *, device: torch.device) -> list[torch.Tensor]:
-    """What the model says after each row: logits of the next token, [vocabulary], or the score, [1]."""
+def fixed_rows(dataset: Dataset, row_type: type[TokenRow]) -> list[list[int]]:
+    """The first tokens of the first rows of a tokenized data set."""
+    rows = dataset.select(range(min(NUM_ROWS, len(dataset))))
+    return [list(row_type.from_columns(columns).sequences[0][:NUM_TOKENS]) for columns in map(dict, rows)]
+
+
+def outputs_of(model: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> list[torch.Tensor]:
+    """The model's output at the last token of each row, float32: next-token logits, [vocabulary], or the score, [1]."""
     was_training = model.training
     model.eval()
-    found = []
+    outputs = []
     with torch.no_grad():
         for row in rows:
             ids_1T = torch.tensor([row], device=device)
             logits = model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False).logits
-            found.append((logits[0] if logits.dim() == 2 else logits[0, -1]).float().cpu())
+            outputs.append((logits[0] if logits.dim() == 2 else logits[0, -1]).float().cpu())
     model.train(was_training)
-    return found
+    return outputs
 
 
 def as_tensors(rows: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rows and what the model said after each, as a safetensors file holds them."""
+    """Rows and the model's output for each, as the tensors of a safetensors file."""
     tensors = {f"row-{number}": torch.tensor(row) for number, row in enumerate(rows)}
     return tensors | {f"output-{number}": output.contiguous() for number, output in enumerate(outputs)}
 
 
-def probe(trainer: Any) -> dict[str, torch.Tensor]:
-    """What the trainer's model says now. All processes call this: under ZeRO-3 the weights are divided among them."""
-    rows = fixed_rows(trainer.eval_dataset)
+def probe(trainer: Trainer, row_type: type[TokenRow]) -> dict[str, torch.Tensor]:
+    """The current outputs of the trainer's model on fixed rows of its evaluation set, to be kept beside its weights.
+
+    All processes call this, because under ZeRO-3 the weights are divided among them.
+    """
+    assert isinstance(trainer.eval_dataset, Dataset)
+    assert isinstance(trainer.model, torch.nn.Module)
+    rows = fixed_rows(trainer.eval_dataset, row_type)
     with trainer.compute_loss_context_manager():
         return as_tensors(rows, outputs_of(trainer.model, rows, device=trainer.args.device))
 
 
-def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
-    """Raises StageError where the model in `model` is not whole, or does not answer as `probe` says.
+def check_saved(model: Path, probe: Path, comparison: Comparison) -> None:
+    """Loads the model folder back and compares its outputs with those in the file `probe`.
 
-    `how`: is_reward_model, device, autocast (a dtype's name or null), tolerance (of the largest output; 0: bit by bit).
+    Raises StageError where tensors are missing, unexpected or of another shape, or where the outputs differ.
     """
-    cls = AutoModelForSequenceClassification if how["is_reward_model"] else AutoModelForCausalLM
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     if size > LIMIT_BYTES:
         log.info("%s has %.0f GB: its tensors were checked, it was not loaded back", model, size / 1e9)
         return
-    both: Any = cls.from_pretrained(
-        model, dtype="auto", output_loading_info=True, use_safetensors=True, trust_remote_code=trusts_code()
-    )
-    loaded: Any = aligned(both[0])
-    info = both[1]
-    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
-    if wrong:
-        raise StageError(f"the saved model is not whole: {json.dumps(wrong)[:300]}")
+    loaded = _load_back(model, is_reward_model=comparison.is_reward_model)
     probed = load_file(probe)
     rows = [probed[f"row-{number}"].tolist() for number in range(len(probed) // 2)]
-    device = torch.device(how["device"])
-    loaded.to(device)
-    with torch.autocast(
-        device.type, dtype=getattr(torch, how["autocast"] or "bfloat16"), enabled=bool(how["autocast"])
-    ):
-        found = outputs_of(loaded, rows, device=device)
-    for number, output in enumerate(found):
-        wanted = probed[f"output-{number}"]
-        difference = float((output - wanted).abs().max()) if output.shape == wanted.shape else float("inf")
-        allowed = how["tolerance"] * float(wanted.abs().max())
+    device, autocast = torch.device(comparison.device), comparison.autocast
+    loaded.to(device)  # pyright: ignore[reportArgumentType]
+    with torch.autocast(device.type, dtype=getattr(torch, autocast or "bfloat16"), enabled=bool(autocast)):
+        outputs = outputs_of(loaded, rows, device=device)
+    for number, output in enumerate(outputs):
+        expected = probed[f"output-{number}"]
+        difference = float((output - expected).abs().max()) if output.shape == expected.shape else float("inf")
+        allowed = comparison.tolerance * float(expected.abs().max())
         if not difference <= allowed:
             raise StageError(
                 f"the saved model is not the trained one: after row {number + 1} of the held-out rows their outputs "
@@ -105,41 +115,58 @@ def check_saved(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
             )
 
 
+def _load_back(folder: Path, *, is_reward_model: bool) -> PreTrainedModel:
+    cls = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
+    model, info = load_with_info(cls, folder, dtype="auto")
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if wrong:
+        raise StageError(f"the saved model is not complete: {json.dumps(wrong)[:300]}")
+    return aligned(model)
+
+
 @timing.part("save")
-def check_trained(trainer: Any, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
-    """`check_saved` after training, whose memory is given back before. Raises StageError as it does."""
+def check_trained(trainer: Trainer, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
+    """`check_saved` for the model that a trainer saved in `target`. First frees the trainer's memory, so the trainer
+    can't be used afterwards. Raises StageError as `check_saved` does."""
     if model.load_in_4bit or model.load_in_8bit:
-        log.info("trained on a quantized base and merged into the plain one: their answers are not the same")
+        log.info("the saved model is not compared: it was trained on a quantized base and merged into the plain one")
         return
-    training, is_alone = trainer.args, trainer.args.world_size == 1
+    training = trainer.args
     autocast = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
-    exact = is_alone and training.device.type == "cpu" and not model.use_peft and not trainer.is_deepspeed_enabled
-    how = {
-        "is_reward_model": is_reward_model,
-        "device": str(training.device),
-        "autocast": autocast,
-        "tolerance": 0.0 if exact else TOLERANCES[autocast or "float32"],
-    }
+    is_cpu_process = training.world_size == 1 and training.device.type == "cpu"
+    is_exact = is_cpu_process and not model.use_peft and not trainer.is_deepspeed_enabled
+    comparison = Comparison(
+        is_reward_model=is_reward_model,
+        device=str(training.device),
+        autocast=autocast,
+        tolerance=0.0 if is_exact else TOLERANCES[autocast or "float32"],
+    )
     if trainer.is_deepspeed_enabled:
-        check_in_own_process(target, probe, how)
+        check_in_own_process(target, probe, comparison)
         return
     trainer.optimizer = trainer.lr_scheduler = trainer.model_wrapped = None
-    trainer.model.to("cpu")
+    trainer.model.to("cpu")  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
     trainer.accelerator.free_memory()
-    check_saved(target, probe, how)
+    check_saved(target, probe, comparison)
 
 
-def check_in_own_process(model: Path, probe: Path, how: Mapping[str, Any]) -> None:
-    """`check_saved` in a process that no ZeRO state reaches."""
-    command = [sys.executable, "-P", "-m", "engine.models.verification", str(model), str(probe), json.dumps(how)]
+def check_in_own_process(model: Path, probe: Path, comparison: Comparison) -> None:
+    """`check_saved` in a new process, because ZeRO's state in this one would divide the weights that are loaded."""
+    settings = json.dumps(dataclasses.asdict(comparison))
+    # -P: a folder named engine/ in the working directory would mask ours.
+    command = [sys.executable, "-P", "-m", "engine.models.verification", str(model), str(probe), settings]
     done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StageError(done.stderr.strip().splitlines()[-1].removeprefix("data_schemas.errors.StageError: "))
+        lines = done.stderr.strip().splitlines() or [f"the check of {model} ended with exit code {done.returncode}"]
+        raise StageError(lines[-1])
 
 
 @timing.part("save")
 def check_weights(folder: Path) -> None:
-    """Every tensor of the saved model is there, not empty, and finite. Raises StageError naming the tensor."""
+    """Checks that every tensor of the saved model exists, is not empty and is finite.
+
+    Raises StageError naming the tensor.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise StageError(f"{folder} holds no weights")
@@ -154,8 +181,17 @@ def check_weights(folder: Path) -> None:
                 if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
                     raise StageError(f"{path.name}: {name} is {'empty' if tensor.numel() == 0 else 'nan or infinite'}")
     if expected is not None and expected - seen:
-        raise StageError(f"{folder} misses {len(expected - seen)} tensors, such as {min(expected - seen)}")
+        raise StageError(f"{folder} lacks {len(expected - seen)} tensors, such as {min(expected - seen)}")
+
+
+def _main() -> int:
+    try:
+        check_saved(Path(sys.argv[1]), Path(sys.argv[2]), Comparison(**json.loads(sys.argv[3])))
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    check_saved(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    sys.exit(_main())

@@ -1,137 +1,138 @@
-"""Rows without waste: no padding, and answers to one prompt share its tokens.
+"""The packed row of a batch: how its tensors are laid out, how a model is called on it, and the mixin for trainers.
 
-The sequences of a batch stand end to end in one long row. Those that begin alike are one piece of it: what they share,
-without its last token, and then for each sequence a branch, which is a copy of that token and all that follows. The
-pieces do not see each other, nor do branches, and a branch's positions go on where the shared part ends: every token is
-predicted from what it is predicted from in a row of its own. Nothing is approximated. (The copy of the last shared
-token, and sharing the prompt in DPO: frankxwang/dpo-prefix-sharing.)
-
-A trainer's batch keeps its padded form, which TRL's losses read; only the model is called on the long row, and what it
-says is put back into the padded form. The language model's head is applied where a label is, and nowhere else.
+A trainer's batch keeps its padded tensors, which TRL's losses read. Only the model is called on the packed row, and its
+outputs are put back into the padded form. The language model's head, which is as large as the vocabulary, is applied
+only at tokens that have a label. See the package's docstring for segments, prefixes and branches.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
-from transformers import Trainer
+from transformers import PretrainedConfig, PreTrainedModel, Trainer
+from transformers.utils import ModelOutput
 from trl.trainer import utils as trl_utils
+from trl.trainer.utils import FusedCausalLMOutput
 
 from engine.models.loading import ordinary_tokens
 from engine.models.precision import TOLERANCES
 from engine.packing import row_attention
-from engine.packing.row_attention import Pieces
+from engine.packing.attention_calls import RowSegments
+from engine.packing.segments import Segment
 from engine.tokens.template import IGNORED
 
-# Shapes: N = sequences, T = tokens of the longest, S = tokens of the long row, P = its pieces, M = labelled tokens.
+# Shapes: N = sequences, T = tokens of the longest, S = tokens of the packed row, P = its segments, M = labelled tokens.
 
 HEAD_TOKENS = 1024  # of the vocabulary at a time: TRL's 32,768, which no cache holds, took 1.7 times as long
-PREFIX = "shared_"  # of the tensors' names in a batch
-PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+PREFIX = "shared_"  # of the names that the tensors have in a batch
+PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # outputs of TRL's fused LM head
+Batch = dict[str, torch.Tensor]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Sequences in one long row.
-
-    `before_NT[n, t]` is where the token stands that token t + 1 of sequence n is predicted from, `last_N[n]` where the
-    sequence ends; `lengths_P` are the pieces' lengths in the row's order, falling.
-    """
+    """The sequences of a batch in one packed row."""
 
     ids_1S: torch.Tensor
-    positions_1S: torch.Tensor
-    branches_1S: torch.Tensor  # 0 is the shared part of a piece
-    lengths_P: torch.Tensor
-    before_NT: torch.Tensor
-    last_N: torch.Tensor
+    positions_1S: torch.Tensor  # of each token in its own sequence
+    branches_1S: torch.Tensor  # 0 for the shared prefix of a segment
+    lengths_P: torch.Tensor  # tokens of each segment, in the row's order: the longest comes first
+    predictors_NT: torch.Tensor  # [n, t]: the index in the row of the token that predicts token t + 1 of sequence n
+    last_N: torch.Tensor  # the index in the row of each sequence's last token
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], groups: Sequence[int]) -> "SharedRows":
-        """Sequences, of which those of one group share what they begin with."""
+        """Packs the sequences. Those with the same number in `groups` share the tokens that they begin with."""
         members: dict[int, list[int]] = {}
-        for place, group in enumerate(groups):
-            members.setdefault(group, []).append(place)
-        pieces = [(places, _Piece.of([sequences[place] for place in places])) for places in members.values()]
-        pieces.sort(key=lambda both: (-len(both[1].ids), both[0]))
-        places: list[list[int]] = [[] for _ in sequences]  # of each sequence's tokens
+        for number, group in enumerate(groups):
+            members.setdefault(group, []).append(number)
+        segments = [(numbers, Segment.of([sequences[n] for n in numbers])) for numbers in members.values()]
+        segments.sort(key=lambda both: (-len(both[1].ids), both[0]))
+        indices: list[list[int]] = [[] for _ in sequences]  # in the row, of each sequence's tokens
         start = 0
-        for own, piece in pieces:
-            for place, source in zip(own, piece.sources, strict=True):
-                places[place] = [start + at for at in source]
-            start += len(piece.ids)
-        # Of the copies of the last shared token, it is the one that the next token follows.
-        before = [[at - 1 for at in own[1:]] for own in places]
-        return cls._of_pieces([piece for _, piece in pieces], before, [own[-1] for own in places])
+        for numbers, segment in segments:
+            for number, token_indices in zip(numbers, segment.token_indices, strict=True):
+                indices[number] = [start + index for index in token_indices]
+            start += len(segment.ids)
+        # The token before in the row is the predictor: after the last shared token it is the branch's own copy of it.
+        predictors = [[index - 1 for index in own[1:]] for own in indices]
+        return cls._of_segments([segment for _, segment in segments], predictors, [own[-1] for own in indices])
 
     @classmethod
     def of_parts(cls, sequences: Sequence[Sequence[Sequence[int]]]) -> "SharedRows":
-        """Sequences made of parts that do not see each other: documents in a block. The first token of a part is
-        predicted from the end of the part before it."""
-        parts = [(number, at, part) for number, parts in enumerate(sequences) for at, part in enumerate(parts)]
-        order = sorted(range(len(parts)), key=lambda place: (-len(parts[place][2]), place))
+        """Packs sequences that consist of parts which do not see each other, such as the documents of a block.
+
+        The first token of a part is predicted from the last token of the part before it.
+        """
+        parts = [(number, part) for number, parts in enumerate(sequences) for part in parts]
+        order = sorted(range(len(parts)), key=lambda at: (-len(parts[at][1]), at))
         starts, start = [0] * len(parts), 0
-        for place in order:
-            starts[place] = start
-            start += len(parts[place][2])
-        places: list[list[int]] = [[] for _ in sequences]
-        for (number, _, part), start in zip(parts, starts, strict=True):
-            places[number] += range(start, start + len(part))
-        pieces = [_Piece.of([parts[place][2]]) for place in order]
-        return cls._of_pieces(pieces, [own[:-1] for own in places], [own[-1] for own in places])
+        for at in order:
+            starts[at] = start
+            start += len(parts[at][1])
+        indices: list[list[int]] = [[] for _ in sequences]
+        for (number, part), start in zip(parts, starts, strict=True):
+            indices[number] += range(start, start + len(part))
+        segments = [Segment.of([parts[at][1]]) for at in order]
+        return cls._of_segments(segments, [own[:-1] for own in indices], [own[-1] for own in indices])
 
     @classmethod
-    def _of_pieces(
-        cls, pieces: "Sequence[_Piece]", before: Sequence[Sequence[int]], last: Sequence[int]
+    def _of_segments(
+        cls, segments: Sequence[Segment], predictors: Sequence[Sequence[int]], last: Sequence[int]
     ) -> "SharedRows":
-        before_NT = torch.zeros(len(before), max(map(len, before)), dtype=torch.long)
-        for number, own in enumerate(before):
-            before_NT[number, : len(own)] = torch.tensor(own, dtype=torch.long)
+        predictors_NT = torch.zeros(len(predictors), max(map(len, predictors)), dtype=torch.long)
+        for number, own in enumerate(predictors):
+            predictors_NT[number, : len(own)] = torch.tensor(own, dtype=torch.long)
         return cls(
-            torch.tensor([[token for piece in pieces for token in piece.ids]]),
-            torch.tensor([[position for piece in pieces for position in piece.positions]]),
-            torch.tensor([[branch for piece in pieces for branch in piece.branches]]),
-            torch.tensor([len(piece.ids) for piece in pieces]),
-            before_NT,
-            torch.tensor(last),
+            ids_1S=torch.tensor([[token for segment in segments for token in segment.ids]]),
+            positions_1S=torch.tensor([[position for segment in segments for position in segment.positions]]),
+            branches_1S=torch.tensor([[branch for segment in segments for branch in segment.branches]]),
+            lengths_P=torch.tensor([len(segment.ids) for segment in segments]),
+            predictors_NT=predictors_NT,
+            last_N=torch.tensor(last),
         )
 
     @classmethod
-    def taken_from(cls, inputs: dict[str, Any]) -> "SharedRows | None":
-        """Those of a batch, taken out of it; None where it has none."""
-        names = [f"{PREFIX}{name}" for name in cls.__dataclass_fields__]
-        found = [inputs.pop(name, None) for name in names]
-        return None if found[0] is None else cls(*found)
+    def taken_from(cls, inputs: Batch) -> "SharedRows | None":
+        """Removes the packed row's tensors from a batch; None where it has none."""
+        names = [field.name for field in fields(cls) if f"{PREFIX}{field.name}" in inputs]
+        return cls(**{name: inputs.pop(f"{PREFIX}{name}") for name in names}) if names else None
 
     def to(self, device: torch.device) -> "SharedRows":
-        return SharedRows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return SharedRows(**{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
-    def as_inputs(self) -> dict[str, torch.Tensor]:
-        """The tensors as a batch carries them."""
-        return {f"{PREFIX}{name}": getattr(self, name) for name in self.__dataclass_fields__}
+    def as_inputs(self) -> Batch:
+        """The tensors under the names that they have in a batch."""
+        return {f"{PREFIX}{name}": tensor for name, tensor in self._tensors().items()}
 
-    def inputs_of(self, model: Any) -> dict[str, Any]:
-        """What the model is called with. The mask, of four dimensions, keeps it from making one of its own."""
+    def _tensors(self) -> Batch:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def inputs_of(self, model: torch.nn.Module) -> dict[str, torch.Tensor | RowSegments]:
+        """The arguments of the model. The attention mask of four dimensions keeps it from building its own."""
         row_attention.enable(_config_of(model))
-        pieces = Pieces(self.lengths_P.tolist(), self.branches_1S, self.positions_1S)
         return {
             "input_ids": self.ids_1S,
             "attention_mask": torch.zeros(1, 1, 1, 1, device=self.ids_1S.device),
             "position_ids": self.positions_1S,
-            "row_pieces": pieces,
+            "row_segments": RowSegments(self.lengths_P.tolist(), self.branches_1S, self.positions_1S),
         }
 
-    def log_probs(self, model: Any, labels_NT: torch.Tensor, **options: Any) -> Any:
-        """What TRL's fused LM head says of the sequences with these labels, [N, T - 1]. Its tensors are of the
-        labelled tokens alone, put back into the padded form."""
+    def log_probs(self, model: torch.nn.Module, labels_NT: torch.Tensor, **options: object) -> FusedCausalLMOutput:
+        """The output of TRL's fused LM head for the sequences with these labels.
+
+        Its tensors are [N, T - 1], as for padded rows, and 0 where there is no label. The model gets the `options`.
+        """
         seen_NT = labels_NT[:, 1:] != IGNORED
-        before_M, labels_M = self.before_NT[seen_NT], labels_NT[:, 1:][seen_NT]
-        if not len(labels_M):  # one that is ignored: the head takes no empty row
-            before_M, labels_M = before_M.new_zeros(1), labels_M.new_full((1,), IGNORED)
-        with _head_only_at(model, before_M):
+        predictors_M, labels_M = self.predictors_NT[seen_NT], labels_NT[:, 1:][seen_NT]
+        if not len(labels_M):  # the head does not accept an empty row, so it gets one token that is ignored
+            predictors_M, labels_M = predictors_M.new_zeros(1), labels_M.new_full((1,), IGNORED)
+        with _head_only_at(model, predictors_M):
             outputs = model(**self.inputs_of(model), shift_labels=labels_M[None], **options)
         for name in PER_TOKEN:
             value = outputs.get(name)
@@ -140,7 +141,7 @@ class SharedRows:
         outputs["label_mask"] = seen_NT
         return outputs
 
-    def last_scores(self, model: Any, **options: Any) -> torch.Tensor:
+    def last_scores(self, model: torch.nn.Module, **options: object) -> torch.Tensor:
         """A reward model's score at the last token of each sequence, [N]."""
         scores: list[torch.Tensor] = []
         head = next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "score")
@@ -153,21 +154,21 @@ class SharedRows:
 
 
 @contextlib.contextmanager
-def _head_only_at(model: Any, places_M: torch.Tensor) -> Iterator[None]:
-    """Within, the model's head meets the hidden states of these places of the row alone, [1, M, hidden].
+def _head_only_at(model: torch.nn.Module, indices_M: torch.Tensor) -> Iterator[None]:
+    """Within this context the model's head gets only the hidden states at these indices of the row, [1, M, hidden].
 
-    On a CPU it makes the logits of HEAD_TOKENS of the vocabulary at a time.
+    On a CPU the head computes the logits of HEAD_TOKENS tokens of the vocabulary at a time.
     """
-    model = _unwrapped(model)
-    backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    plain = _unwrapped(model)
+    backbone = getattr(plain, "get_base_model", lambda: plain)().base_model  # a LoRA model wraps the model once more
 
-    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[:, places_M]
+    def select(module: torch.nn.Module, inputs: tuple[object, ...], output: ModelOutput) -> ModelOutput:
+        output["last_hidden_state"] = output["last_hidden_state"][:, indices_M]
         return output
 
-    hook = backbone.register_forward_hook(keep)
+    hook = backbone.register_forward_hook(select)
     before = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    if places_M.device.type == "cpu":
+    if indices_M.device.type == "cpu":
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TOKENS
     try:
         yield
@@ -177,20 +178,23 @@ def _head_only_at(model: Any, places_M: torch.Tensor) -> Iterator[None]:
 
 
 class SharedRowsMixin(Trainer):
-    """Goes before a TRL trainer in the bases: takes a batch's long row where the model goes with it."""
+    """Comes before a TRL trainer in the bases: calls the model on a batch's packed row if the model supports it."""
 
     is_reward_model_trainer = False
-    _supported_types: dict[type, bool]
 
-    def shared_rows_of(self, model: Any, inputs: dict[str, Any]) -> SharedRows | None:
-        """The long row, taken out of `inputs`; None where there is none, or where the model does not go with it.
+    @functools.cached_property
+    def _supported_types(self) -> dict[type, bool]:
+        """The result of `supports_shared_rows` for each class of model; a reference may be of another class."""
+        return {}
 
-        A model of each kind is tried once: a reference may be of another than the policy. All processes call this.
+    def shared_rows_of(self, model: torch.nn.Module, inputs: Batch) -> SharedRows | None:
+        """Takes the packed row out of `inputs`; None where there is none, or where the model does not support it.
+
+        The first call with each class of model runs the model, so all processes have to call this.
         """
         rows = SharedRows.taken_from(inputs)
         if rows is None:
             return None
-        self.__dict__.setdefault("_supported_types", {})
         kind = type(_unwrapped(model))
         if kind not in self._supported_types:
             precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
@@ -202,101 +206,71 @@ class SharedRowsMixin(Trainer):
         return rows if self._supported_types[kind] else None
 
     def without_shared_rows(self) -> None:
-        """What is said, once, of a model that does not go with them."""
-        log.warning("this model does not go with shared rows: its rows are padded, which is slower")
+        """Called once for each class of model that does not support packed rows. A subclass may raise an error."""
+        log.warning("this model does not support packed rows; its rows are padded, which is slower")
 
-    def on_shared_rows(self, model: Any, inputs: dict[str, Any]) -> Callable[..., Any]:
-        """The language model, called on the long row that is taken out of `inputs`, where there is one and it goes."""
+    def on_shared_rows(self, model: torch.nn.Module, inputs: Batch) -> Callable[..., Any]:
+        """A function that is called like the language model and runs it on the packed row of `inputs`.
+
+        Returns the model itself where there is no packed row or the model does not support it.
+        """
         shared = self.shared_rows_of(model, inputs)
         if shared is None:
             return model
 
-        def call(*, input_ids: Any, attention_mask: Any, labels: torch.Tensor, **options: Any) -> Any:
+        def call(
+            *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **options: object
+        ) -> FusedCausalLMOutput:
             return shared.log_probs(model, labels, **options)
 
         return call
 
 
 def supports_shared_rows(
-    model: Any, device: torch.device, *, precision: str = "float32", is_reward_model: bool = False
+    model: torch.nn.Module, device: torch.device, *, precision: str = "float32", is_reward_model: bool = False
 ) -> bool:
-    """Whether the model says of a long row what it says of rows of their own: tried on two short sequences.
+    """Whether the model gives the same outputs for a packed row as for padded rows, tried on two short sequences.
 
-    Not where its attention does not go piece by piece (flash attention, sinks, a state instead of attention), nor where
-    its loss counts the rows' tokens (a mixture of experts). `precision` is what the trainer computes in.
+    It does not where its attention can't be computed by segments (flash attention, attention sinks, a state instead of
+    attention), and where its loss counts the tokens of a row (a mixture of experts). `precision` is the one that the
+    trainer computes in. Leaves the model unchanged where the answer is no.
     """
     config = _config_of(model)
     if hasattr(config, "output_router_logits") or not row_attention.enable(config):
         return False
-    some = ordinary_tokens(config, 14)
-    sequences = [some[:4] + some[4:9], some[:4] + some[9:14]]
+    tokens = ordinary_tokens(config, 14)
+    sequences = [tokens[:4] + tokens[4:9], tokens[:4] + tokens[9:14]]
     rows = SharedRows.of(sequences, [0, 0]).to(device)
     ids_NT = torch.tensor(sequences, device=device)
     mask_NT = torch.ones_like(ids_NT)
-    was_training, goes = model.training, False
+    was_training, is_supported = model.training, False
     model.eval()
     try:
         with torch.no_grad():
             if is_reward_model:
-                wanted = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0].float()
-                found = rows.last_scores(model, use_cache=False).float()
+                expected = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0].float()
+                packed = rows.last_scores(model, use_cache=False).float()
             else:
                 fused = {"fused_lm_head": True, "use_cache": False}
-                wanted = model(input_ids=ids_NT, attention_mask=mask_NT, labels=ids_NT, **fused).log_probs.float()
-                found = rows.log_probs(model, ids_NT, **fused).log_probs.float()
+                expected = model(input_ids=ids_NT, attention_mask=mask_NT, labels=ids_NT, **fused).log_probs.float()
+                packed = rows.log_probs(model, ids_NT, **fused)["log_probs"].float()
         weights = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
         tolerance = max(TOLERANCES[precision], TOLERANCES.get(weights, 0.0))
-        goes = float((wanted - found).abs().max()) <= tolerance * float(wanted.abs().max())
+        is_supported = float((expected - packed).abs().max()) <= tolerance * float(expected.abs().max())
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        log.info("shared rows: %s", error)
+        log.info("packed rows are not supported: %s", error)
     finally:
         model.train(was_training)
-        if not goes:
+        if not is_supported:
             row_attention.disable(config)
-    return goes
+    return is_supported
 
 
-def _unwrapped(model: Any) -> Any:
+def _unwrapped(model: torch.nn.Module) -> PreTrainedModel:
     while hasattr(model, "module"):  # DistributedDataParallel, DeepSpeed's engine
-        model = model.module
-    return model
+        model = cast(torch.nn.Module, model.module)
+    return cast(PreTrainedModel, model)
 
 
-def _config_of(model: Any) -> Any:
+def _config_of(model: torch.nn.Module) -> PretrainedConfig:
     return _unwrapped(model).config.get_text_config()
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Sequences that share what they begin with, as they stand in a row."""
-
-    ids: list[int]
-    positions: list[int]
-    branches: list[int]
-    sources: list[list[int]]  # of each sequence: where its tokens stand
-
-    @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "_Piece":
-        first = sequences[0]
-        if len(sequences) == 1:  # no branch: plain causal attention, which is faster
-            order = list(range(len(first)))
-            return cls(list(first), order, [0] * len(first), [order])
-        shared = _shared_length(sequences)
-        ids, branches = list(first[: shared - 1]), [0] * (shared - 1)
-        positions, sources = list(range(shared - 1)), []
-        for number, sequence in enumerate(sequences, 1):
-            start = len(ids)
-            own = list(sequence[shared - 1 :])  # the last shared token is each branch's first
-            ids += own
-            branches += [number] * len(own)
-            positions += range(shared - 1, len(sequence))
-            sources.append([*range(shared), *range(start + 1, start + len(own))])
-        return cls(ids, positions, branches, sources)
-
-
-def _shared_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Tokens that all begin with; each has one more at least."""
-    limit = min(map(len, sequences)) - 1
-    first = sequences[0]
-    shared = next((at for at in range(limit) if any(other[at] != first[at] for other in sequences[1:])), limit)
-    return max(1, shared)

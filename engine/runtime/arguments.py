@@ -1,21 +1,22 @@
 """The keys of the stages: TRL's dataclasses plus a few of our own, described for the pipeline and filled from a file.
 
-One key of ours, `global_batch_size`, says how many rows an optimizer step sees. `per_device_train_batch_size` is only
-the micro-batch, accumulation is derived: the number of processes is no part of what makes a step the same step.
+One key of ours, `global_batch_size`, is the number of rows of an optimizer step. `per_device_train_batch_size` is only
+the micro-batch, and accumulation is derived: the number of processes is not part of a step's identity.
 """
 
-import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from data_schemas.errors import ConfigError
+from data_schemas.key_rules import check_batch
 from data_schemas.rows import Strength
+from data_schemas.stage_keys import Keys, Values
+from engine.runtime import world
 from engine.runtime.keys import key_field, required_field
 
 
 @dataclass(kw_only=True)
 class StepArguments:
-    """What every stage has: who started it, for the record and for tracking."""
+    """Keys of every stage: which step it is, for the record and for tracking."""
 
     step: str = key_field("", "name of the step in the run, as in round-1.dpo", role="runtime")
     run_group: str = key_field("", "name of the run: wandb groups its steps by it", role="runtime")
@@ -24,7 +25,7 @@ class StepArguments:
 
 @dataclass(kw_only=True)
 class PlainStageArguments(StepArguments):
-    """What a stage without a TRL trainer needs besides."""
+    """More keys of a stage without a TRL trainer."""
 
     output_dir: str = key_field("", "the folder this stage writes (required)", role="runtime")
     seed: int = key_field(42, "seed of every random choice of the stage")
@@ -35,7 +36,7 @@ class PlainStageArguments(StepArguments):
 
 @dataclass(kw_only=True)
 class LoadingArguments(PlainStageArguments):
-    """What a stage without a TRL trainer needs to load a model; the others have it from TRL's ModelConfig."""
+    """Keys to load a model by, of a stage without a TRL trainer; the others have them from TRL's ModelConfig."""
 
     trust_remote_code: bool = key_field(False, "run code that comes with a model's files", role="runtime")
 
@@ -68,7 +69,7 @@ class TrainingStageArguments(StepArguments):
 
 @dataclass(kw_only=True)
 class DialogArguments(TrainingStageArguments):
-    """Of the stages whose rows are dialogs, each of its own length."""
+    """Keys of the stages whose rows are dialogs of different lengths."""
 
     on_long_row: Literal["leave_out", "truncate", "error"] = key_field(
         "leave_out", "a row over max_length: left out, cut off at its end (then it teaches no end token), or an error"
@@ -77,9 +78,9 @@ class DialogArguments(TrainingStageArguments):
 
 @dataclass(kw_only=True)
 class PreferenceArguments(DialogArguments):
-    """Which pairs train: those of the clear levels whose answers are not too alike (Llama 3, arXiv 2407.21783, 4.2.1).
+    """Which pairs train: those of the clear levels whose answers differ enough (Llama 3, arXiv 2407.21783, 4.2.1).
 
-    Held-out pairs are left as they are, so that numbers of different choices are about the same rows.
+    Held-out pairs are not filtered, so that evaluations under different choices are on the same rows.
     """
 
     strengths: list[Strength] | None = key_field(
@@ -96,10 +97,10 @@ class PreferenceArguments(DialogArguments):
 
 @dataclass(kw_only=True)
 class GenerationArguments(LoadingArguments):
-    """Sampling. The noise of an answer comes from (seed, prompt id, k): neither batch nor process count enters."""
+    """Sampling keys. The noise of an answer comes from (seed, prompt id, k), not from the batch or process count."""
 
     engine: Literal["transformers", "vllm"] = key_field("transformers", "what generates: in this process, or vLLM's")
-    vllm: dict[str, Any] | None = key_field(
+    vllm: Keys | None = key_field(
         None,
         "python: the interpreter of vLLM's own environment; tensor_parallel_size, data_parallel_size, "
         "gpu_memory_utilization, max_model_len",
@@ -112,27 +113,20 @@ class GenerationArguments(LoadingArguments):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = key_field("auto", "precision the models are loaded in")
 
 
-def resolve_batch(values: dict[str, Any], *, default_global: int, at_most: int | None = None) -> dict[str, Any]:
-    """The values with micro-batch and accumulation derived from global_batch_size and the number of processes.
+def resolve_batch(values: Values, *, default_global: int, at_most: int | None = None) -> Keys:
+    """The values with the micro-batch and accumulation derived from global_batch_size and the number of processes.
 
-    `at_most` is what the device's memory holds, where that is known.
+    `at_most` is the micro-batch that the device's memory holds, in rows, where that is known. Raises ConfigError where
+    the rows of a step cannot be divided.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = world.num_processes()
     rows = values.get("global_batch_size", default_global)
-    if rows < 1 or rows % processes:
-        raise ConfigError(
-            f"global_batch_size={rows} cannot be divided among {processes} processes; "
-            f"try {max(1, rows // processes) * processes}"
-        )
-    micro = values.get("per_device_train_batch_size")
-    if micro is None:
-        micro = max(size for size in range(1, 9) if (rows // processes) % size == 0)
-    if micro < 1 or rows % (micro * processes):
-        raise ConfigError(
-            f"global_batch_size={rows} is not a multiple of micro batch x processes = {micro} x "
-            f"{processes}; try {max(1, rows // (micro * processes)) * micro * processes}"
-        )
+    micro_batch = values.get("per_device_train_batch_size")
+    check_batch(rows, micro_batch, processes=processes)
+    rows_of_process = rows // processes
+    if micro_batch is None:
+        micro_batch = max(size for size in range(1, 9) if rows_of_process % size == 0)
     if at_most is not None:
-        micro = max(size for size in range(1, min(micro, at_most) + 1) if (rows // processes) % size == 0)
-    accumulation = rows // (micro * processes)
-    return values | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        micro_batch = max(size for size in range(1, min(micro_batch, at_most) + 1) if rows_of_process % size == 0)
+    batch = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": rows_of_process // micro_batch}
+    return {**values, **batch}

@@ -1,48 +1,63 @@
-"""Stage keys: declared as dataclass fields, described for the pipeline, filled from checked values."""
+"""Stage keys: declared as dataclass fields, described for the pipeline, and filled from checked values."""
 
 import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any, Literal
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import StageKey
+from data_schemas.stage_keys import KeyRole, StageKey, Values
 
-# TRL and transformers keys that say how a stage is run or watched, not what it makes.
-RUNTIME_KEYS = frozenset(
-    """output_dir per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
-    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
-    activation_offloading logging_strategy logging_steps
-    logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level
-    log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
-    eval_accumulation_steps eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics
-    prediction_loss_only save_only_model save_strategy save_steps save_on_each_node save_total_limit
-    enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    restore_callback_states_from_checkpoint use_cpu dataloader_num_workers dataloader_pin_memory
-    dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp
-    fsdp_config deepspeed debug skip_memory_metrics do_train do_eval do_predict resume_from_checkpoint local_rank
-    dataset_num_proc precompute_ref_batch_size""".split()
+# Keys of TRL and transformers that change how a stage runs or reports, not what it computes. They are left out of the
+# fingerprint, so a finished step is reused when one of them changes. Each group has its reason.
+_RUNTIME_KEY_GROUPS = (
+    # The rows of an optimizer step are global_batch_size; how they are divided changes results only by rounding.
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps precompute_ref_batch_size",
+    # Saving memory by computing activations again, or moving them, gives the same gradients.
+    """gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
+    activation_offloading""",
+    # What is logged, and where.
+    """logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
+    include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
+    trackio_bucket_id trackio_static_space_id debug skip_memory_metrics""",
+    # How evaluation gathers its numbers: ours is exact for any batch, and does not use these.
+    """eval_accumulation_steps eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics
+    prediction_loss_only""",
+    # When and how checkpoints are saved: a resumed training equals one that was not interrupted.
+    """save_only_model save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
+    restore_callback_states_from_checkpoint resume_from_checkpoint""",
+    # Uploads to the hub, which follow after training.
+    """push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision""",
+    # Where it runs: paths, devices and processes.
+    """output_dir use_cpu local_rank ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+    ddp_backend ddp_timeout fsdp fsdp_config deepspeed""",
+    # How rows reach the model: workers change the speed, not the order.
+    """dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context dataloader_in_order dataset_num_proc""",
+    # Not used: a stage decides by itself what it does.
+    "do_train do_eval do_predict",
 )
+RUNTIME_KEYS = frozenset(" ".join(_RUNTIME_KEY_GROUPS).split())
 
 
-def key_field(default: Any, help: str, *, role: str = "identity") -> Any:
-    """A dataclass field with a help line and the role that data_schemas.stage_keys knows."""
+def key_field(default: Any, help: str, *, role: KeyRole = "identity") -> Any:
+    """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys)."""
     metadata = {"help": help, "role": role}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def required_field(help: str, *, role: str = "identity") -> Any:
-    return field(default=None, metadata={"help": help, "role": role, "required": True})
+def required_field(help: str, *, role: KeyRole = "identity") -> Any:
+    """A dataclass field of a stage key without a default: the stage's class cannot be made without a value."""
+    return field(metadata={"help": help, "role": role, "required": True})
 
 
-def describe(classes: Sequence[type], defaults: Mapping[str, Any]) -> dict[str, StageKey]:
-    """Every key of the dataclasses, ours first; `defaults` are ours for TRL's keys."""
+def describe(classes: Sequence[type], defaults: Values) -> dict[str, StageKey]:
+    """Describes every key of the dataclasses, ours first; `defaults` are our defaults for TRL's keys."""
     keys: dict[str, StageKey] = {}
     for cls in classes:
         hints = typing.get_type_hints(cls)
@@ -66,18 +81,18 @@ def describe(classes: Sequence[type], defaults: Mapping[str, Any]) -> dict[str, 
     return keys
 
 
-def _default_of(item: dataclasses.Field[Any]) -> Any:
+def _default_of(item: dataclasses.Field) -> object:
     if item.default is not dataclasses.MISSING:
         return item.default
     return None if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.value if isinstance(value, enum.Enum) else value
 
 
-def _describe_type(hint: Any) -> tuple[str, list[str] | None]:
-    """A type hint as the words of StageKey.type, and the allowed words where it lists them."""
+def _describe_type(hint: object) -> tuple[str, list[str] | None]:
+    """A type hint in the words of StageKey.type, and the values that it allows where it lists them."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     names: list[str] = []
     choices: list[str] | None = None
@@ -104,9 +119,9 @@ def _describe_type(hint: Any) -> tuple[str, list[str] | None]:
     return " | ".join(sorted(set(names), key=order.index)), choices
 
 
-def fill(classes: Sequence[type], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Instances of the dataclasses from checked values. Raises ConfigError where a dataclass refuses them."""
-    values = dict(defaults) | dict(values)
+def fill(classes: Sequence[type], values: Values, defaults: Values) -> tuple[Any, ...]:
+    """Instances of the dataclasses, in their order, from checked values. Raises ConfigError where one refuses them."""
+    values = {**defaults, **values}
     instances = []
     for cls in classes:
         names = {item.name for item in dataclasses.fields(cls) if item.init}

@@ -1,9 +1,9 @@
-"""A device that runs out of memory: half as many rows at a time, once, and remembered.
+"""A device that runs out of memory: the micro-batch is halved once, and the halved size is remembered.
 
-The stage ends and is started again, by the runner or by hand: a device gives back all of a process's memory only with
-the process. `checkpoints/memory.json` says how many rows may be worked on at a time from then on. The rows of a step
-stay as they are, so the result is the same, to rounding; an evaluation is exact for any batch. Where half is too much
-as well, rows are not what fills the memory: the way out is said, and nothing is halved again.
+The stage ends and is started again, by the runner or by hand, since a device frees all of a process's memory only when
+the process ends. `checkpoints/memory.json` holds the micro-batch to use from then on. The rows of an optimizer step
+stay the same, so the result is the same up to rounding; an evaluation is exact for any batch. Where half the rows are
+too many as well, something else fills the memory: the error names a remedy and the batch is not halved again.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from data_schemas.files import read_json, write_atomically
 from engine.runtime.outcome import is_out_of_memory
 
 TRAINING, EVALUATION = "per_device_train_batch_size", "per_device_eval_batch_size"
-IDENTITY = ", which is part of what the step is, or max_new_tokens"  # of a batch that answers are written in
+IDENTITY = ", which is part of the step's identity, or max_new_tokens"  # hint for generation_batch_size
 REMEDIES = {
     TRAINING: "lower max_length, set activation_checkpointing: true or use_peft: true, or launch: {profile: "
     "zero3_offload}",
@@ -25,21 +25,21 @@ REMEDIES = {
 
 
 def remembered(folder: Path) -> dict[str, int]:
-    """Rows at a time by key, of those that were halved; `folder` holds the stage's checkpoints."""
-    said = read_json(folder / "memory.json") or {}
-    return {key: said[key] for key in (TRAINING, EVALUATION) if isinstance(said.get(key), int) and said[key] >= 1}
+    """The halved batch sizes by key, in rows a device; `folder` holds the stage's checkpoints."""
+    sizes = read_json(folder / "memory.json") or {}
+    return {key: sizes[key] for key in (TRAINING, EVALUATION) if isinstance(sizes.get(key), int) and sizes[key] >= 1}
 
 
 def half_of(rows: int, of: int | None = None) -> int:
-    """Half as many rows, or the next number below that divides `of`."""
+    """Half of `rows`, or the next smaller number that divides `of`."""
     return max(size for size in range(1, max(1, rows // 2) + 1) if of is None or of % size == 0)
 
 
 @contextlib.contextmanager
 def halve_on_out_of_memory(folder: Path, key: str, rows: int, *, of: int | None = None) -> Iterator[None]:
-    """Around work on `rows` rows at a time, of the `of` rows that a process has in a step.
+    """Around work on a batch of `rows` rows; `of` is the number of rows a process has in an optimizer step.
 
-    Raises RunAgain where the device's memory was full of them, StageError where they were halved before.
+    Raises RunAgain where the device runs out of memory, StageError where the batch was halved before.
     """
     try:
         yield
@@ -48,17 +48,19 @@ def halve_on_out_of_memory(folder: Path, key: str, rows: int, *, of: int | None 
             raise
         before = remembered(folder)
         if rows == 1 or rows <= before.get(key, 0):
-            too_much = "and one row can't be halved" if rows == 1 else "which was halved before"
-            raise StageError(f"out of memory with {key}={rows}, {too_much}: {REMEDIES[key]}") from error
+            why = "and one row can't be halved" if rows == 1 else "which was halved before"
+            raise StageError(f"out of memory with {key}={rows}, {why}: {REMEDIES[key]}") from error
         half = half_of(rows, of)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "memory.json", json.dumps(before | {key: half}))
-        raise RunAgain(f"out of memory with {key}={rows}: {half} from now on, the result stays the same") from error
+        raise RunAgain(
+            f"out of memory with {key}={rows}: it is {half} from now on, the result stays the same"
+        ) from error
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(key: str, rows: int, *, hint: str = "") -> Iterator[None]:
-    """Around work on batches that are part of what a step is. Raises StageError where the device's memory is full."""
+    """Around work whose batch size is part of the step's identity. Raises StageError where memory runs out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

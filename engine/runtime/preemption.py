@@ -1,7 +1,7 @@
-"""SIGTERM, as a cluster sends it before it takes a machine back: answered where the work can go on from later.
+"""SIGTERM, which a cluster sends before it takes a machine back: answered at a point from which work can resume.
 
-Work that should not be cut in two runs inside `delayed()`, or asks `is_due` at places of its own. Anywhere else SIGTERM
-raises Preempted at once.
+Work that must not be interrupted runs inside `delayed()`, or asks `is_requested()` at suitable points. Anywhere else
+SIGTERM raises Preempted at once.
 """
 
 import contextlib
@@ -10,84 +10,92 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # not at run time: stages that only read rows do without torch
+    from accelerate import Accelerator
 
 EXIT_CODE = 128 + signal.SIGTERM
 log = logging.getLogger(__name__)
 
 
 class Preempted(BaseException):
-    """SIGTERM was answered; `saved` says what a later run goes on from."""
+    """SIGTERM was answered; `saved` describes what a later run resumes from."""
 
     def __init__(self, saved: str = "") -> None:
         super().__init__(saved)
         self.saved = saved
 
 
+@dataclass
 class _State:
-    asked = False  # SIGTERM has come
-    depth = 0  # of delays
-    last = 0.0  # when it could have been answered last
-    longest = 0.0  # seconds between two such moments
+    is_requested: bool = False  # SIGTERM has arrived and is not answered yet
+    num_delays: int = 0  # nested `delayed()` blocks that this process is in
+    last_chance: float = 0.0  # when SIGTERM could last have been answered, in seconds of the monotonic clock
+    longest_wait: float = 0.0  # seconds between two such moments, at most
+
+
+_state = _State()  # one for the process, as its signal handler is
 
 
 @contextlib.contextmanager
 def listen_for_signals() -> Iterator[None]:
-    """SIGTERM is ours inside. In the main thread alone, as the interpreter wants it."""
-    _State.longest = 0.0
+    """Handles SIGTERM inside. Does nothing outside of the main thread, the only one that may set a handler."""
+    _state.longest_wait = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _ask)
+    before = signal.signal(signal.SIGTERM, _handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        _State.asked = False
+        _state.is_requested = False
 
 
-def _ask(number: int, frame: object) -> None:
-    _State.asked = True
-    if not _State.depth:
+def _handle(number: int, frame: object) -> None:
+    _state.is_requested = True
+    if not _state.num_delays:
         raise Preempted
 
 
 @contextlib.contextmanager
 def delayed() -> Iterator[None]:
-    """SIGTERM inside raises Preempted at the end, not before."""
-    if not _State.depth:
-        _State.last = time.monotonic()
-    _State.depth += 1
+    """SIGTERM inside raises Preempted at the end of the block, not before."""
+    if not _state.num_delays:
+        _state.last_chance = time.monotonic()
+    _state.num_delays += 1
     try:
         yield
     finally:
-        _State.depth -= 1
-        _look()
-    if _State.asked and not _State.depth:
+        _state.num_delays -= 1
+        _record_chance()
+    if _state.is_requested and not _state.num_delays:
         raise Preempted
 
 
-def is_requested(accelerator: Any = None) -> bool:
-    """Whether SIGTERM has come; with an accelerator, to any of its processes, all of which call this together."""
-    _look()
+def is_requested(accelerator: "Accelerator | None" = None) -> bool:
+    """Whether SIGTERM has arrived; with an accelerator, at any of its processes, all of which call this together."""
+    _record_chance()
     if accelerator is None or accelerator.num_processes == 1:
-        return _State.asked
-    if _State.asked:
+        return _state.is_requested
+    if _state.is_requested:
         accelerator.set_trigger()
-    _State.asked = accelerator.check_trigger() or _State.asked
-    return _State.asked
+    _state.is_requested = accelerator.check_trigger() or _state.is_requested
+    return _state.is_requested
 
 
 def forget() -> None:
-    """A SIGTERM that has come is not answered: the work is done sooner than it could be saved."""
-    _State.asked = False
+    """Ignores a SIGTERM that has arrived: the remaining work takes less time than saving would."""
+    _state.is_requested = False
 
 
 def longest_wait() -> float:
     """Seconds that SIGTERM would have waited for its answer at most, up to now."""
-    return _State.longest
+    return _state.longest_wait
 
 
-def _look() -> None:
+def _record_chance() -> None:
     now = time.monotonic()
-    _State.longest, _State.last = max(_State.longest, now - _State.last), now
+    _state.longest_wait, _state.last_chance = max(_state.longest_wait, now - _state.last_chance), now

@@ -1,4 +1,4 @@
-"""What holds for a stage's whole process: it ends with its runner, has its share of the cores, trusts no stranger."""
+"""Process-wide settings of a stage: its lifetime, threads, memory, and whether it may run code from a model's files."""
 
 import ctypes
 import os
@@ -7,15 +7,19 @@ import sys
 import threading
 import time
 
+import psutil
+
+from engine.runtime import world
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-TRUSTS_CODE = "ALIGNLOOP_TRUST_REMOTE_CODE"  # set by the stage's key alone, for it and for the processes it starts
+TRUSTS_CODE = "ALIGNLOOP_TRUST_REMOTE_CODE"  # set only from the stage's key, for it and the processes it starts
 
 
 def end_with_the_runner() -> None:
-    """Ends this process as soon as its runner, or the launcher above it, has died: no stage writes without one.
+    """Ends this process as soon as its runner, or the launcher that started it, has died: no stage writes without one.
 
-    Every rank watches for itself, since a signal to `accelerate launch` leaves its ranks behind. On another machine
-    than the runner's its process number says nothing: there pipeline.wrapper ends the launcher.
+    Every rank watches by itself, since a signal to `accelerate launch` leaves its ranks behind. On another machine the
+    runner's process number means nothing; there pipeline.launch.wrapper ends the launcher.
     """
     runner = os.environ.get("ALIGNLOOP_RUNNER_PID")
     if not runner:
@@ -25,7 +29,7 @@ def end_with_the_runner() -> None:
 
     def watch() -> None:
         while True:
-            if os.getppid() != parent or (is_runners and not _is_alive(int(runner))):
+            if os.getppid() != parent or (is_runners and not psutil.pid_exists(int(runner))):
                 os._exit(70)
             time.sleep(0.3)
 
@@ -33,20 +37,20 @@ def end_with_the_runner() -> None:
 
 
 def use_all_cores() -> None:
-    """Threads = cores / processes, however the stage was started: `accelerate launch` alone gives each process one.
+    """Gives torch cores / processes threads, however the stage was started: `accelerate launch` gives each process one.
 
-    The number of threads changes speed, and by its order of sums the last bits.
+    The number of threads changes the speed and, through the order of sums, the last bits of results.
     """
     if "torch" in sys.modules:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        sys.modules["torch"].set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        threads = max(1, len(world.available_cores()) // world.num_local_processes())
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def keep_memory() -> None:
-    """What is freed stays with this process, where it has no GPU: the next step takes as much again.
+    """Keeps freed memory in this process, where there is no GPU: the next step needs as much again.
 
-    Else glibc gives gigabytes of activations back after every step, and each page of them costs 5 to 20 us when it is
-    touched anew, most of all on a virtual machine. Other C libraries do as they always do.
+    By default glibc returns gigabytes of activations after every step, and each of their pages costs 5 to 20 us when
+    it is touched again, most of all on a virtual machine. Other C libraries are left as they are.
     """
     if "torch" in sys.modules and not sys.modules["torch"].cuda.device_count():
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -56,26 +60,17 @@ def keep_memory() -> None:
 
 
 def leave_process_group() -> None:
-    """Ranks leave together; an open group at exit prints a warning or hangs."""
+    """Closes torch's process group: one that is open at exit prints a warning or hangs."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def trust_code(trusted: bool) -> None:
-    """Whether code that comes with a model's files may run, in this process and in those it starts."""
+    """Sets whether code from a model's files may run, in this process and in those it starts."""
     os.environ[TRUSTS_CODE] = "1" if trusted else ""
 
 
 def trusts_code() -> bool:
+    """Whether code from a model's files may run."""
     return os.environ.get(TRUSTS_CODE) == "1"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

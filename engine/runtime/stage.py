@@ -1,8 +1,7 @@
-"""A stage is a program: one config in, one folder out, its record last. This is what surrounds every stage's `main`.
+"""A stage is a program: one config in, one folder out, its record last. This module runs the `main` of every stage.
 
-It checks the keys, holds a lock on the folder, ends the process when its runner or launcher has died, sends the log to
-console and file, reports the end in `outcome.json` (`accelerate launch` turns every exit code into 1), and writes the
-record.
+It checks the keys, locks the folder, ends the process when its runner or launcher has died, logs to console and file,
+reports how the stage ended in `outcome.json` (`accelerate launch` turns every exit code into 1), and writes the record.
 """
 
 import contextlib
@@ -10,27 +9,26 @@ import gc
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import write_atomically
+from data_schemas.locks import lock_folder
+from data_schemas.stage_keys import Keys, Values
 from data_schemas.text import printable
-from engine.runtime import arguments, out_of_memory, preemption, process, timing
+from engine.runtime import arguments, out_of_memory, preemption, process, timing, world
 from engine.runtime.folder import (
     claim_folder,
     clear_leftovers,
     identity_keys,
     inputs_of,
-    lock_folder,
     rank_done_file,
     wait_for_other_ranks,
 )
@@ -43,22 +41,22 @@ log = logging.getLogger("alignloop")
 
 @dataclass
 class Stage:
-    """One run of a stage: its folder, its values, its tracker."""
+    """One run of a stage."""
 
     name: str
     folder: Path
-    values: dict[str, Any]  # every key that was given, typed
+    values: Keys  # every key that was given, typed
     tracker: Tracker
-    is_main: bool
+    is_main: bool  # the first process, which writes what is written once
 
 
 @dataclass
 class StageResult:
-    """What `main` returns: everything the record says besides the keys."""
+    """What `main` returns: the parts of the record that only the stage knows (see data_schemas/artifact.py)."""
 
-    outputs: dict[str, str]
+    outputs: dict[str, str]  # name -> file or folder, relative to the stage's folder
     metrics: dict[str, float | int | str | None] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # metric that is None -> why
     choices: list[Choice] = field(default_factory=list)
     contract: dict[str, str] = field(default_factory=dict)
 
@@ -68,21 +66,27 @@ def run_stage(
     classes: Sequence[type],
     main: Callable[..., StageResult],
     *,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Values | None = None,
     words: Sequence[str] | None = None,
 ) -> None:
-    """Runs a stage from its command line and ends the process: 0 done, 2 a user's mistake, 1 anything else."""
+    """Runs a stage from its command line and ends the process.
+
+    `main` takes the Stage and an instance of each of `classes`. The exit code is 0 for success, 2 for a user's mistake,
+    130 for Ctrl-C, 143 for SIGTERM, and 1 for anything else.
+    """
     words = list(sys.argv[1:] if words is None else words)
     if {"-h", "--help", "--help-all"} & set(words):
         print(stage_keys.help_text(name, everything="--help-all" in words))
         sys.exit(0)
-    gc.freeze()  # half a million objects of modules, which each collection would take a fifth of a second to go through
+    gc.freeze()  # half a million objects of modules, which would cost each collection a fifth of a second
     try:
         values = stage_keys.parse_command_line(name, words)
         stage_keys.check_required(name, values, where=name)
         key_rules.check_values(name, values, where=name)
-        folder = Path(values.get("output_dir") or _missing("output_dir")).absolute()
-        code = _run(name, classes, main, values | {"output_dir": str(folder)}, dict(defaults or {}))
+        if not values.get("output_dir"):
+            raise ConfigError("output_dir is missing: the folder this stage writes")
+        folder = Path(values["output_dir"]).absolute()
+        code = _run(name, classes, main, values | {"output_dir": str(folder)}, defaults or {})
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
@@ -90,9 +94,9 @@ def run_stage(
         hint = hint_for(error)
         print(f"error: {printable(str(error))}" + (f"; {hint}" if hint else ""), file=sys.stderr)
         code = 1
-    except preemption.Preempted:  # nothing was begun, or all is written
+    except preemption.Preempted:  # nothing was started, or everything is written
         code = preemption.EXIT_CODE
-    with contextlib.suppress(OSError):  # they may go to a file on a full disk
+    with contextlib.suppress(OSError):  # they may be redirected to a file on a full disk
         sys.stdout.flush()
         sys.stderr.flush()
     if code == 0:  # where one rank failed, the others may wait in a collective forever
@@ -100,59 +104,56 @@ def run_stage(
     sys.exit(code)
 
 
-def _missing(key: str) -> Any:
-    raise ConfigError(f"{key} is missing: the folder this stage writes")
-
-
 def _run(
     name: str,
     classes: Sequence[type],
     main: Callable[..., StageResult],
-    values: dict[str, Any],
-    defaults: dict[str, Any],
+    values: Keys,
+    defaults: Values,
 ) -> int:
-    rank = int(os.environ.get("RANK", "0"))
+    rank, is_main = world.rank(), world.is_first()
     folder = Path(values["output_dir"])
     process.end_with_the_runner()
     process.use_all_cores()
     process.keep_memory()
     process.trust_code(bool(values.get("trust_remote_code")))
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder, is_main=rank == 0), preemption.listen_for_signals():
-        claim_folder(name, folder, values, is_main=rank == 0)
-        if rank == 0:
+    lock = lock_folder(folder) if is_main else contextlib.nullcontext()
+    with lock, preemption.listen_for_signals():
+        claim_folder(name, folder, values)
+        if is_main:
             clear_leftovers(folder)
-            (folder / "outcome.json").unlink(missing_ok=True)  # of an earlier try
-        start_logging(folder, str(values.get("log_level", "info")), is_main=rank == 0)
+            (folder / "outcome.json").unlink(missing_ok=True)  # of an earlier attempt
+        start_logging(folder, str(values.get("log_level", "info")), is_main=is_main)
         started = time.monotonic()
         timing.start()
         rank_done_file(folder, rank).unlink(missing_ok=True)
         try:
-            made = _make(name, folder, classes, main, values, defaults, is_main=rank == 0)
-            if rank == 0:
+            result = _call_main(name, folder, classes, main, values, defaults, is_main=is_main)
+            if is_main:
                 wait_for_other_ranks(folder)
-                _finish(name, folder, values, made, seconds=time.monotonic() - started)
+                _finish(name, folder, values, result, seconds=time.monotonic() - started)
             else:
                 rank_done_file(folder, rank).parent.mkdir(exist_ok=True)
                 rank_done_file(folder, rank).touch()
         except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
-            if (folder / RECORD).exists():  # all is written
+            if (folder / RECORD).exists():  # everything is written
                 raise
-            return failed(folder, error, is_main=rank == 0)
+            return failed(folder, error, is_main=is_main)
     return 0
 
 
-def _make(
+def _call_main(
     name: str,
     folder: Path,
     classes: Sequence[type],
     main: Callable[..., StageResult],
-    values: dict[str, Any],
-    defaults: dict[str, Any],
+    values: Keys,
+    defaults: Values,
     *,
     is_main: bool,
 ) -> StageResult:
-    """What `main` makes of the values, its numbers tracked."""
+    """Resolves the batch sizes, fills the dataclasses, starts tracking and calls `main`."""
     keys, filled = stage_keys.stages()[name].keys, dict(values)
     tracker = Tracker(folder, active=is_main)
     try:
@@ -164,12 +165,12 @@ def _make(
                 given = values.get(out_of_memory.EVALUATION, keys[out_of_memory.EVALUATION].default)
                 filled[out_of_memory.EVALUATION] = min(given, fewer[out_of_memory.EVALUATION])
             for key in fewer:
-                log.info("%s=%d: more was too much for the memory (checkpoints/memory.json)", key, filled[key])
+                log.info("%s=%d, since more rows ran out of memory (checkpoints/memory.json)", key, filled[key])
             filled["output_dir"] = str(folder / "checkpoints")
             filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
         instances = fill(classes, filled, defaults)
         if values.get("trust_remote_code"):
-            log.warning("trust_remote_code: code that comes with the model's files runs here")
+            log.warning("trust_remote_code is set: code from the model's files may run in this process")
         if "wandb" in str(values.get("report_to", keys["report_to"].default)):
             tracker.start_wandb(
                 folder,
@@ -184,7 +185,8 @@ def _make(
         tracker.finish()
 
 
-def _finish(name: str, folder: Path, values: dict[str, Any], made: StageResult, *, seconds: float) -> None:
+def _finish(name: str, folder: Path, values: Values, result: StageResult, *, seconds: float) -> None:
+    """Writes the outcome and the record, and deletes the checkpoints unless they are to be kept."""
     versions = {}
     for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -198,20 +200,20 @@ def _finish(name: str, folder: Path, values: dict[str, Any], made: StageResult, 
         fingerprint=str(values.get("fingerprint", "")),
         keys=identity_keys(name, values),
         inputs=inputs_of(name, values),
-        outputs=made.outputs,
-        files=files_below(folder, made.outputs),
-        metrics=made.metrics,
-        reasons=made.reasons,
-        choices=made.choices,
-        contract=made.contract,
+        outputs=result.outputs,
+        files=files_below(folder, result.outputs),
+        metrics=result.metrics,
+        reasons=result.reasons,
+        choices=result.choices,
+        contract=result.contract,
         versions=versions,
         seconds=round(seconds, 3),
     ).write(folder)
-    if not values.get("keep_checkpoints"):  # now that they are not needed: a kill before would have lost everything
+    if not values.get("keep_checkpoints"):  # only now: a kill before the record needs them to resume
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    log.info("whole: %s", folder)
+    log.info("complete: %s", folder)
 
 
-def format_counts(counts: Mapping[Any, int]) -> str:
-    """Counts by reason, as a message says them: `strength 9, too_similar 1`."""
+def format_counts(counts: Mapping[str, int] | Mapping[str | None, int]) -> str:
+    """Counts by reason, for a message: `strength 9, too_similar 1`."""
     return ", ".join(f"{reason} {count}" for reason, count in counts.items())

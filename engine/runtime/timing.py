@@ -1,7 +1,7 @@
-"""Where a stage's time goes: seconds by part, said in outcome.json by a stage that is done.
+"""Where a stage's time goes: seconds by part, reported in outcome.json by a stage that finished.
 
-A part that is entered inside another stops the other's clock, so the parts add up to the whole. They say how a step
-ran, not what it made: the record does not hold them.
+A part that is entered inside another stops the other's clock, so the parts add up to the total. The times describe how
+a step ran, not its result, so they are not in the record.
 
     @timing.part("load")
     def load_tokenizer(path): ...
@@ -10,44 +10,49 @@ ran, not what it made: the record does not hold them.
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 Part = Literal["load", "train", "evaluate", "save", "generate", "score", "other"]
 
 
+@dataclass
 class _Clock:
-    seconds: ClassVar[dict[str, float]] = {}
-    entered: tuple[str, ...] = ()  # the innermost part last
-    since = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    entered: tuple[Part, ...] = ()  # the innermost part last
+    since: float = 0.0
+
+    def charge(self) -> None:
+        """Adds the time since the last change to the innermost part."""
+        now = time.monotonic()
+        if self.entered:
+            name = self.entered[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
+        self.since = now
+
+
+_clock = _Clock()  # one for the process, which runs one stage
 
 
 def start() -> None:
-    """The clock of a new stage, at zero; all that is in no part is `other`."""
-    _Clock.seconds, _Clock.entered, _Clock.since = {}, ("other",), time.monotonic()
+    """Sets the clock of a new stage to zero; time outside of every part is `other`."""
+    _clock.seconds, _clock.entered, _clock.since = {}, ("other",), time.monotonic()
 
 
 @contextlib.contextmanager
 def part(name: Part) -> Iterator[None]:
-    """What runs inside is of this part. Also a decorator."""
-    before = _Clock.entered
-    _charge()
-    _Clock.entered = (*before, name)
+    """Counts the time inside as this part's. Also a decorator."""
+    before = _clock.entered
+    _clock.charge()
+    _clock.entered = (*before, name)
     try:
         yield
     finally:
-        _charge()
-        _Clock.entered = before
+        _clock.charge()
+        _clock.entered = before
 
 
 def by_part() -> dict[str, float]:
     """Seconds since `start`, by part."""
-    _charge()
-    return {name: round(seconds, 3) for name, seconds in _Clock.seconds.items()}
-
-
-def _charge() -> None:
-    now = time.monotonic()
-    if _Clock.entered:
-        name = _Clock.entered[-1]
-        _Clock.seconds[name] = _Clock.seconds.get(name, 0.0) + now - _Clock.since
-    _Clock.since = now
+    _clock.charge()
+    return {name: round(seconds, 3) for name, seconds in _clock.seconds.items()}

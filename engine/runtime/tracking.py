@@ -1,6 +1,6 @@
-"""Where a stage's numbers go: `metrics.jsonl` always, wandb where it is asked for and works.
+"""Where a stage's numbers go: always to `metrics.jsonl`, and to wandb where `report_to` names it.
 
-Every (step, key) stands once in metrics.jsonl, also after a resume. A failure of wandb is a warning, never the stage's.
+Every (step, key) is in metrics.jsonl once, also after a resume. A failure of wandb is a warning, no error.
 """
 
 import contextlib
@@ -9,37 +9,40 @@ import logging
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from data_schemas.files import write_atomically
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # wandb takes a second to import
+    import wandb
 
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 FILE = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes logged values of one step; only the main process has one that writes (`active`)."""
+    """The logged values of one stage; only the first process writes them to a file (`active`)."""
 
     def __init__(self, folder: Path, *, active: bool) -> None:
         self.path = folder / FILE
         self.active = active
         self.values = _read(self.path)  # (step, key) -> value
-        self._run: Any = None
+        self._run: wandb.Run | None = None
 
-    def log(self, values: Mapping[str, Any], *, step: int) -> None:
-        """Appends the numbers of `values` that this step does not have yet."""
+    def log(self, values: Mapping[str, object], *, step: int) -> None:
+        """Appends the numbers among `values` that are not logged for this step yet."""
         fresh = {key: value for key, value in values.items() if _is_number(value) and (step, key) not in self.values}
         self.values.update({(step, key): value for key, value in fresh.items()})
         if not (self.active and fresh):
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **fresh}) + "\n")
-        if self._run is not None:
-            self._safely(lambda: self._run.log({**fresh, "step": step}))
+        if (run := self._run) is not None:
+            self._safely(lambda: run.log({**fresh, "step": step}))
 
     def forget_after(self, step: int) -> None:
         """Drops what a killed attempt logged after the checkpoint that is resumed from."""
@@ -48,7 +51,7 @@ class Tracker:
             self.save(self.path.parent)
 
     def save(self, folder: Path) -> None:
-        """Writes all values into the metrics.jsonl of a folder: a checkpoint has its own, which it goes on from."""
+        """Writes all values to the metrics.jsonl of a folder: a checkpoint has its own, from which a stage resumes."""
         rows: dict[int, dict[str, float]] = {}
         for (at, key), value in self.values.items():
             rows.setdefault(at, {})[key] = value
@@ -56,7 +59,7 @@ class Tracker:
         write_atomically(folder / FILE, "".join(line + "\n" for line in lines))
 
     def load(self, checkpoint: Path) -> None:
-        """The values that a checkpoint was saved with; what stands in metrics.jsonl may have lost some since."""
+        """Takes the values that were saved with a checkpoint; metrics.jsonl may have lost some since."""
         if (checkpoint / FILE).exists():
             self.values = _read(checkpoint / FILE)
 
@@ -64,12 +67,12 @@ class Tracker:
         """The values of one key by step, in order."""
         return {at: value for (at, name), value in sorted(self.values.items()) if name == key}
 
-    def start_wandb(self, folder: Path, *, name: str, group: str, config: Mapping[str, Any]) -> None:
-        """One wandb run a step, offline where no key is set; never asks, never fails the stage."""
+    def start_wandb(self, folder: Path, *, name: str, group: str, config: Mapping[str, object]) -> None:
+        """Starts one wandb run for the step, offline where no key is set; never prompts, never fails the stage."""
         if not self.active:
             return
 
-        def start() -> Any:
+        def start() -> "wandb.Run":
             import wandb
 
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
@@ -88,25 +91,26 @@ class Tracker:
         self._run = self._safely(start)
 
     def finish(self) -> None:
+        """Closes the wandb run."""
         if self._run is not None:
             self._safely(self._run.finish)
             self._run = None
 
-    def _safely(self, action: Any) -> Any:
+    def _safely(self, action: Callable[[], Result]) -> Result | None:
         try:
             return action()
-        except Exception as error:  # whatever wandb raises, the stage goes on
-            log.warning("wandb failed and is left out of the rest of this step: %s", str(error).splitlines()[:1])
+        except Exception as error:  # whatever wandb raises, the stage continues
+            log.warning("wandb failed and is not used for the rest of this step: %s", str(error).splitlines()[:1])
             self._run = None
             return None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read(path: Path) -> dict[tuple[int, str], float]:
-    """What an earlier attempt logged; a last line cut short by a crash is left out."""
+    """What an earlier attempt logged; a last line that a crash cut off is ignored."""
     values: dict[tuple[int, str], float] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -128,7 +132,7 @@ def _has_key() -> bool:
 
 
 def _run_id(folder: Path) -> str:
-    """Random, so unlike anyone else's; kept in the folder, so stable over resumes."""
+    """A random id, unique among all runs; kept in the folder, so that it stays the same over resumes."""
     path = folder / "wandb_id.txt"
     if not path.exists():
         write_atomically(path, uuid.uuid4().hex)

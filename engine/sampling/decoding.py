@@ -1,14 +1,14 @@
-"""Answers to a group of prompts, written together: a prompt is read once for all its answers, and who is done leaves.
+"""Continuous batching: each prompt of a group is prefilled once for all its answers; finished answers free their slot.
 
-At most `num_live` answers are written at a time; where one ends, the next that waits goes on in its place, reading
-the next prompts where they are not read yet. What is written together hangs on the group alone, so a group done again,
-or by another process, gives the same answers bit by bit.
+At most `num_slots` answers are generated at a time. Where one finishes, the next waiting answer takes its slot, and the
+next prompts are prefilled when an answer to them begins. What is computed together depends only on the group, so a
+group that is generated again, or by another process, has the same answers bit by bit.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -16,177 +16,181 @@ from transformers import PreTrainedModel
 
 from engine.models.loading import ordinary_tokens
 from engine.models.precision import TOLERANCES
-from engine.sampling.prompt_cache import CachedAnswer, CachedTokens, SharedPrompts, attending
+from engine.sampling.page_pool import CachedAnswer, CachedTokens
+from engine.sampling.prompt_cache import PromptCache, cached_attention
 from engine.sampling.token_choice import choose
 
-READ_TOKENS = 1024  # of prompts read in one call; fewer make small products, more wait long for their answers
-READ_PROMPTS = 8
+# Shapes: A = answers of a group, B = answers in a batch, P = prompts, N = new tokens at most, V = vocabulary.
+# Prefilled in one call: with fewer tokens the matrix products are small, with more the answers wait for long.
+PREFILL_TOKENS = 1024
+PREFILL_PROMPTS = 8
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DecodingRequest:
-    """One answer to the prompt of this number, by these uniform numbers."""
+    """A request for one answer to the prompt of this number, sampled with these uniform numbers."""
 
     prompt: int
     temperature: float
     noise_N: np.ndarray
 
 
-class SamplingLimits(TypedDict):
-    """What an answer may be, and how many are written at a time."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingLimits:
+    """What ends an answer, which tokens it is sampled from, and how many are generated at a time."""
 
     max_new_tokens: int
     end_ids: set[int]
     top_p: float
-    num_live: int
+    num_slots: int
 
 
 @dataclass(eq=False)
-class _Prompt:
-    """A prompt that was read. `unfinished` counts its answers, those that wait included."""
-
-    read: CachedTokens
-    unfinished: int
-    logits_V: torch.Tensor  # after it
+class _PrefilledPrompt:
+    tokens: CachedTokens
+    num_unfinished: int  # answers, those that wait included
+    logits_V: torch.Tensor  # after its last token
 
 
 @dataclass(eq=False)
-class _Answer:
-    """An answer that is being written."""
+class _LiveAnswer:
+    """An answer that is being generated."""
 
     number: int
-    prompt: _Prompt
-    row: CachedAnswer
+    prompt: _PrefilledPrompt
+    tokens: CachedAnswer
     ids: list[int] = field(default_factory=list)
 
 
-def write_answers(
+def generate_answers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    wanted: Sequence[DecodingRequest],
-    **how: Unpack[SamplingLimits],
+    requests: Sequence[DecodingRequest],
+    limits: SamplingLimits,
 ) -> list[list[int]]:
-    """The answers' tokens, end token included, in the order of `wanted`, in which a prompt's answers stand together."""
-    with torch.inference_mode(), attending(model):
-        return _Batch(model, prompts, wanted, how).run()
+    """The tokens of each answer, the end token included, in the order of the requests.
+
+    The requests for answers to one prompt must be adjacent.
+    """
+    with torch.inference_mode(), cached_attention(model):
+        return _ContinuousBatch(model, prompts, requests, limits).run()
 
 
-class _Batch:
+class _ContinuousBatch:
     def __init__(
         self,
         model: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
-        wanted: Sequence[DecodingRequest],
-        how: SamplingLimits,
+        requests: Sequence[DecodingRequest],
+        limits: SamplingLimits,
     ) -> None:
-        self.prompts, self.wanted, self.num_live = prompts, wanted, how["num_live"]
-        self.max_new_tokens, self.end_ids, self.top_p = how["max_new_tokens"], how["end_ids"], how["top_p"]
-        self.order = list(dict.fromkeys(one.prompt for one in wanted))  # of the prompts
-        self.num_asked = dict.fromkeys(self.order, 0)
-        for one in wanted:
-            self.num_asked[one.prompt] += 1
+        self.prompts, self.requests, self.limits = prompts, requests, limits
+        self.num_requests = Counter(request.prompt for request in requests)
+        self.prompt_order = list(self.num_requests)  # a Counter keeps the order in which prompts were first met
         device = model.device
-        self.noise_AN = torch.from_numpy(np.stack([one.noise_N for one in wanted])).to(device)
-        self.temperature_A = torch.tensor([one.temperature for one in wanted], dtype=torch.float64, device=device)
-        self.cache = SharedPrompts(model, longest=max(map(len, prompts)) + self.max_new_tokens)
-        self.read: dict[int, _Prompt] = {}  # by number, while answers to them are unfinished
-        self.live: list[_Answer] = []
-        self.answers: list[list[int]] = [[] for _ in wanted]
-        self.num_begun = self.num_read = 0  # answers and prompts, in order
+        self.noise_AN = torch.from_numpy(np.stack([request.noise_N for request in requests])).to(device)
+        temperatures = [request.temperature for request in requests]
+        self.temperature_A = torch.tensor(temperatures, dtype=torch.float64, device=device)
+        self.cache = PromptCache(model, longest=max(map(len, prompts)) + limits.max_new_tokens)
+        self.prefilled: dict[int, _PrefilledPrompt] = {}  # by number, while answers to them are unfinished
+        self.live: list[_LiveAnswer] = []
+        self.answers: list[list[int]] = [[] for _ in requests]
+        self.num_begun = self.num_prefilled = 0  # answers and prompts, in order
 
     def run(self) -> list[list[int]]:
         while True:
-            self._begin_answers()
+            self._fill_slots()
             if not self.live:
                 return self.answers
-            rows, tokens = [one.row for one in self.live], [one.ids[-1] for one in self.live]
-            self._go_on(self.live, self.cache.step(rows, tokens))
+            cached, last_tokens = [answer.tokens for answer in self.live], [answer.ids[-1] for answer in self.live]
+            self._add_tokens(self.live, self.cache.step(cached, last_tokens))
 
-    def _begin_answers(self) -> None:
-        """Waiting answers take the places of those that are done, and their first token from what was read."""
-        # Some may end with their first token, and leave their place to others.
-        while count := min(self.num_live - len(self.live), len(self.wanted) - self.num_begun):
+    def _fill_slots(self) -> None:
+        """Waiting answers take the free slots; their first token comes from the prefilled prompt."""
+        # Some may end with their first token, and free their slot at once.
+        while count := min(self.limits.num_slots - len(self.live), len(self.requests) - self.num_begun):
             begun = []
             for number in range(self.num_begun, self.num_begun + count):
-                prompt = self._prompt_of(self.wanted[number].prompt)
-                begun.append(_Answer(number, prompt, CachedAnswer(prompt=prompt.read)))
+                prompt = self._prompt_of(self.requests[number].prompt)
+                begun.append(_LiveAnswer(number, prompt, CachedAnswer(prompt=prompt.tokens)))
             self.num_begun += count
             self.live += begun
-            self._go_on(begun, torch.stack([one.prompt.logits_V for one in begun]))
+            self._add_tokens(begun, torch.stack([answer.prompt.logits_V for answer in begun]))
 
-    def _prompt_of(self, number: int) -> _Prompt:
-        while number not in self.read:
-            self._read_prompts()
-        return self.read[number]
+    def _prompt_of(self, number: int) -> _PrefilledPrompt:
+        while number not in self.prefilled:
+            self._prefill_next()
+        return self.prefilled[number]
 
-    def _read_prompts(self) -> None:
-        """The next ones, up to READ_PROMPTS and READ_TOKENS."""
+    def _prefill_next(self) -> None:
+        """Prefills the next prompts, up to PREFILL_PROMPTS and PREFILL_TOKENS, one at least."""
         chosen: list[int] = []
-        for number in self.order[self.num_read : self.num_read + READ_PROMPTS]:
-            if chosen and sum(len(self.prompts[one]) for one in [*chosen, number]) > READ_TOKENS:
+        for number in self.prompt_order[self.num_prefilled : self.num_prefilled + PREFILL_PROMPTS]:
+            if chosen and sum(len(self.prompts[other]) for other in [*chosen, number]) > PREFILL_TOKENS:
                 break
             chosen.append(number)
-        read, logits_PV = self.cache.read([self.prompts[number] for number in chosen])
-        for number, prompt, logits_V in zip(chosen, read, logits_PV, strict=True):
-            self.read[number] = _Prompt(prompt, self.num_asked[number], logits_V)
-        self.num_read += len(chosen)
+        cached, logits_PV = self.cache.prefill([self.prompts[number] for number in chosen])
+        for number, tokens, logits_V in zip(chosen, cached, logits_PV, strict=True):
+            self.prefilled[number] = _PrefilledPrompt(tokens, self.num_requests[number], logits_V)
+        self.num_prefilled += len(chosen)
 
-    def _go_on(self, answers: Sequence[_Answer], logits_BV: torch.Tensor) -> None:
-        """Each of these takes its next token; those that are done leave, and their prompts after the last one."""
+    def _add_tokens(self, answers: Sequence[_LiveAnswer], logits_BV: torch.Tensor) -> None:
+        """Chooses the next token of each of these answers; those that end with it free their slot."""
         answer_B, position_B = torch.tensor(
-            [[one.number for one in answers], [len(one.ids) for one in answers]], device=logits_BV.device
+            [[answer.number for answer in answers], [len(answer.ids) for answer in answers]], device=logits_BV.device
         )
         noise_B = self.noise_AN[answer_B, position_B]
-        token_B = choose(logits_BV, noise_B, self.temperature_A[answer_B], top_p=self.top_p).tolist()
-        for one, token in zip(answers, token_B, strict=True):
-            one.ids.append(token)
-            if token in self.end_ids or len(one.ids) == self.max_new_tokens:
-                self._end(one)
-        self.live = [one for one in self.live if not self.answers[one.number]]
+        token_B = choose(logits_BV, noise_B, self.temperature_A[answer_B], top_p=self.limits.top_p).tolist()
+        for answer, token in zip(answers, token_B, strict=True):
+            answer.ids.append(token)
+            if token in self.limits.end_ids or len(answer.ids) == self.limits.max_new_tokens:
+                self._finish(answer)
+        self.live = [answer for answer in self.live if not self.answers[answer.number]]
 
-    def _end(self, one: _Answer) -> None:
-        self.answers[one.number] = one.ids
-        self.cache.end(one.row)
-        one.prompt.unfinished -= 1
-        if not one.prompt.unfinished:
-            self.cache.forget(one.prompt.read)
-            del self.read[self.wanted[one.number].prompt]
+    def _finish(self, answer: _LiveAnswer) -> None:
+        """Keeps the answer's tokens and frees its pages; those of its prompt too after the prompt's last answer."""
+        self.answers[answer.number] = answer.ids
+        self.cache.free_answer(answer.tokens)
+        answer.prompt.num_unfinished -= 1
+        if not answer.prompt.num_unfinished:
+            self.cache.free_prompt(answer.prompt.tokens)
+            del self.prefilled[self.requests[answer.number].prompt]
 
 
 def supports_shared_prompts(model: PreTrainedModel, *, longest: int) -> bool:
-    """Whether the model says of shared prompts what it says of rows of their own: tried on short ones.
+    """Whether the model's logits with a shared prompt are those of separate rows: tried on short prompts.
 
-    Not where attention is another (a state, a window shorter than the `longest` row, soft caps, sinks), nor where
-    positions hang on the longest row of a batch.
+    Not supported are models whose attention differs (a state, a window shorter than `longest` tokens, soft caps,
+    sinks), and models whose positions depend on the longest row of a batch.
     """
     config = model.config.get_text_config()
     if not getattr(model, "_supports_attention_backend", False):
         return False
     if any(kind in str(getattr(config, "rope_parameters", None)) for kind in ("dynamic", "longrope")):
         return False
-    some = ordinary_tokens(config, 17)
-    prompts, answers = [some[:7], some[7:11]], [(0, some[11:13]), (0, some[13:15]), (1, some[15:])]
-    cache = SharedPrompts(model, longest=longest)
-    found: list[torch.Tensor] = []
-    wanted: list[torch.Tensor] = []
+    tokens = ordinary_tokens(config, 17)
+    prompts, answers = [tokens[:7], tokens[7:11]], [(0, tokens[11:13]), (0, tokens[13:15]), (1, tokens[15:])]
+    cache = PromptCache(model, longest=longest)
+    shared: list[torch.Tensor] = []
+    separate: list[torch.Tensor] = []
     try:
         with torch.inference_mode():
-            with attending(model):
-                read, logits_PV = cache.read(prompts)
-                rows = [CachedAnswer(prompt=read[place]) for place, _ in answers]
-                found += logits_PV
+            with cached_attention(model):
+                cached, logits_PV = cache.prefill(prompts)
+                rows = [CachedAnswer(prompt=cached[place]) for place, _ in answers]
+                shared += logits_PV
                 for length in range(2):
-                    found += cache.step(rows, [ids[length] for _, ids in answers])
+                    shared += cache.step(rows, [ids[length] for _, ids in answers])
             for ids in [*prompts, *(prompts[place] + ids[:end] for end in (1, 2) for place, ids in answers)]:
-                logits: Any = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits  # pyright: ignore[reportCallIssue]
-                wanted.append(logits[0, -1])
+                output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)  # pyright: ignore[reportCallIssue]
+                separate.append(output.logits[0, -1])
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-        log.info("shared prompts: %s", error)
+        log.info("the model does not support shared prompts: %s", error)
         return False
-    found_RV, wanted_RV = torch.stack(found[2:]).float(), torch.stack(wanted[2:]).float()
-    errors_R = (found_RV - wanted_RV).abs().amax(1) / wanted_RV.abs().amax(1)
-    # In half precision a real model says of one row in ten what its rounding makes it say; a fault is in all of them.
+    shared_RV, separate_RV = torch.stack(shared[2:]).float(), torch.stack(separate[2:]).float()
+    errors_R = (shared_RV - separate_RV).abs().amax(1) / separate_RV.abs().amax(1)
+    # In half precision one row in ten of a real model is beyond the tolerance by rounding; a fault is in every row.
     is_half = model.dtype != torch.float32
     tolerance = TOLERANCES.get(str(model.dtype).removeprefix("torch."), TOLERANCES["bfloat16"])
     return float(errors_R.median() if is_half else errors_R.max()) <= tolerance

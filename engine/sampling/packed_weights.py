@@ -1,8 +1,8 @@
-"""Weights in the order in which a CPU's products read them, for as long as a model only generates.
+"""Keeps a model's weights in oneDNN's packed layout while it generates on a CPU.
 
-A product of few rows with a plain weight first puts the weight in that order, at every call: with oneDNN's own order a
-step of 32 rows takes a quarter to a third less time, one of 128 a tenth to a sixth. In bfloat16 the numbers are the
-same, bit by bit; in float32 plain products are of another library, and round otherwise.
+A product of few rows with a plain weight packs the weight first, at every call. With packed weights a decoding step of
+32 rows takes a quarter to a third less time, one of 128 rows a tenth to a sixth. In bfloat16 the results are the same
+bit by bit; in float32 plain products are computed by another library, which rounds differently.
 """
 
 import collections
@@ -14,14 +14,14 @@ import torch
 
 from engine.models import precision
 
-# Weights of fewer numbers gain nothing.
+# Elements of the smallest weights that are packed: smaller ones gain nothing.
 SMALLEST = {torch.bfloat16: 1, torch.float32: 2**17}
 
 
 @contextlib.contextmanager
 def packed_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the model's products are with packed weights, and these stand in place of its own; afterwards it is as
-    it was, bit by bit. A weight that is used elsewhere too, as a tied embedding, is there twice."""
+    """Inside, the model's linear layers use packed weights, which replace their own; afterwards the model is restored
+    bit by bit. A weight with another use, such as a tied embedding, is in memory twice."""
     uses = collections.Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     packed: list[tuple[torch.nn.Linear, torch.Tensor]] = []
     try:
@@ -42,7 +42,8 @@ def packed_weights(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _can_be_packed(module: torch.nn.Linear) -> bool:
-    """Layers of PEFT or of quantization have a class of their own, what accelerate has hooked a forward of its own."""
+    """Whether it is a plain linear layer on a CPU that gains by it. PEFT and quantization use their own layer classes;
+    accelerate's hooks replace `forward`."""
     weight = module.weight
     return (
         type(module) is torch.nn.Linear
@@ -59,4 +60,5 @@ def _can_be_packed(module: torch.nn.Linear) -> bool:
 
 
 def _product(input: torch.Tensor, *, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The forward of a linear layer, [*, in] -> [*, out], with a packed weight."""
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")

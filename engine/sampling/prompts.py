@@ -1,17 +1,33 @@
-"""Which prompts a round uses."""
+"""Which prompts a round uses, and the files of the rows that are written for them, by side."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
-from data_schemas.reading import read_prompts
-from data_schemas.rows import Prompt
+from data_schemas.reading import read_prompts, write_rows
+from data_schemas.rows import Prompt, Row
 from engine.runtime import timing
+from engine.runtime.stage import Stage
+
+Side = Literal["train", "validation"]
+
+
+class RoundKeys(Protocol):
+    """The keys of a stage that draws a round's prompts."""
+
+    prompts: list[str]
+    validation_prompts: list[str] | None
+    num_prompts: int | None
+    num_validation_prompts: int | None
+    seed: int
+    round: int
 
 
 def draw_prompts(
     prompts: Sequence[Prompt], count: int | None, *, seed: int, purpose: str, round: int = 1
 ) -> list[Prompt]:
-    """`count` prompts (None: all) in an order drawn by seed and purpose; each round takes the next ones, then wraps."""
+    """`count` prompts (None: all) in an order drawn by seed and purpose. Each round takes the next ones and starts
+    again from the first after the last."""
     order = sorted(prompts, key=lambda row: hashlib.sha256(f"{seed}/{purpose}/{row.prompt_id}".encode()).digest())
     if count is None or count >= len(order):
         return order
@@ -20,17 +36,23 @@ def draw_prompts(
 
 
 @timing.part("load")
-def draw_both_sides(
-    train: tuple[list[str], int | None],
-    validation: tuple[list[str] | None, int | None],
-    *,
-    seed: int,
-    purpose: str,
-    round: int,
-) -> list[tuple[str, Prompt]]:
-    """Prompts of the round, each with its side ("train", "validation"), from (files, how many) of the two sides."""
-    drawn: list[tuple[str, Prompt]] = []
-    for side, (files, count) in (("train", train), ("validation", validation)):
+def draw_both_sides(keys: RoundKeys, *, purpose: str) -> list[tuple[Side, Prompt]]:
+    """The round's prompts with their sides, training prompts first. Raises UserError where a file is not of prompts."""
+    drawn: list[tuple[Side, Prompt]] = []
+    sides: tuple[tuple[Side, list[str] | None, int | None], ...] = (
+        ("train", keys.prompts, keys.num_prompts),
+        ("validation", keys.validation_prompts, keys.num_validation_prompts),
+    )
+    for side, files, count in sides:
         rows = read_prompts(files).rows if files else []
-        drawn += [(side, row) for row in draw_prompts(rows, count, seed=seed, purpose=purpose, round=round)]
+        chosen = draw_prompts(rows, count, seed=keys.seed, purpose=purpose, round=keys.round)
+        drawn.extend((side, row) for row in chosen)
     return drawn
+
+
+def write_both_sides(stage: Stage, name: str, rows: Mapping[Side, Sequence[Row]]) -> dict[str, str]:
+    """Writes `<name>.<side>.jsonl` of each side; returns the outputs that have rows, name -> file."""
+    if stage.is_main:
+        for side, side_rows in rows.items():
+            write_rows(stage.folder / f"{name}.{side}.jsonl", side_rows)
+    return {f"{name}.{side}": f"{name}.{side}.jsonl" for side, side_rows in rows.items() if side_rows}

@@ -1,47 +1,44 @@
-"""Sampling answers. One seam: prompts in, answers out, whatever generates them.
+"""Samples answers to prompts from one or more policies, by the engine that the settings name.
 
-The noise of an answer comes from (seed, prompt id, k, position) alone, and batches are formed before they are divided
-among processes: any number of processes gives the same answers, another batch size changes rounding at most.
+The noise of an answer depends only on (seed, prompt id, k, position), and batches are formed before they are divided
+among processes. So any number of processes gives the same answers, and another batch size changes rounding at most.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from data_schemas.rows import Prompt
-from engine.models.loading import load_causal, load_tokenizer
-from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
-from engine.runtime.world import device_of
-from engine.sampling.answers import Answer, SampleRequest
-from engine.sampling.transformers_engine import sample
+from engine.sampling.answers import Answer, Engine, Policy, SampleRequest, SamplingSettings
+from engine.sampling.transformers_engine import TransformersEngine
+from engine.sampling.vllm_engine import VLLMEngine
 
-# Shapes: B = answers in a batch, T = prompt tokens (left-padded), V = vocabulary, N = new tokens at most.
-log = logging.getLogger(__name__)
+# (stage, name of the journal, policy, settings) -> an engine that is ready to sample.
+ENGINES: Mapping[str, Callable[[Stage, str, Policy, SamplingSettings], Engine]] = {
+    "transformers": TransformersEngine.load,
+    "vllm": VLLMEngine,
+}
 
 
 def sample_in_turn(
     stage: Stage,
-    policies: Sequence[str],
+    policies: Sequence[Policy],
     prompts: Sequence[tuple[Prompt, float | None]],
-    arguments: GenerationArguments,
+    settings: SamplingSettings,
     *,
     num_answers: int,
-    purpose: str,
 ) -> list[list[Answer]]:
-    """`num_answers` answers of each (prompt, temperature): answer k from policy k, from the first after the last."""
+    """`num_answers` answers to each (prompt, temperature), by prompt. The policies take turns: answer k is sampled from
+    policy k modulo the number of policies. A temperature of None is that of the settings."""
     answers: dict[tuple[int, int], Answer] = {}  # (number of the prompt, k)
-    for side, path in enumerate(policies):
-        mine = [(place, k) for place in range(len(prompts)) for k in range(side, num_answers, len(policies))]
-        asks = [SampleRequest(prompts[place][0], k, prompts[place][1]) for place, k in mine]
-        tokenizer = load_tokenizer(path)
-        if arguments.engine == "vllm":
-            from engine.sampling.vllm_engine import sample_by_vllm
-
-            found = sample_by_vllm(stage, f"answers-{side}", path, tokenizer, asks, arguments, purpose=purpose)
-        else:
-            device = device_of(arguments.use_cpu)
-            policy = load_causal(path, dtype=arguments.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
-            found = sample(stage, f"answers-{side}", policy, tokenizer, asks, arguments, purpose=purpose)
-            del policy
-        answers |= dict(zip(mine, found, strict=True))
+    for turn, policy in enumerate(policies):
+        places = [(place, k) for place in range(len(prompts)) for k in range(turn, num_answers, len(policies))]
+        requests = [SampleRequest(prompts[place][0], k, prompts[place][1]) for place, k in places]
+        answers |= dict(zip(places, _sample(stage, f"answers-{turn}", policy, requests, settings), strict=True))
     return [[answers[place, k] for k in range(num_answers)] for place in range(len(prompts))]
+
+
+def _sample(
+    stage: Stage, name: str, policy: Policy, requests: Sequence[SampleRequest], settings: SamplingSettings
+) -> list[Answer]:
+    """The engine is freed on return: one policy is in memory at a time."""
+    return ENGINES[settings.engine](stage, name, policy, settings).sample(requests)

@@ -1,6 +1,6 @@
-"""A vLLM in a process and an environment of its own: how it is started, asked, ended, and what is said when it fails.
+"""Runs vLLM in a separate process and environment: starts it, sends it requests, ends it, and reports its failures.
 
-It ends with us in any case, since it ends where its stdin does. The other side is engine/vllm_worker.py.
+The process always ends with ours, since it ends when its stdin is closed. `vllm_worker.py` is the program it runs.
 """
 
 import contextlib
@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, TypedDict, cast
 
 from data_schemas.errors import ConfigError, StageError
+from data_schemas.stage_keys import Keys, Values
 from engine.models.loading import without_launcher
 from engine.runtime import preemption
 
@@ -31,13 +32,13 @@ OUR_VARIABLES = (
     "GROUP_WORLD_SIZE",
     "ROLE_WORLD_SIZE",
 )
-SECONDS_FOR_VERSION = 120  # a cold disk or a network's
+SECONDS_FOR_VERSION = 120  # with files on a cold or a network disk
 SECONDS_TO_END = 15
 log = logging.getLogger(__name__)
 
 
 def environment(python: str) -> dict[str, str]:
-    """Ours without what is for our interpreter, our launcher and our threads: vLLM sets its own threads."""
+    """Our environment variables without those for our interpreter, launcher and threads; vLLM sets its own threads."""
     threads = ("OMP_", "GOMP_", "KMP_", "MKL_")
     kept = {name: value for name, value in without_launcher().items() if name not in OUR_VARIABLES}
     kept = {name: value for name, value in kept.items() if not name.startswith(threads)}
@@ -46,16 +47,17 @@ def environment(python: str) -> dict[str, str]:
     return kept | {
         "PATH": os.pathsep.join([str(Path(python).parent), *path]),
         "VLLM_NO_USAGE_STATS": "1",
-        # Else an engine in another process begins with those requests that have reached it: other batches each time.
+        # Otherwise vLLM's engine is in one more process, which starts with the requests that have reached it so far, so
+        # that its batches, and by rounding its answers, differ from run to run.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
 
 
 def version_of(python: str) -> str:
-    """vLLM's version in an interpreter's environment. Raises ConfigError where there is none, without starting it."""
+    """The version of vLLM in an interpreter's environment, without importing it. Raises ConfigError without vLLM."""
     where = f"vllm.python={python!r}"
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [python, "-I", str(WORKER), "version"],
             env=environment(python),
             capture_output=True,
@@ -64,10 +66,13 @@ def version_of(python: str) -> str:
             stdin=subprocess.DEVNULL,
             check=True,
         )
-        found: dict[str, str] = json.loads(done.stdout)
+        found: dict[str, str] = json.loads(process.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        raise ConfigError(f"{where} is no Python that runs ({said[-1] if said else error})") from error
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        raise ConfigError(
+            f"{where} is not a working Python interpreter ({lines[-1] if lines else error}); give the one of the "
+            "environment in which vLLM is installed"
+        ) from error
     if "error" in found:
         raise ConfigError(
             f"{where} has no vLLM ({found['error']}): install it there, as in {python} -m pip install vllm"
@@ -75,19 +80,29 @@ def version_of(python: str) -> str:
     return found["version"]
 
 
-class VLLM:
-    """One vLLM. It is started at the first request; `close` it, whatever happens."""
+class _Message(TypedDict, total=False):
+    """A line from the worker: ready, the tokens of each answer, or an error and where it was raised."""
 
-    def __init__(self, python: str, settings: Mapping[str, Any], env: Mapping[str, str], log_file: Path) -> None:
+    ready: bool
+    ids: list[list[int]]
+    error: str
+    at: str  # import, load or generate
+
+
+class VLLM:
+    """One vLLM process. It is started by `start` or the first request; the caller must `close` it in any case."""
+
+    def __init__(self, python: str, settings: Values, env: Mapping[str, str], log_file: Path) -> None:
+        """`settings` are the arguments of vLLM's LLM."""
         self.python, self.settings, self.env, self.log_file = python, settings, env, log_file
         self.process: subprocess.Popen[str] | None = None
         self.is_ready = False
 
     def start(self) -> None:
-        """Begins to load the model; returns at once."""
+        """Starts to load the model, unless it is started already; returns at once."""
         if self.process is None:
             with self.log_file.open("a", encoding="utf-8") as output:
-                # A session of its own: Ctrl-C and SIGTERM to our group are ours to answer.
+                # In a separate session: Ctrl-C and SIGTERM to our process group are handled by this process.
                 self.process = subprocess.Popen(
                     [self.python, "-I", str(WORKER), "serve"],
                     stdin=subprocess.PIPE,
@@ -99,19 +114,20 @@ class VLLM:
                 )
             self._send(self.settings)
 
-    def ask(self, request: Mapping[str, Any]) -> None:
+    def submit(self, request: Keys) -> None:
+        """Sends a request, after the model is loaded; `vllm_worker.py` defines its form."""
         self.start()
         if not self.is_ready:
             self._receive()
             self.is_ready = True
         self._send(request)
 
-    def answer(self) -> list[list[int]]:
-        """Of the last request."""
-        ids: list[list[int]] = self._receive()["ids"]
-        return ids
+    def results(self) -> list[list[int]]:
+        """The tokens of each answer to the last request, in order. Raises StageError where the process fails."""
+        return self._receive().get("ids", [])
 
     def close(self) -> None:
+        """Ends the process and those that it has started."""
         if self.process is None:
             return
         with contextlib.suppress(OSError):
@@ -123,54 +139,51 @@ class VLLM:
         self.process.wait()
         _pipe(self.process.stdout).close()
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Values) -> None:
         process = self._running()
         try:
             _pipe(process.stdin).write(json.dumps(message) + "\n")
             _pipe(process.stdin).flush()
         except BrokenPipeError:
-            pass  # why it ended is said where its answer is read
+            pass  # _receive reports why it ended
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self) -> _Message:
         output = _pipe(self._running().stdout)
         while not select.select([output], [], [], 0.2)[0]:
-            # To load a model may take longer than there is time, and nothing is lost by it; a group is finished.
+            # Loading may take longer than the time until SIGKILL, and leaving it loses nothing; a group is finished.
             if not self.is_ready and preemption.is_requested():
                 raise preemption.Preempted
         line = output.readline()
         if not line:
             raise self._death()
-        message: dict[str, Any] = json.loads(line)
-        if "error" not in message:
+        message: _Message = json.loads(line)
+        error = message.get("error")
+        if error is None:
             return message
-        if message["at"] == "import":
-            raise ConfigError(
-                f"vLLM of {self.python} cannot be imported ({message['error']}); its log: {self.log_file}"
-            )
-        if message["at"] == "load":
-            raise ConfigError(
-                f"vLLM does not take {self.settings['model']} ({message['error']}); its log: {self.log_file}"
-            )
-        raise StageError(f"vLLM's process failed ({message['error']}); its log: {self.log_file}")
+        if message.get("at") == "import":
+            raise ConfigError(f"vLLM of {self.python} cannot be imported ({error}); its log: {self.log_file}")
+        if message.get("at") == "load":
+            raise ConfigError(f"vLLM does not take {self.settings['model']} ({error}); its log: {self.log_file}")
+        raise StageError(f"vLLM's process failed ({error}); its log: {self.log_file}")
 
     def _death(self) -> Exception | preemption.Preempted:
-        """What is to be raised now that it has ended by itself."""
+        """The error to raise after the process has ended by itself."""
         process = self._running()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END)
-        if preemption.is_requested():  # a signal to all processes of a job has ended it, too
+        if preemption.is_requested():  # a signal to all processes of a job has ended this one, too
             return preemption.Preempted()
         code = process.poll()
-        how = f"killed by signal {-code}" if code and code < 0 else f"exit code {code}"
+        end = f"killed by signal {-code}" if code and code < 0 else f"exit code {code}"
         lines = [line.strip() for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
         last = " | ".join(lines[-3:])[-600:] or "none"
-        return StageError(f"vLLM's process ended ({how}); its last lines: {last}; its log: {self.log_file}")
+        return StageError(f"vLLM's process ended ({end}); its last lines: {last}; its log: {self.log_file}")
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process is None:
-            raise RuntimeError("it was not started")
+            raise RuntimeError("vLLM was not started")
         return self.process
 
 
-def _pipe(pipe: Any) -> Any:
-    return pipe  # Popen's type says that it may be None
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    return cast("IO[str]", pipe)  # Popen is started with pipes

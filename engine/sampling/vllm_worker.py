@@ -1,9 +1,11 @@
-"""vLLM's side of engine/vllm_process.py: run by vLLM's own interpreter, with the standard library and vLLM alone.
+"""The program that `vllm_process.py` runs with vLLM's interpreter; it needs only the standard library and vLLM.
 
-    python -I vllm_worker.py version    prints {"version": …} without an import of vLLM
-    python -I vllm_worker.py serve      JSON lines: settings, then requests come in; an answer to each goes out
+    python -I vllm_worker.py version    prints {"version": ...} without importing vLLM
+    python -I vllm_worker.py serve      JSON lines: reads settings, then requests; writes one message for each
 
-Nothing of this project is imported here: that environment has other versions, or none, of what we lean on.
+A request is {"answers": [{"prompt": tokens, "temperature": float, "seed": int}, ...], "top_p", "max_tokens", "stop"}.
+The message is {"ids": [tokens, ...]} or {"error": text, "at": "import" | "load" | "generate"}. Nothing of this project
+is imported: that environment has other versions of its dependencies, or none.
 """
 
 import importlib
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 
-SECONDS_TO_END = 10.0  # that an idle vLLM has to put its own processes away
+SECONDS_TO_END = 10.0  # for an idle vLLM to end its own processes
 
 
 def version():
@@ -28,7 +30,7 @@ def version():
 
 
 def serve(answers):
-    # Sent to a whole group, or to all that a job has: it is for the stage to answer, and its group must be finished.
+    # A scheduler sends them to every process of a job: the stage handles them, and this group must be finished.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     requests = queue.Queue()
@@ -63,7 +65,7 @@ def serve(answers):
 
 
 def _generate(vllm, model, request):
-    """The tokens of each wanted answer, the end token included."""
+    """The tokens of each requested answer, the end token included."""
     parameters = [
         vllm.SamplingParams(
             temperature=answer["temperature"],
@@ -76,19 +78,19 @@ def _generate(vllm, model, request):
         for answer in request["answers"]
     ]
     prompts = [{"prompt_token_ids": answer["prompt"]} for answer in request["answers"]]
-    # What an earlier group left there would change the shapes of this one's first pass, and by them its last bits.
+    # Prefixes cached by an earlier group would change the shapes of this group's first pass, and so its rounding.
     model.reset_prefix_cache()
     return [list(output.outputs[0].token_ids) for output in model.generate(prompts, parameters, use_tqdm=False)]
 
 
 def _read(requests, is_busy):
-    """Requests as they come. Where no more can come, the stage has ended, or died: so do we."""
+    """Queues requests. The end of stdin means that the stage has ended or died; then this process ends as well."""
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
     requests.put(None)
     if not is_busy.is_set():
         time.sleep(SECONDS_TO_END)
-    os.killpg(0, signal.SIGKILL)  # with the processes that vLLM has started
+    os.killpg(0, signal.SIGKILL)  # also ends the processes that vLLM has started
 
 
 def _send(answers, **message):
@@ -102,7 +104,7 @@ def _line(error):
 
 
 if __name__ == "__main__":
-    # What libraries print on stdout goes with the log, on stderr: stdout is for answers.
+    # What libraries print to stdout goes to stderr, which is the log: stdout is only for messages.
     stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if sys.argv[1:] == ["version"]:

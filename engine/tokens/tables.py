@@ -1,32 +1,33 @@
-"""Rows in tokens, made once by the first process into a file keyed by content, and read by all.
+"""Reads a training stage's rows, splits them, and tokenizes them into a table that all processes of the stage share.
 
-Rows are rendered from our types before they become an Arrow table: `datasets` fills the missing keys of nested
-messages and tool arguments with None, and then templates render something else. The other processes wait for the file
-by looking, not in a collective, so a long tokenization meets no NCCL timeout.
+The first process writes the table into a folder whose name is a hash of its content, so a restarted stage finds it.
+Rows are rendered from our types before they become an Arrow table, because `datasets` fills the missing keys of nested
+messages and tool arguments with None, and templates then render something else. The other processes poll for the
+folder instead of waiting in a collective, so a long tokenization cannot run into an NCCL timeout.
 """
 
 import hashlib
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas import splitting
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError
 from data_schemas.reading import BadRow, ReadRows, write_rows
 from data_schemas.rows import Conversation, PreferencePair, Row
 from engine.runtime import timing
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import find_damage, move_into_place, write_marker
 from engine.runtime.stage import Stage
-from engine.tokens.contract import check_inputs
-from engine.tokens.inspection import Encode, TokenRow, encode_all
+from engine.runtime.world import wait_for
+from engine.tokens.contract import backend_json, check_inputs
+from engine.tokens.inspection import Encode, encode_all
+from engine.tokens.token_rows import TokenRow
 
 log = logging.getLogger(__name__)
 RowType = TypeVar("RowType", Conversation, PreferencePair)
@@ -42,16 +43,17 @@ def split_rows(
     eval_shares: Sequence[float] | None = None,
     seed: int = 0,
 ) -> tuple[list[RowType], list[RowType]]:
-    """Training and held-out rows: from eval_data where it is given, else a share of the groups of train_data.
+    """Training and held-out rows. Held-out rows come from eval_data if given, else from a share of train_data's groups.
 
-    Raises ConfigError for an empty side, or a group that stands on both sides.
+    `shares` and `eval_shares` keep a random part of each file. Raises DataError for an empty side, or for a group that
+    is on both sides.
     """
     train = _read_shares(stage, arguments.train_data, read, arguments, shares, seed=seed)
     if arguments.eval_data:
         held_out = _read_shares(stage, arguments.eval_data, read, arguments, eval_shares, seed=seed)
         shared = {row.group_id for row in train} & {row.group_id for row in held_out}
         if shared:
-            raise ConfigError(f"{len(shared)} dialogs stand in train_data and in eval_data; split them by prompt")
+            raise DataError(f"{len(shared)} dialogs are both in train_data and in eval_data; split them by prompt")
     else:
         split = splitting.Shares(evaluation=0.0, judge=0.0, validation=arguments.validation_share)
         sides = [splitting.assign(row.group_id, split) for row in train]
@@ -59,13 +61,13 @@ def split_rows(
         train = [row for row, side in zip(train, sides, strict=True) if side != "validation"]
     for rows, key in ((train, "train_data"), (held_out, "eval_data")):
         if not rows:
-            raise ConfigError(f"{stage.name}: no row is left for {key} (of {', '.join(arguments.train_data)})")
+            raise DataError(f"{stage.name}: no row is left for {key} (of {', '.join(arguments.train_data)})")
     log.info("%d training rows, %d held-out rows", len(train), len(held_out))
     return train, held_out
 
 
 def check_contract(tokenizer: PreTrainedTokenizerBase, model: str, arguments: TrainingStageArguments) -> None:
-    """Raises ConfigError where the stage's rows, or its reference, were made under another contract than its model."""
+    """Raises ConfigError where the stage's rows or its reference model have another token contract than its model."""
     reference = getattr(arguments, "reference_model", None)
     inputs = {
         "train_data": arguments.train_data,
@@ -80,12 +82,12 @@ def check_contract(tokenizer: PreTrainedTokenizerBase, model: str, arguments: Tr
 def held_out_rows(
     stage: Stage, arguments: TrainingStageArguments, read: Callable[..., ReadRows[RowType]]
 ) -> list[RowType]:
-    """All held-out rows: of eval_data, and only where it is missing a share of the groups of train_data."""
+    """The held-out rows only: all rows of eval_data if given, else a share of train_data's groups."""
     if not arguments.eval_data:
         return split_rows(stage, arguments, read)[1]
     rows = _read_shares(stage, arguments.eval_data, read, arguments, None, seed=0)
     if not rows:
-        raise ConfigError(f"{stage.name}: no row is left for eval_data (of {', '.join(arguments.eval_data)})")
+        raise DataError(f"{stage.name}: no row is left for eval_data (of {', '.join(arguments.eval_data)})")
     return rows
 
 
@@ -99,17 +101,19 @@ def _read_shares(
     seed: int,
 ) -> list[RowType]:
     if shares is not None and len(shares) != len(paths):
-        raise ConfigError(f"{stage.name}: {len(shares)} shares for {len(paths)} files of data; give one for each")
+        raise ConfigError(
+            f"{stage.name}: {len(shares)} shares for {len(paths)} files of data; give one share for each file"
+        )
     rows: list[RowType] = []
     bad: list[BadRow] = []
     for position, path in enumerate(paths):
-        found = read([path], on_bad_row=arguments.on_bad_row)
-        bad += found.bad
+        file = read([path], on_bad_row=arguments.on_bad_row)
+        bad += file.bad
         share = shares[position] if shares is not None else 1.0
-        kept = range(len(found.rows))
+        kept = range(len(file.rows))
         if share < 1.0:
-            kept = sorted(random.Random(f"{seed}-{position}").sample(kept, round(share * len(found.rows))))
-        rows += [found.rows[index] for index in kept]
+            kept = sorted(random.Random(f"{seed}-{position}").sample(kept, round(share * len(file.rows))))
+        rows += [file.rows[index] for index in kept]
     if bad and stage.is_main:
         write_rows(stage.folder / "rejected_rows.jsonl", bad)
         log.warning("%d rows were set aside in rejected_rows.jsonl", len(bad))
@@ -127,14 +131,15 @@ def tokenize(
     max_length: int | None,
     on_long_row: str = "leave_out",
 ) -> Dataset:
-    """`encode` of every row that fits into max_length, as a table. `version` names what `encode` does with its options.
+    """A table of the encoded rows that fit into max_length tokens.
 
-    Raises ConfigError naming the row that the template refuses, or that is too long, and where no row is left.
+    `version` names what `encode` does and its options; it is part of the table's key. Raises DataError naming the row
+    that the template refuses or that is too long, or where no row is left; see `encode_all`.
     """
 
     def build() -> list[TokenRow]:
-        encoded, look = encode_all(name, rows, encode, tokenizer, max_length=max_length, on_long_row=on_long_row)
-        for line in look.warnings():
+        encoded, report = encode_all(name, rows, encode, tokenizer, max_length=max_length, on_long_row=on_long_row)
+        for line in report.warnings():
             log.warning("%s: %s", name, line)
         return encoded
 
@@ -147,38 +152,32 @@ def table(
     name: str,
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
-    build: Callable[[], list[TokenRow]],
+    build: Callable[[], Sequence[TokenRow]],
     *,
     version: str,
 ) -> Dataset:
-    """What `build` makes of the rows, as a table on disk: built by the first process, read by all."""
+    """The token rows that `build` returns, as a table on disk: written by the first process, read by all.
+
+    Its key covers the rows, the tokenizer with its template, and `version`. Raises DataError where no row is left.
+    """
     digest = hashlib.sha256(version.encode())
-    backend: Any = tokenizer.backend_tokenizer
-    digest.update(backend.to_str().encode())
+    digest.update(backend_json(tokenizer).encode())
     digest.update(str(tokenizer.chat_template).encode())
     for row in rows:
         digest.update(row.to_json().encode())
     path = stage.folder / "checkpoints" / f"{name}-{digest.hexdigest()[:16]}"
-    if stage.is_main and (wrong := find_damage(path)):
+    if stage.is_main and (damage := find_damage(path)):
         if path.exists():
-            log.warning("%s is made again: %s", path.name, wrong)
+            log.warning("%s is written again: %s", path.name, damage)
         encoded = build()
         if not encoded:
-            raise ConfigError(
-                f"{name}: nothing is left of {len(rows)} rows (all too long, or nothing to train in them)"
-            )
+            raise DataError(f"{name}: nothing is left of {len(rows)} rows (all are too long, or have nothing to train)")
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        Dataset.from_list(encoded).save_to_disk(str(partial))
+        Dataset.from_list([row.columns() for row in encoded]).save_to_disk(str(partial))
         write_marker(partial)
         move_into_place(partial, path)
-    while not stage.is_main and find_damage(path):
-        time.sleep(0.2)
+    if not stage.is_main:
+        wait_for(lambda: None if find_damage(path) else path, seconds=0.2)
     dataset = load_from_disk(str(path))
     assert isinstance(dataset, Dataset)
     return dataset
-
-
-def wait_for(path: Path) -> None:
-    """Until the first process has made `path`. Where that process failed, the launcher ends this one."""
-    while not path.exists():
-        time.sleep(0.2)

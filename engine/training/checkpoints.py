@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_schemas.errors import ConfigError
-from engine.runtime.complete_folder import MARKER, _marker, find_damage, move_into_place, write_marker
+from engine.runtime.complete_folder import MARKER, find_damage, move_into_place, read_marker, write_marker
 
 SAVING = ".saving"  # where the Trainer writes
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def newest_complete(folder: Path, *, processes: int) -> tuple[Path, Progress] | 
 
 def is_there(folder: Path, step: int) -> bool:
     """Whether a complete checkpoint of the step exists."""
-    return bool(_marker(folder / f"checkpoint-{step}"))
+    return read_marker(folder / f"checkpoint-{step}") is not None
 
 
 def prune(folder: Path, *, keep: int | None, best_step: int) -> None:
@@ -115,7 +115,7 @@ def _remove_best_models(folder: Path, keep_steps: Collection[int]) -> None:
 
 
 def _progress(checkpoint: Path) -> Progress | None:
-    marker = _marker(checkpoint)
+    marker = read_marker(checkpoint) or {}
     try:
         return Progress(**{name: value for name, value in marker.items() if name in Progress.__dataclass_fields__})
     except TypeError:  # the marker of another kind of folder

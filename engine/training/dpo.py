@@ -25,6 +25,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.tokens.token_rows import TokenPair
 from engine.training.dpo_loss import MaskedPolicy, chosen_nll, judge_margins, nll_lengths
 from engine.training.host import Batch
 from engine.training.reference import PrecomputedReference
@@ -63,6 +64,8 @@ class PreferenceCollator(DataCollatorForPreference):
 class DPOLoopTrainer(PrecomputedReference, SharedRowsMixin, DPOTrainer):
     """DPO with two masks. `nll_per` is what the NLL of an answer is divided by: the length of the answer, or the mean
     length in the global batch."""
+
+    token_row_type = TokenPair
 
     def __init__(self, *args, nll_per: Literal["answer", "batch"] = "answer", **kwargs) -> None:
         self.nll_per = nll_per

@@ -26,6 +26,7 @@ from engine.models.verification import PROBE, probe
 from engine.runtime import out_of_memory, preemption, timing
 from engine.runtime.complete_folder import move_into_place, write_marker
 from engine.runtime.stage import Stage
+from engine.tokens.token_rows import TokenRow
 from engine.training import checkpoints
 from engine.training.evaluation import ExactEvaluation
 from engine.training.guards import GuardedSteps
@@ -48,6 +49,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
     """Mixin, to be placed before a TRL trainer among the bases. Its constructor also takes `stage` and
     `stage_arguments`."""
 
+    token_row_type: type[TokenRow]  # of the rows in its datasets
     is_reward_model_trainer = False  # SharedRowsMixin reads it too
 
     def __init__(self, *args, stage: Stage, **kwargs) -> None:
@@ -138,7 +140,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         folder = Path(str(self.args.output_dir))
         partial = folder / f".best-{step}.partial"
         self.save_model(str(partial))
-        probed = probe(self)
+        probed = probe(self, self.token_row_type)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for leftover in ("training_args.bin", "README.md"):

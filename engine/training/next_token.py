@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from data_schemas.errors import ConfigError
 from engine.packing.shared_rows import SharedRows, SharedRowsMixin
 from engine.tokens.template import IGNORED
+from engine.tokens.token_rows import TokenDialog
 from engine.training.host import Batch
 from engine.training.loop import TrainingLoop
 from engine.training.optimizers import MuonAdamW
@@ -50,6 +51,8 @@ def cut_at_ends(block: Sequence[int], end: int) -> list[Sequence[int]]:
 
 class NextTokenTrainer(TrainingLoop, SharedRowsMixin, SFTTrainer):
     """TRL's SFT trainer, run on shared rows, whose evaluation means are per trained token."""
+
+    token_row_type = TokenDialog
 
     def compute_loss(
         self,

@@ -27,7 +27,7 @@ from trl import DPOConfig
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
-from data_schemas.files import write_atomically
+from data_schemas.files import digest_text, write_atomically
 from data_schemas.reference_log_probs import FOLDER, Passes
 from data_schemas.stage_keys import Values
 from engine.models.loading import load_causal
@@ -41,7 +41,6 @@ from engine.training.reference_cache import (
     batches_of,
     cache_line,
     cut_into_batches,
-    digest_of_text,
     key_of_pair,
     num_tokens_of,
     read_cache,
@@ -268,7 +267,7 @@ class PrecomputedReference(TrainingLoop):
             "zero": self.is_deepspeed_enabled,
             "device": self.args.device.type,
         }
-        return digest_of_text(json.dumps(identity, sort_keys=True, default=str))[:16]
+        return digest_text(json.dumps(identity, sort_keys=True, default=str))[:16]
 
 
 def _rows_of(table: Dataset) -> Iterator[dict[str, list[int]]]:

@@ -9,7 +9,6 @@ length and content, not by their order in a file, and some of them (by their has
 removing a pair changes a few batches and not all that follow.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_schemas.artifact import Artifact
-from data_schemas.files import hash_files
+from data_schemas.files import digest_text, hash_files, verified_text, with_digest
 from engine.models.loading import read_config
 
 REFERENCE_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "chosen_content", "rejected_content")
@@ -34,10 +33,6 @@ class ReferenceBatch:
     key: str
     side: Literal["train", "eval"]
     rows: Sequence[int]  # row numbers in the table of that side
-
-
-def digest_of_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_of(path: str, *, revision: str = "main") -> str:
@@ -56,12 +51,12 @@ def weights_of(path: str, *, revision: str = "main") -> str:
     if not hashes:
         files = sorted(file for file in folder.glob("*") if file.is_file())
         hashes = dict(zip((file.name for file in files), hash_files(files), strict=True))
-    return digest_of_text(json.dumps(hashes, sort_keys=True))
+    return digest_text(json.dumps(hashes, sort_keys=True))
 
 
 def key_of_pair(row: Mapping[str, list[int]]) -> str:
     """The hash of what a reference reads of a tokenized pair."""
-    return digest_of_text(json.dumps([row[name] for name in REFERENCE_COLUMNS]))
+    return digest_text(json.dumps([row[name] for name in REFERENCE_COLUMNS]))
 
 
 def num_tokens_of(row: Mapping[str, list[int]]) -> int:
@@ -87,12 +82,12 @@ def batches_of(
     side: Literal["train", "eval"], keys: Sequence[str], batches: Iterable[Sequence[int]]
 ) -> list[ReferenceBatch]:
     """`batches` of row numbers, each with its key."""
-    return [ReferenceBatch(digest_of_text("".join(keys[row] for row in rows)), side, rows) for rows in batches]
+    return [ReferenceBatch(digest_text("".join(keys[row] for row in rows)), side, rows) for rows in batches]
 
 
 def cache_line(key: str, sums: LogProbSums) -> str:
-    text = json.dumps({"pass": key, "sums": sums})
-    return f"{digest_of_text(text)} {text}\n"
+    """One line of the file: the batch as JSON, preceded by its digest."""
+    return with_digest(json.dumps({"pass": key, "sums": sums})) + "\n"
 
 
 def read_cache(folders: Iterable[Path]) -> dict[str, LogProbSums]:
@@ -102,8 +97,8 @@ def read_cache(folders: Iterable[Path]) -> dict[str, LogProbSums]:
         damaged = 0
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                digest, _, text = line.rstrip("\n").partition(" ")
-                if digest != digest_of_text(text):
+                text = verified_text(line.rstrip("\n"))
+                if text is None:
                     damaged += 1
                     continue
                 content = json.loads(text)

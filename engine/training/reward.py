@@ -12,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
 from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.tokens.token_rows import TokenRanking
 from engine.training.evaluation import ROUNDING
 from engine.training.guards import BadStep
 from engine.training.host import Batch
@@ -69,6 +70,7 @@ class BradleyTerryTrainer(TrainingLoop, SharedRowsMixin, RewardTrainer):
 
     args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     is_reward_model_trainer = True
+    token_row_type = TokenRanking
 
     def _prepare_dataset(self, dataset: Rows, *args: object, **kwargs: object) -> Rows:
         """Rows are tokenized already: `answers`, the best first."""

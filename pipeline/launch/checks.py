@@ -1,4 +1,4 @@
-"""What can be known to go wrong before anything is launched, and without torch: one ConfigError each."""
+"""Checks of a recipe and its plan before anything is launched, without torch. Each problem is one UserError."""
 
 import os
 import re
@@ -7,24 +7,24 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.errors import ConfigError, UserError
+from data_schemas.errors import ConfigError, DataError, UserError
 from data_schemas.files import read_json
 from data_schemas.functions import find_module
-from data_schemas.key_rules import check_interpreter
+from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
-from pipeline.plan import File, Model, Step, has_preferences, judge_given, optimised_models
 from pipeline.recipe.names import ALONE
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
+from pipeline.steps import File, Model, Step
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 
 
 def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Raises ConfigError for the first thing that would stop a step."""
+    """Raises ConfigError for the first mistake that would stop a step, DataError for a file with wrong content."""
     _check_data(recipe)
     _check_inputs(recipe, steps)
     for step in steps:
@@ -36,41 +36,51 @@ def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
 
 
 def _check_data(recipe: Recipe) -> None:
-    data, where = recipe.data, recipe.path
-    made = bool(data.get("make_data"))
+    """The data that the plan needs: documents for pretraining, instructions, prompts, and pairs for a judge."""
+    data, where = recipe.section("data").keys, recipe.path
+    is_generated = bool(data.get("make_data"))
     if recipe.base_model is None:
-        if recipe.pretrain is None:
-            raise ConfigError(f"{where}: base_model is missing: a folder, a hub name, or a section pretrain")
-        if not (made or data.get("documents")):
-            raise ConfigError(f"{where}: data.documents is missing: pretrain needs text")
+        if not recipe.section("pretrain").is_in_file:
+            raise ConfigError(f"{where}: base_model is missing; give a folder or a hub name, or a section pretrain")
+        if not (is_generated or data.get("documents")):
+            raise ConfigError(f"{where}: data.documents is missing; pretrain needs text")
     if recipe.first_sft or (recipe.human_share and "sft" in recipe.round_stages):
-        if not (made or data.get("instructions") or (has_preferences(recipe) and data.get("chosen_as_instructions"))):
+        chosen_answers = recipe.has_preferences and data.get("chosen_as_instructions")
+        if not (is_generated or data.get("instructions") or chosen_answers):
             raise ConfigError(
-                f"{where}: data.instructions is missing, or data.preferences with chosen_as_instructions > 0"
+                f"{where}: data.instructions is missing; give it, or data.preferences with chosen_as_instructions > 0"
             )
-    elif not (made or data.get("prompts") or data.get("instructions") or has_preferences(recipe)):
-        raise ConfigError(f"{where}: data.prompts is missing: nothing else has prompts to answer")
-    judge = recipe.section("evaluate_policy").get("judge_model")
+    elif not (is_generated or data.get("prompts") or data.get("instructions") or recipe.has_preferences):
+        raise ConfigError(f"{where}: data.prompts is missing; no other data has prompts to answer")
+    _check_judge(recipe)
+
+
+def _check_judge(recipe: Recipe) -> None:
+    """The judge of the policies must exist, and must not be a model that a round optimises."""
+    data, where = recipe.section("data").keys, recipe.path
+    judge = recipe.section("evaluate_policy").keys.get("judge_model")
     for number in range(1, recipe.rounds + 1) if judge else ():
-        if judge in optimised_models(recipe, number):
+        if judge in recipe.named_reward_models(number):
             raise ConfigError(
-                f"{where}: evaluate_policy.judge_model={judge!r} is optimised in round {number}: "
-                "its score would rise whatever happens; give another one"
+                f"{where}: evaluate_policy.judge_model={judge!r} is optimised in round {number}, so its scores of "
+                "later policies would be too high; give another model"
             )
-    if not judge_given(recipe):
-        if not has_preferences(recipe):
-            raise ConfigError(
-                f"{where}: evaluate_policy.judge_function, judge_model or data.preferences is missing: who judges?"
-            )
-        if not data.get("judge_share"):
-            raise ConfigError(
-                f"{where}: data.judge_share is 0: without evaluate_policy.judge_function or judge_model "
-                "the judge needs preference pairs of its own; try 0.2"
-            )
+    if recipe.names_judge:
+        return
+    if not recipe.has_preferences:
+        raise ConfigError(
+            f"{where}: evaluate_policy.judge_function, judge_model or data.preferences is missing; "
+            "one of them has to judge the policies"
+        )
+    if not data.get("judge_share"):
+        raise ConfigError(
+            f"{where}: data.judge_share is 0, but without evaluate_policy.judge_function or judge_model "
+            "the judge is trained on that share of the preference pairs; try 0.2"
+        )
 
 
 def _check_inputs(recipe: Recipe, steps: Sequence[Step]) -> None:
-    template = recipe.prepare_base.get("chat_template")
+    template = recipe.section("prepare_base").keys.get("chat_template")
     if template and template.endswith(".jinja") and not Path(template).is_file():
         raise ConfigError(f"{recipe.path}: prepare_base.chat_template={template!r} does not exist")
     for step in steps:
@@ -92,7 +102,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
         try:
             check_columns(path, key)
         except UserError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise DataError(f"{where}: {error}") from None
     elif isinstance(given, Model):
         needs_template = step.stage == "prepare_base" and not has_template
         check_model_folder(
@@ -107,28 +117,31 @@ def _looks_like_hub_name(name: str) -> bool:
 
 
 def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_tokenizer: bool = False) -> None:
-    """Raises ConfigError where the folder lacks a config, a tokenizer, or a needed chat template."""
+    """Raises DataError where the folder lacks a config, weights in safetensors or a tokenizer.
+
+    Raises ConfigError where the folder is a file, or where neither it nor the recipe has a needed chat template.
+    """
     if not folder.is_dir():
         raise ConfigError(f"{where}={folder} is a file, expected a model folder")
     if not only_tokenizer and not (folder / "config.json").is_file():
-        raise ConfigError(f"{where}={folder} has no config.json: is it a model folder?")
+        raise DataError(f"{where}={folder} has no config.json; expected a model folder")
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     if not only_tokenizer and pickled and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"{where}={folder} has no weights in safetensors; {pickled[0]} runs what is written in it "
-            "when it is opened: convert it first"
+        raise DataError(
+            f"{where}={folder} has no weights in safetensors; loading {pickled[0]} could run code stored in it: "
+            "convert it to safetensors first"
         )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConfigError(f"{where}={folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
-    has_template = (folder / "chat_template.jinja").is_file()
-    if (
-        needs_template
-        and not has_template
-        and not (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    ):
+        raise DataError(f"{where}={folder} has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
+    if needs_template and not _has_template(folder):
         raise ConfigError(
             f"{where}={folder} has no chat template; give one, as in prepare_base: {{chat_template: chatml}}"
         )
+
+
+def _has_template(folder: Path) -> bool:
+    in_config = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return bool(in_config) or (folder / "chat_template.jinja").is_file()
 
 
 def _check_launch(recipe: Recipe, step: Step) -> None:
@@ -142,17 +155,17 @@ def _check_launch(recipe: Recipe, step: Step) -> None:
         raise ConfigError(f"{where}: num_machines={launch.num_machines} with profile single; try profile: zero3")
     if launch.num_processes % launch.num_machines:
         raise ConfigError(
-            f"{where}: num_processes={launch.num_processes} is over all machines, "
-            f"and no multiple of num_machines={launch.num_machines}"
+            f"{where}: num_processes={launch.num_processes} counts the processes of all machines; "
+            f"expected a multiple of num_machines={launch.num_machines}"
         )
     if launch.wrapper is None:
         raise ConfigError(
-            f"{where}: wrapper is missing: it runs a command on every machine, "
+            f"{where}: wrapper is missing; give a command that starts another on every machine, "
             f'as in "srun --nodes={launch.num_machines} --ntasks-per-node=1"'
         )
     if launch.main_process_ip is None:
         raise ConfigError(
-            f"{where}: main_process_ip is missing: the address of machine 0, "
+            f"{where}: main_process_ip is missing; give the address of machine 0, "
             "as in --set launch.main_process_ip=$(hostname)"
         )
 
@@ -162,18 +175,18 @@ def _place_of_launch(recipe: Recipe, step: Step) -> str:
 
 
 def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Raises ConfigError where this machine can't run a step: it has no GPU, no such wrapper, or no vLLM."""
+    """Raises ConfigError where this machine can't run a step, because a GPU, the wrapper command or vLLM is missing."""
     for step in steps:
         command = shlex.split(step.launch.wrapper or "")
         if command and not shutil.which(command[0]):
             raise ConfigError(
-                f"{_place_of_launch(recipe, step)}: wrapper: {command[0]!r} is no command on this machine"
+                f"{_place_of_launch(recipe, step)}: wrapper: the command {command[0]!r} is not found on this machine"
             )
         runs_elsewhere = step.launch.wrapper is not None or step.section in ALONE
         if step.launch.device == "gpu" and not runs_elsewhere and not has_gpu():
             raise ConfigError(
                 f"{_place_of_launch(recipe, step)}: this machine has no GPU; "
-                "CPU use is said in the recipe: launch: {device: cpu}"
+                "to use the CPU, set launch: {device: cpu} in the recipe"
             )
         if step.keys.get("engine") == "vllm" and not runs_elsewhere:
             try:
@@ -188,17 +201,17 @@ def _check_devices(launch: Launch, *, where: str) -> None:
         return
     if len(set(devices)) < len(devices) or len(devices) < processes or min(devices) < 0:
         raise ConfigError(
-            f"{where}.devices={devices}: expected num_processes={processes} or more different numbers, as in [0, 1]"
+            f"{where}.devices={devices}: expected at least num_processes={processes} different numbers, as in [0, 1]"
         )
     listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    ours = available_cores() if launch.device == "cpu" else [int(part) for part in listed.split(",") if part.isdigit()]
-    if ours and not set(devices) <= set(ours):
-        kind = "cores" if launch.device == "cpu" else "GPUs, says CUDA_VISIBLE_DEVICES,"
-        raise ConfigError(f"{where}.devices={devices}: our {kind} are {', '.join(map(str, ours))}")
+    gpus = [int(part) for part in listed.split(",") if part.isdigit()]
+    available, kind = (available_cores(), "cores") if launch.device == "cpu" else (gpus, "GPUs in CUDA_VISIBLE_DEVICES")
+    if available and not set(devices) <= set(available):
+        raise ConfigError(f"{where}.devices={devices}: the available {kind} are {', '.join(map(str, available))}")
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA or AMD GPU that is not hidden from us; known without torch."""
+    """Whether this machine has an NVIDIA or AMD GPU that CUDA_VISIBLE_DEVICES does not hide. Needs no torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
@@ -210,12 +223,8 @@ def _check_batch(recipe: Recipe, step: Step) -> None:
     rows, processes = keys.get("global_batch_size"), step.launch.num_processes
     if rows is None:
         return
-    # Only a micro-batch that was asked for counts: where none is, the stage chooses one that fits.
-    micro_batch = step.keys.get("per_device_train_batch_size") or 1
-    if rows % (micro_batch * processes):
-        product = micro_batch * processes
-        raise ConfigError(
-            f"{recipe.path}: {step.section}.global_batch_size={rows} is not a multiple of "
-            f"per_device_train_batch_size x num_processes = {micro_batch} x {processes}; "
-            f"try {max(round(rows / product), 1) * product}"
-        )
+    # Only a micro-batch in the recipe counts: where none is given, the stage chooses one that divides the rows.
+    try:
+        check_batch(rows, step.keys.get("per_device_train_batch_size"), processes=processes)
+    except UserError as error:
+        raise ConfigError(f"{recipe.path}: {step.section}.{error}") from None

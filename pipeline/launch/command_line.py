@@ -1,4 +1,4 @@
-"""How a stage is started: its command, its environment, and what of the machine it has for itself."""
+"""How a stage is started: its command, its environment, and its GPUs or cores."""
 
 import os
 import shlex
@@ -13,22 +13,22 @@ import yaml
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 
-ROOT = Path(__file__).absolute().parents[2]  # the stages and profiles lie beside this package, wherever we are run
-STEP_FOLDER = "ALIGNLOOP_STEP_FOLDER"  # in the environment of everything that a step started: how it is found again
+ROOT = Path(__file__).absolute().parents[2]  # holds stages/ and configs/, in the source tree and where it is installed
+STEP_FOLDER = "ALIGNLOOP_STEP_FOLDER"  # a variable of every process that a step starts, by which they are found
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one of several steps side by side has for itself."""
+    """The share of the machine of one of several steps that run at the same time."""
 
     number: int = 0
-    devices: tuple[int, ...] | None = None  # GPUs, on the CPU cores; None: all there are
+    devices: tuple[int, ...] | None = None  # GPUs, or on the CPU cores; None: all of them
 
 
 def slots(launch: Launch, num_steps: int) -> list[Slot]:
-    """One slot for each of the steps that can run at once; a single one where no devices are given.
+    """One slot for each step that can run at the same time; a single slot where `launch.devices` is not set.
 
-    A step has `num_processes` GPUs. Cores are divided, since a process may use several.
+    A step gets `num_processes` GPUs. Cores are divided evenly, since a process may use several.
     """
     if launch.devices is None:
         return [Slot()]
@@ -41,13 +41,12 @@ ALONE = Slot()
 
 
 def launch_command(step: Step, folder: Path, slot: Slot = ALONE) -> list[str]:
-    """Plain Python for one process; accelerate with the step's own copy of the profile for several, and for ZeRO.
-
-    Under the wrapper where there is one; on several machines it starts accelerate on each.
+    """Plain Python for one process. For several processes and for ZeRO `accelerate launch`, with a copy of the profile
+    in the step's folder. A wrapper command comes first; with several machines it starts accelerate on each.
     """
     launch = step.launch
     script = [str(ROOT / "stages" / f"{step.stage}.py"), "--config", str(folder / "config.yaml")]
-    # -P: a folder named pipeline/ in the working directory would mask ours.
+    # -P: a folder pipeline/ in the working directory would be imported in place of ours.
     ours = [sys.executable, "-P", "-m"]
     wrapper = [*ours, "pipeline.launch.wrapper", *shlex.split(launch.wrapper)] if launch.wrapper else []
     if _is_one_process(launch):
@@ -73,7 +72,7 @@ def _is_one_process(launch: Launch) -> bool:
 
 
 def num_threads(processes: int, cores: Sequence[int] | None = None) -> int:
-    """Threads of each of so many processes: the given cores, or all of this machine's, divided."""
+    """Threads of each process: the given cores, or all cores available, divided by the number of processes."""
     return max(1, len(cores or available_cores()) // processes)
 
 
@@ -84,7 +83,7 @@ def _free_port() -> int:
 
 
 def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = ALONE) -> dict[str, str]:
-    """The stage's environment: our packages first, threads divided among processes, the device said."""
+    """The environment of a stage: our packages come first, and threads and device are set."""
     processes = step.launch.num_processes // step.launch.num_machines
     path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
@@ -100,12 +99,12 @@ def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = AL
     }
     if slot.devices is not None and step.launch.device == "gpu":
         values["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, slot.devices))
-    # Not with ZeRO: accelerate would then drop DeepSpeed without a word. There `use_cpu` in the stage's config does it.
+    # Not with ZeRO: accelerate would then silently ignore DeepSpeed. There `use_cpu` in the stage's config is enough.
     if step.launch.device == "cpu" and not step.launch.profile.startswith("zero"):
         values["ACCELERATE_USE_CPU"] = "true"
     if step.launch.profile.startswith("zero") and "TORCH_EXTENSIONS_DIR" not in values:
-        # DeepSpeed compiles into a folder with a lock that a killed process leaves behind, and then every later launch
-        # waits for ever. A folder of the run's own has one step at a time: a lock in it is nobody's.
+        # DeepSpeed compiles into a folder with a lock file, which a killed process leaves behind; every later launch
+        # would then wait for ever. In a folder of this run only one step compiles at a time, so such a lock is stale.
         compiled = folder.parent / f".torch_extensions{f'-{slot.number}' if slot.number else ''}"
         for lock in compiled.rglob("lock"):
             lock.unlink(missing_ok=True)
@@ -114,14 +113,15 @@ def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = AL
 
 
 def available_cores() -> list[int]:
+    """The cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cores_of(step: Step, slot: Slot) -> tuple[int, ...] | None:
-    """The cores that the step is kept to, or None."""
+    """The cores that the step is restricted to; None: all of them."""
     return slot.devices if step.launch.device == "cpu" else None
 
 
 def can_be_warm(launch: Launch) -> bool:
-    """Whether a step may be forked from a Python that has imported the libraries already."""
+    """Whether a step may run in a fork of a warm Python (pipeline/launch/warm.py)."""
     return launch.warm and launch.device == "cpu" and _is_one_process(launch) and launch.wrapper is None

@@ -1,64 +1,51 @@
-"""What `alignloop check` looks at: a recipe's training rows as far as they are made, the tokenizer of its base, and the
-precision of its steps.
+"""Prepares the request of `alignloop check`: the training rows of a recipe that exist already, the tokenizer and the
+sizes of its base model, and the precision of its steps. commands/check.py, which has torch, shows them.
 
-Rows that `prepare_data` has not made yet are made in a scratch folder: nothing is written into the run.
+If `prepare_data` has not run, it runs in a scratch folder. Nothing is written into the run.
 """
 
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import ConfigError
+from data_schemas.check_request import CheckRequest, ModelSource, Precision, TokenizerSource, TrainingRows
+from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch import command_line
 from pipeline.plan import Model, Output, Step
+from pipeline.recipe.names import Keys
 from pipeline.state.run import Run
 
-ROWS = ("train_data", "eval_data")
+ROW_KEYS = ("train_data", "eval_data")
+TRAINING_TOKENS = 512  # rows of the matrices by which the speed of training is measured
+
+RowFile = tuple[Output, Path | None]  # an output of rows, and its file if that exists
 
 
-def make_request(run: Run, scratch: Path) -> dict[str, Any]:
-    """What stages/check.py is given: the tokenizer, the steps with their rows, the steps whose rows are not made, and
-    the model's sizes with the precisions that steps compute in.
+def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckRequest:
+    """What commands/check.py shows of a run.
 
-    Raises ConfigError where the data can't be read.
+    Raises ConfigError or StageError where `prepare_data` fails in the scratch folder.
     """
-    _find_data(run, scratch)
-    seen: list[Any] = []
-    steps, missing = [], dict[str, None]()
-    for step in run.steps:
-        if not stages()[step.stage].traits.has_variants:
-            continue
-        found = {key: list(_rows(run, step, key)) for key in ROWS}
-        for reference, path in (each for rows in found.values() for each in rows):
-            if path is None and not reference.optional:
-                missing[reference.step] = None
-        keys = dict(step.keys)
-        for key, rows in found.items():
-            if (shares := f"{key}_shares") in keys:
-                keys[shares] = [share for share, (_, path) in zip(keys[shares], rows, strict=True) if path]
-            keys[key] = [str(path) for _, path in rows if path]
-        like = (step.stage, keys | {"seed": None})
-        if keys["train_data"] and like not in seen:
-            seen.append(like)
-            steps.append({"step": step.name, "stage": step.stage, "keys": keys})
+    _prepare_data(run, scratch)
+    steps, missing = _training_rows(run)
     return {
-        "tokenizer": _tokenizer(run),
+        "tokenizer": _tokenizer_source(run),
         "steps": steps,
-        "missing": list(missing),
-        "model": _model(run),
+        "missing": missing,
+        "model": _model_source(run),
         "precisions": _precisions(run),
+        "show": num_rows_shown,
     }
 
 
-def _find_data(run: Run, scratch: Path) -> None:
-    """The rows of `prepare_data`: those of the run, or made in the scratch folder."""
+def _prepare_data(run: Run, scratch: Path) -> None:
+    """Runs `prepare_data` in the scratch folder, unless the run has its rows already."""
     step = next(step for step in run.steps if step.stage == "prepare_data")
     if run.decide(step).action == "reuse":
         return
@@ -70,44 +57,85 @@ def _find_data(run: Run, scratch: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if Artifact.read(folder) is None:
         outcome = read_json(folder / "outcome.json") or {}
-        last = done.stderr.strip().splitlines()[-1:]
-        raise ConfigError(f"{step.name}: {outcome.get('cause') or ' '.join(last) or 'it did not finish'}")
+        last_line = done.stderr.strip().splitlines()[-1:]
+        cause = f"{step.name}: {outcome.get('cause') or ' '.join(last_line) or 'it did not finish'}"
+        if outcome.get("kind") == "config":
+            raise ConfigError(cause)
+        raise StageError(cause)
 
 
-def _rows(run: Run, step: Step, key: str) -> Iterator[tuple[Output, Path | None]]:
-    """Each reference to rows with its file, None where it is not there (yet)."""
-    for reference in step.inputs.get(key, []):
-        if isinstance(reference, Output):
-            folder = run.folder(reference.step)
-            is_there = folder is not None and Artifact.read(folder) is not None
-            path = run.resolve(Output(reference.step, reference.name, optional=True)) if is_there else None
-            yield reference, Path(path) if path else None
+def _training_rows(run: Run) -> tuple[list[TrainingRows], list[str]]:
+    """The training steps with rows, and the steps whose rows do not exist yet. Steps that differ in their seed only are
+    listed once.
+    """
+    steps: list[TrainingRows] = []
+    missing = dict[str, None]()
+    seen: list[tuple[str, Keys]] = []
+    for step in run.steps:
+        if not stages()[step.stage].traits.has_variants:
+            continue
+        files = {key: list(_row_files(run, step, key)) for key in ROW_KEYS}
+        missing |= {
+            output.step: None
+            for of_key in files.values()
+            for output, path in of_key
+            if path is None and not output.optional
+        }
+        keys = _keys_of_existing(step, files)
+        without_seed = (step.stage, keys | {"seed": None})
+        if keys["train_data"] and without_seed not in seen:
+            seen.append(without_seed)
+            steps.append({"step": step.name, "stage": step.stage, "keys": keys})
+    return steps, list(missing)
 
 
-def _tokenizer(run: Run) -> dict[str, Any]:
-    """Where the tokenizer comes from: a prepared folder, a model to prepare, or documents to train one on."""
+def _keys_of_existing(step: Step, files: dict[str, list[RowFile]]) -> Keys:
+    """The step's keys with the row files that exist, and with the shares of these only."""
+    keys = dict(step.keys)
+    for key, of_key in files.items():
+        if (shares := f"{key}_shares") in keys:
+            keys[shares] = [share for share, (_, path) in zip(keys[shares], of_key, strict=True) if path]
+        keys[key] = [str(path) for _, path in of_key if path]
+    return keys
+
+
+def _row_files(run: Run, step: Step, key: str) -> Iterator[RowFile]:
+    for output in step.inputs.get(key, []):
+        if isinstance(output, Output):
+            folder = run.folder(output.step)
+            has_finished = folder is not None and Artifact.read(folder) is not None
+            path = run.resolve(Output(output.step, output.name, optional=True)) if has_finished else None
+            yield output, Path(path) if path else None
+
+
+def _tokenizer_source(run: Run) -> TokenizerSource:
+    """The tokenizer of a prepared folder, of a model to prepare, or the documents to train one on."""
     prepare = next(step for step in run.steps if step.stage == "prepare_base")
     keys = with_defaults("prepare_base", prepare.keys)
-    trust = {"trust_remote_code": keys["trust_remote_code"]}
+    trust: TokenizerSource = {"trust_remote_code": keys["trust_remote_code"]}
     if run.decide(prepare).action == "reuse":
         return {"path": str(run.resolve(Output(prepare.name, "model"))), "is_prepared": True, **trust}
-    how = {"is_prepared": False, "chat_template": keys["chat_template"], **trust}
+    to_prepare: TokenizerSource = {"is_prepared": False, "chat_template": keys["chat_template"], **trust}
     source = prepare.inputs["model_name_or_path"][0]
     if isinstance(source, Model):
-        return {"path": source.path, "revision": keys["model_revision"], **how}
+        return {"path": source.path, "revision": keys["model_revision"], **to_prepare}
     assert isinstance(source, Output)
     pretrain = next(step for step in run.steps if step.name == source.step)
     if run.decide(pretrain).action == "reuse":
-        return {"path": str(run.resolve(source)), **how}
+        return {"path": str(run.resolve(source)), **to_prepare}
     if given := pretrain.inputs.get("tokenizer_name_or_path") or pretrain.inputs.get("model_name_or_path"):
-        return {"path": str(run.resolve(given[0])), **how}
-    documents = [str(path) for _, path in _rows(run, pretrain, "train_data") if path]
-    given_keys = with_defaults("pretrain", pretrain.keys)
-    return {"documents": documents, **{name: given_keys[name] for name in ("vocab_size", "special_tokens")}, **how}
+        return {"path": str(run.resolve(given[0])), **to_prepare}
+    pretrain_keys = with_defaults("pretrain", pretrain.keys)
+    return {
+        "documents": [str(path) for _, path in _row_files(run, pretrain, "train_data") if path],
+        "vocab_size": pretrain_keys["vocab_size"],
+        "special_tokens": pretrain_keys["special_tokens"],
+        **to_prepare,
+    }
 
 
-def _model(run: Run) -> dict[str, Any]:
-    """Where the sizes of the base stand: in a model's folder, or in the architecture that pretrain makes."""
+def _model_source(run: Run) -> ModelSource:
+    """Where the sizes of the base model are found: in a model folder, or in the architecture to pretrain."""
     prepare = next(step for step in run.steps if step.stage == "prepare_base")
     source = prepare.inputs["model_name_or_path"][0]
     if isinstance(source, Model):
@@ -118,35 +146,47 @@ def _model(run: Run) -> dict[str, Any]:
     return {"architecture": pretrain.keys.get("architecture") or {}}
 
 
-def _precisions(run: Run) -> list[dict[str, Any]]:
-    """What steps compute in, each choice once with the stages that make it. fp16 and quantized bases are left alone."""
-    found: dict[str, dict[str, Any]] = {}
+def _precisions(run: Run) -> list[Precision]:
+    """Each precision of the run once, with the stages that compute in it. fp16 and quantized bases are left out."""
+    found: dict[str, Precision] = {}
     saved = {with_defaults(step.stage, step.keys)["dtype"] for step in run.steps if step.stage in ("sft", "dpo")}
     for step in run.steps:
-        keys = with_defaults(step.stage, step.keys)
-        if "bf16" in keys:  # TRL's own default is true
-            left_alone = keys["dtype"] != "float32" or keys["fp16"] or keys["load_in_4bit"] or keys["load_in_8bit"]
-            how = {
-                "use": "training",
-                "key": "bf16",
-                "chosen": "float32" if keys["bf16"] is False else "bfloat16",
-                "by_default": keys["bf16"] is None,
-                "tokens": 512,
-            }
-        elif "generation_batch_size" in keys:  # auto: as the policies were trained
-            chosen = keys["dtype"] if keys["dtype"] != "auto" else min(saved) if len(saved) == 1 else "mixed"
-            left_alone = chosen not in ("float32", "bfloat16")
-            how = {
-                "use": "generation",
-                "key": "dtype",
-                "chosen": chosen,
-                "by_default": False,
-                "tokens": keys["generation_batch_size"],
-            }
-        else:
-            continue
-        if not left_alone:
-            how["device"] = step.launch.device
-            stages = found.setdefault(json.dumps(how), how | {"stages": []})["stages"]
-            stages += [step.stage] if step.stage not in stages else []
+        precision = _precision_of(step, saved)
+        if precision is not None:
+            names = found.setdefault(json.dumps(precision), precision)["stages"]
+            if step.stage not in names:
+                names.append(step.stage)
     return list(found.values())
+
+
+def _precision_of(step: Step, policy_dtypes: set[str]) -> Precision | None:
+    """The precision that a step trains or generates in, with no stages yet. None where no other is compared with it."""
+    keys = with_defaults(step.stage, step.keys)
+    if "bf16" in keys:  # TRL's own default is true
+        if keys["dtype"] != "float32" or keys["fp16"] or keys["load_in_4bit"] or keys["load_in_8bit"]:
+            return None
+        return {
+            "use": "training",
+            "key": "bf16",
+            "chosen": "float32" if keys["bf16"] is False else "bfloat16",
+            "by_default": keys["bf16"] is None,
+            "tokens": TRAINING_TOKENS,
+            "device": step.launch.device,
+            "stages": [],
+        }
+    if "generation_batch_size" not in keys:
+        return None
+    chosen = keys["dtype"]
+    if chosen == "auto":  # the dtype that the policies were saved in
+        chosen = min(policy_dtypes) if len(policy_dtypes) == 1 else "mixed"
+    if chosen not in ("float32", "bfloat16"):
+        return None
+    return {
+        "use": "generation",
+        "key": "dtype",
+        "chosen": chosen,
+        "by_default": False,
+        "tokens": keys["generation_batch_size"],
+        "device": step.launch.device,
+        "stages": [],
+    }

@@ -1,24 +1,26 @@
-"""Starts stages as processes, says when they end, and stops them with everything they started.
+"""Starts stages as processes, watches them, and stops them together with every process that they started.
 
-A stage runs in a session of its own and writes its output straight into console.txt: it can outlive neither Ctrl-C nor
-its runner, and no pipe breaks under it. Locks are the kernel's: they are gone when their process is.
+A stage runs in its own session and writes its output directly into console.txt. A signal of the terminal therefore
+reaches only the runner, which stops the stage in order, and no pipe breaks when the runner dies. Locks belong to the
+kernel, which releases them when their process ends.
 """
 
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from data_schemas.locks import is_locked
 from pipeline.launch.command_line import STEP_FOLDER
 from pipeline.launch.warm import Fork, WarmPool, WarmPython
 
-LEFTOVER_SECONDS = 10.0  # that the stage of a dead runner has to end by itself
+LEFTOVER_SECONDS = 10.0  # for the stage of a dead runner to end by itself before it is killed
 
 
 class Interrupted(BaseException):
@@ -29,7 +31,7 @@ class Interrupted(BaseException):
 
 
 class StageProcess:
-    """A stage that was started. Its output goes to console.txt; `finish` or `stop` it, whatever happens."""
+    """A started stage. Its output goes to console.txt. The caller must `finish` or `stop` it in every case."""
 
     def __init__(
         self,
@@ -40,14 +42,16 @@ class StageProcess:
         cores: Sequence[int] | None,
         grace_seconds: float,
         warm: WarmPool | None = None,
+        started: float | None = None,  # time.monotonic() of an earlier start that this one continues
     ) -> None:
-        self.command, self.folder, self.started = command, folder, time.monotonic()
+        self.command, self.folder = command, folder
+        self.started = time.monotonic() if started is None else started
         self.grace_seconds = grace_seconds
         self.reader = (folder / "console.txt").open("a+b")
         self.reader.write(f"$ {' '.join(command)}\n".encode())
         self.reader.flush()
         self.start = self.reader.seek(0, os.SEEK_END)
-        self.unfinished = ""  # a line that was not passed on yet
+        self.unfinished = ""  # the start of a line whose end was not printed yet
         fork = _fork(warm, command, folder, env, cores) if warm is not None else None
         self.process = fork or _start(command, folder, env, cores)
 
@@ -59,23 +63,23 @@ class StageProcess:
         return self.process.poll() is not None
 
     def wait(self, seconds: float) -> None:
-        """Until its end, and no longer than so many seconds."""
+        """Waits for the end of the stage, at most for so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=seconds)
 
-    def pass_on(self, name: str) -> None:
-        """To the terminal what it has printed since the last time; with a name, whole lines behind it."""
+    def print_new_output(self, name: str) -> None:
+        """Prints what the stage has printed since the last call. With a name, only complete lines, each after it."""
         text = self.unfinished + self.reader.read().decode(errors="replace")
         if name:
-            whole, _, self.unfinished = text.rpartition("\n")
+            complete, _, self.unfinished = text.rpartition("\n")
             if self.has_ended():
-                whole, self.unfinished = text, ""
-            text = "".join(f"{name} | {line}\n" for line in whole.splitlines())
+                complete, self.unfinished = text, ""
+            text = "".join(f"{name} | {line}\n" for line in complete.splitlines())
         sys.stdout.write(text)
         sys.stdout.flush()
 
     def finish(self) -> tuple[int, str]:
-        """Its exit code (negative: killed by that signal) and the end of what it printed, nothing of it still alive."""
+        """Stops what is left of the stage. Returns its exit code (negative: killed by a signal) and its last output."""
         stop([self])
         with self.reader:
             self.reader.seek(max(self.start, self.reader.seek(0, os.SEEK_END) - 16_000))
@@ -95,20 +99,20 @@ def _start(
             start_new_session=True,
         )
     if cores is not None and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(ProcessLookupError):  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # the process has ended
             os.sched_setaffinity(process.pid, cores)
     return process
 
 
 def get_warm_python(warm: WarmPool, env: Mapping[str, str]) -> WarmPython | None:
-    """The warm Python for steps of this environment; it imports while others work."""
+    """The warm Python for steps of this environment. It imports its libraries while other steps run."""
     return warm.python({name: value for name, value in env.items() if name != STEP_FOLDER})
 
 
 def _fork(
     warm: WarmPool, command: Sequence[str], folder: Path, env: Mapping[str, str], cores: Sequence[int] | None
 ) -> Fork | None:
-    """The command's script in a warm Python; None where that is not to be had, and the step starts from nothing."""
+    """The command's script in a fork of a warm Python. None where there is none: the step then starts a new process."""
     python = get_warm_python(warm, env)
     if python is not None:
         with contextlib.suppress(OSError):
@@ -121,7 +125,7 @@ def _fork(
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Turns SIGINT, SIGTERM and SIGHUP into Interrupted."""
+    """Raises Interrupted on SIGINT, SIGTERM and SIGHUP."""
 
     def raise_interrupted(number: int, frame: object) -> None:
         raise Interrupted(number)
@@ -137,28 +141,26 @@ def signals_raise() -> Iterator[None]:
 
 
 def stop(stages: Sequence[StageProcess]) -> None:
-    """Ends everything the stages started: SIGTERM, then SIGKILL after the grace or at the next signal to us.
+    """Stops every process of the stages: SIGTERM, then SIGKILL after the grace period or at the next signal to us.
 
-    A rank answers SIGTERM by a checkpoint. Its launcher would leave it thirty seconds for that, so it is not told.
+    A rank saves a checkpoint on SIGTERM. Its launcher would kill it after thirty seconds, so where there are ranks only
+    they get the signal.
     """
     try:
         for stage in stages:
-            ranks = [pid for pid in _processes_of(stage.folder) if _has_rank(pid)]
-            for pid in ranks:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            if not ranks:
-                _signal_groups(stage.folder, stage.process, signal.SIGTERM)
-        started, said = time.monotonic(), False
+            _terminate(stage)
+        started, has_printed = time.monotonic(), False
         while alive := [stage for stage in stages if not stage.has_ended() or _processes_of(stage.folder)]:
             seconds, grace = time.monotonic() - started, max(stage.grace_seconds for stage in alive)
             if seconds > grace:
                 break
-            if seconds > 1 and not said:
-                said = True
+            if seconds > 1 and not has_printed:
+                has_printed = True
                 names = ", ".join(stage.folder.name for stage in alive)
-                with contextlib.suppress(OSError):  # nobody reads us any more: it saves all the same
-                    print(f"{names} saves what is done, in {grace:g} s at most; once more ends it now", file=sys.stderr)
+                with contextlib.suppress(OSError):  # the terminal is closed; saving goes on
+                    print(
+                        f"{names}: saving progress (up to {grace:g} s); press Ctrl-C again to stop now", file=sys.stderr
+                    )
             time.sleep(0.05)
     finally:
         for stage in stages:
@@ -167,55 +169,62 @@ def stop(stages: Sequence[StageProcess]) -> None:
             stage.process.wait()
 
 
+def _terminate(stage: StageProcess) -> None:
+    """SIGTERM to the ranks of a stage, or to all its processes where it has no ranks."""
+    ranks = [process for process in _processes_of(stage.folder) if _has_rank(process)]
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(signal.SIGTERM)
+    if not ranks:
+        _signal_groups(stage.folder, stage.process, signal.SIGTERM)
+
+
 def _signal_groups(folder: Path, process: subprocess.Popen[bytes] | Fork | None, number: signal.Signals) -> None:
+    """Sends the signal to the process groups of a step, except our own."""
     groups = {process.pid} if process and process.poll() is None else set()
-    for pid in _processes_of(folder):
+    for found in _processes_of(folder):
         with contextlib.suppress(ProcessLookupError):
-            groups.add(os.getpgid(pid))
+            groups.add(os.getpgid(found.pid))
     for group in groups - {os.getpgrp()}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
 
 
-def _processes_of(folder: Path) -> list[int]:
-    """The live processes that a step started, known by its folder in their environment, or by where they print.
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """The live processes of a step: those with its folder in their environment, or with its console.txt as output.
 
-    A process group is not enough: torch's launcher gives every rank a session of its own. A fork of a warm Python has
-    that one's environment there, whatever it has set since.
+    A process group is not enough, since torch's launcher gives every rank its own session. Nor is the environment: a
+    fork of a warm Python shows the environment which that Python was started with.
     """
-    mark, console = f"{STEP_FOLDER}={folder}".encode(), (folder / "console.txt").resolve()
+    console = str((folder / "console.txt").resolve())
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # gone, a zombie, or another user's
-            marked = mark in (process / "environ").read_bytes().split(b"\0")
-            if marked or console in ((process / "fd" / "1").readlink(), (process / "fd" / "2").readlink()):
-                found.append(int(process.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, is a zombie, or belongs to another user
+            if process.environ().get(STEP_FOLDER) == str(folder) or _prints_to(process, console):
+                found.append(process)
     return found
 
 
-def _has_rank(pid: int) -> bool:
-    """Whether a launcher gave the process a place among others."""
+def _prints_to(process: psutil.Process, file: str) -> bool:
+    """Whether the standard output or error of a process is the file."""
+    return any(opened.path == file and opened.fd in (1, 2) for opened in process.open_files())
+
+
+def _has_rank(process: psutil.Process) -> bool:
+    """Whether a launcher started the process as one of several ranks."""
     try:
-        names = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
+        return "RANK" in process.environ()
+    except psutil.Error:
         return False
-    return any(name.startswith(b"RANK=") for name in names)
 
 
 def end_leftovers(folder: Path) -> None:
-    """Waits for the stage of a dead runner, which ends by itself, then kills it: no two stages write one folder.
-
-    One that was started by hand, or runs on another machine, is left alone: it keeps its lock.
+    """Waits for the stage of a dead runner, which ends by itself, and then kills it, so that no two stages write one
+    folder. A stage that was started by hand or runs on another machine is not touched; it keeps its lock.
     """
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while (is_locked(folder) or _processes_of(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
     _signal_groups(folder, None, signal.SIGKILL)
-    while _processes_of(folder):  # a killed process holds its lock until it is gone
+    while _processes_of(folder):  # a killed process holds its lock until it has ended
         time.sleep(0.01)
-    if is_locked(folder) and not Path("/proc/self").exists():  # nothing tells whose it is: the process the lock names
-        with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
-            pid, host = (folder / ".lock").read_text().split()
-            if host == socket.gethostname():  # on another machine the number is another process
-                os.killpg(os.getpgid(int(pid)), signal.SIGKILL)
-                time.sleep(1)

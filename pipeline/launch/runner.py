@@ -1,157 +1,158 @@
-"""Runs a plan: for each step reuse, resume, or launch; `summary.json` after every change.
+"""Runs a plan: reuses, resumes or launches each step, and writes `summary.json` after every change.
 
-Variants of one section may run side by side; one loop in the main thread watches them, where signals are raised. One
-runner a run folder, held by a lock that the kernel releases.
+Variants of one section may run at the same time. One loop in the main thread, where signals are raised, watches them.
+Each run folder has one runner, which holds a lock that the kernel releases.
 """
 
 import contextlib
 import itertools
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from data_schemas.artifact import HALVED
 from data_schemas.errors import UserError
-from data_schemas.files import DISK_FULL, read_json, write_atomically
-from data_schemas.locks import run_lock
+from data_schemas.files import read_json, write_atomically
+from data_schemas.key_rules import Values
+from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
+from pipeline.launch.failures import StageFailed, failure_of
 from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
 from pipeline.state import summary
 from pipeline.state.run import IDENTITY_FILE, Decision, Run, StepState, record_of
 
-NUM_TAIL_LINES = 20
-NUM_HALVED = 2  # batches that a stage may halve: of training, and of evaluation
-FULL_BYTES = 2**20  # with less than that left a disk is full
-LAUNCHERS_REPORT = "torch/distributed/elastic/multiprocessing/api.py"
+NUM_HALVED = 2  # batches that a stage may halve: that of training, and that of evaluation
+POLL_SECONDS = 0.2
 
 Show = Callable[[Step, StepState], None]
-HINTS = (  # in a stage's output -> the way out; only where the stage itself could not say
-    ("OutOfMemory", "out of device memory: lower per_device_train_batch_size or generation_batch_size"),
-    ("can't allocate memory", "out of memory: lower per_device_train_batch_size or generation_batch_size"),
-    ("No space left", DISK_FULL),
-    ("SIGKILL", "killed, most likely for its memory: lower per_device_train_batch_size or generation_batch_size"),
-    ("is nan", "a number is not finite: lower learning_rate, or use bf16 instead of fp16"),
-)
-
-
-@dataclass
-class StageFailed(Exception):
-    """A stage ended without its record."""
-
-    step: Step
-    command: Sequence[str]
-    log: Path
-    tail: Sequence[str]  # the last lines that the stage printed
-    cause: str
-    hint: str
-    is_users: bool  # a mistake in the configuration that only the stage could see
 
 
 def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
-    """Every step in order, variants of one section side by side where `launch.devices` has room for them.
+    """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
 
-    `show` is called when a step starts, now and then while it runs, and when it ends. Raises StageFailed, Interrupted,
-    or ConfigError; the summary then says so, and everything finished stays.
+    `show` is called when a step starts, repeatedly while it runs, and when it ends. Raises StageFailed, Interrupted or
+    UserError; the summary then has the state of every step, and all finished steps are kept.
     """
     folder = run.recipe.folder
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
     with processes.signals_raise(), WarmPool() as warm:
         try:
             for steps in _independent(run.steps):
-                _run_side_by_side(run, steps, warm, verbose=verbose, show=show)
+                Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
             summary.write(folder, run, "done")
         except BaseException as error:
-            running = [state for state in run.states.values() if state.state == "running"]
-            for state in running:
-                state.state = "failed"
-            with contextlib.suppress(OSError):  # a full disk: the error itself says more
+            for state in run.states.values():
+                if state.state == "running":
+                    state.state = "failed"
+            with contextlib.suppress(OSError):  # a full disk: the first error is more useful
                 summary.write(folder, run, "interrupted" if isinstance(error, processes.Interrupted) else "failed")
             raise
 
 
 def _independent(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """The steps in order; the variants of one section, which hang on nothing of one another, come together."""
+    """The steps in order, in groups. The variants of one section, which do not depend on one another, form a group."""
     for _, group in itertools.groupby(steps, key=lambda step: (step.round, step.section, step.stage)):
         yield list(group)
 
 
 @dataclass
-class _Job:
-    """A step that runs."""
+class Job:
+    """A running step."""
 
     step: Step
     decision: Decision
     slot: command_line.Slot
     stage: processes.StageProcess
-    starts: int = 1
+    starts: int  # how often its stage was started in this run
 
 
-def _run_side_by_side(run: Run, steps: Sequence[Step], warm: WarmPool, *, verbose: bool, show: Show) -> None:
-    """Steps that are independent of one another, as many at a time as their devices allow.
+class Scheduler:
+    """Runs a group of independent steps, as many at the same time as there are slots.
 
-    Where one fails, those that run are let finish, no other is started, and the first failure is raised.
+    After a failure no other step is started. The running ones finish, and then the first failure is raised.
     """
-    waiting, free = list(steps), command_line.slots(steps[0].launch, len(steps))
-    several = len(free) > 1
-    running: list[_Job] = []
-    failures: list[StageFailed | UserError] = []
 
-    def fail(step: Step, error: StageFailed | UserError) -> None:
-        failures.append(error)
-        run.states[step.name].state = "failed"
-        if running:  # else the error ends the run, and says it
-            summary.write(run.recipe.folder, run, "running")
-            show(step, run.states[step.name])
+    def __init__(self, run: Run, steps: Sequence[Step], warm: WarmPool, *, verbose: bool, show: Show) -> None:
+        self.run, self.warm, self.verbose, self.show = run, warm, verbose, show
+        self.waiting, self.free = list(steps), command_line.slots(steps[0].launch, len(steps))
+        self.prints_names = len(self.free) > 1
+        self.running: list[Job] = []
+        self.failures: list[StageFailed | UserError] = []
 
-    try:
-        while running or (waiting and not failures):
-            while waiting and free and not failures:
-                step = waiting.pop(0)
-                try:
-                    job = _start(run, step, free[0], warm, show)
-                except UserError as error:
-                    fail(step, error)
-                    continue
-                if job is not None:
-                    running.append(job)
-                    free.remove(job.slot)
-            if running:
-                running[0].stage.wait(0.2)
-            for job in list(running):
-                has_ended = job.stage.has_ended()
-                if verbose:
-                    job.stage.pass_on(job.step.name if several else "")
-                if not has_ended:
-                    run.states[job.step.name].seconds = job.stage.seconds
-                    show(job.step, run.states[job.step.name])
-                    continue
-                try:
-                    again = _start_again(run, job, warm, show) or _finish(run, job, show)
-                except (StageFailed, UserError) as error:
-                    running.remove(job)
-                    fail(job.step, error)
-                    continue
-                running.remove(job)
-                if again is not None:
-                    running.append(again)
-                else:
-                    free.append(job.slot)
-    finally:
-        processes.stop([job.stage for job in running])
-    if failures:
-        raise failures[0]
+    def run_all(self) -> None:
+        """Returns when all steps have finished. Raises StageFailed or UserError."""
+        try:
+            while self.running or (self.waiting and not self.failures):
+                self.fill()
+                self.poll()
+        finally:
+            processes.stop([job.stage for job in self.running])
+        if self.failures:
+            raise self.failures[0]
+
+    def fill(self) -> None:
+        """Starts waiting steps in the free slots."""
+        while self.waiting and self.free and not self.failures:
+            step = self.waiting.pop(0)
+            try:
+                job = _start(self.run, step, self.free[0], self.warm, self.show)
+            except UserError as error:
+                self._fail(step, error)
+                continue
+            if job is not None:
+                self.running.append(job)
+                self.free.remove(job.slot)
+
+    def poll(self) -> None:
+        """Waits a moment, shows the progress of running steps, and settles those that have ended."""
+        if self.running:
+            self.running[0].stage.wait(POLL_SECONDS)
+        for job in list(self.running):
+            has_ended = job.stage.has_ended()
+            if self.verbose:
+                job.stage.print_new_output(job.step.name if self.prints_names else "")
+            if has_ended:
+                self.settle(job)
+            else:
+                state = self.run.states[job.step.name]
+                state.seconds = job.stage.seconds
+                self.show(job.step, state)
+
+    def settle(self, job: Job) -> None:
+        """Records the result of a stage that has ended, or starts it again with a smaller batch."""
+        try:
+            again = _start_again(self.run, job, self.warm, self.show)
+            if again is None:
+                _finish(self.run, job, self.show)
+        except (StageFailed, UserError) as error:
+            self.running.remove(job)
+            self._fail(job.step, error)
+            return
+        self.running.remove(job)
+        if again is not None:
+            self.running.append(again)
+        else:
+            self.free.append(job.slot)
+
+    def _fail(self, step: Step, error: StageFailed | UserError) -> None:
+        self.failures.append(error)
+        state = self.run.states[step.name]
+        state.state = "failed"
+        if self.running:  # otherwise the error is raised now, and reported by the caller
+            summary.write(self.run.recipe.folder, self.run, "running")
+            self.show(step, state)
 
 
-def _start(run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: Show) -> _Job | None:
-    """The step's stage, started; None where the step is whole already."""
+def _start(
+    run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: Show, *, previous: Job | None = None
+) -> Job | None:
+    """Starts the stage of a step, again after a start that halved its batch. None where it is reused or skipped."""
     state = run.states[step.name]
     decision = run.decide(step)
     if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
@@ -159,7 +160,7 @@ def _start(run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: 
         decision = run.decide(step)  # the stage of a dead runner may have finished
     state.why = decision.why
     folder = decision.folder
-    assert folder is not None, "a run hashes everything"
+    assert folder is not None, "in a run every file is hashed, so every folder is known"
     if decision.action == "skip":
         state.state = "skipped"
         show(step, state)
@@ -174,42 +175,51 @@ def _start(run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: 
     summary.write(run.recipe.folder, run, "running")
     show(step, state)
     config = run.stage_config(step)
-    with run_lock(folder):  # a stage by hand, or on another machine, may be at it
+    with lock_folder(folder):  # a stage that was started by hand, or on another machine, may be writing
         _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
-    command = command_line.launch_command(step, folder, slot)
+    started = previous.stage.started if previous else None
+    stage = _launch(run, step, folder, slot, warm, started=started)
+    return Job(step, decision, slot, stage, starts=previous.starts + 1 if previous else 1)
+
+
+def _launch(
+    run: Run, step: Step, folder: Path, slot: command_line.Slot, warm: WarmPool, *, started: float | None
+) -> processes.StageProcess:
+    """Starts the process of a stage: a fork of a warm Python where that is possible and faster, else a new process."""
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent, slot)
-    cores = command_line.cores_of(step, slot)
     is_warm = command_line.can_be_warm(step.launch)
     if is_warm and not stages()[step.stage].traits.imports_torch:
-        processes.get_warm_python(warm, env)  # for the steps after it: it imports meanwhile
+        processes.get_warm_python(warm, env)  # for the next steps: it imports while this one runs
         is_warm = False
-    stage = processes.StageProcess(
-        command, folder, env, cores=cores, grace_seconds=step.launch.grace_seconds, warm=warm if is_warm else None
+    return processes.StageProcess(
+        command_line.launch_command(step, folder, slot),
+        folder,
+        env,
+        started=started,
+        cores=command_line.cores_of(step, slot),
+        grace_seconds=step.launch.grace_seconds,
+        warm=warm if is_warm else None,
     )
-    return _Job(step, decision, slot, stage)
 
 
-def _start_again(run: Run, job: _Job, warm: WarmPool, show: Show) -> _Job | None:
-    """The step's stage, started again where it ran out of memory and goes on with fewer rows at a time; else None."""
+def _start_again(run: Run, job: Job, warm: WarmPool, show: Show) -> Job | None:
+    """Starts the stage again where it ran out of memory and has halved its batch for the next start. Otherwise None."""
     state, outcome = run.states[job.step.name], read_json(job.stage.folder / "outcome.json") or {}
     if outcome.get("kind") != HALVED or job.starts > NUM_HALVED:
         return None
     job.stage.finish()
     state.state, state.seconds, state.why = HALVED, job.stage.seconds, str(outcome.get("cause", ""))
     show(job.step, state)
-    again = _start(run, job.step, job.slot, warm, show)
-    if again is not None:
-        again.starts, again.stage.started = job.starts + 1, job.stage.started
-    return again
+    return _start(run, job.step, job.slot, warm, show, previous=job)
 
 
-def _finish(run: Run, job: _Job, show: Show) -> None:
-    """The step's end: its record in the summary. Raises StageFailed where there is none."""
+def _finish(run: Run, job: Job, show: Show) -> None:
+    """Takes the record of a finished step into the summary. Raises StageFailed where there is no record."""
     state, folder = run.states[job.step.name], job.stage.folder
     state.seconds = job.stage.seconds
-    code, printed = job.stage.finish()
-    if run.decide(job.step).action != "reuse":  # the record, not the exit code, says whether a step is whole
-        raise _failure(job.step, folder, job.stage.command, code, printed)
+    exit_code, output = job.stage.finish()
+    if run.decide(job.step).action != "reuse":  # the record decides whether a step is complete, not the exit code
+        raise failure_of(job.step, folder, job.stage.command, exit_code=exit_code, output=output)
     state.artifact = record_of(folder)
     state.state = "resumed" if job.decision.action == "resume" else "ran"
     summary.write(run.recipe.folder, run, "running")
@@ -218,7 +228,7 @@ def _finish(run: Run, job: _Job, show: Show) -> None:
 
 
 def _link(link: Path, folder: Path) -> None:
-    """`steps/<step>` leads to the step's folder in the last run of any recipe: for people, nothing here reads it."""
+    """Points `steps/<step>` at the step's folder in the last run of any recipe. It is for people; no code reads it."""
     target = Path("..") / folder.name
     if link.is_symlink() and link.readlink() == target:
         return
@@ -229,8 +239,11 @@ def _link(link: Path, folder: Path) -> None:
     partial.replace(link)
 
 
-def _prepare_folder(folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> None:
-    """Leaves nothing half-written of an earlier try; the stage itself judges what in `checkpoints` is whole."""
+def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: bool) -> None:
+    """Deletes the remains of an earlier attempt, except logs and checkpoints, and writes the config and identity.
+
+    The stage decides which checkpoints are valid.
+    """
     kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt"}
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -239,20 +252,3 @@ def _prepare_folder(folder: Path, config: Mapping[str, Any], identity: Mapping[s
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     write_atomically(folder / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True))
-
-
-def _failure(step: Step, folder: Path, command: list[str], code: int, printed: str) -> StageFailed:
-    outcome = read_json(folder / "outcome.json") or {}
-    ending = f"ended with exit code {code}" if code else "ended without its record"
-    if code < 0:
-        ending = f"killed by {signal.Signals(-code).name}"
-    hint = outcome.get("hint") or next((way_out for part, way_out in HINTS if part in f"{printed}\n{ending}"), "")
-    if not hint and shutil.disk_usage(folder).free < FULL_BYTES:  # too full even for the stage to say so
-        hint = DISK_FULL
-    cause = outcome.get("cause") or ending
-    is_users = outcome.get("kind") == "config"
-    lines = printed.splitlines()
-    # torch's launcher says at length that a process failed; what failed stands above that.
-    end = next((place for place, line in enumerate(lines) if LAUNCHERS_REPORT in line), len(lines))
-    tail = lines[:end][-NUM_TAIL_LINES:]
-    return StageFailed(step, command, folder / "console.txt", tail, cause=cause, hint=hint, is_users=is_users)

@@ -1,10 +1,10 @@
-"""A Python that has imported the stages' libraries once, and is forked for every step of one process on the CPU.
+"""A warm Python: a process that imports the libraries of the stages once, and forks for every one-process step.
 
-The imports take five seconds, many times what a small step computes. A fork starts from what they left, in the
-environment that the step would have had anyway; nothing of one step reaches the next, and its memory goes with it. On
-Linux and for the CPU alone: elsewhere a fork can't use what its parent has loaded.
+The imports take five seconds, many times longer than the computation of a small step. A fork starts with the imported
+modules, in the environment that a new process would have. Steps share nothing else, and a step's memory is freed at its
+end. Used only on Linux and on the CPU: elsewhere a fork can't use the libraries that its parent has loaded.
 
-    python -m pipeline.launch.warm FD MODULE …     # FD: a socket to the runner
+    python -m pipeline.launch.warm FD MODULE ...     # FD: a socket to the runner
 """
 
 import contextlib
@@ -20,14 +20,32 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+import psutil
 
 from data_schemas.stage_keys import stages
 
-LOST = 70  # the exit code of a step whose own is not known, and of one that ended because its parent has
+LOST = 70  # the exit code of a step whose own is not known, or that ended because its parent did
 MESSAGE_BYTES = 1 << 20
 
-# One message a packet, JSON. To the Python: {words, output, environment, cores}. Back: {pid}, later {pid, code}.
+
+# Messages are JSON, one in a packet: an order to the warm Python, a reply with the process id of the fork, and later a
+# reply with its exit code.
+
+
+class Order(TypedDict):
+    """A script to run in a fork."""
+
+    words: list[str]  # the script and its arguments
+    output: str  # the file of its standard output and error
+    environment: dict[str, str]  # added to that of the warm Python
+    cores: list[int] | None
+
+
+class Reply(TypedDict, total=False):
+    pid: int
+    code: int  # negative: the signal that ended the fork
 
 
 def preloaded_modules() -> list[str]:
@@ -36,15 +54,15 @@ def preloaded_modules() -> list[str]:
 
 
 class WarmPython:
-    """The Python, and the codes of its forks. Its environment is that of every step it starts."""
+    """The runner's side of a warm Python, with the exit codes of its forks. All its steps share its environment."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.codes: dict[int, int] = {}
-        with theirs:
+        with other_end:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.launch.warm", str(theirs.fileno()), *preloaded_modules()],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "pipeline.launch.warm", str(other_end.fileno()), *preloaded_modules()],
+                pass_fds=[other_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -55,47 +73,54 @@ class WarmPython:
     def start(
         self, words: Sequence[str], output: Path, environment: Mapping[str, str], cores: Sequence[int] | None
     ) -> "Fork":
-        """Runs a script with its words; `environment` is added to the Python's own. Waits for the imports.
+        """Runs a script (`words`: its path and arguments) in a fork, after the imports.
 
-        Raises OSError where the Python has died, or could not import something.
+        `environment` is added to that of the warm Python. Raises OSError where the warm Python has ended, as when an
+        import failed.
         """
-        order = {"words": list(words), "output": str(output), "environment": dict(environment), "cores": cores}
+        order: Order = {
+            "words": list(words),
+            "output": str(output),
+            "environment": dict(environment),
+            "cores": None if cores is None else list(cores),
+        }
         self.socket.send(json.dumps(order).encode())
         while True:
-            if (message := self._receive()) is None:
+            if (reply := self._receive()) is None:
                 raise ConnectionError("the warm Python has ended")
-            if "code" not in message:
-                return Fork(self, message["pid"])
+            if "code" not in reply and "pid" in reply:
+                return Fork(self, reply["pid"])
 
     def code_of(self, pid: int) -> int | None:
-        """Exit code of a fork, negative where a signal ended it; None while it runs."""
-        runs = _runs(pid)  # asked first: the code is sent before a process is let go
+        """The exit code of a fork, negative for the signal that ended it. None while it runs."""
+        exists = psutil.pid_exists(pid)  # before the codes are read: a code is sent before its process is reaped
         while select.select([self.socket], [], [], 0)[0] and self._receive() is not None:
             pass
         code = self.codes.pop(pid, None)
-        return code if code is not None or runs else LOST
+        return code if code is not None or exists else LOST
 
-    def _receive(self) -> dict[str, Any] | None:
+    def _receive(self) -> Reply | None:
+        """The next reply; None where the warm Python has ended."""
         packet = self.socket.recv(MESSAGE_BYTES)
         if not packet:
             return None
-        message: dict[str, Any] = json.loads(packet)
-        if "code" in message:
-            self.codes[message["pid"]] = message["code"]
-        return message
+        reply: Reply = json.loads(packet)
+        if "code" in reply and "pid" in reply:
+            self.codes[reply["pid"]] = reply["code"]
+        return reply
 
     def close(self) -> None:
-        """Ends the Python, and by that every fork that still runs."""
+        """Ends the warm Python, and thereby every fork that still runs."""
         self.socket.close()
         try:
             self.process.wait(timeout=1)
-        except subprocess.TimeoutExpired:  # it still imports
+        except subprocess.TimeoutExpired:  # it is still importing
             self.process.kill()
             self.process.wait()
 
 
 class Fork:
-    """A step that a warm Python runs: what subprocess.Popen says of a process."""
+    """A step in a fork of a warm Python, with the methods of subprocess.Popen that the runner uses."""
 
     def __init__(self, python: WarmPython, pid: int) -> None:
         self.python, self.pid = python, pid
@@ -107,7 +132,7 @@ class Fork:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Raises subprocess.TimeoutExpired after so many seconds."""
+        """Waits for the exit code. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         started = time.monotonic()
         while (code := self.poll()) is None:
             if timeout is not None and time.monotonic() - started > timeout:
@@ -117,13 +142,13 @@ class Fork:
 
 
 class WarmPool:
-    """The warm Pythons of one run, one for each environment; closed with the run."""
+    """The warm Pythons of one run, one for each environment. They are closed with the run."""
 
     def __init__(self) -> None:
         self.pythons: dict[str, WarmPython] = {}
 
     def python(self, environment: Mapping[str, str]) -> WarmPython | None:
-        """The one of this environment, started where there is none yet; None where there can't be one."""
+        """The warm Python of this environment, started at the first call. None where it can't be started."""
         key = json.dumps(environment, sort_keys=True)
         if key not in self.pythons and sys.platform == "linux":
             with contextlib.suppress(OSError):
@@ -138,19 +163,11 @@ class WarmPool:
             python.close()
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 # -- in the warm Python -----------------------------------------------------------------------------------------------
 
 
 def serve(runner: socket.socket) -> list[str] | None:
-    """Forks for every order until the runner is gone. None then; in a fork, the words it shall run."""
+    """Forks for every order. Returns the script and arguments in a fork, and None when the runner has ended."""
     children: set[int] = set()
     while True:
         ready, _, _ = select.select([runner], [], [], 0.02 if children else None)
@@ -158,7 +175,7 @@ def serve(runner: socket.socket) -> list[str] | None:
             packet = runner.recv(MESSAGE_BYTES)
             if not packet:
                 return None
-            order = json.loads(packet)
+            order: Order = json.loads(packet)
             pid = os.fork()
             if pid == 0:
                 runner.close()
@@ -167,7 +184,7 @@ def serve(runner: socket.socket) -> list[str] | None:
             children.add(pid)
             _send(runner, {"pid": pid})
         for pid in list(children):
-            # The code is sent while the process is still there as a zombie: gone means sent.
+            # The code is sent while the process is a zombie: once it no longer exists, its code has been sent.
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if end is not None:
                 code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
@@ -176,13 +193,13 @@ def serve(runner: socket.socket) -> list[str] | None:
                 children.remove(pid)
 
 
-def _send(runner: socket.socket, message: Mapping[str, int]) -> None:
-    with contextlib.suppress(ConnectionError):  # it is gone: the next packet is the empty one
-        runner.send(json.dumps(message).encode(), getattr(socket, "MSG_NOSIGNAL", 0))
+def _send(runner: socket.socket, reply: Reply) -> None:
+    with contextlib.suppress(ConnectionError):  # the runner has ended: the next packet received is empty
+        runner.send(json.dumps(reply).encode(), getattr(socket, "MSG_NOSIGNAL", 0))
 
 
-def _become(order: Mapping[str, Any]) -> None:
-    """Makes a fork what a process started for the order would be: session, output, environment, cores, words."""
+def _become(order: Order) -> None:
+    """Gives a fork the session, output, environment, cores and arguments of a process started for the order."""
     os.setsid()
     output = os.open(order["output"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(output, 1)
@@ -199,7 +216,7 @@ def main(descriptor: str, *modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # the pages of the modules stay shared with the forks
+    gc.freeze()  # the memory pages of the modules stay shared with the forks
     with socket.socket(fileno=int(descriptor)) as runner:
         words = serve(runner)
     if words is not None:

@@ -1,8 +1,9 @@
-"""Runs a recipe's `wrapper` (srun, …) and ends it when the runner has died.
+"""Runs the `wrapper` command of a recipe, as srun, and ends it when the runner has died.
 
-A process on another machine cannot see the runner; the wrapper ends it, and this ends the wrapper.
+A process on another machine can't see whether the runner lives. The wrapper command ends that process, and this program
+ends the wrapper command.
 
-    python -m pipeline.launch.wrapper srun --nodes=2 … python -m pipeline.launch.node …
+    python -m pipeline.launch.wrapper srun --nodes=2 ... python -m pipeline.launch.node ...
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import time
 
 def main(words: list[str]) -> int:
     runner = os.getppid()
-    process = subprocess.Popen(words, process_group=0)  # a script's children are signalled with it
+    process = subprocess.Popen(words, process_group=0)  # so that a signal reaches the children of a shell script
 
     def end(*_: object) -> None:
         with contextlib.suppress(ProcessLookupError):

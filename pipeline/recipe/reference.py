@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from data_schemas.files import write_atomically
 from data_schemas.stage_keys import INPUT_ROLES, PIPELINE_KEYS, REPLACED_KEYS, StageKey, stages
 from pipeline.recipe.names import STAGE_OF
-from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import Launch
+from pipeline.recipe.settings import Settings
 
 PAGE = Path(__file__).absolute().parents[2] / "docs" / "recipe.md"
 SET_BY_PLAN = {*PIPELINE_KEYS, "output_dir"}
@@ -43,7 +43,7 @@ by_round: {2: {dpo: {beta: 0.05}}}     # in round 2 only
 
 def reference_page() -> str:
     """The content of docs/recipe.md."""
-    parts = [HEAD, "## Keys of the recipe itself\n", _table(_rows_of_model(Recipe))]
+    parts = [HEAD, "## Keys of the recipe itself\n", _table(_rows_of_model(Settings))]
     parts += ["## `launch`: where and how steps run\n", _table(_rows_of_model(Launch))]
     for name, stage in stages().items():
         own = {key: value for key, value in stage.keys.items() if value.own and key not in SET_BY_PLAN}

@@ -1,41 +1,53 @@
-"""The sections of a recipe: their names, how their stages are launched, and their keys with types and absolute paths.
+"""The sections of a recipe: how their stages are launched, and their keys with types and absolute paths.
 
-What a section says is known from itself alone; pipeline/recipe.py puts the sections together.
+Each section is typed here by itself. resolved.py combines them for each round.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import StageKey, check_keys, nearest, stages
-from pipeline.recipe.names import ALONE, AVERAGED, MIX_KEYS, SECTIONS, STAGE_OF, Keys, Section
+from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, nearest, stages
+from pipeline.recipe.names import ALONE, AVERAGED, MIX_KEYS, SECTIONS, STAGE_OF, Section
 
 T = TypeVar("T", bound=BaseModel)
-BESIDE_KEYS = ("launch", "variants", "average")  # of a section, beside its stage's
-AVERAGE_KEYS = ("weights", "method", "fraction")  # of average_models
-# What models must have in common to be averaged, and to be measured on rows that none of them trained on.
+SECTION_KEYS = ("launch", "variants", "average")  # keys of a section that are not keys of its stage
+AVERAGE_KEYS = ("weights", "method", "fraction")  # keys of average_models that a section's `average` may set
+# Models must have these in common to be averaged, and to be measured on rows that none of them was trained on.
 COMMON_TO_VARIANTS = ("validation_share", "model_revision", "eos_token", "pad_token", "reference_model")
 
 
 class Launch(BaseModel):
-    """How stages are started. Never part of what makes a step the same step."""
+    """How stages are started. Never part of a step's fingerprint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = "single"
-    num_processes: int = Field(default=1, ge=1)  # over all machines
-    device: Literal["gpu", "cpu"] = "gpu"
-    num_machines: int = Field(default=1, ge=1)
-    wrapper: str | None = None  # runs a command once on every machine: "srun --nodes=8 --ntasks-per-node=1"
-    main_process_ip: str | None = None  # of machine 0, as the others reach it
-    main_process_port: int | None = None  # a free one is taken where none is given
-    devices: list[int] | None = None  # the GPUs, on the CPU the cores, that a step may take; null: all there are
-    grace_seconds: float = Field(default=60.0, ge=0.0)  # that a stage has after SIGTERM to save a checkpoint
-    warm: bool = True  # steps of one process on the CPU share one Python's imports; false: each starts from nothing
+    profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = Field(
+        default="single", description="How a step is distributed over processes; a ZeRO profile uses DeepSpeed."
+    )
+    num_processes: int = Field(default=1, ge=1, description="Processes over all machines.")
+    device: Literal["gpu", "cpu"] = Field(default="gpu", description="The device that stages run on.")
+    num_machines: int = Field(default=1, ge=1, description="Machines that a step runs on.")
+    wrapper: str | None = Field(
+        default=None,
+        description="A command that runs another once on every machine, as in srun --nodes=8 --ntasks-per-node=1.",
+    )
+    main_process_ip: str | None = Field(default=None, description="Address of machine 0, as the others reach it.")
+    main_process_port: int | None = Field(default=None, description="Port of machine 0; null: a free one.")
+    devices: list[int] | None = Field(
+        default=None, description="GPUs, or on the CPU cores, that a step may use; null: all."
+    )
+    grace_seconds: float = Field(
+        default=60.0, ge=0.0, description="Time that a stage has after SIGTERM to save a checkpoint."
+    )
+    warm: bool = Field(
+        default=True, description="Steps of one process on the CPU are forked from one Python that has imported torch."
+    )
 
     @field_validator("wrapper")
     @classmethod
@@ -45,114 +57,138 @@ class Launch(BaseModel):
 
 
 class Mix(BaseModel):
-    """What data SFT and DPO see: said by the recipe, or by a variant for itself."""
+    """The data that SFT and DPO are trained on. The recipe sets it, and a variant may override it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    human_share: float = Field(default=1.0, ge=0.0, le=1.0)  # of the human instructions, mixed into SFT from round 1 on
-    dpo_batches: int = Field(default=1, ge=1)  # how many of the most recent batches DPO trains on
+    human_share: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="Share of the human instructions in SFT, from round 1 on."
+    )
+    dpo_batches: int = Field(default=1, ge=1, description="Number of most recent batches that DPO is trained on.")
 
 
-def typed_section(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
-    typed = check_section(section, values, where=where)
-    known = stages()[STAGE_OF.get(section, section)].keys
-    located = _all_located(typed, known, folder)
+@dataclass(frozen=True)
+class TypedVariant:
+    """An entry of a section's `variants`."""
+
+    keys: Values
+    mix: Values  # the fields of Mix that the variant overrides
+
+
+@dataclass(frozen=True)
+class TypedSection:
+    """A section as one place of the recipe sets it: typed, paths absolute, without what the place does not set."""
+
+    keys: Values
+    launch: Values  # fields of Launch
+    variants: Sequence[TypedVariant] | None = None
+    average: Values | None = None  # keys of average_models
+
+
+def type_section(section: Section, values: Values, folder: Path, *, where: str) -> TypedSection:
+    """Checks and types a section. Paths are looked up in the working directory, then in `folder`.
+
+    Raises ConfigError, which begins with `where`, for an unknown key and for a value of the wrong type.
+    """
+    beside = SECTION_KEYS if section in AVERAGED else ("launch",)
+    stage_values = {name: value for name, value in values.items() if name not in beside}
+    keys = _type_stage_keys(section, stage_values, folder, where=where)
+    launch = values.get("launch", {})
     if "launch" in values:
         if section in ALONE:
             raise ConfigError(f"{where}.launch: this stage is always one process")
-        if not isinstance(values["launch"], dict):
-            raise ConfigError(f"{where}.launch={values['launch']!r}: expected a mapping, as in {{num_processes: 2}}")
-        parse(Launch, values["launch"], where=f"{where}.launch")
-        located["launch"] = values["launch"]
-    return located | (_typed_variants(section, values, folder, where=where) if section in AVERAGED else {})
+        if not isinstance(launch, dict):
+            raise ConfigError(f"{where}.launch={launch!r}: expected a mapping, as in {{num_processes: 2}}")
+        parse(Launch, launch, where=f"{where}.launch")
+    has_variants, has_average = (name in values and section in AVERAGED for name in ("variants", "average"))
+    return TypedSection(
+        keys,
+        launch,
+        _type_variants(section, values["variants"], folder, where=where) if has_variants else None,
+        _type_average(values["average"], where=where) if has_average else None,
+    )
 
 
-def _typed_variants(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
-    """The `variants` and `average` of a section, where it has them."""
-    typed: Keys = {}
-    if "variants" in values:
-        listed = values["variants"]
-        if not (isinstance(listed, list) and listed and all(isinstance(variant, dict) for variant in listed)):
-            raise ConfigError(
-                f"{where}.variants={listed!r}: expected a list of mappings, as in [{{seed: 1}}, {{seed: 2}}]"
-            )
-        typed["variants"] = [
-            _typed_variant(section, variant, folder, where=f"{where}.variants.{place}")
-            for place, variant in enumerate(listed, 1)
-        ]
-    if "average" in values:
-        average = values["average"]
-        if not isinstance(average, dict):
-            raise ConfigError(f"{where}.average={average!r}: expected a mapping, as in {{weights: greedy}}")
-        for name in average:
-            if name not in AVERAGE_KEYS:
-                raise ConfigError(f"{where}.average: unknown key {name!r}{nearest(str(name), AVERAGE_KEYS)}")
-        typed["average"] = check_keys("average_models", average, where=f"{where}.average")
-    return typed
+def _type_variants(section: Section, listed: object, folder: Path, *, where: str) -> list[TypedVariant]:
+    if not (isinstance(listed, list) and listed and all(isinstance(variant, dict) for variant in listed)):
+        raise ConfigError(f"{where}.variants={listed!r}: expected a list of mappings, as in [{{seed: 1}}, {{seed: 2}}]")
+    return [
+        _type_variant(section, variant, folder, where=f"{where}.variants.{place}")
+        for place, variant in enumerate(listed, 1)
+    ]
 
 
-def _typed_variant(section: Section, values: Keys, folder: Path, *, where: str) -> Keys:
+def _type_variant(section: Section, values: Keys, folder: Path, *, where: str) -> TypedVariant:
     for name in COMMON_TO_VARIANTS:
         if name in values:
-            raise ConfigError(f"{where}.{name}: all variants must have the same; say it in the section {section}")
+            raise ConfigError(f"{where}.{name}: all variants must have the same; set it in the section {section}")
     mix = {name: value for name, value in values.items() if name == MIX_KEYS.get(section)}
     parse(Mix, mix, where=where)
     keys = {name: value for name, value in values.items() if name not in mix}
-    if wrong := [name for name in keys if name in BESIDE_KEYS]:
+    if wrong := [name for name in keys if name in SECTION_KEYS]:
         raise ConfigError(
-            f"{where}.{wrong[0]}: a variant holds keys of its stage alone; say it in the section {section}"
+            f"{where}.{wrong[0]}: a variant holds only keys of its stage; set it in the section {section}"
         )
-    return mix | typed_section(section, keys, folder, where=where)
+    return TypedVariant(_type_stage_keys(section, keys, folder, where=where), mix)
 
 
-def typed_defaults(values: Keys, folder: Path, *, where: str) -> Keys:
-    everywhere = {name: key for stage in stages().values() for name, key in stage.keys.items()}
+def _type_average(average: object, *, where: str) -> Keys:
+    if not isinstance(average, dict):
+        raise ConfigError(f"{where}.average={average!r}: expected a mapping, as in {{weights: greedy}}")
+    for name in average:
+        if name not in AVERAGE_KEYS:
+            raise ConfigError(f"{where}.average: unknown key {name!r}{nearest(str(name), AVERAGE_KEYS)}")
+    return check_keys("average_models", average, where=f"{where}.average")
+
+
+def type_defaults(values: Values, folder: Path, *, where: str) -> Keys:
+    """Checks and types the keys of `defaults`. Raises ConfigError for a key that no stage has, or of a wrong type."""
+    keys_of_stages = {name: key for stage in stages().values() for name, key in stage.keys.items()}
     for name in values:
-        if name not in everywhere:
-            raise ConfigError(f"{where}: unknown key {name!r}: no stage has it{nearest(str(name), list(everywhere))}")
-    typed = {}
+        if name not in keys_of_stages:
+            raise ConfigError(
+                f"{where}: unknown key {name!r}: no stage has it{nearest(str(name), list(keys_of_stages))}"
+            )
+    typed: Keys = {}
     for stage, description in stages().items():
         typed |= check_keys(stage, {k: v for k, v in values.items() if k in description.keys}, where=where)
-    return _all_located(typed, everywhere, folder)
+    return _with_absolute_paths(typed, keys_of_stages, folder)
 
 
-def check_section(section: Section, values: Mapping[str, Any], *, where: str) -> Keys:
-    """The typed keys of a section's stage, those beside them aside. One path stands for a list of one."""
+def _type_stage_keys(section: Section, values: Values, folder: Path, *, where: str) -> Keys:
+    """The keys of a section's stage, typed. A single path is accepted where a list of paths is expected."""
     stage = STAGE_OF.get(section, section)
     known = stages()[stage].keys
-    beside = BESIDE_KEYS if section in AVERAGED else ("launch",)
-    keys = {name: value for name, value in values.items() if name not in beside}
+    keys = dict(values)
     for name, value in keys.items():
-        if (
-            name in known
-            and known[name].role in ("rows", "model")
-            and isinstance(value, str)
-            and "list[" in known[name].type
-        ):
+        if name not in known or not isinstance(value, str):
+            continue
+        if known[name].role in ("rows", "model") and known[name].is_list:
             keys[name] = [value]
-    return check_keys(stage, keys, where=where)
+    return _with_absolute_paths(check_keys(stage, keys, where=where), known, folder)
 
 
-def _all_located(values: Keys, known: Mapping[str, StageKey], folder: Path) -> Keys:
-    located = {name: _located(value, known[name], folder) for name, value in values.items()}
+def _with_absolute_paths(values: Keys, known: Mapping[str, StageKey], folder: Path) -> Keys:
+    located = {name: _locate_value(value, known[name], folder) for name, value in values.items()}
     python = (values.get("vllm") or {}).get("python")
     return located | ({"vllm": values["vllm"] | {"python": locate(python, folder)}} if isinstance(python, str) else {})
 
 
-def _located(value: Any, key: StageKey, folder: Path) -> Any:
+def _locate_value(value: object, key: StageKey, folder: Path) -> object:
+    """The value with absolute paths; the path of a chat template is replaced by the template's text."""
     if isinstance(value, list):
-        return [_located(item, key, folder) for item in value]
+        return [_locate_value(item, key, folder) for item in value]
     if isinstance(value, str) and value.endswith(".jinja"):
         path = Path(locate(value, folder))
         try:
-            return path.read_text(encoding="utf-8") if path.is_file() else value  # its text makes a step the same
+            return path.read_text(encoding="utf-8") if path.is_file() else value  # the fingerprint covers the text
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not UTF-8 text") from None
     return locate(value, folder) if key.role in ("rows", "model") and isinstance(value, str) else value
 
 
 def locate(value: str, folder: Path) -> str:
-    """The absolute path that `value` means: from the working directory, else beside the recipe; else `value`."""
+    """The absolute path of `value` in the working directory, else in `folder`; `value` itself if neither exists."""
     for base in (Path.cwd(), folder):
         path = base / Path(value).expanduser()
         if path.exists():
@@ -160,8 +196,8 @@ def locate(value: str, folder: Path) -> str:
     return value
 
 
-def parse(model: type[T], values: Mapping[str, Any], *, where: str) -> T:
-    """`model` made from `values`; ConfigError naming the first wrong key, and the nearest valid one."""
+def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
+    """`model` with `values`. Raises ConfigError that names the first wrong key, and the nearest valid one."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

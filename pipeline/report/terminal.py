@@ -1,9 +1,8 @@
-"""What the command prints: the tree of a plan, a line a step while a run goes on, the tables of a summary."""
+"""What the command prints: the tree of a plan, a line for each step during a run, and the tables of a summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.box import MARKDOWN
 from rich.console import Console, Group
@@ -14,10 +13,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from data_schemas.stage_keys import stages
-from pipeline.plan import BestPolicy, File, Model, Output, Step
-from pipeline.state.pruning import Unneeded
+from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Decision, Run, StepState
-from pipeline.state.verifying import Checked
+from pipeline.state.summary import Summary
+from pipeline.state.verifying import StepCheck
+from pipeline.steps import BestPolicy, File, Model, Output, Step
 
 COLOURS = {
     "reuse": "green",
@@ -33,45 +33,45 @@ COLOURS = {
     "pending": "dim",
     "skip": "dim",
     "skipped": "dim",
-    "whole": "green",
+    "complete": "green",
     "sizes only": "yellow",
     "not finished": "dim",
 }
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A terminal's own width; elsewhere wide enough that no row of a table is folded."""
+    """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped."""
     console = Console(stderr=stderr, highlight=False)
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=220)
 
 
-def verified_table(checked: Sequence[Checked]) -> Table:
-    """Every step's folder of a run, with what is wrong in it."""
+def verified_table(checked: Sequence[StepCheck]) -> Table:
+    """The folder of every step of a run, with its state or the problems found in it."""
     table = Table("step", "files", "MB", "state", box=MARKDOWN)
-    for one in checked:
-        state = (
-            Text("\n".join(one.problems), style="red") if one.problems else Text(one.state, style=COLOURS[one.state])
-        )
-        table.add_row(Text(one.folder.name), str(one.files), f"{one.bytes / 1e6:.1f}", state)
+    for step in checked:
+        problems = Text("\n".join(step.problems), style="red")
+        state = problems if step.problems else Text(step.state, style=COLOURS[step.state])
+        table.add_row(Text(step.folder.name), str(step.files), f"{step.bytes / 1e6:.1f}", state)
     return table
 
 
-def pruned_table(run: Path, found: Sequence[Unneeded]) -> Table:
-    """What a run's folder holds beside what its last run needs."""
+def pruned_table(run: Path, unneeded: Sequence[UnneededFolder]) -> Table:
+    """The folders of a run that its last run does not need."""
     table = Table("not needed by the last run", "MB", "last written", "state", box=MARKDOWN)
-    for one in found:
-        written = datetime.fromtimestamp(one.written).strftime("%Y-%m-%d %H:%M")
-        table.add_row(Text(str(one.folder.relative_to(run))), f"{one.bytes / 1e6:.1f}", written, one.state)
+    for item in unneeded:
+        written = datetime.fromtimestamp(item.written).strftime("%Y-%m-%d %H:%M")
+        table.add_row(Text(str(item.folder.relative_to(run))), f"{item.bytes / 1e6:.1f}", written, item.state)
     return table
 
 
 def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
-    """Every step with what will happen to it and why, by round."""
+    """Every step by round, with what will be done with it and why."""
     number = {
         action: sum(d.action == action for d in decisions.values()) for action in ("reuse", "resume", "run", "skip")
     }
     counts = [f"{count} {action}" for action, count in number.items() if count or action != "skip"]
-    tree = Tree(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  [dim]{escape(_shown(run))}[/dim]")
+    folder = f"{run.recipe.output_dir}/{run.recipe.name}"
+    tree = Tree(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  [dim]{escape(folder)}[/dim]")
     branches: dict[int | None, Tree] = {None: tree}
     for step in run.steps:
         if step.round not in branches:
@@ -81,37 +81,38 @@ def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
         line.append(f"{step.name}: {decision.why}", style="default")
         line.append(f"  <- {', '.join(sources(step))}" if step.inputs else "", style="dim")
         if step.keys.get("trust_remote_code"):
-            line.append("  runs code that comes with its model (trust_remote_code)", style="red")
+            line.append("  runs code from its model's files (trust_remote_code)", style="red")
         branches[step.round].add(line)
     return tree
 
 
 def sources(step: Step) -> list[str]:
-    """Where a step's inputs come from, each once; the earlier evaluations that another is compared with left out."""
-    found: dict[str, None] = {}
+    """The names of the steps and files that a step's inputs come from, each once.
+
+    The earlier evaluations that an evaluation is compared with are left out.
+    """
+    names: dict[str, None] = {}
     for reference in (item for items in step.inputs.values() for item in items):
         match reference:
             case BestPolicy(name, rank):
-                found[f"{'best' if rank == 0 else 'second best'} by {name}"] = None
+                names[f"{'best' if rank == 0 else 'second best'} by {name}"] = None
             case Output(name):
-                found[name] = None
+                names[name] = None
             case File(path) | Model(path):
-                found[path if "/" in path and not path.startswith("/") else Path(path).name] = None
-    return list(found)
-
-
-def _shown(run: Run) -> str:
-    return f"{run.recipe.output_dir}/{run.recipe.name}"
+                names[path if "/" in path and not path.startswith("/") else Path(path).name] = None
+    return list(names)
 
 
 class Progress:
-    """One line a step: live ones on a terminal, elsewhere one at its start and one at its end."""
+    """A line for each step. On a terminal it is updated while the step runs; elsewhere one is printed at its start and
+    one at its end.
+    """
 
     def __init__(self, console: Console, num_steps: int, *, live: bool) -> None:
         self.console, self.num_steps = console, num_steps
         self.live = Live(console=console, transient=True, refresh_per_second=4) if live else None
-        self.positions: dict[str, int] = {}  # by step, in the order they started
-        self.running: dict[str, Text] = {}
+        self.positions: dict[str, int] = {}  # step name -> its number, in the order of starting
+        self.running: dict[str, Text] = {}  # step name -> its line
 
     def __enter__(self) -> "Progress":
         if self.live:
@@ -123,6 +124,7 @@ class Progress:
             self.live.stop()
 
     def __call__(self, step: Step, state: StepState) -> None:
+        """Shows the present state of a step."""
         starts = step.name not in self.positions
         position = self.positions.setdefault(step.name, len(self.positions) + 1)
         line = self._line(position, step, state)
@@ -147,26 +149,28 @@ class Progress:
         return line.append("  ".join(part for part in (numbers, f"({state.why})" if state.why else "") if part))
 
 
-def headline(stage: str, metrics: Mapping[str, Any]) -> str:
+def headline(stage: str, metrics: Mapping[str, object]) -> str:
+    """The few metrics of a step that its line shows."""
     shown = [name for name in stages()[stage].traits.headlines if metrics.get(name) is not None]
     return "  ".join(f"{name} {number(metrics[name])}" for name in shown)
 
 
-def rounds_table(summary: Mapping[str, Any]) -> Table:
-    """A column a round, so that it fits a terminal. `-` is a number that does not apply; summary.json says why."""
-    judges = sorted({row["judge"] for row in summary["rounds"] if row["judge"]})
-    table = Table(box=MARKDOWN, title=f"by round, judged by {', '.join(judges) or '?'}", title_justify="left")
+def rounds_table(summary: Summary) -> Table:
+    """One column for each round. `-` is a number that does not apply; summary.json has the reason."""
+    judges = sorted({str(row["judge"]) for row in summary["rounds"] if row["judge"]})
+    title = f"by round, judged by {', '.join(judges)}" if judges else "by round, no policy evaluated yet"
+    table = Table(box=MARKDOWN, title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for row in summary["rounds"]:
         table.add_column(f"round {row['round']}", justify="right", no_wrap=True)
-    shown = {
-        "policy": lambda row: row["policy"] or "-",
+    shown: dict[str, Callable[[Mapping[str, object]], str]] = {
+        "policy": lambda row: str(row["policy"] or "-"),
         "judge's mean": lambda row: number(row["judge_mean"]),
         "gain vs first": lambda row: _interval(row, "score_gain_vs_first"),
         "wins vs first": lambda row: _interval(row, "win_rate_vs_first"),
         "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
-        "gate": lambda row: row.get("gate") or "-",
-        "decided by": lambda row: (row.get("gate_reason") or "-").partition("; ")[0],
+        "gate": lambda row: str(row.get("gate") or "-"),
+        "decided by": lambda row: str(row.get("gate_reason") or "-").partition("; ")[0],
         "proxy's mean": lambda row: number(row["proxy_mean"]),
         "KL to first": lambda row: number(row["kl_to_first"]),
         "answer tokens": lambda row: number(row["mean_answer_tokens"]),
@@ -181,8 +185,8 @@ def rounds_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def steps_table(summary: Mapping[str, Any]) -> Table:
-    """The table of steps, for `status`. A step is named by its folder."""
+def steps_table(summary: Summary) -> Table:
+    """The state, time and numbers of every step. A step is named by its folder."""
     table = Table(box=MARKDOWN)
     names = [step["folder"] or step["name"] for step in summary["steps"]]
     table.add_column("step", min_width=max(map(len, names), default=4))
@@ -195,13 +199,15 @@ def steps_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def number(value: Any) -> str:
-    """Three decimals; `-` for null."""
+def number(value: object) -> str:
+    """A float with three decimals; `-` for null."""
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _interval(row: Mapping[str, Any], name: str) -> str:
+def _interval(row: Mapping[str, object], name: str) -> str:
+    """A number with its interval of confidence, where the row has one."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return number(row[name]) + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
+    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
+    return number(row[name]) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")

@@ -1,9 +1,9 @@
-"""What makes a step the same step: SHA-256 of the canonical JSON of its identity.
+"""The fingerprint of a step: SHA-256 of the canonical JSON of its identity.
 
     identity = stage, the stage's recipe version, every identity key with its typed value (defaults included),
                the source of its functions, and the fingerprints of its inputs
 
-How a step is run (processes, micro-batch, paths, logging) is no part of it. Raw files and local models enter by
+How a step is run (processes, micro-batch, paths, logging) is not part of it. Raw files and local models are hashed by
 content; their hashes are cached by (path, size, mtime in ns, inode).
 """
 
@@ -13,14 +13,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from data_schemas.files import digest, read_json, write_atomically
 from data_schemas.functions import source_hash
-from data_schemas.stage_keys import stages, with_defaults
-from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
+from data_schemas.stage_keys import Keys, Values, stages, with_defaults
+from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
 
-SMALL = 64 * 2**20  # bytes: what `plan` hashes at once
+SMALL = 64 * 2**20  # bytes; `alignloop plan` hashes files up to this size
 TO_BE_HASHED = "to be hashed"
 
 
@@ -29,8 +29,8 @@ class FileHashes:
     """SHA-256 of files and folders by content, cached in `cache_file`."""
 
     cache_file: Path
-    limit: int | None = None  # bytes; a larger file that is not in the cache is left "to be hashed"
-    known: dict[str, list[Any]] = field(default_factory=dict)
+    limit: int | None = None  # bytes; a larger file that is not in the cache has the hash "to be hashed"
+    known: dict[str, list[int | str]] = field(default_factory=dict)  # path -> size, mtime in ns, inode, hash
     changed: bool = False
 
     def __post_init__(self) -> None:
@@ -38,21 +38,21 @@ class FileHashes:
         self.known = {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 4}
 
     def of(self, path: Path) -> str:
-        """The hash of a file, or of a folder's files (hidden ones aside) and their names."""
+        """The hash of a file, or of the names and contents of a folder's files, without hidden ones."""
         if path.is_file():
-            return self._of_file(path)
+            return self._hash_file(path)
         files = sorted(
             file.relative_to(path) for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)
         )
-        hashes = {str(file): self._of_file(path / file) for file in files}
+        hashes = {str(file): self._hash_file(path / file) for file in files}
         return TO_BE_HASHED if TO_BE_HASHED in hashes.values() else digest(hashes)
 
-    def _of_file(self, path: Path) -> str:
+    def _hash_file(self, path: Path) -> str:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
         cached = self.known.get(str(path))
         if cached and cached[:3] == stamp:
-            return cached[3]
+            return str(cached[3])
         if self.limit is not None and status.st_size > self.limit:
             return TO_BE_HASHED
         with path.open("rb") as file:
@@ -62,7 +62,7 @@ class FileHashes:
         return content
 
     def save(self) -> None:
-        """For the next time: where it can't be written, on a full disk or a read-only one, all is hashed again."""
+        """Writes the cache. If it cannot be written, as on a full disk, the files are hashed again next time."""
         if self.changed and self.cache_file.parent.is_dir():
             with contextlib.suppress(OSError):
                 write_atomically(self.cache_file, json.dumps(self.known, indent=1))
@@ -72,27 +72,43 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
+class IdentityContent(TypedDict):
+    """What the fingerprint of a step is computed from, as fingerprint.json stores it."""
+
+    stage: str
+    recipe_version: int
+    keys: Keys  # identity keys, and the names of functions
+    functions: dict[str, str]  # key -> hash of the function's source
+    inputs: dict[str, list[list[str | int]]]  # key -> for each input its fingerprint or hash, and which output it is
+
+
 @dataclass(frozen=True)
 class Identity:
-    """What a step's fingerprint is made of. `fingerprint` is None while a large file below it is to be hashed."""
+    """The identity of a step. `fingerprint` is None while a large file that the step depends on is to be hashed."""
 
-    content: dict[str, Any]
+    content: IdentityContent
     fingerprint: str | None
 
 
 def identities(steps: Sequence[Step], *, hashes: FileHashes, function_folder: Path) -> dict[str, Identity]:
-    """Every step's identity, by name. Raises ConfigError for a function that can't be found."""
-    made: dict[str, Identity] = {}
+    """The identity of every step, by name. Functions are looked up in `function_folder` first.
+
+    Raises ConfigError for a function that cannot be found.
+    """
+    known: dict[str, Identity] = {}
     for step in steps:
-        content = _content(step, made, hashes, function_folder)
-        known = TO_BE_HASHED not in _leaves(content["inputs"]) and TO_BE_HASHED not in _leaves(content["keys"])
-        made[step.name] = Identity(content, digest(content) if known else None)
+        content = _identity_content(step, known, hashes, function_folder)
+        is_complete = TO_BE_HASHED not in _leaves(content["inputs"]) and TO_BE_HASHED not in _leaves(content["keys"])
+        known[step.name] = Identity(content, digest(content) if is_complete else None)
     hashes.save()
-    return made
+    return known
 
 
-def _content(step: Step, made: Mapping[str, Identity], hashes: FileHashes, function_folder: Path) -> dict[str, Any]:
-    keys, functions = {}, {}
+def _identity_content(
+    step: Step, known: Mapping[str, Identity], hashes: FileHashes, function_folder: Path
+) -> IdentityContent:
+    keys: Keys = {}
+    functions: dict[str, str] = {}
     for name, value in with_defaults(step.stage, step.keys).items():
         role = stages()[step.stage].keys[name].role
         if role == "function" and value is not None:
@@ -105,32 +121,35 @@ def _content(step: Step, made: Mapping[str, Identity], hashes: FileHashes, funct
         "recipe_version": stages()[step.stage].recipe_version,
         "keys": keys,
         "functions": functions,
-        "inputs": {key: [_of(item, made, hashes) for item in items] for key, items in step.inputs.items()},
+        "inputs": {key: [_identify(item, known, hashes) for item in items] for key, items in step.inputs.items()},
     }
 
 
-def _of(reference: Reference, made: Mapping[str, Identity], hashes: FileHashes) -> list[str | int]:
+def _identify(reference: Reference, known: Mapping[str, Identity], hashes: FileHashes) -> list[str | int]:
     match reference:
         case Output(step, name):
-            return [made[step].fingerprint or TO_BE_HASHED, name]
+            return [known[step].fingerprint or TO_BE_HASHED, name]
         case BestPolicy(step, rank):
-            return [made[step].fingerprint or TO_BE_HASHED, "choice", rank]
+            return [known[step].fingerprint or TO_BE_HASHED, "choice", rank]
         case EvaluationFolder(step):
-            return [made[step].fingerprint or TO_BE_HASHED]
+            return [known[step].fingerprint or TO_BE_HASHED]
         case File(path) | Model(path):
             return [hashes.of(Path(path)) if Path(path).exists() else path]
 
 
-def _leaves(value: Any) -> list[Any]:
+def _leaves(value: object) -> list[object]:
     if isinstance(value, dict | list):
         return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(item)]
     return [value]
 
 
-def differences(step: Step, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed between two identities of one step, a line each: `dpo.beta 0.1 -> 0.2`."""
+def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
+    """What changed between two identities of one step, one line for each change: `dpo.beta 0.1 -> 0.2`.
+
+    `old` was read from fingerprint.json, which an older version may have written, so fields may be missing.
+    """
     if old.get("stage") != new["stage"]:
-        return [f"{_stage(old.get('stage'))} -> {_stage(new['stage'])}"]
+        return [f"{_model_kind(old.get('stage'))} -> {_model_kind(new['stage'])}"]
     lines = []
     section = f"{step.section}.average" if step.stage == "average_models" else step.section
     if old.get("recipe_version") != new["recipe_version"]:
@@ -143,37 +162,33 @@ def differences(step: Step, old: Mapping[str, Any], new: Mapping[str, Any]) -> l
         if old.get("functions", {}).get(name) not in (None, source):
             lines.append(f"the source of {new['keys'][name]} changed")
     for key in old.get("inputs", {}).keys() | new["inputs"].keys():
-        was, now = old.get("inputs", {}).get(key, []), new["inputs"].get(key, [])
-        if len(was) != len(now):
-            lines.append(f"input {key}: {len(was)} -> {len(now)}")
+        old_inputs, new_inputs = old.get("inputs", {}).get(key, []), new["inputs"].get(key, [])
+        if len(old_inputs) != len(new_inputs):
+            lines.append(f"input {key}: {len(old_inputs)} -> {len(new_inputs)}")
             continue
-        lines += [
-            f"input {_name(item)} is {TO_BE_HASHED}" if TO_BE_HASHED in now[place] else f"input {_name(item)} changed"
-            for place, item in enumerate(step.inputs.get(key, []))
-            if was[place] != now[place]
-        ]
+        for place, item in enumerate(step.inputs.get(key, [])):
+            if old_inputs[place] != new_inputs[place]:
+                change = f"is {TO_BE_HASHED}" if TO_BE_HASHED in new_inputs[place] else "changed"
+                lines.append(f"input {_source(item)} {change}")
     return list(dict.fromkeys(lines))
 
 
-def _name(reference: Reference) -> str:
+def _source(reference: Reference) -> str:
     return reference.path if isinstance(reference, File | Model) else reference.step
 
 
-def _flat(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping's keys one by one: `stage_keys.beta`."""
-    flat: dict[str, Any] = {}
+def _flat(keys: Values) -> Keys:
+    """The keys of a mapping, with those of an inner mapping as `stage_keys.beta`."""
+    flat: Keys = {}
     for name, value in keys.items():
         flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
-def _stage(name: str | None) -> str:
-    return "the average of its variants" if name == "average_models" else f"{name} alone"
+def _model_kind(stage: str | None) -> str:
+    return "the average of its variants" if stage == "average_models" else f"a single {stage}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-# -- functions named `module:function` ----------------------------------------------------------------------------

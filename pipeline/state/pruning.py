@@ -1,66 +1,70 @@
-"""What lies in a run's folder that its last run does not need: steps of keys that were edited since, tries that failed.
+"""Finds the folders that the last run of a run's folder does not need: steps of edited keys, and failed attempts.
 
-Only what the runner made itself is listed: a folder whose name ends in the digest of the identity in it. All else in a
-run's folder is a person's.
+Only folders that the runner created are listed: those whose name ends in the digest of the identity stored in them.
+Everything else in a run's folder belongs to the user.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_schemas.artifact import RECORD
-from data_schemas.errors import ConfigError
+from data_schemas.errors import BusyError, ConfigError
 from data_schemas.files import digest, read_json
 from data_schemas.locks import is_locked
 from data_schemas.reference_log_probs import FOLDER as REFERENCES
 from pipeline.state.run import IDENTITY_FILE
+from pipeline.state.summary import Summary
 
-GOING = ".pruned-"  # before the name of a folder that is on its way out
+BEING_DELETED = ".pruned-"  # prefix of the name of a folder while it is deleted
 
 
 @dataclass(frozen=True)
-class Unneeded:
+class UnneededFolder:
     folder: Path
     bytes: int
     written: float  # the newest file in it, in seconds since the epoch
-    state: str  # "finished", "not finished", "reference log-probs" or "half deleted"
+    state: str  # "finished", "not finished", "reference log-probs" or "partly deleted"
 
 
-def needed_by(run: Path, summary: Mapping[str, Any]) -> set[str]:
-    """The names of the step folders that the last run used or made.
+def needed_by(run: Path, summary: Summary) -> set[str]:
+    """The names of the step folders that the last run used or wrote.
 
-    Raises ConfigError where it did not finish: the results of the one before may be all that there is.
+    Raises ConfigError if it did not finish, since only the run before it may have results.
     """
     if summary["state"] != "done":
         raise ConfigError(
-            f"the last run in {run} is {summary['state']}, and only one that is done says what it needs; "
-            f"run the recipe that you keep to its end"
+            f"the last run in {run} is {summary['state']}; what it needs is known when it is done: "
+            "run the recipe that you want to keep until it is done"
         )
-    return {step["folder"] for step in summary["steps"]}
+    return {step["folder"] for step in summary["steps"] if step["folder"]}
 
 
-def unneeded(run: Path, needed: Set[str]) -> list[Unneeded]:
-    """What an earlier call left half deleted comes first."""
-    found = [_measured(folder, "half deleted") for folder in _folders(run, f"{GOING}*")]
+def unneeded(run: Path, needed: Set[str]) -> list[UnneededFolder]:
+    """The folders that are not `needed`. Those that an interrupted call left partly deleted come first."""
+    found = [_measure(folder, "partly deleted") for folder in _folders(run, f"{BEING_DELETED}*")]
     for folder in _folders(run, "[!.]*"):
         if folder.name not in needed and _is_a_step(folder):
-            found.append(_measured(folder, "finished" if (folder / RECORD).exists() else "not finished"))
+            found.append(_measure(folder, "finished" if (folder / RECORD).exists() else "not finished"))
     for folder in _folders(run, f"{REFERENCES}/*"):
-        readers = {note.stem for note in folder.glob("*.json")}  # without one, a step may still be at it
+        readers = {note.stem for note in folder.glob("*.json")}  # without a note, a step may still be writing
         if readers and not readers & needed:
-            found.append(_measured(folder, "reference log-probs"))
+            found.append(_measure(folder, "reference log-probs"))
     return found
 
 
-def delete(run: Path, found: Sequence[Unneeded]) -> None:
-    """All of it, or nothing where a stage is at one. What a crash leaves half deleted has a name that says so."""
-    for one in found:
-        if is_locked(one.folder):
-            raise ConfigError(f"{one.folder} is in use by a stage; wait for it or stop it")
-    for one in found:
-        shutil.rmtree(one.folder.rename(run / f"{GOING}{one.folder.name.removeprefix(GOING)}"))
+def delete(run: Path, folders: Sequence[UnneededFolder]) -> None:
+    """Deletes the folders. A folder is renamed first, so a crash leaves no partly deleted one under its own name.
+
+    Raises BusyError, and deletes nothing, if a stage is using one of them.
+    """
+    for unneeded_folder in folders:
+        if is_locked(unneeded_folder.folder):
+            raise BusyError(f"{unneeded_folder.folder} is in use by a stage; wait for it or stop it")
+    for unneeded_folder in folders:
+        name = unneeded_folder.folder.name.removeprefix(BEING_DELETED)
+        shutil.rmtree(unneeded_folder.folder.rename(run / f"{BEING_DELETED}{name}"))
     for link in run.glob("steps/*"):
         if link.is_symlink() and not link.exists():
             link.unlink()
@@ -75,7 +79,7 @@ def _is_a_step(folder: Path) -> bool:
     return identity is not None and folder.name.endswith(f"-{digest(identity)[:8]}")
 
 
-def _measured(folder: Path, state: str) -> Unneeded:
+def _measure(folder: Path, state: str) -> UnneededFolder:
     files = [path.lstat() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     written = max((file.st_mtime for file in files), default=folder.stat().st_mtime)
-    return Unneeded(folder, sum(file.st_size for file in files), written, state)
+    return UnneededFolder(folder, sum(file.st_size for file in files), written, state)

@@ -1,16 +1,14 @@
-"""Whether a DPO step will find its reference log-probs: a word in the plan. The stage itself goes by their content."""
+"""Predicts for the plan whether a DPO step will find its reference log-probs. The stage itself compares contents."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from data_schemas.files import read_json
 from data_schemas.reference_log_probs import FOLDER, Passes
-from data_schemas.stage_keys import with_defaults
-from pipeline.plan import Step
+from data_schemas.stage_keys import Values, with_defaults
+from pipeline.steps import Step
 
 ARE_THERE = "reference log-probs are there"
-# The keys that they hang on: which pairs there are, their tokens and masks, and how the reference computes.
+# The keys that the log-probs depend on: which pairs there are, their tokens and masks, and the reference's precision.
 KEYS = (
     "validation_share",
     "strengths",
@@ -36,20 +34,22 @@ KEYS = (
 )
 
 
-def are_there(run: Path, step: Step, identity: Mapping[str, Any], *, identity_file: str) -> bool:
-    """Whether a step of the run that reads the same pairs and the same reference has left a note that all are there."""
+def are_there(run: Path, step: Step, identity: Values, *, identity_file: str) -> bool:
+    """Whether a step of the run with the same pairs and the same reference has noted that it has computed all."""
     if step.stage != "dpo":
         return False
     passes = Passes.of(with_defaults(step.stage, step.keys), processes=step.launch.num_processes).as_note()
     for note in run.glob(f"{FOLDER}/*/*.json"):
         other = read_json(run / note.stem / identity_file)
-        if other is not None and read_json(note) == passes and _read_by(other) == _read_by(identity):
+        if other is None or read_json(note) != passes:
+            continue
+        if _reference_identity(other) == _reference_identity(identity):
             return True
     return False
 
 
-def _read_by(identity: Mapping[str, Any]) -> list[Any]:
-    """What of a step's identity its reference reads."""
+def _reference_identity(identity: Values) -> list[object]:
+    """The parts of a step's identity that the log-probs of its reference depend on."""
     keys, inputs = identity.get("keys", {}), identity.get("inputs", {})
     reference = inputs.get("reference_model") or inputs.get("model_name_or_path")
     return [

@@ -1,24 +1,26 @@
-"""A recipe with its plan: what every step of it is, whether it is done, and what its stage is given. Starts nothing.
+"""A recipe with its plan and the state of its steps: what is done, what to do next, and the config of each stage.
 
-A step's folder is `<run>/<step>-<first 8 of its fingerprint>`. It is reused when its record is there and nothing is
-missing, resumed when it holds a whole checkpoint, and launched otherwise.
+A step's folder is `<run>/<step>-<first 8 of its fingerprint>`. It is reused if it has its record and no file is
+missing, resumed if it holds a valid checkpoint or finished batches, and run otherwise.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import ConfigError
+from data_schemas.errors import DataError
 from data_schemas.files import read_json
-from data_schemas.stage_keys import check_required, stages
-from pipeline.plan import BestPolicy, EvaluationFolder, Output, Reference, Step
-from pipeline.recipe.schema import Recipe
+from data_schemas.stage_keys import Keys, check_required, stages
+from pipeline.recipe.resolved import Recipe
 from pipeline.state import reference_log_probs
 from pipeline.state.fingerprint import FileHashes, Identity, differences, identities
+from pipeline.steps import BestPolicy, EvaluationFolder, Output, Reference, Step
 
-IDENTITY_FILE = "fingerprint.json"  # what the fingerprint was made of, so that the next plan can say what changed
+IDENTITY_FILE = (
+    "fingerprint.json"  # the identity that the fingerprint was computed from; a later plan reports what changed
+)
 Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]
 
 
@@ -40,17 +42,21 @@ class Decision:
 
 @dataclass
 class Run:
-    """A recipe with its plan, and what every step of it is."""
+    """A recipe with its plan, the identities of its steps, and their states while the runner works."""
 
     recipe: Recipe
     steps: list[Step]
     identities: Mapping[str, Identity]
     states: dict[str, StepState] = field(default_factory=dict)
-    elsewhere: dict[str, Path] = field(default_factory=dict)  # steps that lie outside the run's folder
+    elsewhere: dict[str, Path] = field(default_factory=dict)  # steps whose folder is outside the run's folder
 
     @classmethod
     def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
-        """`hash_limit`: bytes over which a file with no known hash is left to be hashed (None: none is)."""
+        """Computes the fingerprints of all steps. A file of more than `hash_limit` bytes is not hashed, unless its hash
+        is in the cache; None: every file is hashed.
+
+        Raises ConfigError for a function that cannot be found.
+        """
         hashes = FileHashes(recipe.folder / ".hashes.json", limit=hash_limit)
         known = identities(steps, hashes=hashes, function_folder=recipe.path.absolute().parent)
         return cls(recipe, steps, known)
@@ -62,7 +68,10 @@ class Run:
         return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
 
     def decide(self, step: Step) -> Decision:
-        """Reuse, resume, run or skip, and why. Touches nothing."""
+        """Whether a step is reused, resumed, run or skipped, and why. Changes nothing.
+
+        Raises DataError for a damaged record.
+        """
         folder = self.folder(step.name)
         if folder is None:
             return Decision("to be hashed", self._why(step), None)
@@ -73,8 +82,8 @@ class Run:
             missing = artifact.missing(folder)
             if not missing and artifact.fingerprint == self.identities[step.name].fingerprint:
                 return Decision("reuse", "unchanged", folder)
-            lost = f"{missing[0]} is missing or has another size" if missing else "its record has another fingerprint"
-            return Decision("run", lost, folder)
+            reason = f"{missing[0]} is missing or has another size" if missing else "its record has another fingerprint"
+            return Decision("run", reason, folder)
         if progress := finished_part(folder):
             return Decision("resume", f"from {progress}", folder)
         why = self._why(step)
@@ -87,7 +96,7 @@ class Run:
         return Decision("run", why, folder)
 
     def _stopped_before(self, step: Step) -> str:
-        """Which gate of an earlier round stopped the run, and by what; or the empty string."""
+        """The evaluation of an earlier round whose gate stopped the run, with its reason; empty if none did."""
         for other in self.steps:
             if other.stage != "evaluate_policy" or (other.round or 0) >= (step.round or 0):
                 continue
@@ -98,24 +107,29 @@ class Run:
         return ""
 
     def _why(self, step: Step) -> str:
-        """What differs from the newest folder of the same step."""
+        """What changed since the newest folder of the same step."""
         files = [path / IDENTITY_FILE for path in self.recipe.folder.glob(f"{step.name}-????????")]
-        old = [(path.stat().st_mtime_ns, content) for path in files if (content := read_json(path)) is not None]
-        if not old:
-            return "never ran"
-        _, newest = max(old, key=lambda one: one[0])
+        identities_by_time = [
+            (path.stat().st_mtime_ns, content) for path in files if (content := read_json(path)) is not None
+        ]
+        if not identities_by_time:
+            return "not run yet"
+        _, newest = max(identities_by_time, key=lambda item: item[0])
         lines = differences(step, newest, self.identities[step.name].content)
-        return ", ".join(lines) or "never finished"
+        return ", ".join(lines) or "not finished yet"
 
     def resolve(self, reference: Reference) -> Path | str | None:
-        """What a stage is given for a reference; None for an optional output that was not made."""
+        """The path or hub name of a reference; None for an optional output that was not written.
+
+        Raises DataError where a step has no record, ranks too few policies, or lacks the output.
+        """
         match reference:
             case EvaluationFolder(name):
                 return self.folder(name)
             case BestPolicy(name, rank):
                 choices = record_of(self.folder(name)).choices
                 if rank >= len(choices):
-                    raise ConfigError(
+                    raise DataError(
                         f"{name} ranks {len(choices)} policies, too few for number {rank + 1}; move its "
                         f"folder away ({self.folder(name)})"
                     )
@@ -127,21 +141,24 @@ class Run:
                     return folder / outputs[output]
                 if optional:
                     return None
-                raise ConfigError(f"{name} made no {output}: the split is empty; it needs more rows ({folder})")
+                raise DataError(f"{name} wrote no {output}: the split is empty; it needs more rows ({folder})")
             case _:
                 return reference.path
 
-    def stage_config(self, step: Step) -> dict[str, Any]:
-        """Every key the stage is given; what is not here is its default."""
+    def stage_config(self, step: Step) -> Keys:
+        """The keys that the stage is started with; a key that is not here has its default.
+
+        Raises ConfigError for a required key without a value, and DataError as `resolve` does.
+        """
         known = stages()[step.stage].keys
         keys = dict(step.keys)
         for key, references in step.inputs.items():
-            found = [self.resolve(reference) for reference in references]
-            paths = [str(path) for path in found if path is not None]
+            resolved = [self.resolve(reference) for reference in references]
+            paths = [str(path) for path in resolved if path is not None]
             if (shares := f"{key}_shares") in keys:
-                keys[shares] = [share for share, path in zip(keys[shares], found, strict=True) if path is not None]
+                keys[shares] = [share for share, path in zip(keys[shares], resolved, strict=True) if path is not None]
             if paths:
-                keys[key] = paths if "list[" in known[key].type else paths[0]
+                keys[key] = paths if known[key].is_list else paths[0]
         check_required(step.stage, keys, where=step.name)
         policies = [
             record_of(self.folder(item.step)).choices[item.rank].step
@@ -160,15 +177,16 @@ class Run:
 
 
 def record_of(folder: Path | None) -> Artifact:
+    """The record of a step that is done. Raises DataError if it is damaged or no longer there."""
     artifact = Artifact.read(folder) if folder else None
     if artifact is None:
-        raise ConfigError(f"{folder} lost its record while the run went on; run again")
+        raise DataError(f"{folder}: its record disappeared during the run; run the recipe again")
     return artifact
 
 
 def finished_part(folder: Path) -> str:
-    """What an unfinished step can go on from: its newest whole checkpoint, or finished batches; or the empty string."""
-    whole = [path.parent.name.partition("-")[2] for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
-    if steps := [int(step) for step in whole if step.isdigit()]:
+    """What an unfinished step can be resumed from: its newest checkpoint, or finished batches; empty if nothing."""
+    numbers = [path.parent.name.partition("-")[2] for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
+    if steps := [int(step) for step in numbers if step.isdigit()]:
         return f"checkpoint-{max(steps)}"
     return "the answers it finished" if any(folder.glob("checkpoints/*/[0-9]*.json")) else ""

@@ -1,24 +1,57 @@
-"""summary.json: what every step is, and the table by round. Written anew after every change."""
+"""summary.json: the state of every step, and the table by round. It is rewritten after every change."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from data_schemas.artifact import Artifact
 from data_schemas.files import write_atomically
 from data_schemas.stage_keys import stages
-from pipeline.plan import Step
 from pipeline.state.run import Run, StepState
+from pipeline.steps import Step
 
 SUMMARY = "summary.json"
+
+
+class StepEntry(TypedDict):
+    """A step in the summary."""
+
+    name: str
+    stage: str
+    round: int | None
+    folder: str | None  # relative to the run's folder
+    fingerprint: str | None
+    state: str
+    seconds: float
+    metrics: Mapping[str, object]
+
+
+class BestEntry(TypedDict):
+    """The best policy in the summary."""
+
+    step: str
+    folder: str
+    score: float
+
+
+class Summary(TypedDict):
+    """The content of summary.json."""
+
+    name: str
+    state: str
+    steps: list[StepEntry]
+    rounds: list[dict[str, object]]  # `round`, `policy`, the columns that stages declare, and `reasons` for nulls
+    best_policy: BestEntry | None
+
 
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
 
 
 def write(folder: Path, run: Run, state: str) -> None:
-    """Writes summary.json of the run's folder, whole or not at all."""
-    content = make(run.recipe.name, state, run.steps, run.states, {n: i.fingerprint for n, i in run.identities.items()})
+    """Writes summary.json into the run's folder, atomically. `state` is that of the whole run."""
+    fingerprints = {name: identity.fingerprint for name, identity in run.identities.items()}
+    content = make(run.recipe.name, state, run.steps, run.states, fingerprints)
     write_atomically(folder / SUMMARY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -28,14 +61,14 @@ def make(
     steps: Sequence[Step],
     states: Mapping[str, StepState],
     fingerprints: Mapping[str, str | None],
-) -> dict[str, Any]:
-    """The summary as it is stored. Folders are relative to the run's own."""
-    entries = [
+) -> Summary:
+    """The content of summary.json."""
+    entries: list[StepEntry] = [
         {
             "name": step.name,
             "stage": step.stage,
             "round": step.round,
-            "folder": _name(states[step.name].folder),
+            "folder": _folder_name(states[step.name].folder),
             "fingerprint": fingerprints[step.name],
             "state": states[step.name].state,
             "seconds": round(states[step.name].seconds, 2),
@@ -44,7 +77,7 @@ def make(
         for step in steps
     ]
     evaluations = [step for step in steps if step.stage == "evaluate_policy"]
-    rounds = [_row(step, steps, states) for step in evaluations]
+    rounds = [_round_row(step, steps, states) for step in evaluations]
     best = None
     for evaluation in evaluations:
         if (artifact := states[evaluation.name].artifact) and artifact.choices:
@@ -52,31 +85,31 @@ def make(
     return {"name": name, "state": state, "steps": entries, "rounds": rounds, "best_policy": best}
 
 
-def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> dict[str, Any]:
-    chosen = evaluation.choices[0]
-    made = states[chosen.step]
-    model = made.artifact.outputs.get("model", ".") if made.artifact else "."
-    return {"step": chosen.step, "folder": f"{_name(made.folder)}/{model}", "score": chosen.score}
+def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> BestEntry:
+    choice = evaluation.choices[0]
+    policy = states[choice.step]
+    model = policy.artifact.outputs.get("model", ".") if policy.artifact else "."
+    return {"step": choice.step, "folder": f"{_folder_name(policy.folder)}/{model}", "score": choice.score}
 
 
-def _row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, StepState]) -> dict[str, Any]:
-    """One round's numbers; a null has its reason."""
-    # Of a section with variants it is the last step that counts, their average.
-    of_round = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
-    row: dict[str, Any] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
+def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, StepState]) -> dict[str, object]:
+    """The numbers of one round, and the reason for each that is null."""
+    # The last step of a section has its numbers: of a section with variants, the average.
+    artifacts = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
+    row: dict[str, object] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
     reasons: dict[str, str] = {}
     for column, section, metric in _columns():
-        artifact = of_round.get(section)
+        artifact = artifacts.get(section)
         row[column] = artifact.metrics.get(metric) if artifact else None
         if row[column] is None:
             skipped = states[evaluation.name].state == "skipped"
-            why = states[evaluation.name].why if skipped else _reason(section, metric, of_round, evaluation)
+            why = states[evaluation.name].why if skipped else _reason(section, metric, artifacts, evaluation)
             reasons[column] = why
     return row | {"reasons": reasons}
 
 
 def _columns() -> list[tuple[str, str, str]]:
-    """(column, stage that measured it, its name there), of the evaluation first. From the stages' traits."""
+    """(column, stage that measures it, metric) from the stages' traits; those of the evaluation first."""
     described = sorted(stages().items(), key=lambda item: item[1].traits.runs != "after_round")
     return [
         (column, stage, metric)
@@ -85,10 +118,10 @@ def _columns() -> list[tuple[str, str, str]]:
     ]
 
 
-def _reason(section: str, metric: str, of_round: Mapping[str, Artifact | None], evaluation: Step) -> str:
-    if section not in of_round:
+def _reason(section: str, metric: str, artifacts: Mapping[str, Artifact | None], evaluation: Step) -> str:
+    if section not in artifacts:
         return f"round {evaluation.round} has no {section}"
-    artifact = of_round[section]
+    artifact = artifacts[section]
     if artifact is None:
         return f"{section} has not finished"
     if metric in artifact.reasons:
@@ -102,5 +135,5 @@ def _reason(section: str, metric: str, of_round: Mapping[str, Artifact | None], 
     return f"{section} did not measure it"
 
 
-def _name(folder: Path | None) -> str | None:
+def _folder_name(folder: Path | None) -> str | None:
     return folder.name if folder else None

@@ -1,4 +1,4 @@
-"""Is a run as it was written? Every file of every step, against the step's record."""
+"""Verifies a run: every file of every step is compared with the step's record."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,36 +11,36 @@ from pipeline.state.run import IDENTITY_FILE
 
 
 @dataclass
-class Checked:
-    """One step's folder."""
+class StepCheck:
+    """The result for one step's folder."""
 
     folder: Path
-    state: str  # "whole", "sizes only" (a record of an older version, without hashes) or "not finished"
+    state: str  # "complete", "sizes only" (a record of an older version, without hashes) or "not finished"
     files: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
 
 
-def check_run(run: Path) -> Iterator[Checked]:
-    """All step folders of a run, also those that no recipe uses now."""
+def check_run(run: Path) -> Iterator[StepCheck]:
+    """The result for every step folder of a run, also for those that its last run does not use. Reads every file."""
     for folder in sorted(path for path in run.glob("*") if path.is_dir() and not path.is_symlink()):
         if (folder / RECORD).exists():
             yield _check_step(folder)
         elif (folder / IDENTITY_FILE).exists():
-            yield Checked(folder, "not finished")
+            yield StepCheck(folder, "not finished")
 
 
-def _check_step(folder: Path) -> Checked:
+def _check_step(folder: Path) -> StepCheck:
     try:
         record = Artifact.read(folder)
     except UserError as error:
-        return Checked(folder, "whole", problems=[str(error).removeprefix(f"{folder}/")])
+        return StepCheck(folder, "complete", problems=[str(error).removeprefix(f"{folder}/")])
     assert record is not None
-    state = "whole" if record.sha256.keys() == record.files.keys() else "sizes only"
-    found = Checked(folder, state, len(record.files), sum(record.files.values()), record.damage(folder))
+    state = "complete" if record.sha256.keys() == record.files.keys() else "sizes only"
+    result = StepCheck(folder, state, len(record.files), sum(record.files.values()), record.damage(folder))
     identity = read_json(folder / IDENTITY_FILE)
     if identity is None or digest(identity) != record.fingerprint:
-        found.problems.append(f"{IDENTITY_FILE} is not what the record's fingerprint was made of")
+        result.problems.append(f"{IDENTITY_FILE} is not the identity that the record's fingerprint was computed from")
     if not folder.name.endswith(f"-{record.fingerprint[:8]}"):
-        found.problems.append(f"the folder's name does not end in its fingerprint, {record.fingerprint[:8]}")
-    return found
+        result.problems.append(f"the folder's name does not end in its fingerprint, {record.fingerprint[:8]}")
+    return result

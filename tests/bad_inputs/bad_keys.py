@@ -65,10 +65,18 @@ TOGETHER = [
     ("annotate", "--num_answers 1", "num_answers=1 is too few to compare answers of 1 policies; try 2"),
     ("annotate", "--policies a b c", "num_answers=2 is too few to compare answers of 3 policies; try 3"),
     ("annotate", "--strength_margins 0.5 1 0.2", "strength_margins=[0.5, 1.0, 0.2]: expected three falling score"),
-    ("annotate", "--keep_rankings --rejected random", "keep_rankings: true keeps all answers in order; it does not go"),
-    ("rejection_sampling", "--num_answers 1", "num_answers=1: the best of one answer is no choice; try 2"),
-    ("rejection_sampling", "--min_score 1", "min_score goes with keep_by: min_score, and only with it"),
-    ("rejection_sampling", "--keep_by min_score", "min_score goes with keep_by: min_score, and only with it"),
+    (
+        "annotate",
+        "--keep_rankings --rejected random",
+        "keep_rankings: true keeps all answers in order; it does not support",
+    ),
+    ("rejection_sampling", "--num_answers 1", "num_answers=1 is too few to choose the best answer among them; try 2"),
+    ("rejection_sampling", "--min_score 1", "min_score and keep_by: min_score need each other;"),
+    (
+        "rejection_sampling",
+        "--keep_by min_score",
+        "min_score and keep_by: min_score need each other;",
+    ),
     ("rejection_sampling", "--temperature_range 1 0.5", "temperature_range=[1.0, 0.5]: expected [lowest, highest]"),
     ("evaluate_policy", "--judge_model m", "judge_function and judge_model are both given; set one of them to null"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
@@ -204,12 +212,12 @@ CASES = [
     Case(
         "batch that three processes cannot share",
         of_three_processes,
-        "global_batch_size=8 cannot be divided among 3 processes; try 6",
+        "global_batch_size=8 cannot be divided among 3 processes; try 9",
     ),
     Case(
         "batch of no whole micro-batches",
         lambda place: place.stage("sft", train_data=["t"], global_batch_size=8, per_device_train_batch_size=3),
-        "global_batch_size=8 is not a multiple of micro batch x processes = 3 x 1; try 6",
+        "global_batch_size=8 is not a multiple of per_device_train_batch_size x num_processes = 3 x 1; try 9",
     ),
     Case(
         "model that is missing",
@@ -229,23 +237,23 @@ CASES = [
     Case(
         "folder with another's identity",
         into("identity.json", "[]"),
-        "HERE/out/identity.json is not a stage's; choose another output_dir, or move it away",
+        "HERE/out/identity.json was not written by a stage; choose another output_dir, or move it away",
     ),
     Case(
         "folder with an identity that is no JSON",
         into("identity.json", "me"),
-        "HERE/out/identity.json is not a stage's; choose another output_dir, or move it away",
+        "HERE/out/identity.json was not written by a stage; choose another output_dir, or move it away",
     ),
     Case(
         "folder with a model of somebody's",
         into("model/config.json", "{}"),
-        "HERE/out/model is not this stage's; choose another output_dir, or move it away",
+        "HERE/out/model was not written by this stage; choose another output_dir, or move it away",
     ),
-    Case("folder in use", in_use, "HERE/out is being written by another process (pid 4711 on here)"),
+    Case("folder in use", in_use, "HERE/out is in use by another process (pid 4711 on here)"),
     Case("folder that is a file", into("", "a file"), "[Errno 17] File exists: 'HERE/out'", 1),
     Case(
         "folder of its own rows",
         onto_its_rows,
-        "prompts=out/prompts.train.jsonl lies in HERE/out, which this stage writes; choose another output_dir",
+        "prompts=out/prompts.train.jsonl is inside HERE/out, which this stage writes; choose another output_dir",
     ),
 ]

@@ -22,7 +22,7 @@ from engine.training.checkpoints import Progress, publish
 from tests.bad_inputs.bad_rows import ANSWER, USER
 from tests.bad_inputs.cases import Call, Case, Place
 
-PLAIN = {"is_reward_model": False, "device": "cpu", "autocast": None, "tolerance": 0.0}
+PLAIN = verification.Comparison(is_reward_model=False, device="cpu", autocast=None, tolerance=0.0)
 SCORES = """
 import time
 def text(prompt, answer, ended): return "good"
@@ -314,7 +314,7 @@ CASES = [
     Case(
         "attention without gradients",
         of_model("sft", as_it_is, attn_implementation="flex_attention"),
-        "attn_implementation=flex_attention has no gradients on a CPU; leave it out there",
+        "attn_implementation=flex_attention has no gradients on a CPU; leave the key out there",
     ),
     Case(
         "model that is empty",
@@ -341,7 +341,7 @@ CASES = [
     Case(
         "model whose pad token is its end token",
         of_model("sft", change("tokenizer_config.json", pad_token="<|im_end|>")),
-        "model has no pad token of its own (pad == end token); run stages/prepare_base.py on it first",
+        "model has no pad token, or uses its end token as one; run stages/prepare_base.py on it first",
     ),
     Case("model without a config", of_model("annotate", drop("config.json")), "model is not a model folder (no"),
     Case(
@@ -366,22 +366,23 @@ CASES = [
     Case(
         "weights that are not all there",
         of_model("annotate", tensors(lambda loaded: loaded.pop("model.norm.weight"))),
-        "model is not whole: it misses 1 tensors, such as model.norm.weight",
+        "model is not complete: it lacks 1 tensors, such as model.norm.weight",
     ),
     Case(
         "weights that are pickled",
         pickled,
-        "base_model=HERE/model has no weights in safetensors; pytorch_model.bin runs what is written in it when",
+        "base_model=HERE/model has no weights in safetensors; loading pytorch_model.bin could run code stored",
     ),
     Case(
         "model with code of its own",
         of_model("annotate", change("config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})),
-        "model brings code of its own; it is not run unless trust_remote_code: true",
+        "model contains its own code, which is run only with trust_remote_code: true",
     ),
     Case(
         "reward model of one score",
         of_constant_rewards("annotate"),
         "the reward model rewards gives each of 4 different answers the score 0: its rewards have collapsed to a",
+        1,
     ),
     Case(
         "rewards that do not train",
@@ -418,7 +419,7 @@ CASES = [
     Case(
         "dialogs on both sides",
         of_rows("sft", [{"messages": [USER, ANSWER]}], eval_data=["rows.jsonl"]),
-        "1 dialogs stand in train_data and in eval_data; split them by prompt",
+        "1 dialogs are both in train_data and in eval_data; split them by prompt",
     ),
     Case(
         "no held-out row",
@@ -428,12 +429,12 @@ CASES = [
     Case(
         "share without a file",
         of_rows("sft", [{"messages": [USER, ANSWER]}], train_data_shares=[0.5, 0.5]),
-        "sft: 2 shares for 1 files of data; give one for each",
+        "sft: 2 shares for 1 files of data; give one share for each file",
     ),
     Case(
         "rows that are too long",
         of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2),
-        "train: nothing is left of 1 rows (all too long, or nothing to train in them)",
+        "train: nothing is left of 1 rows (all are too long, or have nothing to train)",
     ),
     Case(
         "rows that fill no batch",
@@ -454,7 +455,7 @@ CASES = [
     Case(
         "memory for fewer rows",
         of_little_memory("sft", 4, padding_free=False),
-        "out of memory with per_device_eval_batch_size=8: 4 from now on, the result stays the same; run me again",
+        "out of memory with per_device_eval_batch_size=8: it is 4 from now on, the result stays",
         1,
     ),
     Case(
@@ -466,11 +467,11 @@ CASES = [
     Case(
         "memory for fewer answers",
         of_little_memory("annotate", 1),
-        "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of what the step",
+        "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of the step's",
         1,
     ),
     # -- averages
-    Case("part that is not there", of_parts(shutil.rmtree), "other is no model folder (no config.json); an average"),
+    Case("part that is not there", of_parts(shutil.rmtree), "other is not a model folder (no config.json); an average"),
     Case("part without safetensors", of_parts(drop("model.safetensors")), "other holds no safetensors; save the model"),
     Case("part of other sizes", of_parts(change("config.json", rope_theta=7.0)), "model and other cannot be averaged:"),
     Case(
@@ -529,13 +530,13 @@ CASES = [
     Case(
         "a tensor was not saved",
         of_saved(put("model.safetensors.index.json", '{"weight_map": {"x": "y"}}')),
-        "misses 1 tensors, such as x",
+        "lacks 1 tensors, such as x",
         1,
     ),
     Case(
         "a model was saved without a tensor",
         of_saved(tensors(lambda loaded: loaded.pop("model.norm.weight")), "check_saved"),
-        'the saved model is not whole: {"missing_keys": ["model.norm.weight"]}',
+        'the saved model is not complete: {"missing_keys": ["model.norm.weight"]}',
         1,
     ),
     Case(

@@ -49,7 +49,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("sft.seed=null", "toy.yaml: sft: seed=None is nothing, expected int"),
     ("data.make_data_arguments=[1]", "data: make_data_arguments=[1] is a list, expected nothing (null) | dict"),
     ("dpo.beta=0", "toy.yaml: dpo: beta=0.0: expected a number above 0"),
-    ("dpo.use_cpu=true", "toy.yaml: dpo.use_cpu is set by the plan; say launch: {device: cpu}"),
+    ("dpo.use_cpu=true", "toy.yaml: dpo.use_cpu is set by the plan; set launch: {device: cpu}"),
     ("dpo.train_data=[a]", "toy.yaml: dpo.train_data is set by the plan; leave it out"),
     ("dpo.assistant_only_loss=true", "dpo: unknown key 'assistant_only_loss' of stage dpo"),
     # -- --set
@@ -61,8 +61,8 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("sft.variants={seed: 1}", "sft.variants={'seed': 1}: expected a list of mappings, as in [{seed: 1}, {seed: 2}]"),
     ("sft.variants=[]", "sft.variants=[]: expected a list of mappings, as in [{seed: 1}, {seed: 2}]"),
     ("sft.variants=[{seeed: 1}, {}]", "sft.variants.1: unknown key 'seeed' of stage sft; did you mean 'seed'?"),
-    ("sft.variants=[{}, {eos_token: x}]", "sft.variants.2.eos_token: all variants must have the same; say it in the"),
-    ("sft.variants=[{launch: {}}]", "sft.variants.1.launch: a variant holds keys of its stage alone; say it in the"),
+    ("sft.variants=[{}, {eos_token: x}]", "sft.variants.2.eos_token: all variants must have the same; set it in the"),
+    ("sft.variants=[{launch: {}}]", "sft.variants.1.launch: a variant holds only keys of its stage; set"),
     ("sft.variants=[{human_share: 2}]", "sft.variants.1: human_share=2: Input should be less than or equal to 1"),
     ("sft.average=greedy", "sft.average='greedy': expected a mapping, as in {weights: greedy}"),
     ("sft.average={weight: 1}", "sft.average: unknown key 'weight'; did you mean 'weights'?"),
@@ -85,15 +85,24 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("data.launch.num_processes=2", "toy.yaml: data.launch: this stage is always one process"),
     ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
     ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
-    (f"launch={{{MACHINES}, num_processes: 3}}", "launch: num_processes=3 is over all machines, and no multiple of"),
-    (f"launch={{{MACHINES}, num_processes: 4}}", "launch: wrapper is missing: it runs a command on every machine, as"),
-    (f"launch={{{MACHINES}, num_processes: 4, wrapper: srun}}", "launch: main_process_ip is missing: the address of"),
-    ("dpo.launch={devices: [0, 0]}", "dpo.launch.devices=[0, 0]: expected num_processes=1 or more different numbers"),
-    ("dpo.launch={devices: []}", "dpo.launch.devices=[]: expected num_processes=1 or more different numbers"),
-    ("dpo.launch={devices: [4711]}", "dpo.launch.devices=[4711]: our cores are "),
+    (
+        f"launch={{{MACHINES}, num_processes: 3}}",
+        "launch: num_processes=3 counts the processes of all machines; expected a multiple of",
+    ),
+    (
+        f"launch={{{MACHINES}, num_processes: 4}}",
+        "launch: wrapper is missing; give a command that starts another on every machine, as",
+    ),
+    (
+        f"launch={{{MACHINES}, num_processes: 4, wrapper: srun}}",
+        "launch: main_process_ip is missing; give the address of",
+    ),
+    ("dpo.launch={devices: [0, 0]}", "dpo.launch.devices=[0, 0]: expected at least num_processes=1 different numbers"),
+    ("dpo.launch={devices: []}", "dpo.launch.devices=[]: expected at least num_processes=1 different numbers"),
+    ("dpo.launch={devices: [4711]}", "dpo.launch.devices=[4711]: the available cores are "),
     (
         "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
-        "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+        "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 12",
     ),
     # -- what the rounds need
     ("round_stages=[rejection_sampling, sft]", "round_stages: rejection_sampling has no reward model: add"),
@@ -104,15 +113,24 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("round_stages=[reward_model]", "round 1 trains no new policy: round_stages has neither rejection_sampling with"),
     ((NO_PAIRS, NO_ANNOTATOR), "annotate.annotator_function or data.preferences is missing: who compares answers?"),
     ((NO_PAIRS, "round_stages=[dpo]"), "data.preferences is missing: dpo has no pairs"),
-    ("base_model=null", "base_model is missing: a folder, a hub name, or a section pretrain"),
-    (("base_model=null", "pretrain={architecture: {hidden_size: 8}}"), "data.documents is missing: pretrain needs"),
-    ("data.instructions=null", "data.instructions is missing, or data.preferences with chosen_as_instructions > 0"),
-    (("round_stages=[annotate, dpo]", "first_sft=false", "data={}"), "data.prompts is missing: nothing else has"),
-    ((NO_PAIRS, "evaluate_policy={}"), "evaluate_policy.judge_function, judge_model or data.preferences is missing:"),
-    ("evaluate_policy={}", "data.judge_share is 0: without evaluate_policy.judge_function or judge_model the judge"),
+    ("base_model=null", "base_model is missing; give a folder or a hub name, or a section pretrain"),
+    (("base_model=null", "pretrain={architecture: {hidden_size: 8}}"), "data.documents is missing; pretrain needs"),
+    (
+        "data.instructions=null",
+        "data.instructions is missing; give it, or data.preferences with chosen_as_instructions > 0",
+    ),
+    (("round_stages=[annotate, dpo]", "first_sft=false", "data={}"), "data.prompts is missing; no other data has"),
+    (
+        (NO_PAIRS, "evaluate_policy={}"),
+        "evaluate_policy.judge_function, judge_model or data.preferences is missing; one",
+    ),
+    (
+        "evaluate_policy={}",
+        "data.judge_share is 0, but without evaluate_policy.judge_function or judge_model the judge",
+    ),
     (
         ("annotate={annotator_models: [acme/judge]}", "evaluate_policy={judge_model: acme/judge}"),
-        "evaluate_policy.judge_model='acme/judge' is optimised in round 1: its score would rise whatever happens",
+        "evaluate_policy.judge_model='acme/judge' is optimised in round 1, so its scores of later policies",
     ),
     # -- the files and models it names
     ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in HERE nor beside the"),
@@ -232,6 +250,21 @@ def toy_run(*settings: str, **environment: str) -> Callable[[Place], Call]:
     return make
 
 
+def toy_check(**environment: str) -> Callable[[Place], Call]:
+    """`alignloop check` of toy stages, of which prepare_data goes wrong."""
+
+    def make(place: Place) -> Call:
+        place.toy_stages(**environment)
+        return place.alignloop("check", *place.recipe())
+
+    return make
+
+
+def init_twice(place: Place) -> Call:
+    place.write("my-run.yaml", "name: mine\n")
+    return place.alignloop("init")
+
+
 def lost_record(place: Place) -> Call:
     """The step before the last takes the record of the first away."""
     place.toy_stages()
@@ -326,42 +359,56 @@ CASES = [
     Case(
         "base without a config",
         base(lambda base: (base / "config.json").unlink()),
-        "base_model=HERE/base has no config.json: is it a model folder?",
+        "base_model=HERE/base has no config.json; expected a model folder",
     ),
     Case(
         "base without a tokenizer",
         base(lambda base: (base / "tokenizer.json").unlink()),
-        "base_model=HERE/base has no tokenizer: none of tokenizer.json, tokenizer.model, vocab.json",
+        "base_model=HERE/base has no tokenizer; expected one of tokenizer.json, tokenizer.model, vocab.json",
     ),
     Case(
         "base without a template",
         base(lambda base: (base / "chat_template.jinja").unlink()),
         "base_model=HERE/base has no chat template; give one, as in prepare_base: {chat_template: chatml}",
     ),
-    Case("GPU that is not there", no_gpu, "toy.yaml: launch: this machine has no GPU; CPU use is said in the recipe"),
-    Case("GPU that is hidden", of_hidden_gpus, "dpo.launch.devices=[2]: our GPUs, says CUDA_VISIBLE_DEVICES, are 0, 1"),
+    Case("GPU that is not there", no_gpu, "toy.yaml: launch: this machine has no GPU; to use the CPU, set launch"),
+    Case(
+        "GPU that is hidden",
+        of_hidden_gpus,
+        "dpo.launch.devices=[2]: the available GPUs in CUDA_VISIBLE_DEVICES are 0, 1",
+    ),
     Case(
         "wrapper that is not there",
         lambda place: place.alignloop("run", *place.recipe("launch.wrapper=srum -N1")),
-        "toy.yaml: launch: wrapper: 'srum' is no command on this machine",
+        "toy.yaml: launch: wrapper: the command 'srum' is not found on this machine",
     ),
     Case(
         "wrapper with an open quote",
         lambda place: place.alignloop("run", *place.recipe("launch.wrapper=a 'b")),
         'toy.yaml: launch.wrapper="a \'b": No closing quotation',
     ),
-    Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set one of ", 1),
+    Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set ", 1),
     # -- runs
-    Case("run in use", run_in_use, "HERE/runs/toy is in use by another run (pid 4711"),
+    Case("run in use", run_in_use, "HERE/runs/toy is in use by another process (pid 4711"),
     Case("run folder that is a file", run_folder_is_a_file, "[Errno 20] Not a directory: 'HERE/runs/toy'", 1),
     Case("stage that refuses", toy_run(TOY='{"prepare_base": "config"}'), "prepare_base failed: beta=9 is too much"),
     Case("stage that fails", toy_run(TOY='{"prepare_base": "fail"}'), "prepare_base failed: ended with exit code 1", 1),
     Case(
+        "check of data that is refused", toy_check(TOY='{"prepare_data": "config"}'), "prepare_data: beta=9 is too much"
+    ),
+    Case("check of data that fails", toy_check(TOY='{"prepare_data": "fail"}'), "prepare_data: it did not finish", 1),
+    Case("recipe that init would overwrite", init_twice, "my-run.yaml exists already; move it away, or use another"),
+    Case(
+        "shipped recipe that does not exist",
+        lambda place: place.alignloop("init", "lama3_8b"),
+        "no shipped recipe has the name 'lama3_8b'; did you mean 'llama3_8b'?; shipped recipes: demo, llama3_70b",
+    ),
+    Case(
         "split without rows",
         toy_run(TOY='{"prepare_data": "empty"}'),
-        "prepare_data made no instructions.train: the split is empty; it needs more rows",
+        "prepare_data wrote no instructions.train: the split is empty; it needs more rows",
     ),
-    Case("record that goes away", lost_record, "lost its record while the run went on; run again"),
+    Case("record that goes away", lost_record, "its record disappeared during the run; run the recipe again"),
     Case("evaluation without a choice", no_choice, "round-0.evaluate_policy ranks 0 policies, too few for number 1;"),
     Case("record that is cut", planned_beside("artifact.json", "{"), "artifact.json is not a record (Expecting"),
     Case("record that is a list", planned_beside("artifact.json", "[]"), "artifact.json is not a record (the file: "),
@@ -371,26 +418,45 @@ CASES = [
         planned_beside("artifact.json", RECORD | {"digest": "0"}),
         "artifact.json was changed after it was written; put it back as it was, or move the folder away",
     ),
-    Case("status of no run", lambda place: place.alignloop("status", "."), ". has no summary.json: is it a run's"),
-    Case("summary that is cut", in_run("summary.json", "{", *STATUS), "runs/toy/summary.json is not a run's summary;"),
-    Case("summary that is a list", in_run("summary.json", "[]", *STATUS), "runs/toy/summary.json is not a run's"),
+    Case(
+        "status of no run",
+        lambda place: place.alignloop("status", "."),
+        ". has no summary.json; expected the folder of a run",
+    ),
+    Case(
+        "summary that is cut",
+        in_run("summary.json", "{", *STATUS),
+        "runs/toy/summary.json is not the summary of a run;",
+    ),
+    Case(
+        "summary that is a list", in_run("summary.json", "[]", *STATUS), "runs/toy/summary.json is not the summary of"
+    ),
     Case(
         "summary of another program",
         in_run("summary.json", {"name": "x"}, *STATUS),
-        "runs/toy/summary.json is not a run's summary; run the recipe again",
+        "runs/toy/summary.json is not the summary of a run; run the recipe again",
     ),
-    Case("verify of no run", lambda place: place.alignloop("verify", "."), ". holds no step: is it a run's folder?"),
-    Case("step that is damaged", damaged_step, "sft-00000000: not as written; move such a folder away", 1),
-    Case("step whose record is damaged", in_run("sft-0/artifact.json", "{", *VERIFY), "sft-0: not as written; move", 1),
+    Case(
+        "verify of no run",
+        lambda place: place.alignloop("verify", "."),
+        ". contains no step; expected the folder of a run",
+    ),
+    Case("step that is damaged", damaged_step, "sft-00000000: changed since it was written; move it away", 1),
+    Case(
+        "step whose record is damaged",
+        in_run("sft-0/artifact.json", "{", *VERIFY),
+        "sft-0: changed since it was written",
+        1,
+    ),
     Case(
         "prune after a run that failed",
         in_run("summary.json", SUMMARY, "prune", "runs/toy"),
-        "the last run in runs/toy is failed, and only one that is done says what it needs; run the recipe that you",
+        "the last run in runs/toy is failed; what it needs is known when it is done: run the recipe that you",
     ),
     Case(
         "prune of a recipe",
         in_run("a.yaml", "", "prune", "runs/toy/a.yaml"),
-        "runs/toy/a.yaml has no summary.json: is it a run's folder?",
+        "runs/toy/a.yaml has no summary.json; expected the folder of a run",
     ),
     Case("prune of a step in use", step_in_use, " is in use by a stage; wait for it or stop it"),
     Case("chat with nobody", lambda place: place.alignloop("chat", "gone"), "gone does not exist"),
@@ -399,7 +465,11 @@ CASES = [
         in_run("summary.json", SUMMARY, *CHAT),
         "runs/toy has no evaluated policy yet",
     ),
-    Case("chat with a folder", in_run("a.txt", "", *CHAT), "runs/toy is no model: it has no config.json, no record of"),
+    Case(
+        "chat with a folder",
+        in_run("a.txt", "", *CHAT),
+        "runs/toy is not a model, a step or a run: no config.json, no record of",
+    ),
     Case("chat with a damaged step", in_run("artifact.json", "{", *CHAT), "runs/toy/artifact.json is not a record"),
     Case("word that is no command", lambda place: place.alignloop("rnu"), "No such command 'rnu'"),
     Case("word that is missing", lambda place: place.alignloop("run"), "Missing argument 'RECIPE'"),

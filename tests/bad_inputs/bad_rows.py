@@ -55,7 +55,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("instructions", dialog({"role": "user", "content": [{"text": "q"}]}, ANSWER), "messages.0.content: found a list"),
     ("instructions", dialog({"role": "critic", "content": "q"}), "messages.0.role: found 'critic', expected 'system',"),
     ("instructions", dialog({"content": "q"}, ANSWER), "messages.0.role: found nothing, expected a value"),
-    ("instructions", dialog(USER), "messages: found the last message is from 'user', expected 'assistant'"),
+    ("instructions", dialog(USER), "messages: found a last message from 'user', expected one from 'assistant'"),
     ("instructions", dialog(ANSWER), "messages: found no user message, expected at least one"),
     ("instructions", dialog(USER, SYSTEM, ANSWER), "messages: found a system message after the first message"),
     ("instructions", dialog(USER, {"role": "assistant", "tool_calls": 3}), "messages.1.tool_calls: found 3, expected"),
@@ -77,7 +77,11 @@ ROWS: list[tuple[str, Any, str]] = [
     ("instructions", {"instruction": "q", "output": "a", "history": [["b"]]}, "history.0: found a list of 1, expected"),
     ("instructions", {"instruction": "q", "output": "a", "history": 3}, "history: found 3, expected a list of turns"),
     ("prompts", {"prompt": ""}, "prompt: found empty text, expected text"),
-    ("prompts", {"prompt": [ANSWER]}, "prompt: found the last message is from 'assistant', expected 'user' or 'tool'"),
+    (
+        "prompts",
+        {"prompt": [ANSWER]},
+        "prompt: found a last message from 'assistant', expected one from 'user'",
+    ),
     ("preferences", pair(chosen=""), "chosen: found empty text, expected text"),
     ("preferences", pair(chosen=[]), " ".join(["chosen:", ", ".join(NO_ANSWER)])),
     ("preferences", pair(rejected=[]), " ".join(["rejected:", ", ".join(NO_ANSWER)])),
@@ -128,10 +132,10 @@ FILES: list[tuple[str, bytes, str]] = [
     ("two.json", b'{"a": [], "b": []}', "two.json holds a mapping with a, b, expected a list of rows, or an object"),
     ("three.json", b"3", "three.json holds 3, expected a list of rows"),
     ("half.json", b'[{"text": "\\udfff"}]', "half.json:1: line: found half a character (\\udfff), expected whole"),
-    ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "cut.jsonl.gz is not a whole gzip file"),
-    ("plain.jsonl.gz", b'{"text": "a"}', "plain.jsonl.gz is not a whole gzip file (Not a gzipped file"),
+    ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "cut.jsonl.gz is not a complete gzip file"),
+    ("plain.jsonl.gz", b'{"text": "a"}', "plain.jsonl.gz is not a complete gzip file (Not a gzipped file"),
     ("cut.parquet", b"PAR1", "cut.parquet is not a Parquet file"),
-    ("table.xlsx", b"PK", "table.xlsx is of no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv"),
+    ("table.xlsx", b"PK", "table.xlsx has no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv"),
     ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
     ("folder.jsonl/x", b"", "folder.jsonl is a folder without data; expected .jsonl,"),
 ]
@@ -196,7 +200,10 @@ def made_by(function: str, **arguments: Any) -> Any:
             "makers.py", "def make(folder, *, seed, num_rows=1):\n    raise ValueError('no\\nrows')\nthree = 3\n"
         )
         place.write("broken.py", "def make(folder:\n")
-        place.write("needs.py", "import no_such_library\n")
+        place.write("needs.py", "import no_such_library\n\ndef make(folder): ...\n")
+        place.write("parts/__init__.py", "")
+        place.write("parts/maker.py", "from .broken import rows\n\ndef make(folder): ...\n")
+        place.write("parts/broken.py", "rows = (\n")
         return place.stage("prepare_data", make_data=function, make_data_arguments=arguments or None)
 
     return make
@@ -212,13 +219,13 @@ CASES = [
     *(of_file(*file) for file in FILES),
     of_recipe("none.jsonl", b"", "data.instructions: HERE/none.jsonl is empty: it has no rows"),
     of_recipe("rows.jsonl", b'{"text": "a"}', "data.instructions: HERE/rows.jsonl has the columns text; expected"),
-    of_recipe("cut.jsonl.gz", b"\x1f\x8b", "data.preferences: HERE/cut.jsonl.gz is not a whole gzip", "preferences"),
+    of_recipe("cut.jsonl.gz", b"\x1f\x8b", "data.preferences: HERE/cut.jsonl.gz is not a complete gzip", "preferences"),
     of_recipe("cut.json", b"[", "data.prompts: HERE/cut.json is not JSON", "prompts"),
     Case("file that is not there", absent, "gone.jsonl does not exist (nor is it a hub name, owner/name)"),
     Case(
         "hub that does not answer",
         from_the_hub,
-        "owner/name: no such path, and not to be had from the hub (no network)",
+        "owner/name: no such path, and not available from the hub (no network)",
     ),
     Case("file that may not be read", unreadable, "rows.jsonl cannot be read (Permission denied)"),
     Case("share over 1", with_shares(evaluation_share=1.5), "evaluation_share=1.5 is not a share; expected 0 <= share"),
@@ -239,13 +246,26 @@ CASES = [
         lambda place: place.stage("prepare_data"),
         "prepare_data has nothing to read: give make_data, documents, instructions or preferences",
     ),
-    Case("function without a name", made_by("makers"), "'makers' is not of the form module:function"),
-    Case("function of no module", made_by("nowhere:make"), "nowhere:make: No module named 'nowhere' (looked beside"),
-    Case("function of a module that needs another", made_by("needs:make"), "needs:make: No module named"),
-    Case("function of no name", made_by(".x:make"), "'.x:make' is not of the form module:function"),
+    Case(
+        "function without a name",
+        made_by("makers"),
+        "'makers' is no function: expected module:function",
+    ),
+    Case("function of no module", made_by("nowhere:make"), "nowhere:make: no module 'nowhere' beside the recipe ("),
+    Case(
+        "function of a module that needs another",
+        made_by("needs:make"),
+        "needs:make: HERE/needs.py cannot be imported: No module named",
+    ),
+    Case(
+        "function of no name",
+        made_by(".x:make"),
+        "'.x:make' is no function: expected module:function",
+    ),
+    Case("sibling that is not Python", made_by("parts.maker:make"), "parts.maker:make: HERE/parts/broken.py:1 is not"),
     Case("module that is not Python", made_by("broken:make"), "broken:make: HERE/broken.py:1 is not Python: '(' was"),
-    Case("module without the function", made_by("makers:gone"), "makers:gone: makers has no function 'gone'"),
-    Case("name of no function", made_by("makers:three"), "makers:three: makers has no function 'three'"),
+    Case("module without the function", made_by("makers:gone"), "makers:gone: HERE/makers.py defines no 'gone'"),
+    Case("name of no function", made_by("makers:three"), "makers:three: 'three' in HERE/makers.py is not a function"),
     Case("maker that refuses", made_by("makers:make"), "makers:make: no rows"),
     Case(
         "argument that no maker has",

@@ -163,24 +163,24 @@ CASES = [
     Case("template that is empty", of_base(""), "model has no chat template; set prepare_base.chat_template (chatml,"),
     Case("template that is not Jinja", of_base("{% for"), "the chat template refuses a dialog of user, assistant: "),
     Case("template that divides by zero", of_base("{{ 1 // 0 }}"), "the chat template refuses a dialog of user,"),
-    Case("template that writes nothing", of_base("hello"), "the chat template leaves out what an assistant turn says"),
+    Case("template that writes nothing", of_base("hello"), "the chat template leaves out the content of an assistant"),
     Case("template without an end token", of_base(NO_END), "the chat template closes an assistant turn without a"),
     Case(
         "template that looks ahead",
         of_base(LOOK_AHEAD.replace("im_end", "endoftext")),
-        "chat template: the chat template renders turn 2 otherwise once more turns follow it (it is not prefix-",
+        "chat template: the chat template renders turn 2 differently once more turns follow it (it is not prefix-",
     ),
     Case("template that refuses a row", of_template(NO_SYSTEM), "row 1: the chat template refuses a dialog of system,"),
     Case(
         "template that looks ahead in a row",
         of_template(LOOK_AHEAD, USER, ANSWER),
-        "train row 1: the chat template renders turn 2 otherwise once more turns follow it",
+        "train row 1: the chat template renders turn 2 differently once more turns follow it",
     ),
     Case("template that refuses a prompt", asked_with_a_system_turn, "the chat template refuses a dialog of system,"),
     Case(
         "template that shouts",
         of_template(SHOUTING, ANSWER | {"content": "other"}, stage="dpo"),
-        "train row 1: the chat template does not tell formatting from content in turn 2: it writes",
+        "train row 1: formatting and content of turn 2 can't be told apart: with other content",
     ),
     Case(
         "template without tool calls",
@@ -228,7 +228,7 @@ CASES = [
     Case(
         "evaluation of other prompts",
         of_earlier([], judge="scores:same"),
-        "earlier was made on other prompts or another num_answers: not comparable",
+        "earlier has other prompts or another num_answers: not comparable",
     ),
     Case(
         "evaluation whose answers are no rows",

@@ -68,23 +68,27 @@ CASES = [
     Case(
         "vllm's interpreter is not there, says run",
         of_recipe("run", "annotate.engine=vllm", "annotate.vllm.python=gone/python"),
-        "toy.yaml: annotate.vllm.python='gone/python' is no program here: give the interpreter of the environment",
+        "toy.yaml: annotate.vllm.python='gone/python' is not a program on this machine: give the",
     ),
     Case(
         "vllm's interpreter is not there",
         by_python("gone/python", ""),
-        "vllm.python='HERE/gone/python' is no program here: give the interpreter of the environment",
+        "vllm.python='HERE/gone/python' is not a program on this machine: give the",
     ),
-    Case("vllm's interpreter is a folder", by_python("env", ""), "vllm.python='HERE/env' is no program here: give the"),
+    Case(
+        "vllm's interpreter is a folder",
+        by_python("env", ""),
+        "vllm.python='HERE/env' is not a program",
+    ),
     Case(
         "vllm's interpreter is no Python",
         by_python("python", "#!/bin/sh\necho words\nexit 0\n"),
-        "vllm.python='HERE/python' is no Python that runs (",
+        "vllm.python='HERE/python' is not a working Python interpreter (",
     ),
     Case(
         "vllm's interpreter fails",
         by_python("python", "#!/bin/sh\necho broken >&2\nexit 3\n"),
-        "vllm.python='HERE/python' is no Python that runs (broken)",
+        "vllm.python='HERE/python' is not a working Python interpreter (broken)",
     ),
     Case(
         "vllm is not installed",
@@ -123,7 +127,7 @@ CASES = [
     Case(
         "vllm with too few GPUs",
         with_two_gpus,
-        "vllm needs 1 processes x data_parallel_size 1 x tensor_parallel_size 3 = 3 GPUs, there are 2",
+        "vllm needs 1 processes x data_parallel_size 1 x tensor_parallel_size 3 = 3 GPUs, 2 are available",
     ),
     Case("vllm with a model without a config", by_vllm(drop("config.json")), "model cannot be loaded as a model ("),
 ]

@@ -21,7 +21,7 @@ import pytest
 import transformers
 import yaml
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import UserError
 from data_schemas.files import hash_files
 from data_schemas.key_rules import LIMITS
 from data_schemas.stage_keys import REPLACED_KEYS
@@ -99,7 +99,7 @@ def rules_in_data() -> dict[str, str]:
         for name, limit in LIMITS.items()
     }
     rules |= {f"REPLACED_KEYS[{name!r}]": rf"\b{name} is not a key here" for name in REPLACED_KEYS}
-    for file in ("data_schemas/rows.py", "pipeline/recipe/schema.py", "pipeline/recipe/sections.py"):
+    for file in ("data_schemas/rows.py", "pipeline/recipe/settings.py", "pipeline/recipe/sections.py"):
         for kind in (node for node in ast.parse((ROOT / file).read_bytes()).body if isinstance(node, ast.ClassDef)):
             for node in kind.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
@@ -205,7 +205,7 @@ class Place:
                 function(*arguments, **options)
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
-                return 2 if isinstance(error, ConfigError) else 1
+                return 2 if isinstance(error, UserError) else 1
             return 0
 
         return call

@@ -14,7 +14,6 @@ from data_schemas.rows import Conversation, Message
 from data_schemas.text import printable
 from engine.models import precision
 from engine.models.precision import Layer
-from engine.tokens.inspection import sequences_of, trained_of
 from stages import sft
 from tests.loop_recipes import COMMAND
 from tests.toy_rows import pair, write_jsonl
@@ -33,7 +32,7 @@ SLOW = {"float32": 165e9, "bfloat16": 398e9}  # bf16 is 2.41 times as fast
 def test_trained_tokens_are_green_in_a_terminal_and_between_marks_elsewhere(tokenizer):
     encode = encode_of(sft, tokenizer)
     row = encode(Conversation(messages=[Message(role="user", content="Hi"), Message(role="assistant", content="Yo")]))
-    ids, trained = sequences_of(row)[0], trained_of(row)[0]
+    ids, trained = row.sequences[0], row.trained[0]
     plain = check.coloured(tokenizer, ids, trained, marked=True)
     assert plain.plain == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧"
     console = Console(force_terminal=True, color_system="standard", width=200)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import UserError
 from data_schemas.rows import for_template
 
 ADVICE = " (set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl)"
@@ -28,7 +28,7 @@ def messages_of(read):
 
 
 def fails(function, *arguments, **options):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         function(*arguments, **options)
     message = str(caught.value)
     assert "\n" not in message

@@ -62,13 +62,13 @@ GOOD = {"messages": TWO_TURNS}
             read_conversations,
             GOOD,
             {"messages": [user("a")]},
-            "messages: found the last message is from 'user', expected 'assistant'",
+            "messages: found a last message from 'user', expected one from 'assistant'",
         ),
         (
             read_conversations,
             GOOD,
             {"messages": [*TWO_TURNS, {"role": "system", "content": "s"}, assistant("a")]},
-            "messages: found a system message after the first message, expected it only at the start",
+            "messages: found a system message after the first message, expected one only at the start",
         ),
         (
             read_conversations,
@@ -168,7 +168,8 @@ GOOD = {"messages": TWO_TURNS}
             read_pairs,
             {"chosen": HH.format("x"), "rejected": HH.format("y")},
             {"chosen": HH.format("x"), "rejected": HH.replace("c", "other").format("y")},
-            "chosen, rejected: found two different prompts (they part at message 3), expected dialogs that differ only"
+            "chosen, rejected: found two different prompts (they differ from message 3 on), expected dialogs that "
+            "differ only"
             " in their last answer",
         ),
         (
@@ -232,12 +233,12 @@ def test_a_file_without_the_columns_is_an_error_that_names_those_found_and_accep
         ("a.csv", b"text\n", "a.csv is empty: it has no rows"),
         ("a.json", b"[]", "a.json is empty: it has no rows"),
         ("a.txt", b"\n \n", "a.txt is empty: it has no rows"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "a.jsonl.gz is not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "a.jsonl.gz is not a complete gzip file"),
         ("a.json", b"[1,", "a.json is not JSON (Expecting value: line 1 column 4 (char 3))"),
         ("a.json", b'{"a": [], "b": []}', "a.json holds a mapping with a, b, expected a list of rows"),
         ("a.csv", b'text\n"a"b\n', "a.csv:2 is not CSV"),
         ("a.parquet", b"PAR1", "a.parquet is not a Parquet file"),
-        ("a.xlsx", b"", "a.xlsx is of no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv, .txt"),
+        ("a.xlsx", b"", "a.xlsx has no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv, .txt"),
         ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
     ],
 )

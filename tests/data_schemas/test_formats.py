@@ -149,4 +149,4 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
         raise socket.gaierror("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert fails(read_pairs, "owner/name") == ("owner/name: no such path, and not to be had from the hub (no network)")
+    assert fails(read_pairs, "owner/name") == ("owner/name: no such path, and not available from the hub (no network)")

@@ -3,7 +3,7 @@
 import pytest
 
 from data_schemas.errors import ConfigError
-from data_schemas.key_rules import LIMITS, RULES, Limit, check_values
+from data_schemas.key_rules import LIMITS, RULES, Limit, check_batch, check_values
 from data_schemas.stage_keys import stages
 
 ANNOTATE = {"policies": ["p"], "annotator_function": "a:b"}
@@ -80,17 +80,25 @@ REFUSED = [
     (
         "annotate",
         ANNOTATE | {"keep_rankings": True, "rejected": "random"},
-        "keep_rankings: true keeps all answers in order; it does not go with rejected: random",
+        "keep_rankings: true keeps all answers in order; it does not support rejected: random",
     ),
     ("annotate", ANNOTATE | {"top_p": 1.5}, "top_p=1.5: expected a number above 0, at most 1"),
     ("annotate", ANNOTATE | {"temperature": -0.1}, "temperature=-0.1: expected a number 0 or more"),
-    ("rejection_sampling", SAMPLING | {"num_answers": 1}, "num_answers=1: the best of one answer is no choice; try 2"),
+    (
+        "rejection_sampling",
+        SAMPLING | {"num_answers": 1},
+        "num_answers=1 is too few to choose the best answer among them; try 2",
+    ),
     (
         "rejection_sampling",
         SAMPLING | {"keep_by": "min_score"},
-        "min_score goes with keep_by: min_score, and only with it",
+        "min_score and keep_by: min_score need each other; set both or neither",
     ),
-    ("rejection_sampling", SAMPLING | {"min_score": 1.0}, "min_score goes with keep_by: min_score, and only with it"),
+    (
+        "rejection_sampling",
+        SAMPLING | {"min_score": 1.0},
+        "min_score and keep_by: min_score need each other; set both or neither",
+    ),
     (
         "rejection_sampling",
         SAMPLING | {"temperature_range": [1.0, 0.5]},
@@ -148,3 +156,13 @@ def test_every_limit_and_rule_is_for_existing_keys():
     everywhere = {name for stage in stages().values() for name in stage.keys}
     assert set(LIMITS) <= everywhere and set(RULES) <= set(stages())
     assert str(Limit(0, 1, is_open=True)) == "above 0, at most 1" and str(Limit(2)) == "2 or more"
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro_batch", "processes", "advice"),
+    [(30, 4, 1, 32), (29, 4, 1, 28), (31, 4, 1, 32), (2, 4, 1, 4), (8, None, 3, 9), (7, None, 3, 6), (20, 2, 6, 24)],
+)
+def test_the_nearest_batch_that_can_be_divided_is_advised(rows, micro_batch, processes, advice):
+    with pytest.raises(ConfigError, match=rf"^global_batch_size={rows} .*; try {advice}$"):
+        check_batch(rows, micro_batch, processes=processes)
+    check_batch(advice, micro_batch, processes=processes)

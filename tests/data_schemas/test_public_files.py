@@ -43,7 +43,7 @@ def test_each_harmless_row_with_two_prompts_is_an_error(tmp_path, row):
     with gzip.open(f"{TEST_DATA}/hh_rlhf/harmless.jsonl.gz", "rt", encoding="utf-8") as file:
         content = file.readlines()
     path = lines(tmp_path / "a.jsonl", content[0], content[row])
-    assert fails(read_pairs, path).startswith(f"{path}:2: chosen, rejected: found two different prompts (they part at")
+    assert fails(read_pairs, path).startswith(f"{path}:2: chosen, rejected: found two different prompts (they differ")
 
 
 @needs_test_data

@@ -64,22 +64,26 @@ def test_prompt_id_depends_on_every_message_and_on_the_tools():
 @pytest.mark.parametrize(
     ("row_type", "fields", "complaint"),
     [
-        (Document, {"text": " \n"}, "the text is empty"),
+        (Document, {"text": " \n"}, "found empty text"),
         (Conversation, {"messages": []}, "no messages"),
-        (Conversation, {"messages": [USER]}, "the last message is from 'user', expected 'assistant'"),
-        (Conversation, {"messages": [USER, SYSTEM, ANSWER]}, "a system message can only come first"),
+        (Conversation, {"messages": [USER]}, "a last message from 'user', expected one from 'assistant'"),
+        (Conversation, {"messages": [USER, SYSTEM, ANSWER]}, "a system message after the first message"),
         (Conversation, {"messages": [SYSTEM, ANSWER]}, "no user message"),
-        (Conversation, {"messages": [{**USER, "content": " "}, ANSWER]}, "the user message is empty"),
+        (Conversation, {"messages": [{**USER, "content": " "}, ANSWER]}, "an empty message"),
         (Conversation, {"messages": [USER, {**ANSWER, "role": "gpt"}]}, "'system', 'user', 'assistant' or 'tool'"),
         (Conversation, {"messages": [USER, ANSWER], "label": 1}, "Extra inputs are not permitted"),
-        (Prompt, {"prompt": [USER, ANSWER]}, "the last message is from 'assistant', expected 'user' or 'tool'"),
-        (PreferencePair, {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "are identical"),
+        (Prompt, {"prompt": [USER, ANSWER]}, "a last message from 'assistant', expected one from 'user' or 'tool'"),
+        (PreferencePair, {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "two identical answers"),
         (
             PreferencePair,
             {"prompt": [USER], "chosen": [], "rejected": [ANSWER]},
-            "chosen does not end with an assistant",
+            "chosen: found an answer without a last assistant message",
         ),
-        (PreferencePair, {"prompt": [USER], "chosen": [ANSWER], "rejected": [USER]}, "rejected does not end with an"),
+        (
+            PreferencePair,
+            {"prompt": [USER], "chosen": [ANSWER], "rejected": [USER]},
+            "rejected: found an answer without",
+        ),
         (Candidate, {"text": "", "k": 0, "num_tokens": 1, "ended": True, "score": float("nan")}, "finite number"),
     ],
 )
@@ -90,7 +94,7 @@ def test_what_is_not_a_row_is_refused(row_type, fields, complaint):
 
 def test_an_assistant_message_may_hold_tool_calls_instead_of_text():
     assert Message.model_validate(CALL).content == ""
-    with pytest.raises(ValidationError, match="the assistant message is empty"):
+    with pytest.raises(ValidationError, match="an empty message"):
         Message.model_validate({"role": "assistant", "tool_calls": []})
 
 

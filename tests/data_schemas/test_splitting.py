@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_schemas.rows import Document, Message, Prompt, group_of
-from data_schemas.splitting import Shares, assign, becomes_instruction
+from data_schemas.splitting import Shares, assign, becomes_instruction, split_documents
 from engine.curation.decontamination import contains_any
 
 HALVES = Shares(evaluation=0.1, judge=0.1, validation=0.1)
@@ -122,3 +122,11 @@ small_text = st.lists(st.sampled_from("ab"), min_size=1, max_size=7).map(" ".joi
 def test_finding_by_first_words_agrees_with_looking_everywhere(text, asked):
     everywhere = any(f" {question} " in f" {text} " for question in asked)
     assert contains_any([Document(text=text)], [prompt(question) for question in asked]) == [everywhere]
+
+
+def test_documents_are_held_out_by_the_hash_of_their_text():
+    # sha256("e") begins 0x3f79bb7b / 2**32 = 0.248, ("a") 0xca978112 / 2**32 = 0.791, ("d") 0x18ac3e73 / 2**32 = 0.096
+    texts = ["a", "e", "d", "e"]
+    train, validation = split_documents([Document(text=text) for text in texts], validation_share=0.2)
+    assert [row.text for row in train] == ["a", "e", "e"]
+    assert [row.text for row in validation] == ["d"]

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-DISK_FULL = "the disk is full: free some space and run the same command again; what is finished is kept"
+DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
 READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
 
 

@@ -3,13 +3,12 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_schemas import artifact, files
 from data_schemas.artifact import Artifact, files_below
-from data_schemas.errors import ConfigError
+from data_schemas.errors import DataError
 from data_schemas.files import read_json
 from data_schemas.rows import Conversation, Message
 from engine.models.loading import identity_of
@@ -17,6 +16,7 @@ from engine.runtime.complete_folder import move_into_place, write_marker
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
 from engine.tokens.tables import table
+from engine.tokens.token_rows import TokenDialog
 from engine.training import checkpoints
 from pipeline.state.fingerprint import FileHashes
 from pipeline.state.run import finished_part
@@ -37,10 +37,12 @@ def test_files_that_only_describe_how_a_step_was_run_may_be_damaged(finished, tm
         cut(world.folder("round-0.sft") / name)
     cut(world.run_folder / ".hashes.json")
     cut(world.run_folder / "summary.json")
-    assert_one_line(world.call("status", "runs/toy"), 2, "summary.json is not a run's summary; run the recipe again")
+    assert_one_line(
+        world.call("status", "runs/toy"), 2, "summary.json is not the summary of a run; run the recipe again"
+    )
     assert_one_line(world.call("verify", "runs/toy"), 1, "round-0.sft-")
     # What it was made of cannot be told any more.
-    assert "run    round-0.sft: never ran" in world.call("plan", *NO_ROUND[1:], "--set", "sft.seed=3")[1]
+    assert "run    round-0.sft: not run yet" in world.call("plan", *NO_ROUND[1:], "--set", "sft.seed=3")[1]
     assert world.call(*NO_ROUND)[0] == 0
     assert (world.launched(), states(world)) == ([], {"reused"})
 
@@ -57,7 +59,7 @@ def test_a_step_with_truncated_rows_runs_again_and_verify_finds_a_change_of_the_
     assert problems == {
         "prepare_data": ["instructions.train.jsonl has 1 bytes, not 2"],
         "prepare_base": [],
-        "round-0.sft": ["model/config.json is not what was written"],
+        "round-0.sft": ["model/config.json was changed after it was written"],
         "round-0.evaluate_policy": [],
     }
     assert world.call(*NO_ROUND)[0] == 0
@@ -125,9 +127,9 @@ def save_checkpoint(folder: Path, step: int) -> Path:
         (
             "best-4/model.safetensors",
             ("weights 4", "weights 5"),
-            "its best model, of step 4, is damaged: model.safetensors is not what was written",
+            "its best model, of step 4, is damaged: model.safetensors was changed after it was written",
         ),
-        ("checkpoint-4/whole.json", ('"best_step": 4', '"best_step": 2'), "it has no marker"),
+        ("checkpoint-4/whole.json", ('"best_step": 4', '"best_step": 2'), "it has no valid marker"),
     ],
 )
 def test_a_damaged_best_model_or_an_edited_marker_is_not_resumed_from(path, change, reason, tmp_path, caplog):
@@ -155,9 +157,9 @@ def test_a_damaged_table_of_tokens_is_computed_again(damage, tokenizer, tmp_path
     rows = [Conversation(messages=[Message(role="user", content="a"), Message(role="assistant", content="b")])]
     built = []
 
-    def build() -> list[dict[str, Any]]:
+    def build() -> list[TokenDialog]:
         built.append(True)
-        return [{"input_ids": [1, 2, 3]}]
+        return [TokenDialog(input_ids=[1, 2, 3], labels=[1, 2, 3])]
 
     def read() -> list[int]:
         return table(stage, "train", rows, tokenizer, build, version="1")[0]["input_ids"]
@@ -175,7 +177,7 @@ def test_a_damaged_table_of_tokens_is_computed_again(damage, tokenizer, tmp_path
         (data.parent / "whole.json").unlink()
     assert read() == [1, 2, 3]
     assert len(built) == 2
-    assert "is made again" in caplog.text
+    assert "is written again" in caplog.text
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 2, "lo', b"\x00\x00\x00", b"\xff\xfe", b"[1]\n", b'{"loss": 1}\n', b"7"])
@@ -193,7 +195,7 @@ def test_a_damaged_last_line_of_the_metrics_is_left_out(tail, tmp_path):
 def test_checkpoints_with_keys_that_no_longer_exist_are_not_resumed_from(rows, tmp_path):
     (tmp_path / "out" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "out" / "identity.json").write_text('{"stage": "prepare_da')
-    with pytest.raises(ConfigError, match=r"identity\.json is not a stage's; choose another output_dir"):
+    with pytest.raises(DataError, match=r"identity\.json was not written by a stage; choose another output_dir"):
         call_stage("prepare_data", tmp_path / "out", instructions=[rows / "conversations.jsonl"])
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-2").is_dir()
 

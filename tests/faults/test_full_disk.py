@@ -112,7 +112,7 @@ def test_the_disk_is_full_or_fails_while_answers_rows_or_record_are_written(
         assert len(list(folder.glob("checkpoints/answers-*/[0-9]*.json"))) == done
         assert not leftovers(folder)
         assert (folder / "pairs.train.jsonl").exists() == (module is stage_module)
-    monkeypatch.setattr("engine.sampling.transformers_engine.write_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # to call it would be an error
     record = run_here("annotate", folder, **keys)
     assert (folder / "pairs.train.jsonl").read_bytes() == (tmp_path / "undisturbed" / "pairs.train.jsonl").read_bytes()
     assert record.damage(folder) == []
@@ -191,7 +191,7 @@ def test_the_disk_is_full_while_the_runner_writes_its_own_files(
     disk.empty()
     assert_one_line(said, 1, "No space left on device", DISK_FULL)
     assert world.launched() == finished_steps
-    assert [one.state for one in check_run(world.run_folder)].count("whole") == len(finished_steps)
+    assert [one.state for one in check_run(world.run_folder)].count("complete") == len(finished_steps)
     assert not any(one.problems for one in check_run(world.run_folder))
     assert not leftovers(world.run_folder)
     world.command = finished.command

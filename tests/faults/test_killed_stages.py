@@ -9,6 +9,7 @@ from engine.judging import scoring
 from engine.runtime import preemption
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
+from engine.sampling.answers import Answer
 from stages import average_models
 from tests.stage_runs import call_stage, run_here
 
@@ -24,10 +25,11 @@ def test_a_function_that_scores_is_not_called_again_after_sigterm(tmp_path, monk
     monkeypatch.setattr(scoring, "FUNCTION_BATCH", 3)
     stage = Stage("test", tmp_path, {}, Tracker(tmp_path, active=False), is_main=True)
     prompt = Prompt(prompt=[Message(role="user", content="?")])
-    answers = [scoring.ScoringItem(prompt, text, True) for text in ("a", "bb", "ccc", "dddd", "eeeee", "f", "g")]
+    texts = ("a", "bb", "ccc", "dddd", "eeeee", "f", "g")
+    answers = [Answer(prompt, k, text, [], True) for k, text in enumerate(texts)]
 
     def score() -> list[float]:
-        return scoring.score_by_function(stage, "scores", "slow_judge:score", answers, timeout=9)
+        return scoring.FunctionScorer(stage, "slow_judge:score", 9)("scores", answers)
 
     with preemption.listen_for_signals(), pytest.raises(preemption.Preempted):
         score()

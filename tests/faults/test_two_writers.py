@@ -25,7 +25,7 @@ def test_a_second_run_is_refused_even_between_two_steps(finished, tmp_path):
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)  # the stage has ended, the runner has not seen it
-        assert_one_line(world.call(*NO_ROUND), 2, f"is in use by another run (pid {first.pid})")
+        assert_one_line(world.call(*NO_ROUND), 2, f"is in use by another process (pid {first.pid} on ")
         first.send_signal(signal.SIGCONT)
         first.communicate(timeout=60)
         assert first.returncode == 0
@@ -55,7 +55,7 @@ def test_a_stage_by_hand_in_a_steps_folder_is_neither_ended_nor_disturbed(finish
         said = world.call(*NO_ROUND)
         assert alive(stage.pid)
         stage.kill()
-    assert_one_line(said, 2, f"{folder} is in use by another run (pid {stage.pid} {socket.gethostname()})")
+    assert_one_line(said, 2, f"{folder} is in use by another process (pid {stage.pid} on {socket.gethostname()})")
     assert {path: path.read_bytes() for path in before} == before
     assert world.launched() == []
     assert world.call(*NO_ROUND)[0] == 0
@@ -81,7 +81,7 @@ def test_of_two_stages_by_hand_in_one_folder_the_second_is_refused(rows, tmp_pat
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         said = refusal(by_hand("prepare_data", *words, cwd=tmp_path))
-        assert said.startswith(f"error: {tmp_path / 'out'} is being written by another process (pid {first.pid} on ")
+        assert said.startswith(f"error: {tmp_path / 'out'} is in use by another process (pid {first.pid} on ")
     assert first.returncode == 0
     record = Artifact.read(tmp_path / "out")
     assert record is not None and record.damage(tmp_path / "out") == []

@@ -1,111 +1,10 @@
 """A house with toy stages, for the tests of the pipeline: every stage writes its outputs and record in milliseconds."""
 
-import json
 import textwrap
 from pathlib import Path
 
-from data_schemas import stage_keys
+from data_schemas.stage_keys import stages
 
-ALL = {
-    "output_dir": ("str", None, "runtime"),
-    "step": ("str", "", "runtime"),
-    "run_group": ("str", "", "runtime"),
-    "fingerprint": ("str", "", "runtime"),
-    "use_cpu": ("bool", False, "runtime"),
-    "report_to": ("null | list[str] | str", "none", "runtime"),
-    "seed": ("int", 42, "identity"),
-}
-GENERATION = {
-    "prompts": ("list[str]", None, "rows", True),
-    "validation_prompts": ("null | list[str]", None, "rows"),
-    "round": ("int", 0, "identity"),
-    "temperature": ("float", 1.0, "identity"),
-    "num_prompts": ("null | int", None, "identity"),
-}
-TRAINING = {
-    "model_name_or_path": ("null | str", None, "model", True),
-    "train_data": ("list[str]", None, "rows", True),
-    "eval_data": ("null | list[str]", None, "rows"),
-    "learning_rate": ("float", 5e-5, "identity"),
-    "max_length": ("null | int", 1024, "identity"),
-    "num_train_epochs": ("float", 3.0, "identity"),
-    "global_batch_size": ("int", 32, "identity"),
-    "per_device_train_batch_size": ("int", 8, "runtime"),
-    "bf16": ("null | bool", None, "identity"),
-    "validation_share": ("float", 0.05, "identity"),
-    "per_device_eval_batch_size": ("int", 8, "runtime"),
-}
-STAGES = {
-    "prepare_data": dict.fromkeys(
-        ("documents", "instructions", "preferences", "prompts", "evaluation_prompts"),
-        ("null | list[str]", None, "rows"),
-    )
-    | {
-        "make_data": ("null | str", None, "function"),
-        "make_data_arguments": ("null | dict", None, "identity"),
-        "judge_share": ("float", 0.0, "identity"),
-        "chosen_as_instructions": ("float", 0.0, "identity"),
-    },
-    "pretrain": TRAINING | {"model_name_or_path": ("null | str", None, "model"), "block_size": ("int", 64, "identity")},
-    "prepare_base": {
-        "model_name_or_path": ("str", None, "model", True),
-        "chat_template": ("null | str", None, "identity"),
-    },
-    "sft": TRAINING | {"train_data_shares": ("null | list[float]", None, "identity")},
-    "reward_model": TRAINING,
-    "annotate": GENERATION
-    | {
-        "policies": ("list[str]", None, "model", True),
-        "policy_names": ("null | list[str]", None, "runtime"),
-        "annotator_function": ("null | str", None, "function"),
-        "annotator_models": ("null | list[str]", None, "model"),
-        "strength_margins": ("list[float]", [1.0, 0.5, 0.25], "identity"),
-        "keep_rankings": ("bool", False, "identity"),
-        "rejected": ("str", "worst", "identity"),
-        "num_answers": ("int", 2, "identity"),
-    },
-    "rejection_sampling": GENERATION
-    | {
-        "policies": ("list[str]", None, "model", True),
-        "policy_names": ("null | list[str]", None, "runtime"),
-        "reward_model": ("str", None, "model", True),
-        "keep_by": ("str", "rank", "identity"),
-        "min_score": ("null | float", None, "identity"),
-        "temperature_range": ("null | list[float]", None, "identity"),
-        "num_answers": ("int", 8, "identity"),
-    },
-    "dpo": TRAINING
-    | {
-        "beta": ("float", 0.1, "identity"),
-        "loss_type": ("list[str]", ["sigmoid"], "identity"),
-        "loss_weights": ("null | list[float]", None, "identity"),
-        "reference_model": ("null | str", None, "model"),
-    },
-    "average_models": {
-        "models": ("list[str]", None, "model", True),
-        "averaged_stage": ("str", None, "identity", True),
-        "weights": ("list[float] | str", "uniform", "identity"),
-        "method": ("str", "linear", "identity"),
-        "fraction": ("float", 0.5, "identity"),
-        "train_data": ("null | list[str]", None, "rows"),
-        "eval_data": ("null | list[str]", None, "rows"),
-        "reference_model": ("null | str", None, "model"),
-        "stage_keys": ("dict", {}, "identity"),
-        "part_names": ("null | list[str]", None, "runtime"),
-        "per_device_eval_batch_size": ("int", 8, "runtime"),
-    },
-    "evaluate_policy": {
-        "prompts": ("list[str]", None, "rows", True),
-        "model_name_or_path": ("str", None, "model", True),
-        "first_policy": ("null | str", None, "model"),
-        "previous": ("null | list[str]", None, "rows"),
-        "judge_function": ("null | str", None, "function"),
-        "judge_model": ("null | str", None, "model"),
-        "proxy_model": ("null | str", None, "model"),
-        "policy_step": ("str", "", "identity"),
-        "num_answers": ("int", 4, "identity"),
-    },
-}
 # The toy stage. TOY (a JSON object in the environment) makes steps misbehave: {"round-1.dpo": "fail"}.
 # The score of a policy is in SCORES, by step; without one, it is its round.
 STAGE = """
@@ -209,41 +108,19 @@ evaluate_policy: {judge_function: "scores:score"}
 """
 
 
-REAL = json.loads((Path(stage_keys.__file__).parent / "stage_keys.json").read_text())
-
-
-def write_keys(path: Path) -> Path:
-    described = {
-        stage: {
-            "recipe_version": 1,
-            "example": "",
-            "traits": REAL[stage]["traits"],
-            "keys": {
-                name: {"type": key[0], "default": key[1], "role": key[2], "required": len(key) > 3}
-                for name, key in (ALL | keys).items()
-            },
-        }
-        for stage, keys in STAGES.items()
-    }
-    path.write_text(json.dumps(described))
-    return path
-
-
 def build_house(root: Path) -> Path:
     """`root` with toy stages, and `root/alignloop.py`, the command that runs them. Returns the command."""
     (root / "stages").mkdir(parents=True)
-    for stage in STAGES:
+    for stage in stages():
         (root / "stages" / f"{stage}.py").write_text(STAGE)
-    keys = write_keys(root / "stage_keys.json")
     command = root / "alignloop.py"
     command.write_text(
         textwrap.dedent(f"""
         import os
         from pathlib import Path
-        from data_schemas import stage_keys
+        from data_schemas.stage_keys import stages
         from pipeline import cli
         from pipeline.launch import command_line, processes, warm
-        stage_keys.KEYS_FILE = Path({str(keys)!r})
         warm.preloaded_modules = lambda: []
         command_line.ROOT = Path({str(root)!r})
         processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))

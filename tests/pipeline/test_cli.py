@@ -1,5 +1,6 @@
 """The command line: mistakes are one line, and it loads no torch."""
 
+import re
 import subprocess
 import sys
 
@@ -19,15 +20,18 @@ def test_a_folder_with_packages_of_the_same_names_does_not_mask_ours(world):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("run", "gone.yaml"), "error: gone.yaml does not exist\n"),
+        (("run", "gone.yaml"), "error: gone.yaml does not exist, and no shipped recipe has this name; "),
         (
             ("plan", "toy.yaml", "--set", "dpo.betta=1"),
             "error: toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n",
         ),
         (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
-        (("status", "."), "error: . has no summary.json: is it a run's folder?\n"),
+        (("status", "."), "error: . has no summary.json; expected the folder of a run, as in runs/demo\n"),
         (("chat", "gone"), "error: gone does not exist\n"),
-        (("chat", "."), "error: . is no model: it has no config.json, no record of a model and no summary.json\n"),
+        (
+            ("chat", "."),
+            "error: . is not a model, a step or a run: no config.json, no record of a model, no summary.json\n",
+        ),
         (("run",), "Missing argument 'RECIPE'"),
         (("rnu",), "No such command 'rnu'"),
     ],
@@ -38,6 +42,26 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_code_two(world, words, m
     assert message in err
     assert (err.count("\n"), out) == (1, "")
     assert not world.run_folder.exists()
+
+
+def test_init_writes_a_recipe_once_and_prints_the_next_commands(world):
+    code, out, err = world.call("init")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == ["written: my-run.yaml", "set its model and data, then:"]
+    assert [re.search(r"(\w+) my-run\.yaml", line)[1] for line in lines[2:]] == ["plan", "check", "run"]
+    code, out, err = world.call("init")
+    assert (code, out, err) == (2, "", "error: my-run.yaml exists already; move it away, or use another folder\n")
+    code, out, _ = world.call("init", "llama3_8b")
+    assert (code, out.splitlines()[0]) == (0, "written: llama3_8b.yaml, templates/llama3.jinja")
+
+
+def test_a_shipped_recipe_is_planned_by_its_name_and_a_line_names_its_file(world):
+    code, out, err = world.call("plan", "demo", "--set", "rouns=3")
+    assert (code, out) == (2, "")
+    first, second = err.splitlines()
+    assert first.startswith("using the recipe demo that ships with alignloop: /") and first.endswith("demo.yaml")
+    assert second.endswith("configs/demo.yaml: unknown key 'rouns'; did you mean 'rounds'?")
 
 
 def test_the_command_loads_neither_torch_nor_transformers_and_plans_at_once(world):

@@ -3,9 +3,7 @@
 import pytest
 
 from data_schemas.errors import ConfigError
-from pipeline.plan import BestPolicy, EvaluationFolder, File, Model, Output
-
-pytestmark = pytest.mark.usefixtures("toy_keys")
+from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output
 
 BASE = Output("prepare_base", "model")
 

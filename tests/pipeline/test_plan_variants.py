@@ -3,9 +3,7 @@
 import pytest
 
 from data_schemas.errors import ConfigError
-from pipeline.plan import Output
-
-pytestmark = pytest.mark.usefixtures("toy_keys")
+from pipeline.steps import Output
 
 
 def both(step: str, name: str) -> tuple[Output, Output]:
@@ -122,9 +120,9 @@ def test_the_judge_is_one_model_whatever_the_reward_models_variants(plan):
         (["sft.variants=[{human_share: 2}]"], r"sft\.variants\.1: human_share=2: Input should be less than"),
         (
             ["dpo.variants=[{validation_share: 0.2}, {}]"],
-            r"dpo\.variants\.1\.validation_share: all variants must have the same; say it in the section dpo",
+            r"dpo\.variants\.1\.validation_share: all variants must have the same; set it in the section dpo",
         ),
-        (["sft.variants=[{launch: {num_processes: 2}}]"], r"sft\.variants\.1\.launch: a variant holds keys"),
+        (["sft.variants=[{launch: {num_processes: 2}}]"], r"sft\.variants\.1\.launch: a variant holds only keys"),
         (["sft.variants=[{model_name_or_path: x}]"], r"sft\.model_name_or_path is set by the plan"),
         (["annotate.variants=[{}]"], r"annotate: unknown key 'variants' of stage annotate"),
         (["sft.average={weights: greedy}"], r"sft\.average: there is nothing to average; list two models or more"),

@@ -1,5 +1,6 @@
 """annotate: from scored answers to pairs and rankings."""
 
+import dataclasses
 import random
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 
 from data_schemas.files import read_json
 from data_schemas.reading import read_pairs
-from engine.judging.annotators import Group, Judgement
-from engine.judging.scoring import ScoringItem
+from engine.curation.dropped import Dropped
+from engine.judging.annotators import Judgement
+from engine.sampling.answers import Answer
 from stages import annotate
 from stages.annotate import strength_of
 from tests.stage_runs import call_stage, run_here
@@ -30,8 +32,8 @@ def test_strength_by_score_difference(difference, strength):
     assert strength_of(difference, [1.0, 0.5, 0.25]) == strength
 
 
-def answered(text: str, *, ended: bool = True) -> ScoringItem:
-    return ScoringItem(PROMPTS[0], text, ended)
+def answered(text: str, *, ended: bool = True, policy: str = "") -> Answer:
+    return Answer(PROMPTS[0], 0, text, [], ended, policy)
 
 
 MARGINS = [1.0, 0.5, 0.25]
@@ -50,23 +52,26 @@ MARGINS = [1.0, 0.5, 0.25]
     ],
 )
 def test_two_answers_give_a_pair_or_the_reason_why_not(answers, scores, result):
-    made = annotate.compare_answers(Group(PROMPTS[0], answers), Judgement(scores), ["old", "new"], margins=MARGINS)
-    if not isinstance(made, str):
-        assert (made.chosen_score, made.rejected_score) == (max(scores), min(scores))
-        assert made.group_id == PROMPTS[0].group_id
-        made = (made.chosen[0].content, made.rejected[0].content, made.strength, made.chosen_from, made.rejected_from)
-    assert made == result
+    named = [dataclasses.replace(answer, policy=name) for answer, name in zip(answers, ("old", "new"), strict=True)]
+    pair = annotate.compare_answers(named, Judgement(scores), margins=MARGINS)
+    if isinstance(pair, Dropped):
+        assert pair.reason == result
+        return
+    assert (pair.chosen_score, pair.rejected_score) == (max(scores), min(scores))
+    assert pair.group_id == PROMPTS[0].group_id
+    contents = (pair.chosen[0].content, pair.rejected[0].content)
+    assert (*contents, pair.strength, pair.chosen_from, pair.rejected_from) == result
 
 
-def made_of(texts: str, scores: list[float], **keys: Any) -> tuple[str, ...] | str:
-    """What answers of one letter make, best first; an upper-case one was cut off."""
+def ranking_of(texts: str, scores: list[float], **keys: Any) -> tuple[str, ...] | str:
+    """The ranking of answers of one letter, best first, or why they are dropped; an upper-case one was cut off."""
     answers = [answered(letter, ended=letter.islower()) for letter in texts]
-    made = annotate.compare_answers(Group(PROMPTS[0], answers), Judgement(scores), list(texts), margins=MARGINS, **keys)
-    return made if isinstance(made, str) else tuple(answer[0].content for answer in made.ranking)
+    pair = annotate.compare_answers(answers, Judgement(scores), margins=MARGINS, **keys)
+    return pair.reason if isinstance(pair, Dropped) else tuple(answer[0].content for answer in pair.ranking)
 
 
 @pytest.mark.parametrize(
-    ("texts", "scores", "keys", "made"),
+    ("texts", "scores", "keys", "expected"),
     [
         ("abcd", [0.1, 0.9, 0.5, 0.3], {}, ("b", "a")),
         ("abcd", [0.1, 0.9, 0.5, 0.3], {"keep_rankings": True}, ("b", "c", "d", "a")),
@@ -81,22 +86,21 @@ def made_of(texts: str, scores: list[float], **keys: Any) -> tuple[str, ...] | s
         (" bc", [0.9, 0.2, 0.3], {}, ("c", "b")),
     ],
 )
-def test_several_answers_give_a_pair_or_a_ranking(texts, scores, keys, made):
-    assert made_of(texts, scores, **keys) == made
+def test_several_answers_give_a_pair_or_a_ranking(texts, scores, keys, expected):
+    assert ranking_of(texts, scores, **keys) == expected
 
 
 def test_a_random_lower_answer_is_the_rejected_one_if_configured():
     scores = [0.1, 0.9, 0.5, 0.3]
-    rejected = {made_of("abcd", scores, draw=random.Random(seed))[1] for seed in range(30)}
+    rejected = {ranking_of("abcd", scores, draw=random.Random(seed))[1] for seed in range(30)}
     assert rejected == {"a", "c", "d"}
-    assert made_of("abcd", scores, draw=random.Random(3)) == made_of("abcd", scores, draw=random.Random(3))
+    assert ranking_of("abcd", scores, draw=random.Random(3)) == ranking_of("abcd", scores, draw=random.Random(3))
 
 
 def test_an_annotator_may_give_the_strength_and_voters_their_disagreement():
-    group = Group(PROMPTS[0], [answered("a"), answered("b")])
     judgement = Judgement([0.0, 9.0], strength="slightly_better", votes_VN=[[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
-    pair = annotate.compare_answers(group, judgement, ["x", "y"], margins=MARGINS)
-    assert not isinstance(pair, str)
+    pair = annotate.compare_answers([answered("a"), answered("b")], judgement, margins=MARGINS)
+    assert not isinstance(pair, Dropped)
     assert (pair.strength, pair.disagreement) == ("slightly_better", pytest.approx(1 / 3))
 
 
@@ -115,7 +119,7 @@ def test_a_failed_annotation_is_resumed_with_another_function(tiny_model, rows, 
     assert call_stage("annotate", tmp_path / "one", **keys) == 2
     assert "raised ZeroDivisionError: division by zero" in read_json(tmp_path / "one" / "outcome.json")["cause"]
     judge.write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
-    monkeypatch.setattr("engine.sampling.transformers_engine.write_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # to call it would be an error
     run_here("annotate", tmp_path / "two", **keys)
     assert call_stage("annotate", tmp_path / "three", **keys | {"seed": 8}) == 1  # other answers are new ones
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError
 from data_schemas.reading import read_rows
 from data_schemas.rows import Candidates
 from engine.judging.comparison import read_earlier
@@ -73,7 +73,7 @@ def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_p
         ).write(folder)
         return str(folder)
 
-    (earlier,) = read_earlier([evaluation("gold", 2)], "gold", PROMPTS, 2)
+    (earlier,) = read_earlier([evaluation("gold", 2)], "gold", PROMPTS, 2).evaluations
     assert earlier.scores_PK.shape == (7, 2) and earlier.choices == [] and earlier.mean_answer_tokens == 3
     with pytest.raises(ConfigError, match=r"was judged by other, this one by gold: not comparable"):
         read_earlier([evaluation("other", 2)], "gold", PROMPTS, 2)
@@ -81,5 +81,5 @@ def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_p
         read_earlier([evaluation("gold", 3)], "gold", PROMPTS, 2)
     with pytest.raises(ConfigError, match=r"other prompts or another num_answers"):
         read_earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
-    with pytest.raises(ConfigError, match=r"holds no finished evaluation"):
+    with pytest.raises(DataError, match=r"holds no finished evaluation"):
         read_earlier([str(tmp_path)], "gold", PROMPTS, 2)

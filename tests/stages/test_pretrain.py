@@ -57,8 +57,8 @@ def test_blocks_are_one_stream_with_end_tokens(tokenizer):
     texts = ["Rome.", "It is a large city."]
     stream = [id for text in texts for id in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     made = blocks(texts, tokenizer, size=4)
-    assert [row["input_ids"] for row in made] == [stream[i : i + 4] for i in range(0, len(stream) // 4 * 4, 4)]
-    assert all(row["labels"] == row["input_ids"] for row in made)
+    assert [row.input_ids for row in made] == [stream[i : i + 4] for i in range(0, len(stream) // 4 * 4, 4)]
+    assert all(row.labels == row.input_ids for row in made)
 
 
 def test_pretraining_keeps_attention_within_documents_by_default(tiny_model, rows, tmp_path):

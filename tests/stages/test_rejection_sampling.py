@@ -7,6 +7,7 @@ import pytest
 
 from data_schemas.reading import read_prompts, read_rows
 from data_schemas.rows import Candidates, Conversation, Message, Prompt
+from engine.curation.dropped import Dropped
 from stages import rejection_sampling
 from stages.rejection_sampling import keep_scores_above, pick_winners, request_for, rows_of
 from tests.stage_runs import run_here
@@ -32,7 +33,7 @@ def sampling(**keys: Any) -> rejection_sampling.RejectionSamplingArguments:
     ],
 )
 def test_the_best_candidate_is_kept_or_the_reason_why_none_is(items, kept):
-    assert pick_winners(candidates(*items), sampling()) == ([kept] if isinstance(kept, int) else kept)
+    assert pick_winners(candidates(*items), sampling()) == ([kept] if isinstance(kept, int) else Dropped(kept))
 
 
 def test_unfinished_answers_may_win_if_configured():
@@ -43,8 +44,8 @@ def test_the_best_are_kept_by_rank_and_within_the_length_limits():
     items = [("a", 0.1, True), ("b", 0.9, True), ("b ", 0.9, True), ("c", 0.5, True)]
     assert pick_winners(candidates(*items), sampling(num_winners=2)) == [1, 3]
     assert pick_winners(candidates(*items), sampling(num_winners=9)) == [1, 3, 0]
-    assert pick_winners(candidates(*items), sampling(min_answer_tokens=4)) == "length"  # all have 3 tokens
-    assert pick_winners(candidates(*items), sampling(max_answer_tokens=2)) == "length"
+    assert pick_winners(candidates(*items), sampling(min_answer_tokens=4)) == Dropped("length")  # all have 3 tokens
+    assert pick_winners(candidates(*items), sampling(max_answer_tokens=2)) == Dropped("length")
     assert pick_winners(candidates(*items), sampling(min_answer_tokens=3, max_answer_tokens=3)) == [1]
 
 
@@ -59,10 +60,11 @@ def test_winners_below_the_minimum_score_are_dropped_with_the_reason():
         )
         for best in (1.0, 3.0)
     ]
-    low, high = keep_scores_above(groups, 2.0, "below_min_score")
+    reason = Dropped("below_min_score")
+    low, high = keep_scores_above(groups, 2.0, reason)
     assert (low.kept, low.dropped) == ([], "below_min_score")
     assert (high.kept, high.dropped) == ([0, 1], None)
-    assert [group.kept for group in keep_scores_above(groups, 2.5, "below_min_score")] == [[], [0]]
+    assert [group.kept for group in keep_scores_above(groups, 2.5, reason)] == [[], [0]]
 
 
 def test_each_prompt_draws_its_temperature_and_system_prompt_by_the_seed():

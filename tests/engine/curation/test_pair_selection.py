@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from data_schemas.errors import ConfigError
-from data_schemas.rows import Message, PreferencePair
+from data_schemas.errors import ConfigError, DataError
+from data_schemas.rows import Dropped, Message, PreferencePair
 from data_schemas.stage_keys import check_keys
 from engine.curation.pair_selection import all_pairs, select_pairs, similarity, without_similar
 from engine.runtime.arguments import PreferenceArguments
@@ -22,8 +22,8 @@ def ranking(*texts: str, **fields: Any) -> PreferencePair:
     return PreferencePair(prompt=QUESTION, chosen=answers[0], rejected=answers[-1], **between | fields)
 
 
-def texts(pair: PreferencePair | None) -> list[str]:
-    return [answer[0].content for answer in pair.ranking] if pair else []
+def texts(pair: PreferencePair | Dropped) -> list[str]:
+    return [] if isinstance(pair, Dropped) else [answer[0].content for answer in pair.ranking]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_answers_too_alike_to_a_better_one_are_left_out(answers, limit, kept):
 def test_scores_and_sources_stay_with_their_answers():
     pair = ranking("abcd", "wxyz", "abce", chosen_score=3.0, rejected_score=1.0, rejected_from="p", strength="better")
     left = without_similar(pair, 0.5)
-    assert left is not None
+    assert isinstance(left, PreferencePair)
     assert (left.chosen_score, left.rejected_score, left.rejected_from, left.strength) == (3.0, None, "", "better")
 
 
@@ -76,7 +76,7 @@ def test_only_the_chosen_levels_train_and_the_rest_is_kept_in_a_file_with_its_re
 
 def test_a_round_whose_pairs_are_all_dropped_is_one_line(stage):
     pairs = [ranking("a", "b", strength="marginally_better")] * 3
-    with pytest.raises(ConfigError, match=r"dpo: all 3 training pairs are dropped \(strength 3\); see strengths and"):
+    with pytest.raises(DataError, match=r"dpo: all 3 training pairs are dropped \(strength 3\); see strengths and"):
         select_pairs(stage, PreferenceArguments(), pairs)
 
 

@@ -1,15 +1,19 @@
-"""Who says which answer is better: votes worked out by hand, and reward models that vote."""
+"""Annotators: votes worked out by hand, and reward models that vote."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 
 from data_schemas.errors import ConfigError
 from data_schemas.rows import Message, Prompt
-from engine.judging.annotators import Group, Judgement, RewardModels, majority, mean
-from engine.judging.scoring import ScoringItem
+from engine.judging.annotators import Judgement, RewardModelAnnotator, majority, mean
+from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
+from engine.sampling.answers import Answer
 from tests.stage_runs import run_here
 
 PROMPT = Prompt(prompt=[Message(role="user", content="Capital of France?")])
@@ -56,19 +60,23 @@ def two_reward_models(tiny_model, rows, tmp_path_factory):
     return folders
 
 
-def voters(paths: list[str], folder, vote: str) -> RewardModels:
+def voters(paths: list[str], folder, vote: Literal["mean", "majority"]) -> RewardModelAnnotator:
     stage = Stage("annotate", folder, {}, Tracker(folder, active=False), is_main=True)
-    return RewardModels(stage, paths, vote, torch.device("cpu"), "float32", 4)  # pyright: ignore[reportArgumentType]
+    return RewardModelAnnotator(stage, paths, vote, ScoringSettings(torch.device("cpu"), "float32", 4))
 
 
 def test_reward_models_vote_and_their_votes_are_kept(two_reward_models, tmp_path):
     groups = [
-        Group(PROMPT, [ScoringItem(PROMPT, text, True) for text in ("Paris.", "Rome.", "No.")]),
-        Group(PROMPT, [ScoringItem(PROMPT, text, True) for text in ("Oslo.", "Lima.")]),
+        [Answer(PROMPT, k, text, [], True) for k, text in enumerate(texts)]
+        for texts in (("Paris.", "Rome.", "No."), ("Oslo.", "Lima."))
     ]
     alone = [voters([path], tmp_path, "mean")(groups) for path in two_reward_models]
     assert all(judgement.votes_VN is None for judgements in alone for judgement in judgements)
-    for vote, combine in (("mean", mean), ("majority", majority)):
+    votes_of: tuple[tuple[Literal["mean", "majority"], Callable[..., list[float]]], ...] = (
+        ("mean", mean),
+        ("majority", majority),
+    )
+    for vote, combine in votes_of:
         for number, judgement in enumerate(voters(two_reward_models, tmp_path, vote)(groups)):
             votes = [judgements[number].scores_N for judgements in alone]
             assert votes[0] != votes[1]

@@ -22,7 +22,7 @@ NUMBERS = {
         ({}, {"score_gain_vs_best": -0.2}, ("keep", "gain -0.200 <= 0")),
         ({}, {"score_gain_vs_best": None}, ("accept", "the first policy")),
         ({"gate_min_gain": 0.2}, {}, ("keep", "gain 0.100 <= 0.2")),
-        ({"gate_min_gain": None}, {"score_gain_vs_best": -9.0}, ("accept", "no rule was asked")),
+        ({"gate_min_gain": None}, {"score_gain_vs_best": -9.0}, ("accept", "no rule is set")),
         ({"gate_min_gain": None, "gate_min_win_rate": 0.55}, {}, ("accept", "win rate 0.550 >= 0.55")),
         ({"gate_min_win_rate": 0.6}, {}, ("keep", "win rate 0.550 < 0.6")),
         ({"gate_max_length_growth": 1.2}, {}, ("accept", "gain 0.100 > 0")),
@@ -53,4 +53,4 @@ NUMBERS = {
 )
 def test_the_gate_decides_by_its_rules(keys, numbers, decision):
     made = decide(NUMBERS | numbers, GateArguments(**keys))
-    assert (made.action, made.by) == decision
+    assert (made.action, made.reason) == decision

@@ -1,31 +1,28 @@
 """Scores by a reward model and by a function."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from data_schemas.errors import ConfigError
-from engine.judging.scoring import ScoringItem, score_by_function, score_by_reward_model
+from data_schemas.errors import ConfigError, StageError
+from engine.judging.scoring import FunctionScorer, RewardModelScorer, score_by_prompt, scored_candidates
+from engine.judging.shared_scoring import ScoringSettings, SharedScorer
 from engine.models.loading import load_reward
+from engine.sampling.answers import Answer
 from engine.tokens.template import encode_prompt
 from tests.toy_prompts import PROMPTS
 
 ANSWERED = [
-    ScoringItem(prompt, text, ended=True)
+    Answer(prompt, 0, text, [], ended=True)
     for prompt, text in zip(PROMPTS, ["Rome.", "", "It is a large city. " * 4, "Oslo", "\n", "Sure?", "x"], strict=True)
 ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_reward_scores_do_not_depend_on_the_batch_size(batch_size, tiny_reward_model, tokenizer, stage):
-    scores = score_by_reward_model(
-        stage,
-        "scores",
-        str(tiny_reward_model),
-        ANSWERED,
-        device=torch.device("cpu"),
-        dtype="float32",
-        batch_size=batch_size,
-    )
+    settings = ScoringSettings(torch.device("cpu"), "float32", batch_size)
+    scores = RewardModelScorer(stage, str(tiny_reward_model), settings)("scores", ANSWERED)
     model = load_reward(str(tiny_reward_model), dtype="float32").eval()
     plain = {}
     for number, item in enumerate(ANSWERED):
@@ -50,12 +47,42 @@ def test_a_function_scores_prompt_answer_and_end(stage, tmp_path, monkeypatch):
         "    while True:\n        try:\n            x = 1\n        except Exception:\n            pass\n"
     )
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
-    items = [ScoringItem(PROMPTS[0], "abc", True), ScoringItem(PROMPTS[0], "ab", False)]
-    assert score_by_function(stage, "judge", "judge:score", items, timeout=9) == [1103.0, 1002.0]
+    answers = [Answer(PROMPTS[0], 0, "abc", [], True), Answer(PROMPTS[0], 1, "ab", [], False)]
+    assert FunctionScorer(stage, "judge:score", 9)("judge", answers) == [1103.0, 1002.0]
     for name, message in (
         ("bad", r"judge:bad\(…, 'abc', True\) gave nan, expected a finite number"),
         ("broken", r"judge:broken\(…, 'abc', True\) raised IndexError: list index out of range"),
         ("endless", r"judge:endless\(…, 'abc', True\) took longer than function_timeout=0.2 seconds"),
     ):
         with pytest.raises(ConfigError, match=message):
-            score_by_function(stage, "judge", f"judge:{name}", items, timeout=0.2)
+            FunctionScorer(stage, f"judge:{name}", 0.2)("judge", answers)
+
+
+def test_scores_return_in_the_groups_of_their_prompts():
+    groups = [[Answer(PROMPTS[n], k, "x" * (n + k), [], True) for k in range(count)] for n, count in ((0, 2), (3, 1))]
+
+    def by_length(name: str, answers: Sequence[Answer]) -> list[float]:
+        return [float(len(answer.text)) for answer in answers]
+
+    assert score_by_prompt(by_length, "lengths", groups) == [[0.0, 1.0], [3.0]]
+
+
+def test_a_reward_model_with_one_score_for_all_answers_is_an_error_of_the_stage(
+    stage, tiny_reward_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SharedScorer, "rewards", lambda self, groups: [0.5 for group in groups for _ in group])
+    scorer = RewardModelScorer(stage, str(tiny_reward_model), ScoringSettings(torch.device("cpu"), "float32", 8))
+    with pytest.raises(
+        StageError, match=r"gives each of 5 different answers the score 0.5: its rewards have collapsed"
+    ):
+        scorer("collapsed", ANSWERED)
+
+
+def test_the_row_of_a_prompts_answers_has_their_scores():
+    answers = [Answer(PROMPTS[0], 0, "a", [5, 1], True, "old"), Answer(PROMPTS[0], 1, "b", [5, 6, 7], False, "new")]
+    group = scored_candidates(answers, [0.25, -1.0])
+    assert (group.prompt, group.prompt_id, group.group_id) == (PROMPTS[0].prompt, PROMPTS[0].prompt_id, group.group_id)
+    assert [(one.text, one.k, one.num_tokens, one.ended, one.score, one.policy) for one in group.candidates] == [
+        ("a", 0, 2, True, 0.25, "old"),
+        ("b", 1, 3, False, -1.0, "new"),
+    ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import DataError
 from engine.models.averaging import (
     arc_weights,
     check_same_architecture,
@@ -140,7 +140,7 @@ def test_integers_are_copied_and_must_agree(tmp_path):
     write_average([one, two], tmp_path / "out", weights=[0.5, 0.5])
     assert weights_of(tmp_path / "out")["ids"].tolist() == [1, 2]
     assert weights_of(tmp_path / "out")["count"].item() == 3
-    with pytest.raises(ConfigError, match=r"one and .*other cannot be averaged: ids holds torch.int64 and differs"):
+    with pytest.raises(DataError, match=r"one and .*other cannot be averaged: ids holds torch.int64 and differs"):
         write_average([one, other], tmp_path / "out2", weights=[0.5, 0.5])
     assert not (tmp_path / "out2").exists()
 
@@ -165,7 +165,7 @@ def test_memory_holds_one_tensor_and_never_a_model(tmp_path):
         model_of(tmp_path / str(n), {name: tensor + n for name, tensor in tensors.items()})
     # Not ru_maxrss, which a process has from the one that started it.
     measure = (
-        "import sys; from pathlib import Path; import torch, engine.averaging as averaging\n"
+        "import sys; from pathlib import Path; import torch, engine.models.averaging as averaging\n"
         "def mib(name): return int(Path('/proc/self/status').read_text().split(name + ':')[1].split()[0]) / 1024\n"
         "root = Path(sys.argv[1]); Path('/proc/self/clear_refs').write_text('5'); before = mib('VmRSS')\n"
         "averaging.write_average([root / str(n) for n in range(3)], root / 'out', weights=[1 / 3] * 3)\n"
@@ -189,7 +189,7 @@ def test_only_models_of_one_kind_are_averaged(tmp_path):
         other = model_of(tmp_path / name, tensors, config={"rope": {"theta": 1}, "dtype": "bfloat16"})
         for file, text in files.items():
             (other / file.replace("_json", ".json").replace("_jinja", ".jinja")).write_text(text)
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(DataError) as caught:
             check_same_architecture([first, other])
         message = str(caught.value)
         assert message.startswith(f"{first} and {other} cannot be averaged: ") and "\n" not in message
@@ -224,9 +224,9 @@ def test_differences_in_saving_and_final_padding_are_ignored(tmp_path):
 
 def test_a_folder_that_is_no_model_is_named(tmp_path):
     first = model_of(tmp_path / "first", {"a": torch.zeros(2)})
-    with pytest.raises(ConfigError, match=r"org/name is no model folder"):
+    with pytest.raises(DataError, match=r"org/name is not a model folder"):
         check_same_architecture([first, Path("org/name")])
     pickled = model_of(tmp_path / "pickled", {"a": torch.zeros(2)})
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"pickled holds no safetensors"):
+    with pytest.raises(DataError, match=r"pickled holds no safetensors"):
         check_same_architecture([first, pickled])

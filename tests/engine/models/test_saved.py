@@ -1,7 +1,8 @@
-"""A saved model is loaded back and asked before the record is written: what is damaged on the way is found."""
+"""A saved model is loaded back before the record is written, and its outputs are compared: damage is found."""
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_schemas.artifact import Artifact
+from data_schemas.errors import StageError
 from data_schemas.files import read_json
 from engine.models import verification
 from engine.models.loading import load_causal
-from engine.models.verification import PROBE, as_tensors, check_saved, check_weights, outputs_of
+from engine.models.verification import PROBE, Comparison, as_tensors, check_saved, check_weights, outputs_of
 from engine.training import checkpoints
 from tests.stage_runs import call_stage
 
 ROWS = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15]]
-PLAIN = {"is_reward_model": False, "device": "cpu", "autocast": None, "tolerance": 0.0}
+PLAIN = Comparison(is_reward_model=False, device="cpu", autocast=None, tolerance=0.0)
 
 
 def keys_of(stage: str, tiny_model: Path, rows: Path) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def spoil(tensors: dict[str, torch.Tensor]) -> None:
         ("sft", nudge, "the saved model is not the trained one: after row 1 of the held-out rows"),
         ("dpo", nudge, "the saved model is not the trained one"),
         ("reward_model", nudge, "the saved model is not the trained one"),
-        ("reward_model", forget_head, 'the saved model is not whole: {"missing_keys": ["score.weight"]}'),
+        ("reward_model", forget_head, 'the saved model is not complete: {"missing_keys": ["score.weight"]}'),
         ("sft", spoil, "is nan or infinite"),
     ],
 )
@@ -89,12 +91,12 @@ def test_a_tolerance_is_of_the_largest_output(tiny_model, tmp_path):
     outputs = outputs_of(model, ROWS, device=torch.device("cpu"))
     outputs[1] = outputs[1] + 1e-5 * outputs[1].abs().max()
     save_file(as_tensors(ROWS, outputs), tmp_path / PROBE)
-    check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 1.1e-5})
+    check_saved(tmp_path / "model", tmp_path / PROBE, replace(PLAIN, tolerance=1.1e-5))
     with pytest.raises(ValueError, match="after row 2 of the held-out rows"):
-        check_saved(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 0.9e-5})
-    with pytest.raises(ValueError, match="after row 2 of the held-out rows"):
-        verification.check_in_own_process(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 0.9e-5})
-    verification.check_in_own_process(tmp_path / "model", tmp_path / PROBE, PLAIN | {"tolerance": 1.1e-5})
+        check_saved(tmp_path / "model", tmp_path / PROBE, replace(PLAIN, tolerance=0.9e-5))
+    with pytest.raises(StageError, match=r"^the saved model is not the trained one: after row 2 of the held-out rows"):
+        verification.check_in_own_process(tmp_path / "model", tmp_path / PROBE, replace(PLAIN, tolerance=0.9e-5))
+    verification.check_in_own_process(tmp_path / "model", tmp_path / PROBE, replace(PLAIN, tolerance=1.1e-5))
 
 
 def test_a_model_over_the_limit_is_not_loaded_back(tiny_model, tmp_path, monkeypatch, caplog):

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.integrations import flex_attention as transformers_flex
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.packing import row_attention
-from engine.packing.row_attention import Pieces, together
+from engine.packing import attention_calls, row_attention
+from engine.packing.attention_calls import RowSegments, group_segments
 from engine.packing.shared_rows import SharedRows, supports_shared_rows
 from engine.tokens.template import IGNORED
 from engine.training.next_token import cut_at_ends
@@ -35,7 +35,7 @@ SIZES = {
     "initializer_range": 0.3,
 }
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2")
-SEQUENCES = [  # three answers to one prompt, two to another, one that is alone
+SEQUENCES = [  # three answers to one prompt, two to another, one by itself
     [5, 6, 7, 8, 20, 21, 1],
     [5, 6, 7, 8, 22, 1],
     [5, 6, 7, 8, 20, 23, 24, 25, 1],
@@ -104,7 +104,7 @@ def test_the_long_row_holds_what_is_shared_once_and_a_copy_of_its_last_token_for
     ]
     assert rows.branches_1S[0, :16].tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3]
     row = rows.ids_1S[0]
-    for ids, before, last in zip(SEQUENCES, rows.before_NT, rows.last_N, strict=True):
+    for ids, before, last in zip(SEQUENCES, rows.predictors_NT, rows.last_N, strict=True):
         assert row[before[: len(ids) - 1]].tolist() == ids[:-1]
         assert row[before[: len(ids) - 1] + 1].tolist() == ids[1:]
         assert int(last) == int(before[len(ids) - 2]) + 1
@@ -113,19 +113,19 @@ def test_the_long_row_holds_what_is_shared_once_and_a_copy_of_its_last_token_for
 @pytest.mark.parametrize("window", [None, 3])
 def test_branches_see_only_what_they_share_and_themselves(window):
     rows = SharedRows.of(SEQUENCES, GROUPS)
-    pieces = Pieces(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
-    assert [call.lengths for call in pieces.calls] == [[16, 7, 6]]  # so short ones go together
-    visible = pieces.calls[0].visible(window)
+    segments = RowSegments(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
+    assert [call.lengths for call in segments.calls] == [[16, 7, 6]]  # short segments share a call
+    visible = segments.calls[0].visible(window)
     starts = [0, 16, 23]
-    for piece, (start, length) in enumerate(zip(starts, rows.lengths_P.tolist(), strict=True)):
+    for segment, (start, length) in enumerate(zip(starts, rows.lengths_P.tolist(), strict=True)):
         for q, k in itertools.product(range(length), repeat=2):
             branch, position = rows.branches_1S[0, start:], rows.positions_1S[0, start:]
             wanted = k <= q and branch[k] in (0, branch[q]) and (window is None or position[q] - position[k] < window)
-            assert bool(visible[piece, 0, q, k]) == bool(wanted)
+            assert bool(visible[segment, 0, q, k]) == bool(wanted)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "runs"),
+    ("lengths", "groups"),
     [
         ([], []),
         ([500], [(0, 1)]),
@@ -133,8 +133,8 @@ def test_branches_see_only_what_they_share_and_themselves(window):
         ([60, 50, 40, 30, 20], [(0, 5)]),  # 5 x 60^2 is less than two more calls
     ],
 )
-def test_pieces_of_like_length_share_a_call(lengths, runs):
-    assert together(lengths) == runs
+def test_segments_of_similar_length_share_a_call(lengths, groups):
+    assert group_segments(lengths) == groups
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -172,18 +172,18 @@ def test_rewards_and_gradients_are_those_of_separate_rows(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma2"])  # which caps its scores
-def test_a_long_piece_is_computed_by_its_parts(kind, monkeypatch):
-    """As if calls cost nothing: then a short one is, too. One of the pieces shares its first token alone."""
-    monkeypatch.setattr(row_attention, "CALL_COSTS", 0)
+def test_a_long_segment_is_computed_in_parts(kind, monkeypatch):
+    """With calls that cost nothing a short segment is computed in parts too. One of them has no prefix."""
+    monkeypatch.setattr(attention_calls, "CALL_COST", 0)
     rows = SharedRows.of(SEQUENCES, GROUPS)
-    pieces = Pieces(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
-    assert [list(call.parts) for call in pieces.calls] == [[3, 4, 3, 6], [0, 4, 3], []]
+    segments = RowSegments(rows.lengths_P.tolist(), rows.branches_1S, rows.positions_1S)
+    assert [list(call.part_lengths) for call in segments.calls] == [[3, 4, 3, 6], [0, 4, 3], []]
     test_log_probs_and_gradients_are_those_of_separate_rows(kind, "sdpa")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])  # whose normalised queries are float32 under autocast
 def test_by_parts_supports_autocast(kind, monkeypatch):
-    monkeypatch.setattr(row_attention, "CALL_COSTS", 0)
+    monkeypatch.setattr(attention_calls, "CALL_COST", 0)
     model, batch = make(kind), padded()
     assert supports_shared_rows(model, torch.device("cpu"))
     labels_NT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -198,16 +198,16 @@ def test_by_parts_is_exact():
     """Against the plain formula in float64, with gradients, heads that share keys, and longer parts than a block."""
     lengths, parts, scale = [700], [300, 150, 250], 0.3
     branches = torch.tensor([[0] * 300 + [1] * 150 + [2] * 250])
-    pieces = Pieces(lengths, branches, torch.arange(700)[None])
-    assert list(pieces.calls[0].parts) == parts
+    segments = RowSegments(lengths, branches, torch.arange(700)[None])
+    assert list(segments.calls[0].part_lengths) == parts
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, heads, 700, 8, generator=generator, dtype=torch.float64, requires_grad=True)
         for heads in (4, 2, 2)
     )
     weights = torch.randn(1, 700, 4, 8, generator=generator, dtype=torch.float64)
-    by_parts, _ = row_attention._attend(torch.nn.Module(), q, k, v, pieces, scaling=scale, by_products=False)
-    plain, _ = row_attention._attend(torch.nn.Module(), q, k, v, pieces, scaling=scale, by_products=True)
+    by_parts, _ = row_attention.attend(q, k, v, segments, scaling=scale, by_matmul=False)
+    plain, _ = row_attention.attend(q, k, v, segments, scaling=scale, by_matmul=True)
     torch.testing.assert_close(by_parts, plain, atol=1e-6, rtol=1e-6)  # a softmax in float32
     found, wanted = (torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (by_parts, plain))
     for one, other in zip(found, wanted, strict=True):
@@ -254,7 +254,7 @@ def test_compiled_flex_attention_follows_the_mask_and_rows_of_any_length_share_a
     for length in range(200, 500, 37):
         branches_S = torch.tensor([0] * 100 + [1] * 60 + [2] * (length - 160) + [0] * 100)
         positions_S = torch.cat([torch.arange(length), torch.arange(100)])
-        mask = row_attention.Pieces([length, 100], branches_S[None], positions_S[None]).block_mask(None)
+        mask = RowSegments([length, 100], branches_S[None], positions_S[None]).block_mask(None)
         query, key, value = (torch.randn(1, 4, length + 100, 32) for _ in range(3))
         order, piece = torch.arange(length + 100), torch.tensor([0] * length + [1] * 100)
         visible = (order[:, None] >= order) & (piece[:, None] == piece)
@@ -308,7 +308,7 @@ def test_documents_of_a_block_do_not_see_each_other_and_are_predicted_from_the_e
 def test_a_model_that_does_not_support_shared_rows_is_detected_and_left_unchanged():
     model = make("llama")
     own = model.model.forward
-    model.model.forward = lambda *args, row_pieces=None, **kwargs: own(*args, **kwargs)
+    model.model.forward = lambda *args, row_segments=None, **kwargs: own(*args, **kwargs)
     assert not supports_shared_rows(model, torch.device("cpu"))
     assert model.config._attn_implementation == "sdpa"
     model.model.forward = own
@@ -322,7 +322,7 @@ def test_other_calls_of_the_model_give_the_same_outputs_as_before(attention):
     before = model(**batch).logits
     assert supports_shared_rows(model, torch.device("cpu"))
     assert torch.equal(model(**batch).logits, before)
-    assert "row_pieces" not in model.config.to_json_string()
+    assert "row_segments" not in model.config.to_json_string()
 
 
 @pytest.mark.parametrize("use_peft", [False, True])
@@ -358,7 +358,7 @@ def test_a_stage_trains_to_the_same_weights_and_numbers(stage, use_peft, tiny_mo
     assert numbers[0, "eval_loss"] == pytest.approx(wanted_numbers[0, "eval_loss"], rel=1e-6)  # of the same weights
     for name, tensor in wanted.items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
-    assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
+    assert "does not support packed rows" not in (tmp_path / "True" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("stage", ["dpo", "reward_model"])
@@ -372,7 +372,7 @@ def test_bf16_shares_rows_too(stage, tiny_model, rows, tmp_path):
         losses.append([record.metrics[name] for name in ("eval_loss_at_step_0", "eval_loss")])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=5e-2)  # after six steps of other roundings
-    assert "does not go with" not in (tmp_path / "True" / "log.txt").read_text()
+    assert "does not support packed rows" not in (tmp_path / "True" / "log.txt").read_text()
 
 
 def test_a_mixture_of_experts_keeps_separate_rows():

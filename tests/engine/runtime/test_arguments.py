@@ -61,11 +61,11 @@ def test_accumulation_follows_from_the_global_batch(processes, values, micro, ac
 @pytest.mark.parametrize(
     ("processes", "values", "message"),
     [
-        (3, {"global_batch_size": 8}, "global_batch_size=8 cannot be divided among 3 processes; try 6"),
+        (3, {"global_batch_size": 8}, "global_batch_size=8 cannot be divided among 3 processes; try 9"),
         (
             1,
             {"global_batch_size": 8, "per_device_train_batch_size": 3},
-            "global_batch_size=8 is not a multiple of micro batch x processes = 3 x 1; try 6",
+            "global_batch_size=8 is not a multiple of per_device_train_batch_size x num_processes = 3 x 1; try 9",
         ),
         (1, {"global_batch_size": 0}, "global_batch_size=0 cannot be divided among 1 processes; try 1"),
     ],

@@ -78,7 +78,7 @@ def test_a_damaged_batch_is_recomputed_and_logged(damage, tmp_path, caplog):
     again = Work()
     assert squares(tmp_path / "a", again) == SQUARES
     assert again.seen == [2, 3]
-    assert f"{second} is not as it was written: its batch is done again" in caplog.text
+    assert f"{second} is damaged: its batch is computed again" in caplog.text
 
 
 def test_sigterm_takes_effect_when_the_batch_is_finished(tmp_path):

@@ -124,19 +124,22 @@ def test_the_micro_batch_is_halved_once_logged_remembered_and_changes_no_number(
     capfd.readouterr()
     assert call_stage(stage, tmp_path / "halved", **keys) == 1
     said = capfd.readouterr().err
-    cause = "out of memory with per_device_train_batch_size=8: 4 from now on, the result stays the same"
-    assert f"error: {cause}; run me again" in said and "Traceback" not in said
+    cause = "out of memory with per_device_train_batch_size=8: it is 4 from now on, the result stays the same"
+    assert f"error: {cause}; run the same command again" in said and "Traceback" not in said
     assert outcome(tmp_path / "halved") == {
         "state": "interrupted",
         "cause": cause,
-        "hint": "run me again",
+        "hint": "run the same command again",
         "kind": "halved",
     }
     note = json.loads((tmp_path / "halved" / "checkpoints" / "memory.json").read_text())
     assert note == {"per_device_train_batch_size": 4}
 
     run_here(stage, tmp_path / "halved", **keys)
-    assert "per_device_train_batch_size=4: more was too much" in (tmp_path / "halved" / "log.txt").read_text()
+    assert (
+        "per_device_train_batch_size=4, since more rows ran out of memory"
+        in (tmp_path / "halved" / "log.txt").read_text()
+    )
     assert_close(tmp_path / "halved", tmp_path / "whole")
     for name, tensor in weights_of(tmp_path / "halved" / "model").items():
         assert torch.equal(tensor, weights_of(tmp_path / "by 4" / "model")[name]), name
@@ -175,7 +178,7 @@ def test_a_reference_that_fills_the_memory_gets_half_the_batch(plant, tiny_model
     assert "out of memory with precompute_ref_batch_size=6: lower precompute_ref_batch_size" in outcome(own)["cause"]
     assert call_stage("dpo", tmp_path / "other" / "halved", **keys) == 1
     said = outcome(tmp_path / "other" / "halved")["cause"]
-    assert said.startswith("out of memory with per_device_eval_batch_size=8: 4 from now on")
+    assert said.startswith("out of memory with per_device_eval_batch_size=8: it is 4 from now on")
     run_here("dpo", tmp_path / "other" / "halved", **keys)
     assert_close(tmp_path / "other" / "halved", tmp_path / "one" / "whole")
 
@@ -267,7 +270,7 @@ def test_two_processes_agree_on_the_half_that_one_of_them_needs(tiny_model, rows
 
     said = run()
     assert outcome(folder)["kind"] == "halved", said[-3000:]
-    assert outcome(folder)["cause"].startswith("out of memory with per_device_train_batch_size=4: 2 from now on")
+    assert outcome(folder)["cause"].startswith("out of memory with per_device_train_batch_size=4: it is 2 from now on")
     said = run()
     record = Artifact.read(folder)
     assert record is not None and record.metrics["steps"] == 3, said[-3000:]

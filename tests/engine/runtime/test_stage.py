@@ -35,7 +35,7 @@ def test_the_record_comes_last_and_names_everything(words, tmp_path):
     assert outcome == {"state": "done", "cause": "", "hint": "", "kind": ""}
     newest = max((path for path in (tmp_path / "out").iterdir()), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name in ("artifact.json", "log.txt")  # the log says so after it
-    assert "whole: " in (tmp_path / "out" / "log.txt").read_text()
+    assert "complete: " in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_a_finished_folder_is_refused_and_stays_as_it_is(words, tmp_path):
@@ -75,7 +75,7 @@ def test_a_folder_that_another_process_writes_is_refused(words, tmp_path):
         file.write("4711\n")
         file.flush()
         said = refusal(by_hand("prepare_data", *words, cwd=tmp_path))
-    assert said == f"error: {tmp_path / 'out'} is being written by another process (pid 4711)"
+    assert said == f"error: {tmp_path / 'out'} is in use by another process (pid 4711)"
     assert by_hand("prepare_data", *words, cwd=tmp_path).returncode == 0
 
 

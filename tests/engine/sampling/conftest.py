@@ -8,7 +8,7 @@ import pytest
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.sampling.answers import Answer
+from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from tests.engine.sampling.fake_vllm import FakeVLLM
 from tests.engine.sampling.vllm_prompts import PROMPTS
@@ -30,9 +30,8 @@ def draw(fake, tiny_model, tmp_path, monkeypatch) -> Callable[..., list[list[Ans
         vllm = {"python": fake.python, **keys.pop("vllm", {})}
         given = {"seed": 5, "max_new_tokens": 12, "generation_batch_size": 4, "engine": "vllm", "vllm": vllm, **keys}
         stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
-        asked = [(prompt, None) for prompt in PROMPTS] if prompts is None else prompts
-        return sample_in_turn(
-            stage, [str(tiny_model)], asked, GenerationArguments(**given), num_answers=num_answers, purpose="p"
-        )
+        requested = [(prompt, None) for prompt in PROMPTS] if prompts is None else prompts
+        settings = SamplingSettings.of(GenerationArguments(**given), purpose="p")
+        return sample_in_turn(stage, [Policy(str(tiny_model), "tiny")], requested, settings, num_answers=num_answers)
 
     return run

@@ -1,4 +1,4 @@
-"""Answers written together are those that generate() writes, whoever else is written at the time."""
+"""Continuous batching gives the answers of generate(), whatever else is in the batch."""
 
 import logging
 from types import SimpleNamespace
@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_schemas.rows import Message, Prompt
 from engine.runtime.arguments import GenerationArguments
-from engine.sampling import decoding, prompt_cache
-from engine.sampling.answers import SampleRequest
-from engine.sampling.decoding import DecodingRequest, supports_shared_prompts, write_answers
-from engine.sampling.prompt_cache import SharedPrompts
+from engine.sampling import decoding, page_pool
+from engine.sampling.answers import SampleRequest, SamplingSettings
+from engine.sampling.decoding import DecodingRequest, SamplingLimits, generate_answers, supports_shared_prompts
+from engine.sampling.prompt_cache import PromptCache
 from engine.sampling.token_choice import choose
-from engine.sampling.transformers_engine import _Item, _Writer, noise
+from engine.sampling.transformers_engine import GroupGenerator, PromptRequests, noise
 
 SIZES = {
     "hidden_size": 32,
@@ -54,7 +54,7 @@ def make(kind: str, **keys: Any) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes | keys)).eval()
 
 
-def wanted(num_answers: int = 4, temperature: float = 1.0, num_prompts: int = len(PROMPTS)) -> list[DecodingRequest]:
+def requests(num_answers: int = 4, temperature: float = 1.0, num_prompts: int = len(PROMPTS)) -> list[DecodingRequest]:
     return [
         DecodingRequest(number, temperature, noise("s", str(number), k, 12))
         for number in range(num_prompts)
@@ -62,26 +62,18 @@ def wanted(num_answers: int = 4, temperature: float = 1.0, num_prompts: int = le
     ]
 
 
-def write(
-    model: Any, asked: list[DecodingRequest] | None = None, *, num_live: int = 7, top_p: float = 1.0
+def generate(
+    model: Any, asked: list[DecodingRequest] | None = None, *, num_slots: int = 7, top_p: float = 1.0
 ) -> list[list[int]]:
-    return write_answers(
-        model,
-        PROMPTS,
-        wanted() if asked is None else asked,
-        max_new_tokens=12,
-        end_ids=END_IDS,
-        top_p=top_p,
-        num_live=num_live,
-    )
+    limits = SamplingLimits(max_new_tokens=12, end_ids=END_IDS, top_p=top_p, num_slots=num_slots)
+    return generate_answers(model, PROMPTS, requests() if asked is None else asked, limits)
 
 
-def writer(model: Any, **keys: Any) -> Any:
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1, decode=lambda ids, **_: " ".join(map(str, ids)))
+def group_generator(model: Any, **keys: Any) -> GroupGenerator:
+    tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=1, decode=lambda ids, **_: " ".join(map(str, ids)))
     arguments = GenerationArguments(**{"max_new_tokens": 12, "generation_batch_size": 7, "seed": 3} | keys)
-    made = _Writer(model, tokenizer, arguments, seed="s", longest=17)  # pyright: ignore[reportArgumentType]
-    made.end_ids = END_IDS
-    return made
+    settings = SamplingSettings.of(arguments, purpose="s")
+    return GroupGenerator(model, tokenizer, settings, end_ids=END_IDS, longest=29)
 
 
 # -- the next token ---------------------------------------------------------------------------------------------------
@@ -171,29 +163,29 @@ def test_no_token_without_probability_is_chosen_at_the_ends_of_the_noise(top_p):
 def test_answers_are_those_of_generate(kind, temperature, top_p):
     model = make(kind)
     assert supports_shared_prompts(model, longest=29)
-    asked = wanted(temperature=temperature)
-    answers = write(model, asked, top_p=top_p)
-    assert answers == writer(model, top_p=top_p)._generate(PROMPTS, asked)
+    asked = requests(temperature=temperature)
+    answers = generate(model, asked, top_p=top_p)
+    assert answers == group_generator(model, top_p=top_p).by_generate(PROMPTS, asked)
     assert temperature < 1 or len({len(ids) for ids in answers}) > 3, "they must be ragged to show something"
     for ids in answers:
         assert (ids[-1] in END_IDS or len(ids) == 12) and not END_IDS & set(ids[:-1])
 
 
-@pytest.mark.parametrize("num_live", [1, 2, 3, 20, 100])
-def test_answers_do_not_depend_on_how_many_are_generated_at_a_time(num_live):
+@pytest.mark.parametrize("num_slots", [1, 2, 3, 20, 100])
+def test_answers_do_not_depend_on_how_many_are_generated_at_a_time(num_slots):
     model = make("llama")
-    assert write(model, num_live=num_live) == write(model)
+    assert generate(model, num_slots=num_slots) == generate(model)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
-@pytest.mark.parametrize("num_live", [3, 7, 20])
+@pytest.mark.parametrize("num_slots", [3, 7, 20])
 @pytest.mark.parametrize("page", [1, 4])
-def test_answers_do_not_depend_on_the_page_size(kind, num_live, page, monkeypatch):
+def test_answers_do_not_depend_on_the_page_size(kind, num_slots, page, monkeypatch):
     """Answers of up to 12 tokens take, leave and exchange many pages; prompts' pages become wider and narrower."""
     model = make(kind)
-    expected = writer(model)._generate(PROMPTS, wanted())
-    monkeypatch.setattr(prompt_cache, "PAGE", page)
-    assert write(model, num_live=num_live) == expected
+    expected = group_generator(model).by_generate(PROMPTS, requests())
+    monkeypatch.setattr(page_pool, "PAGE", page)
+    assert generate(model, num_slots=num_slots) == expected
 
 
 def test_prompts_with_one_answer_and_several_temperatures_share_a_batch():
@@ -204,18 +196,18 @@ def test_prompts_with_one_answer_and_several_temperatures_share_a_batch():
         DecodingRequest(0, 0.4, noise("s", "0", 6, 12)),
         DecodingRequest(4, 1.0, noise("s", "4", 0, 12)),
     ]
-    assert write(model, asked, num_live=3) == [write(model, [one])[0] for one in asked]
+    assert generate(model, asked, num_slots=3) == [generate(model, [one])[0] for one in asked]
 
 
-class Watched(SharedPrompts):
-    """Remembers what is read, and how many rows each step has."""
+class Watched(PromptCache):
+    """Remembers the lengths of prefilled prompts, and the number of rows of each step."""
 
-    reads: list[list[int]]
+    prefills: list[list[int]]
     steps: list[int]
 
-    def read(self, prompts: Any) -> Any:
-        type(self).reads.append([len(ids) for ids in prompts])
-        return super().read(prompts)
+    def prefill(self, prompts: Any) -> Any:
+        type(self).prefills.append([len(ids) for ids in prompts])
+        return super().prefill(prompts)
 
     def step(self, rows: Any, tokens: Any) -> torch.Tensor:
         type(self).steps.append(len(rows))
@@ -224,33 +216,33 @@ class Watched(SharedPrompts):
 
 @pytest.fixture
 def watched(monkeypatch) -> type[Watched]:
-    Watched.reads, Watched.steps = [], []
-    monkeypatch.setattr(decoding, "SharedPrompts", Watched)
+    Watched.prefills, Watched.steps = [], []
+    monkeypatch.setattr(decoding, "PromptCache", Watched)
     return Watched
 
 
-def test_a_prompt_is_read_once_and_finished_sequences_free_their_slot_at_once(watched):
-    answers = write(make("llama"), num_live=7)
-    assert watched.reads == [[len(ids) for ids in PROMPTS]]
+def test_a_prompt_is_prefilled_once_and_finished_sequences_free_their_slot_at_once(watched):
+    answers = generate(make("llama"), num_slots=7)
+    assert watched.prefills == [[len(ids) for ids in PROMPTS]]
     # The first token comes from the prompt, so an answer of n tokens has n - 1 steps.
     assert sum(watched.steps) == sum(len(ids) - 1 for ids in answers)
     full = [count == 7 for count in watched.steps]
-    assert full == sorted(full, reverse=True), "as long as answers wait, no row is empty"
+    assert full == sorted(full, reverse=True), "as long as answers wait, no slot is free"
     assert sum(full) >= 8 and watched.steps[-1] < 7
 
 
-def test_no_more_prompts_are_read_ahead_than_fill_a_matrix_product(watched, monkeypatch):
-    wanted = write(make("llama"), num_live=100)
-    watched.reads = []
-    monkeypatch.setattr(decoding, "READ_TOKENS", 14)
-    assert write(make("llama"), num_live=2) == wanted
-    assert watched.reads == [[10, 3], [3, 1], [17]]
+def test_no_more_prompts_are_prefilled_ahead_than_fill_a_matrix_product(watched, monkeypatch):
+    expected = generate(make("llama"), num_slots=100)
+    watched.prefills = []
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 14)
+    assert generate(make("llama"), num_slots=2) == expected
+    assert watched.prefills == [[10, 3], [3, 1], [17]]
 
 
 def test_half_precision_is_supported():
     model = make("llama").to(torch.bfloat16)
     assert supports_shared_prompts(model, longest=29)
-    pairs = zip(write(model), writer(model)._generate(PROMPTS, wanted()), strict=True)
+    pairs = zip(generate(model), group_generator(model).by_generate(PROMPTS, requests()), strict=True)
     assert sum(ours[0] == theirs[0] for ours, theirs in pairs) >= 16, "of 20 first tokens, some by rounding"
 
 
@@ -258,12 +250,12 @@ def test_a_repeated_group_is_the_same_and_leaves_the_model_unchanged():
     model = make("llama")
     ids = torch.tensor([PROMPTS[0]])
     before, implementation = model(input_ids=ids).logits, model.config._attn_implementation
-    assert write(model) == write(model)
+    assert generate(model) == generate(model)
     assert model.config._attn_implementation == implementation
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
-# -- models that do not go --------------------------------------------------------------------------------------------
+# -- unsupported models -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -279,13 +271,16 @@ def test_a_repeated_group_is_the_same_and_leaves_the_model_unchanged():
     ],
 )
 def test_an_unsupported_attention_falls_back_to_generate_and_is_logged_once(kind, keys, caplog):
-    made = writer(make(kind, **keys))
+    generator = group_generator(make(kind, **keys))
     prompts = [Prompt(prompt=[Message(role="user", content=str(number))]) for number in range(5)]
-    items = [_Item(PROMPTS[n], [SampleRequest(prompts[n], k) for k in range(2)]) for n in range(5)]
+    items = [PromptRequests(PROMPTS[n], [SampleRequest(prompts[n], k) for k in range(2)]) for n in range(5)]
     with caplog.at_level(logging.INFO):
-        first = made.write(items)
-        assert made.write(items) == first
-    assert caplog.text.count("this model does not go with shared prompts") == 1
+        first = generator.generate(items)
+        assert generator.generate(items) == first
+    assert (
+        caplog.text.count("this model's attention is not supported by the fast sampler; falling back to generate()")
+        == 1
+    )
     assert [len(own) for own in first] == [2] * 5 and all(answer["ids"] for own in first for answer in own)
 
 
@@ -297,6 +292,6 @@ def test_a_window_as_long_as_the_longest_row_masks_nothing():
 
 def test_a_model_with_different_outputs_is_detected(monkeypatch):
     model = make("llama")
-    step = SharedPrompts.step
-    monkeypatch.setattr(SharedPrompts, "step", lambda self, rows, tokens: step(self, rows, tokens).roll(1, 0))
+    step = PromptCache.step
+    monkeypatch.setattr(PromptCache, "step", lambda self, rows, tokens: step(self, rows, tokens).roll(1, 0))
     assert not supports_shared_prompts(model, longest=29)

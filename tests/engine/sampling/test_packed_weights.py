@@ -1,15 +1,18 @@
-"""Products with packed weights: the same numbers, and the model as it was afterwards."""
+"""Products with packed weights: the same numbers, and an unchanged model afterwards."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from engine.models import precision
-from engine.models.loading import load_causal, load_tokenizer
 from engine.runtime.arguments import GenerationArguments
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
 from engine.sampling import packed_weights, transformers_engine
+from engine.sampling.answers import Policy, SamplingSettings
 from engine.sampling.packed_weights import packed_weights as packed
 
 HAS_HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -42,6 +45,13 @@ def _small_layers_too(monkeypatch):
 
 def taken(model: torch.nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if "forward" in module.__dict__]
+
+
+def engine(folder: Path, model: Path, dtype: str) -> transformers_engine.TransformersEngine:
+    arguments = GenerationArguments(use_cpu=True, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
+    settings = SamplingSettings.of(arguments, purpose="p")
+    return transformers_engine.TransformersEngine.load(stage, "answers", Policy(str(model), "tiny"), settings)
 
 
 @both
@@ -90,19 +100,16 @@ def test_layers_with_hooks_are_not_packed(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "emulates", "said"), [("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)]
+    ("dtype", "emulates", "is_logged"), [("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)]
 )
-def test_a_stage_logs_that_this_cpu_only_emulates_a_precision(dtype, emulates, said, tiny_model, monkeypatch, caplog):
+def test_a_stage_logs_that_this_cpu_only_emulates_a_precision(
+    dtype, emulates, is_logged, tiny_model, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not emulates)
-    monkeypatch.setattr(
-        transformers_engine, "packed_weights", contextlib.nullcontext
-    )  # it believes what was said above
+    monkeypatch.setattr(transformers_engine, "packed_weights", contextlib.nullcontext)  # it would pack bfloat16
     monkeypatch.setattr(transformers_engine, "in_batches", lambda *_, **__: [])
-    model = load_causal(str(tiny_model), dtype=dtype)
-    transformers_engine.sample(
-        None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p"
-    )  # pyright: ignore[reportArgumentType]
-    assert ("set dtype: float32" in caplog.text) is said
+    assert engine(tmp_path, tiny_model, dtype).sample([]) == []
+    assert ("set dtype: float32" in caplog.text) is is_logged
 
 
 def test_without_onednn_it_is_not_called(monkeypatch):
@@ -124,16 +131,14 @@ def test_weights_that_would_gain_nothing_are_not_packed(monkeypatch):
 
 
 @both
-def test_a_stage_that_generates_packs(tiny_model, monkeypatch, dtype):
-    found = []
+def test_a_stage_that_generates_packs(tiny_model, tmp_path, monkeypatch, dtype):
+    packed_layers = []
 
-    def look(stage: Any, name: str, *_: Any, **__: Any) -> list[Any]:
-        found.extend(taken(model))
+    def record(stage: Any, name: str, *_: Any, **__: Any) -> list[Any]:
+        packed_layers.extend(taken(generating.model))
         return []
 
-    monkeypatch.setattr(transformers_engine, "in_batches", look)
-    model = load_causal(str(tiny_model), dtype=str(dtype).removeprefix("torch."))  # pyright: ignore[reportArgumentType]
-    transformers_engine.sample(
-        None, "answers", model, load_tokenizer(str(tiny_model)), [], GenerationArguments(), purpose="p"
-    )  # pyright: ignore[reportArgumentType]
-    assert "lm_head" in found and taken(model) == []
+    monkeypatch.setattr(transformers_engine, "in_batches", record)
+    generating = engine(tmp_path, tiny_model, str(dtype).removeprefix("torch."))
+    generating.sample([])
+    assert "lm_head" in packed_layers and taken(generating.model) == []

@@ -11,7 +11,7 @@ from engine.models.loading import load_causal, load_tokenizer
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.sampling.answers import Answer
+from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from engine.tokens.template import encode_prompt
 from tests.engine.sampling.vllm_prompts import PROMPTS
@@ -33,8 +33,9 @@ def draw_for_real(folder: Path, model: Path, **keys: Any) -> list[list[Answer]]:
         **keys,
     }
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
-    asked = [(prompt, None) for prompt in PROMPTS]
-    return sample_in_turn(stage, [str(model)], asked, GenerationArguments(**given), num_answers=3, purpose="p")
+    requested = [(prompt, None) for prompt in PROMPTS]
+    settings = SamplingSettings.of(GenerationArguments(**given), purpose="p")
+    return sample_in_turn(stage, [Policy(str(model), "policy")], requested, settings, num_answers=3)
 
 
 @pytest.fixture(scope="module")

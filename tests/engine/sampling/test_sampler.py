@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.models.loading import load_causal, load_tokenizer
+from engine.models.loading import load_causal
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.sampling.answers import Answer, SampleRequest
-from engine.sampling.transformers_engine import _Sample, noise, sample
+from engine.sampling.answers import Answer, Policy, SampleRequest, SamplingSettings
+from engine.sampling.transformers_engine import NoiseProcessor, TransformersEngine, noise
 from engine.tokens.template import encode_prompt
 from tests.toy_prompts import PROMPTS
 
@@ -23,7 +23,7 @@ from tests.toy_prompts import PROMPTS
 def test_generate_gets_the_token_that_the_noise_of_its_position_chooses():
     scores = torch.log(torch.tensor([[0.1, 0.5, 0.4]]))
     # Three prompt tokens and one generated already: the noise of position 1 counts.
-    sampler = _Sample(torch.tensor([[0.05, 0.61]]), torch.ones(1), num_prompt_tokens=3, top_p=1.0)
+    sampler = NoiseProcessor(torch.tensor([[0.05, 0.61]]), torch.ones(1), num_prompt_tokens=3, top_p=1.0)
     assert sampler(torch.zeros(1, 4, dtype=torch.long), scores)[0].tolist() == [-math.inf, -math.inf, 0.0]
     assert sampler(torch.zeros(1, 3, dtype=torch.long), scores)[0].tolist() == [0.0, -math.inf, -math.inf]
 
@@ -40,39 +40,45 @@ def test_noise_is_uniform_and_depends_only_on_seed_prompt_and_k():
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-def draw(folder: Path, model: Path, asks: list[SampleRequest], **keys: Any) -> list[Answer]:
-    folder.mkdir()
-    arguments = GenerationArguments(**{"seed": 5, "max_new_tokens": 12, "use_cpu": True, **keys})
+def engine(folder: Path, model: Path, **keys: Any) -> TransformersEngine:
+    folder.mkdir(exist_ok=True)
+    arguments = GenerationArguments(**{"seed": 5, "max_new_tokens": 12, "use_cpu": True, "dtype": "float32", **keys})
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
-    policy = load_causal(str(model), dtype="float32").eval()
-    return sample(stage, "answers", policy, load_tokenizer(str(model)), asks, arguments, purpose="p")
+    settings = SamplingSettings.of(arguments, purpose="p")
+    return TransformersEngine.load(stage, "answers", Policy(str(model), "tiny"), settings)
 
 
-ASKS = [SampleRequest(prompt, k) for prompt in PROMPTS for k in range(3)]
+def draw(folder: Path, model: Path, requests: list[SampleRequest], **keys: Any) -> list[Answer]:
+    return engine(folder, model, **keys).sample(requests)
+
+
+REQUESTS = [SampleRequest(prompt, k) for prompt in PROMPTS for k in range(3)]
 
 
 @pytest.fixture(scope="module")
 def answers(tiny_model, tmp_path_factory) -> list[Answer]:
-    return draw(tmp_path_factory.mktemp("answers") / "all", tiny_model, ASKS, generation_batch_size=32)
+    return draw(tmp_path_factory.mktemp("answers") / "all", tiny_model, REQUESTS, generation_batch_size=32)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_answers_do_not_depend_on_the_batch_size(batch_size, answers, tiny_model, tmp_path):
-    assert draw(tmp_path / "other", tiny_model, ASKS, generation_batch_size=batch_size) == answers
+    assert draw(tmp_path / "other", tiny_model, REQUESTS, generation_batch_size=batch_size) == answers
 
 
 def test_answers_do_not_depend_on_order_or_batch(answers, tiny_model, tmp_path):
     chosen = [20, 3, 11, 4]
-    other = draw(tmp_path / "other", tiny_model, [ASKS[index] for index in chosen], generation_batch_size=3)
+    other = draw(tmp_path / "other", tiny_model, [REQUESTS[index] for index in chosen], generation_batch_size=3)
     assert other == [answers[index] for index in chosen]
-    assert draw(tmp_path / "seed", tiny_model, ASKS[:4], seed=6) != answers[:4]
+    assert draw(tmp_path / "seed", tiny_model, REQUESTS[:4], seed=6) != answers[:4]
 
 
 def test_each_request_has_its_own_answer_with_its_end_token(answers, tokenizer, tiny_model, tmp_path):
-    assert len(answers) == len(ASKS)
+    assert len(answers) == len(REQUESTS)
     assert len({answer.text for answer in answers}) > 15
-    ended = draw(tmp_path / "long", tiny_model, ASKS, max_new_tokens=400)
+    ended = draw(tmp_path / "long", tiny_model, REQUESTS, max_new_tokens=400)
     assert any(answer.ended for answer in ended), "some answer must end by itself for this to show something"
+    assert [(answer.prompt, answer.k) for answer in answers] == [(asked.prompt, asked.k) for asked in REQUESTS]
+    assert {answer.policy for answer in answers} == {"tiny"}
     for answer in answers + ended:
         assert answer.ended == (answer.ids[-1] == tokenizer.eos_token_id)
         assert tokenizer.eos_token_id not in answer.ids[:-1]
@@ -81,7 +87,7 @@ def test_each_request_has_its_own_answer_with_its_end_token(answers, tokenizer, 
 
 
 def test_temperature_0_is_the_most_probable_continuation(tokenizer, tiny_model, tmp_path):
-    greedy = draw(tmp_path / "greedy", tiny_model, ASKS[:4], temperature=0.0, max_new_tokens=5)
+    greedy = draw(tmp_path / "greedy", tiny_model, REQUESTS[:4], temperature=0.0, max_new_tokens=5)
     assert greedy[0] == greedy[1] == greedy[2], "without noise the answers of one prompt are the same"
     model = load_causal(str(tiny_model), dtype="float32").eval()
     ids = encode_prompt(tokenizer, PROMPTS[0].prompt)
@@ -105,10 +111,7 @@ def test_a_sampled_answer_follows_its_noise(answers, tokenizer, tiny_model):
 
 def test_finished_batches_are_used_by_the_next_attempt(answers, tiny_model, tmp_path, monkeypatch):
     folder = tmp_path / "again"
-    draw(folder, tiny_model, ASKS[:3])
-    arguments = GenerationArguments(seed=5, max_new_tokens=12, use_cpu=True)
-    stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
-    policy = load_causal(str(tiny_model), dtype="float32")
-    monkeypatch.setattr(policy, "forward", None)  # to call it would be an error
-    tokenizer = load_tokenizer(str(tiny_model))
-    assert sample(stage, "answers", policy, tokenizer, ASKS[:3], arguments, purpose="p") == answers[:3]
+    draw(folder, tiny_model, REQUESTS[:3])
+    again = engine(folder, tiny_model)
+    monkeypatch.setattr(again.model, "forward", None)  # to call it would be an error
+    assert again.sample(REQUESTS[:3]) == answers[:3]

@@ -10,9 +10,9 @@ from engine.models.loading import load_causal, load_tokenizer, read_config
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
-from engine.sampling.answers import end_tokens, ends_of
+from engine.sampling.answers import Policy, SamplingSettings, end_tokens, end_tokens_of
 from engine.sampling.sampler import sample_in_turn
-from engine.sampling.vllm_engine import _generation_config, seed_of
+from engine.sampling.vllm_engine import generation_config_of, seed_of
 from engine.tokens.template import encode_prompt
 from tests.engine.sampling.fake_vllm import token_of
 from tests.engine.sampling.vllm_prompts import PROMPTS
@@ -87,9 +87,13 @@ def test_two_policies_answer_in_turn_each_with_its_own_vllm(fake, tiny_model, ti
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     arguments = GenerationArguments(seed=5, max_new_tokens=3, engine="vllm", vllm={"python": fake.python})
     stage = Stage("test", tmp_path, {}, Tracker(tmp_path, active=False), is_main=True)
-    policies = [str(tiny_model), str(tied_model)]
-    sample_in_turn(stage, policies, [(PROMPTS[0], None)], arguments, num_answers=3, purpose="p")
-    assert [note["model"] for note in fake.notes("load")] == policies
+    policies = [Policy(str(tiny_model), "tiny"), Policy(str(tied_model), "tied")]
+    settings = SamplingSettings.of(arguments, purpose="p")
+    (answers,) = sample_in_turn(stage, policies, [(PROMPTS[0], None)], settings, num_answers=3)
+    assert [(answer.policy, answer.k, answer.prompt) for answer in answers] == [
+        (name, k, PROMPTS[0]) for k, name in enumerate(("tiny", "tied", "tiny"))
+    ]
+    assert [note["model"] for note in fake.notes("load")] == [policy.path for policy in policies]
     assert [len(note["asked"]) for note in fake.notes("generate")] == [2, 1]
     assert len({note["pid"] for note in fake.notes("load")}) == 2
 
@@ -102,7 +106,7 @@ def test_end_tokens_are_those_of_the_loaded_model(file, tiny_model, tokenizer, t
     if file:
         content = json.loads((tmp_path / "generation_config.json").read_text())
         (tmp_path / "generation_config.json").write_text(json.dumps(content | {"eos_token_id": [7, 9]}))
-    found = ends_of(_generation_config(str(tmp_path), read_config(str(tmp_path))), tokenizer)
+    found = end_tokens_of(generation_config_of(str(tmp_path), read_config(str(tmp_path))), tokenizer)
     assert found == end_tokens(load_causal(str(tmp_path)), load_tokenizer(str(tmp_path)))
     assert found == ({7, 9, tokenizer.eos_token_id} if file else {tokenizer.eos_token_id})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_schemas.errors import ConfigError
-from engine.sampling.vllm_engine import _copies
+from engine.sampling.vllm_engine import copy_settings
 from tests.engine.sampling.vllm_prompts import PROMPTS
 from tests.processes import alive, within
 from tests.stage_runs import ROOT
@@ -66,7 +66,7 @@ def test_each_copy_has_its_own_gpus(ranks, options, visible, cards, tmp_path, mo
     for name, value in zip(("LOCAL_WORLD_SIZE", "LOCAL_RANK", "RANK"), (*ranks, ranks[1]), strict=True):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    copies = _copies(options, str(tmp_path), use_cpu=False)
+    copies = copy_settings(options, str(tmp_path), use_cpu=False)
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env, _ in copies] == cards
     assert all(own == {"tensor_parallel_size": options.get("tensor_parallel_size", 1)} for own, _, _ in copies)
     assert len({log for _, _, log in copies}) == len(copies)
@@ -76,32 +76,33 @@ def test_more_gpus_than_there_are_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError) as error:
-        _copies({"tensor_parallel_size": 2}, str(tmp_path), use_cpu=False)
+        copy_settings({"tensor_parallel_size": 2}, str(tmp_path), use_cpu=False)
     assert str(error.value) == (
-        "vllm needs 2 processes x data_parallel_size 1 x tensor_parallel_size 2 = 4 GPUs, there are 3"
+        "vllm needs 2 processes x data_parallel_size 1 x tensor_parallel_size 2 = 4 GPUs, 3 are available; "
+        "lower one of them"
     )
 
 
 def test_on_a_cpu_the_cores_and_the_memory_are_divided(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 5, 7})
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
-    copies = _copies({"data_parallel_size": 2}, str(tmp_path), use_cpu=True)
+    copies = copy_settings({"data_parallel_size": 2}, str(tmp_path), use_cpu=True)
     assert [env["VLLM_CPU_OMP_THREADS_BIND"] for _, env, _ in copies] == ["2,3", "5,7"]
     assert [env["OMP_NUM_THREADS"] for _, env, _ in copies] == ["2", "2"]
     assert [own["gpu_memory_utilization"] for own, _, _ in copies] == [0.2, 0.2]
-    (sharded,) = _copies({"tensor_parallel_size": 2, "gpu_memory_utilization": 0.3}, str(tmp_path), use_cpu=True)
+    (sharded,) = copy_settings({"tensor_parallel_size": 2, "gpu_memory_utilization": 0.3}, str(tmp_path), use_cpu=True)
     assert sharded[1]["VLLM_CPU_OMP_THREADS_BIND"] == "2,3|5,7" and sharded[0]["gpu_memory_utilization"] == 0.3
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4})
-    copies = _copies({"data_parallel_size": 2}, str(tmp_path), use_cpu=True)
+    copies = copy_settings({"data_parallel_size": 2}, str(tmp_path), use_cpu=True)
     assert [env["VLLM_CPU_OMP_THREADS_BIND"] for _, env, _ in copies] == ["4", "4"]
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "1-3")
-    ((_, env, _),) = _copies({}, str(tmp_path), use_cpu=True)
+    ((_, env, _),) = copy_settings({}, str(tmp_path), use_cpu=True)
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "1-3"
 
 
 def test_on_a_cpu_compiled_code_is_cached_where_it_can_be_loaded(tmp_path, monkeypatch):
     def option(*, use_cpu):
-        ((_, env, _),) = _copies({}, str(tmp_path), use_cpu=use_cpu)
+        ((_, env, _),) = copy_settings({}, str(tmp_path), use_cpu=use_cpu)
         return env.get("VLLM_USE_AOT_COMPILE")
 
     monkeypatch.delenv("VLLM_USE_AOT_COMPILE", raising=False)
@@ -117,6 +118,7 @@ import sys
 from pathlib import Path
 from data_schemas.rows import Message, Prompt
 from engine.runtime.arguments import GenerationArguments
+from engine.sampling.answers import Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
@@ -126,7 +128,8 @@ stage = Stage("test", Path(folder), {}, Tracker(Path(folder), active=False), is_
 prompts = [(Prompt(prompt=[Message(role="user", content=f"q{number}")]), None) for number in range(8)]
 arguments = GenerationArguments(max_new_tokens=3, generation_batch_size=2, engine="vllm", vllm={"python": python},
                                 use_cpu=True)
-sample_in_turn(stage, [model], prompts, arguments, num_answers=2, purpose="p")
+settings = SamplingSettings.of(arguments, purpose="p")
+sample_in_turn(stage, [Policy(model, "policy")], prompts, settings, num_answers=2)
 """
 
 

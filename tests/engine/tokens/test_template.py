@@ -96,7 +96,9 @@ def test_a_header_in_the_answers_own_tokens_is_formatting():
 def test_a_template_that_does_not_tell_formatting_from_content_is_one_clear_error(said):
     template = "{% for m in messages %}<|im_start|>" + said + "<|im_end|>{% endfor %}"
     tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
-    with pytest.raises(ValueError, match=r"does not tell formatting from content in turn 2: .* mask_formatting: false"):
+    with pytest.raises(
+        ValueError, match=r"formatting and content of turn 2 can't be told apart: .* mask_formatting: false"
+    ):
         encode_dialog(tokenizer, TURNS[:2], find_content=True)
     encode_dialog(tokenizer, TURNS[:2])
 
@@ -157,8 +159,8 @@ def test_a_template_that_drops_earlier_thoughts_is_not_prefix_preserving():
     )
     tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
     thinking = [TURNS[0], Message(role="assistant", content="<think>hm</think>Paris."), *TURNS[2:]]
-    said = r"^the chat template renders turn 2 otherwise once more turns follow it \(it is not prefix-preserving\): "
-    with pytest.raises(ValueError, match=said + r".* give another chat_template$"):
+    said = r"^the chat template renders turn 2 differently once more turns follow it \(it is not prefix-preserving\): "
+    with pytest.raises(ValueError, match=said + r".* set another chat_template$"):
         encode_dialog(tokenizer, thinking)
     assert encode_dialog(tokenizer, thinking[:2]).trained[-1]
 

@@ -41,15 +41,18 @@ def test_a_checkpoint_that_was_being_saved_when_the_process_died_is_removed(tmp_
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda at: (at / "model.safetensors").write_bytes(b"weights 5"), "model.safetensors is not what was written"),
+        (
+            lambda at: (at / "model.safetensors").write_bytes(b"weights 5"),
+            "model.safetensors was changed after it was written",
+        ),
         (lambda at: (at / "model.safetensors").write_bytes(b"wei"), "model.safetensors has 3 bytes, not 9"),
         (lambda at: (at / "global_step" / "rank_0.pt").unlink(), "global_step/rank_0.pt is missing"),
-        (lambda at: (at / "whole.json").unlink(), "it has no marker"),
-        (lambda at: (at / "whole.json").write_text("{"), "it has no marker"),
-        (lambda at: (at / "whole.json").write_text("[]"), "it has no marker"),
-        (lambda at: (at / "whole.json").write_bytes(b"\xff"), "it has no marker"),
-        (lambda at: (at / "whole.json").write_text('{"files": {}}'), "model.safetensors is no part of it"),
-        (lambda at: (at / "whole.json").write_text('{"files": [], "step": 4}'), "it has no marker"),
+        (lambda at: (at / "whole.json").unlink(), "it has no valid marker"),
+        (lambda at: (at / "whole.json").write_text("{"), "it has no valid marker"),
+        (lambda at: (at / "whole.json").write_text("[]"), "it has no valid marker"),
+        (lambda at: (at / "whole.json").write_bytes(b"\xff"), "it has no valid marker"),
+        (lambda at: (at / "whole.json").write_text('{"files": {}}'), "model.safetensors is not part of it"),
+        (lambda at: (at / "whole.json").write_text('{"files": [], "step": 4}'), "it has no valid marker"),
         (lambda at: (at.parent / "best-3").rmdir(), "its best model, of step 3, is gone"),
     ],
 )

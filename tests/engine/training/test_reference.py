@@ -317,7 +317,8 @@ def test_a_killed_run_continues_with_the_next_batch(train, counts, tiny_model, r
     done = sum(counts)
     assert len(counts) == number and 0 < done < NUM_PAIRS
     outcome = read_json(folder / "outcome.json")
-    assert outcome is not None and outcome["hint"] == "run me again: the reference log-probs computed so far are kept"
+    assert outcome is not None
+    assert outcome["hint"] == "run the same command again: the reference log-probs computed so far are kept"
     assert train("cut/dpo") == NUM_PAIRS - done
     assert_same_run(folder, tmp_path / "whole" / "dpo")
 

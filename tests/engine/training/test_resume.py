@@ -100,7 +100,7 @@ def test_sigterm_saves_a_checkpoint_from_which_everything_is_the_same(
         assert call_stage("sft", folder, **keys) == 143
     outcome = read_json(folder / "outcome.json")
     assert outcome["kind"] == "preempted"
-    assert outcome["hint"] == f"run me again: training resumes from step {saved or 0}"
+    assert outcome["hint"] == f"run the same command again: training resumes from step {saved or 0}"
     assert "SIGTERM would have been answered within" in (folder / "log.txt").read_text()
     steps = {int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/checkpoint-*")}
     assert max(steps, default=None) == saved

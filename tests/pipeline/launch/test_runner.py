@@ -1,6 +1,7 @@
 """The runner with toy stages: what is reused and what is run, and what each stage is given."""
 
 import re
+import socket
 
 from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
 from tests.processes import cpu_seconds_of
@@ -170,7 +171,7 @@ def test_raft_runs_only_on_winners(world):
 def test_a_recipe_for_gpus_is_planned_anywhere_but_runs_only_with_a_gpu(world):
     code, out, err = world.call("plan", "toy.yaml", "--set", "launch.device=gpu", CUDA_VISIBLE_DEVICES="")
     assert (code, err.count("\n")) == (0, 1)
-    assert "run    round-2.dpo: never ran" in out
+    assert "run    round-2.dpo: not run yet" in out
     assert err.startswith("warning: toy.yaml: launch: this machine has no GPU")
     code, out, err = world.call("run", "toy.yaml", "--set", "launch.device=gpu", CUDA_VISIBLE_DEVICES="")
     assert (code, out) == (2, "")
@@ -183,7 +184,8 @@ def test_a_second_run_on_the_same_folder_is_refused_and_names_the_first(world):
     world.hanging()
     code, _, err = world.run()
     assert code == 2
-    assert err == f"error: {world.run_folder} is in use by another run (pid {process.pid}); wait for it or stop it\n"
+    holder = f"pid {process.pid} on {socket.gethostname()}"
+    assert err == f"error: {world.run_folder} is in use by another process ({holder}); wait for it or stop it\n"
     assert "toy: running" in world.call("status", "runs/toy")[1]
     process.terminate()
     process.communicate()

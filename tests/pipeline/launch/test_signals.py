@@ -19,7 +19,7 @@ def test_a_signal_stops_the_stage_and_all_its_children(world, number, exit_code,
     _, err = process.communicate(timeout=30)
     assert process.returncode == exit_code
     assert not any(map(alive, pids))
-    assert "interrupted; what is finished is kept" in err
+    assert "interrupted; finished work is kept" in err
     assert world.summary()["state"] == "interrupted"
     assert world.states()["round-0.sft"] == "failed"
 
@@ -30,7 +30,7 @@ def test_the_stage_of_a_killed_runner_is_ended_before_its_step_is_run_again(worl
     process.kill()
     process.communicate()
     assert all(map(alive, pids))  # the toy stage does not watch its runner; ours do
-    assert "stopped: its runner is gone" in world.call("status", "runs/toy")[1]
+    assert "stopped: the process that ran it has ended" in world.call("status", "runs/toy")[1]
     world.launched()
     assert world.run()[0] == 0
     assert not any(map(alive, pids))

@@ -138,7 +138,7 @@ def test_all_children_of_a_warm_step_are_found_and_ended(tmp_path, monkeypatch):
             time.sleep(0.02)
         pids = [stage.process.pid, *(int(line.split()[1]) for line in words)]
         assert len(pids) == 3
-        assert set(processes._processes_of(tmp_path)) == set(pids)
+        assert {process.pid for process in processes._processes_of(tmp_path)} == set(pids)
         assert stage.finish()[0] == -15
         assert not processes._processes_of(tmp_path)
 

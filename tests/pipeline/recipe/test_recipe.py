@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError, UserError
 from pipeline.launch import checks
 from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from tests.pipeline.fake_stages import build_inputs
-
-pytestmark = pytest.mark.usefixtures("toy_keys")
 
 
 @pytest.fixture
@@ -30,9 +28,9 @@ def checked(recipe_file: Path, *overrides: str):
 
 
 def test_paths_are_found_in_the_working_directory_first_then_beside_the_recipe(recipe_file, monkeypatch):
-    assert load_recipe(recipe_file).data["preferences"] == [str(recipe_file.parent / "pairs.jsonl")]
+    assert load_recipe(recipe_file).section("data").keys["preferences"] == [str(recipe_file.parent / "pairs.jsonl")]
     (Path.cwd() / "pairs.jsonl").write_text("{}")
-    assert load_recipe(recipe_file).data["preferences"] == [str(Path.cwd() / "pairs.jsonl")]
+    assert load_recipe(recipe_file).section("data").keys["preferences"] == [str(Path.cwd() / "pairs.jsonl")]
 
 
 def test_the_run_folder_is_relative_to_the_working_directory(recipe_file):
@@ -44,10 +42,10 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
         recipe_file,
         ["dpo.beta=0.2", "sft.learning_rate=1e-5", "by_round.2.dpo.beta=0.3", "dpo.launch.num_processes=4", "seed=7"],
     )
-    assert recipe.section("dpo", 1)["beta"] == 0.2
-    assert recipe.section("dpo", 2)["beta"] == 0.3
-    assert recipe.section("sft")["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
-    assert recipe.launch_of("dpo", 1).model_dump() == {
+    assert recipe.section("dpo", 1).keys["beta"] == 0.2
+    assert recipe.section("dpo", 2).keys["beta"] == 0.3
+    assert recipe.section("sft").keys["learning_rate"] == 1e-5  # YAML reads 1e-5 as text
+    assert recipe.section("dpo", 1).launch.model_dump() == {
         "profile": "single",
         "num_processes": 4,
         "device": "cpu",
@@ -59,30 +57,30 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
         "grace_seconds": 0.5,
         "warm": True,
     }
-    assert recipe.section("annotate")["seed"] == 7
+    assert recipe.section("annotate").keys["seed"] == 7
 
 
 def test_defaults_reach_exactly_the_stages_that_know_the_key_and_sections_win(recipe_file):
     recipe = load_recipe(recipe_file, ["defaults.max_length=64", "dpo.max_length=32"])
-    assert recipe.section("sft")["max_length"] == 64
-    assert recipe.section("dpo")["max_length"] == 32
-    assert "max_length" not in recipe.section("annotate")
+    assert recipe.section("sft").keys["max_length"] == 64
+    assert recipe.section("dpo").keys["max_length"] == 32
+    assert "max_length" not in recipe.section("annotate").keys
 
 
 def test_the_judge_takes_the_reward_models_keys_under_its_own(recipe_file):
     recipe = load_recipe(
         recipe_file, ["reward_model.learning_rate=0.5", "reward_model.max_length=9", "judge.max_length=8"]
     )
-    assert recipe.section("judge") == {"seed": 0, "learning_rate": 0.5, "max_length": 8}
+    assert recipe.section("judge").keys == {"seed": 0, "learning_rate": 0.5, "max_length": 8}
 
 
 def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(recipe_file):
     recipe = load_recipe(recipe_file, ["launch={profile: zero3, num_processes: 2, device: cpu}"])
-    assert recipe.launch_of("dpo").profile == "zero3"
-    assert recipe.launch_of("rejection_sampling").profile == "ddp"
-    assert (recipe.launch_of("data").profile, recipe.launch_of("data").num_processes) == ("single", 1)
+    assert recipe.section("dpo").launch.profile == "zero3"
+    assert recipe.section("rejection_sampling").launch.profile == "ddp"
+    assert (recipe.section("data").launch.profile, recipe.section("data").launch.num_processes) == ("single", 1)
     recipe = load_recipe(recipe_file, ["launch.profile=zero3", "annotate.launch.profile=zero2"])
-    assert recipe.launch_of("annotate").profile == "zero2"
+    assert recipe.section("annotate").launch.profile == "zero2"
 
 
 @pytest.mark.parametrize(
@@ -118,42 +116,45 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("by_round.1.dpoo.beta=1", "did you mean 'dpo'?"),
         ("name.x=1", "--set name.x=1: name is not a section"),
         ("dpo.beta", "--set dpo.beta: expected key=value, as in --set dpo.beta=0.2"),
-        ("dpo.use_cpu=true", "dpo.use_cpu is set by the plan; say launch: {device: cpu}"),
+        ("dpo.use_cpu=true", "dpo.use_cpu is set by the plan; set launch: {device: cpu}"),
         ("dpo.train_data=[a]", "dpo.train_data is set by the plan; leave it out"),
         ("annotate.round=3", "annotate.round is set by the plan; leave it out"),
         ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in"),
         ("data.preferences=chats.jsonl", "chats.jsonl has the columns messages; expected prompt + chosen + rejected"),
         ("base_model=gone", "base_model='gone' does not exist, neither in"),
-        ("base_model=null", "base_model is missing: a folder, a hub name, or a section pretrain"),
+        ("base_model=null", "base_model is missing; give a folder or a hub name, or a section pretrain"),
         ("prepare_base.chat_template=gone.jinja", "prepare_base.chat_template='gone.jinja' does not exist"),
-        ("data.instructions=null", "data.instructions is missing, or data.preferences with chosen_as_instructions > 0"),
-        ("evaluate_policy.judge_function=null", "data.judge_share is 0: without evaluate_policy.judge_function"),
+        (
+            "data.instructions=null",
+            "data.instructions is missing; give it, or data.preferences with chosen_as_instructions > 0",
+        ),
+        ("evaluate_policy.judge_function=null", "data.judge_share is 0, but without evaluate_policy.judge_function"),
         ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
         ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
         (
             "launch={profile: ddp, num_machines: 2, num_processes: 3, device: cpu}",
-            "launch: num_processes=3 is over all machines, and no multiple of num_machines=2",
+            "launch: num_processes=3 counts the processes of all machines; expected a multiple of num_machines=2",
         ),
         (
             "launch={profile: ddp, num_machines: 2, num_processes: 4, device: cpu}",
-            'launch: wrapper is missing: it runs a command on every machine, as in "srun --nodes=2',
+            'launch: wrapper is missing; give a command that starts another on every machine, as in "srun --nodes=2',
         ),
         (
             "launch={profile: ddp, num_machines: 2, num_processes: 4, device: cpu, wrapper: srun}",
-            "launch: main_process_ip is missing: the address of machine 0, as in --set",
+            "launch: main_process_ip is missing; give the address of machine 0, as in --set",
         ),
         (
             "dpo={global_batch_size: 10, per_device_train_batch_size: 4}",
-            "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
+            "dpo.global_batch_size=10 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 12",
         ),
         (
             "dpo={global_batch_size: 9, launch: {profile: ddp, num_processes: 2}}",
-            "dpo.global_batch_size=9 is not a multiple of per_device_train_batch_size x num_processes = 1 x 2; try 8",
+            "dpo.global_batch_size=9 cannot be divided among 2 processes; try 10",
         ),
     ],
 )
 def test_a_users_mistake_is_one_line_with_a_hint(recipe_file, override, message):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         checked(recipe_file, override)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -178,7 +179,7 @@ def test_an_optimised_reward_model_is_no_judge(recipe_file):
 def test_only_keys_that_the_rounds_read_are_required(recipe_file):
     online = ("round_stages=[annotate, dpo]", "first_sft=false")
     checked(recipe_file, *online, "data.instructions=null")
-    with pytest.raises(ConfigError, match=r"data\.prompts is missing: nothing else has prompts to answer"):
+    with pytest.raises(ConfigError, match=r"data\.prompts is missing; no other data has prompts to answer"):
         checked(recipe_file, *online, "data={}")
     checked(recipe_file, *online, "data={prompts: chats.jsonl}")
 
@@ -192,10 +193,10 @@ def test_a_model_folder_is_checked(recipe_file):
     (base / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     checked(recipe_file)
     (base / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match="has no tokenizer: none of"):
+    with pytest.raises(DataError, match="has no tokenizer; expected one of"):
         checked(recipe_file)
     (base / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no config\.json: is it a model folder\?"):
+    with pytest.raises(DataError, match=r"has no config\.json; expected a model folder"):
         checked(recipe_file)
 
 
@@ -209,12 +210,12 @@ def test_a_hub_name_is_accepted_but_not_a_missing_path_below_an_existing_folder(
 
 def test_a_gpu_profile_needs_a_gpu_and_cpu_use_is_reported(recipe_file, monkeypatch):
     monkeypatch.setattr(checks, "has_gpu", lambda: False)
-    with pytest.raises(ConfigError, match=r"CPU use is said in the recipe: launch: \{device: cpu\}"):
+    with pytest.raises(ConfigError, match=r"to use the CPU, set launch: \{device: cpu\} in the recipe"):
         checked(recipe_file, "launch.device=gpu")
     with pytest.raises(ConfigError, match=r"dpo\.launch: this machine has no GPU"):
         checked(recipe_file, "dpo.launch.device=gpu")
     checked(recipe_file, "launch={wrapper: env A=1}")  # where it runs, we are not
-    with pytest.raises(ConfigError, match="launch: wrapper: 'srum' is no command on this machine"):
+    with pytest.raises(ConfigError, match="launch: wrapper: the command 'srum' is not found on this machine"):
         checked(recipe_file, "launch={wrapper: srum -N1}")
     monkeypatch.setattr(checks, "has_gpu", lambda: True)
     checked(recipe_file, "launch.device=gpu")
@@ -236,11 +237,17 @@ def test_a_recipe_that_is_not_yaml_or_not_there_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("launch", "message"),
     [
-        ("{devices: [0], num_processes: 2, profile: ddp}", r"launch\.devices=\[0\]: expected num_processes=2 or more"),
-        ("{devices: [0, 0]}", r"launch\.devices=\[0, 0\]: expected num_processes=1 or more different numbers"),
-        ("{devices: []}", r"launch\.devices=\[\]: expected num_processes=1 or more"),
-        ("{devices: [0, 9]}", r"launch\.devices=\[0, 9\]: our cores are 0, 1, 2, 3$"),
-        ("{devices: [0, 9], device: gpu}", r"launch\.devices=\[0, 9\]: our GPUs, says CUDA_VISIBLE_DEVICES, are 0, 1$"),
+        (
+            "{devices: [0], num_processes: 2, profile: ddp}",
+            r"launch\.devices=\[0\]: expected at least num_processes=2 different",
+        ),
+        ("{devices: [0, 0]}", r"launch\.devices=\[0, 0\]: expected at least num_processes=1 different numbers"),
+        ("{devices: []}", r"launch\.devices=\[\]: expected at least num_processes=1 different"),
+        ("{devices: [0, 9]}", r"launch\.devices=\[0, 9\]: the available cores are 0, 1, 2, 3$"),
+        (
+            "{devices: [0, 9], device: gpu}",
+            r"launch\.devices=\[0, 9\]: the available GPUs in CUDA_VISIBLE_DEVICES are 0, 1$",
+        ),
         ("{devices: 2}", r"launch: devices=2: Input should be a valid list"),
     ],
 )

@@ -67,8 +67,9 @@ def test_a_missing_interpreter_is_reported_before_anything_is_launched(recipe, t
     with pytest.raises(ConfigError) as error:
         check_machine(loaded, list(steps.values()))
     assert str(error.value) == (
-        f"{tmp_path}/mine.yaml: rejection_sampling.vllm.python='gone/python' is no program here: give the interpreter "
-        "of the environment that vLLM is installed in, as in /opt/vllm/bin/python"
+        f"{tmp_path}/mine.yaml: rejection_sampling.vllm.python='gone/python' "
+        "is not a program on this machine: give the interpreter "
+        "of the environment in which vLLM is installed, as in /opt/vllm/bin/python"
     )
     loaded, steps = recipe("rejection_sampling.vllm={python: gone/python}", "rejection_sampling.launch.wrapper=sh")
     check_machine(loaded, list(steps.values()))

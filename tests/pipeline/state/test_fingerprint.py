@@ -11,8 +11,6 @@ from pipeline.recipe.schema import load_recipe
 from pipeline.state.fingerprint import FileHashes, differences, identities
 from tests.pipeline.fake_stages import build_inputs
 
-pytestmark = pytest.mark.usefixtures("toy_keys")
-
 AFTER_ROUND_1_DPO = {
     "round-1.dpo",
     "round-1.evaluate_policy",
@@ -50,7 +48,7 @@ def test_an_identity_key_changes_its_step_and_everything_below(work):
     "override",
     [
         "dpo.beta=0.1",  # the default, said aloud
-        'dpo.learning_rate="5e-5"',  # typed before it is hashed
+        'dpo.learning_rate="1e-6"',  # typed before it is hashed
         "dpo.per_device_train_batch_size=2",
         "launch={profile: zero3, num_processes: 8, device: cpu}",
         "output_dir=elsewhere",
@@ -153,9 +151,9 @@ def test_a_function_that_cannot_be_found_is_one_line(work, function, message):
 
 def test_a_change_is_reported_by_field_and_by_input(work):
     steps, before = known(work)
-    _, after = known(work, "dpo.beta=0.2", "dpo.loss_type=[sigmoid, sft]")
+    _, after = known(work, "dpo.beta=0.2", "dpo.loss_weights=[1.0, 0.5]")
     told = {step.name: differences(step, before[step.name].content, after[step.name].content) for step in steps}
-    assert told["round-1.dpo"] == ["dpo.beta 0.1 -> 0.2", 'dpo.loss_type ["sigmoid"] -> ["sigmoid", "sft"]']
+    assert told["round-1.dpo"] == ["dpo.beta 0.1 -> 0.2", "dpo.loss_weights [1.0, 0.2] -> [1.0, 0.5]"]
     assert told["round-1.evaluate_policy"] == ["input round-1.dpo changed"]
     assert told["round-1.sft"] == []
     assert "input round-2.sft changed" in told["round-2.dpo"]
@@ -163,9 +161,10 @@ def test_a_change_is_reported_by_field_and_by_input(work):
 
 def test_a_raised_recipe_version_is_reported(work):
     steps, before = known(work)
+    now = before["round-1.dpo"].content["recipe_version"]
     old = before["round-1.dpo"].content | {"recipe_version": 0}
     step = next(step for step in steps if step.name == "round-1.dpo")
-    assert differences(step, old, before["round-1.dpo"].content) == ["stage dpo changed (version 0 -> 1)"]
+    assert differences(step, old, before["round-1.dpo"].content) == [f"stage dpo changed (version 0 -> {now})"]
 
 
 VARIANTS = "sft.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]"
@@ -208,8 +207,8 @@ def test_the_differences_of_an_average_are_named_as_the_recipe_names_them(work):
         return differences(step, known(work, "rounds=1", *old)[1]["round-1.dpo"].content, now["round-1.dpo"].content)
 
     variants = "dpo.variants=[{learning_rate: 1e-5}, {learning_rate: 2e-5}]"
-    assert lines(variants, old=()) == ["dpo alone -> the average of its variants"]
-    assert lines(old=(variants,)) == ["the average of its variants -> dpo alone"]
+    assert lines(variants, old=()) == ["a single dpo -> the average of its variants"]
+    assert lines(old=(variants,)) == ["the average of its variants -> a single dpo"]
     assert lines(variants, "dpo.average={weights: greedy}", old=(variants,)) == [
         "dpo.average.weights uniform -> greedy",
     ]

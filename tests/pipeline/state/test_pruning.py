@@ -57,7 +57,7 @@ def test_with_yes_it_is_deleted_and_the_run_is_complete(world):
     world.launched()
     assert world.run("--set", "dpo.beta=0.2")[0] == 0
     assert world.launched() == []
-    assert world.call("prune", "runs/toy")[1] == "runs/toy: the last run needs all of it\n"
+    assert world.call("prune", "runs/toy")[1] == "runs/toy: the last run needs every folder; nothing to delete\n"
     assert world.run()[0] == 0  # back to the first beta: made again, nothing else
     assert world.launched() == ["round-1.dpo", "round-1.evaluate_policy"]
 
@@ -85,7 +85,7 @@ def test_after_a_run_that_did_not_finish_nothing_is_listed(world):
     for words in (("prune", "runs/toy"), ("prune", "runs/toy", "--yes")):
         code, out, err = world.call(*words)
         assert (code, out) == (2, "")
-        assert err.startswith("error: the last run in runs/toy is failed, ") and err.count("\n") == 1
+        assert err.startswith("error: the last run in runs/toy is failed; ") and err.count("\n") == 1
     assert everything(world) == before
     assert world.run("--set", "dpo.beta=0.2")[0] == 0  # the recipe that is kept
     out = world.call("prune", "runs/toy")[1]
@@ -113,7 +113,7 @@ def test_what_a_crash_left_half_deleted_is_deleted_next_time(world):
     (going / "artifact.json").unlink()
     again = world.folder("round-1.sft")  # and of one that the last run needs
     shutil.copytree(again, world.run_folder / f".pruned-{again.name}")
-    assert world.call("prune", "runs/toy")[1].count("| half deleted") == 2
+    assert world.call("prune", "runs/toy")[1].count("| partly deleted") == 2
     assert world.call("prune", "runs/toy", "--yes")[0] == 0
     assert not going.exists() and not old.exists()
     assert (world.run_folder / "steps" / "round-1.sft" / "artifact.json").exists()
@@ -133,6 +133,14 @@ def test_reference_log_probs_are_deleted_with_the_last_step_that_read_them(world
 
 
 def test_a_folder_that_is_not_a_run_is_one_line(world):
-    assert world.call("prune", "runs") == (2, "", "error: runs has no summary.json: is it a run's folder?\n")
-    assert world.call("prune", "gone") == (2, "", "error: gone has no summary.json: is it a run's folder?\n")
+    assert world.call("prune", "runs") == (
+        2,
+        "",
+        "error: runs has no summary.json; expected the folder of a run, as in runs/demo\n",
+    )
+    assert world.call("prune", "gone") == (
+        2,
+        "",
+        "error: gone has no summary.json; expected the folder of a run, as in runs/demo\n",
+    )
     assert not (world.work / "gone").exists()

@@ -5,9 +5,9 @@ import shutil
 from typing import Any
 
 from data_schemas.reference_log_probs import FOLDER, Passes
-from pipeline.plan import File, Model, Step
 from pipeline.recipe.sections import Launch
 from pipeline.state.reference_log_probs import are_there
+from pipeline.steps import File, Model, Step
 
 
 def step_of(num_processes: int = 1, **keys: Any) -> tuple[Step, dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 def change_a_byte(folder: Path) -> str:
     path = folder / "model" / "config.json"
     path.write_text("[]")
-    return "model/config.json is not what was written"
+    return "model/config.json was changed after it was written"
 
 
 def cut_a_file(folder: Path) -> str:
@@ -38,7 +38,7 @@ def cut_the_record(folder: Path) -> str:
 
 def edit_the_identity(folder: Path) -> str:
     (folder / "fingerprint.json").write_text("{}")
-    return "fingerprint.json is not what the record's fingerprint was made of"
+    return "fingerprint.json is not the identity that the record's fingerprint was computed from"
 
 
 def rename_the_folder(folder: Path) -> str:
@@ -54,12 +54,12 @@ def test_verify_finds_what_was_changed(world, damage):
     assert world.run()[0] == 0
     code, out, err = world.call("verify", "runs/toy")
     assert (code, err) == (0, "")
-    assert out.count("| whole") == len(world.states())
+    assert out.count("| complete") == len(world.states())
     problem = damage(world.folder("round-1.sft"))
     code, out, err = world.call("verify", "runs/toy")
     assert code == 1
     assert problem in out
-    assert out.count("| whole") == len(world.states()) - 1
+    assert out.count("| complete") == len(world.states()) - 1
     assert err.startswith("error: round-1.sft-")
     assert err.count("\n") == 1
 
@@ -92,4 +92,8 @@ def test_verify_reports_unfinished_steps_and_folders_that_are_not_runs(world):
     code, out, _ = world.call("verify", "runs/toy")
     assert code == 0
     assert "not finished" in out
-    assert world.call("verify", "runs") == (2, "", "error: runs holds no step: is it a run's folder?\n")
+    assert world.call("verify", "runs") == (
+        2,
+        "",
+        "error: runs contains no step; expected the folder of a run, as in runs/demo\n",
+    )

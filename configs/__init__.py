@@ -1,0 +1,1 @@
+"""What ships with alignloop: recipes, their chat templates, a config of each stage, and accelerate profiles."""

@@ -1,0 +1,53 @@
+"""The request that `alignloop check` gives to commands/check.py, as JSON: what to show, and where it is."""
+
+from typing import Any, Literal, TypedDict
+
+
+class TokenizerSource(TypedDict, total=False):
+    """The tokenizer of the run: that of a folder or hub name (`path`), or one to train on `documents`."""
+
+    path: str
+    revision: str
+    is_prepared: bool  # by prepare_base: it has its chat template and its end and pad tokens
+    chat_template: str | None  # for a tokenizer that is not prepared
+    trust_remote_code: bool
+    documents: list[str]  # files
+    vocab_size: int
+    special_tokens: list[str]
+
+
+class ModelSource(TypedDict, total=False):
+    """The sizes of the base model: in the config of a folder or hub name, or those of the model to pretrain."""
+
+    path: str
+    revision: str
+    architecture: dict[str, Any]
+
+
+class TrainingRows(TypedDict):
+    """A training step, with the files of rows that exist already."""
+
+    step: str
+    stage: str
+    keys: dict[str, Any]
+
+
+class Precision(TypedDict):
+    """A precision that stages of the recipe compute in, to be compared with the fastest on this device."""
+
+    use: Literal["training", "generation"]
+    key: Literal["bf16", "dtype"]  # of the stages
+    chosen: str
+    by_default: bool
+    tokens: int  # rows of the matrices that are measured
+    device: Literal["gpu", "cpu"]
+    stages: list[str]
+
+
+class CheckRequest(TypedDict):
+    tokenizer: TokenizerSource
+    steps: list[TrainingRows]
+    missing: list[str]  # steps that have not written their rows yet
+    model: ModelSource
+    precisions: list[Precision]
+    show: int  # rows of each training step

@@ -1,0 +1,36 @@
+"""What the stages share that let policies answer the prompts of a round: `annotate` and `rejection_sampling`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_schemas.rows import Prompt
+from engine.runtime.arguments import GenerationArguments
+from engine.runtime.keys import key_field, required_field
+from engine.runtime.stage import Stage
+from engine.sampling.answers import Answer, Policy, SamplingSettings
+from engine.sampling.sampler import sample_in_turn
+
+
+@dataclass(kw_only=True)
+class AnsweringArguments(GenerationArguments):
+    """Who answers which prompts. The keys of the draw are each stage's own: their place in --help differs."""
+
+    prompts: list[str] = required_field("files of prompts", role="rows")
+    validation_prompts: list[str] | None = key_field(None, "held-out prompts: their rows are eval rows", role="rows")
+    policies: list[str] = required_field("one or more policies that answer, in turn", role="model")
+    policy_names: list[str] | None = key_field(None, "their names, for the rows", role="runtime")
+
+
+def answer_round(
+    stage: Stage,
+    arguments: AnsweringArguments,
+    prompts: Sequence[tuple[Prompt, float | None]],
+    *,
+    num_answers: int,
+    round: int,
+) -> list[list[Answer]]:
+    """`num_answers` answers to each (prompt, temperature), by prompt, with the noise of this stage and round."""
+    names = arguments.policy_names or arguments.policies
+    policies = [Policy(path, names[place]) for place, path in enumerate(arguments.policies)]
+    settings = SamplingSettings.of(arguments, purpose=f"{stage.name}/{round}")
+    return sample_in_turn(stage, policies, prompts, settings, num_answers=num_answers)

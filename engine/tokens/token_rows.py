@@ -1,0 +1,175 @@
+"""The rows of the training stages in tokens: one type for each kind of row.
+
+| type | stage | one row |
+|---|---|---|
+| `TokenDialog` | sft, pretrain | one sequence with labels |
+| `TokenRanking` | reward_model | the answers to one prompt, the best first |
+| `TokenPair` | dpo | one prompt with a chosen and a rejected answer |
+
+A field's name is the name of its column in the tables on disk and in the trainers' datasets: `row.columns()` writes
+the columns and `Type.from_columns(...)` reads them. Both keep the order of the fields, so renaming or reordering a
+field invalidates tables that earlier runs wrote.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+from engine.tokens.template import IGNORED
+
+
+class TokenRow(ABC):
+    """What all kinds of token rows have in common. A subclass is a frozen dataclass whose fields are lists."""
+
+    @property
+    @abstractmethod
+    def sequences(self) -> list[list[int]]:
+        """Every sequence that the model reads for this row, as token ids."""
+
+    @property
+    @abstractmethod
+    def trained(self) -> list[list[bool]]:
+        """For each token of `sequences`, whether a loss sees it."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """A display name for each of `sequences`; empty where the row has only one."""
+
+    @abstractmethod
+    def truncated(self, max_length: int | None) -> Self | None:
+        """The row with its sequences cut after max_length tokens; None where nothing is left to train.
+
+        Returns the row itself where it already fits. A `max_length` of None means no limit.
+        """
+
+    def fit(self, max_length: int | None) -> Self | None:
+        """The row if all its sequences fit into max_length tokens, otherwise None.
+
+        A row is left out complete: one that is cut in the middle of an answer teaches a turn without an end token.
+        """
+        return self if self.fits(max_length) else None
+
+    def fits(self, max_length: int | None) -> bool:
+        """Whether no sequence has more than max_length tokens. None means no limit."""
+        return max_length is None or all(len(ids) <= max_length for ids in self.sequences)
+
+    def columns(self) -> dict[str, list]:
+        """The row as one row of a table."""
+        return {name: getattr(self, name) for name in self.column_names()}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, list]) -> Self:
+        """The row from one row of a table. Columns that the type does not have are ignored, as TRL adds some."""
+        return cls(**{name: columns[name] for name in cls.column_names()})
+
+    @classmethod
+    def column_names(cls) -> tuple[str, ...]:
+        """The names of the table's columns, in order."""
+        return tuple(field.name for field in fields(cls))  # pyright: ignore[reportArgumentType] - all are dataclasses
+
+
+@dataclass(frozen=True)
+class TokenDialog(TokenRow):
+    """One sequence for a next-token loss: a dialog (SFT), or a block of documents (pretraining)."""
+
+    input_ids: list[int]
+    labels: list[int]  # the token itself, or IGNORED where no loss sees it
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [self.input_ids]
+
+    @property
+    def trained(self) -> list[list[bool]]:
+        return [[label != IGNORED for label in self.labels]]
+
+    @property
+    def names(self) -> list[str]:
+        return [""]
+
+    def truncated(self, max_length: int | None) -> Self | None:
+        if self.fits(max_length):
+            return self
+        cut = type(self)(self.input_ids[:max_length], self.labels[:max_length])
+        return cut if any(cut.trained[0]) else None
+
+
+@dataclass(frozen=True)
+class TokenRanking(TokenRow):
+    """All answers to one prompt, the best first, at least two. Each sequence is the prompt followed by the answer."""
+
+    answers: list[list[int]]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return self.answers
+
+    @property
+    def trained(self) -> list[list[bool]]:
+        """True at the last token of each answer only, which is where the reward is read."""
+        return [[False] * (len(ids) - 1) + [True] for ids in self.answers]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"rank {rank}" for rank in range(1, len(self.answers) + 1)]
+
+    def fit(self, max_length: int | None) -> Self | None:
+        """The ranking without the answers that are too long; None where fewer than two answers are left."""
+        if self.fits(max_length):
+            return self
+        return self._with_at_least_two([ids for ids in self.answers if len(ids) <= (max_length or 0)])
+
+    def truncated(self, max_length: int | None) -> Self | None:
+        """The ranking with its answers cut. Of answers that become identical only the better one is kept; None where
+        fewer than two different answers are left."""
+        if self.fits(max_length):
+            return self
+        distinct = dict.fromkeys(tuple(ids[:max_length]) for ids in self.answers)
+        return self._with_at_least_two([list(ids) for ids in distinct])
+
+    def _with_at_least_two(self, answers: list[list[int]]) -> Self | None:
+        return type(self)(answers) if len(answers) > 1 else None
+
+
+@dataclass(frozen=True)
+class TokenPair(TokenRow):
+    """One prompt with two answers, and two masks over the tokens of each answer.
+
+    `*_trained` covers every token of the answer's turns (the NLL term), `*_content` leaves out the header and
+    termination tokens (the preference term); see `engine.training.dpo`.
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    chosen_trained: list[bool]
+    chosen_content: list[bool]
+    rejected_ids: list[int]
+    rejected_trained: list[bool]
+    rejected_content: list[bool]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [self.prompt_ids + self.chosen_ids, self.prompt_ids + self.rejected_ids]
+
+    @property
+    def trained(self) -> list[list[bool]]:
+        prompt = [False] * len(self.prompt_ids)
+        return [prompt + self.chosen_trained, prompt + self.rejected_trained]
+
+    @property
+    def names(self) -> list[str]:
+        return ["chosen", "rejected"]
+
+    def truncated(self, max_length: int | None) -> Self | None:
+        """The pair with its answers cut; None where the answers become identical or a mask has nothing left."""
+        if self.fits(max_length):
+            return self
+        room = max(0, (max_length or 0) - len(self.prompt_ids))
+        columns: Mapping[str, Sequence] = self.columns()
+        cut = type(self)(
+            **{name: values if name == "prompt_ids" else values[:room] for name, values in columns.items()}
+        )
+        masks = (cut.chosen_trained, cut.chosen_content, cut.rejected_trained, cut.rejected_content)
+        return cut if all(map(any, masks)) and cut.chosen_ids != cut.rejected_ids else None

@@ -1,0 +1,76 @@
+"""The variants of a section in the plan: a step for each, and a step that averages their models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data_schemas.stage_keys import Values, stages
+from pipeline.recipe.resolved import ResolvedSection
+from pipeline.steps import Output, Reference, Step
+
+# Keys of training that the evaluation of a trained model does not read, so variants that differ in them are
+# evaluated in the same way.
+ONLY_IN_TRAINING = (
+    "seed",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "global_batch_size",
+    "patience",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "eval_steps",
+    "strengths",
+    "max_similarity",
+    "train_data_shares",
+    "eval_data_shares",
+)
+
+
+def with_average(name: str, variants: Sequence[Step], section: ResolvedSection) -> list[Step]:
+    """The distinct variants, followed by the step `name` that averages their models.
+
+    Variants may be equal in one round, as when they differ only in how many batches they read and there is one batch.
+    Equal variants are trained once and have the sum of their weights. If all are equal, the result is that one step
+    under the name `name`, and nothing is averaged.
+    """
+    weights = section.average.get("weights")
+    distinct: list[Step] = []
+    weight_of: list[float] = []
+    for place, step in enumerate(variants):
+        weight = weights[place] if isinstance(weights, list) else 1.0
+        known = [(other.keys, other.inputs) for other in distinct]
+        if (step.keys, step.inputs) in known:
+            weight_of[known.index((step.keys, step.inputs))] += weight
+        else:
+            distinct.append(step)
+            weight_of.append(weight)
+    if len(distinct) == 1:
+        return [replace(distinct[0], name=name)]
+    average = dict(section.average)
+    if isinstance(weights, list):
+        average["weights"] = weight_of
+    return [*distinct, _average_step(name, distinct, average, section.keys)]
+
+
+def _average_step(name: str, parts: Sequence[Step], average: Values, values: Values) -> Step:
+    """The step average_models. It is evaluated on the held-out rows of all its parts, with the section's `values`."""
+    first = parts[0]
+    known, known_to_parts = stages()["average_models"].keys, stages()[first.stage].keys
+    keys = {key: value for key, value in values.items() if key in known and known[key].role == "runtime"}
+    keys |= average
+    keys |= {
+        "averaged_stage": first.stage,
+        "part_names": [part.name for part in parts],
+        "stage_keys": {
+            key: value
+            for key, value in values.items()
+            if known_to_parts[key].role == "identity" and key not in ONLY_IN_TRAINING
+        },
+    }
+    inputs: dict[str, list[Reference]] = {"models": [Output(part.name, "model") for part in parts]}
+    for side in ("train_data", "eval_data"):
+        inputs[side] = list(dict.fromkeys(reference for part in parts for reference in part.inputs[side]))
+    if first.stage == "dpo":
+        inputs["reference_model"] = first.inputs.get("reference_model", first.inputs["model_name_or_path"])
+    return Step(name, "average_models", first.round, first.section, keys, inputs, first.launch)

@@ -1,0 +1,171 @@
+"""A recipe with every section of every round typed once. The plan and everything after it only read it.
+
+A section is combined from layers, of which a later one wins: the recipe's `seed`, its `defaults`, the section itself,
+and what `by_round` has for the round. A variant is one more layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.key_rules import check_average
+from data_schemas.stage_keys import Keys, Values, stages
+from pipeline.recipe.names import ALONE, GENERATING, ONCE, SECTIONS, STAGE_OF, Section
+from pipeline.recipe.sections import Launch, TypedSection, TypedVariant
+from pipeline.recipe.settings import Settings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of a section: its typed keys, and which data it is trained on (see `Mix`)."""
+
+    keys: Values
+    human_share: float
+    dpo_batches: int
+
+
+@dataclass(frozen=True)
+class ResolvedSection:
+    """A section in one round."""
+
+    keys: Values  # typed, paths absolute; a key that no layer sets is left out and has the stage's default
+    launch: Launch
+    variants: Sequence[Variant]  # one that equals the section if it lists none
+    average: Values  # keys of average_models; empty for a single variant
+    is_in_file: bool  # whether the recipe has this section
+
+
+class Recipe(Settings):
+    """The settings of a recipe and all its sections."""
+
+    # Round -> section. The sections that run once, before the rounds, are in round 0.
+    sections: Mapping[int, Mapping[Section, ResolvedSection]]
+
+    def section(self, name: Section, round_number: int = 0) -> ResolvedSection:
+        """A section in a round. Sections that run once have no round number."""
+        return self.sections[round_number][name]
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether there are preference pairs before round 1: from a file, or from a function that generates data."""
+        data = self.section("data").keys
+        return bool(data.get("preferences") or data.get("make_data"))
+
+    @property
+    def names_judge(self) -> bool:
+        """Whether the recipe names a judge, a function or a model. Otherwise a judge is trained on separate pairs."""
+        keys = self.section("evaluate_policy").keys
+        return bool(keys.get("judge_function") or keys.get("judge_model"))
+
+    def names_annotator(self, round_number: int) -> bool:
+        """Whether the recipe names the annotator of a round.
+
+        A named annotator also annotates round 1. Otherwise the reward model of the round before annotates.
+        """
+        keys = self.section("annotate", round_number).keys
+        has_annotator = keys.get("annotator_function") or keys.get("annotator_models")
+        return "annotate" in self.round_stages and bool(has_annotator)
+
+    def named_reward_models(self, round_number: int) -> list[str]:
+        """The reward models that the recipe names and a round optimises: rejection sampling's, then the annotators'."""
+        models: list[str] = []
+        if "rejection_sampling" in self.round_stages:
+            models.append(self.section("rejection_sampling", round_number).keys.get("reward_model") or "")
+        if "annotate" in self.round_stages:
+            models += self.section("annotate", round_number).keys.get("annotator_models") or []
+        return [model for model in models if model]
+
+
+@dataclass(frozen=True)
+class TypedSections:
+    """The sections of a recipe's file, each typed by itself."""
+
+    defaults: Values
+    sections: Mapping[Section, TypedSection]
+    by_round: Mapping[int, Mapping[Section, TypedSection]]
+
+    def layers(self, name: Section, round_number: int) -> list[TypedSection]:
+        """The layers of a section in a round, the one that wins last."""
+        layers = [self.sections[name]] if name in self.sections else []
+        if name == "judge":  # a judge is a reward model; it is a single one, whatever variants that section lists
+            layers.insert(0, replace(self.sections["reward_model"], variants=None, average=None))
+        if name in self.by_round.get(round_number, {}):
+            layers.append(self.by_round[round_number][name])
+        return layers
+
+
+def resolve(settings: Settings, typed: TypedSections) -> Recipe:
+    """The recipe of all rounds. Raises ConfigError where the average of a section does not fit its variants."""
+    sections: dict[int, dict[Section, ResolvedSection]] = {
+        number: {
+            name: _resolve_section(settings, typed, name, number) for name in SECTIONS if not number or name not in ONCE
+        }
+        for number in range(settings.rounds + 1)
+    }
+    return Recipe(**{name: getattr(settings, name) for name in Settings.model_fields}, sections=sections)
+
+
+def _resolve_section(settings: Settings, typed: TypedSections, name: Section, round_number: int) -> ResolvedSection:
+    layers = typed.layers(name, round_number)
+    known = stages()[STAGE_OF.get(name, name)].keys
+    keys: Keys = {"seed": settings.seed} | dict(typed.defaults)
+    for layer in layers:
+        keys |= layer.keys
+    keys = {key: value for key, value in keys.items() if key in known}
+    listed = next((layer.variants for layer in reversed(layers) if layer.variants is not None), None)
+    average = next((layer.average for layer in reversed(layers) if layer.average is not None), None)
+    variants = tuple(
+        Variant(
+            MappingProxyType({**keys, **variant.keys}),
+            human_share=variant.mix.get("human_share", settings.human_share),
+            dpo_batches=variant.mix.get("dpo_batches", settings.dpo_batches),
+        )
+        for variant in listed or [TypedVariant({}, {})]
+    )
+    if average and _is_trained(settings, name, round_number):
+        _check_average(average, None if listed is None else len(listed), where=f"{settings.path}: {name}.average")
+    return ResolvedSection(
+        keys=MappingProxyType(keys),
+        launch=_launch(settings, name, layers),
+        variants=variants,
+        average=MappingProxyType(average if average and len(variants) > 1 else {}),
+        is_in_file=name in typed.sections,
+    )
+
+
+def _launch(settings: Settings, name: Section, layers: Sequence[TypedSection]) -> Launch:
+    """The recipe's `launch`, overridden by the section's and by the round's.
+
+    For a stage that generates, a ZeRO profile of the recipe's `launch` is replaced by DDP; one of the section's own
+    `launch` is not.
+    """
+    launch: Keys = settings.launch.model_dump(exclude_unset=True)
+    if name in ALONE:
+        launch = {"device": settings.launch.device}
+    if name in GENERATING and settings.launch.profile.startswith("zero"):
+        launch["profile"] = "ddp"
+    for layer in layers:
+        launch |= layer.launch
+    return Launch(**launch)
+
+
+def _is_trained(settings: Settings, name: Section, round_number: int) -> bool:
+    if round_number == 0:
+        return name == "sft" and settings.first_sft
+    if name == "reward_model" and not settings.refit_reward_model and round_number > 1:
+        return False
+    return name in settings.round_stages
+
+
+def _check_average(average: Values, num_variants: int | None, *, where: str) -> None:
+    """Raises ConfigError where the keys of an average do not fit the number of variants (None: none are listed)."""
+    if num_variants is None:
+        section = where.rpartition(": ")[2].removesuffix(".average")
+        raise ConfigError(f"{where}: there is nothing to average; list two models or more as {section}.variants")
+    if num_variants == 1:
+        return
+    try:
+        check_average(average, num_variants)
+    except UserError as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -1,0 +1,40 @@
+"""What the stages of a round need from each other and from the recipe."""
+
+from data_schemas.errors import ConfigError
+from pipeline.recipe.resolved import Recipe
+
+
+def check_rounds(recipe: Recipe) -> None:
+    """Raises ConfigError where a stage in `round_stages` lacks its input, or no other stage uses its output."""
+    stages, where = recipe.round_stages, f"{recipe.path}: round_stages"
+    for number in range(1, recipe.rounds + 1):
+        reward_model = recipe.section("rejection_sampling", number).keys.get("reward_model")
+        if "rejection_sampling" in stages and "reward_model" not in stages and not reward_model:
+            raise ConfigError(
+                f"{where}: rejection_sampling has no reward model: add reward_model, "
+                "or give rejection_sampling.reward_model"
+            )
+        if "annotate" in stages and "reward_model" not in stages and not recipe.names_annotator(number):
+            raise ConfigError(
+                f"{where}: annotate has no annotator: give annotate.annotator_function or "
+                "annotate.annotator_models, or add reward_model"
+            )
+    if "annotate" in stages and not {"reward_model", "dpo"} & set(stages):
+        raise ConfigError(f"{where}: nothing trains on the pairs of annotate: add dpo or reward_model, or leave it out")
+    if "rejection_sampling" in stages and "sft" not in stages:
+        raise ConfigError(f"{where}: nothing trains on the winners of rejection_sampling: add sft, or leave it out")
+    if "sft" in stages and "rejection_sampling" not in stages and not recipe.human_share:
+        raise ConfigError(f"{where}: sft has no rows: add rejection_sampling, or human_share > 0")
+    _check_first_pairs(recipe)
+
+
+def _check_first_pairs(recipe: Recipe) -> None:
+    """Raises ConfigError where round 1 trains on preference pairs and there are none."""
+    trained_on_pairs = [stage for stage in recipe.round_stages if stage in ("reward_model", "dpo")]
+    if not recipe.rounds or not trained_on_pairs or recipe.has_preferences or recipe.names_annotator(1):
+        return
+    if "annotate" in recipe.round_stages:
+        raise ConfigError(
+            f"{recipe.path}: annotate.annotator_function or data.preferences is missing: who compares answers?"
+        )
+    raise ConfigError(f"{recipe.path}: data.preferences is missing: {trained_on_pairs[0]} has no pairs")

@@ -1,0 +1,55 @@
+"""The settings of a recipe: everything in it that is not a section of stage keys."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from pipeline.recipe.names import ROUND_STAGES, RoundStage
+from pipeline.recipe.sections import Launch, Mix
+
+
+class Settings(Mix, BaseModel):
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run, and of its folder.")
+    rounds: int = Field(default=2, ge=0, description="Number of rounds after round 0.")
+    base_model: str | None = Field(
+        default=None, description="A folder or a hub name; null: a base model is pretrained."
+    )
+    output_dir: str = Field(default="runs", description="Folder of the runs, relative to the working directory.")
+    seed: int = Field(default=0, description="Seed of every stage whose section sets none.")
+    launch: Launch = Field(default=Launch(), description="Where and how steps run; a section may override it.")
+
+    first_sft: bool = Field(
+        default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."
+    )
+    round_stages: list[RoundStage] = Field(default=list(ROUND_STAGES), description="The stages of a round.")
+    refit_reward_model: bool = Field(
+        default=True, description="Each round trains a reward model on all batches so far; false: only round 1 does."
+    )
+    dpo_reference: Literal["start", "first"] = Field(
+        default="start", description="The reference of DPO: the model that it starts from, or the first policy."
+    )
+    sft_from: Literal["base", "best"] = Field(
+        default="base", description="The model that SFT starts from, from round 1 on: the base or the best policy."
+    )
+    annotate_policies: Literal["best", "best_two"] = Field(
+        default="best_two", description="The policies whose answers are compared."
+    )
+    sampling_policies: Literal["best", "best_two"] = Field(
+        default="best", description="The policies that rejection sampling takes answers from."
+    )
+
+    path: Path = Field(exclude=True)  # the file that the recipe was read from; not a key
+
+    @field_validator("round_stages")
+    @classmethod
+    def _in_their_order(cls, given: list[RoundStage]) -> list[RoundStage]:
+        ordered = [stage for stage in ROUND_STAGES if stage in given]
+        if given != ordered:
+            raise ValueError(f"the order is fixed; try [{', '.join(ordered)}]")
+        return given
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output_dir).absolute() / self.name

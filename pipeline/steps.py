@@ -1,0 +1,123 @@
+"""What a plan consists of: steps, and references to what they read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from data_schemas.errors import ConfigError
+from data_schemas.key_rules import check_values
+from data_schemas.stage_keys import Keys, Values, check_required, stages
+from pipeline.recipe.names import STAGE_OF, Section
+from pipeline.recipe.resolved import Recipe
+from pipeline.recipe.sections import Launch
+
+# Keys that the runner sets when it starts a step.
+RUNNER_KEYS = ("output_dir", "step", "run_group", "fingerprint", "policy_names", "use_cpu")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A named output of an earlier step. An optional one is left out if the step wrote no such rows."""
+
+    step: str
+    name: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class BestPolicy:
+    """The model that an evaluation ranks first (rank 0), second (rank 1), … of all policies so far."""
+
+    step: str
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """The complete folder of an evaluation: later evaluations compare their answers and scores with its own."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class File:
+    """Raw rows: a file, a folder, or a hub name."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model from outside the run: a folder, or a hub name."""
+
+    path: str
+
+
+Reference = Output | BestPolicy | EvaluationFolder | File | Model
+# Key of a stage -> where its value comes from. None: the plan decides that the key has no value.
+Inputs = Mapping[str, Reference | Sequence[Reference] | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str  # "round-1.dpo"
+    stage: str
+    round: int | None
+    section: Section
+    keys: Keys  # typed; a key that is not here has the stage's default
+    inputs: dict[str, list[Reference]]
+    launch: Launch
+
+
+class Split(NamedTuple):
+    """The training rows and the validation rows that a step writes."""
+
+    train: Output
+    validation: Output
+
+
+def split_of(step: str, name: str, *, optional: bool = False) -> Split:
+    """`name`.train and `name`.validation of a step. Validation rows are optional: few rows may leave none."""
+    return Split(Output(step, f"{name}.train", optional), Output(step, f"{name}.validation", optional=True))
+
+
+def training_inputs(splits: Sequence[Split]) -> dict[str, Sequence[Reference]]:
+    return {"train_data": [split.train for split in splits], "eval_data": [split.validation for split in splits]}
+
+
+def make_step(
+    recipe: Recipe,
+    section: Section,
+    round_number: int | None,
+    *,
+    name: str,
+    values: Values,
+    inputs: Inputs,
+    keys: Values,
+) -> Step:
+    """A step with the `values` of its section, and with the inputs and keys that the plan sets.
+
+    Values that name files or models become inputs. Raises ConfigError for a value that the plan or the runner sets, a
+    required key without a value, and values that are not supported together.
+    """
+    stage, where = STAGE_OF.get(section, section), f"{recipe.path}: {section}"
+    known = stages()[stage].keys
+    references: dict[str, list[Reference]] = {}
+    for key, given in inputs.items():
+        if given is not None:
+            references[key] = list(given) if isinstance(given, Sequence) else [given]
+    for key, value in values.items():
+        if value is not None and (key in inputs or key in keys or key in RUNNER_KEYS):
+            remedy = "set launch: {device: cpu}" if key == "use_cpu" else "leave it out"
+            raise ConfigError(f"{where}.{key} is set by the plan; {remedy}")
+    for key, value in values.items():
+        if known[key].role in ("rows", "model") and value is not None:
+            kind = File if known[key].role == "rows" else Model
+            references[key] = [kind(path) for path in (value if isinstance(value, list) else [value])]
+    step_keys = {key: value for key, value in values.items() if key not in references}
+    step_keys |= {key: value for key, value in keys.items() if value is not None}
+    launch = recipe.section(section, round_number or 0).launch
+    step = Step(name, stage, round_number, section, step_keys, references, launch)
+    check_required(stage, step.keys | step.inputs, where=where)
+    check_values(stage, step.keys | step.inputs, where=where)
+    return step
