@@ -63,7 +63,9 @@ def test_a_stage_by_hand_in_a_steps_folder_is_neither_ended_nor_disturbed(finish
 
 
 def test_of_two_stages_by_hand_in_one_folder_the_second_is_refused(rows, tmp_path):
-    (tmp_path / "makers.py").write_text(MAKERS.replace("time.sleep(60)", "time.sleep(1.5)"))
+    go_on = tmp_path / "go on"
+    waiting = f"while not pathlib.Path({str(go_on)!r}).exists():\n        time.sleep(0.05)"
+    (tmp_path / "makers.py").write_text(MAKERS.replace("time.sleep(60)", waiting))
     words = [
         "--instructions",
         rows / "conversations.jsonl",
@@ -81,6 +83,7 @@ def test_of_two_stages_by_hand_in_one_folder_the_second_is_refused(rows, tmp_pat
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         said = refusal(by_hand("prepare_data", *words, cwd=tmp_path))
+        go_on.touch()
         assert said.startswith(f"error: {tmp_path / 'out'} is in use by another process (pid {first.pid} on ")
     assert first.returncode == 0
     record = Artifact.read(tmp_path / "out")
