@@ -146,8 +146,13 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
         keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
     config = trl_config(SFTConfig, job, **keys)
     with watching() as watch:
-        SFTTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
-    tokens = sum(label != -100 for row in rows for label in row["labels"])
+        SFTTrainer(
+            model,
+            args=config,
+            train_dataset=Dataset.from_list([row.columns() for row in rows]),
+            processing_class=tokenizer,
+        ).train()
+    tokens = sum(label != -100 for row in rows for label in row.labels)
     return training_values(watch, job) | {"tokens": tokens}
 
 
@@ -309,9 +314,7 @@ def grid_rows(job: Job) -> Values:
     write_random_pairs(path.with_name("held_out.jsonl"), length=16, number=2)
     encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
     encoded = [encode(row) for row in read_rows(path, PreferencePair)]
-    return {
-        "tokens": sum(len(row["prompt_ids"]) * 2 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded)
-    }
+    return {"tokens": sum(len(row.prompt_ids) * 2 + len(row.chosen_ids) + len(row.rejected_ids) for row in encoded)}
 
 
 SIDES: dict[str, Callable[[Job], Values]] = {
