@@ -14,9 +14,9 @@ from data_schemas.files import read_json, write_atomically
 from engine.runtime import complete_folder, journal
 from engine.runtime import stage as stage_module
 from engine.runtime.complete_folder import find_damage
-from engine.training import checkpoints
+from engine.sampling import prompts as round_prompts
+from engine.training import loop
 from pipeline.state.verifying import check_run
-from stages import annotate
 from tests.faults.disks import DISK_FULL, READ_ONLY, leftovers
 from tests.faults.runs import NO_ROUND, STEPS, assert_one_line, assert_same_model, training
 from tests.pipeline.toy_house import copied
@@ -52,7 +52,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_saved(
                 disk.fill(leave_kilobytes=kilobytes)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "mark", mark)
+            patch.setattr(loop, "write_marker", mark)
             assert call_stage("sft", folder, **keys) == 1
         assert_says_how_it_failed(folder, capfd.readouterr().err)
         assert find_damage(folder / "checkpoints" / "checkpoint-2") == ""
@@ -101,7 +101,7 @@ def test_the_disk_is_full_or_fails_while_answers_rows_or_record_are_written(
     for module, name, after, spoil, mend, hint, done in (
         (journal, "write_atomically", 1, fail, list, READ_ONLY, 1),
         (journal, "write_atomically", 2, disk.fill, disk.empty, DISK_FULL, 3),  # of five groups of answers
-        (annotate, "write_rows", 0, disk.fill, disk.empty, DISK_FULL, 5),
+        (round_prompts, "write_rows", 0, disk.fill, disk.empty, DISK_FULL, 5),
         (stage_module, "files_below", 0, disk.fill, disk.empty, DISK_FULL, 5),  # for the record
     ):
         with monkeypatch.context() as patch:

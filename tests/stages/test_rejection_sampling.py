@@ -15,7 +15,9 @@ from tests.toy_prompts import PROMPTS, candidates
 
 
 def sampling(**keys: Any) -> rejection_sampling.RejectionSamplingArguments:
-    return rejection_sampling.RejectionSamplingArguments(**{"policies": ["policy"]} | keys)
+    return rejection_sampling.RejectionSamplingArguments(
+        **{"prompts": ["prompts.jsonl"], "policies": ["policy"], "reward_model": "reward"} | keys
+    )
 
 
 @pytest.mark.parametrize(
