@@ -309,9 +309,7 @@ def grid_rows(job: Job) -> Values:
     write_random_pairs(path.with_name("held_out.jsonl"), length=16, number=2)
     encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
     encoded = [encode(row) for row in read_rows(path, PreferencePair)]
-    return {
-        "tokens": sum(len(row["prompt_ids"]) * 2 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded)
-    }
+    return {"tokens": sum(len(row.prompt_ids) * 2 + len(row.chosen_ids) + len(row.rejected_ids) for row in encoded)}
 
 
 SIDES: dict[str, Callable[[Job], Values]] = {

@@ -1,4 +1,4 @@
-"""The vLLM engine: what vLLM is asked for, and what becomes of its tokens. With a fake vLLM."""
+"""The vLLM engine: the requests to vLLM, and the answers from its tokens. With a fake vLLM."""
 
 import json
 
