@@ -119,7 +119,7 @@ def tiny_reward_model(tiny_model, rows, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_stage() -> Callable[..., Artifact]:
-    """run_stage("sft", folder, profile="zero2", processes=2, key=value) runs a stage as a program; returns its record."""
+    """run_stage("sft", folder, profile="zero2", processes=2, key=value): runs a program, returns its record."""
 
     def run(stage: str, folder: Path, **keys: Any) -> Artifact:
         done = launch(stage, folder, **keys)

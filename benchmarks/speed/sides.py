@@ -140,7 +140,7 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
 
     model, tokenizer = load_for_trl(job)
     encode, _ = sft.encoder(tokenizer, sft.SFTArguments(train_data=[]))
-    rows = [encode(row) for row in read_rows(Path(job["rows"]), Conversation)]
+    rows = [encode(row).columns() for row in read_rows(Path(job["rows"]), Conversation)]
     keys: dict[str, object] = {"train_sampling_strategy": "sequential"}
     if packing:  # as many tokens a step as the padded rows have, which are about as many dialogs
         keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
