@@ -7,7 +7,7 @@ from typing import NamedTuple
 from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_values
 from data_schemas.stage_keys import Keys, Values, check_required, stages
-from pipeline.recipe.names import STAGE_OF, Section
+from pipeline.recipe.names import Section, stage_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
 
@@ -100,7 +100,7 @@ def make_step(
     Values that name files or models become inputs. Raises ConfigError for a value that the plan or the runner sets, a
     required key without a value, and values that are not supported together.
     """
-    stage, where = STAGE_OF.get(section, section), f"{recipe.path}: {section}"
+    stage, where = stage_of(section), f"{recipe.path}: {section}"
     known = stages()[stage].keys
     references: dict[str, list[Reference]] = {}
     for key, given in inputs.items():

@@ -140,14 +140,19 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
 
     model, tokenizer = load_for_trl(job)
     encode, _ = sft.encoder(tokenizer, sft.SFTArguments(train_data=[]))
-    rows = [encode(row).columns() for row in read_rows(Path(job["rows"]), Conversation)]
+    rows = [encode(row) for row in read_rows(Path(job["rows"]), Conversation)]
     keys: dict[str, object] = {"train_sampling_strategy": "sequential"}
     if packing:  # as many tokens a step as the padded rows have, which are about as many dialogs
         keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
     config = trl_config(SFTConfig, job, **keys)
     with watching() as watch:
-        SFTTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
-    tokens = sum(label != -100 for row in rows for label in row["labels"])
+        SFTTrainer(
+            model,
+            args=config,
+            train_dataset=Dataset.from_list([row.columns() for row in rows]),
+            processing_class=tokenizer,
+        ).train()
+    tokens = sum(label != -100 for row in rows for label in row.labels)
     return training_values(watch, job) | {"tokens": tokens}
 
 

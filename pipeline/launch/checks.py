@@ -14,7 +14,7 @@ from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
-from pipeline.recipe.names import ALONE
+from pipeline.recipe.names import traits_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
 from pipeline.steps import File, Model, Step
@@ -182,7 +182,7 @@ def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
             raise ConfigError(
                 f"{_place_of_launch(recipe, step)}: wrapper: the command {command[0]!r} is not found on this machine"
             )
-        runs_elsewhere = step.launch.wrapper is not None or step.section in ALONE
+        runs_elsewhere = step.launch.wrapper is not None or traits_of(step.section).one_process
         if step.launch.device == "gpu" and not runs_elsewhere and not has_gpu():
             raise ConfigError(
                 f"{_place_of_launch(recipe, step)}: this machine has no GPU; "

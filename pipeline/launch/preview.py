@@ -15,10 +15,9 @@ from data_schemas.artifact import Artifact
 from data_schemas.check_request import CheckRequest, ModelSource, Precision, TokenizerSource, TrainingRows
 from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
-from data_schemas.stage_keys import stages, with_defaults
+from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.launch import command_line
 from pipeline.plan import Model, Output, Step
-from pipeline.recipe.names import Keys
 from pipeline.state.run import Run
 
 ROW_KEYS = ("train_data", "eval_data")

@@ -1,46 +1,41 @@
-"""Names of a recipe's sections, and what is known of each."""
+"""What a recipe calls the stages. All else that the pipeline knows of a stage is in its traits (stage_keys.json)."""
 
-from typing import Any, Literal, get_args
+from data_schemas.stage_keys import StageTraits, stages
 
-Section = Literal[
-    "data",
-    "pretrain",
-    "prepare_base",
-    "sft",
-    "reward_model",
-    "judge",
-    "annotate",
-    "rejection_sampling",
-    "dpo",
-    "evaluate_policy",
-]
+Section = str  # "dpo"; the section of a recipe that configures a stage
+STAGE_OF: dict[Section, str] = {"data": "prepare_data", "judge": "reward_model"}  # others are named after their stage
 
 
-SECTIONS: tuple[Section, ...] = get_args(Section)
+def stage_of(section: Section) -> str:
+    """The stage that a section configures."""
+    return STAGE_OF.get(section, section)
 
 
-RoundStage = Literal["annotate", "reward_model", "rejection_sampling", "sft", "dpo"]
+def traits_of(section: Section) -> StageTraits:
+    return stages()[stage_of(section)].traits
 
 
-ROUND_STAGES: tuple[RoundStage, ...] = get_args(RoundStage)  # in the order they run; evaluate_policy follows
+def all_sections() -> list[Section]:
+    """Every section that a recipe may have, in the order of the loop; `judge` is a second reward model."""
+    section_of = {stage: section for section, stage in STAGE_OF.items() if section != "judge"}
+    sections = [section_of.get(name, name) for name, stage in stages().items() if stage.traits.runs != "by_plan"]
+    return [*sections, "judge"]
 
 
-STAGE_OF: dict[str, str] = {"data": "prepare_data", "judge": "reward_model"}  # the others bear their stage's name
+def runs_once(section: Section) -> bool:
+    """Whether the section runs once, before the rounds."""
+    return section == "judge" or traits_of(section).runs == "once"
 
 
-Keys = dict[str, Any]
+def may_have_variants(section: Section) -> bool:
+    return section != "judge" and traits_of(section).has_variants
 
 
-ONCE: tuple[Section, ...] = ("data", "pretrain", "prepare_base", "judge")  # before the rounds
+def stages_of_a_round() -> list[str]:
+    """The stages that a round may have, in the order they run; evaluate_policy follows them."""
+    return [name for name, stage in stages().items() if stage.traits.runs == "in_round"]
 
 
-AVERAGED: tuple[Section, ...] = ("sft", "reward_model", "dpo")  # may list variants
-
-
-MIX_KEYS: dict[str, str] = {"sft": "human_share", "dpo": "dpo_batches"}  # the recipe's own that a variant may set
-
-
-ALONE: tuple[Section, ...] = ("data", "prepare_base")  # always one process
-
-
-GENERATING: tuple[Section, ...] = ("annotate", "rejection_sampling", "evaluate_policy")  # outside ZeRO, where it hangs
+def stages_of_every_round() -> list[str]:
+    """The stages that a round has where the recipe does not list them."""
+    return [name for name in stages_of_a_round() if stages()[name].traits.in_every_round]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.key_rules import check_average
 from data_schemas.stage_keys import Keys, Values, stages
-from pipeline.recipe.names import ALONE, GENERATING, ONCE, SECTIONS, STAGE_OF, Section
+from pipeline.recipe.names import Section, all_sections, runs_once, stage_of, traits_of
 from pipeline.recipe.sections import Launch, TypedSection, TypedVariant
 from pipeline.recipe.settings import Settings
 
@@ -99,7 +99,9 @@ def resolve(settings: Settings, typed: TypedSections) -> Recipe:
     """The recipe of all rounds. Raises ConfigError where the average of a section does not fit its variants."""
     sections: dict[int, dict[Section, ResolvedSection]] = {
         number: {
-            name: _resolve_section(settings, typed, name, number) for name in SECTIONS if not number or name not in ONCE
+            name: _resolve_section(settings, typed, name, number)
+            for name in all_sections()
+            if not number or not runs_once(name)
         }
         for number in range(settings.rounds + 1)
     }
@@ -108,7 +110,7 @@ def resolve(settings: Settings, typed: TypedSections) -> Recipe:
 
 def _resolve_section(settings: Settings, typed: TypedSections, name: Section, round_number: int) -> ResolvedSection:
     layers = typed.layers(name, round_number)
-    known = stages()[STAGE_OF.get(name, name)].keys
+    known = stages()[stage_of(name)].keys
     keys: Keys = {"seed": settings.seed} | dict(typed.defaults)
     for layer in layers:
         keys |= layer.keys
@@ -141,9 +143,9 @@ def _launch(settings: Settings, name: Section, layers: Sequence[TypedSection]) -
     `launch` is not.
     """
     launch: Keys = settings.launch.model_dump(exclude_unset=True)
-    if name in ALONE:
+    if traits_of(name).one_process:
         launch = {"device": settings.launch.device}
-    if name in GENERATING and settings.launch.profile.startswith("zero"):
+    if traits_of(name).kind == "generates" and settings.launch.profile.startswith("zero"):
         launch["profile"] = "ddp"
     for layer in layers:
         launch |= layer.launch

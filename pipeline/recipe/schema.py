@@ -18,36 +18,42 @@ Every mistake is reported as a ConfigError of one line. A path is relative to th
 there, to the recipe's folder.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel
+from pydantic import Field, create_model
 
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys, load_yaml, read_yaml
-from pipeline.recipe.names import ONCE, SECTIONS, Section
+from pipeline.recipe.names import Section, all_sections, runs_once, stages_of_a_round
 from pipeline.recipe.resolved import Recipe, TypedSections, resolve
 from pipeline.recipe.round_rules import check_rounds
 from pipeline.recipe.sections import TypedSection, locate, parse, type_defaults, type_section
 from pipeline.recipe.settings import Settings
 
 
-class RecipeFile(Settings, BaseModel):
-    """A recipe as its file writes it: the sections are not typed yet."""
+class RecipeFile(Settings):
+    """A recipe as its file writes it: the sections, which `_file_model` adds, are not typed yet."""
 
-    data: Keys = {}
-    pretrain: Keys | None = None
-    prepare_base: Keys = {}
-    sft: Keys = {}
-    reward_model: Keys = {}
-    judge: Keys = {}  # the independent judge: keys of reward_model that override those of the section reward_model
-    annotate: Keys = {}
-    rejection_sampling: Keys = {}
-    dpo: Keys = {}
-    evaluate_policy: Keys = {}
-    defaults: Keys = {}
-    by_round: dict[int, dict[Section, Keys]] = {}
+    defaults: Keys = Field(default_factory=dict)
+    by_round: dict[int, dict[Section, Keys]] = Field(default_factory=dict)
+
+
+@functools.cache
+def _file_model() -> type[RecipeFile]:
+    """RecipeFile with a field for every section; which there are is known from the table of the stages."""
+    sections, of_a_round = tuple(all_sections()), tuple(stages_of_a_round())
+    empty = dict.fromkeys(sections, (Keys, {})) | {"pretrain": (Keys | None, None)}
+    return create_model(  # pyright: ignore[reportCallIssue] - it cannot see the fields of a mapping
+        "RecipeFile",
+        __base__=RecipeFile,
+        round_stages=(list[Literal[of_a_round]], RecipeFile.model_fields["round_stages"]),  # pyright: ignore
+        by_round=(dict[int, dict[Literal[sections], Keys]], {}),  # pyright: ignore
+        **empty,  # pyright: ignore[reportArgumentType]
+    )
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,7 +67,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _apply(override, content)
     if "path" in content:
         raise ConfigError(f"{path}: unknown key 'path'")
-    recipe = _type_and_resolve(parse(RecipeFile, {**content, "path": path}, where=str(path)))
+    recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path}, where=str(path)))
     check_rounds(recipe)
     return recipe
 
@@ -70,7 +76,7 @@ def _type_and_resolve(file: RecipeFile) -> Recipe:
     """Types every section of the file and of `by_round` once, and combines them for each round."""
     folder = file.path.absolute().parent
     sections: dict[Section, TypedSection] = {}
-    for name in SECTIONS:
+    for name in all_sections():
         if (values := getattr(file, name)) is not None:
             sections[name] = type_section(name, values, folder, where=f"{file.path}: {name}")
     _check_by_round(file)
@@ -93,7 +99,7 @@ def _check_by_round(file: RecipeFile) -> None:
         if not 0 <= number <= file.rounds:
             raise ConfigError(f"{file.path}: by_round.{number}: the run has rounds 0 to {file.rounds}")
         for name in sections:
-            if name in ONCE:
+            if runs_once(name):
                 raise ConfigError(f"{file.path}: by_round.{number}.{name}: {name} runs once, before the rounds")
             if name == "evaluate_policy":
                 raise ConfigError(f"{file.path}: by_round.{number}.{name}: all policies are judged the same way")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, nearest, stages
-from pipeline.recipe.names import ALONE, AVERAGED, MIX_KEYS, SECTIONS, STAGE_OF, Section
+from pipeline.recipe.names import Section, all_sections, may_have_variants, stage_of, traits_of
 
 T = TypeVar("T", bound=BaseModel)
 SECTION_KEYS = ("launch", "variants", "average")  # keys of a section that are not keys of its stage
@@ -90,17 +90,17 @@ def type_section(section: Section, values: Values, folder: Path, *, where: str) 
 
     Raises ConfigError, which begins with `where`, for an unknown key and for a value of the wrong type.
     """
-    beside = SECTION_KEYS if section in AVERAGED else ("launch",)
+    beside = SECTION_KEYS if may_have_variants(section) else ("launch",)
     stage_values = {name: value for name, value in values.items() if name not in beside}
     keys = _type_stage_keys(section, stage_values, folder, where=where)
     launch = values.get("launch", {})
     if "launch" in values:
-        if section in ALONE:
+        if traits_of(section).one_process:
             raise ConfigError(f"{where}.launch: this stage is always one process")
         if not isinstance(launch, dict):
             raise ConfigError(f"{where}.launch={launch!r}: expected a mapping, as in {{num_processes: 2}}")
         parse(Launch, launch, where=f"{where}.launch")
-    has_variants, has_average = (name in values and section in AVERAGED for name in ("variants", "average"))
+    has_variants, has_average = (name in values and may_have_variants(section) for name in ("variants", "average"))
     return TypedSection(
         keys,
         launch,
@@ -122,7 +122,7 @@ def _type_variant(section: Section, values: Keys, folder: Path, *, where: str) -
     for name in COMMON_TO_VARIANTS:
         if name in values:
             raise ConfigError(f"{where}.{name}: all variants must have the same; set it in the section {section}")
-    mix = {name: value for name, value in values.items() if name == MIX_KEYS.get(section)}
+    mix = {name: value for name, value in values.items() if name == traits_of(section).variant_key}
     parse(Mix, mix, where=where)
     keys = {name: value for name, value in values.items() if name not in mix}
     if wrong := [name for name in keys if name in SECTION_KEYS]:
@@ -157,7 +157,7 @@ def type_defaults(values: Values, folder: Path, *, where: str) -> Keys:
 
 def _type_stage_keys(section: Section, values: Values, folder: Path, *, where: str) -> Keys:
     """The keys of a section's stage, typed. A single path is accepted where a list of paths is expected."""
-    stage = STAGE_OF.get(section, section)
+    stage = stage_of(section)
     known = stages()[stage].keys
     keys = dict(values)
     for name, value in keys.items():
@@ -209,6 +209,6 @@ def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
             raise ConfigError(f"{where}: unknown key {place!r}{nearest(name, valid)}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {place} is missing") from None
-        hint = nearest(str(first["input"]), SECTIONS) if first["loc"][-1] == "[key]" else ""
+        hint = nearest(str(first["input"]), all_sections()) if first["loc"][-1] == "[key]" else ""
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {place}={first['input']!r}: {message}{hint}") from None

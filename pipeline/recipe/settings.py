@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from pipeline.recipe.names import ROUND_STAGES, RoundStage
+from pipeline.recipe.names import stages_of_a_round, stages_of_every_round
 from pipeline.recipe.sections import Launch, Mix
 
 
@@ -22,7 +22,7 @@ class Settings(Mix, BaseModel):
     first_sft: bool = Field(
         default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."
     )
-    round_stages: list[RoundStage] = Field(default=list(ROUND_STAGES), description="The stages of a round.")
+    round_stages: list[str] = Field(default_factory=stages_of_every_round, description="The stages of a round.")
     refit_reward_model: bool = Field(
         default=True, description="Each round trains a reward model on all batches so far; false: only round 1 does."
     )
@@ -43,8 +43,8 @@ class Settings(Mix, BaseModel):
 
     @field_validator("round_stages")
     @classmethod
-    def _in_their_order(cls, given: list[RoundStage]) -> list[RoundStage]:
-        ordered = [stage for stage in ROUND_STAGES if stage in given]
+    def _in_their_order(cls, given: list[str]) -> list[str]:
+        ordered = [stage for stage in stages_of_a_round() if stage in given]
         if given != ordered:
             raise ValueError(f"the order is fixed; try [{', '.join(ordered)}]")
         return given

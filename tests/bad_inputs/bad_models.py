@@ -510,7 +510,9 @@ CASES = [
         ),
         "the attention of this architecture cannot be kept within documents: set mask_documents: false",
     ),
-    Case("Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which makes"),
+    Case(
+        "Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which creates"
+    ),
     # -- checks that no stage reaches without DeepSpeed, or before it has read its rows
     Case("skipped steps under ZeRO", skipping_under_zero, "on_bad_step: skip is not supported by ZeRO, whose engine"),
     Case("dialog without an answer", without_an_answer, "the dialog has no assistant turn to train"),

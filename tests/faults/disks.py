@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
-READ_ONLY = "the disk takes no writes any more: see why it is mounted read-only, and run the same command again"
+READ_ONLY = "the disk has become read-only: find out why it is mounted so, and run the same command again"
 
 
 class Disk:

@@ -64,20 +64,20 @@ def test_scores_and_sources_stay_with_their_answers():
 def test_only_the_chosen_levels_train_and_the_rest_is_kept_in_a_file_with_its_reason(stage):
     pairs = [ranking("a", "b", strength=level) for level in ("significantly_better", "better", "slightly_better")]
     pairs += [ranking("a", "b"), ranking("aaaaaaaaaa", "aaaaaaaaab")]
-    arguments = PreferenceArguments(max_similarity=0.8)
+    arguments = PreferenceArguments(train_data=[], max_similarity=0.8)
     kept, dropped = select_pairs(stage, arguments, pairs)
     assert [pair.strength for pair in kept] == ["significantly_better", "better", None]
     assert dropped == {"dropped_strength": 1, "dropped_too_similar": 1}
     lines = [json.loads(line) for line in (stage.folder / "dropped_rows.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["strength", "too_similar"]
     assert [PreferencePair.model_validate(line["row"]) for line in lines] == [pairs[2], pairs[4]]
-    assert len(select_pairs(stage, PreferenceArguments(strengths=None), pairs)[0]) == 5
+    assert len(select_pairs(stage, PreferenceArguments(train_data=[], strengths=None), pairs)[0]) == 5
 
 
 def test_a_round_whose_pairs_are_all_dropped_is_one_line(stage):
     pairs = [ranking("a", "b", strength="marginally_better")] * 3
     with pytest.raises(DataError, match=r"dpo: all 3 training pairs are dropped \(strength 3\); see strengths and"):
-        select_pairs(stage, PreferenceArguments(), pairs)
+        select_pairs(stage, PreferenceArguments(train_data=[]), pairs)
 
 
 @pytest.mark.parametrize("stage_name", ["dpo", "reward_model"])

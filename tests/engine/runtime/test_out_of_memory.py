@@ -164,7 +164,9 @@ def test_batches_of_evaluation_are_halved_likewise(stage, plant, tiny_model, row
     run_here(stage, tmp_path / "whole", **keys)
     plant(4 if stage == "sft" else 8, in_training=False)
     assert call_stage(stage, tmp_path / "halved", **keys) == 1
-    assert outcome(tmp_path / "halved")["cause"].startswith("out of memory with per_device_eval_batch_size=8: 4 from")
+    assert outcome(tmp_path / "halved")["cause"].startswith(
+        "out of memory with per_device_eval_batch_size=8: it is 4 from"
+    )
     run_here(stage, tmp_path / "halved", **keys)
     assert_close(tmp_path / "halved", tmp_path / "whole")
 
@@ -217,7 +219,7 @@ def test_answers_that_fill_the_memory_name_the_key_to_lower(plant, tiny_model, r
     said = outcome(tmp_path / "rs")
     assert said["cause"] == (
         "out of memory with generation_batch_size=32: lower generation_batch_size, which is part "
-        "of what the step is, or max_new_tokens"
+        "of the step's identity, or max_new_tokens"
     )
     assert said["kind"] == "error" and "Traceback" not in capfd.readouterr().err
 

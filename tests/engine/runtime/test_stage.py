@@ -75,7 +75,7 @@ def test_a_folder_that_another_process_writes_is_refused(words, tmp_path):
         file.write("4711\n")
         file.flush()
         said = refusal(by_hand("prepare_data", *words, cwd=tmp_path))
-    assert said == f"error: {tmp_path / 'out'} is in use by another process (pid 4711)"
+    assert said == f"error: {tmp_path / 'out'} is in use by another process (pid 4711); wait for it or stop it"
     assert by_hand("prepare_data", *words, cwd=tmp_path).returncode == 0
 
 

@@ -15,6 +15,7 @@ from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
 from engine.tokens.tables import tokenize
 from engine.tokens.template import encode_answer, encode_dialog, encode_prompt, end_of_turn, render
+from engine.tokens.token_rows import TokenDialog
 from tests.engine.tokens.golden_templates import GOLDEN, TURNS
 from tests.toy_models import byte_tokenizer
 
@@ -230,16 +231,16 @@ def assert_same_after_storing(source: Path, folder: Path, *, at_least: int) -> l
     assert texts == [render(tokenizer, row.messages, tools=row.tools) for row in stored]
     assert stored == came and len(came) >= at_least
 
-    def encode(row: Conversation) -> dict[str, Any]:
+    def encode(row: Conversation) -> TokenDialog:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        return {"input_ids": dialog.ids, "labels": dialog.labels}
+        return TokenDialog(input_ids=dialog.ids, labels=dialog.labels)
 
     (folder / "checkpoints").mkdir()
     stage = Stage("sft", folder, {}, Tracker(folder, active=False), is_main=True)
     table = tokenize(stage, "train", stored, encode, tokenizer, version="test", max_length=None)
     wanted = [encode(row) for row in came]
-    assert list(table["input_ids"]) == [row["input_ids"] for row in wanted]
-    assert list(table["labels"]) == [row["labels"] for row in wanted]
+    assert list(table["input_ids"]) == [row.input_ids for row in wanted]
+    assert list(table["labels"]) == [row.labels for row in wanted]
     return texts
 
 

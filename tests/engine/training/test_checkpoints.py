@@ -53,7 +53,7 @@ def test_a_checkpoint_that_was_being_saved_when_the_process_died_is_removed(tmp_
         (lambda at: (at / "whole.json").write_bytes(b"\xff"), "it has no valid marker"),
         (lambda at: (at / "whole.json").write_text('{"files": {}}'), "model.safetensors is not part of it"),
         (lambda at: (at / "whole.json").write_text('{"files": [], "step": 4}'), "it has no valid marker"),
-        (lambda at: (at.parent / "best-3").rmdir(), "its best model, of step 3, is gone"),
+        (lambda at: (at.parent / "best-3").rmdir(), "its best model, of step 3, is missing"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_one_before_is_used(spoil, reason, tmp_path, caplog):

@@ -77,7 +77,7 @@ def table(tokenizer):
         )
         for chosen, rejected in ANSWERS
     ]
-    return Dataset.from_list([encode(row) for row in rows])
+    return Dataset.from_list([encode(row).columns() for row in rows])
 
 
 def trainer_of(tiny_model, tied_model, table, tokenizer, folder, *, nll_per="answer", **keys: Any) -> DPOLoopTrainer:
@@ -249,4 +249,4 @@ def test_without_the_mask_the_preference_term_sees_every_trained_token(tokenizer
     encode, _ = dpo.encoder(tokenizer, arguments)
     answers = {side: [Message(role="assistant", content=side)] for side in ("chosen", "rejected")}
     row = encode(PreferencePair(prompt=[Message(role="user", content="?")], **answers))
-    assert row is not None and row["chosen_content"] == row["chosen_trained"] == [True] * len(row["chosen_ids"])
+    assert row.chosen_content == row.chosen_trained == [True] * len(row.chosen_ids)

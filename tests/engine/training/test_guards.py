@@ -42,7 +42,7 @@ KEYS = {
             1.0,
             [1.0, 2.0] * 64,
             10.0,
-            "the loss is 9, 15 standard deviations above the mean of the 128 before (1.5)",
+            "the loss is 9, 15 standard deviations above the mean of the last 128 (1.5)",
         ),
         (9.0, 1.0, [1.0, 2.0] * 64, None, ""),
         (6.4, 1.0, [1.0, 2.0] * 64, 10.0, ""),  # 9.8 of them

@@ -5,7 +5,7 @@ import pytest
 from data_schemas.errors import ConfigError
 from pipeline.plan import make_plan
 from pipeline.recipe import schema, sections
-from pipeline.recipe.names import SECTIONS
+from pipeline.recipe.names import all_sections
 from pipeline.recipe.schema import load_recipe
 from tests.pipeline.fake_stages import build_inputs
 
@@ -32,11 +32,11 @@ def test_every_layer_of_a_section_is_typed_once_and_the_plan_types_nothing(tmp_p
     monkeypatch.setattr(schema, "type_section", counted_section)
     monkeypatch.setattr(sections, "check_keys", counted_keys)
     recipe = load_recipe(recipe_file, ("pretrain={}", *LAYERS))
-    assert sorted(typed) == sorted([*SECTIONS, "by_round.0.sft", "by_round.1.dpo", "by_round.2.dpo"])
+    assert sorted(typed) == sorted([*all_sections(), "by_round.0.sft", "by_round.1.dpo", "by_round.2.dpo"])
     of_sections = [where for where in checked if not where.endswith(": defaults")]
     assert len(of_sections) == len(typed) + 4  # the variants
     assert len(make_plan(recipe)) > 16
-    assert len(typed) == len(SECTIONS) + 3 and len(of_sections) == len(typed) + 4
+    assert len(typed) == len(all_sections()) + 3 and len(of_sections) == len(typed) + 4
     assert [where for where in checked if not where.endswith(": defaults")] == of_sections
 
 
