@@ -22,7 +22,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    step: str  # the step that made the policy, as in "round-1.dpo"
+    step: str  # the step that trained the policy, as in "round-1.dpo"
     folder: str  # its step's folder, relative to the parent of the evaluation's folder
     score: float
 

@@ -78,14 +78,14 @@ def _message(turn: object, place: str) -> Fields:
     if "from" not in turn or "role" in turn:
         # OpenAI's form has `content: null` beside tool calls.
         return {name: value for name, value in turn.items() if name != "content" or value is not None}
-    speaker, said = turn["from"], turn.get("value")
+    speaker, content = turn["from"], turn.get("value")
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise WrongValue(f"{place}.from", describe(speaker), f"one of {', '.join(ROLES)}")
-    if not isinstance(said, str):
-        raise WrongValue(f"{place}.value", describe(said), "text")
+    if not isinstance(content, str):
+        raise WrongValue(f"{place}.value", describe(content), "text")
     if speaker == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _tool_calls(said, f"{place}.value")}
-    return {"role": ROLES[speaker], "content": said}
+        return {"role": "assistant", "content": "", "tool_calls": _tool_calls(content, f"{place}.value")}
+    return {"role": ROLES[speaker], "content": content}
 
 
 def _tool_calls(text: str, place: str) -> list[Fields]:
@@ -129,8 +129,8 @@ def _spoken(text: str) -> list[Fields] | None:
     if len(parts) < 3 or parts[0].strip():
         return None
     return [
-        {"role": ROLES.get(who.lower(), who.lower()), "content": said.strip()}
-        for who, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": ROLES.get(speaker.lower(), speaker.lower()), "content": content.strip()}
+        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
     ]
 
 

@@ -70,7 +70,7 @@ class StageTraits(BaseModel):
     purpose: str  # one sentence for docs/recipe.md
     position: int  # its place in the loop; in a round the stages run in this order
     kind: Literal["trains", "generates", "transforms"]
-    runs: Literal["once", "in_round", "after_round", "by_plan"] = "in_round"  # by_plan: it has no section of its own
+    runs: Literal["once", "in_round", "after_round", "by_plan"] = "in_round"  # by_plan: it has no separate section
     in_every_round: bool = True  # false: a round has it only where the recipe's round_stages names it
     has_variants: bool = False  # it trains by a Method: variants, their average, and `alignloop check` are available
     variant_key: str | None = None  # a key of the recipe itself that a variant may set too

@@ -8,7 +8,7 @@ import pytest
 from data_schemas.errors import ConfigError
 from data_schemas.files import read_json
 from data_schemas.functions import find_module
-from engine.runtime.functions import find_function
+from engine.runtime.functions import find_function, package_hash
 from tests.stages_by_hand import by_hand, refusal
 
 
@@ -96,3 +96,14 @@ def test_a_module_in_a_folder_without_init_and_one_with_conditional_definitions_
         "try:\n    import no_such_library\nexcept ImportError:\n    def score():\n        return 1\n"
     )
     assert found_by_both("plain.scores:score", tmp_path)() == 1
+
+
+def test_the_hash_of_a_package_changes_with_every_module_in_it(beside, tmp_path):
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "__init__.py").write_text("from .words import score\n")
+    (tmp_path / "scores" / "words.py").write_text("def score(): ...\n")
+    (tmp_path / "single.py").write_text("def score(): ...\n")
+    before = package_hash("scores:score")
+    (tmp_path / "scores" / "words.py").write_text("def score(): return 1\n")
+    assert before is not None and package_hash("scores:score") not in (None, before)
+    assert package_hash("single:score") is None
