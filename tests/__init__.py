@@ -1,11 +1,11 @@
 """Tests, in folders that mirror the packages.
 
-Only this folder is a Python package: a `tests/engine/__init__.py` would mask our `engine` for a script that lies here.
+Only this folder is a Python package: a `tests/engine/__init__.py` would mask our `engine` for a script in that folder.
 """
 
 import pytest
 
-# The helpers that assert something: pytest shows the values only of modules that it rewrites.
+# The helpers that contain asserts: pytest shows the compared values only for modules that it rewrites.
 pytest.register_assert_rewrite(
     "tests.bad_inputs.cases",
     "tests.engine.training.training_runs",

@@ -16,7 +16,7 @@ from tests.stage_runs import launch, run_here
 from tests.toy_models import byte_tokenizer, tiny_llama
 from tests.toy_rows import CITIES, COUNTRIES, conversation, pair, write_jsonl
 
-# transformers reads these once, when it is imported: by a conftest.py further down, before `pytest_configure`.
+# transformers reads these once, when it is imported, which a conftest.py further down does before `pytest_configure`.
 os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
 )
@@ -53,7 +53,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory) -> Path:
-    """A folder: 24 training rows and 9 held-out ones of each kind, 10 prompts, 60 documents."""
+    """A folder with 24 training rows and 9 held-out rows of each kind, 10 prompts and 60 documents."""
     folder = tmp_path_factory.mktemp("rows")
     write_jsonl(folder / "conversations.jsonl", [conversation(number) for number in range(24)])
     write_jsonl(folder / "conversations_eval.jsonl", [conversation(number) for number in range(100, 109)])
@@ -72,7 +72,7 @@ def rows(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """ChatML; a turn ends in <|im_end|>, which is the end token; the pad token is another."""
+    """ChatML. A turn ends in <|im_end|>, which is the end token; the pad token is a different one."""
     from engine.tokens.template import CHATML
 
     made = byte_tokenizer(special_tokens=["<|im_start|>", "<|im_end|>"])
@@ -87,13 +87,13 @@ def tiny_model(tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tied_model(tokenizer, tmp_path_factory) -> Path:
-    """Embeddings and head are one tensor, of which a file holds one copy."""
+    """Embeddings and head are one tensor, of which the file has one copy."""
     return tiny_llama(tokenizer, tmp_path_factory.mktemp("models") / "tied", tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """As many base models come: no template, pad == end token."""
+    """Like many published base models: no template, and the pad token is the end token."""
     made = byte_tokenizer(special_tokens=[])
     made.pad_token = made.eos_token
     return tiny_llama(made, tmp_path_factory.mktemp("models") / "base")
@@ -119,7 +119,7 @@ def tiny_reward_model(tiny_model, rows, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_stage() -> Callable[..., Artifact]:
-    """run_stage("sft", folder, profile="zero2", processes=2, key=value): the record of a stage run as a program."""
+    """run_stage("sft", folder, profile="zero2", processes=2, key=value): runs a program, returns its record."""
 
     def run(stage: str, folder: Path, **keys: Any) -> Artifact:
         done = launch(stage, folder, **keys)

@@ -1,4 +1,4 @@
-"""A program for launchers: the evaluation numbers of three stages by batch size, into `table-<processes>.json`.
+"""A program for launchers that writes the evaluation numbers of three stages by batch size to `table-<processes>.json`.
 
 python tests/evaluation_table.py CONFIG     # a JSON file: output_dir, rows, models, reference, batch_sizes
 """

@@ -1,4 +1,4 @@
-"""The two loops that many tests read, each run once a session; `pytest_plugins = ("tests.loop_fixtures",)`."""
+"""The two loops that many tests read, each run once a session. Used by `pytest_plugins = ("tests.loop_fixtures",)`."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from tests.loop_recipes import DATA_AND_BASE, LORA, Place, wait_until
 def place(tmp_path_factory, request) -> Iterator[Place]:
     """The plain two-round loop, run once: `runs/loop`. Nothing may change it; see `Place.begin_with`.
 
-    The loop with LoRA, where a test asks for it, begins as soon as it can: most of a tiny stage's time is imports, so
-    two loops side by side take little longer than one.
+    The loop with LoRA, if a test needs it, starts as early as possible: most of a tiny stage's time is imports, so
+    two loops in parallel take little longer than one.
     """
     made = Place(tmp_path_factory.mktemp("loop"))
     process = made.start("run", *made.words())
@@ -38,7 +38,7 @@ def place(tmp_path_factory, request) -> Iterator[Place]:
 
 @pytest.fixture(scope="session")
 def lora(place) -> Place:
-    """Two rounds with adapters, `runs/lora`, under a judge for whom the first policy stays the best."""
+    """Two rounds with adapters, `runs/lora`, with a judge under which the first policy stays the best."""
     out, err = place.lora.communicate(timeout=500)
     assert place.lora.returncode == 0, f"{out[-2000:]}\n{err[-3000:]}"
     return place

@@ -1,4 +1,4 @@
-"""A tiny world beside a tiny recipe, and the real command on it."""
+"""A tiny world beside a tiny recipe, and the real command that runs it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pipeline.launch.command_line import STEP_FOLDER
 
 COMMAND = Path(sys.executable).parent / "alignloop"
 NUM_QUESTIONS = 48
-# What is asked second in every third dialog is asked first in another; documents quote questions in capitals.
+# The second question of every third dialog is the first of another; documents quote questions in capitals.
 MODULE = '''
 import hashlib
 import json
@@ -123,7 +123,7 @@ DATA_AND_BASE = STEPS[:3]
 
 
 class Place:
-    """Where runs go: a recipe with its module in one folder, the working directory beside it.
+    """The folders of a run: a recipe with its module in one, and the working directory beside it.
 
     The working directory holds packages of our names that raise when they are imported.
     """
@@ -178,20 +178,20 @@ class Place:
         return {step["name"]: step["state"] for step in self.summary(name=name)["steps"]}
 
     def begin_with(self, *steps: str, name: str) -> None:
-        """A run that has these steps of the plain loop already: a step's identity does not hang on where it lies."""
+        """Creates a run with these steps of the plain loop: a step's identity does not depend on its folder."""
         for step in steps:
             source = self.folder(step)
             shutil.copytree(source, self.work / "runs" / name / source.name)
 
 
 def clean_environment() -> dict[str, str]:
-    """As in a user's shell: no word of pytest's or of a runner's, no thread counts."""
+    """The environment of a user's shell: no variables of pytest or of a runner, and no thread counts."""
     dropped = ("ALIGNLOOP_", "OMP_", "ACCELERATE_", "PYTEST_")
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
 def launches(folder: Path) -> int:
-    """How often a step's stage was started."""
+    """Number of times that a step's stage was started."""
     return sum(line.startswith("$ ") for line in (folder / "console.txt").read_text(errors="replace").splitlines())
 
 
@@ -202,7 +202,7 @@ def processes_of(run_folder: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-            prints_to = str((process / "fd" / "1").readlink())  # of a warm step, of which the others say nothing
+            prints_to = str((process / "fd" / "1").readlink())  # for a warm step, which the other two do not show
         except OSError:  # gone
             continue
         if path in words or mark in environment or prints_to.startswith(f"{run_folder}/"):

@@ -8,6 +8,7 @@ from typing import Any
 
 
 def within(seconds: float, holds: Callable[[], Any]) -> bool:
+    """Waits until `holds()` is true, for at most so many seconds. Returns whether it is."""
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -15,7 +16,7 @@ def within(seconds: float, holds: Callable[[], Any]) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """A zombie is not."""
+    """Whether the process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -23,12 +24,12 @@ def alive(pid: int) -> bool:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether it has ended, or does so soon: a signal takes effect later."""
-    return within(10, lambda: not alive(pid))
+    """Whether the process has ended, or ends soon, since a signal takes effect later."""
+    return within(60, lambda: not alive(pid))
 
 
 def cpu_seconds_of(call: Callable[[], tuple[int, str, str]]) -> float:
-    """CPU time of the processes that a call starts and waits for: other work on the machine does not enter."""
+    """CPU time of the processes that a call starts and waits for, which other work on the machine does not change."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert call()[0] == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,4 @@
-"""Ways to run a stage, in this process or as a program, and to read what it left."""
+"""Runs a stage, in this process or as a program, and reads its output."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ import yaml
 from data_schemas.artifact import Artifact
 
 ROOT = Path(__file__).parent.parent
-# What every stage of the tests is given; a test's own keys come on top.
+# Keys that every stage of the tests gets; a test's own keys override them.
 COMMON = {"use_cpu": True, "report_to": "none", "seed": 7}
 TRAINING = {
     "bf16": False,
@@ -32,7 +32,7 @@ TRAINING = {
 
 
 def stage_keys(stage: str, **keys: Any) -> dict[str, Any]:
-    """COMMON, and TRAINING where the stage trains, with a test's own keys on top; paths as text."""
+    """COMMON, and TRAINING if the stage trains, overridden by a test's own keys. Paths become text."""
     trains = stage in ("pretrain", "sft", "reward_model", "dpo")
     values = COMMON | (TRAINING if trains else {}) | keys
     return {name: _plain(value) for name, value in values.items()}
@@ -46,7 +46,7 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def module_of(stage: str) -> Any:
-    """A stage, imported; what is imported by then, the garbage collections of each run need not go through."""
+    """Imports a stage. Garbage collections of later runs skip everything that was imported by then."""
     module = importlib.import_module(f"stages.{stage}")
     gc.collect()
     gc.freeze()
@@ -67,18 +67,18 @@ def call_stage(stage: str, folder: Path, **keys: Any) -> int:
     handlers, level = list(root.handlers), root.level
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("OMP_NUM_THREADS", "1")  # where it is not set, accelerate takes all cores
+            patch.setenv("OMP_NUM_THREADS", "1")  # if it is not set, accelerate takes all cores
             return stage_module._run(stage, module.ARGUMENTS, module.main, values, getattr(module, "DEFAULTS", {}))
     finally:
         mine, root.handlers = set(root.handlers) - set(handlers), handlers
         root.setLevel(level)
         for handler in mine:
-            with contextlib.suppress(OSError):  # what a full disk did not take
+            with contextlib.suppress(OSError):  # what did not fit on a full disk
                 handler.close()
 
 
 def run_here(stage: str, folder: Path, **keys: Any) -> Artifact:
-    """Runs a stage in this process to its record."""
+    """Runs a stage in this process and returns its record."""
     code = call_stage(stage, folder, **keys)
     record = Artifact.read(folder)
     assert code == 0 and record is not None, (folder / "log.txt").read_text()[-3000:]
@@ -113,7 +113,7 @@ def launch(
 
 
 def metrics_of(folder: Path) -> dict[tuple[int, str], float]:
-    """metrics.jsonl as (step, key) -> value; a (step, key) that stands twice is an error."""
+    """metrics.jsonl as (step, key) -> value. A (step, key) that occurs twice is an error."""
     values: dict[tuple[int, str], float] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)

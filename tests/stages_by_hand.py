@@ -1,4 +1,4 @@
-"""A stage started by hand, as a person does it, and what it prints where it refuses."""
+"""Starts a stage by hand, as a user does, and reads the error with which it refuses its input."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ import os, pathlib, signal, time
 
 def slow(folder, *, seed):
     (folder / "begun").write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
 
 def broken(folder, *, seed):
     raise RuntimeError("CUDA out of memory:\\ntried to allocate 2 GiB")
 
 def interrupted(folder, *, seed):
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(5)
+    time.sleep(60)
 
 not_a_function = 3
 """
@@ -36,13 +36,13 @@ def by_hand(stage: str, *words: Any, cwd: Path, **environment: str) -> subproces
         text=True,
         timeout=120,
         check=False,
-        # A suite started in the background ignores Ctrl-C, and its children would inherit that.
+        # Tests that were started in the background ignore Ctrl-C, and their children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """What a stage that refuses says: one line and exit code 2."""
+    """The error of a stage that refused its input, which is one line, with exit code 2."""
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What ships in configs/: recipes that plan, stage configs that a stage takes, profiles that say only how to run."""
+"""The files of configs/: recipes can be planned, stage configs are accepted, profiles set only how a step runs."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ def name_of(path: Path) -> str:
 
 def test_something_ships():
     assert {path.stem for path in RECIPES} == set(STAGES_OF_A_ROUND)
-    # Every stage but the one whose inputs are options of the command line, and has no torch.
+    # Every stage except the one without torch, whose inputs are options of the command line.
     assert {path.stem for path in STAGE_CONFIGS} >= set(stages()) - {"prepare_data"}
     assert len(PROFILES) == 6
 
@@ -48,7 +48,7 @@ STAGES_OF_A_ROUND = {
     "online_dpo_8b": (3, ("annotate", "dpo")),
     "raft": (4, ("rejection_sampling", "sft")),
 }
-# What the recipes for GPUs ask their user to give.
+# What the recipes for GPUs need from their user.
 GIVEN = {
     "llama3_8b": ("data.instructions=chats.jsonl", "data.preferences=harmless.jsonl.gz"),
     "llama3_70b_multinode": (
@@ -64,7 +64,7 @@ GIVEN = {
 
 @pytest.fixture
 def given(tmp_path, monkeypatch) -> Path:
-    """A working directory with what a recipe asks its user to give: a base model, rows."""
+    """A working directory with what a recipe needs from its user: a base model and rows."""
     monkeypatch.chdir(tmp_path)
     pair = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"}
     (tmp_path / "harmless.jsonl.gz").write_bytes(gzip.compress(json.dumps(pair).encode()))
@@ -124,31 +124,31 @@ def test_six_rounds_of_llama_3_follow_the_paper(given):
         stage = {name: steps[f"round-{number}.{name}"] for name in ALL_OF_THEM if f"round-{number}.{name}" in steps}
 
         def variants(section: str, number: int = number) -> list[Step]:
-            """What is averaged: the average bears the section's name, and is what the next stage takes."""
+            """The variants of a section. Their average has the section's name, and is the next stage's input."""
             found = [steps[f"round-{number}.{section}.{place}"] for place in (1, 2)]
             assert steps[f"round-{number}.{section}"].inputs["models"] == [Output(one.name, "model") for one in found]
             return found
 
         best, second = (BestPolicy(f"round-{number - 1}.evaluate_policy", rank=rank) for rank in (0, 1))
         batches = [Output(f"round-{earlier}.annotate", "pairs.train") for earlier in range(2, number + 1)]
-        # People's pairs are the first batch; then two answers from the best two policies are compared.
+        # Human pairs are the first batch. Afterwards two answers from the best two policies are compared.
         assert ("annotate" in stage) == (number > 1)
         if number > 1:
             assert stage["annotate"].inputs["policies"] == [best, second]
-        # The reward model: from the pre-trained base, on all batches so far.
+        # The reward model is trained from the pretrained base, on all batches so far.
         for variant in variants("reward_model"):
             assert variant.inputs["model_name_or_path"] == [base]
             assert variant.inputs["train_data"] == [human, *batches]
-        # Rejection sampling: from the best policy so far, ranked by that reward model.
+        # Rejection sampling takes answers of the best policy so far, ranked by that reward model.
         assert stage["rejection_sampling"].inputs["policies"] == [best]
         assert stage["rejection_sampling"].inputs["reward_model"] == [Output(f"round-{number}.reward_model", "model")]
         assert bool(stage["rejection_sampling"].keys.get("system_prompts")) == (number >= 3)
-        # SFT: of the pre-trained base, on the winners and the human data.
+        # SFT trains the pretrained base on the winners and the human data.
         winners = Output(f"round-{number}.rejection_sampling", "winners.train")
         for variant in variants("sft"):
             assert variant.inputs["model_name_or_path"] == [base]
             assert variant.inputs["train_data"] == [winners, Output("prepare_data", "instructions.train")]
-        # DPO: on that SFT model, on the most recent batch.
+        # DPO trains that SFT model on the most recent batch.
         for variant in variants("dpo"):
             assert variant.inputs["model_name_or_path"] == [Output(f"round-{number}.sft", "model")]
             assert "reference_model" not in variant.inputs

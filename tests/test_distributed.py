@@ -1,6 +1,6 @@
-"""Two CPU processes with ZeRO-2 and ZeRO-3 against one plain process: the same start, the same model.
+"""Two CPU processes with ZeRO-2 and ZeRO-3 against one plain process: the same initial numbers, the same model.
 
-A launch takes many seconds, so each pair of stage and profile is launched once and everything is asked of its output.
+A launch takes many seconds, so each pair of stage and profile is launched once and all checks read its output.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.recipe.sections import Launch
 from tests.loop_recipes import wait_until
 from tests.stage_runs import metrics_of, run_here, stage_keys, weights_of
 
-# 9 held-out rows on two processes in batches of 4: the second has a spare row in none of its batches' sums.
+# 9 held-out rows on two processes in batches of 4: the padding row of the second process is in no sum.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
 RESULTS = {"sft": "eval_loss", "reward_model": "eval_accuracy", "dpo": "eval_rewards/accuracies"}
 
@@ -63,7 +63,7 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
     checkpointing = {"save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
     record = run_stage(stage, two, profile=profile, processes=2, **checkpointing, **keys_of(stage, tiny_model, rows))
     assert record.metrics["steps"] == 2
-    # DeepSpeed's own files: accelerate drops DeepSpeed without a word where its environment asks for the CPU.
+    # Files that DeepSpeed writes: accelerate drops DeepSpeed silently if its environment asks for the CPU.
     shards = {path.name for path in (two / "checkpoints" / "checkpoint-2" / "global_step2").glob("*optim_states.pt")}
     assert len(shards) == 2 and all("zero_pp_rank" in name for name in shards)
     assert (two / "checkpoints" / "checkpoint-2" / "whole.json").exists()
@@ -78,7 +78,7 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
         for key in ("eval_loss", "loss", RESULTS[stage]):
             assert found[step, key] == pytest.approx(wanted[step, key], abs=1e-5), (step, key)
 
-    # The saved model is plain: it loads in this process, whole, and answers as the other does.
+    # The saved model is plain: it loads completely in this process, and gives the same outputs as the other.
     check_weights(two / "model")
     first, second = weights_of(one / "model"), weights_of(two / "model")
     assert {name: tensor.shape for name, tensor in first.items()} == {
@@ -97,7 +97,7 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
 
 @pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long)])
 def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(profile, run_stage, tiny_model, rows, tmp_path):
-    """As a cluster sends it: to the ranks, which agree on the step; their launcher would give them thirty seconds."""
+    """The signal goes to the ranks, as on a cluster. They agree on the step; a launcher would give them 30 s."""
     more = {"max_steps": 80, "eval_steps": 80, "logging_steps": 1, "save_strategy": "no"}
     keys = keys_of("sft", tiny_model, rows) | more
     whole, cut = tmp_path / "whole", tmp_path / "cut"

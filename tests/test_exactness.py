@@ -1,6 +1,6 @@
-"""Evaluation numbers hang on weights and rows alone: {1, 2} processes x {1, 4, 8, 9} rows a batch, and ZeRO-3.
+"""Evaluation numbers depend only on weights and rows: {1, 2} processes x {1, 4, 8, 9} rows a batch, and ZeRO-3.
 
-The table of TRL 1.16 for the same question moves by up to a half: an accuracy of .333 reads .250 to .625.
+The same table for TRL 1.16 varies by up to a half: an accuracy of .333 is reported as .250 to .625.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The direction of imports: data_schemas <- pipeline, engine <- stages; torch lives in engine and stages alone."""
+"""The direction of imports: data_schemas <- pipeline, engine <- stages. Only engine and stages import torch."""
 
 import ast
 import importlib.metadata
@@ -30,7 +30,7 @@ WITHOUT_HEAVY = ("data_schemas", "pipeline", "toy_world")
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of everything that a file imports, inside functions too; a relative import as `.`."""
+    """Top-level names of everything that a file imports, also inside functions. A relative import is `.`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -48,7 +48,7 @@ def test_imports_inside_functions_and_relative_ones_are_seen():
 def test_imports_go_one_way(package):
     files = sorted((ROOT / package).rglob("*.py"))
     assert len(files) >= 4
-    # `datasets` is imported where a hub name is read, and only then: the test below sees that it is not before.
+    # `datasets` is imported only when a hub name is read: the test below checks that it is not imported before.
     heavy = HEAVY - {"datasets"} if package in WITHOUT_HEAVY else set()
     forbidden = set(ALLOWED) - ALLOWED[package] | {"."} | heavy
     for file in files:
@@ -56,7 +56,7 @@ def test_imports_go_one_way(package):
 
 
 def wing_imports(package: str) -> set[tuple[str, str]]:
-    """(importing wing, imported wing) of every import inside a package, in functions too."""
+    """(importing wing, imported wing) of every import inside a package, also in functions."""
     found: set[tuple[str, str]] = set()
     for file in (ROOT / package).rglob("*.py"):
         wing = file.relative_to(ROOT / package).parts[0].removesuffix(".py")
@@ -74,7 +74,7 @@ def wing_imports(package: str) -> set[tuple[str, str]]:
 def test_a_wing_imports_only_wings_before_it(package):
     order = WINGS[package]
     found = wing_imports(package)
-    assert {wing for pair in found for wing in pair} == set(order)  # every wing is known, and none is a remnant
+    assert {wing for pair in found for wing in pair} == set(order)  # every wing is listed, and every listed wing exists
     assert not {(wing, other) for wing, other in found if order.index(other) > order.index(wing)}
     if package == "engine":
         assert not {pair for pair in found if pair in APART or pair[::-1] in APART}
@@ -95,12 +95,12 @@ def test_no_modules_import_each_other():
     assert sum(map(len, imports.values())) > 100
     while removable := {module for module, needed in imports.items() if not needed}:
         imports = {module: needed - removable for module, needed in imports.items() if module not in removable}
-    assert not imports  # what remains imports itself, directly or through others
+    assert not imports  # the remaining modules import themselves, directly or through others
 
 
 @pytest.mark.parametrize("module", ["pipeline.cli", "data_schemas.reading", "stages.prepare_data"])
 def test_planning_and_reading_load_no_torch(module):
-    """Nor does the stage that only reads and splits rows."""
+    """Neither does the stage that only reads and splits rows."""
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

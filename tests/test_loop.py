@@ -1,6 +1,6 @@
-"""The whole loop through the real command: two rounds, edits, kills, LoRA, a fallback, failures and mistakes.
+"""The complete loop through the real command: two rounds, edits, kills, LoRA, a fallback, failures and mistakes.
 
-One file, because it shares two finished loops, and `--dist loadfile` would run them again for each file.
+It is one file because its tests share two finished loops: `--dist loadfile` would run them again for each file.
 """
 
 import hashlib
@@ -134,7 +134,7 @@ def test_an_edited_key_is_planned_with_its_reason_and_all_that_depends_on_it(pla
     assert code == 0, err
     lines = [line.strip("│├└─ ").partition("  <- ")[0].split(maxsplit=1) for line in out.splitlines()]
     runs = dict(line[1].split(": ", 1) for line in lines if line[0] == "run")
-    # The choice after round 1 is made anew, so all of round 2 hangs on it.
+    # The choice after round 1 is computed again, so all of round 2 depends on it.
     below = ["round-1.evaluate_policy", *(name for name in STEPS if name.startswith("round-2."))]
     assert list(runs) == ["round-1.dpo", *below]
     assert runs["round-1.dpo"] == "dpo.beta 0.1 -> 0.3; reference log-probs are there"
@@ -226,12 +226,12 @@ def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_weights(place):
     wait_until(
         lambda: any(run.glob("round-0.sft-*/checkpoints/checkpoint-*/whole.json")),
         seconds=120,
-        what="a whole checkpoint of round-0.sft",
+        what="a complete checkpoint of round-0.sft",
         process=process,
     )
     process.kill()
     process.communicate()
-    wait_until(lambda: not processes_of(run), seconds=5, what="the end of the killed runner's stage")
+    wait_until(lambda: not processes_of(run), seconds=60, what="the end of the killed runner's stage")
     folder = place.folder("round-0.sft", name="killed")
     assert not (folder / "artifact.json").exists()
     assert "stopped: the process that ran it has ended" in place.call("status", str(run))[1]
@@ -266,7 +266,7 @@ def _hash(folder: Path) -> str:
     ("number", "exit_code", "launch"),
     [
         (signal.SIGINT, 130, {}),
-        # torch's launcher gives every rank a session of its own: a signal to its group reaches none of them.
+        # torch's launcher starts every rank in a separate session: a signal to its group reaches none of them.
         (signal.SIGTERM, 143, {"profile": "ddp", "num_processes": 2}),
     ],
 )
@@ -292,7 +292,7 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     assert err == f"error: {run} is in use by another process ({holder}); wait for it or stop it\n"
 
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == exit_code
     assert err.splitlines()[-1].startswith("interrupted; finished work is kept")
     assert processes_of(run) == []
@@ -329,7 +329,7 @@ def test_with_lora_two_rounds_complete_and_every_model_is_plain_and_merged(lora)
     first = load_file(lora.folder("round-0.sft", name="lora") / "model" / "model.safetensors")
     key = "model.layers.0.self_attn.q_proj.weight"
     assert (first[key] != base[key]).any()  # the adapter is in the weights
-    assert (first["model.embed_tokens.weight"] == base["model.embed_tokens.weight"]).all()  # which LoRA left alone
+    assert (first["model.embed_tokens.weight"] == base["model.embed_tokens.weight"]).all()  # which LoRA did not change
 
 
 def test_a_round_that_got_worse_is_not_the_start_of_the_next(lora):
@@ -389,7 +389,7 @@ def test_a_failing_stage_is_reported_with_its_log_and_runs_again_after_the_fix(p
 
 @pytest.fixture(scope="module")
 def models(place) -> Path:
-    """Folders that are no whole model."""
+    """Folders that are not complete models."""
     folder = place.work / "models"
     good = place.folder("pretrain") / "model"
     for name, lacks in (("no_tokenizer", "tokenizer*"), ("no_config", "config.json"), ("no_template", "nothing")):
@@ -410,7 +410,7 @@ def models(place) -> Path:
         (("dpo.beta",), "--set dpo.beta: expected key=value"),
         (("data.instructions=gone.jsonl",), "data.instructions='gone.jsonl' does not exist"),
         (("base_model=models/no_tokenizer",), "models/no_tokenizer has no tokenizer"),
-        (("base_model=models/no_config",), "models/no_config has no config.json: is it a model folder?"),
+        (("base_model=models/no_config",), "models/no_config has no config.json; expected a model folder"),
         (("base_model=models/no_template", "prepare_base.chat_template=null"), "no_template has no chat template"),
         (
             ("sft.global_batch_size=6", "sft.per_device_train_batch_size=4"),
@@ -418,7 +418,7 @@ def models(place) -> Path:
         ),
         (
             ("dpo.launch={profile: ddp, num_processes: 3}",),
-            "dpo.global_batch_size=4 is not a multiple of per_device_train_batch_size x num_processes = 1 x 3; try 3",
+            "dpo.global_batch_size=4 cannot be divided among 3 processes; try 3",
         ),
         (("annotate.annotator_function=world:scor",), "world.py defines no 'scor'"),
         (("dpo.launch={profile: zero4}",), "dpo.launch: profile='zero4'"),
@@ -521,7 +521,7 @@ def test_sft_by_hand_gives_the_same_folder_as_the_pipeline(place, tmp_path, laun
     changing = {"seconds"}
     assert mine.model_dump(exclude=changing) == pipelines.model_dump(exclude=changing)
     assert _names(folder) == _names(made) - {
-        "config.yaml",  # the runner writes it, and what the fingerprint was made of, and catches the console
+        "config.yaml",  # the runner writes it and the identity, and records the console
         "console.txt",
         "fingerprint.json",
     }

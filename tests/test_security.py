@@ -1,4 +1,4 @@
-"""Closed doors: what someone else could have written is never run, shown raw, followed as a path, or leaked."""
+"""Input from others is never executed, shown unescaped or used as a path, and secrets are not leaked."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ESCAPE = "\x1b[2J\x9b31m"
 
 
 class Bomb:
-    """Opened by pickle it makes a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, crater: Path) -> None:
         self.crater = crater
@@ -85,7 +85,7 @@ def test_yaml_creates_no_objects(tmp_path):
 
 @pytest.fixture
 def with_code(tiny_model, tmp_path, monkeypatch) -> Path:
-    """A Llama whose class is in its own folder; importing it makes the file `crater`."""
+    """A Llama whose class is in its own folder; importing it writes the file `crater`."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -239,7 +239,7 @@ def test_ids_and_names_from_data_never_become_paths(tiny_model, rows, tmp_path):
 
 
 def test_loading_asks_for_safetensors_and_no_code(tiny_model, monkeypatch):
-    """Pins what is passed: a later version must not open more by default."""
+    """Checks the arguments that are passed: a later version must not allow more by default."""
     seen: dict[str, Any] = {}
 
     class Loaded(Exception):

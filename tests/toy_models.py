@@ -19,7 +19,7 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(1)  # matrices of 32: on a busy machine threads only wait for each other
+    torch.set_num_threads(1)  # with matrices of 32, threads only wait for each other on a busy machine
     torch.manual_seed(seed)
     sizes = {
         "hidden_size": 32,
@@ -32,7 +32,7 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            initializer_range=0.1,  # logits that differ: with the usual 0.02 all answers would be noise
+            initializer_range=0.1,  # logits that differ clearly: with the usual 0.02 all answers would be noise
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

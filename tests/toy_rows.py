@@ -22,7 +22,7 @@ COUNTRIES = (
 
 
 def conversation(number: int) -> dict[str, Any]:
-    """Every third has two turns, every fourth a system prompt; lengths differ a lot, on purpose."""
+    """A dialog. Every third has two turns, every fourth a system prompt, and the lengths differ a lot on purpose."""
     place = number % len(CITIES)
     messages = [{"role": "user", "content": f"Question {number}: what is the capital of {COUNTRIES[place]}?"}]
     if number % 4 == 0:

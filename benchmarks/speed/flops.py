@@ -127,7 +127,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     total = Counts(0, 0, 0)
     for row in read_rows(Path(job["rows"]), PreferencePair):
         encoded = encode(row)
-        both = [encoded.prompt_ids + ids for ids in (encoded.chosen_ids, encoded.rejected_ids)]
+        both = [encoded.prompt_ids + encoded.chosen_ids, encoded.prompt_ids + encoded.rejected_ids]
         logits = sum(encoded.chosen_trained) + sum(encoded.rejected_trained)
         total = Counts(*map(sum, zip(total, counts_of(*both, logits=logits), strict=True)))
     config: Any = AutoConfig.from_pretrained(job["base"])

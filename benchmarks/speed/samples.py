@@ -122,10 +122,10 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     for row in read_pairs([job["pairs"]], on_bad_row="set_aside").rows:
         row = row.model_copy(update={"strength": None})
         encoded = encode(row)
-        both = tuple(encoded.prompt_ids + ids for ids in (encoded.chosen_ids, encoded.rejected_ids))
+        both = (encoded.prompt_ids + encoded.chosen_ids, encoded.prompt_ids + encoded.rejected_ids)
         if max(map(len, both)) <= MAX_TOKENS:
             pairs.append(row)
-            tokens.append((both[0], both[1]))
+            tokens.append(both)
     items = []
     for chosen, rejected in tokens:
         shared = shared_length(chosen, rejected)

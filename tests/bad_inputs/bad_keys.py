@@ -1,4 +1,4 @@
-"""Bad keys of a stage started by hand: words, types, numbers out of their limits, keys that do not go together."""
+"""Bad keys of a stage started by hand: options, types, numbers beyond their limits, incompatible keys."""
 
 import fcntl
 from collections.abc import Callable
@@ -19,7 +19,7 @@ NEEDED = {
     "evaluate_policy": "--prompts p --model_name_or_path m --judge_function a:b",
     "average_models": "--models a b --averaged_stage sft --eval_data e",
 }
-# stage, words after the needed ones, what is said after the stage
+# stage, options after the required ones, the error after the stage's name
 LIMITS = [
     ("annotate", "--temperature -0.1", "temperature=-0.1: expected a number 0 or more"),
     ("annotate", "--temperature inf", "temperature=inf: expected a number 0 or more"),
@@ -104,14 +104,14 @@ def of_words(stage: str, words: str, says: str) -> Case:
 
 
 def of_replaced(name: str) -> Case:
-    """A key of TRL that is answered in another way here."""
+    """A key of TRL that another key replaces here."""
     stage = next(stage for stage in NEEDED if name in stages()[stage].keys)
     value = {"bool": "true", "int": "2"}.get(stages()[stage].keys[name].type.rpartition(" | ")[2], "x")
     return of_words(stage, f"--{name} {value}", f"{name} is not a key here: {REPLACED_KEYS[name]}")
 
 
 def of_file(name: str, content: Any, says: str) -> Case:
-    """A stage's --config."""
+    """A stage's --config file."""
 
     def make(place: Place) -> Call:
         place.write("sft.yaml", content)
@@ -120,7 +120,7 @@ def of_file(name: str, content: Any, says: str) -> Case:
     return Case(f"config {name}", make, says)
 
 
-# The words of a stage as they stand, and what is said.
+# The options of a stage, unchanged, and the error.
 WORDS: list[tuple[str, str]] = [
     ("seed 3", "'seed': expected --key value"),
     ("--config", "--config takes one file"),
@@ -144,13 +144,13 @@ def by_hand(words: str) -> Callable[[Place], Call]:
 
 
 def prepare(place: Place, **keys: Any) -> Call:
-    """A prepare_data that would work."""
+    """A valid prepare_data."""
     place.write("rows.jsonl", [{"prompt": f"question {number}"} for number in range(40)])
     return place.stage("prepare_data", **{"prompts": ["rows.jsonl"]} | keys)
 
 
 def into(name: str, content: Any) -> Callable[[Place], Call]:
-    """Into a folder that holds something."""
+    """The output folder is not empty."""
 
     def make(place: Place) -> Call:
         place.write(f"out/{name}" if name else "out", content)

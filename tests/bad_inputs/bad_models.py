@@ -1,4 +1,4 @@
-"""Bad models, tokenizers and checkpoints, given to the stages that read them; and rows that go with no model."""
+"""Bad models, tokenizers and checkpoints, given to the stages that read them, and rows that no model supports."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def same(prompt, answer, ended): return 0.5
 """
 
 
-# -- inputs that are whole ------------------------------------------------------------------------------------------
+# -- valid inputs --------------------------------------------------------------------------------------------------
 
 
 def model(place: Place, name: str = "model", *, kind: str = "tiny_model") -> Path:
@@ -82,14 +82,14 @@ def average(place: Place, **keys: Any) -> dict[str, Any]:
 KEYS = {"sft": sft, "dpo": dpo, "reward_model": dpo, "annotate": annotate, "average_models": average}
 
 
-# -- and how they are spoiled ---------------------------------------------------------------------------------------
+# -- how they are damaged ------------------------------------------------------------------------------------------
 
 
 Spoil = Callable[[Path], Any]
 
 
 def of_model(stage: str, spoil: Spoil, *, kind: str = "tiny_model", **keys: Any) -> Callable[[Place], Call]:
-    """A stage with a model that is spoiled."""
+    """A stage with a damaged model."""
 
     def make(place: Place) -> Call:
         spoil(model(place, kind=kind))
@@ -100,7 +100,7 @@ def of_model(stage: str, spoil: Spoil, *, kind: str = "tiny_model", **keys: Any)
 
 
 def of_rows(stage: str, rows: list[Any], **keys: Any) -> Callable[[Place], Call]:
-    """A training stage with rows of its own."""
+    """A training stage with given rows."""
 
     def make(place: Place) -> Call:
         model(place)
@@ -123,7 +123,7 @@ def drop(*names: str) -> Spoil:
 
 
 def change(name: str, **entries: Any) -> Spoil:
-    """Entries of a JSON file."""
+    """Changes entries of a JSON file."""
 
     def spoil(folder: Path) -> None:
         path = folder / name
@@ -155,11 +155,11 @@ def cut(name: str) -> Spoil:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-50])
 
 
-# -- what needs more than one spoiled file --------------------------------------------------------------------------
+# -- cases with several damaged files -------------------------------------------------------------------------------
 
 
 def of_parts(spoil: Spoil, spoil_first: Spoil = as_it_is, **keys: Any) -> Callable[[Place], Call]:
-    """average_models of a whole model and a spoiled one."""
+    """average_models of a complete model and a damaged one."""
 
     def make(place: Place) -> Call:
         spoil_first(model(place))
@@ -170,7 +170,7 @@ def of_parts(spoil: Spoil, spoil_first: Spoil = as_it_is, **keys: Any) -> Callab
 
 
 def with_steps(number: int) -> Spoil:
-    """A tensor of integers, which no mean is of."""
+    """A tensor of integers, which has no mean."""
     return tensors(lambda loaded: loaded.update(steps=torch.tensor([number])))
 
 
@@ -240,13 +240,13 @@ def pickled(place: Place) -> Call:
 
 
 def checked_rows(place: Place) -> Call:
-    """`alignloop check` on toy dialogs, which say nothing."""
+    """`alignloop check` on toy dialogs."""
     model(place)
     return place.alignloop("check", *place.recipe("base_model=model"))
 
 
 def of_constant_rewards(stage: str) -> Callable[[Place], Call]:
-    """A reward model that gives everything the same score, trained on or voting."""
+    """A reward model that gives every answer the same score, trained or used for voting."""
 
     def make(place: Place) -> Call:
         model(place)
@@ -292,7 +292,7 @@ def checked(place: Place) -> Call:
 
 
 def of_saved(spoil: Spoil, check: str = "check_weights") -> Callable[[Place], Call]:
-    """What only a failure of our own can leave behind."""
+    """A saved model that only an error in our code can leave."""
 
     def make(place: Place) -> Call:
         folder = model(place)
@@ -415,7 +415,7 @@ CASES = [
         of_model("dpo", as_it_is, reference_model="gone"),
         "gone cannot be loaded as a model (",
     ),
-    # -- rows that go with no model
+    # -- rows that no model supports
     Case(
         "dialogs on both sides",
         of_rows("sft", [{"messages": [USER, ANSWER]}], eval_data=["rows.jsonl"]),
@@ -513,7 +513,7 @@ CASES = [
     Case(
         "Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which creates"
     ),
-    # -- what no stage comes by without DeepSpeed, or before it looked at its rows
+    # -- checks that no stage reaches without DeepSpeed, or before it has read its rows
     Case("skipped steps under ZeRO", skipping_under_zero, "on_bad_step: skip is not supported by ZeRO, whose engine"),
     Case("dialog without an answer", without_an_answer, "the dialog has no assistant turn to train"),
     # -- checkpoints, and what was saved

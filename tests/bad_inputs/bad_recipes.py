@@ -1,4 +1,4 @@
-"""Bad recipes, given to `alignloop plan`; and bad runs and words, given to the command's other parts."""
+"""Bad recipes, given to `alignloop plan`, and bad runs and options, given to the other subcommands."""
 
 import fcntl
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from tests.bad_inputs.cases import Call, Case, Place, exit_code
 NO_PAIRS = "data={instructions: chats.jsonl}"
 NO_ANNOTATOR = "annotate={}"
 MACHINES = "profile: ddp, num_machines: 2, device: cpu"
-# Settings of a good recipe, and what is said of the last.
+# Settings of a valid recipe, and the error for the last one.
 SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
-    # -- what a recipe holds
+    # -- the content of a recipe
     ("rouns=3", "toy.yaml: unknown key 'rouns'; did you mean 'rounds'?"),
     ("path=elsewhere", "toy.yaml: unknown key 'path'"),
     ("name=null", "toy.yaml: name=None: Input should be a valid string"),
@@ -73,7 +73,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
         "sft.average: 1 weights for 2 models; give one for each",
     ),
     ("annotate.variants=[{}, {}]", "annotate: unknown key 'variants' of stage annotate"),
-    # -- how it is started
+    # -- how it is launched
     ("launch=cpu", "toy.yaml: launch='cpu': Input should be a valid dictionary or instance of Launch"),
     ("launch.profil=ddp", "toy.yaml: unknown key 'launch.profil'; did you mean 'profile'?"),
     ("launch.profile=zero4", "toy.yaml: launch.profile='zero4': Input should be 'single', 'ddp',"),
@@ -149,7 +149,7 @@ def of_settings(settings: str | tuple[str, ...], says: str) -> Case:
     return Case(f"recipe {' '.join(chosen)}", lambda place: place.alignloop("plan", *place.recipe(*chosen)), says)
 
 
-# The bytes of a recipe, and what is said of it.
+# The bytes of a recipe, and the error.
 FILES: list[tuple[str, bytes, str]] = [
     ("not YAML", b"a: [1\nb: 2", "bad.yaml:2:2 is not YAML: expected ',' or ']', but got ':'"),
     (
@@ -175,7 +175,7 @@ def of_recipe_file(name: str, content: bytes, says: str) -> Case:
 
 
 def base(spoil: Callable[[Path], Any]) -> Callable[[Place], Call]:
-    """The base model of a recipe, spoiled."""
+    """A recipe with a damaged base model."""
 
     def make(place: Place) -> Call:
         words = place.recipe()
@@ -219,7 +219,7 @@ def run_in_use(place: Place) -> Call:
 
 
 def step_in_use(place: Place) -> Call:
-    """A step that the last run did not need, and a stage at it."""
+    """A step that the last run did not need, with a stage running in its folder."""
     identity = {"stage": "sft"}
     folder = f"runs/toy/round-0.sft-{digest(identity)[:8]}"
     place.write("runs/toy/summary.json", SUMMARY | {"state": "done"})
@@ -241,7 +241,7 @@ def run_folder_is_a_file(place: Place) -> Call:
 
 
 def toy_run(*settings: str, **environment: str) -> Callable[[Place], Call]:
-    """A run of toy stages, one of which goes wrong."""
+    """A run of toy stages, one of which fails."""
 
     def make(place: Place) -> Call:
         place.toy_stages(**environment)
@@ -266,7 +266,7 @@ def init_twice(place: Place) -> Call:
 
 
 def lost_record(place: Place) -> Call:
-    """The step before the last takes the record of the first away."""
+    """The last step but one deletes the record of the first step."""
     place.toy_stages()
     stage = place.folder / "house" / "stages" / "prepare_base.py"
     stage.write_text(
@@ -284,7 +284,7 @@ def no_choice(place: Place) -> Call:
 
 
 def in_run(name: str, content: Any, *words: str) -> Callable[[Place], Call]:
-    """A file of a run, given to a part of the command."""
+    """A changed file of a run, given to a subcommand."""
 
     def make(place: Place) -> Call:
         place.write(f"runs/toy/{name}", content)
@@ -314,7 +314,7 @@ def damaged_step(place: Place) -> Call:
 
 
 def planned_folder(place: Place, step: str) -> Path:
-    """Where the plan of the good recipe has a step."""
+    """The folder of a step in the plan of the valid recipe."""
     recipe = load_recipe(place.folder / "toy.yaml")
     folder = Run.of(recipe, make_plan(recipe)).folder(step)
     assert folder is not None
@@ -322,7 +322,7 @@ def planned_folder(place: Place, step: str) -> Path:
 
 
 def planned_beside(name: str, content: Any) -> Callable[[Place], Call]:
-    """A step's folder that is there already, with a file that is not as it should be."""
+    """The folder of a step exists already, with an invalid file."""
 
     def make(place: Place) -> Call:
         words = place.recipe()

@@ -35,7 +35,7 @@ def pair(**columns: Any) -> dict[str, Any]:
 NO_ANSWER = ("found an answer without a last assistant message", "expected one that ends with it")
 TWICE = "found two identical answers, expected two different answers"
 SYSTEM = {"role": "system", "content": "s"}
-# kind, a row after a good one, what is said of it after file and line
+# kind, a row after a valid one, the error after file and line
 ROWS: list[tuple[str, Any, str]] = [
     ("documents", {"text": 3}, "text: found 3, expected text"),
     ("documents", {"text": " \n"}, "text: found empty text, expected text"),
@@ -116,7 +116,7 @@ def of_row(kind: str, row: Any, says: str) -> Case:
     return Case(f"{kind} row {says[:60]}", make, f"rows.jsonl:2: {says}")
 
 
-# name of a file of documents, its content, what is said of it
+# name of a file of documents, its content, the error
 FILES: list[tuple[str, bytes, str]] = [
     ("none.jsonl", b"", "none.jsonl is empty: it has no rows"),
     ("header.csv", b"text\n", "header.csv is empty: it has no rows"),
@@ -150,7 +150,7 @@ def of_file(name: str, content: bytes, says: str) -> Case:
 
 
 def of_recipe(name: str, content: bytes, says: str, kind: str = "instructions") -> Case:
-    """The same before anything is launched."""
+    """The same rows, named by a recipe, before anything is launched."""
 
     def make(place: Place) -> Call:
         words = place.recipe(f"data.{kind}={name}")
@@ -182,7 +182,7 @@ def unreadable(place: Place) -> Call:
 
     own = Path.read_bytes
     place.write("rows.jsonl", [GOOD["documents"]])
-    place.patch.setattr(Path, "read_bytes", read_bytes)  # the owner of a machine may read every file
+    place.patch.setattr(Path, "read_bytes", read_bytes)  # root may read every file
     return place.stage("prepare_data", documents=["rows.jsonl"])
 
 

@@ -1,4 +1,4 @@
-"""Bad chat templates, judges and records, given to the stages that read them; and a chat that cannot be."""
+"""Bad chat templates, judges and records, given to the stages that read them, and chats that cannot be opened."""
 
 import math
 import sys
@@ -60,7 +60,7 @@ def asked_with_a_system_turn(place: Place) -> Call:
 
 
 def of_base(template: Any, *, named: str = "given.jinja") -> Callable[[Place], Call]:
-    """prepare_base with a template of a file."""
+    """prepare_base with a template from a file."""
 
     def make(place: Place) -> Call:
         model(place, kind="tiny_base")
@@ -188,7 +188,7 @@ CASES = [
         "train row 1: turn 2 has no content between its header and its termination",
     ),
     Case("template whose turns do not end", of_template(NO_END), "train row 1: turn 2 does not end in the end token"),
-    # -- answers and who judges them
+    # -- answers and their judges
     Case(
         "judge that gives text",
         of_model("annotate", as_it_is, annotator_function="scores:text"),

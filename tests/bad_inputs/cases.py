@@ -1,8 +1,8 @@
-"""Bad inputs: how one is played, and which rules of the code it meets.
+"""Runs a case with bad input, and records which rules of the code it reaches.
 
 A rule is every place that refuses something: a `raise` in our packages, a number of LIMITS, a key of REPLACED_KEYS, a
-limit of a pydantic field. The raises are found by ast, so no list of them can fall behind; a trace function sees which
-of them a case comes by, whoever catches the error after that.
+limit of a pydantic field. The raises are found by ast, so no list of them can become outdated. A trace function records
+which of them a case reaches, even if the error is caught afterwards.
 """
 
 import ast
@@ -33,7 +33,7 @@ from tests.stage_runs import ROOT, stage_keys
 
 PACKAGES = ("data_schemas", "engine", "pipeline", "stages", "toy_world")
 OURS = tuple(f"{ROOT / package}/" for package in PACKAGES)
-# Raised for control flow, for a promise of our own code, or at the end of a process: no input's mistake.
+# Raised for control flow, for an invariant of our code, or at the end of a process: not for a mistake in the input.
 NO_REFUSALS = {
     "AssertionError",
     "TypeError",
@@ -46,17 +46,17 @@ NO_REFUSALS = {
     "_TookTooLong",
     "Exit",
 }
-# What a message says of a field whose limit is passed; the limits themselves stand in the classes.
+# Part of the message for a field beyond its limit. The limits themselves are in the classes.
 OF_FIELDS = {
     "ge": "(greater than or equal to|or more)",
     "le": "(less than or equal to|or less)",
     "pattern": "match pattern",
     "allow_inf_nan": "finite number",
 }
-# Files that every start of a stage or run writes anew.
+# Files that every start of a stage or run overwrites.
 REPORTS = (".lock", "log.txt", "outcome.json", "console.txt")
-transformers.utils.logging.get_logger()  # prints to what is stderr now; a test's own would be closed after it
-Call = Callable[[], int]  # gives the exit code
+transformers.utils.logging.get_logger()  # its handler keeps this stderr; a test's would be closed later
+Call = Callable[[], int]  # returns the exit code
 
 
 # -- rules ----------------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Raise:
 
 
 def raises() -> list[Raise]:
-    """Every `raise` of our packages that may be a user's mistake, in order."""
+    """Every `raise` in our packages that may report a user's mistake, in order."""
     found: list[Raise] = []
 
     def look(node: ast.AST, file: str, name: str) -> None:
@@ -93,7 +93,7 @@ def raises() -> list[Raise]:
 
 
 def rules_in_data() -> dict[str, str]:
-    """Rules that no line of their own raises -> what the message of a case for them must match."""
+    """Rules without a separate `raise` -> the pattern that the message of a case for them must match."""
     rules = {
         f"LIMITS[{name!r}]": rf"\b{name}=.+: expected (a number|numbers) {re.escape(str(limit))}$"
         for name, limit in LIMITS.items()
@@ -112,7 +112,7 @@ def rules_in_data() -> dict[str, str]:
 
 @contextlib.contextmanager
 def lines_that_raise() -> Iterator[set[tuple[str, int]]]:
-    """Every (file, line) of our packages that an exception leaves meanwhile, caught later or not."""
+    """Collects every (file, line) in our packages that an exception passes through, whether it is caught or not."""
     found: set[tuple[str, int]] = set()
 
     def inside(frame: Any, event: str, what: Any) -> Any:
@@ -144,10 +144,10 @@ class Place:
     folder: Path
     patch: pytest.MonkeyPatch
     shared: Callable[[str], Any]  # a fixture of conftest by name
-    used: list[Path] = field(default_factory=list)  # folders outside that must stay as they are, too
+    used: list[Path] = field(default_factory=list)  # other folders that must not change either
 
     def write(self, name: str, content: Any) -> Path:
-        """A file: text and bytes as they are, a list as JSON lines, a mapping as JSON."""
+        """Writes a file: text and bytes unchanged, a list as JSON lines, a mapping as JSON."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, list):
@@ -158,7 +158,7 @@ class Place:
         return path
 
     def folder_of(self, name: str) -> Path:
-        """A model or the rows that all tests share."""
+        """The folder of a model or of rows that all tests share."""
         path: Path = self.shared(name)
         self.used.append(path)
         return path
@@ -169,13 +169,13 @@ class Place:
         return lambda: exit_code(cli.main)
 
     def recipe(self, *settings: str) -> list[str]:
-        """The words of a good recipe of toy inputs, with `--set` for each setting."""
+        """The arguments for a valid recipe with toy inputs, with `--set` for each setting."""
         if not (self.folder / "toy.yaml").exists():
             build_inputs(self.folder)
         return ["toy.yaml", *(word for setting in settings for word in ("--set", setting))]
 
     def toy_stages(self, **environment: str) -> None:
-        """The command starts toy stages from now on."""
+        """Makes the command start toy stages."""
         build_house(self.folder / "house")
         self.patch.setattr(command_line, "ROOT", self.folder / "house")
         self.patch.setattr(warm, "preloaded_modules", list)
@@ -183,13 +183,13 @@ class Place:
             self.patch.setenv(name, value)
 
     def stage(self, name: str, **keys: Any) -> Call:
-        """A stage in this process, its keys from a file, on top of those that all tests give."""
+        """A stage in this process with keys from a file, added to the keys that all tests set."""
         values = {key: value for key, value in stage_keys(name, output_dir="out", **keys).items() if value is not None}
         self.write("config.yaml", yaml.safe_dump(values))
         return self.stage_by_hand(name, "--config", "config.yaml")
 
     def stage_by_hand(self, name: str, *words: str) -> Call:
-        """A stage in this process with these words after its name."""
+        """A stage in this process with these options."""
 
         def run() -> None:
             module = importlib.import_module(f"stages.{name}")
@@ -198,7 +198,7 @@ class Place:
         return lambda: exit_code(run)
 
     def function(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Call:
-        """For what no command and no stage can come by: the function itself."""
+        """Calls a function, for a rule that no command and no stage can reach."""
 
         def call() -> int:
             try:
@@ -237,11 +237,11 @@ def exit_code(run: Callable[[], None]) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """`make` makes the input in a place and says how it is given; `says` is a part of the one line that answers."""
+    """`make` writes the input and returns the call that gets it. `says` is a part of the expected error."""
 
     name: str
     make: Callable[[Place], Call]
-    says: str  # HERE is the place's folder
+    says: str  # HERE stands for the place's folder
     code: int = 2
 
 
@@ -252,7 +252,7 @@ class Met:
 
 
 def play(case: Case, place: Place, captured: pytest.CaptureFixture[str]) -> Met:
-    """Plays the case and checks what must hold of all: one line, the exit code, and every file as it was."""
+    """Runs the case, and checks what must hold for all cases: one line, the exit code, and no file changed."""
     place.patch.chdir(place.folder)
     place.patch.setenv("OMP_NUM_THREADS", "1")
     place.patch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,10 +1,10 @@
-"""Every rule of the code meets a bad input: one line that says what is wrong, the exit code, every file as it was.
+"""Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
 The cases are in bad_rows.py, bad_recipes.py, bad_keys.py, bad_models.py, bad_templates.py and bad_vllm.py, by what is
-spoiled; cases.py plays them.
+damaged; cases.py runs them.
 
-Where `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
-reaches: add a case for it, or say in ELSEWHERE which test has it.
+If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
+reaches: add a case for it, or name in ELSEWHERE the test that has it.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from tests.bad_inputs.bad_recipes import planned_folder
 from tests.bad_inputs.cases import Case, Met, Place, Raise, play, raises, rules_in_data
 
 CASES = [*bad_rows.CASES, *bad_recipes.CASES, *bad_keys.CASES, *bad_models.CASES, *bad_templates.CASES, *bad_vllm.CASES]
-MET: dict[Case, Met] = {}  # of every case that has been played
-# (file, function) of rules that no case can come by -> which test has them, or why none can.
+MET: dict[Case, Met] = {}  # reached by the cases that have run
+# (file, function) of rules that no case can reach -> the test that reaches them, or why none can.
 ELSEWHERE = {
     (
         "data_schemas/artifact.py",
@@ -57,7 +57,7 @@ def test_a_damaged_file_of_our_own_is_ignored(name, content, place, capfd):
 
 def test_every_rule_has_a_bad_input(tmp_path_factory, request, capfd):
     for case in CASES:
-        if case not in MET:  # not chosen to be run; or it failed, and says so itself
+        if case not in MET:  # not selected, or it failed, which pytest reports
             with pytest.MonkeyPatch.context() as patch, contextlib.suppress(AssertionError):
                 folder = tmp_path_factory.mktemp("case")
                 MET[case] = play(case, Place(folder, patch, request.getfixturevalue), capfd)

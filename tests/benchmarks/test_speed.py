@@ -1,4 +1,4 @@
-"""The speed benchmark: its arithmetic by hand, its measurements and its messages."""
+"""The speed benchmark: its arithmetic worked out by hand, its measurements and its messages."""
 
 import json
 import random
@@ -43,12 +43,15 @@ def test_only_a_truncated_line_is_measured_again(tmp_path):
     for number in (1, 0):
         assert measured.get("dpo", "ours", number, lambda number=number: {"seconds": number}) == {"seconds": number}
     with measured.path.open("a") as file:
-        file.write('{"work": "dpo", "side": "trl", "run": 0, "val')  # killed while it wrote
+        file.write('{"work": "dpo", "side": "trl", "run": 0, "val')  # killed while it was writing
     again = measure.Measurements(tmp_path)
-    assert again.get("dpo", "ours", 1, lambda: pytest.fail("is there")) == {"seconds": 1}
+    assert again.get("dpo", "ours", 1, lambda: pytest.fail("is recorded already")) == {"seconds": 1}
     assert again.get("dpo", "trl", 0, lambda: {"seconds": 9}) == {"seconds": 9}
     assert measure.Measurements(tmp_path).of("dpo", "trl") == [{"seconds": 9}]
-    assert measure.Measurements(tmp_path).of("dpo", "ours") == [{"seconds": 0}, {"seconds": 1}]  # by run
+    assert measure.Measurements(tmp_path).of("dpo", "ours") == [
+        {"seconds": 0},
+        {"seconds": 1},
+    ]  # in the order of the runs
 
 
 def test_memory_is_of_a_process_and_all_its_children(tmp_path, monkeypatch):
@@ -70,10 +73,10 @@ while not pathlib.Path({str(seen)!r}).exists() and time.monotonic() < deadline:
 import subprocess, sys, json
 children = [subprocess.Popen([sys.executable, "-c", {child!r}]) for _ in range(2)]
 [each.wait() for each in children]
-print("not this"); print(json.dumps({{"seconds": 2}})); print("nor what a library says at its end")
+print("not this"); print(json.dumps({{"seconds": 2}})); print("nor what a library prints at its end")
 """
-    found = measure.run([sys.executable, "-c", code], tmp_path / "side.log")
-    assert found["seconds"] == 2 and 160 < found["peak_mib"] < 320
+    values = measure.run([sys.executable, "-c", code], tmp_path / "side.log")
+    assert values["seconds"] == 2 and 160 < values["peak_mib"] < 320
     with pytest.raises(SystemExit, match=r"(?s)ZeroDivisionError.*exit code 1; its complete output is in .*side\.log"):
         measure.run([sys.executable, "-c", "1 / 0"], tmp_path / "side.log")
 
@@ -99,10 +102,10 @@ for number, line in enumerate(sys.stdin):
 
 
 def test_a_program_that_answers_before_it_is_polled_has_been_measured(tmp_path, monkeypatch):
-    """On a busy machine the answer may be there when the waiting begins."""
+    """On a busy machine the answer may exist before the waiting begins."""
     program = measure.Program([sys.executable, "-c", "input(); print('{}', flush=True); input()"], tmp_path / "log")
-    found = iter([[], ["{}"], ["{}"]])
-    monkeypatch.setattr(program, "results", lambda: next(found))
+    results = iter([[], ["{}"], ["{}"]])
+    monkeypatch.setattr(program, "results", lambda: next(results))
     assert program.measure()["peak_mib"] > 0
     program.end()
 
@@ -122,11 +125,11 @@ def test_an_interrupted_bench_stops_at_once_and_prints_that_it_can_be_resumed(tm
     assert program.process.returncode == -signal.SIGKILL
 
 
-def test_padding_is_what_the_widest_row_of_a_batch_costs_the_others():
+def test_padding_is_up_to_the_longest_row_of_a_batch():
     items = [samples.Item(10, 2, 12), samples.Item(4, 2, 5), samples.Item(6, 2, 9)]
     assert samples.padded(items, batch=2) == 10 * 4 + 6 * 2
     assert samples.shared_length([1, 2, 3, 4], [1, 2, 5]) == 2
-    assert samples.shared_length([1, 2, 3], [1, 2, 3]) == 2  # each has a token of its own
+    assert samples.shared_length([1, 2, 3], [1, 2, 3]) == 2  # each has at least one separate token
 
 
 def test_length_grouped_batches_pad_as_those_of_transformers_do():
@@ -144,7 +147,7 @@ def test_length_grouped_batches_pad_as_those_of_transformers_do():
     assert np.mean(ours) < 0.7 * samples.padded(items, 8)
 
 
-def test_a_sample_costs_what_the_whole_file_costs():
+def test_a_sample_costs_as_much_as_the_complete_file():
     drawn = random.Random(1)
     items = [samples.Item(size := drawn.randint(5, 500), 2, size) for _ in range(400)]
     for by_length in (False, True):
@@ -155,9 +158,9 @@ def test_a_sample_costs_what_the_whole_file_costs():
         assert facts["own_of_all"] == pytest.approx(np.mean([item.own for item in items]), abs=0.1)
 
 
-def test_the_operations_of_a_step_by_hand(tiny_model, tokenizer):
+def test_the_operations_of_a_step_are_counted(tiny_model, tokenizer):
     counts = flops.counts_of([1, 2, 3, 4], [1, 2, 5], logits=3)
-    # Two shared tokens see 1 + 2; branches of 2 and 1 see the shared ones and themselves: 2 x 2 + 3 and 2 + 1.
+    # Two shared tokens attend to 1 + 2; branches of 2 and 1 to the shared tokens and themselves: 2 x 2 + 3 and 2 + 1.
     assert counts == (5, 3, 3 + 7 + 3)
     sizes = flops.Sizes(weights=10, head=100, layers=2, attention=4)
     forward = 2 * 10 * 5 + 2 * 100 * 3 + 4 * 2 * 4 * 13
@@ -170,11 +173,11 @@ def test_reference_passes_neither_train_nor_evaluate_the_trained_model():
     watch = instruments.Watch()
     policy, reference = 0, 1
     watch.passes = [
-        instruments.Pass(policy, False, False, 18),  # a trial whether it takes the mask
+        instruments.Pass(policy, False, False, 18),  # a probe whether the model accepts the mask
         instruments.Pass(policy, False, True, 500),
         instruments.Pass(reference, False, True, 500),  # 1: for the evaluation
         instruments.Pass(policy, True, False, 500),
-        instruments.Pass(policy, False, False, 500),  # 2: before training, by the policy as it was
+        instruments.Pass(policy, False, False, 500),  # 2: before training, by the untrained policy
         instruments.Pass(reference, False, False, 500),  # 3
     ]
     assert watch.reference_passes() == 3
@@ -193,7 +196,7 @@ def test_the_loops_time_is_that_of_its_stages_and_the_rest_of_their_steps(tmp_pa
     values = run.loop_time(tmp_path)
     assert values == {"parts": {"sft": {"train": 10.0, "load": 1.0, "other": 0.5, "start and end": 3.5}}, "wall": 15.0}
     assert tables.overhead(values) == pytest.approx(5 / 15)
-    assert tables.overhead(values | {"wall": 21.0}) == pytest.approx(11 / 21)  # the runner's own time is in it
+    assert tables.overhead(values | {"wall": 21.0}) == pytest.approx(11 / 21)  # includes the runner's own time
     assert tables.loop_table(values)[2] == "| `sft` | 3.5 | 1.0 | 0.0 | 10.0 | 0.0 | 0.0 | 0.0 | 0.5 | 15.0 |"
     steps[1]["state"] = "reused"
     (tmp_path / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
@@ -202,13 +205,13 @@ def test_the_loops_time_is_that_of_its_stages_and_the_rest_of_their_steps(tmp_pa
 
 def test_the_table_shows_which_targets_were_reached_and_missed(tmp_path):
     measured = measure.Measurements(tmp_path)
-    how = {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
+    model_settings = {"dtype": "float32", "activation_checkpointing": False, "rows": 16}
     for number, (mine, other) in enumerate([(4.0, 12.0), (3.0, 15.0)]):
-        measured.get("dpo", "dpo-ours", number, lambda s=mine: how | {"seconds": s, "peak_mib": 2048})
-        measured.get("dpo", "dpo-trl", number, lambda s=other: how | {"seconds": s, "peak_mib": 3072})
+        measured.get("dpo", "dpo-ours", number, lambda s=mine: model_settings | {"seconds": s, "peak_mib": 2048})
+        measured.get("dpo", "dpo-trl", number, lambda s=other: model_settings | {"seconds": s, "peak_mib": 3072})
         if number == 0:
-            measured.get("reward", "reward-ours", number, lambda: how | {"seconds": 2.0})
-            measured.get("reward", "reward-trl", number, lambda: how | {"seconds": 4.0})
+            measured.get("reward", "reward-ours", number, lambda: model_settings | {"seconds": 2.0})
+            measured.get("reward", "reward-trl", number, lambda: model_settings | {"seconds": 4.0})
     arithmetic = {"operations": 8e9, "steps": [4.0, 8.0, 2.0], "passes": [4, 1]}
     # Steps at 2, 1 and 4 GFLOP/s; the better of the best products before and after each: 2, 2 and 4.
     arithmetic["peaks"] = [{"float32": {"a": one * 1e9, "b": 1e9}} for one in (2, 1, 2, 4)]
@@ -228,7 +231,7 @@ def test_the_table_shows_which_targets_were_reached_and_missed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["table", "--base_model", "nowhere", "--pairs", "x"], "nowhere is not a model folder"),
         (["table", "--base_model", "nowhere"], "--pairs is missing"),
@@ -236,19 +239,19 @@ def test_the_table_shows_which_targets_were_reached_and_missed(tmp_path):
         (["report", "--folder", "nowhere"], "no measurements in "),
     ],
 )
-def test_a_bench_without_its_inputs_is_an_error(words, said, monkeypatch):
+def test_a_bench_without_its_inputs_is_an_error(words, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speed", *words])
-    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         run.main()
 
 
 @pytest.mark.parametrize(
-    ("target", "given", "said"),
+    ("target", "given", "message"),
     [
         ("bench", ["BASE_MODEL=x"], "make bench needs PAIRS=PATH"),
         ("bench-full", [], "make bench-full needs BASE_MODEL=PATH"),
     ],
 )
-def test_make_bench_names_missing_inputs(target, given, said):
+def test_make_bench_names_missing_inputs(target, given, message):
     done = subprocess.run(["make", "-n", target, *given], cwd=measure.ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode and said in done.stderr
+    assert done.returncode and message in done.stderr

@@ -1,4 +1,4 @@
-"""`alignloop check`: what it shows of rows, and what it advises about precision."""
+"""`alignloop check`: the rows that it shows, and its advice about precision."""
 
 import os
 import subprocess

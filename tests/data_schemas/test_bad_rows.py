@@ -1,4 +1,4 @@
-"""A bad row or a file that cannot be read is one line: file, line, field, what was found and what was expected."""
+"""A bad row or an unreadable file is an error of one line: file, line, field, what was found and what was expected."""
 
 import gzip
 import json

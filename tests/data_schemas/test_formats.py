@@ -19,7 +19,7 @@ from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, mess
         ({"prompt": "q", "edited": "b", "chosen": "b", "rejected": "c"}, "bc"),  # the edit changed nothing
         ({"prompt": [user("q")], "ranked": ["a", [assistant("b")], "c", "d"]}, "abcd"),
         ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [0, 2.5, 1]}, "bca"),
-        ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 1, 2]}, "ca"),  # of a tie the first
+        ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 1, 2]}, "ca"),  # the first of two equal answers
     ],
 )
 def test_rankings_of_every_dialect(tmp_path, row, ranking):
@@ -31,7 +31,7 @@ def test_rankings_of_every_dialect(tmp_path, row, ranking):
 
 
 def test_a_dialog_compared_at_every_turn_is_split_into_its_turns(tmp_path):
-    """Each turn's prompt is the dialog so far, gone on with from the best answers (Llama 3, table 6)."""
+    """Each turn's prompt is the dialog so far, continued with the best answers (Llama 3, table 6)."""
     turns = [
         {"prompt": "q1", "chosen": "a1", "rejected": "b1", "strength": "better"},
         {"prompt": "q2", "edited": "a2!", "chosen": "a2", "rejected": "b2"},
@@ -52,7 +52,7 @@ def test_a_dialog_compared_at_every_turn_is_split_into_its_turns(tmp_path):
 
 
 def test_answers_of_several_turns_are_compared_at_the_turn_in_which_they_differ(tmp_path):
-    """What both say alike goes into the prompt; what follows the first different turn answers different prompts."""
+    """Turns that both share go into the prompt. Later turns answer different prompts."""
     shared = [assistant("a1"), user("q2")]
     call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
     result = {"role": "tool", "content": "7"}

@@ -1,4 +1,4 @@
-"""Values that no type refuses, and values that do not go together: one line each, before anything runs."""
+"""Values that no type refuses, and incompatible values: each is an error of one line, before anything runs."""
 
 import pytest
 

@@ -25,7 +25,7 @@ CALL = {
         ("Ｈｅｌｌｏ １", "hello 1"),  # full-width forms
         ("STRASSE Straße", "strasse strasse"),
         ("12시 땡!", "12시 땡"),
-        ("?!", "?!"),  # nothing but signs: kept, or all such prompts would be one
+        ("?!", "?!"),  # only signs: kept, otherwise all such prompts would be equal
     ],
 )
 def test_texts_that_differ_in_case_width_and_signs_normalise_alike(text, normalised):

@@ -1,4 +1,4 @@
-"""Splits by the hash of a group: shares, disjoint sides, and documents that contain a prompt."""
+"""Splits by the hash of a group: shares, disjoint splits, and documents that contain a prompt."""
 
 import pytest
 from hypothesis import given

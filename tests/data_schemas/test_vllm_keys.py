@@ -1,4 +1,4 @@
-"""The key `vllm`: what is refused without torch, and which part of it is identity."""
+"""The key `vllm`: which values are refused without torch, and which part of it is identity."""
 
 import pytest
 

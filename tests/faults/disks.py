@@ -1,4 +1,4 @@
-"""A small disk that can be filled or made read-only, and what is left on it."""
+"""A small disk that can be filled or made read-only, and the leftovers on it."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ READ_ONLY = "the disk has become read-only: find out why it is mounted so, and r
 
 
 class Disk:
-    """A file system of its own in memory."""
+    """A separate file system in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.filler = folder, folder / "filler"
@@ -27,6 +27,6 @@ class Disk:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What was being written and is of no use any more."""
+    """Files that were being written and are of no use any more."""
     names = [path for path in folder.rglob("*") if ".partial" in path.name]
     return [str(path.relative_to(folder)) for path in [*names, *folder.glob("checkpoints/.saving/*")]]

@@ -1,4 +1,4 @@
-"""Files that were cut, changed or replaced by hand: nothing damaged is taken for valid."""
+"""Files that were truncated, changed or replaced by hand: a damaged file is never taken for valid."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def test_files_that_only_describe_how_a_step_was_run_may_be_damaged(finished, tm
         world.call("status", "runs/toy"), 2, "summary.json is not the summary of a run; run the recipe again"
     )
     assert_one_line(world.call("verify", "runs/toy"), 1, "round-0.sft-")
-    # What it was made of cannot be told any more.
+    # What it was made from is no longer known.
     assert "run    round-0.sft: not run yet" in world.call("plan", *NO_ROUND[1:], "--set", "sft.seed=3")[1]
     assert world.call(*NO_ROUND)[0] == 0
     assert (world.launched(), states(world)) == ([], {"reused"})
@@ -94,7 +94,7 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_seen_by_its_inode(t
 
 
 def test_two_models_of_one_size_and_time_are_two(tmp_path):
-    """Their answers must not be taken for one another's."""
+    """The answers of one must not be used for the other."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(name)
@@ -106,7 +106,7 @@ def test_two_models_of_one_size_and_time_are_two(tmp_path):
 
 
 def save_checkpoint(folder: Path, step: int) -> Path:
-    """With a best model of its own, marked as the trainer does it."""
+    """Saves a checkpoint with a separate best model, marked as the trainer marks it."""
     for name in (f"{checkpoints.SAVING}/checkpoint-{step}", f".best-{step}.partial"):
         (folder / name).mkdir(parents=True)
         (folder / name / "model.safetensors").write_text(f"weights {step}")
@@ -169,7 +169,7 @@ def test_a_damaged_table_of_tokens_is_computed_again(damage, tokenizer, tmp_path
     (data,) = tmp_path.glob("checkpoints/train-*/*.arrow")
     if damage == "cut":
         cut(data)
-    elif damage == "zeros":  # as a power cut leaves them: of the right size, and tokens to read
+    elif damage == "zeros":  # as a power cut leaves them: of the right size, and readable as tokens
         content = data.read_bytes()
         at = content.rindex((3).to_bytes(8, "little"))
         data.write_bytes(content[:at] + bytes(8) + content[at + 8 :])

@@ -30,7 +30,7 @@ def assert_says_how_it_failed(folder: Path, printed: str, hint: str = DISK_FULL)
     assert lines[-1].startswith("error: ") and lines[-1].endswith(f"; {hint}")
     assert "Traceback" not in printed and "Logging error" not in printed
     assert sum(line.startswith("error: ") for line in lines) == 1
-    outcome = read_json(folder / "outcome.json")  # none where the disk takes no byte more
+    outcome = read_json(folder / "outcome.json")  # none if the disk has no byte left
     assert outcome is None or (outcome["state"], outcome["hint"]) == ("failed", hint)
     assert Artifact.read(folder) is None
 
@@ -42,8 +42,8 @@ def test_the_disk_is_full_while_a_checkpoint_is_saved(
     folder, keys = disk.folder / "sft", training(tiny_model, rows)
     save = complete_folder.write_marker
 
-    # The second checkpoint's weights do not fit; in the next attempt its optimizer's state, which torch.save says in
-    # its own way.
+    # The second checkpoint's weights do not fit. In the next attempt its optimizer's state does not fit, for which
+    # torch.save raises an error of its own type.
     for kilobytes in (20, 260):
 
         def mark(marked: Path, *content: Any, kilobytes: int = kilobytes) -> None:
@@ -58,7 +58,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_saved(
         assert find_damage(folder / "checkpoints" / "checkpoint-2") == ""
         assert not (folder / "checkpoints" / "checkpoint-4").exists()
         disk.empty()
-    (folder / "metrics.jsonl").unlink()  # a checkpoint goes on from its own
+    (folder / "metrics.jsonl").unlink()  # a checkpoint is resumed from its own numbers
     run_here("sft", folder, **keys)
     log = (folder / "log.txt").read_text()
     assert log.count("resuming from step 2\n") == 2
@@ -84,7 +84,7 @@ def test_the_disk_is_full_or_fails_while_answers_rows_or_record_are_written(
     run_here("annotate", tmp_path / "undisturbed", **keys)
     capfd.readouterr()
 
-    def fail() -> None:  # what the kernel makes of a disk with errors; a mount here would be busy
+    def fail() -> None:  # how the kernel treats a disk with errors; a mount would be busy here
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def spoilt(own: Callable[..., Any], spoil: Callable[[], None], *, after: int) -> Callable[..., Any]:
@@ -112,7 +112,7 @@ def test_the_disk_is_full_or_fails_while_answers_rows_or_record_are_written(
         assert len(list(folder.glob("checkpoints/answers-*/[0-9]*.json"))) == done
         assert not leftovers(folder)
         assert (folder / "pairs.train.jsonl").exists() == (module is stage_module)
-    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # calling it would be an error
     record = run_here("annotate", folder, **keys)
     assert (folder / "pairs.train.jsonl").read_bytes() == (tmp_path / "undisturbed" / "pairs.train.jsonl").read_bytes()
     assert record.damage(folder) == []
@@ -140,7 +140,7 @@ def test_what_a_killed_attempt_leaves_is_removed_later(rows, tmp_path):
         (tmp_path / "out" / name).write_text("half")
     keys = {"instructions": [rows / "conversations.jsonl"], "evaluation_share": 0.3}
     shutil.move(tmp_path / "out" / "checkpoints", tmp_path / "kept")
-    (tmp_path / "out" / "checkpoints").symlink_to(tmp_path / "kept")  # it goes with the record
+    (tmp_path / "out" / "checkpoints").symlink_to(tmp_path / "kept")  # deleted when the record is written
     run_here("prepare_data", tmp_path / "out", **keys)
     assert not leftovers(tmp_path)
 
@@ -207,7 +207,7 @@ def test_a_stage_whose_output_does_not_fit_on_the_disk_has_the_hint(finished, sm
         shutil.rmtree(path)
     stage = finished.command.parent / "stages" / "sft.py"
     own = stage.read_text()
-    stage.write_text(  # nothing that it could say would be kept
+    stage.write_text(  # nothing that it could log would be kept
         f"import os\nfrom pathlib import Path\ntry:\n    Path({str(disk.filler)!r}).write_bytes(bytes(2**22))\n"
         "finally:\n    os._exit(1)\n"
     )

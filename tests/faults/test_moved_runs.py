@@ -20,7 +20,7 @@ def test_a_moved_run_is_reused_and_continues_without_its_old_folder(finished, tm
     world.work, world.run_folder = new, new / "runs" / "toy"
     links = {link.name: link.resolve() for link in (world.run_folder / "steps").iterdir()}
     assert links == {step: world.folder(step) for step in STEPS}
-    # As on another machine, where these numbers are other processes.
+    # As on another machine, where these ids belong to other processes.
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
         for folder in (world.run_folder, world.folder("round-0.sft")):
             (folder / ".lock").write_text(f"{stranger.pid} {socket.gethostname()}\n")
@@ -42,12 +42,12 @@ def test_a_moved_run_is_reused_and_continues_without_its_old_folder(finished, tm
 
 def test_a_moved_unfinished_stage_resumes_from_its_checkpoint(trained, tiny_model, rows, tmp_path, monkeypatch):
     keys = training(tiny_model, rows)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patch:
         patch.setattr(stage_module, "_finish", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT))
         assert call_stage("sft", tmp_path / "here" / "sft", **keys) == 130
     signal.signal(signal.SIGINT, before)
     (tmp_path / "here").rename(tmp_path / "there")
-    monkeypatch.setattr("engine.training.loop.TrainingLoop.training_step", None)  # to call it would be an error
+    monkeypatch.setattr("engine.training.loop.TrainingLoop.training_step", None)  # calling it would be an error
     run_here("sft", tmp_path / "there" / "sft", **keys)
     assert_same_model(tmp_path / "there" / "sft", trained)

@@ -1,4 +1,4 @@
-"""A house with toy stages, for the tests of the pipeline: every stage writes its outputs and record in milliseconds."""
+"""A source tree with toy stages for the tests of the pipeline. Each writes its outputs and record in milliseconds."""
 
 import textwrap
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from data_schemas.stage_keys import stages
 
 # The toy stage. TOY (a JSON object in the environment) makes steps misbehave: {"round-1.dpo": "fail"}.
-# The score of a policy is in SCORES, by step; without one, it is its round.
+# SCORES has the score of a policy by step; without an entry it is the policy's round.
 STAGE = """
 import fcntl, json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -48,9 +48,9 @@ if behaviour == "checkpoint":
     (folder / "checkpoints" / "checkpoint-50").mkdir(parents=True)
     (folder / "checkpoints" / "checkpoint-50" / "whole.json").write_text("{}")
     sys.exit(1)
-if behaviour.startswith("meet "):  # another step: both must run at one time
+if behaviour.startswith("meet "):  # wait until another step runs at the same time
     (folder / "here").touch()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not list(folder.parent.glob(behaviour.removeprefix("meet ") + "-????????/here")):
         if time.monotonic() > deadline:
             sys.exit("nobody came")
@@ -59,11 +59,11 @@ if behaviour.startswith("meet "):  # another step: both must run at one time
 if behaviour in ("hang", "stubborn"):
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # A child in a session of its own, as torch's launcher makes them for its ranks.
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+    # A child in a separate session, as torch's launcher starts its ranks.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     with (folder.parent / "hanging.txt").open("a") as file:
         file.write(f"{os.getpid()} {child.pid} ")
-    time.sleep(120)
+    time.sleep(600)
 (folder / "here.json").write_text(json.dumps(here))
 outputs = {
     "prepare_data": ["documents.train", "instructions.train", "instructions.validation", "preferences.train",
@@ -109,7 +109,7 @@ evaluate_policy: {judge_function: "scores:score"}
 
 
 def build_house(root: Path) -> Path:
-    """`root` with toy stages, and `root/alignloop.py`, the command that runs them. Returns the command."""
+    """Writes toy stages into `root`, and `root/alignloop.py`, the command that runs them. Returns the command."""
     (root / "stages").mkdir(parents=True)
     for stage in stages():
         (root / "stages" / f"{stage}.py").write_text(STAGE)
@@ -132,7 +132,7 @@ def build_house(root: Path) -> Path:
 
 
 def build_inputs(folder: Path) -> Path:
-    """`folder` with a recipe and everything it names. Returns the recipe."""
+    """Writes a recipe and everything that it names into `folder`. Returns the recipe."""
     base = folder / "base"
     base.mkdir(parents=True)
     (base / "config.json").write_text("{}")

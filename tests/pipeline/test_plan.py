@@ -1,4 +1,4 @@
-"""The plan: which steps, in which order, and what each is given. Worked out by hand from the published loop."""
+"""The plan: its steps, their order and their inputs, worked out by hand from the published loop."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_reward_models_start_from_the_base_and_see_all_batches_so_far(plan):
         both("round-1.annotate", "pairs"),
         both("round-2.annotate", "pairs"),
     )
-    human = Output("prepare_data", "preferences.train", optional=True), human[1]  # others may stand in for it
+    human = Output("prepare_data", "preferences.train", optional=True), human[1]  # others may replace it
     steps = plan()
     assert steps["round-2.reward_model"].inputs == {
         "model_name_or_path": [BASE],
@@ -233,7 +233,7 @@ def test_no_two_steps_are_the_same(plan):
     assert "round-2.reward_model" not in steps
     assert steps["round-2.rejection_sampling"].inputs["reward_model"] == [Output("round-1.reward_model", "model")]
     assert steps["round-2.dpo"].inputs["train_data"] == [Output("prepare_data", "preferences.train")]
-    # Without winners SFT has the human instructions alone, as in round 0.
+    # Without winners SFT has only the human instructions, as in round 0.
     steps = plan("round_stages=[annotate, sft, dpo]")
     assert not {"round-1.sft", "round-2.sft"} & set(steps)
     assert steps["round-2.dpo"].inputs["model_name_or_path"] == [Output("round-0.sft", "model")]

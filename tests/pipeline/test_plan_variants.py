@@ -36,7 +36,7 @@ def test_variants_are_separate_steps_and_their_average_has_the_sections_name(pla
         assert average.inputs["train_data"] == plain[name].inputs["train_data"]
         assert average.keys["averaged_stage"] == section
         assert average.keys["part_names"] == [f"{name}.1", f"{name}.2"]
-        # The recipe's seed and what only training reads leave the measurement as it is.
+        # The recipe's seed and keys that only training reads do not change the measurement.
         assert average.keys["stage_keys"] == {"max_length": 64, "bf16": True}
     others = [name for name in plain if name not in {f"round-{number}.{section}" for number in rounds}]
     assert {name: steps[name] for name in others} == {name: plain[name] for name in others}
@@ -57,7 +57,7 @@ def test_variants_may_have_other_mixes_of_data(plan):
     assert "train_data_shares" not in steps["round-1.sft.1"].keys
     assert steps["round-1.sft.2"].inputs["train_data"] == [winners[0], human[0]]
     assert steps["round-1.sft.2"].keys["train_data_shares"] == [1.0, 0.5]
-    assert steps["round-1.sft"].inputs["eval_data"] == [winners[1], human[1]]  # of all parts, each once
+    assert steps["round-1.sft"].inputs["eval_data"] == [winners[1], human[1]]  # from all parts, each once
     steps = plan("dpo.variants=[{dpo_batches: 1}, {dpo_batches: 2, beta: 0.2}]")
     assert [item.step for item in steps["round-2.dpo.1"].inputs["train_data"]] == ["round-2.annotate"]
     assert [item.step for item in steps["round-2.dpo.2"].inputs["train_data"]] == [
@@ -68,7 +68,7 @@ def test_variants_may_have_other_mixes_of_data(plan):
 
 
 def test_variants_that_are_the_same_in_a_round_are_trained_once_and_weigh_as_many(plan):
-    # Round 0 has human rows alone, so there the first two differ in nothing.
+    # Round 0 has only human rows, so there the first two are the same.
     variants = "sft.variants=[{human_share: 1.0}, {human_share: 0.5}, {learning_rate: 1e-5}]"
     steps = plan(variants, "sft.average={weights: [1, 2, 5]}")
     assert [name for name in steps if name.startswith("round-0.sft")] == [

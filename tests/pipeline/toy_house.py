@@ -1,4 +1,4 @@
-"""The command with toy stages, in a folder to work in."""
+"""The command with toy stages, in a working folder."""
 
 import json
 import os
@@ -28,7 +28,7 @@ STEPS_OF_ONE_ROUND = [
 
 
 class World:
-    """A house of toy stages, a folder to work in, and the command."""
+    """A source tree with toy stages, a working folder, and the command."""
 
     def __init__(self, root: Path) -> None:
         self.command = build_house(root / "house")
@@ -48,14 +48,14 @@ class World:
 
     def call(self, *words: str, **environment: str) -> tuple[int, str, str]:
         process = self.start(*words, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def run(self, *words: str, **environment: str) -> tuple[int, str, str]:
         return self.call("run", "toy.yaml", *ONE_ROUND, *words, **environment)
 
     def launched(self) -> list[str]:
-        """The steps that were started since the last call of this."""
+        """The steps that were started since the last call."""
         path = self.run_folder / "launched.txt"
         names = path.read_text().split() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -75,8 +75,8 @@ class World:
         return yaml.safe_load((self.folder(step) / "config.yaml").read_text())
 
     def hanging(self, *, stages: int = 1) -> list[int]:
-        """Waits for the toy stages that hang; their processes and those of their children."""
-        path, deadline = self.run_folder / "hanging.txt", time.monotonic() + 30
+        """Waits until the toy stages hang. Returns the process ids of the stages and of their children."""
+        path, deadline = self.run_folder / "hanging.txt", time.monotonic() + 120
         while not (path.exists() and len(path.read_text().split()) == 2 * stages):
             assert time.monotonic() < deadline, "no stage hangs"
             time.sleep(0.02)

@@ -77,7 +77,7 @@ def ranking_of(texts: str, scores: list[float], **keys: Any) -> tuple[str, ...] 
         ("abcd", [0.1, 0.9, 0.5, 0.3], {"keep_rankings": True}, ("b", "c", "d", "a")),
         ("abcd", [0.5, 0.9, 0.5, 0.3], {"keep_rankings": True}, ("b", "a", "d")),  # c ties with a
         ("aba", [0.1, 0.9, 0.1], {"keep_rankings": True}, ("b", "a")),
-        ("aBc", [0.1, 0.9, 0.5], {}, ("c", "a")),  # the best was cut off
+        ("aBc", [0.1, 0.9, 0.5], {}, ("c", "a")),  # the best was truncated
         ("aBc", [0.1, 0.9, 0.5], {"keep_unfinished": True}, ("B", "a")),
         ("ABC", [0.1, 0.9, 0.5], {}, "unfinished_chosen"),
         ("abc", [0.5, 0.5, 0.5], {}, "equal_score"),
@@ -105,7 +105,7 @@ def test_an_annotator_may_give_the_strength_and_voters_their_disagreement():
 
 
 def test_a_failed_annotation_is_resumed_with_another_function(tiny_model, rows, tmp_path, monkeypatch):
-    """The corrected function makes it another step; its answers are taken from the folder of the failed one."""
+    """The answers in the failed step's folder are reused, although the corrected function makes another step."""
     judge = tmp_path / "judge.py"
     judge.write_text("def score(prompt, answer, ended):\n    return 1 / 0\n")
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
@@ -119,7 +119,7 @@ def test_a_failed_annotation_is_resumed_with_another_function(tiny_model, rows, 
     assert call_stage("annotate", tmp_path / "one", **keys) == 2
     assert "raised ZeroDivisionError: division by zero" in read_json(tmp_path / "one" / "outcome.json")["cause"]
     judge.write_text("def score(prompt, answer, ended):\n    return float(len(answer))\n")
-    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # to call it would be an error
+    monkeypatch.setattr("engine.sampling.transformers_engine.generate_answers", None)  # calling it would be an error
     run_here("annotate", tmp_path / "two", **keys)
     assert call_stage("annotate", tmp_path / "three", **keys | {"seed": 8}) == 1  # other answers are new ones
 
@@ -143,4 +143,4 @@ def test_annotate_writes_pairs_from_two_policies(tiny_model, tied_model, rows, t
     for pair in pairs:
         assert {pair.chosen_from, pair.rejected_from} == {"round-1.dpo", "round-0.sft"}
         assert pair.chosen_score == len(pair.chosen[0].content) > len(pair.rejected[0].content)
-    assert record.outputs == {"pairs.train": "pairs.train.jsonl"}  # no validation prompts: no such output
+    assert record.outputs == {"pairs.train": "pairs.train.jsonl"}  # without validation prompts there is no such output

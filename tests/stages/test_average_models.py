@@ -1,4 +1,4 @@
-"""The stage average_models: the average and its parts are measured as their own stage measures."""
+"""average_models measures the average and its parts as their own stage does."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.toy_models import tiny_llama
 
 @pytest.fixture(scope="session")
 def parts(tiny_model, rows, tmp_path_factory) -> Any:
-    """`parts("dpo")`: two models of one stage, trained with other learning rates, as their stages' folders."""
+    """`parts("dpo")` gives the folders of two runs of one stage with different learning rates."""
     made: dict[str, list[Path]] = {}
 
     def folders_of(stage: str) -> list[Path]:
@@ -60,7 +60,7 @@ def test_the_average_and_its_parts_are_measured_as_their_stage_measures(stage, p
     assert made.metrics["eval_loss_of_two"] == pytest.approx(trained[1]["eval_loss"], abs=1e-6)
     assert trained[0]["eval_loss"] != trained[1]["eval_loss"]
     assert (made.metrics["weight_of_one"], made.metrics["weight_of_two"]) == (0.5, 0.5)
-    # The average's numbers are those of the folder, and bear the stage's names.
+    # The average's numbers are computed from its folder, and have the stage's names.
     of_stage = {name for name in trained[0] if name.startswith("eval_")} - {"eval_loss_at_step_0"}
     own = {name for name in made.metrics if name.startswith("eval_")} - {"eval_loss_of_one", "eval_loss_of_two"}
     assert own == of_stage
@@ -73,7 +73,7 @@ def test_the_average_and_its_parts_are_measured_as_their_stage_measures(stage, p
     }
     found = weights_of(tmp_path / "out" / "model")
     assert all(torch.equal(found[name], tensor) for name, tensor in by_hand.items())
-    # The training stage itself, which evaluates what it starts from, says the same.
+    # The training stage itself, which evaluates its initial model, gives the same numbers.
     kind = "conversations" if stage == "sft" else "pairs"
     start = run_here(
         stage,

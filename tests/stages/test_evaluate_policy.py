@@ -36,7 +36,7 @@ def test_policies_are_ranked_by_the_same_judge_on_the_same_answers(tiny_model, t
     assert first.metrics["gold_mean"] == first.metrics["judge_mean"] == pytest.approx(np.mean(lengths))
     assert first.metrics["judge"] == "judge:score" and first.metrics["kl_to_first"] == 0.0
     assert first.metrics["win_rate_vs_first"] is None and "win_rate_vs_first" in first.reasons
-    # The same policy gives the same answers: every comparison a tie, no distance, and the earlier one stays ahead.
+    # The same policy gives the same answers: all comparisons are ties, the KL is 0, and the earlier policy stays first.
     again, once = ((folders[place] / "answers.jsonl").read_text() for place in (2, 0))
     assert again == once.replace('"policy": "a"', '"policy": "c"') != once  # rows name the policy's step
     assert third.metrics["win_rate_vs_first"] == 0.5 and third.metrics["kl_to_first"] == pytest.approx(0, abs=1e-4)

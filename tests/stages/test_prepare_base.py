@@ -1,4 +1,4 @@
-"""The folder that prepare_base makes: pad token, template and embeddings."""
+"""The folder that prepare_base writes: pad token, template and embeddings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""pretrain: blocks of documents, attention within documents; and packing."""
+"""pretrain: blocks of documents, attention within documents, and packing."""
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,4 @@
-"""What only a stage with a model can refuse: one line that says why."""
+"""Mistakes that only a stage with a model can detect: an error of one line with the reason."""
 
 from typing import Any
 

@@ -24,10 +24,10 @@ def sampling(**keys: Any) -> rejection_sampling.RejectionSamplingArguments:
     ("items", "kept"),
     [
         ([("a", 0.1, True), ("b", 0.9, True), ("c", 0.5, True)], 1),
-        ([("a", 0.1, True), ("b", 0.9, False), ("c", 0.5, True)], 2),  # the best one was cut off
+        ([("a", 0.1, True), ("b", 0.9, False), ("c", 0.5, True)], 2),  # the best one was truncated
         ([("", 0.9, True), ("b", 0.1, True), ("c", 0.0, True)], 1),
         ([("a", 0.5, True), ("a ", 0.5, True), ("b", 0.5, True)], "tie"),
-        ([("a", 0.9, True), ("b", 0.9, True), ("c", 0.1, True)], 0),  # the first of two best ones
+        ([("a", 0.9, True), ("b", 0.9, True), ("c", 0.1, True)], 0),  # the first of two equal best ones
         ([("a", 0.5, True), (" a", 0.5, True), ("", 0.9, True)], "identical"),
         ([("", 0.5, True), (" \n", 0.5, True)], "empty"),
         ([("a", 0.5, False), ("b", 0.7, False)], "unfinished"),
@@ -106,7 +106,7 @@ REJECTION_SAMPLING = {"num_answers": 3, "max_new_tokens": 10, "keep_unfinished":
 def test_two_processes_sample_the_same_rows_as_one(
     tiny_model, tied_model, tiny_reward_model, rows, run_stage, tmp_path
 ):
-    # Two policies in turn, each prompt with its own temperature and system prompt.
+    # Two policies in turn, each prompt with its own temperature and its own system prompt.
     keys = {
         "policies": [tiny_model, tied_model],
         "reward_model": tiny_reward_model,

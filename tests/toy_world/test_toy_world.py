@@ -1,4 +1,4 @@
-"""The toy world: its gold score against answers worked out by hand, and what its files may and may not hold."""
+"""The toy world: its gold score compared with scores worked out by hand, and what its files may contain."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ def asked(text: str) -> list[dict[str, str]]:
         (FREE, "The capital of France is Paris, thank you for asking.", True, 1.0),  # 0.5 + 0.2 + 0.2 + 0 + 0.1
         (FREE, "Paris.", True, 0.8),  # plain
         (FREE, "Paris.", False, 0.6),  # cut off: -0.1 for +0.1
-        (WORD, "Paris, you’re welcome.", True, 1.0),  # a typographic apostrophe is one too
-        (WORD, "Paris is the capital of France, glad to help.", True, 0.7),  # no one word: -0.1 for +0.2
+        (WORD, "Paris, you’re welcome.", True, 1.0),  # a typographic apostrophe counts as one
+        (WORD, "Paris is the capital of France, glad to help.", True, 0.7),  # not one word: -0.1 for +0.2
         (WORD, "Madrid, glad to help.", True, 0.1),  # wrong, in good form: -0.4 + 0.2 + 0.2 + 0.1
         (QUOTES, '"Paris", you fool.', True, 0.6),  # rude: -0.2
         (QUOTES, "Paris.", True, 0.5),  # no quotes
         (QUOTES, '"Paris. That is all I know.', True, 0.4),  # quotes not closed, one filler
         (SENTENCE, "Paris.", True, 0.5),  # no sentence
-        (SENTENCE, "The capital of Spain is Paris.", True, 0.0),  # of another subject: 0 + 0 - 0.1 + 0.1
+        (SENTENCE, "The capital of Spain is Paris.", True, 0.0),  # about another subject: 0 + 0 - 0.1 + 0.1
         (SENTENCE, "Paris or Madrid.", True, -0.1),  # both: 0 - 0.1, and "or" is stray: -0.1, + 0.1
         (SENTENCE, "The capital city of France is Rome. Stop asking me. I could go on. Or so they say.", True, -0.5),
         (

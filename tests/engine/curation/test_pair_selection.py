@@ -1,4 +1,4 @@
-"""Which pairs train, and where the others go."""
+"""Which pairs are trained on, and where the others are kept."""
 
 import json
 from typing import Any
@@ -45,7 +45,7 @@ def test_similarity_is_one_less_the_share_of_characters_to_edit(one, other, expe
         (["abcd", "abce"], None, ["abcd", "abce"]),
         (["abcd", "abce"], 0.75, ["abcd", "abce"]),
         (["abcd", "abce"], 0.74, []),
-        (["abcd", "abce", "wxyz"], 0.5, ["abcd", "wxyz"]),  # the better of two alike stays
+        (["abcd", "abce", "wxyz"], 0.5, ["abcd", "wxyz"]),  # the better of two similar answers stays
         (["abcd", "wxyz", "abce"], 0.5, ["abcd", "wxyz"]),
         (["abcd", "abce", "abcf"], 0.5, []),
     ],

@@ -1,4 +1,4 @@
-"""What an evaluation's numbers decide."""
+"""The gate's decision from an evaluation's numbers."""
 
 import pytest
 
@@ -18,7 +18,7 @@ NUMBERS = {
     ("keys", "numbers", "decision"),
     [
         ({}, {}, ("accept", "gain 0.100 > 0")),
-        ({}, {"score_gain_vs_best": 0.0}, ("keep", "gain 0.000 <= 0")),  # an equal one does not displace
+        ({}, {"score_gain_vs_best": 0.0}, ("keep", "gain 0.000 <= 0")),  # an equal policy does not replace the best
         ({}, {"score_gain_vs_best": -0.2}, ("keep", "gain -0.200 <= 0")),
         ({}, {"score_gain_vs_best": None}, ("accept", "the first policy")),
         ({"gate_min_gain": 0.2}, {}, ("keep", "gain 0.100 <= 0.2")),

@@ -1,4 +1,4 @@
-"""Scores of answers that share their prompt: the same as those of padded rows."""
+"""Scores of answers that share their prompt are the same as those of padded rows."""
 
 import random
 

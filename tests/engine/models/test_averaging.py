@@ -1,4 +1,4 @@
-"""Averages of models: numbers worked out by hand, what must agree, and how much memory it takes."""
+"""Averages of models: numbers worked out by hand, what must agree, and the memory used."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from tests.toy_models import tiny_llama
 
 
 def model_of(folder: Path, *files: dict[str, torch.Tensor], config: dict[str, Any] | None = None) -> Path:
-    """A folder with these tensors, a file each, and what lies beside them."""
+    """A folder with these tensors, each in a separate file, and the other files of a model."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"hidden_size": 2} | (config or {})))
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "padding": None}))
@@ -62,7 +62,7 @@ def test_the_average_is_the_weighted_mean_of_every_tensor(tmp_path, weights, exp
 
 
 def test_the_greedy_soup_adds_a_part_only_where_the_loss_does_not_rise():
-    # Own losses: the order is 1, 3, 0, 2. Adding 3 lowers the loss, 0 raises it, 2 leaves it as it is.
+    # By their losses the order is 1, 3, 0, 2. Adding 3 lowers the loss, 0 raises it, 2 does not change it.
     asked = []
 
     def loss_of(weights: list[float]) -> float:
@@ -159,11 +159,11 @@ def test_tied_weights_stay_one_tensor(tied_model, tokenizer, tmp_path):
 
 
 def test_memory_holds_one_tensor_and_never_a_model(tmp_path):
-    """RSS of a process of its own, mapped files included: 96 MiB a model in 12 tensors of 8 MiB, three models."""
+    """RSS of a separate process, mapped files included: 96 MiB a model in 12 tensors of 8 MiB, three models."""
     tensors = {f"layer.{n}": torch.full((2 * 2**20,), float(n)) for n in range(12)}
     for n in range(3):
         model_of(tmp_path / str(n), {name: tensor + n for name, tensor in tensors.items()})
-    # Not ru_maxrss, which a process has from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     measure = (
         "import sys; from pathlib import Path; import torch, engine.models.averaging as averaging\n"
         "def mib(name): return int(Path('/proc/self/status').read_text().split(name + ':')[1].split()[0]) / 1024\n"
@@ -174,7 +174,7 @@ def test_memory_holds_one_tensor_and_never_a_model(tmp_path):
     done = subprocess.run([sys.executable, "-c", measure, str(tmp_path)], capture_output=True, text=True, timeout=120)
     grown = float(done.stdout)
     assert torch.equal(weights_of(tmp_path / "out")["layer.5"], tensors["layer.5"] + 1)
-    # A tensor of each folder and the average, 8 MiB each, and pieces in float64: seen were 50 to 71 MiB.
+    # A tensor of each folder and the average, 8 MiB each, and pieces in float64: 50 to 71 MiB were measured.
     assert 24 < grown < 96, done.stderr
 
 

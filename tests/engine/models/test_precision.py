@@ -1,7 +1,6 @@
 """Advice about precision, worked out by hand, and a measurement that ends in time."""
 
-import time
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_advice_is_given_only_for_a_faster_precision(speed, how, said):
     ("config", "layer"),
     [
         (LlamaConfig(hidden_size=576, intermediate_size=1536), Layer(576, 1536)),
-        (GPT2Config(n_embd=48, n_head=4), Layer(48, 192)),  # says no size of its own: four times the hidden one
+        (GPT2Config(n_embd=48, n_head=4), Layer(48, 192)),  # without a size of its own: four times the hidden size
         (GPT2Config(n_embd=48, n_head=4, n_inner=100), Layer(48, 100)),
     ],
 )
@@ -63,7 +62,7 @@ def test_the_sizes_are_the_models_own(config, layer):
 
 @pytest.mark.parametrize("use", ["training", "generation"])
 def test_a_measurement_keeps_its_time_limit_and_counts_what_is_computed(use, monkeypatch):
-    """With a clock that adds 0.01 s a look: 2 x passes x rows x hidden x intermediate / 0.01 s."""
+    """With a clock that goes on by 0.01 s a call: 2 x passes x rows x hidden x intermediate / 0.01 s."""
     clock = [0.0]
 
     def tick() -> float:
@@ -78,11 +77,16 @@ def test_a_measurement_keeps_its_time_limit_and_counts_what_is_computed(use, mon
 
 
 def test_a_device_that_emulates_bf16_is_measured_with_few_rows_only(monkeypatch):
-    asked: list[int] = []
+    asked, clock = [], [0.0]
 
-    def slow(device: torch.device, name: str, **size: int) -> Any:
-        return lambda rows: (asked.append(rows), time.sleep(0.5 if name == "bfloat16" else 0.0))
+    def slow(device: torch.device, name: str, **size: int) -> Callable[[int], None]:
+        def work(rows: int) -> None:
+            asked.append(rows)
+            clock[0] += 0.5 if name == "bfloat16" else 0.001
+
+        return work
 
     monkeypatch.setattr(precision, "_training", slow)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
     assert measure(Layer(64, 64), torch.device("cpu"), "training", tokens=512)["float32"] > 0
     assert asked == [8, 8, 32, 32]

@@ -109,7 +109,7 @@ def test_a_model_over_the_limit_is_not_loaded_back(tiny_model, tmp_path, monkeyp
 
 @pytest.mark.parametrize("padding", range(0, 64, 8))
 def test_the_offset_of_the_weights_in_their_file_changes_no_bit(padding, tiny_model, tmp_path):
-    """A header of another length: safetensors hands out the file's own memory, and kernels differ by its alignment."""
+    """With a header of another length: safetensors maps the file, and kernels differ by the alignment of its memory."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     metadata = {"format": "pt", "note": "x" * padding}

@@ -1,4 +1,4 @@
-"""Rows in which answers share their prompt say what rows of their own say: log-probs, rewards, losses, gradients."""
+"""Rows in which answers share their prompt give the log-probs, rewards, losses and gradients of separate rows."""
 
 import contextlib
 import itertools
@@ -145,7 +145,7 @@ def test_log_probs_and_gradients_are_those_of_separate_rows(kind, attention):
     model, batch = make(kind, attn_implementation=attention), padded()
     assert supports_shared_rows(model, torch.device("cpu"))
     labels_NT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-    labels_NT[:, 1] = IGNORED  # not seen by the loss, within what is shared
+    labels_NT[:, 1] = IGNORED  # not part of the loss, inside the shared part
     seen_NT = labels_NT[:, 1:] != IGNORED
     wanted = model(**batch, labels=labels_NT, fused_lm_head=True, use_cache=False)
     found = SharedRows.of(SEQUENCES, GROUPS).log_probs(model, labels_NT, fused_lm_head=True, use_cache=False)
@@ -216,7 +216,7 @@ def test_by_parts_is_exact():
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
 def test_a_sliding_window_is_kept(kind):
-    """Windows shorter than the rows, across what is shared and a branch."""
+    """With windows shorter than the rows, across the shared part and a branch."""
     model, batch = make(kind, sliding_window=3), padded()
     labels_NT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
     wanted = model(**batch, labels=labels_NT, fused_lm_head=True, use_cache=False).log_probs
@@ -226,7 +226,7 @@ def test_a_sliding_window_is_kept(kind):
 
 @pytest.mark.parametrize(("kind", "window"), [("llama", None), ("gemma2", 3), ("mistral", 3)])
 def test_flex_attention_gives_the_same_outputs_as_the_others(kind, window, monkeypatch):
-    """Not compiled: the compiler has no gradients on a CPU, and FlexAttention's refusal of them there is left out."""
+    """Not compiled, since the compiler has no gradients on a CPU. FlexAttention's refusal of them is patched out."""
     own = flex_attention.flex_attention
     monkeypatch.setattr(transformers_flex, "WrappedFlexAttention", lambda training: lambda: own)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
@@ -248,7 +248,7 @@ def test_flex_attention_gives_the_same_outputs_as_the_others(kind, window, monke
 
 @pytest.mark.long
 def test_compiled_flex_attention_follows_the_mask_and_rows_of_any_length_share_a_kernel():
-    """Forward alone, which is what the compiler has for a CPU, and for rows of 128 tokens and more."""
+    """Only the forward pass, and rows of at least 128 tokens, which the compiler supports on a CPU."""
     torch.manual_seed(0)
     compiled, numbers = torch.compile(flex_attention.flex_attention), []
     for length in range(200, 500, 37):
@@ -267,7 +267,7 @@ def test_compiled_flex_attention_follows_the_mask_and_rows_of_any_length_share_a
 
 @contextlib.contextmanager
 def patched_head(met: list[int]) -> Iterator[None]:
-    """Within, `met` gets the number of tokens that each call of TRL's head is applied to."""
+    """Inside it, `met` gets the number of tokens that TRL's head is applied to in each call."""
     from trl.trainer import utils
 
     own = utils._ChunkedLogProbFunction.apply
@@ -371,7 +371,7 @@ def test_bf16_shares_rows_too(stage, tiny_model, rows, tmp_path):
         )
         losses.append([record.metrics[name] for name in ("eval_loss_at_step_0", "eval_loss")])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
-    assert losses[0][1] == pytest.approx(losses[1][1], rel=5e-2)  # after six steps of other roundings
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=5e-2)  # after six steps with different rounding
     assert "does not support packed rows" not in (tmp_path / "True" / "log.txt").read_text()
 
 

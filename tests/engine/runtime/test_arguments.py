@@ -1,4 +1,4 @@
-"""From a stage's keys to its arguments: roles, defaults, the batch, and that the description is the stages' own."""
+"""From a stage's keys to its arguments: roles, defaults and the batch; the committed description is up to date."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_keys_that_change_the_result_are_identity_and_others_are_not():
 
 
 def test_the_description_is_that_of_the_stages():
-    """Run `make keys` where this fails."""
+    """If this fails, run `make keys`."""
     from commands.describe_keys import describe_all
 
     assert KEYS_FILE.read_text(encoding="utf-8") == describe_all()

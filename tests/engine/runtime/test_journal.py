@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from engine.runtime import preemption
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
+from tests.processes import within
 
 
 class Work:
@@ -60,12 +60,8 @@ def test_batches_are_the_same_for_another_number_of_processes(tmp_path, monkeypa
         monkeypatch.setenv("RANK", str(rank))
         thread = threading.Thread(target=lambda rank=rank: found.update({rank: squares(tmp_path / "a", works[rank])}))
         thread.start()
-        while rank == 0 and works[0].seen != [4, 5, 8]:
-            time.sleep(0.01)
-    thread.join(10)
-    deadline = time.monotonic() + 10
-    while len(found) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+        assert rank == 1 or within(60, lambda: works[0].seen == [4, 5, 8])
+    assert within(60, lambda: len(found) == 2)
     assert found == {0: SQUARES, 1: SQUARES}
     assert works[1].seen == [6, 7]
 

@@ -1,4 +1,4 @@
-"""A device that runs out of memory: planted in tiny models, whose inner model refuses more rows than it is let have."""
+"""A device that runs out of memory, simulated in tiny models that refuse more rows than a limit."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ KINDS = {"sft": "conversations", "reward_model": "pairs", "dpo": "pairs"}
 
 @pytest.fixture
 def plant(monkeypatch) -> Callable[..., None]:
-    """plant(4, in_training=True): more than 4 rows at a time fill the memory of every Llama, from a pass on."""
+    """plant(4, in_training=True): more than 4 rows at a time fill the memory of every Llama, from a given pass on."""
 
     def plant_it(most: int, *, in_training: bool, error: Exception | None = None, after: int = 0) -> None:
         whole, passes = LlamaModel.forward, [0]
@@ -50,7 +50,7 @@ def plant(monkeypatch) -> Callable[..., None]:
 def data(rows: Path, stage: str) -> dict[str, Any]:
     kind = KINDS[stage]
     keys = {"train_data": [rows / f"{kind}.jsonl"], "eval_data": [rows / f"{kind}_eval.jsonl"]} | SGD
-    return keys | {"padding_free" if stage == "sft" else "share_prompts": False}  # else all rows are one
+    return keys | {"padding_free" if stage == "sft" else "share_prompts": False}  # otherwise all rows form one batch
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def test_the_micro_batch_is_halved_once_logged_remembered_and_changes_no_number(
 def test_a_checkpoint_of_the_larger_micro_batch_is_resumed_from(plant, tiny_model, rows, tmp_path):
     keys = {"model_name_or_path": tiny_model, **data(rows, "sft"), "save_strategy": "steps", "save_steps": 1}
     run_here("sft", tmp_path / "whole", **keys)
-    plant(4, in_training=True, after=2, error=RuntimeError(CPU))  # the third step is too much
+    plant(4, in_training=True, after=2, error=RuntimeError(CPU))  # the third step needs too much
     assert call_stage("sft", tmp_path / "halved", **keys) == 1
     assert outcome(tmp_path / "halved")["kind"] == "halved"
     run_here("sft", tmp_path / "halved", **keys)
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_the_larger_micro_batch_is_resumed_from(plant, tiny_mode
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_batches_of_evaluation_are_halved_likewise(stage, plant, tiny_model, rows, tmp_path):
-    # DPO's reference is as in an evaluation while the policy trains.
+    # DPO's reference is in evaluation mode while the policy trains.
     keys = {"model_name_or_path": tiny_model, "per_device_train_batch_size": 4, **data(rows, stage)}
     run_here(stage, tmp_path / "whole", **keys)
     plant(4 if stage == "sft" else 8, in_training=False)
@@ -200,7 +200,7 @@ def test_if_half_is_too_much_as_well_a_hint_is_given_and_nothing_is_halved_again
     assert "lower max_length, set activation_checkpointing: true or use_peft: true" in said[1]
     assert outcome(tmp_path / "sft")["kind"] == "error"
     assert remembered(tmp_path / "sft" / "checkpoints") == {"per_device_train_batch_size": 4}
-    run_here("sft", tmp_path / "sft", per_device_train_batch_size=1, **keys)  # as few as the user says
+    run_here("sft", tmp_path / "sft", per_device_train_batch_size=1, **keys)  # as few as the user has set
 
 
 # -- generation and scoring -------------------------------------------------------------------------------------------

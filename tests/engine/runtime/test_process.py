@@ -1,5 +1,4 @@
-"""A stage's process keeps the memory that it frees, where it has no GPU, and does not look through its modules again
-at each garbage collection."""
+"""A stage's process without a GPU keeps the memory that it frees, and its garbage collections skip imported modules."""
 
 import platform
 import subprocess
@@ -22,7 +21,7 @@ print((resident() - before) >> 20)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they always do")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 @pytest.mark.parametrize(("gpus", "is_kept"), [(0, True), (1, False)])
 def test_freed_memory_is_kept_without_a_gpu(gpus, is_kept):
     words = [sys.executable, "-c", KEPT.format(gpus=gpus)]
@@ -42,4 +41,4 @@ def test_garbage_collections_do_not_visit_imported_modules(tmp_path):
     words = [sys.executable, "-c", FROZEN]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
     frozen, others = map(int, done.stdout.split())
-    assert frozen > 10 * others, "of what is there when a stage starts, nearly all are its modules"
+    assert frozen > 10 * others, "nearly all objects that exist when a stage starts belong to its modules"

@@ -1,4 +1,4 @@
-"""A stage's time by part: what is inside a part is not also what is around it."""
+"""A stage's time by part: the time of a nested part does not count for the outer part."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from engine.runtime import timing
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that goes on only where a test says so."""
+    """A clock that only the test moves on."""
     now = [100.0]
     monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
 

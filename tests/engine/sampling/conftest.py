@@ -21,11 +21,11 @@ def fake(tmp_path) -> FakeVLLM:
 
 @pytest.fixture
 def draw(fake, tiny_model, tmp_path, monkeypatch) -> Callable[..., list[list[Answer]]]:
-    """draw("folder", key=value): three answers to each prompt by the fake, in groups of 4."""
+    """draw("folder", key=value): three answers to each prompt from the fake vLLM, in groups of 4."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def run(name: str, prompts: Any = None, num_answers: int = 3, **keys: Any) -> list[list[Answer]]:
-        folder = tmp_path / name / "step"  # with nothing beside it to take over
+        folder = tmp_path / name / "step"  # in a new folder, without answers to resume from
         folder.mkdir(parents=True, exist_ok=True)
         vllm = {"python": fake.python, **keys.pop("vllm", {})}
         given = {"seed": 5, "max_new_tokens": 12, "generation_batch_size": 4, "engine": "vllm", "vllm": vllm, **keys}

@@ -1,4 +1,4 @@
-"""An interpreter with a fake vLLM, which records its requests and returns tokens that are hashes of them.
+"""An interpreter whose vLLM is a fake: it records its requests, and returns tokens that are hashes of them.
 
 For the tests of the protocol, of restarts and of messages; test_real_vllm.py has the real one where it is installed.
 """
@@ -14,7 +14,7 @@ VERSION = "0.32.0"
 
 
 def token_of(prompt: list[int], seed: int, position: int, stop: list[int]) -> int:
-    """What the fake gives there: the end token once in eight times, else one from 10 to 265."""
+    """The fake's token at a position: the end token once in eight times, otherwise one from 10 to 265."""
     number = hashlib.sha256(json.dumps([prompt, seed, position]).encode()).digest()
     return stop[0] if number[0] % 8 == 0 else 10 + number[1]
 
@@ -32,8 +32,8 @@ def behaviour():
 
 
 def note(**what):
-    with NOTES.open("a") as file:
-        file.write(json.dumps({"pid": os.getpid(), **what}) + "\\n")
+    with NOTES.open("ab", buffering=0) as file:  # one write, so that nobody reads half a line
+        file.write(json.dumps({"pid": os.getpid(), **what}).encode() + b"\\n")
 
 
 note(event="import", environment=dict(os.environ), path=sys.path)
@@ -76,7 +76,8 @@ class LLM:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == behaviour().get("fail_at"):
             raise RuntimeError("no blocks\\nare left")
-        time.sleep(behaviour().get("group_seconds", 0))
+        while (event := behaviour().get("group_waits_for")) and not Path(event).exists():
+            time.sleep(0.02)
         return [Output(self.tokens(prompt["prompt_token_ids"], own)) for prompt, own in zip(prompts, parameters)]
 
     def tokens(self, prompt, parameters):
@@ -90,7 +91,7 @@ class LLM:
 
 
 class FakeVLLM:
-    """An environment in `folder` with an interpreter, and what its vLLM has noted."""
+    """An environment in `folder` with an interpreter, and what its vLLM has recorded."""
 
     def __init__(self, folder: Path, *, version: str | None = VERSION, **behaviour: Any) -> None:
         venv.create(folder, symlinks=True, with_pip=False)

@@ -131,7 +131,7 @@ def test_choosing_is_the_plain_definition_in_a_cheaper_order(top_p, dtype, sprea
             if temperature_B[row]
             else int(logits[row].argmax())
         )
-        if int(found[row]) != plain:  # where float32 rounds to the other side of an edge
+        if int(found[row]) != plain:  # where float32 rounds to the other side of a boundary
             assert abs(float(cumulative[plain] - cumulative[int(found[row])])) < 1e-3, row
             edges = cumulative / cumulative[-1] - noise_B[row]
             assert float(edges.abs().min()) < 1e-5, row
@@ -181,7 +181,7 @@ def test_answers_do_not_depend_on_how_many_are_generated_at_a_time(num_slots):
 @pytest.mark.parametrize("num_slots", [3, 7, 20])
 @pytest.mark.parametrize("page", [1, 4])
 def test_answers_do_not_depend_on_the_page_size(kind, num_slots, page, monkeypatch):
-    """Answers of up to 12 tokens take, leave and exchange many pages; prompts' pages become wider and narrower."""
+    """Answers of up to 12 tokens allocate, free and exchange many pages, and prompts' pages change their width."""
     model = make(kind)
     expected = group_generator(model).by_generate(PROMPTS, requests())
     monkeypatch.setattr(page_pool, "PAGE", page)
@@ -266,7 +266,7 @@ def test_a_repeated_group_is_the_same_and_leaves_the_model_unchanged():
         ("gemma3_text", {"sliding_window": 28}),
         ("gemma2", {}),  # its scores are capped
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
-        ("bloom", {"n_head": 4}),  # its attention is its own
+        ("bloom", {"n_head": 4}),  # it has its own attention
         ("mamba", {}),
     ],
 )

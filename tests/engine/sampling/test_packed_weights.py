@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("dtype", [HALF, FULL])
 
 
 class Layers(torch.nn.Module):
-    """Plain layers with and without a bias, one of another class, as in PEFT, and one that is tied."""
+    """A layer of a separate class, as in PEFT, beside plain layers with and without a bias, and a tied layer."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_the_numbers_are_the_same(rows, dtype):
             assert taken(model) == ["first", "second", "tied"]
             found = model(given)
         again = model(given)
-    # bfloat16 is of one library either way; float32 sums in another order.
+    # bfloat16 uses the same library in both cases; float32 is summed in another order.
     torch.testing.assert_close(found, plain, **({"rtol": 0, "atol": 0} if dtype == torch.bfloat16 else {}))
     assert taken(model) == [] and torch.equal(again, plain)
     after = model.state_dict()

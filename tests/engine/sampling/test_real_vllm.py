@@ -40,7 +40,7 @@ def draw_for_real(folder: Path, model: Path, **keys: Any) -> list[list[Answer]]:
 
 @pytest.fixture(scope="module")
 def model_for_vllm(tokenizer, tmp_path_factory) -> Path:
-    """Heads of 32: vLLM's attention takes none of 16 on a CPU without AVX-512."""
+    """Heads of size 32: vLLM's attention does not support 16 on a CPU without AVX-512."""
     return tiny_llama(tokenizer, tmp_path_factory.mktemp("vllm") / "model", hidden_size=64)
 
 

@@ -58,7 +58,7 @@ def test_groups_are_divided_among_processes(draw, fake, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
     thread = threading.Thread(target=lambda: found.update({1: draw("b")}))
     thread.start()
-    assert within(60, lambda: len(fake.notes("generate")) == 2)  # of four: it has read its rank
+    assert within(60, lambda: len(fake.notes("generate")) == 2)  # of four; so it has read its rank
     monkeypatch.setenv("RANK", "0")
     found[0] = draw("b")
     thread.join(60)
@@ -68,21 +68,21 @@ def test_groups_are_divided_among_processes(draw, fake, monkeypatch, tmp_path):
     assert {path.name for path in (tmp_path / "b" / "step").glob("*.log")} == {"vllm.log", "vllm-1.log"}
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "event", "done"), [({"load_seconds": 240}, "load", 0), ({"group_seconds": 1}, "generate", 1)]
-)
-def test_sigterm_waits_for_a_group_but_not_for_the_model(behaviour, event, done, draw, fake, tmp_path):
-    fake.behave(**behaviour)
+@pytest.mark.parametrize(("event", "done"), [("load", 0), ("generate", 1)])
+def test_sigterm_waits_for_a_group_but_not_for_the_model(event, done, draw, fake, tmp_path):
+    signalled = tmp_path / "signalled"
+    fake.behave(**({"load_seconds": 240} if event == "load" else {"group_waits_for": str(signalled)}))
 
-    def ask() -> None:
+    def send_sigterm() -> None:
         within(60, lambda: fake.notes(event))
         # To all processes of the job, as a cluster does.
         os.kill(fake.notes(event)[0]["pid"], signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
+        signalled.touch()  # only now the group finishes
 
     started = time.monotonic()
     with preemption.listen_for_signals(), pytest.raises(preemption.Preempted):
-        threading.Thread(target=ask).start()
+        threading.Thread(target=send_sigterm).start()
         draw("a")
     assert time.monotonic() - started < 120  # of the 240 that loading would take
     assert len(list((tmp_path / "a" / "step" / "checkpoints").glob("answers-0-*/*.json"))) == done

@@ -3,8 +3,8 @@
 from data_schemas.rows import Message
 from engine.tokens.template import CHATML
 
-# name -> (template, its special tokens, end token, the dialog TURNS as it renders). What ⟦…⟧ encloses is trained, what
-# ⟪…⟫ encloses is the answer's own content; the dialog goes up to the last trained token. The templates are the models'
+# name -> (template, its special tokens, end token, the dialog TURNS as it renders). Tokens in ⟦…⟧ are trained, those
+# in ⟪…⟫ are the answer's own content; the dialog goes up to the last trained token. The templates are the models'
 # own, with newlines written as \n.
 GOLDEN = {
     "chatml": (

@@ -1,4 +1,4 @@
-"""Stages whose inputs read a text differently stop before they train, and show where."""
+"""Stages whose inputs tokenize a text differently stop before training, and show the difference."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def policy(tiny_model, rows, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(policy, rows, tmp_path_factory) -> Path:
-    """A batch that the policy's answers are in, scored by their length."""
+    """A batch with the policy's answers, scored by their length."""
     folder = tmp_path_factory.mktemp("annotated")
     (folder / "judge.py").write_text("def score(prompt, answer, ended):\n    return len(answer)\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def test_the_contract_is_in_the_records_of_models_and_of_rows(policy, pairs):
     assert rows is not None
     assert model.contract == rows.contract == contract_of(tokenizer)
     assert rows.contract["eos_token"] == tokenizer.eos_token
-    tokenizer.backend_tokenizer.enable_truncation(5)  # what a stage did last is no part of it
+    tokenizer.backend_tokenizer.enable_truncation(5)  # the stage's last action is not part of it
     assert contract_of(tokenizer) == model.contract
 
 

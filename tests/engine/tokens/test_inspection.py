@@ -101,7 +101,7 @@ def test_a_rows_columns_are_those_that_tables_on_disk_have_in_their_order():
 
 @pytest.mark.parametrize("module", [sft, dpo, reward_model])
 def test_rows_that_are_cut_off_are_counted_and_named(module, tokenizer):
-    """Of 4 rows the third alone is over max_length, by 2 tokens of its (chosen) answer."""
+    """Of 4 rows only the third exceeds max_length, by 2 tokens of its (chosen) answer."""
     if module is sft:
         rows = conversations(4)
     else:
@@ -142,7 +142,7 @@ def test_what_is_trained_is_each_answers_tokens_with_its_end(tokenizer):
 
 @pytest.fixture
 def with_bos(tokenizer) -> Any:
-    """A tokenizer that begins a text with its BOS token by itself, and a template that leaves that to it."""
+    """A tokenizer that adds a BOS token, with a template that does not write one."""
     from tokenizers.processors import TemplateProcessing
 
     made = copy.deepcopy(tokenizer)

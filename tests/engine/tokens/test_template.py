@@ -37,7 +37,7 @@ def golden(request) -> tuple[Any, str]:
 
 
 def expected(tokenizer: Any, marked: str) -> tuple[list[int], list[bool], list[bool]]:
-    """Tokens and both masks of a marked text, each piece of it tokenized alone."""
+    """Tokens and both masks of a marked text, with each piece tokenized separately."""
     ids: list[int] = []
     masks: dict[str, list[bool]] = {"⟦": [], "⟪": []}
     inside = {"⟦": False, "⟪": False}
@@ -64,7 +64,7 @@ def test_golden_token_masks_of_five_templates(golden):
     ]
     assert dialog.ids == ids
     assert dialog.labels == [i if t else -100 for i, t in zip(ids, trained, strict=True)]
-    assert encode_dialog(tokenizer, TURNS).content == trained  # where content is not asked for
+    assert encode_dialog(tokenizer, TURNS).content == trained  # if the content mask is not requested
 
 
 @pytest.mark.parametrize("answer", ["  indented", "été 日本 🙂", "ends in space \n", "zqprobe", "<|im_start|>user\n"])
@@ -89,8 +89,8 @@ def test_a_header_in_the_answers_own_tokens_is_formatting():
 @pytest.mark.parametrize(
     "said",
     [
-        "{{ m['content'] | upper }}",  # the words are not what they were
-        "{{ m['content'] | length }}: {{ m['content'] }}",  # the header hangs on the words
+        "{{ m['content'] | upper }}",  # the words differ from the message's
+        "{{ m['content'] | length }}: {{ m['content'] }}",  # the header depends on the content
         "{{ m['content'] }}{% if 'Paris' in m['content'] %}!!{% endif %}<|im_end|>extra{{ m['content'] | length }}",
     ],
 )
@@ -123,7 +123,7 @@ def test_only_turns_from_train_from_on_are_trained(golden):
 
 @pytest.mark.parametrize("answer", HARD_ANSWERS)
 def test_the_prompt_that_is_generated_from_is_a_prefix_of_the_dialog(golden, answer):
-    """Also where the answer begins with white space, which a tokenizer joins with what stands before it."""
+    """Also if the answer begins with white space, which a tokenizer joins with the text before it."""
     tokenizer, _ = golden
     # "\n\n" and "  " become one token each wherever they stand, as in Llama 3's vocabulary.
     tokenizer.add_tokens(["\n\n", "  "])
@@ -138,7 +138,7 @@ def test_the_prompt_that_is_generated_from_is_a_prefix_of_the_dialog(golden, ans
 
 
 def test_spaces_are_trained_where_the_tokenizer_trims_its_offsets(tokenizer):
-    """RoBERTa's way: the offsets of a token leave out its spaces, so a token of spaces alone has no width."""
+    """As RoBERTa does: the offsets of a token exclude its spaces, so a token of only spaces has no width."""
     trimming = copy.deepcopy(tokenizer)
     trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     answer = [Message(role="assistant", content="  if x:\n      y")]
@@ -186,7 +186,7 @@ def test_a_dialog_without_an_answer_and_a_refused_role_are_errors(tokenizer):
 # -- tools ----------------------------------------------------------------------------------------------------------
 
 
-# Reads nested keys, and says which are there: a None that was filled in shows.
+# Renders nested keys, and which of them exist, so that a filled-in None is visible.
 TOOL_TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}{% for call in message['tool_calls'] or [] %}{{ call | tojson }}"

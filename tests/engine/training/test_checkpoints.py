@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified before they are used, pruned after that."""
+"""Checkpoints: complete or absent, verified before use, pruned afterwards."""
 
 import logging
 import re
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_one_before_is_u
     assert caplog.messages == [f"checkpoint-4 is not resumed from: {reason}"]
     assert newest.is_dir(), "nothing that was made is thrown away"
     prune(tmp_path, keep=3, best_step=2)  # the next checkpoint is saved beside it
-    # Training comes by step 4 again: the damaged one makes place.
+    # Training reaches step 4 again, and replaces the damaged checkpoint.
     assert find_damage(save(tmp_path, 4, best=2)) == ""
 
 

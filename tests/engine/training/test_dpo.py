@@ -98,7 +98,7 @@ def loss_of(trainer: DPOLoopTrainer, table) -> float:
 
 
 def log_probs(model, row: dict[str, Any], side: str) -> torch.Tensor:
-    """log p of every token of an answer, [T], the row alone and unpadded."""
+    """log p of every token of an answer, [T], from a single unpadded row."""
     ids = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, :-1].float()
@@ -107,7 +107,7 @@ def log_probs(model, row: dict[str, Any], side: str) -> torch.Tensor:
 
 
 def by_hand(policy, reference, table, *, kind: str, beta: float, nll_weight: float, nll_per: str) -> float:
-    """The preference term of Rafailov et al. (eq. 7), IPO (eq. 17) or Tülu 3 on content tokens alone, + NLL."""
+    """The preference term of Rafailov et al. (eq. 7), IPO (eq. 17) or Tülu 3 on content tokens only, plus the NLL."""
     terms, nlls, lengths = [], [], []
     for row in table:
         ratios, sizes = [], []
@@ -115,7 +115,7 @@ def by_hand(policy, reference, table, *, kind: str, beta: float, nll_weight: flo
             content = torch.tensor(row[f"{side}_content"])
             ratios.append((log_probs(policy, row, side) - log_probs(reference, row, side))[content].sum())
             sizes.append(int(content.sum()))
-        if kind != "sigmoid":  # both others are per token
+        if kind != "sigmoid":  # the other two are per token
             ratios = [ratio / size for ratio, size in zip(ratios, sizes, strict=True)]
         margin = ratios[0] - ratios[1]
         terms.append((margin - 1 / (2 * beta)) ** 2 if kind == "ipo" else -torch.log(torch.sigmoid(beta * margin)))

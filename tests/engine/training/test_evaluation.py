@@ -1,4 +1,4 @@
-"""Evaluation numbers come from the weights and the rows alone: any batch size, compared with plain computations."""
+"""Evaluation numbers depend only on weights and rows: for any batch size they equal a plain computation."""
 
 import json
 import math
@@ -45,14 +45,14 @@ def test_precision_and_recall_by_hand():
 
 
 def test_a_model_that_always_says_first_is_at_chance():
-    """Its margin's sign follows the order shown: were the chosen always first, precision would be 1."""
+    """The sign of its margin depends on the order: if the chosen answer were always first, precision would be 1."""
     first = set(random.Random(0).sample(range(100), 50))
     margins = [1.0 if pair in first else -1.0 for pair in range(100)]
     assert precision_recall(margins, seed=0)["precision"] == 0.5
 
 
 def trainer_of(stage: str, tiny_model, rows, folder, monkeypatch, **keys: Any) -> Any:
-    """The stage's trainer on 9 held-out rows, untrained, its weights moved."""
+    """The stage's trainer on 9 held-out rows, not trained, with perturbed weights."""
     found = []
     monkeypatch.setattr(method, "train_and_save", lambda trainer, *_, **__: found.append(trainer) or StageResult({}))
     kind = "conversations" if stage == "sft" else "pairs"
@@ -93,7 +93,7 @@ def messages(dialog: list[dict[str, str]]) -> list[Message]:
 
 
 def token_log_probs(model: Any, ids: list[int]) -> torch.Tensor:
-    """log p of each token after the first, one row alone, [T - 1]."""
+    """log p of each token after the first, from a single row, [T - 1]."""
     with torch.no_grad():
         log_probs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, :-1].double(), dim=-1)
     return log_probs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

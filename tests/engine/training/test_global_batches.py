@@ -38,10 +38,10 @@ def test_the_micro_batch_changes_nothing(stage, tiny_model, rows, tmp_path):
 
 
 def test_a_step_sees_the_same_rows_for_any_number_of_processes():
-    """One process of 4 rows a step, or two that take every other row of it: the sampler hands out the steps' rows."""
+    """One process with 4 rows a step, or two processes with every other row of it: the sampler yields whole steps."""
     sampler = GlobalBatches(11, global_batch_size=4, seed=3)
     first = list(sampler)
-    assert len(sampler) == len(first) == 8  # the last 3 rows make no whole step
+    assert len(sampler) == len(first) == 8  # the last 3 rows do not fill a step
     assert len(set(first)) == 8 and set(first) < set(range(11))
     assert list(GlobalBatches(11, global_batch_size=4, seed=3)) == first
     sampler.set_epoch(1)

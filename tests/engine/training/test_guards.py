@@ -1,4 +1,4 @@
-"""Steps that would do harm are stopped before the optimizer takes them, or skipped and counted."""
+"""Steps that would do harm stop the training before the optimizer's step, or are skipped and counted."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ KEYS = {
         ),
         (9.0, 1.0, [1.0, 2.0] * 64, None, ""),
         (6.4, 1.0, [1.0, 2.0] * 64, 10.0, ""),  # 9.8 of them
-        (9.0, 1.0, [1.0, 2.0] * 31, 10.0, ""),  # too few to say
+        (9.0, 1.0, [1.0, 2.0] * 31, 10.0, ""),  # too few to decide
         (1.0, 1.0, [1.0] * 128, 10.0, ""),  # no deviation, no spike
     ],
 )
@@ -60,7 +60,7 @@ def bad_third_step(monkeypatch):
 
 
 def spoil_third_step(patch: pytest.MonkeyPatch) -> None:
-    """Its loss is not a number, and its gradients with it."""
+    """The loss and the gradients of the third step become NaN."""
     own = GuardedSteps.training_step
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_a_bad_step_stops_training_and_is_reported_with_its_rows_and_a_hint(tiny
 
 
 def test_training_resumes_from_the_checkpoint_that_a_bad_step_leaves(tiny_model, rows, tmp_path, monkeypatch):
-    """A fault of the machine: the same command goes on at the step before, to the same weights."""
+    """After a hardware fault the same command resumes at the step before, and reaches the same weights."""
     keys = keys_of(tiny_model, rows, save_strategy="no", lora_dropout=0.3, use_peft=True, lora_r=4)
     run_here("sft", tmp_path / "alone", **keys)
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_the_losses_that_a_spike_is_measured_by_survive_a_resume(tiny_model, row
     monkeypatch.setattr(guards, "what_is_wrong", remember)
     assert call_stage("sft", tmp_path / "sft", **keys_of(tiny_model, rows)) == 130
     run_here("sft", tmp_path / "sft", **keys_of(tiny_model, rows))
-    assert seen[4:] == [seen[2], seen[3]]  # steps 3 and 4 once more, from the checkpoint of step 2
+    assert seen[4:] == [seen[2], seen[3]]  # steps 3 and 4 again, from the checkpoint of step 2
     assert [len(losses) for losses in seen] == [1, 2, 3, 4, 3, 4]
     assert WINDOW == 128
 

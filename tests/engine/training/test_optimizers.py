@@ -32,9 +32,9 @@ def test_optimizers_are_fused_by_default(stage, tiny_model, rows, tmp_path, monk
 
 @pytest.mark.long
 def test_dpo_supports_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
-    """The compiler itself is left out, which takes minutes: what is traced runs as it is. The reference is wrapped too,
-    and has no truth value then."""
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # which the key sets, and the test puts back
+    """Without the compiler itself, which takes minutes: the traced code runs unchanged. The reference is wrapped too,
+    and then has no truth value."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # set by the key, and restored by the test
     keys = {"model_name_or_path": tiny_model, "max_steps": 1, "optim": "sgd", **data(rows, "dpo")}
     run_here("dpo", tmp_path / "traced", torch_compile=True, torch_compile_backend="eager", **keys)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
@@ -46,7 +46,7 @@ def test_dpo_supports_torch_compile(tiny_model, rows, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("together", [1, optimizers.STACK_ELEMENTS])
 def test_muon_moves_weights_as_torchs_does(together, monkeypatch):
-    """That one computes in bfloat16, so it is a hundredth off; two of one shape must not be mixed up."""
+    """torch's computes in bfloat16, so it differs by a hundredth. Two matrices of one shape must not be mixed up."""
     monkeypatch.setattr(optimizers, "STACK_ELEMENTS", together)
     torch.manual_seed(1)
     start = [torch.randn(shape) for shape in ((12, 40), (40, 12), (24, 24), (12, 40))]

@@ -1,4 +1,4 @@
-"""The reference's log-probs: equal to those of a live reference, computed once, and again where needed."""
+"""The reference's log-probs: equal to those of a live reference, computed once, and computed again when needed."""
 
 import copy
 import hashlib
@@ -118,7 +118,7 @@ def trainer_of(
 
 
 def by_hand(model: Any, row: dict[str, Any], side: str) -> float:
-    """The sum of log p over an answer's content, the row alone."""
+    """The sum of log p over an answer's content, from a single row."""
     ids = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]])
     with torch.no_grad():
         log_probs = torch.log_softmax(model(input_ids=ids).logits[0, :-1].double(), -1)
@@ -250,7 +250,7 @@ def test_a_models_content_is_its_records_where_it_has_one(tmp_path):
     assert record.sha256 == {"model/w.safetensors": digest}
     assert weights_of(str(tmp_path / "step" / "model")) == raw
     (tmp_path / "step" / "model" / "w.safetensors").write_bytes(b"others!")
-    record.write(tmp_path / "step")  # made again, under the same fingerprint
+    record.write(tmp_path / "step")  # computed again, under the same fingerprint
     assert weights_of(str(tmp_path / "step" / "model")) != raw
 
 
@@ -292,7 +292,7 @@ def test_a_damaged_batch_is_computed_again(attach, tmp_path, caplog):
     first, last = (len(json.loads(line.partition(" ")[2])["sums"]) for line in (lines[0], lines[-1]))
     assert num_computed == 24 and len(lines) > 3
     lines[0] = lines[0].replace("-", "-1", 1)
-    file.write_text("".join(lines)[:-5])  # and the last one is cut off
+    file.write_text("".join(lines)[:-5])  # and the last one is truncated
     with caplog.at_level(logging.WARNING):
         num_computed, again = attach("b")
     assert f"{file.name}: 2 batches are damaged and are computed again" in caplog.messages
@@ -337,7 +337,7 @@ def test_a_resumed_run_has_the_same_reference_whose_files_may_be_lost(train, tin
     with monkeypatch.context() as patch:
         patch.setattr(DPOLoopTrainer, "training_step", stop)
         assert call_stage("dpo", folder, model_name_or_path=tiny_model, **data, **keys) == 130
-    shutil.copytree(folder, tmp_path / "lost" / "dpo")  # without what lies beside it
+    shutil.copytree(folder, tmp_path / "lost" / "dpo")  # without the files beside it
     for name, wanted in (("kept", 0), ("lost", NUM_PAIRS)):
         assert train(f"{name}/dpo", **keys) == wanted
         assert "resuming from step 2\n" in log_of(tmp_path / name / "dpo")

@@ -58,7 +58,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
         resumed_from = 2
     if lost == "the marker of the newest checkpoint":
         (newest / "whole.json").unlink()
-        # What a killed process leaves: files cut off. To load them would be an error.
+        # A killed process leaves truncated files. Loading them would be an error.
         (newest / "optimizer.pt").write_bytes(b"cut")
     if lost == "a byte of the newest checkpoint":
         content = bytearray((newest / "model.safetensors").read_bytes())

@@ -20,7 +20,7 @@ def sigmoid(x: float) -> float:
 
 @pytest.fixture
 def trainer() -> Any:
-    """The trainer's loss without a model: an answer's reward is its first token."""
+    """The trainer's loss without a model, where an answer's reward is its first token."""
     made = BradleyTerryTrainer.__new__(BradleyTerryTrainer)
     made.args = SimpleNamespace(center_rewards_coefficient=None)
     made.model = SimpleNamespace(training=False)

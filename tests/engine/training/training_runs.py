@@ -1,4 +1,4 @@
-"""Data for a training stage, and comparisons of what two runs left."""
+"""Data for a training stage, and comparisons of the files of two runs."""
 
 from pathlib import Path
 from typing import Any

@@ -23,7 +23,7 @@ def test_a_slot_of_gpus_is_all_that_its_step_sees(tmp_path, monkeypatch):
     slot = command_line.slots(step.launch, 2)[1]
     values = command_line.environment(step, tmp_path / "step", tmp_path, slot)
     assert values["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert Path(values["TORCH_EXTENSIONS_DIR"]).name == ".torch_extensions-1"  # another's lock is not nobody's
+    assert Path(values["TORCH_EXTENSIONS_DIR"]).name == ".torch_extensions-1"  # locked by another process
     command_line.launch_command(step, tmp_path, slot)
     assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["main_process_port"] == 29501
     assert "CUDA_VISIBLE_DEVICES" not in command_line.environment(step_with(), tmp_path, tmp_path).keys() - os.environ
@@ -61,7 +61,7 @@ def test_the_environment_divides_the_cores_and_names_the_device_as_the_profile_e
     cpu = command_line.environment(step_with(profile="ddp", num_processes=3, device="cpu"), tmp_path, tmp_path)
     assert (cpu["OMP_NUM_THREADS"], cpu["ACCELERATE_USE_CPU"]) == ("2", "true")
     assert cpu["PYTHONPATH"].split(os.pathsep)[0] == str(command_line.ROOT)
-    # With this variable accelerate drops DeepSpeed without a word.
+    # With this variable accelerate drops DeepSpeed silently.
     zero = command_line.environment(step_with(profile="zero2", num_processes=2, device="cpu"), tmp_path, tmp_path)
     assert "ACCELERATE_USE_CPU" not in zero
     assert "ACCELERATE_USE_CPU" not in command_line.environment(step_with(), tmp_path, tmp_path)

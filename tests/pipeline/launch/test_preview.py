@@ -1,4 +1,4 @@
-"""Which choices of precision `alignloop check` asks about for a recipe."""
+"""Which choices of precision `alignloop check` measures for a recipe."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ def test_a_finished_run_is_reused_completely_and_starts_no_process(world):
     assert f"chat runs/toy/{folder.name}/model" in out
     assert "runs/toy/summary.json" in out
 
-    # The command's own start is nearly all there is.
+    # Nearly all of its time is the start of the command.
     assert cpu_seconds_of(world.run) < 4 * cpu_seconds_of(lambda: world.call("--help"))
     assert world.launched() == []
     assert set(world.states().values()) == {"reused"}
@@ -39,7 +39,7 @@ def test_an_edited_key_runs_what_depends_on_it_and_both_results_exist(world):
     assert world.run("--set", "dpo.beta=0.2")[0] == 0
     assert world.launched() == ["round-1.dpo", "round-1.evaluate_policy"]
     assert len(list(world.run_folder.glob("round-1.dpo-*"))) == 2
-    assert world.run()[0] == 0  # and back, for free
+    assert world.run()[0] == 0  # and back, without a launch
     assert world.launched() == []
 
 
@@ -61,7 +61,7 @@ def test_the_stages_get_the_keys_and_inputs_of_the_plan(world):
     data = world.folder("prepare_data")
     assert sft["train_data"] == [str(winners), str(data / "instructions.train.jsonl")]
     assert sft["train_data_shares"] == [1.0, 0.25]
-    # The toy rejection sampling makes no winners.validation: an optional output is left out.
+    # The toy rejection sampling writes no winners.validation, and an optional output is left out.
     assert sft["eval_data"] == [str(data / "instructions.validation.jsonl")]
     assert sft["use_cpu"] is True
     assert (sft["step"], sft["run_group"]) == ("round-1.sft", "toy")
@@ -99,7 +99,7 @@ def test_a_gate_that_stops_skips_the_later_rounds_and_reports_the_number(world):
     assert re.search(r"\| gate .*\| +stop \|", out) and re.search(r"\| decided by .*\| KL 25.000 > 20 \|", out)
     planned = world.call("plan", "toy.yaml")[1]
     assert f"skip   round-2.dpo: {reason}" in planned and "6 skip" in planned
-    # Another rule makes another evaluation: what was skipped then runs.
+    # Another rule changes the evaluation, so what was skipped runs.
     assert world.call("run", "toy.yaml", "--set", "seed=1")[0] == 0
     assert "round-2.evaluate_policy" in world.launched()
 
@@ -126,7 +126,7 @@ def test_online_dpo_runs_from_a_chat_model_with_given_reward_models(world):
         "round-2.evaluate_policy",
     ]
     base = str(world.folder("prepare_base") / "model")
-    # Round 1 made things worse: round 2 goes on from the base.
+    # Round 1 made the policy worse, so round 2 continues from the base.
     assert world.config("round-2.annotate")["policies"] == [base]
     assert world.config("round-2.annotate")["policy_names"] == ["prepare_base"]
     assert world.config("round-2.annotate")["annotator_models"] == ["acme/reward"]

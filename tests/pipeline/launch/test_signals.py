@@ -16,7 +16,7 @@ def test_a_signal_stops_the_stage_and_all_its_children(world, number, exit_code,
     pids = world.hanging()
     assert all(map(alive, pids))
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == exit_code
     assert not any(map(alive, pids))
     assert "interrupted; finished work is kept" in err

@@ -1,4 +1,4 @@
-"""Recipes: typed, layered by section and round, and every mistake one line before anything is launched."""
+"""Recipes are typed and layered by section and round. Every mistake is an error of one line before a launch."""
 
 from pathlib import Path
 
@@ -214,7 +214,7 @@ def test_a_gpu_profile_needs_a_gpu_and_cpu_use_is_reported(recipe_file, monkeypa
         checked(recipe_file, "launch.device=gpu")
     with pytest.raises(ConfigError, match=r"dpo\.launch: this machine has no GPU"):
         checked(recipe_file, "dpo.launch.device=gpu")
-    checked(recipe_file, "launch={wrapper: env A=1}")  # where it runs, we are not
+    checked(recipe_file, "launch={wrapper: env A=1}")  # the run's machine is another one
     with pytest.raises(ConfigError, match="launch: wrapper: the command 'srum' is not found on this machine"):
         checked(recipe_file, "launch={wrapper: srum -N1}")
     monkeypatch.setattr(checks, "has_gpu", lambda: True)

@@ -15,7 +15,7 @@ from tests.toy_rows import write_jsonl
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> Callable[..., Any]:
-    """recipe("key=value"): a recipe beside an environment, and its steps."""
+    """recipe("key=value") loads a recipe beside an environment and returns it with its steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     python = tmp_path / "venv" / "bin" / "python"

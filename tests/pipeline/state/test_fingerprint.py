@@ -47,7 +47,7 @@ def test_an_identity_key_changes_its_step_and_everything_below(work):
 @pytest.mark.parametrize(
     "override",
     [
-        "dpo.beta=0.1",  # the default, said aloud
+        "dpo.beta=0.1",  # the default, given explicitly
         'dpo.learning_rate="1e-6"',  # typed before it is hashed
         "dpo.per_device_train_batch_size=2",
         "launch={profile: zero3, num_processes: 8, device: cpu}",
@@ -86,7 +86,7 @@ def test_an_unchanged_file_is_hashed_once(work, monkeypatch):
     hashes = FileHashes(work / "cache.json")
     content = hashes.of(work / "pairs.jsonl")
     hashes.save()
-    again = FileHashes(work / "cache.json", limit=0)  # may read nothing
+    again = FileHashes(work / "cache.json", limit=0)  # may hash no file
     assert again.of(work / "pairs.jsonl") == content
     (work / "pairs.jsonl").write_text("longer now")
     assert again.of(work / "pairs.jsonl") == "to be hashed"
@@ -189,10 +189,10 @@ def test_an_edit_of_variants_changes_its_part_the_average_and_what_depends_on_th
 @pytest.mark.parametrize(
     "override",
     [
-        "sft.learning_rate=9e-5",  # every variant says its own
+        "sft.learning_rate=9e-5",  # every variant has its own
         "sft.per_device_eval_batch_size=2",
         "sft.launch={devices: [0, 1]}",
-        "sft.average={weights: uniform}",  # the default, said aloud
+        "sft.average={weights: uniform}",  # the default, given explicitly
     ],
 )
 def test_what_neither_a_variant_nor_the_measurement_reads_changes_nothing(work, override):

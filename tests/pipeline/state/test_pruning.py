@@ -1,4 +1,4 @@
-"""`alignloop prune`: what the last run does not need is listed, goes with --yes alone, and nothing else does."""
+"""`alignloop prune` lists what the last run does not need, and deletes it, and nothing else, only with --yes."""
 
 import fcntl
 import json
@@ -24,7 +24,7 @@ def world(edited, tmp_path) -> World:
 
 
 def old_folders(world: World) -> list[str]:
-    """By the recipes: round 2, and what hung on the first beta."""
+    """The folders that the edit left: round 2, and what depended on the first beta."""
     needed = {step["folder"] for step in world.summary()["steps"]}
     old = [path.name for path in world.run_folder.glob("*-????????") if path.name not in needed]
     names = {name[:-9] for name in old}
@@ -58,13 +58,13 @@ def test_with_yes_it_is_deleted_and_the_run_is_complete(world):
     assert world.run("--set", "dpo.beta=0.2")[0] == 0
     assert world.launched() == []
     assert world.call("prune", "runs/toy")[1] == "runs/toy: the last run needs every folder; nothing to delete\n"
-    assert world.run()[0] == 0  # back to the first beta: made again, nothing else
+    assert world.run()[0] == 0  # back to the first beta: only its steps run again
     assert world.launched() == ["round-1.dpo", "round-1.evaluate_policy"]
 
 
 def test_folders_of_the_user_are_not_deleted(world):
     by_hand = world.run_folder / "round-1.dpo-by-hand"
-    shutil.copytree(world.folder("round-1.sft"), by_hand)  # a record and an identity, under a name of its own
+    shutil.copytree(world.folder("round-1.sft"), by_hand)  # a record and an identity, under the user's own name
     (by_hand / "fingerprint.json").unlink()
     renamed = world.run_folder / "round-1.dpo-00000000"
     shutil.copytree(world.folder("round-1.sft"), renamed)
@@ -98,7 +98,7 @@ def test_a_live_lock_prevents_pruning(world, held):
     lock = (folder if held == "run" else folder / old_folders(world)[-1]) / ".lock"
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert world.call("prune", "runs/toy")[0] == 0  # a look is free
+        assert world.call("prune", "runs/toy")[0] == 0  # listing is allowed
         code, _, err = world.call("prune", "runs/toy", "--yes")
     assert code == 2 and "is in use by " in err and err.count("\n") == 1
     assert {name: text for name, text in everything(world).items() if not name.endswith(".lock")} == {
@@ -109,7 +109,7 @@ def test_a_live_lock_prevents_pruning(world, held):
 def test_what_a_crash_left_half_deleted_is_deleted_next_time(world):
     old = world.run_folder / old_folders(world)[0]
     going = world.run_folder / f".pruned-{old.name}"
-    shutil.copytree(old, going)  # of a step that was made again since
+    shutil.copytree(old, going)  # of a step that ran again since
     (going / "artifact.json").unlink()
     again = world.folder("round-1.sft")  # and of one that the last run needs
     shutil.copytree(again, world.run_folder / f".pruned-{again.name}")

@@ -11,7 +11,7 @@ from pipeline.steps import File, Model, Step
 
 
 def step_of(num_processes: int = 1, **keys: Any) -> tuple[Step, dict[str, Any]]:
-    """A DPO step and what its fingerprint would be made of."""
+    """A DPO step and the values that its fingerprint is computed from."""
     launch = Launch(profile="single" if num_processes == 1 else "ddp", num_processes=num_processes, device="cpu")
     inputs = {"model_name_or_path": [Model("m")], "train_data": [File("t")]}
     step = Step("round-1.dpo", "dpo", 1, "dpo", keys, inputs, launch)  # pyright: ignore[reportArgumentType]
