@@ -37,7 +37,7 @@ def note(**what):
 
 
 note(event="import", environment=dict(os.environ), path=sys.path)
-print("words of a library on stdout")
+print("words of a library on stdout", flush=True)
 if "broken" in behaviour():
     raise ImportError(behaviour()["broken"])
 
