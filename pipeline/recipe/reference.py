@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -70,11 +72,20 @@ def _rows_of_model(model: type[BaseModel]) -> Iterator[Sequence[str]]:
     """(key, type, default, meaning) of the fields that have a description."""
     for name, field in model.model_fields.items():
         if field.description:
-            kind = re.sub(r"\w+\.|typing\.", "", str(field.annotation)).replace("<class '", "").replace("'>", "")
-            kind = {"NoneType": "null"}.get(kind, kind).replace("None", "null")
-            required = field.is_required()
-            default = "required" if required else json.dumps(field.get_default(call_default_factory=True), default=str)
-            yield name, kind, default, field.description
+            default = field.get_default(call_default_factory=True)
+            shown = "{}" if isinstance(default, BaseModel) else json.dumps(default, default=str)
+            yield name, _words_of(field.annotation), "required" if field.is_required() else shown, field.description
+
+
+def _words_of(hint: object) -> str:
+    """A type hint in the words of the page: `str or null`."""
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(_words_of, get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return "mapping"
+    return {"NoneType": "null"}.get(name := getattr(hint, "__name__", ""), str(hint) if get_args(hint) else name)
 
 
 def _rows_of_keys(keys: dict[str, StageKey]) -> Iterator[Sequence[str]]:
