@@ -66,7 +66,7 @@ class PretrainArguments(TrainingStageArguments):
     vocab_size: int = key_field(8192, "tokens of the tokenizer that is trained on train_data")
     special_tokens: list[str] = key_field([], "tokens of that tokenizer besides end and pad, such as a template's")
     block_size: int = key_field(1024, "tokens a row")
-    mask_documents: bool = key_field(True, "attention and positions begin anew with each document of a block")
+    mask_documents: bool = key_field(True, "attention and positions start again with each document of a block")
     muon_learning_rate: float | None = key_field(
         None, "learning rate of Muon on the hidden matrices, AdamW keeps the rest; null: TRL's optim alone"
     )

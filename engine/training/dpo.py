@@ -74,7 +74,8 @@ class DPOLoopTrainer(PrecomputedReference, SharedRowsMixin, DPOTrainer):
             super().__init__(*args, **kwargs)
 
     def _precompute_ref_logps(self, dataset: Rows, *args: object, **kwargs: object) -> Rows:
-        """Leaves TRL's way out, whose cache depends on the rows' order and on every key; see reference.py."""
+        """Returns the rows unchanged. The cache of TRL's own method depends on the order of the rows and on every key;
+        `engine.training.reference` replaces it."""
         return dataset
 
     def _prepare_dataset(self, dataset: Rows, *args: object, **kwargs: object) -> Rows:

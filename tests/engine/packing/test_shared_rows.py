@@ -262,7 +262,7 @@ def test_compiled_flex_attention_follows_the_mask_and_rows_of_any_length_share_a
         wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         torch.testing.assert_close(compiled(query, key, value, block_mask=mask), wanted, atol=1e-5, rtol=1e-5)
         numbers.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert numbers[-1] == numbers[3], "else each batch of a training would be compiled anew"
+    assert numbers[-1] == numbers[3], "else each batch of a training would be compiled again"
 
 
 @contextlib.contextmanager
