@@ -8,10 +8,10 @@ A user's mistake is reported in one line on stderr and ends with exit code 2. A 
 
 import contextlib
 import errno
+import importlib.metadata
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +23,7 @@ import typer
 from data_schemas.artifact import Artifact
 from data_schemas.errors import AlignloopError, ConfigError, DataError, UserError
 from data_schemas.files import DISK_FULL, read_json
-from data_schemas.locks import is_locked, lock_folder
+from data_schemas.locks import lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
@@ -34,7 +34,9 @@ from pipeline.launch.runner import run_steps
 from pipeline.plan import Step, make_plan
 from pipeline.recipe.schema import Recipe, load_recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
-from pipeline.report import terminal
+from pipeline.report import errors, live, run_status, terminal
+from pipeline.report.errors import command_name
+from pipeline.report.live import short_path
 from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
@@ -47,40 +49,74 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Run the Llama 3 post-training loop from one recipe: rounds of preferences, reward model, rejection sampling, "
-    "SFT, DPO and evaluation. Start with `alignloop run demo`, or with `alignloop init` for your own data.",
+    "SFT, DPO and evaluation. Start with `alignloop run demo`, or with `alignloop init` for your own data. "
+    "`alignloop COMMAND --help` describes a command.",
 )
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="a recipe, a YAML file; or the name of a shipped one, as in demo")
+    Path,
+    typer.Argument(metavar="RECIPE", help="A recipe, which is a YAML file, or the name of a shipped one, as in demo."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="set a key of the recipe, as in --set dpo.beta=0.2; repeatable"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the recipe, as in --set dpo.beta=0.2. May be given several times.  [default: none]",
+    ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, as in runs/demo")]
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as in runs/demo.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alignloop {importlib.metadata.version('alignloop')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.  [default: off]")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    errors.shown.tracebacks = verbose
 
 
 @app.command()
 def init(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="a shipped recipe to copy; without it, a commented starter")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A shipped recipe to copy. Without it, a commented starter is written."),
     ] = None,
 ) -> None:
     """Write a recipe to start from into this folder."""
     recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd()))
     print(f"written: {', '.join(map(str, (recipe, *others)))}")
     print("set its model and data, then:")
-    print(f"  {_command()} plan {recipe}     # shows every step and checks every key; runs nothing")
-    print(f"  {_command()} check {recipe}    # shows the rows that each stage trains on")
-    print(f"  {_command()} run {recipe}      # runs the loop")
+    print(f"  {command_name()} plan {recipe}     # shows every step and checks every key; runs nothing")
+    print(f"  {command_name()} check {recipe}    # shows the rows that each stage trains on")
+    print(f"  {command_name()} run {recipe}      # runs the loop")
 
 
 @app.command()
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show the output of the stages")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Show the output of the stages, and the traceback of an error.  [default: off]"
+        ),
+    ] = False,
 ) -> None:
-    """Run the loop. Finished steps are reused, and a stopped run is resumed."""
+    """Run the steps of a recipe. Finished steps are reused, and a stopped run is resumed."""
+    errors.shown.tracebacks = errors.shown.tracebacks or verbose
     loaded, steps = _load(recipe, overrides)
     check_machine(loaded, steps)
     console = terminal.make_console()
@@ -88,16 +124,20 @@ def run(
         for partial in loaded.folder.glob(".*.partial-*"):  # a killed run was writing it
             partial.unlink(missing_ok=True)
         planned = Run.of(loaded, steps)
-        live = console.is_terminal and not verbose
-        with terminal.Progress(console, len(steps), live=live) as progress:
-            run_steps(planned, verbose=verbose, show=progress)
+        is_live = live.can_be_live(console) and not verbose
+        try:
+            with live.RunDisplay(console, len(steps), live=is_live) as display:
+                run_steps(planned, verbose=verbose, show=display)
+        except Interrupted:
+            print(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
+            raise
     summary = _read_summary(loaded.folder)
     console.print(terminal.rounds_table(summary))
     best = summary["best_policy"]
     assert best is not None, "a finished run has evaluated a policy"
     print(f"\nbest policy: {best['step']}")
-    print(f"chat with it: {_command()} chat {shlex.quote(_short(loaded.folder / best['folder']))}")
-    print(f"all numbers:  {_short(loaded.folder / SUMMARY)}")
+    print(f"chat with it: {command_name()} chat {shlex.quote(short_path(loaded.folder / best['folder']))}")
+    print(f"all numbers:  {short_path(loaded.folder / SUMMARY)}")
 
 
 @app.command()
@@ -106,7 +146,9 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     loaded, steps = _load(recipe, overrides)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
-    terminal.make_console().print(terminal.plan_tree(planned, decisions), soft_wrap=True)
+    console = terminal.make_console()
+    # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
+    console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
     _warn_of_machine(loaded, steps)
 
 
@@ -114,7 +156,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(help="number of rows to show of each training stage")] = 2,
+    rows: Annotated[int, typer.Option(help="Number of rows to show of each training stage.")] = 2,
 ) -> None:
     """Show the rows that each stage trains on, with the trained tokens in colour.
 
@@ -133,15 +175,18 @@ def check(
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, or its summary.json")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its summary.json.")],
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Show the running steps until the run ends.  [default: off]"),
+    ] = False,
 ) -> None:
     """Show the state of a run, of its steps, and its numbers by round."""
     folder = run.parent if run.name == SUMMARY else run
-    summary = _read_summary(folder)
     console = terminal.make_console()
-    console.print(f"{summary['name']}: {_state(summary, folder)}")
-    console.print(terminal.steps_table(summary))
-    console.print(terminal.rounds_table(summary))
+    if follow:
+        run_status.follow(console, folder, lambda: _read_summary(folder))
+    run_status.show(console, folder, _read_summary(folder))
 
 
 @app.command()
@@ -165,7 +210,7 @@ def verify(run: RunFolder) -> None:
 @app.command()
 def prune(
     run: RunFolder,
-    yes: Annotated[bool, typer.Option("--yes", help="delete the listed folders")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the listed folders.  [default: only list them]")] = False,
 ) -> None:
     """List folders that the last run does not need; --yes deletes them.
 
@@ -175,7 +220,7 @@ def prune(
     with lock_folder(run) if yes else contextlib.nullcontext():
         found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
         if not found:
-            print(f"{_short(run)}: the last run needs every folder; nothing to delete")
+            print(f"{short_path(run)}: the last run needs every folder; nothing to delete")
             return
         terminal.make_console().print(terminal.pruned_table(run, found))
         if yes:
@@ -184,22 +229,42 @@ def prune(
     if yes:
         print(f"\n{size}: deleted")
     else:
-        words = shlex.join(["prune", _short(run), "--yes"])
-        print(f"\n{size}. To delete: {_command()} {words}")
+        words = shlex.join(["prune", short_path(run), "--yes"])
+        print(f"\n{size}. To delete: {command_name()} {words}")
         print("Models in these folders are deleted too, also where another recipe uses them.")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command()
 def chat(
-    context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL_DIR", help="a folder of a model, a step or a run; or a hub name")
+        str, typer.Argument(metavar="MODEL_DIR", help="The folder of a model, of a step or of a run, or a hub name.")
     ],
-    prompt: Annotated[str | None, typer.Option(help="print one answer and exit; without it, a conversation")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Print the answer to this prompt and exit.  [default: none, which starts a conversation]"),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.  [default: none]")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the sampling. With 0 the most probable token is taken.")
+    ] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    use_cpu: Annotated[
+        bool, typer.Option("--use_cpu", help="Run on the CPU even if there is a GPU.  [default: off]")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust_remote_code", help="Run code that comes with the model's files.  [default: off]"),
+    ] = False,
 ) -> None:
-    """Chat with a model. Other options, as --temperature 0, are passed to commands/chat.py."""
-    words = [_model_of(model), *(["--prompt", prompt] if prompt is not None else [])]
-    command = [sys.executable, str(ROOT / "commands" / "chat.py"), *words, *context.args]
+    """Chat with a model. An empty line or Ctrl-D ends the conversation."""
+    words = [_model_of(model)]
+    for name, value in (("prompt", prompt), ("system", system)):
+        words += [f"--{name}={value}"] if value is not None else []
+    words += [f"--temperature={temperature}", f"--max_new_tokens={max_new_tokens}", f"--seed={seed}"]
+    words += ["--use_cpu"] if use_cpu else []
+    words += ["--trust_remote_code"] if trust_remote_code else []
+    command = [sys.executable, str(ROOT / "commands" / "chat.py"), *words]
     raise typer.Exit(subprocess.call(command, env=_environment()))
 
 
@@ -253,33 +318,6 @@ def _read_summary(folder: Path) -> Summary:
     return cast(Summary, summary)
 
 
-def _state(summary: Summary, folder: Path) -> str:
-    if summary["state"] == "running" and not is_locked(folder):
-        return "stopped: the process that ran it has ended; run the recipe again to resume"
-    return summary["state"]
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _command() -> str:
-    """How this command was called, so that a printed line can be copied into the shell."""
-    on_path = shutil.which("alignloop")
-    called = Path(sys.argv[0]).absolute()
-    return "alignloop" if on_path and Path(on_path).absolute() == called else shlex.quote(_short(called))
-
-
-def _report(failure: StageFailed) -> None:
-    """Why the stage failed, its command, the end of its output and a remedy, on stderr."""
-    print(f"error: {failure.step.name} failed: {printable(failure.cause)}", file=sys.stderr)
-    print(f"command: {shlex.join(failure.command)}\nlast lines of {_short(failure.log)}:", file=sys.stderr)
-    for line in failure.tail:
-        print(f"  {printable(line)}", file=sys.stderr)
-    if failure.hint:
-        print(f"hint: {failure.hint}", file=sys.stderr)
-
-
 def main() -> None:
     """The entry point of the console script. Reports errors in one line, and exits with their code."""
     from typer.main import get_command
@@ -294,19 +332,19 @@ def main() -> None:
         print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
         code = 1
     except StageFailed as failure:
-        _report(failure)
+        errors.report_failure(failure)
         code = 2 if failure.is_users else 1
     except Interrupted as interrupted:
-        print("interrupted; finished work is kept; run the same command again to resume", file=sys.stderr)
         code = 128 + interrupted.number
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        if not hasattr(error, "format_message"):  # errors of the command-line parser have one
-            raise
-        message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
-        print(f"error: {message}; see {_command()} --help", file=sys.stderr)
-        code = 2
+        if hasattr(error, "format_message"):  # an error of the command-line parser
+            print(f"error: {errors.parser_message(error)}; see {errors.help_for(error)}", file=sys.stderr)
+            code = 2
+        else:
+            errors.report_unexpected(error)
+            code = 1
     sys.exit(code)
 
 

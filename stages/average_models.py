@@ -26,6 +26,7 @@ from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
 from engine.models.loading import load_tokenizer
 from engine.models.verification import check_weights
+from engine.runtime import progress
 from engine.runtime.arguments import LoadingArguments
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
@@ -125,6 +126,7 @@ class Evaluation:
         return metrics
 
 
+@progress.activity("averaging the models")
 def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Sequence[float]) -> Path:
     """The folder of the average with these weights: the first process writes it, the others wait for it."""
     identity = json.dumps([list(weights), arguments.method, arguments.fraction])

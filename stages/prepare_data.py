@@ -29,6 +29,7 @@ from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Ro
 from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
 from data_schemas.stage_keys import StageTraits
 from engine.curation.decontamination import DialogType, without_documents_that_contain, without_later_prompts
+from engine.runtime import progress
 from engine.runtime.arguments import PlainStageArguments
 from engine.runtime.functions import find_function
 from engine.runtime.keys import key_field
@@ -90,6 +91,7 @@ def sources(stage: Stage, arguments: PrepareDataArguments) -> dict[str, list[str
     return files
 
 
+@progress.activity("generating the data")
 def generate(folder: Path, reference: str, given: dict[str, Any]) -> None:
     """Calls `module:function(folder, **given)`, which writes files of rows into the folder.
 
@@ -139,6 +141,7 @@ class Split:
         ]
 
 
+@progress.activity("reading rows")
 def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
     """Reads the rows of every kind, at most max_rows of each. Raises what the readers raise for a bad row or file."""
     files = sources(stage, arguments)
@@ -184,6 +187,7 @@ def hold_out(rows: SourceRows, split: Split, num_prompts: int) -> list[Prompt]:
     return unique(rows.evaluation_prompts or split.rows_on("evaluation", rows.prompts))[:num_prompts]
 
 
+@progress.activity("looking for evaluation prompts in the rows")
 def decontaminate(rows: SourceRows, evaluation: Sequence[Prompt]) -> tuple[SourceRows, int, int]:
     """The rows without those that contain an evaluation prompt, and the numbers of documents and dialogs left out."""
     groups = {prompt.group_id for prompt in evaluation}
@@ -217,6 +221,7 @@ def split_rows(
     }
 
 
+@progress.activity("writing rows")
 def write(
     stage: Stage, files: Mapping[str, Sequence[Row]], bad: Sequence[BadRow], left_out: dict[str, int]
 ) -> StageResult:

@@ -31,6 +31,7 @@ from data_schemas.rows import Document
 from data_schemas.stage_keys import StageTraits
 from engine.models.loading import load_causal, load_tokenizer, training_options
 from engine.models.lora import lora_config
+from engine.runtime import progress
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
@@ -75,6 +76,7 @@ class PretrainArguments(TrainingStageArguments):
 ARGUMENTS = (PretrainArguments, SFTConfig, ModelConfig)
 
 
+@progress.activity("training the tokenizer")
 def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, which can encode any text. The same texts give the same tokenizer."""
     bpe = Tokenizer(models.BPE())
@@ -104,6 +106,7 @@ def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -
     return [TokenDialog(input_ids=row, labels=row) for row in rows]
 
 
+@progress.activity("reading rows")
 def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[Document]]:
     """Training and held-out documents: those of eval_data, or a share by the hash of the text.
 

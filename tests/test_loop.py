@@ -294,7 +294,7 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == exit_code
-    assert err.splitlines()[-1].startswith("interrupted; finished work is kept")
+    assert err.splitlines()[-1].startswith("interrupted: ")
     assert processes_of(run) == []
     summary = place.summary(name=name)
     assert summary["state"] == "interrupted"
@@ -367,12 +367,8 @@ def test_a_failing_stage_is_reported_with_its_log_and_runs_again_after_the_fix(p
     assert re.match(r"error: round-0.evaluate_policy failed: judging:judge\(…, .*\) gave nan, expected a", lines[0])
     assert not any("learning_rate" in line for line in lines), "no learning rate makes a judge's number finite"
     (folder,) = run.glob("round-0.evaluate_policy-*")
-    assert lines[1].startswith("command: ")
-    assert lines[1].endswith(f"stages/evaluate_policy.py --config {folder}/config.yaml")
-    assert lines[2] == f"last lines of runs/failing/{folder.name}/console.txt:"
-    assert 1 <= len(lines[3:]) <= 20
-    assert all(line.startswith("  ") for line in lines[3:])
-    assert any("gave nan" in line for line in lines[3:])
+    assert lines[1:] == [f"log: runs/failing/{folder.name}/console.txt"]
+    assert "gave nan" in (folder / "console.txt").read_text()
     assert place.summary(name="failing")["state"] == "failed"
     assert place.states(name="failing")["round-0.evaluate_policy"] == "failed"
 

@@ -12,6 +12,7 @@ from data_schemas.errors import DataError
 from data_schemas.files import write_atomically
 from data_schemas.rows import Dropped, Message, PreferencePair
 from engine.curation.dropped_rows import count_reasons, keep_or_drop
+from engine.runtime import notices
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.stage import Stage, format_counts
 
@@ -39,7 +40,13 @@ def select_pairs(
             for decision, pair in dropped
         ]
         write_atomically(stage.folder / "dropped_rows.jsonl", "".join(lines))
-        log.info("%d of %d training pairs dropped: %s", len(dropped), len(pairs), dict(counts))
+        notices.warn(
+            log,
+            "%d of %d training pairs are dropped (%s); they are in dropped_rows.jsonl",
+            len(dropped),
+            len(pairs),
+            format_counts(counts),
+        )
     if not kept:
         raise DataError(
             f"{stage.name}: all {len(pairs)} training pairs are dropped ({format_counts(counts)}); "

@@ -16,7 +16,7 @@ from data_schemas.errors import ConfigError, StageError
 from data_schemas.rows import Candidate, Candidates, Message, for_template
 from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
-from engine.runtime import preemption, timing
+from engine.runtime import preemption, progress, timing
 from engine.runtime.functions import find_function, package_hash
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
@@ -60,11 +60,15 @@ class FunctionScorer:
                 if preemption.is_requested():  # a batch of calls may take an hour
                     raise preemption.Preempted("finished batches of calls are kept")
                 scores.append(self._call(function, answer))
+                progress.advance()
             return scores
 
         rows = ((answer.prompt.prompt_id, answer.text, answer.ended) for answer in answers)
         content = (self.reference, *_sources(self.reference, function), *rows)
-        return in_batches(self.stage, name, answers, score, size=FUNCTION_BATCH, content=content)
+        doing = f"scoring by {self.reference}"
+        return in_batches(
+            self.stage, name, answers, score, size=FUNCTION_BATCH, content=content, doing=doing, unit="answers"
+        )
 
     def _call(self, function: Callable[..., object], answer: Answer) -> float:
         call = f"{self.reference}(…, {answer.text[:80]!r}, {answer.ended})"
@@ -139,6 +143,7 @@ class RewardModelScorer:
             SharedScorer(model.eval(), is_reward_model=True).rewards,
             batch_size=self.settings.batch_size,
             content=(identity_of(self.path), self.settings.dtype),
+            doing="scoring by the reward model",
         )
         if len(set(rewards)) == 1 and len({str(row) for row in rows}) > 1:
             raise StageError(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from engine.packing.shared_rows import SharedRows, supports_shared_rows
-from engine.runtime import out_of_memory
+from engine.runtime import notices, out_of_memory
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
@@ -75,6 +75,7 @@ def in_groups(
     *,
     batch_size: int,
     content: Sequence[object],
+    doing: str = "scoring",
 ) -> list[float]:
     """The score of each row, in order. `score` is called on batches of groups, whose results the journal keeps.
 
@@ -91,7 +92,15 @@ def in_groups(
     in_order = (rows[number] for number in order)
     with out_of_memory.explain_out_of_memory("generation_batch_size", batch_size, hint=out_of_memory.IDENTITY):
         by_batch = in_batches(
-            stage, name, batches, score_batches, size=1, content=(*content, "groups", lengths, *in_order)
+            stage,
+            name,
+            batches,
+            score_batches,
+            size=1,
+            content=(*content, "groups", lengths, *in_order),
+            doing=doing,
+            unit="answers",
+            num_units=lambda batch: sum(map(len, batch)),
         )
     scores = dict(zip(order, itertools.chain.from_iterable(by_batch), strict=True))
     return [scores[number] for number in range(len(rows))]
@@ -113,7 +122,7 @@ class SharedScorer:
             self.model, self.model.device, precision=precision, is_reward_model=self.is_reward_model
         )
         if not is_supported:
-            log.warning("this model does not support shared rows; scoring padded rows, which is slower")
+            notices.warn(log, "this model does not support shared rows; scoring padded rows, which is slower")
         return is_supported
 
     def rewards(self, groups: Sequence[Sequence[PromptAndAnswer]]) -> list[float]:

@@ -26,7 +26,7 @@ from trl import ModelConfig, get_quantization_config
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, UserError
 from data_schemas.files import digest_text, hash_files
-from engine.runtime import timing
+from engine.runtime import progress, timing
 from engine.runtime.process import trusts_code
 
 ALIGNMENT = 64  # bytes
@@ -37,6 +37,7 @@ ModelType = TypeVar("ModelType", bound=nn.Module)
 
 
 @timing.part("load")
+@progress.activity("loading the tokenizer")
 def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
     """The unchanged tokenizer of a folder or hub name. Raises DataError where it can't be read."""
     try:
@@ -127,6 +128,7 @@ def load_with_info(cls: ModelClass, path: str | Path, **options: Any) -> tuple[P
 
 
 @timing.part("load")
+@progress.activity("loading the model")
 def _load(
     cls: ModelClass,
     path: str,

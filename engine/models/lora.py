@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trl import ModelConfig, get_peft_config
 
 from engine.models.loading import load_causal, load_reward, read_tokenizer, without_launcher
-from engine.runtime import timing
+from engine.runtime import progress, timing
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -25,6 +25,7 @@ def lora_config(model: ModelConfig, *, is_reward_model: bool = False) -> "PeftCo
 
 
 @timing.part("save")
+@progress.activity("merging the adapter")
 def merge_adapter(
     base: str, adapter: Path, out: Path, *, is_reward_model: bool, dtype: str, in_own_process: bool
 ) -> None:

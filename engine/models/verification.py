@@ -31,7 +31,7 @@ from trl import ModelConfig
 from data_schemas.errors import StageError
 from engine.models.loading import aligned, load_with_info, without_launcher
 from engine.models.precision import TOLERANCES
-from engine.runtime import timing
+from engine.runtime import progress, timing
 from engine.tokens.token_rows import TokenRow
 
 PROBE = "probe.safetensors"  # beside the weights of a best model, never in `model`
@@ -125,6 +125,7 @@ def _load_back(folder: Path, *, is_reward_model: bool) -> PreTrainedModel:
 
 
 @timing.part("save")
+@progress.activity("checking the saved model")
 def check_trained(trainer: Trainer, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
     """`check_saved` for the model that a trainer saved in `target`. First frees the trainer's memory, so the trainer
     can't be used afterwards. Raises StageError as `check_saved` does."""

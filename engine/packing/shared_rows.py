@@ -23,6 +23,7 @@ from engine.models.precision import TOLERANCES
 from engine.packing import row_attention
 from engine.packing.attention_calls import RowSegments
 from engine.packing.segments import Segment
+from engine.runtime import notices
 from engine.tokens.template import IGNORED
 
 # Shapes: N = sequences, T = tokens of the longest, S = tokens of the packed row, P = its segments, M = labelled tokens.
@@ -207,7 +208,7 @@ class SharedRowsMixin(Trainer):
 
     def without_shared_rows(self) -> None:
         """Called once for each class of model that does not support packed rows. A subclass may raise an error."""
-        log.warning("this model does not support packed rows; its rows are padded, which is slower")
+        notices.warn(log, "this model does not support packed rows; its rows are padded, which is slower")
 
     def on_shared_rows(self, model: torch.nn.Module, inputs: Batch) -> Callable[..., Any]:
         """A function that is called like the language model and runs it on the packed row of `inputs`.

@@ -1,8 +1,10 @@
 """How a stage reports: its log, an error in one line with a remedy, and `outcome.json`."""
 
 import contextlib
+import copy
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ from data_schemas.artifact import HALVED
 from data_schemas.errors import RunAgain, StageError, UserError
 from data_schemas.files import DISK_FULL, read_json, write_atomically
 from data_schemas.text import printable
-from engine.runtime import preemption
+from engine.runtime import preemption, world
 from engine.runtime.folder import clear_leftovers
 
 log = logging.getLogger("alignloop")
@@ -42,23 +44,38 @@ HINTS = {  # a part of an error's text, in lower case -> a remedy
 class _Printable(logging.Formatter):
     """Messages quote rows: characters that could move a terminal's cursor are escaped."""
 
+    def __init__(self, text: str, *, tracebacks: bool = True) -> None:
+        super().__init__(text)
+        self.tracebacks = tracebacks
+
     def format(self, record: logging.LogRecord) -> str:
+        if not self.tracebacks and record.exc_info:
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = None
         return printable(super().format(record))
 
 
+def log_file(folder: Path, rank: int) -> Path:
+    """The log of a process. Those of processes other than the first exist only where they failed."""
+    return folder / (f"log-{rank}.txt" if rank else "log.txt")
+
+
 def start_logging(folder: Path, level: str, *, is_main: bool) -> None:
-    """Logs to the console at `level`, and to log.txt from INFO on; ranks other than the first log only errors."""
+    """Logs to the console at `level`, and to log.txt from INFO on; ranks other than the first log only errors.
+
+    A stage that is run by hand shows tracebacks on its console only at the level debug; its log always has them. The
+    runner keeps the console of its stages in a file, with tracebacks.
+    """
     names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
     names |= {"passive": logging.INFO, "detail": logging.INFO}
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(names.get(level, logging.INFO) if is_main else logging.ERROR)
-    console.setFormatter(_Printable("%(message)s"))
-    handlers: list[logging.Handler] = [console]
-    if is_main:
-        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        file.handleError = lambda record: None  # a line that does not fit on a full disk is lost, the stage continues
-        handlers.append(file)
+    console.setFormatter(_Printable("%(message)s", tracebacks=level == "debug" or not is_by_hand()))
+    file = logging.FileHandler(log_file(folder, world.rank()), encoding="utf-8", delay=not is_main)
+    file.setLevel(logging.NOTSET if is_main else logging.ERROR)
+    file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.handleError = lambda record: None  # a line that does not fit on a full disk is lost, the stage continues
+    handlers: list[logging.Handler] = [console, file]
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.DEBUG if level == "debug" else logging.INFO)
@@ -69,6 +86,11 @@ def start_logging(folder: Path, level: str, *, is_main: bool) -> None:
             sys.modules["datasets"].disable_progress_bars()
     for noisy in ("httpx", "urllib3", "filelock", "fsspec", "torch", "deepspeed", "DeepSpeed", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def is_by_hand() -> bool:
+    """Whether the stage was started by hand, not by the runner."""
+    return "ALIGNLOOP_RUNNER_PID" not in os.environ
 
 
 def failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
@@ -88,7 +110,8 @@ def failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     if hint in (DISK_FULL, DISK_READ_ONLY) and not is_users:
         log.error("error: %s; %s", cause, hint)
     else:
-        log.error("error: %s", cause, exc_info=None if is_ours or interrupted else error)
+        place = "" if is_ours or interrupted or not is_by_hand() else f"; see {log_file(folder, world.rank())}"
+        log.error("error: %s%s", cause, place, exc_info=None if is_ours or interrupted else error)
     state, kind = "interrupted" if interrupted else "failed", "config" if is_users else "error"
     _report(folder, {"state": state, "cause": cause[:2000], "hint": hint, "kind": kind})
     return 130 if interrupted else 2 if is_users else 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from data_schemas.files import write_atomically
+from engine.runtime import notices
 
 if TYPE_CHECKING:  # wandb takes a second to import
     import wandb
@@ -100,7 +101,8 @@ class Tracker:
         try:
             return action()
         except Exception as error:  # whatever wandb raises, the stage continues
-            log.warning("wandb failed and is not used for the rest of this step: %s", str(error).splitlines()[:1])
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            notices.warn(log, "wandb failed and is not used for the rest of this step: %s", first_line)
             self._run = None
             return None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from engine.runtime import notices
 from engine.sampling.answers import Answer, GeneratedAnswer, Policy, SampleRequest
 from engine.tokens.template import encode_prompt
 
@@ -63,7 +64,8 @@ def warn_beyond_context(config: PretrainedConfig, *, longest: int, max_new_token
     """The model's context length in tokens, None where it has no limit; a warning is logged where answers exceed it."""
     limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit and longest + max_new_tokens > limit:
-        log.warning(
+        notices.warn(
+            log,
             "prompts of up to %d tokens + max_new_tokens=%d exceed the model's context of %d tokens",
             longest,
             max_new_tokens,

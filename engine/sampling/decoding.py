@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from engine.models.loading import ordinary_tokens
 from engine.models.precision import TOLERANCES
+from engine.runtime import progress
 from engine.sampling.page_pool import CachedAnswer, CachedTokens
 from engine.sampling.prompt_cache import PromptCache, cached_attention
 from engine.sampling.token_choice import choose
@@ -152,6 +153,7 @@ class _ContinuousBatch:
         """Keeps the answer's tokens and frees its pages; those of its prompt too after the prompt's last answer."""
         self.answers[answer.number] = answer.ids
         self.cache.free_answer(answer.tokens)
+        progress.advance()
         answer.prompt.num_unfinished -= 1
         if not answer.prompt.num_unfinished:
             self.cache.free_prompt(answer.prompt.tokens)

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 from engine.models import precision
 from engine.models.loading import identity_of, load_causal, load_tokenizer
-from engine.runtime import out_of_memory, timing
+from engine.runtime import notices, out_of_memory, progress, timing
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
 from engine.runtime.world import device_of
@@ -82,7 +82,7 @@ class TransformersEngine:
         longest = longest_prompt(encoded)
         warn_beyond_context(self.model.config, longest=longest, max_new_tokens=self.settings.max_new_tokens)
         if not precision.has_fast_matmul(self.model.device, self.model.dtype):
-            log.warning("this CPU emulates bfloat16, which takes several times as long; set dtype: float32")
+            notices.warn(log, "this CPU emulates bfloat16, which takes several times as long; set dtype: float32")
         group = GroupGenerator(
             self.model,
             self.tokenizer,
@@ -108,7 +108,15 @@ class TransformersEngine:
             out_of_memory.explain_out_of_memory("generation_batch_size", batch_size, hint=out_of_memory.IDENTITY),
         ):
             by_prompt = in_batches(
-                self.stage, self.name, list(prompts.values()), generator.generate, size=group_size, content=content
+                self.stage,
+                self.name,
+                list(prompts.values()),
+                generator.generate,
+                size=group_size,
+                content=content,
+                doing="generating answers",
+                unit="answers",
+                num_units=lambda prompt: len(prompt.requests),
             )
         return list(itertools.chain.from_iterable(by_prompt))
 
@@ -134,7 +142,9 @@ class GroupGenerator:
         """Whether the model is supported by continuous batching: tried once, at the first group that is not kept."""
         is_supported = supports_shared_prompts(self.model, longest=self.longest)
         if not is_supported:
-            log.warning("this model's attention is not supported by the fast sampler; falling back to generate()")
+            notices.warn(
+                log, "this model's attention is not supported by the fast sampler; falling back to generate(), slower"
+            )
         return is_supported
 
     def generate(self, prompts: Sequence[PromptRequests]) -> list[list[GeneratedAnswer]]:
@@ -170,6 +180,7 @@ class GroupGenerator:
         answers: list[list[int]] = []
         for start in range(0, len(requests), size):
             answers += self._generate_batch(prompts, requests[start : start + size])
+            progress.advance(len(requests[start : start + size]))
         return answers
 
     def _generate_batch(self, prompts: Sequence[list[int]], requests: Sequence[DecodingRequest]) -> list[list[int]]:

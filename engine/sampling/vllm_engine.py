@@ -6,6 +6,7 @@ answers, bit by bit on the same devices. Groups are divided among our processes,
 number and size change rounding at most, as another kind of device does.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -21,7 +22,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_interpreter, vllm_options
 from data_schemas.stage_keys import Keys, Values
 from engine.models.loading import identity_of, load_tokenizer, read_config
-from engine.runtime import world
+from engine.runtime import notices, progress, world
 from engine.runtime.journal import in_batches
 from engine.runtime.process import trusts_code
 from engine.runtime.stage import Stage
@@ -55,7 +56,8 @@ class VLLMEngine:
         self.version = version_of(self.python)
         log.info("vLLM %s of %s", self.version, self.python)
         if self.version.partition("+")[0] not in TESTED_VERSIONS:
-            log.warning("vLLM %s was not tested with alignloop (%s was)", self.version, ", ".join(TESTED_VERSIONS))
+            tested = ", ".join(TESTED_VERSIONS)
+            notices.warn(log, "vLLM %s was not tested with alignloop (%s was)", self.version, tested)
         self.config = read_config(policy.path)
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Answer]:
@@ -83,7 +85,16 @@ class VLLMEngine:
         content = ("vllm", self.version, model_identity, self.settings.identity, sorted(copies.end_ids), *rows)
         size = self.settings.batch_size
         try:
-            generated = in_batches(self.stage, self.name, ordered, copies.generate, size=size, content=content)
+            generated = in_batches(
+                self.stage,
+                self.name,
+                ordered,
+                copies.generate,
+                size=size,
+                content=content,
+                doing="generating answers by vLLM",
+                unit="answers",
+            )
         finally:
             copies.close()
         if seconds := copies.seconds:
@@ -134,11 +145,12 @@ class _Copies:
             "max_tokens": self.settings.max_new_tokens,
             "stop": sorted(self.end_ids),
         }
-        for vllm in self.vllms:  # all copies load at the same time
-            vllm.start()
         parts = list(zip(self.vllms, _split(wanted, len(self.vllms)), strict=True))
-        for vllm, part in parts:
-            vllm.submit({**common, "answers": part})
+        with progress.activity("starting vLLM") if not self.seconds else contextlib.nullcontext():
+            for vllm in self.vllms:  # all copies load at the same time
+                vllm.start()
+            for vllm, part in parts:
+                vllm.submit({**common, "answers": part})
         started = time.monotonic()
         answers = [ids for vllm, _ in parts for ids in vllm.results()]
         self.seconds += time.monotonic() - started

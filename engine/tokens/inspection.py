@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.rows import Conversation, PreferencePair
 from data_schemas.text import printable
+from engine.runtime import progress
 from engine.tokens.token_rows import TokenRow
 
 RowType = TypeVar("RowType", Conversation, PreferencePair)
@@ -114,7 +115,8 @@ def encode_all(
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     special_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for number, row in enumerate(rows, 1):
+    counted = progress.each(rows, f"tokenizing {name} rows", total=len(rows), unit="rows")
+    for number, row in enumerate(counted, 1):
         text = row.to_json()
         try:
             encoded = encode(row)

@@ -20,7 +20,7 @@ from data_schemas import splitting
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.reading import BadRow, ReadRows, write_rows
 from data_schemas.rows import Conversation, PreferencePair, Row
-from engine.runtime import timing
+from engine.runtime import notices, progress, timing
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import find_damage, move_into_place, write_marker
 from engine.runtime.stage import Stage
@@ -116,7 +116,7 @@ def _read_shares(
         rows += [file.rows[index] for index in kept]
     if bad and stage.is_main:
         write_rows(stage.folder / "rejected_rows.jsonl", bad)
-        log.warning("%d rows were set aside in rejected_rows.jsonl", len(bad))
+        notices.warn(log, "%d rows were set aside in rejected_rows.jsonl", len(bad))
     return rows
 
 
@@ -140,7 +140,7 @@ def tokenize(
     def build() -> list[TokenRow]:
         encoded, report = encode_all(name, rows, encode, tokenizer, max_length=max_length, on_long_row=on_long_row)
         for line in report.warnings():
-            log.warning("%s: %s", name, line)
+            notices.warn(log, "%s: %s", name, line)
         return encoded
 
     return table(stage, name, rows, tokenizer, build, version=f"{version} {max_length=} {on_long_row=}")
@@ -169,7 +169,8 @@ def table(
     if stage.is_main and (damage := find_damage(path)):
         if path.exists():
             log.warning("%s is written again: %s", path.name, damage)
-        encoded = build()
+        with progress.activity(f"tokenizing {len(rows):,} rows"):
+            encoded = build()
         if not encoded:
             raise DataError(f"{name}: nothing is left of {len(rows)} rows (all are too long, or have nothing to train)")
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
+from engine.runtime import progress
 from engine.training.host import Batch, TRLTrainer
 
 # Shapes: B = rows of the batch, N = all held-out rows.
@@ -74,7 +75,11 @@ class ExactEvaluation(TRLTrainer):
         values_N = torch.zeros(num_rows, dtype=torch.float64)
         has_row_values = False
         self.model.eval()
-        with _without_gathering(self.accelerator), torch.no_grad():
+        with (
+            _without_gathering(self.accelerator),
+            torch.no_grad(),
+            progress.activity("evaluating", total=num_rows, unit="rows") as counter,
+        ):
             for rows, batch in zip(self._rank_batches(num_rows), dataloader, strict=True):
                 inputs: Batch = self._prepare_inputs(batch)
                 weight_of = self.batch_weights(inputs) if rows else {"": 0.0}
@@ -86,6 +91,7 @@ class ExactEvaluation(TRLTrainer):
                 if values_B is not None:
                     has_row_values = True
                     values_N[rows] = values_B.double().cpu()[: len(rows)]
+                counter.advance_to(min(num_rows, counter.done + len(rows) * self.args.world_size))
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         names = sorted(sums)
         totals = self._sum_over_processes([sums[name] for name in names] + [weights[name] for name in names])

@@ -23,7 +23,7 @@ from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import Keys
 from engine.models.verification import PROBE, probe
-from engine.runtime import out_of_memory, preemption, timing
+from engine.runtime import out_of_memory, preemption, progress, timing
 from engine.runtime.complete_folder import move_into_place, write_marker
 from engine.runtime.stage import Stage
 from engine.tokens.token_rows import TokenRow
@@ -135,6 +135,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         }
 
     @timing.part("save")
+    @progress.activity("saving the best model")
     def _save_best(self, step: int) -> None:
         """All processes call this: under ZeRO-3 the weights are gathered from all of them."""
         folder = Path(str(self.args.output_dir))
@@ -155,6 +156,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         return str(Path(str(self.args.output_dir)) / checkpoints.SAVING)
 
     @timing.part("save")
+    @progress.activity("saving a checkpoint")
     def _save_checkpoint(self, model: torch.nn.Module, trial) -> None:
         """A complete checkpoint with this project's own progress. Raises Preempted if SIGTERM has come."""
         super()._save_checkpoint(model, trial)

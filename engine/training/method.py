@@ -22,6 +22,7 @@ from data_schemas.reading import ReadRows
 from data_schemas.rows import Conversation, PreferencePair
 from data_schemas.stage_keys import Values
 from engine.models.loading import load_tokenizer, path_of
+from engine.runtime import progress
 from engine.runtime.arguments import DialogArguments
 from engine.runtime.keys import fill
 from engine.runtime.stage import Stage, StageResult
@@ -90,7 +91,8 @@ class Method(Generic[ArgumentsT, ConfigT, RowT]):
         """The `main` of the stage: read, tokenize, construct the trainer, train and save."""
         tokenizer = load_tokenizer(path_of(model))
         check_contract(tokenizer, path_of(model), arguments)
-        rows = self.read_rows(stage, arguments, seed=training.seed)
+        with progress.activity("reading rows"):
+            rows = self.read_rows(stage, arguments, seed=training.seed)
         tables = [
             self.tokenize(stage, side, some, tokenizer, arguments, max_length=training.max_length)
             for side, some in (("train", rows.train), ("eval", rows.held_out))

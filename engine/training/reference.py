@@ -31,7 +31,7 @@ from data_schemas.files import digest_text, write_atomically
 from data_schemas.reference_log_probs import FOLDER, Passes
 from data_schemas.stage_keys import Values
 from engine.models.loading import load_causal
-from engine.runtime import out_of_memory, preemption
+from engine.runtime import out_of_memory, preemption, progress
 from engine.training.evaluation import rank_batches
 from engine.training.host import Batch
 from engine.training.loop import TrainingLoop
@@ -166,6 +166,8 @@ class PrecomputedReference(TrainingLoop):
             if self.stage.is_main:
                 path = self._writable_folder() / f"{time.time_ns()}-{os.getpid()}.jsonl"
                 file = stack.enter_context(path.open("w", encoding="utf-8"))
+            total = sum(len(batch.rows) for batch in missing)
+            counter = stack.enter_context(progress.activity("computing reference log-probs", total=total, unit="pairs"))
             for start in range(0, len(missing), processes):
                 # All processes make the same collective calls: one without a batch left repeats the last batch.
                 batch = missing[min(start + rank, len(missing) - 1)]
@@ -176,6 +178,7 @@ class PrecomputedReference(TrainingLoop):
                         known[key] = computed
                         if file:
                             file.write(cache_line(key, computed))
+                counter.advance(sum(len(batch.rows) for batch in missing[start : start + processes]))
                 if file:
                     file.flush()
                 if preemption.is_requested(self.accelerator):

@@ -18,7 +18,7 @@ from trl import ModelConfig
 from data_schemas.errors import ConfigError, StageError, UserError
 from engine.models.lora import merge_adapter
 from engine.models.verification import PROBE, check_trained, check_weights
-from engine.runtime import preemption, timing
+from engine.runtime import notices, preemption, progress, timing
 from engine.runtime.stage import StageResult
 from engine.tokens.contract import contract_of
 from engine.training import checkpoints
@@ -42,9 +42,10 @@ def train_and_save(
             "gradients; set on_bad_step: stop"
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(TrackingCallback(trainer))
+    counter = progress.Counter("training", total=0, unit="steps")
+    trainer.add_callback(TrackingCallback(trainer, counter))
     checkpoint = _resume(trainer)
-    with preemption.delayed():
+    with preemption.delayed(), progress.shown(counter):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         preemption.forget()  # training has ended: the stage goes on to its record
     return _publish(trainer, model, metrics or {})
@@ -89,7 +90,13 @@ def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, in
     if not math.isfinite(losses[best]):
         raise StageError("eval_loss is nan or infinite at every evaluation")
     if best == 0:
-        log.warning("no step was better than the start (eval_loss %.4f): the starting model is saved", losses[0])
+        notices.warn(
+            log,
+            "no step was better than the start (eval_loss %.4f): the model is saved as it was loaded",
+            losses[0],
+        )
+    if trainer.skipped_steps:
+        notices.keep(f"{trainer.skipped_steps} steps were skipped, since their loss or gradient was bad; see log.txt")
     if stage.is_main:
         _write_model(trainer, model, best)
     trainer.accelerator.wait_for_everyone()
@@ -131,10 +138,17 @@ def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
 
 class TrackingCallback(TrainerCallback):
     """Sends logged values to the tracker, evaluates and logs at the last step, and prints plain lines if stderr is no
-    terminal. Answers SIGTERM after every step and every batch of an evaluation."""
+    terminal. Counts the steps. Answers SIGTERM after every step and every batch of an evaluation."""
 
-    def __init__(self, trainer: TrainingLoop) -> None:
+    def __init__(self, trainer: TrainingLoop, counter: progress.Counter) -> None:
+        self.counter = counter
         self.trainer, self.tracker, self.is_main = trainer, trainer.stage.tracker, trainer.stage.is_main
+
+    def on_train_begin(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.counter.total = state.max_steps
+        self.counter.skip(state.global_step)
 
     def on_prediction_step(
         self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -147,6 +161,8 @@ class TrackingCallback(TrainerCallback):
     ) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_log = True
+        self.counter.advance_to(state.global_step)
+        self.counter.loss = self.trainer.recent_losses[-1] if self.trainer.recent_losses else None
         self.trainer.remember_step()
         self.trainer.answer_sigterm()
 

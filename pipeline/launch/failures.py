@@ -31,6 +31,7 @@ class StageFailed(Exception):
     tail: Sequence[str]  # the last lines that the stage printed
     cause: str
     hint: str
+    is_reported: bool  # the stage itself reported the cause
     is_users: bool  # a mistake in the configuration that only the stage could notice
 
 
@@ -50,6 +51,7 @@ def failure_of(step: Step, folder: Path, command: Sequence[str], *, exit_code: i
         _tail(output),
         cause=outcome.get("cause") or ending,
         hint=hint,
+        is_reported=bool(outcome.get("cause")),
         is_users=outcome.get("kind") == "config",
     )
 

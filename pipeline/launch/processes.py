@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,6 +43,7 @@ class StageProcess:
         grace_seconds: float,
         warm: WarmPool | None = None,
         started: float | None = None,  # time.monotonic() of an earlier start that this one continues
+        while_starting: Callable[[], None] = lambda: None,  # called several times a second while a warm Python imports
     ) -> None:
         self.command, self.folder = command, folder
         self.started = time.monotonic() if started is None else started
@@ -52,7 +53,7 @@ class StageProcess:
         self.reader.flush()
         self.start = self.reader.seek(0, os.SEEK_END)
         self.unfinished = ""  # the start of a line whose end was not printed yet
-        fork = _fork(warm, command, folder, env, cores) if warm is not None else None
+        fork = _fork(warm, command, folder, env, cores, while_starting) if warm is not None else None
         self.process = fork or _start(command, folder, env, cores)
 
     @property
@@ -110,13 +111,19 @@ def get_warm_python(warm: WarmPool, env: Mapping[str, str]) -> WarmPython | None
 
 
 def _fork(
-    warm: WarmPool, command: Sequence[str], folder: Path, env: Mapping[str, str], cores: Sequence[int] | None
+    warm: WarmPool,
+    command: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str],
+    cores: Sequence[int] | None,
+    while_starting: Callable[[], None],
 ) -> Fork | None:
     """The command's script in a fork of a warm Python. None where there is none: the step then starts a new process."""
     python = get_warm_python(warm, env)
     if python is not None:
         with contextlib.suppress(OSError):
-            return python.start(command[1:], folder / "console.txt", {STEP_FOLDER: env[STEP_FOLDER]}, cores)
+            own = {STEP_FOLDER: env[STEP_FOLDER]}
+            return python.start(command[1:], folder / "console.txt", own, cores, while_waiting=while_starting)
     return None
 
 

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,13 +178,26 @@ def _start(
     config = run.stage_config(step)
     with lock_folder(folder):  # a stage that was started by hand, or on another machine, may be writing
         _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
-    started = previous.stage.started if previous else None
-    stage = _launch(run, step, folder, slot, warm, started=started)
+    _link(run.recipe.folder / "steps" / step.name, folder)  # so that people find the folder while the step runs
+    started = previous.stage.started if previous else time.monotonic()
+
+    def show_seconds() -> None:
+        state.seconds = time.monotonic() - started
+        show(step, state)
+
+    stage = _launch(run, step, folder, slot, warm, started=started, while_starting=show_seconds)
     return Job(step, decision, slot, stage, starts=previous.starts + 1 if previous else 1)
 
 
 def _launch(
-    run: Run, step: Step, folder: Path, slot: command_line.Slot, warm: WarmPool, *, started: float | None
+    run: Run,
+    step: Step,
+    folder: Path,
+    slot: command_line.Slot,
+    warm: WarmPool,
+    *,
+    started: float,
+    while_starting: Callable[[], None],
 ) -> processes.StageProcess:
     """Starts the process of a stage: a fork of a warm Python where that is possible and faster, else a new process."""
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent, slot)
@@ -199,6 +213,7 @@ def _launch(
         cores=command_line.cores_of(step, slot),
         grace_seconds=step.launch.grace_seconds,
         warm=warm if is_warm else None,
+        while_starting=while_starting,
     )
 
 

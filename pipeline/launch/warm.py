@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -28,6 +28,7 @@ from data_schemas.stage_keys import stages
 
 LOST = 70  # the exit code of a step whose own is not known, or that ended because its parent did
 MESSAGE_BYTES = 1 << 20
+WAITING_SECONDS = 0.2
 
 
 # Messages are JSON, one in a packet: an order to the warm Python, a reply with the process id of the fork, and later a
@@ -71,12 +72,19 @@ class WarmPython:
             )
 
     def start(
-        self, words: Sequence[str], output: Path, environment: Mapping[str, str], cores: Sequence[int] | None
+        self,
+        words: Sequence[str],
+        output: Path,
+        environment: Mapping[str, str],
+        cores: Sequence[int] | None,
+        *,
+        while_waiting: Callable[[], None] = lambda: None,
     ) -> "Fork":
         """Runs a script (`words`: its path and arguments) in a fork, after the imports.
 
-        `environment` is added to that of the warm Python. Raises OSError where the warm Python has ended, as when an
-        import failed.
+        They may take half a minute on a busy machine; `while_waiting` is called several times a second until they are
+        done. `environment` is added to that of the warm Python. Raises OSError where the warm Python has ended, as
+        when an import failed.
         """
         order: Order = {
             "words": list(words),
@@ -86,6 +94,8 @@ class WarmPython:
         }
         self.socket.send(json.dumps(order).encode())
         while True:
+            while not select.select([self.socket], [], [], WAITING_SECONDS)[0]:
+                while_waiting()
             if (reply := self._receive()) is None:
                 raise ConnectionError("the warm Python has ended")
             if "code" not in reply and "pid" in reply:

@@ -1,24 +1,26 @@
-"""What the command prints: the tree of a plan, a line for each step during a run, and the tables of a summary."""
+"""What the command prints: the tree of a plan, and the tables of a summary. Running steps are in live.py."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from rich.box import MARKDOWN
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from data_schemas.stage_keys import stages
+from data_schemas.text import printable
 from pipeline.state.pruning import UnneededFolder
-from pipeline.state.run import Decision, Run, StepState
+from pipeline.state.run import Action, Decision, Run
 from pipeline.state.summary import Summary
 from pipeline.state.verifying import StepCheck
 from pipeline.steps import BestPolicy, File, Model, Output, Step
 
+ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed")
+ALWAYS_COUNTED = ("reuse", "resume", "run")
 COLOURS = {
     "reuse": "green",
     "reused": "green",
@@ -65,21 +67,20 @@ def pruned_table(run: Path, unneeded: Sequence[UnneededFolder]) -> Table:
 
 
 def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
-    """Every step by round, with what will be done with it and why."""
-    number = {
-        action: sum(d.action == action for d in decisions.values()) for action in ("reuse", "resume", "run", "skip")
-    }
-    counts = [f"{count} {action}" for action, count in number.items() if count or action != "skip"]
+    """Every step by round, with what will be done with it and why. The counts in its head add up to all steps."""
+    counts = Counter(decision.action for decision in decisions.values())
+    shown = [f"{counts[action]} {action}" for action in ACTIONS if counts[action] or action in ALWAYS_COUNTED]
+    head = Text(f"{printable(run.recipe.name)}: {len(run.steps)} steps, {', '.join(shown)}  ")
     folder = f"{run.recipe.output_dir}/{run.recipe.name}"
-    tree = Tree(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  [dim]{escape(folder)}[/dim]")
+    tree = Tree(head.append(printable(folder), style="dim"))
     branches: dict[int | None, Tree] = {None: tree}
     for step in run.steps:
         if step.round not in branches:
             branches[step.round] = tree.add(f"round {step.round}")
         decision = decisions[step.name]
         line = Text(f"{decision.action:<6} ", style=COLOURS[decision.action])
-        line.append(f"{step.name}: {decision.why}", style="default")
-        line.append(f"  <- {', '.join(sources(step))}" if step.inputs else "", style="dim")
+        line.append(f"{step.name}: {printable(decision.why)}", style="default")
+        line.append(printable(f"  <- {', '.join(sources(step))}") if step.inputs else "", style="dim")
         if step.keys.get("trust_remote_code"):
             line.append("  runs code from its model's files (trust_remote_code)", style="red")
         branches[step.round].add(line)
@@ -101,52 +102,6 @@ def sources(step: Step) -> list[str]:
             case File(path) | Model(path):
                 names[path if "/" in path and not path.startswith("/") else Path(path).name] = None
     return list(names)
-
-
-class Progress:
-    """A line for each step. On a terminal it is updated while the step runs; elsewhere one is printed at its start and
-    one at its end.
-    """
-
-    def __init__(self, console: Console, num_steps: int, *, live: bool) -> None:
-        self.console, self.num_steps = console, num_steps
-        self.live = Live(console=console, transient=True, refresh_per_second=4) if live else None
-        self.positions: dict[str, int] = {}  # step name -> its number, in the order of starting
-        self.running: dict[str, Text] = {}  # step name -> its line
-
-    def __enter__(self) -> "Progress":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def __call__(self, step: Step, state: StepState) -> None:
-        """Shows the present state of a step."""
-        starts = step.name not in self.positions
-        position = self.positions.setdefault(step.name, len(self.positions) + 1)
-        line = self._line(position, step, state)
-        if state.state == "running":
-            self.running[step.name] = line
-            if self.live:
-                self.live.update(Group(*self.running.values()))
-            elif starts:
-                self.console.print(line, soft_wrap=True)
-            return
-        self.running.pop(step.name, None)
-        if self.live:
-            self.live.update(Group(*self.running.values()), refresh=True)
-        self.console.print(line, soft_wrap=True)
-
-    def _line(self, position: int, step: Step, state: StepState) -> Text:
-        line = Text(no_wrap=True, overflow="ellipsis" if self.live and state.state == "running" else "fold")
-        line.append(f"[{position:>{len(str(self.num_steps))}}/{self.num_steps}] {step.name:<27} ")
-        line.append(f"{state.state:<8}", style=COLOURS.get(state.state, "default"))
-        line.append(f"{state.seconds:7.1f} s  " if state.state != "running" or self.live else "")
-        numbers = headline(step.stage, state.artifact.metrics if state.artifact else {})
-        return line.append("  ".join(part for part in (numbers, f"({state.why})" if state.why else "") if part))
 
 
 def headline(stage: str, metrics: Mapping[str, object]) -> str:

@@ -161,7 +161,7 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
     for name, source in new["functions"].items():
         if old.get("functions", {}).get(name) not in (None, source):
             lines.append(f"the source of {new['keys'][name]} changed")
-    for key in old.get("inputs", {}).keys() | new["inputs"].keys():
+    for key in sorted(old.get("inputs", {}).keys() | new["inputs"].keys()):
         old_inputs, new_inputs = old.get("inputs", {}).get(key, []), new["inputs"].get(key, [])
         if len(old_inputs) != len(new_inputs):
             lines.append(f"input {key}: {len(old_inputs)} -> {len(new_inputs)}")

@@ -110,11 +110,11 @@ class Run:
         """What changed since the newest folder of the same step."""
         files = [path / IDENTITY_FILE for path in self.recipe.folder.glob(f"{step.name}-????????")]
         identities_by_time = [
-            (path.stat().st_mtime_ns, content) for path in files if (content := read_json(path)) is not None
+            (path.stat().st_mtime_ns, str(path), content) for path in files if (content := read_json(path)) is not None
         ]
         if not identities_by_time:
             return "not run yet"
-        _, newest = max(identities_by_time, key=lambda item: item[0])
+        *_, newest = max(identities_by_time, key=lambda item: item[:2])
         lines = differences(step, newest, self.identities[step.name].content)
         return ", ".join(lines) or "not finished yet"
 

@@ -25,6 +25,7 @@ class StepEntry(TypedDict):
     state: str
     seconds: float
     metrics: Mapping[str, object]
+    warnings: list[str]  # of the step's record
 
 
 class BestEntry(TypedDict):
@@ -73,6 +74,7 @@ def make(
             "state": states[step.name].state,
             "seconds": round(states[step.name].seconds, 2),
             "metrics": artifact.metrics if (artifact := states[step.name].artifact) else {},
+            "warnings": artifact.warnings if artifact else [],
         }
         for step in steps
     ]

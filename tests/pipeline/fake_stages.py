@@ -28,6 +28,8 @@ behaviour = json.loads(os.environ.get("TOY", "{}")).get(step, "")
 if behaviour == "fail":
     print("RuntimeError: torch.OutOfMemoryError: no memory", flush=True)
     sys.exit(1)
+if behaviour == "traceback":
+    1 / 0
 if behaviour == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if behaviour in ("halve", "halve and fail", "halve for ever"):

@@ -103,7 +103,9 @@ def test_a_stage_ends_when_its_runner_has_died(words, tmp_path):
 
 def test_an_error_is_recorded_in_outcome_json_with_a_hint(words, tmp_path):
     done = by_hand("prepare_data", *words, "--make_data", "makers:broken", cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"; see {tmp_path / 'out' / 'log.txt'}")
+    assert "Traceback (most recent call last)" in (tmp_path / "out" / "log.txt").read_text()
     outcome = read_json(tmp_path / "out" / "outcome.json")
     assert outcome["cause"] == "RuntimeError: CUDA out of memory: tried to allocate 2 GiB"
     assert (outcome["state"], outcome["kind"]) == ("failed", "error")

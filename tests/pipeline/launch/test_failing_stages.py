@@ -6,12 +6,12 @@ from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
 def test_a_failed_stage_is_reported_with_command_log_and_hint_and_the_rest_is_kept(world):
     code, _, err = world.run(TOY='{"round-1.dpo": "fail"}')
     assert code == 1
-    lines = err.splitlines()
-    assert lines[0] == "error: round-1.dpo failed: ended with exit code 1"
-    assert lines[1].endswith(f"stages/dpo.py --config {world.folder('round-1.dpo')}/config.yaml")
-    assert lines[2] == f"last lines of runs/toy/{world.folder('round-1.dpo').name}/console.txt:"
-    assert "  RuntimeError: torch.OutOfMemoryError: no memory" in lines
-    assert lines[-1].startswith("hint: out of device memory: lower per_device_train_batch_size")
+    error, log, hint = err.splitlines()
+    assert error == (
+        "error: round-1.dpo failed: ended with exit code 1: RuntimeError: torch.OutOfMemoryError: no memory"
+    )
+    assert log == f"log: runs/toy/{world.folder('round-1.dpo').name}/console.txt"
+    assert hint.startswith("hint: out of device memory: lower per_device_train_batch_size")
     assert world.summary()["state"] == "failed"
     assert world.states()["round-1.dpo"] == "failed"
     assert world.states()["round-1.evaluate_policy"] == "pending"
@@ -23,10 +23,24 @@ def test_a_failed_stage_is_reported_with_command_log_and_hint_and_the_rest_is_ke
     assert world.states()["round-1.sft"] == "reused"
 
 
+def test_with_verbose_a_failed_stage_is_reported_with_its_command_and_its_traceback(world):
+    error, *lines = world.run("-v", TOY='{"round-1.dpo": "traceback"}')[2].splitlines()
+    assert error == "error: round-1.dpo failed: ended with exit code 1: ZeroDivisionError: division by zero"
+    assert lines[0].endswith(f"stages/dpo.py --config {world.folder('round-1.dpo')}/config.yaml")
+    assert lines[1] == f"last lines of runs/toy/{world.folder('round-1.dpo').name}/console.txt:"
+    assert "  Traceback (most recent call last):" in lines
+
+
+def test_without_verbose_no_traceback_is_shown(world):
+    err = world.run(TOY='{"round-1.dpo": "traceback"}')[2]
+    assert "ended with exit code 1: ZeroDivisionError: division by zero\nlog: runs/toy/round-1.dpo-" in err
+    assert "Traceback" not in err and err.count("\n") == 2
+
+
 def test_a_killed_stage_is_reported_with_the_likely_cause(world):
     code, _, err = world.run(TOY='{"round-1.dpo": "killed"}')
     assert code == 1
-    assert err.startswith("error: round-1.dpo failed: killed by SIGKILL\n")
+    assert err.startswith("error: round-1.dpo failed: killed by SIGKILL\nlog: ")
     assert "hint: killed, most likely for its memory: lower per_device_train_batch_size or generation_batch" in err
 
 

@@ -1,13 +1,14 @@
-"""What the terminal shows: verbose output, status, and live lines."""
+"""What the terminal shows: verbose output, status, and the plan."""
 
 import io
 
 from rich.console import Console
 
-from pipeline.plan import Step
-from pipeline.recipe.sections import Launch
+from pipeline.plan import make_plan
+from pipeline.recipe.schema import load_recipe
 from pipeline.report import terminal
-from pipeline.state.run import StepState
+from pipeline.state.run import Decision, Run
+from tests.pipeline.fake_stages import build_inputs
 
 
 def test_verbose_passes_the_stages_output_on(world):
@@ -27,15 +28,17 @@ def test_status_shows_every_step_and_the_table_by_round(world):
         ]
 
 
-def test_live_lines_show_every_step_that_runs():
-    console = Console(force_terminal=True, width=100, file=io.StringIO())
-    progress = terminal.Progress(console, 6, live=True)
-    one, two = (Step(f"round-0.sft.{n}", "sft", 0, "sft", {}, {}, Launch()) for n in (1, 2))
-    states = [StepState(None, "running"), StepState(None, "running")]
-    progress(one, states[0])
-    progress(two, states[1])
-    progress(one, states[0])
-    assert [str(line).split()[1] for line in progress.running.values()] == ["round-0.sft.1", "round-0.sft.2"]
-    states[0].state = "ran"
-    progress(one, states[0])
-    assert [str(line).split()[:2] for line in progress.running.values()] == [["[2/6]", "round-0.sft.2"]]
+def test_the_reasons_of_a_plan_are_wrapped_and_its_counts_add_up(tmp_path):
+    recipe = load_recipe(build_inputs(tmp_path / "work"), ["rounds=0"])
+    steps = make_plan(recipe)
+    run = Run.of(recipe, steps)
+    reason = ", ".join(f"sft.key_{number} 0.1 -> 0.2" for number in range(9))
+    actions = dict(zip([step.name for step in steps], ["reuse", "to be hashed", "run", "skip"], strict=True))
+    decisions = {name: Decision(action, reason, None) for name, action in actions.items()}
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(terminal.plan_tree(run, decisions))
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith("toy: 4 steps, 1 reuse, 0 resume, 1 run, 1 skip, 1 to be hashed  ")
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(line.strip(" │├└─") for line in lines).split())
+    assert text.count(reason) == 4

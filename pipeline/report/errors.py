@@ -1,0 +1,92 @@
+"""How a command ends that did not succeed: one line on stderr, and where its log is; tracebacks only with -v."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_schemas.text import printable
+from pipeline.launch.failures import StageFailed
+from pipeline.report.live import short_path
+from pipeline.state.run import Run, finished_part
+
+
+@dataclass
+class _Shown:
+    tracebacks: bool = False  # set by -v
+
+
+shown = _Shown()  # one for the process, which runs one command
+
+
+def command_name() -> str:
+    """How this command was called, so that a printed line can be copied into the shell."""
+    on_path = shutil.which("alignloop")
+    called = Path(sys.argv[0]).absolute()
+    return "alignloop" if on_path and Path(on_path).absolute() == called else shlex.quote(short_path(called))
+
+
+def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
+    """One line for a run that was interrupted: what is kept, and the command that resumes it."""
+    finished = sum(state.state in ("ran", "resumed", "reused") for state in run.states.values())
+    parts = [f"{finished} of {len(run.steps)} steps are finished and kept"]
+    for step in run.steps:
+        state = run.states[step.name]
+        if state.state == "failed" and state.folder is not None:
+            part = finished_part(state.folder)
+            parts.append(f"{step.name} resumes from {part}" if part else f"{step.name} starts again")
+    words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
+    return f"interrupted: {', '.join(parts)}; to resume: {command_name()} {shlex.join(words)}"
+
+
+def report_failure(failure: StageFailed) -> None:
+    """Why the stage failed, where its log is, and a remedy, on stderr. With -v also its command and last output."""
+    cause = printable(failure.cause)
+    if cause.startswith("ended") and not failure.is_reported and (last := _last_line(failure.tail)):
+        cause += f": {last}"
+    print(f"error: {failure.step.name} failed: {cause}", file=sys.stderr)
+    if shown.tracebacks:
+        print(f"command: {shlex.join(failure.command)}\nlast lines of {short_path(failure.log)}:", file=sys.stderr)
+        for line in failure.tail:
+            print(f"  {printable(line)}", file=sys.stderr)
+    else:
+        print(f"log: {short_path(failure.log)}", file=sys.stderr)
+    if failure.hint:
+        print(f"hint: {failure.hint}", file=sys.stderr)
+
+
+def _last_line(lines: Sequence[str]) -> str:
+    """The last line that a stage printed, which of a traceback is the error."""
+    return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def report_unexpected(error: Exception) -> None:
+    """An error that is not the user's: one line, and the traceback in a file, or on stderr with -v."""
+    if shown.tracebacks:
+        traceback.print_exc()
+    text = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    place = "; -v shows its traceback"
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix="alignloop-error-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exc(file=file)
+        place = f"; its traceback is in {name}"
+    print(f"error: unexpected {text}{place}; this is a bug: please report it", file=sys.stderr)
+
+
+def parser_message(error: Exception) -> str:
+    message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
+    return printable(" ".join(message.split()))
+
+
+def help_for(error: Exception) -> str:
+    """The call that shows the help of the command in which an error of the command-line parser was found."""
+    context = getattr(error, "ctx", None)
+    words = [] if context is None or context.parent is None else [context.info_name]
+    return " ".join([command_name(), *words, "--help"])

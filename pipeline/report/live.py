@@ -1,0 +1,194 @@
+"""What is shown of a step while it runs: what its stage does, how far it is, its loss or speed, and its folder.
+
+On a terminal the lines of the running steps are updated in place. Elsewhere, and on a terminal that can't move its
+cursor (TERM=dumb), a plain line is printed at least every LINE_SECONDS.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.text import Text
+
+from data_schemas.progress import Activity, StageProgress
+from data_schemas.text import printable
+from pipeline.report.terminal import COLOURS, headline
+from pipeline.state.run import StepState
+from pipeline.steps import Step
+
+LINE_SECONDS = 15.0  # between two plain lines of a running step
+READ_SECONDS = 1.0  # between two looks at a step's progress
+INDENT = 8
+STARTING = "starting"  # before the stage has reported anything: it imports its libraries
+
+
+def can_be_live(console: Console) -> bool:
+    """Whether lines can be updated in place."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def describe_progress(progress: StageProgress) -> str:
+    """One line: the outermost counted activity and the innermost one, as in
+    `training 40/200 steps, loss 0.512, 1.2 steps/s, 2 min left; evaluating 64/300 rows, 81 rows/s, 3 s left`."""
+    shown = progress.activities[-1:]
+    counted = next((activity for activity in progress.activities if activity.total), None)
+    if counted is not None and counted not in shown:
+        shown = (counted, *shown)
+    return "; ".join(map(_describe, shown)) or STARTING
+
+
+def _describe(activity: Activity) -> str:
+    if not activity.total:
+        return printable(activity.name)
+    parts = [f"{printable(activity.name)} {activity.done:,}/{activity.total:,} {activity.unit}"]
+    if activity.loss is not None:
+        parts.append(f"loss {activity.loss:.4g}")
+    if activity.per_second:
+        parts.append(speed(activity.per_second, activity.unit))
+    if activity.seconds_left is not None and activity.done < activity.total:
+        parts.append(f"{duration(activity.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def speed(per_second: float, unit: str) -> str:
+    """`12 rows/s`, `1.4 rows/s`, or `3.5 s per row` where less than one is done in a second."""
+    if per_second >= 1:
+        return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
+    return f"{duration(1 / per_second)} per {unit.removesuffix('s')}"
+
+
+def duration(seconds: float) -> str:
+    """`3.5 s`, `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def short_path(path: Path) -> str:
+    """The path relative to the working directory where it is below it."""
+    return printable(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+def running_lines(head: Text, folder: Path | None, doing: str, *, width: int) -> list[Text]:
+    """The lines of a running step on a terminal: its folder follows the head where the width has room for it."""
+    place = Text(short_path(folder) if folder else "", style="dim")
+    lines = [head]
+    if place.cell_len and head.cell_len + 2 + place.cell_len <= width:
+        lines = [Text.assemble(head, "  ", place)]
+    elif place.cell_len:
+        lines.append(Text.assemble(" " * INDENT, place))
+    lines += [Text(" " * INDENT + part) for part in _within(doing, width - INDENT)]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return lines
+
+
+def _within(doing: str, width: int) -> list[str]:
+    """The activities in one line, or in a line each where they are too wide."""
+    return [doing] if len(doing) <= width else doing.split("; ")
+
+
+@dataclass
+class _RunningStep:
+    head: Text
+    folder: Path | None
+    doing: str = STARTING
+    read_at: float = 0.0  # seconds of the monotonic clock
+    printed_at: float = field(default_factory=time.monotonic)
+
+
+class RunDisplay:
+    """The lines of a run: those of its running steps, and one for each step that has ended, with its warnings."""
+
+    def __init__(
+        self, console: Console, num_steps: int, *, live: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console, self.num_steps, self.clock = console, num_steps, clock
+        self.live = Live(console=console, transient=True, refresh_per_second=4) if live else None
+        self.positions: dict[str, int] = {}  # step name -> its number, in the order of starting
+        self.running: dict[str, _RunningStep] = {}  # by step name
+
+    def __enter__(self) -> "RunDisplay":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, step: Step, state: StepState) -> None:
+        """Shows the present state of a step."""
+        position = self.positions.setdefault(step.name, len(self.positions) + 1)
+        if state.state == "running":
+            self._show_running(position, step, state)
+            return
+        self.running.pop(step.name, None)
+        if self.live:
+            self.live.update(self._running_group(), refresh=True)
+        self.console.print(self._line(position, step, state), soft_wrap=True)
+        if state.state in ("ran", "resumed") and state.artifact is not None:
+            for warning in state.artifact.warnings:
+                print_warning(self.console, warning)
+
+    def _show_running(self, position: int, step: Step, state: StepState) -> None:
+        now, head = self.clock(), self._line(position, step, state)
+        running, starts = self.running.get(step.name), step.name not in self.running
+        if running is None:
+            running = self.running[step.name] = _RunningStep(head, state.folder, printed_at=now)
+        running.head = head
+        if now - running.read_at >= READ_SECONDS:
+            running.read_at = now
+            running.doing = describe_progress(StageProgress.read(state.folder) if state.folder else StageProgress())
+        if self.live:
+            self.live.update(self._running_group())
+        elif starts:
+            self.console.print(
+                Text.assemble(head, "  ", short_path(state.folder) if state.folder else ""), soft_wrap=True
+            )
+        elif now - running.printed_at >= LINE_SECONDS:
+            running.printed_at = now
+            self.console.print(Text.assemble(head, "  ", running.doing), soft_wrap=True)
+
+    def _running_group(self) -> Group:
+        width = self.console.width
+        return Group(
+            *(
+                line
+                for running in self.running.values()
+                for line in running_lines(running.head, running.folder, running.doing, width=width)
+            )
+        )
+
+    def _line(self, position: int, step: Step, state: StepState) -> Text:
+        line = step_head(position, self.num_steps, step.name, state.state, state.seconds)
+        numbers = headline(step.stage, state.artifact.metrics if state.artifact else {})
+        parts = [part for part in (numbers, f"({printable(state.why)})" if state.why else "") if part]
+        return Text.assemble(line, "  ", "  ".join(parts)) if parts else line
+
+
+def step_head(position: int, num_steps: int, name: str, state: str, seconds: float) -> Text:
+    """`[ 9/18] round-1.dpo                 running     34.2 s`."""
+    line = Text(f"[{position:>{len(str(num_steps))}}/{num_steps}] {name:<27} ")
+    line.append(f"{state:<8}", style=COLOURS.get(state, "default"))
+    return line.append(f"{seconds:7.1f} s")
+
+
+def print_warning(console: Console, warning: str, *, name: str = "") -> None:
+    """A warning in yellow, wrapped on a terminal, and in one line elsewhere."""
+    text = Text(f"warning: {f'{name}: ' if name else ''}{printable(warning)}", style="yellow")
+    indent = 0 if name else INDENT
+    if console.is_terminal:
+        console.print(Padding(text, (0, 0, 0, indent)))
+    else:
+        console.print(Text.assemble(" " * indent, text), soft_wrap=True)

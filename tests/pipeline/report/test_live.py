@@ -1,0 +1,216 @@
+"""The lines of running steps, on a terminal and elsewhere, and the warnings of those that have ended."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from data_schemas.artifact import Artifact
+from data_schemas.progress import PROGRESS, Activity, StageProgress
+from pipeline.plan import Step
+from pipeline.recipe.sections import Launch
+from pipeline.report import live
+from pipeline.state.run import StepState
+from tests.pipeline.toy_house import ONE_ROUND
+
+TRAINING = {"name": "training", "done": 40, "total": 200, "unit": "steps", "per_second": 1.6, "loss": 0.51234}
+EVALUATING = {"name": "evaluating", "done": 64, "total": 300, "unit": "rows", "per_second": 81.0}
+
+
+def write_progress(folder, *activities, started=1000.0):
+    (folder / PROGRESS).write_text(json.dumps({"started": started, "activities": activities}))
+
+
+def step_of(name):
+    return Step(name, "sft", 0, "sft", {}, {}, Launch())
+
+
+def console_of(width, *, is_terminal):
+    return Console(force_terminal=is_terminal, width=width, file=io.StringIO(), color_system=None)
+
+
+def printed(console):
+    return console.file.getvalue().splitlines()
+
+
+def test_the_progress_of_a_stage_is_one_line(tmp_path):
+    assert live.describe_progress(StageProgress.read(tmp_path)) == "starting"
+    write_progress(tmp_path, {"name": "loading the model\x1b[2J"})
+    assert live.describe_progress(StageProgress.read(tmp_path)) == "loading the model\\x1b[2J"
+    write_progress(tmp_path, TRAINING, {"name": "saving"}, EVALUATING)
+    assert live.describe_progress(StageProgress.read(tmp_path)) == (
+        "training 40/200 steps, loss 0.5123, 1.6 steps/s, 2 min left; evaluating 64/300 rows, 81 rows/s, 2.9 s left"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"activities": 3, "started": 1}',
+        '{"activities": [{"name": 3}], "started": 1}',
+        '{"activities": [{"name": "a", "total": "x"}], "started": 1}',
+        '{"activities": [{"nam": "a"}], "started": 1}',
+        '{"activities": [{"name": "a", "per_second": NaN}], "started": 1}',
+        '{"activities": [], "started": [1]}',
+    ],
+)
+def test_a_damaged_file_is_no_progress(tmp_path, content):
+    (tmp_path / PROGRESS).write_text(content)
+    assert StageProgress.read(tmp_path) == StageProgress()
+
+
+def test_the_time_left_is_that_of_the_activitys_own_speed():
+    assert Activity("a", 40, 200, "steps", per_second=1.6).seconds_left == 100
+    assert Activity("a", 0, 200, "steps").seconds_left is None
+    assert Activity("a", 7, None, "steps", per_second=1.6).seconds_left is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.26, "0.3 s"),
+        (9.96, "10 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (5900, "98 min"),
+        (6000, "1 h 40 min"),
+        (3 * 86400 + 7300, "3 days 2 h"),
+    ],
+)
+def test_durations_are_short(seconds, text):
+    assert live.duration(seconds) == text
+
+
+def test_a_speed_below_one_a_second_is_the_time_of_one():
+    assert [live.speed(value, "answers") for value in (1234.5, 2.34, 0.25)] == [
+        "1,234 answers/s",
+        "2.3 answers/s",
+        "4.0 s per answer",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_running_step_has_its_folder_and_progress_within_the_width(tmp_path, width, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "demo" / "round-1.rejection_sampling-0123abcd"
+    folder.mkdir(parents=True)
+    write_progress(folder, TRAINING, EVALUATING)
+    console = console_of(width, is_terminal=True)
+    display = live.RunDisplay(console, 18, live=True)
+    display(step_of("round-1.rejection_sampling"), StepState(folder, "running", seconds=34.2))
+    console.print(display._running_group())
+    lines = printed(console)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "runs/demo/round-1.rejection_sampling-0123abcd" in text
+    assert "training 40/200 steps, loss 0.5123" in text and "evaluating 64/300 rows" in text
+    assert len(lines) == (4 if width == 80 else 2)
+
+
+def test_without_a_terminal_a_running_step_is_never_silent_for_long(tmp_path):
+    now, console = [0.0], console_of(200, is_terminal=False)
+    display = live.RunDisplay(console, 3, live=False, clock=lambda: now[0])
+    state = StepState(tmp_path, "running")
+    for tenth in range(600):
+        now[0] = state.seconds = tenth / 10
+        if tenth == 200:
+            write_progress(tmp_path, TRAINING)
+        display(step_of("sft"), state)
+    lines = printed(console)
+    assert [line.split()[3:5] for line in lines] == [["0.0", "s"], ["15.0", "s"], ["30.0", "s"], ["45.0", "s"]]
+    assert lines[0].endswith(str(tmp_path)) and lines[1].endswith("starting")
+    assert lines[2].endswith("training 40/200 steps, loss 0.5123, 1.6 steps/s, 2 min left")
+
+
+def test_the_warnings_of_a_step_follow_its_line_once(tmp_path):
+    console = console_of(60, is_terminal=True)
+    display = live.RunDisplay(console, 3, live=False)
+    warning = "rows are [bold]padded[/bold]: " + " ".join(["slower"] * 12)
+    artifact = Artifact(
+        stage="sft",
+        step="sft",
+        recipe_version=1,
+        keys={},
+        inputs={},
+        outputs={},
+        files={},
+        metrics={},
+        warnings=[warning],
+    )
+    display(step_of("sft"), StepState(tmp_path, "ran", artifact=artifact))
+    lines = printed(console)
+    assert " ".join(" ".join(lines[1:]).split()) == f"warning: {warning}"
+    assert all(line.startswith(" " * 8) and len(line) <= 60 for line in lines[1:])
+    display(step_of("sft"), StepState(tmp_path, "reused", artifact=artifact))
+    assert len(printed(console)) == len(lines) + 1
+
+
+def test_live_lines_show_every_step_that_runs(tmp_path):
+    display = live.RunDisplay(console_of(100, is_terminal=True), 6, live=True)
+    states = [StepState(None, "running"), StepState(None, "running")]
+    for number in (0, 1, 0):
+        display(step_of(f"round-0.sft.{number}"), states[number])
+    assert list(display.running) == ["round-0.sft.0", "round-0.sft.1"]
+    states[0].state = "ran"
+    display(step_of("round-0.sft.0"), states[0])
+    assert [str(running.head).split()[:2] for running in display.running.values()] == [["[2/6]", "round-0.sft.1"]]
+
+
+def on_terminal(world, *words, term, seconds=60, until=None, **environment):
+    """What the command prints to a terminal of 80 columns, until it ends or has printed `until`."""
+    ours, theirs = pty.openpty()
+    env = os.environ | {"TOY": "{}", "SCORES": "{}", "GRACE": "0.5", "TERM": term, "COLUMNS": "80"} | environment
+    process = subprocess.Popen(
+        [sys.executable, str(world.command), *words], cwd=world.work, env=env, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    text, deadline = "", time.monotonic() + seconds
+    while time.monotonic() < deadline and not (until and until in text):
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                text += os.read(ours, 65536).decode()
+            except OSError:  # the command has ended
+                break
+    process.terminate()
+    process.wait()
+    os.close(ours)
+    return text
+
+
+def test_a_dumb_terminal_gets_plain_lines_and_no_escape_sequences(world):
+    text = on_terminal(world, "run", "toy.yaml", "--set", "rounds=0", term="dumb")
+    assert "\x1b" not in text
+    assert re.search(r"\[1/4\] prepare_data +running", text) and re.search(
+        r"\[4/4\] round-0.evaluate_policy +ran", text
+    )
+
+
+def test_status_follows_a_running_step(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY=json.dumps({"round-0.sft": "hang"}))
+    world.hanging()
+    folder = world.folder("round-0.sft")
+    assert (world.run_folder / "steps" / "round-0.sft").resolve() == folder
+    write_progress(folder, TRAINING, started=time.time() - 5)
+    code, out, _ = world.call("status", "runs/toy")
+    assert code == 0 and "toy: running (2 of 10 steps are finished)" in out
+    assert re.search(
+        rf"\[ 3/10\] round-0.sft +running +\d+\.\d s  runs/toy/{folder.name}\n +training 40/200 steps, l", out
+    )
+    for term in ("xterm", "dumb"):
+        text = on_terminal(world, "status", "--follow", "runs/toy", term=term, until="2 min left")
+        assert "training 40/200 steps, loss 0.5123, 1.6 steps/s, 2 min left" in text
+    process.terminate()
+    process.communicate()
+    code, out, _ = world.call("status", "runs/toy", "--follow")
+    assert code == 0 and "toy: interrupted (2 of 10 steps are finished)" in out and "training" not in out
