@@ -44,23 +44,20 @@ class StageProgress:
         """The progress of the stage that writes `folder`; without activities where the file is missing or damaged."""
         try:
             content = read_json(folder / PROGRESS) or {}
-            return cls(tuple(map(_activity, content["activities"])), float(content["started"]))
+            activities = tuple(Activity(**values) for values in content["activities"])
+            return cls(activities, float(content["started"])) if all(map(_is_valid, activities)) else cls()
         except (OSError, KeyError, TypeError, ValueError, OverflowError):
             return cls()
 
 
-def _activity(values: dict[str, object]) -> Activity:
-    """Raises TypeError or ValueError for values that are not those of an activity."""
-    activity = Activity(**values)  # pyright: ignore[reportArgumentType]
-    speed, loss = activity.per_second, activity.loss
-    is_valid = (
+def _is_valid(activity: Activity) -> bool:
+    """Whether the values that were read from a file have the types of an activity."""
+    speed = activity.per_second
+    return (
         isinstance(activity.name, str)
         and isinstance(activity.unit, str)
         and isinstance(activity.done, int)
         and isinstance(activity.total, int | None)
         and (speed is None or (isinstance(speed, int | float) and math.isfinite(speed)))
-        and isinstance(loss, int | float | None)
+        and isinstance(activity.loss, int | float | None)
     )
-    if not is_valid:
-        raise ValueError("not an activity")
-    return activity
