@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from rich.console import Console
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import AlignloopError, ConfigError, DataError, UserError
@@ -34,11 +35,12 @@ from pipeline.launch.runner import run_steps
 from pipeline.plan import Step, make_plan
 from pipeline.recipe.schema import Recipe, load_recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
+from pipeline.recipe.unused import check_unused
 from pipeline.report import terminal
 from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
-from pipeline.state.summary import SUMMARY, Summary
+from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
@@ -92,12 +94,7 @@ def run(
         with terminal.Progress(console, len(steps), live=live) as progress:
             run_steps(planned, verbose=verbose, show=progress)
     summary = _read_summary(loaded.folder)
-    console.print(terminal.rounds_table(summary))
-    best = summary["best_policy"]
-    assert best is not None, "a finished run has evaluated a policy"
-    print(f"\nbest policy: {best['step']}")
-    print(f"chat with it: {_command()} chat {shlex.quote(_short(loaded.folder / best['folder']))}")
-    print(f"all numbers:  {_short(loaded.folder / SUMMARY)}")
+    _print_result(console, summary, loaded.folder)
 
 
 @app.command()
@@ -141,7 +138,8 @@ def status(
     console = terminal.make_console()
     console.print(f"{summary['name']}: {_state(summary, folder)}")
     console.print(terminal.steps_table(summary))
-    console.print(terminal.rounds_table(summary))
+    if summary["rounds"]:
+        console.print(terminal.rounds_table(summary))
 
 
 @app.command()
@@ -203,11 +201,31 @@ def chat(
     raise typer.Exit(subprocess.call(command, env=_environment()))
 
 
+def _print_result(console: Console, summary: Summary, folder: Path) -> None:
+    """What a finished run has trained, and what to type next."""
+    best, trained = summary["best_policy"], trained_models(summary)
+    if summary["rounds"]:
+        console.print(terminal.rounds_table(summary))
+    else:
+        console.print(terminal.models_table(trained))
+    if best is not None:
+        print(f"\nbest policy: {best['step']}")
+        model = best["folder"]
+    else:
+        print(f"\nmodel:        {_short(folder / trained[-1]['folder'])}")
+        model = next((entry["folder"] for entry in reversed(trained) if entry["stage"] in POLICY_STAGES), None)
+    if model is not None:
+        print(f"chat with it: {_command()} chat {shlex.quote(_short(folder / model))}")
+    print(f"all numbers:  {_short(folder / SUMMARY)}")
+
+
 def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
     """The recipe and its plan, both checked. Raises UserError."""
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     steps = make_plan(loaded)
     check_recipe(loaded, steps)
+    for sentence in check_unused(loaded, steps):
+        print(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
 
 
@@ -232,10 +250,13 @@ def _model_of(name: str) -> str:
             return name  # a hub name
         raise ConfigError(f"{name} does not exist")
     if (folder / SUMMARY).is_file():
-        best = _read_summary(folder)["best_policy"]
-        if best is None:
+        summary = _read_summary(folder)
+        policies = [entry for entry in trained_models(summary) if entry["stage"] in POLICY_STAGES]
+        if (best := summary["best_policy"]) is not None:
+            return str(folder / best["folder"])
+        if not policies or summary["rounds"]:
             raise ConfigError(f"{name} has no evaluated policy yet; give the folder of a step, or run the recipe again")
-        return str(folder / best["folder"])
+        return str(folder / policies[-1]["folder"])
     artifact = Artifact.read(folder)
     if artifact is not None and "model" in artifact.outputs:
         return str(folder / artifact.outputs["model"])
