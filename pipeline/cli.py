@@ -34,13 +34,14 @@ from pipeline.launch.runner import run_steps
 from pipeline.plan import Step, make_plan
 from pipeline.recipe.schema import Recipe, load_recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
-from pipeline.report import errors, live, run_status, terminal
+from pipeline.recipe.unused import check_unused
+from pipeline.report import errors, live, result, run_status, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
 from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
-from pipeline.state.summary import SUMMARY, Summary
+from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
@@ -132,12 +133,7 @@ def run(
             print(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
             raise
     summary = _read_summary(loaded.folder)
-    console.print(terminal.rounds_table(summary))
-    best = summary["best_policy"]
-    assert best is not None, "a finished run has evaluated a policy"
-    print(f"\nbest policy: {best['step']}")
-    print(f"chat with it: {command_name()} chat {shlex.quote(short_path(loaded.folder / best['folder']))}")
-    print(f"all numbers:  {short_path(loaded.folder / SUMMARY)}")
+    result.show(console, summary, loaded.folder)
 
 
 @app.command()
@@ -273,6 +269,8 @@ def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     steps = make_plan(loaded)
     check_recipe(loaded, steps)
+    for sentence in check_unused(loaded, steps):
+        print(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
 
 
@@ -297,10 +295,13 @@ def _model_of(name: str) -> str:
             return name  # a hub name
         raise ConfigError(f"{name} does not exist")
     if (folder / SUMMARY).is_file():
-        best = _read_summary(folder)["best_policy"]
-        if best is None:
+        summary = _read_summary(folder)
+        policies = [entry for entry in trained_models(summary) if entry["stage"] in POLICY_STAGES]
+        if (best := summary["best_policy"]) is not None:
+            return str(folder / best["folder"])
+        if not policies or summary["rounds"]:
             raise ConfigError(f"{name} has no evaluated policy yet; give the folder of a step, or run the recipe again")
-        return str(folder / best["folder"])
+        return str(folder / policies[-1]["folder"])
     artifact = Artifact.read(folder)
     if artifact is not None and "model" in artifact.outputs:
         return str(folder / artifact.outputs["model"])

@@ -35,7 +35,7 @@ class Foundation:
     base: Output
     instructions: Split  # written by people
     prompts: Inputs  # of the stages that generate answers
-    evaluation: Inputs  # of every evaluation: held-out prompts and the judge
+    evaluation: Inputs | None  # of every evaluation: held-out prompts and the judge; None: the recipe has no judge
 
 
 @dataclass
@@ -43,9 +43,16 @@ class Progress:
     """What the rounds so far have produced."""
 
     policies: list[Output]  # the first one is that of round 0
-    evaluations: list[str]  # the evaluation step of each policy
+    evaluations: list[str] = field(default_factory=list)  # the evaluation step of each policy
     preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
     reward_model: Output | None = None
+
+    @property
+    def best(self) -> list[Output | BestPolicy]:
+        """The best policy so far and, after round 0, the second best. Without evaluations, the newest ones."""
+        if not self.evaluations:
+            return [*reversed(self.policies[-2:])]
+        return [BestPolicy(self.evaluations[-1], rank=rank) for rank in range(min(2, len(self.policies)))]
 
 
 def make_plan(recipe: Recipe) -> list[Step]:
@@ -55,13 +62,17 @@ def make_plan(recipe: Recipe) -> list[Step]:
     supported together, and a round that trains no policy.
     """
     plan = Plan(recipe)
+    if recipe.stages is not None:
+        plan_one_pass(plan, recipe.stages)
+        return plan.steps
     foundation = plan_data_and_base(plan)
     first_policy = foundation.base
     if recipe.first_sft:
         inputs = {"model_name_or_path": foundation.base, **training_inputs([foundation.instructions])}
         first_policy = plan.train("sft", 0, inputs)
-    first_evaluation = plan.evaluate(0, first_policy, foundation.evaluation)
-    progress = Progress([first_policy], [first_evaluation])
+    progress = Progress([first_policy])
+    if foundation.evaluation:
+        progress.evaluations.append(plan.evaluate(0, first_policy, foundation.evaluation))
     if recipe.has_preferences and recipe.rounds:
         # The data set must have training pairs, unless a named annotator adds pairs in round 1.
         optional = recipe.names_annotator(1)
@@ -74,25 +85,10 @@ def make_plan(recipe: Recipe) -> list[Step]:
 def plan_data_and_base(plan: "Plan") -> Foundation:
     """The steps before round 0: data, base model, and a judge if the recipe names none."""
     recipe = plan.recipe
-    data = plan.add("data", name="prepare_data", inputs={})
-    prompts, documents = split_of(data, "prompts"), split_of(data, "documents")
-
-    raw_base: Reference
-    if recipe.base_model is None:
-        inputs = {"train_data": documents.train, "eval_data": documents.validation}
-        raw_base = Output(plan.add("pretrain", inputs=inputs), "model")
-    else:
-        raw_base = Model(recipe.base_model)
-    base = Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}), "model")
-
-    evaluation: dict[str, Reference] = {"prompts": Output(data, "evaluation_prompts")}
-    if not recipe.names_judge:
-        inputs = {
-            "model_name_or_path": base,
-            "train_data": Output(data, "preferences.judge"),  # pairs that no reward model of a round is trained on
-            "eval_data": Output(data, "preferences.judge_validation", optional=True),
-        }
-        evaluation["judge_model"] = Output(plan.add("judge", inputs=inputs), "model")
+    data = plan.add_data(is_evaluated=recipe.evaluates_policies)
+    prompts = split_of(data, "prompts")
+    base = plan_base(plan, data)
+    evaluation = plan_judge(plan, data, base) if recipe.evaluates_policies else None
     return Foundation(
         base=base,
         instructions=split_of(data, "instructions"),
@@ -101,11 +97,62 @@ def plan_data_and_base(plan: "Plan") -> Foundation:
     )
 
 
+def plan_base(plan: "Plan", data: str) -> Output:
+    """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared."""
+    recipe = plan.recipe
+    raw_base: Reference
+    if recipe.base_model is None or recipe.section("pretrain").is_in_file:
+        raw_base = plan_pretraining(plan, data)
+    else:
+        raw_base = Model(recipe.base_model)
+    return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}), "model")
+
+
+def plan_pretraining(plan: "Plan", data: str) -> Output:
+    documents, given = split_of(data, "documents"), plan.recipe.base_model
+    inputs: dict[str, Reference] = {"train_data": documents.train, "eval_data": documents.validation}
+    if given is not None:
+        inputs["model_name_or_path"] = Model(given)
+    return Output(plan.add("pretrain", inputs=inputs), "model")
+
+
+def plan_judge(plan: "Plan", data: str, base: Output) -> Inputs:
+    """What every evaluation reads: the held-out prompts, and a judge that is trained if the recipe names none."""
+    evaluation: dict[str, Reference] = {"prompts": Output(data, "evaluation_prompts")}
+    if not plan.recipe.names_judge:
+        inputs = {
+            "model_name_or_path": base,
+            "train_data": Output(data, "preferences.judge"),  # pairs that no reward model of a round is trained on
+            "eval_data": Output(data, "preferences.judge_validation", optional=True),
+        }
+        evaluation["judge_model"] = Output(plan.add("judge", inputs=inputs), "model")
+    return evaluation
+
+
+def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
+    """A run without rounds: the stages that the recipe lists, each once, on the data of the recipe."""
+    data = plan.add_data(is_evaluated="evaluate_policy" in stages)
+    if set(stages) == {"pretrain"}:
+        plan_pretraining(plan, data)
+        return
+    base = policy = plan_base(plan, data)
+    if "sft" in stages:
+        inputs = {"model_name_or_path": base, **training_inputs([split_of(data, "instructions")])}
+        policy = plan.train("sft", None, inputs)
+    pairs = training_inputs([split_of(data, "preferences")])
+    if "reward_model" in stages:
+        plan.train("reward_model", None, {"model_name_or_path": base, **pairs})
+    if "dpo" in stages:
+        policy = plan.train("dpo", None, {"model_name_or_path": policy, **pairs})
+    if "evaluate_policy" in stages:
+        plan.evaluate(None, policy, plan_judge(plan, data, base))
+
+
 def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Progress) -> None:
     """Adds the steps of one round, and what they produce to `progress`."""
     recipe, stages_of_round = plan.recipe, plan.recipe.round_stages
-    best = BestPolicy(progress.evaluations[-1])
-    best_two = [best, BestPolicy(progress.evaluations[-1], rank=1)] if number > 1 else [best]  # round 0 has one policy
+    best_two = progress.best  # round 0 has one policy
+    best = best_two[0]
 
     # A named annotator compares answers from round 1 on; else the reward model of the round before does.
     if "annotate" in stages_of_round and (recipe.names_annotator(number) or progress.reward_model):
@@ -148,11 +195,14 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
         data = [progress.preferences[-num_batches:] for num_batches in batches]
         policy = plan.train_variants("dpo", number, inputs=[start | training_inputs(splits) for splits in data])
 
-    if isinstance(policy, BestPolicy) or policy in progress.policies:
+    if policy == best or isinstance(policy, BestPolicy) or policy in progress.policies:
         raise ConfigError(
             f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
             "rejection_sampling with sft, nor dpo"
         )
+    progress.policies.append(policy)
+    if foundation.evaluation is None:
+        return
     named = [Model(name) for name in recipe.named_reward_models(number)]
     inputs = {
         **foundation.evaluation,
@@ -160,7 +210,6 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
         "proxy_model": progress.reward_model or next(iter(named), None),  # the reward model that the round optimises
         "previous": [EvaluationFolder(name) for name in progress.evaluations],
     }
-    progress.policies.append(policy)
     progress.evaluations.append(plan.evaluate(number, policy, inputs))
 
 
@@ -181,24 +230,35 @@ class Plan:
         keys: Values | None = None,
     ) -> str:
         """Adds the step of a section and returns its name, or that of an equal earlier step."""
-        name = name or (section if round_number is None else f"round-{round_number}.{section}")
+        name = name or step_name(section, round_number)
         values = self.recipe.section(section, round_number or 0).keys
         step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
         return self._add_unless_repeated(step)
 
-    def train(self, section: Section, round_number: int, inputs: Inputs) -> Output:
+    def add_data(self, *, is_evaluated: bool) -> str:
+        """Adds the step that prepares the data. Where nothing is evaluated, no dialog is held out for it."""
+        is_set = {"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys()
+        keys = {} if is_evaluated or is_set else {"evaluation_share": 0.0}
+        return self.add("data", name="prepare_data", inputs={}, keys=keys)
+
+    def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
         """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""
-        num_variants = len(self.recipe.section(section, round_number).variants)
+        num_variants = len(self.recipe.section(section, round_number or 0).variants)
         return self.train_variants(section, round_number, inputs=[inputs] * num_variants)
 
     def train_variants(
-        self, section: Section, round_number: int, *, inputs: Sequence[Inputs], keys: Sequence[Values] | None = None
+        self,
+        section: Section,
+        round_number: int | None,
+        *,
+        inputs: Sequence[Inputs],
+        keys: Sequence[Values] | None = None,
     ) -> Output:
         """Adds the steps of a section that trains, with one entry of `inputs` and of `keys` for each variant.
 
         Several variants are a step each, and a step that averages their models. Returns the section's model.
         """
-        name, resolved = f"round-{round_number}.{section}", self.recipe.section(section, round_number)
+        name, resolved = step_name(section, round_number), self.recipe.section(section, round_number or 0)
         keys = keys or [{}] * len(inputs)
         steps = [
             make_step(
@@ -218,7 +278,7 @@ class Plan:
         self.steps.extend(parts)
         return Output(self._add_unless_repeated(last), "model")
 
-    def evaluate(self, round_number: int, policy: Output, inputs: Inputs) -> str:
+    def evaluate(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:
         """Adds the evaluation of a policy and returns its name."""
         inputs = {"model_name_or_path": policy, **inputs}
         return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
@@ -229,3 +289,8 @@ class Plan:
                 return earlier.name
         self.steps.append(step)
         return step.name
+
+
+def step_name(section: Section, round_number: int | None) -> str:
+    """The name of a section's step in a round, as in round-1.dpo, or before the rounds."""
+    return section if round_number is None else f"round-{round_number}.{section}"

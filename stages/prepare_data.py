@@ -223,16 +223,21 @@ def split_rows(
 
 @progress.activity("writing rows")
 def write(
-    stage: Stage, files: Mapping[str, Sequence[Row]], bad: Sequence[BadRow], left_out: dict[str, int]
+    stage: Stage,
+    files: Mapping[str, Sequence[Row]],
+    bad: Sequence[BadRow],
+    left_out: dict[str, int],
+    *,
+    needs_prompts: bool,
 ) -> StageResult:
-    """Writes every file and counts its rows. Raises ConfigError where there is no evaluation prompt."""
+    """Writes every file and counts its rows. Raises ConfigError where an evaluation has no prompt."""
     for name, rows in files.items():
         write_rows(stage.folder / f"{name}.jsonl", rows)
     write_rows(stage.folder / "rejected_rows.jsonl", bad)
     shutil.rmtree(stage.folder / "made", ignore_errors=True)
     counts = {name: len(rows) for name, rows in files.items()} | {"rejected_rows": len(bad)} | left_out
     log.info("%s", ", ".join(f"{name} {count}" for name, count in counts.items() if count))
-    if not files["evaluation_prompts"]:
+    if not files["evaluation_prompts"] and needs_prompts:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
     outputs = {name: f"{name}.jsonl" for name, rows in files.items() if rows}
     return StageResult(outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts))
@@ -264,6 +269,7 @@ def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
         files,
         rows.bad,
         {"documents_left_out": num_documents_left_out, "dialogs_left_out": num_dialogs_left_out},
+        needs_prompts=arguments.evaluation_share > 0 or arguments.evaluation_prompts is not None,
     )
 
 

@@ -18,6 +18,7 @@ from pipeline.launch.command_line import ROOT
 from pipeline.plan import BestPolicy, Output, Step, make_plan
 from pipeline.recipe.schema import Recipe, load_recipe
 from pipeline.recipe.sections import Launch
+from pipeline.recipe.unused import check_unused
 from pipeline.report.terminal import plan_tree
 from pipeline.state.run import Run
 
@@ -32,7 +33,7 @@ def name_of(path: Path) -> str:
 
 
 def test_something_ships():
-    assert {path.stem for path in RECIPES} == set(STAGES_OF_A_ROUND)
+    assert {path.stem for path in RECIPES} == STAGES_OF_A_ROUND.keys() | ONE_PASS.keys()
     # Every stage except the one without torch, whose inputs are options of the command line.
     assert {path.stem for path in STAGE_CONFIGS} >= set(stages()) - {"prepare_data"}
     assert len(PROFILES) == 6
@@ -47,6 +48,12 @@ STAGES_OF_A_ROUND = {
     "tulu3_8b": (1, ("annotate", "dpo")),
     "online_dpo_8b": (3, ("annotate", "dpo")),
     "raft": (4, ("rejection_sampling", "sft")),
+}
+ONE_PASS = {  # a run without rounds -> its steps
+    "sft": ["prepare_data", "prepare_base", "sft"],
+    "dpo": ["prepare_data", "prepare_base", "dpo"],
+    "reward_model": ["prepare_data", "prepare_base", "reward_model"],
+    "pretrain": ["prepare_data", "pretrain"],
 }
 # What the recipes for GPUs need from their user.
 GIVEN = {
@@ -85,17 +92,29 @@ def planned(name: str) -> tuple[Recipe, dict[str, Step]]:
     return recipe, {step.name: step for step in steps}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_a_shipped_recipe_plans_from_any_folder(path, given):
-    recipe, steps = planned(path.stem)
-    rounds, of_a_round = STAGES_OF_A_ROUND[path.stem]
-    assert (recipe.name, recipe.rounds) == (path.stem, rounds)
+@pytest.mark.parametrize("name", STAGES_OF_A_ROUND)
+def test_a_shipped_recipe_plans_from_any_folder(name, given):
+    recipe, steps = planned(name)
+    rounds, of_a_round = STAGES_OF_A_ROUND[name]
+    assert (recipe.name, recipe.rounds) == (name, rounds)
     last = [f"round-{rounds}.{stage}" for stage in (*of_a_round, "evaluate_policy")]
     assert [name for name in steps if not re.search(r"\.\d$", name)][-len(last) :] == last  # variants aside
-    assert recipe.launch.device == ("gpu" if path.stem in GIVEN else "cpu")
+    assert recipe.launch.device == ("gpu" if name in GIVEN else "cpu")
     run = Run.of(recipe, list(steps.values()))
     assert {run.decide(step).why for step in run.steps} == {"not run yet"}
     assert not recipe.folder.exists()
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_a_recipe_of_one_stage_has_only_its_steps(name, given):
+    settings = {"sft": "data.instructions=chats.jsonl", "pretrain": "data.documents=texts.txt"}
+    (given / "texts.txt").write_text("A text.\n")
+    words = [settings.get(name, "data.preferences=harmless.jsonl.gz"), "base_model=base"]
+    recipe = load_recipe(CONFIGS / f"{name}.yaml", words)
+    steps = make_plan(recipe)
+    check_recipe(recipe, steps)
+    assert (recipe.name, [step.name for step in steps]) == (name, ONE_PASS[name])
+    assert check_unused(recipe, steps) == []
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -39,11 +39,14 @@ def _check_data(recipe: Recipe) -> None:
     """The data that the plan needs: documents for pretraining, instructions, prompts, and pairs for a judge."""
     data, where = recipe.section("data").keys, recipe.path
     is_generated = bool(data.get("make_data"))
-    if recipe.base_model is None:
-        if not recipe.section("pretrain").is_in_file:
-            raise ConfigError(f"{where}: base_model is missing; give a folder or a hub name, or a section pretrain")
-        if not (is_generated or data.get("documents")):
-            raise ConfigError(f"{where}: data.documents is missing; pretrain needs text")
+    if recipe.base_model is None and not recipe.section("pretrain").is_in_file:
+        raise ConfigError(f"{where}: base_model is missing; give a folder or a hub name, or a section pretrain")
+    is_pretrained = recipe.section("pretrain").is_in_file or "pretrain" in (recipe.stages or [])
+    if is_pretrained and not (is_generated or data.get("documents")):
+        raise ConfigError(f"{where}: data.documents is missing; pretrain needs text")
+    if recipe.stages is not None:
+        _check_data_of_one_pass(recipe, recipe.stages)
+        return
     if recipe.first_sft or (recipe.human_share and "sft" in recipe.round_stages):
         chosen_answers = recipe.has_preferences and data.get("chosen_as_instructions")
         if not (is_generated or data.get("instructions") or chosen_answers):
@@ -52,7 +55,23 @@ def _check_data(recipe: Recipe) -> None:
             )
     elif not (is_generated or data.get("prompts") or data.get("instructions") or recipe.has_preferences):
         raise ConfigError(f"{where}: data.prompts is missing; no other data has prompts to answer")
-    _check_judge(recipe)
+    if recipe.evaluates_policies:
+        _check_judge(recipe)
+
+
+def _check_data_of_one_pass(recipe: Recipe, stages: Sequence[str]) -> None:
+    """The data that the stages of a run without rounds need."""
+    data, where = recipe.section("data").keys, recipe.path
+    if "pretrain" in stages and recipe.base_model is None and not recipe.section("pretrain").keys.get("architecture"):
+        raise ConfigError(f"{where}: base_model is missing (or pretrain.architecture, for random weights)")
+    chosen_answers = recipe.has_preferences and data.get("chosen_as_instructions")
+    if "sft" in stages and not (data.get("make_data") or data.get("instructions") or chosen_answers):
+        raise ConfigError(f"{where}: data.instructions is missing; sft needs conversations")
+    for stage in ("reward_model", "dpo"):
+        if stage in stages and not recipe.has_preferences:
+            raise ConfigError(f"{where}: data.preferences is missing; {stage} needs preference pairs")
+    if "evaluate_policy" in stages:
+        _check_judge(recipe)
 
 
 def _check_judge(recipe: Recipe) -> None:

@@ -36,6 +36,15 @@ def stages_of_a_round() -> list[str]:
     return [name for name, stage in stages().items() if stage.traits.runs == "in_round"]
 
 
+def stages_of_one_pass() -> list[str]:
+    """The stages that a run without rounds may have, in the order they run."""
+    return [
+        name
+        for name, stage in stages().items()
+        if (stage.traits.kind == "trains" and stage.traits.runs != "by_plan") or stage.traits.runs == "after_round"
+    ]
+
+
 def stages_of_every_round() -> list[str]:
     """The stages that a round has where the recipe does not list them."""
     return [name for name in stages_of_a_round() if stages()[name].traits.in_every_round]

@@ -53,6 +53,15 @@ class Recipe(Settings):
         return bool(data.get("preferences") or data.get("make_data"))
 
     @property
+    def evaluates_policies(self) -> bool:
+        """Whether policies are evaluated and compared: by a judge that the recipe names, or one trained on its pairs.
+
+        A recipe that says nothing of an evaluation or a judge has none.
+        """
+        asks = self.section("evaluate_policy").is_in_file or self.section("judge").is_in_file
+        return asks or self.names_judge or bool(self.section("data").keys.get("judge_share"))
+
+    @property
     def names_judge(self) -> bool:
         """Whether the recipe names a judge, a function or a model. Otherwise a judge is trained on separate pairs."""
         keys = self.section("evaluate_policy").keys
@@ -83,6 +92,7 @@ class TypedSections:
 
     defaults: Values
     sections: Mapping[Section, TypedSection]
+    in_file: frozenset[Section]  # those that the file writes; the others are empty
     by_round: Mapping[int, Mapping[Section, TypedSection]]
 
     def layers(self, name: Section, round_number: int) -> list[TypedSection]:
@@ -132,7 +142,7 @@ def _resolve_section(settings: Settings, typed: TypedSections, name: Section, ro
         launch=_launch(settings, name, layers),
         variants=variants,
         average=MappingProxyType(average if average and len(variants) > 1 else {}),
-        is_in_file=name in typed.sections,
+        is_in_file=name in typed.in_file,
     )
 
 
@@ -153,6 +163,8 @@ def _launch(settings: Settings, name: Section, layers: Sequence[TypedSection]) -
 
 
 def _is_trained(settings: Settings, name: Section, round_number: int) -> bool:
+    if settings.stages is not None:
+        return name in settings.stages
     if round_number == 0:
         return name == "sft" and settings.first_sft
     if name == "reward_model" and not settings.refit_reward_model and round_number > 1:

@@ -34,6 +34,18 @@ from pipeline.recipe.round_rules import check_rounds
 from pipeline.recipe.sections import TypedSection, locate, parse, type_defaults, type_section
 from pipeline.recipe.settings import Settings
 
+KEYS_OF_ROUNDS = (
+    "rounds",
+    "round_stages",
+    "by_round",
+    "first_sft",
+    "refit_reward_model",
+    "dpo_reference",
+    "sft_from",
+    "annotate_policies",
+    "sampling_policies",
+)
+
 
 class RecipeFile(Settings):
     """A recipe as its file writes it: the sections, which `_file_model` adds, are not typed yet."""
@@ -67,9 +79,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _apply(override, content)
     if "path" in content:
         raise ConfigError(f"{path}: unknown key 'path'")
+    if content.get("stages") is not None:
+        content = _without_rounds(content, where=str(path))
     recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path}, where=str(path)))
     check_rounds(recipe)
     return recipe
+
+
+def _without_rounds(content: Keys, *, where: str) -> Keys:
+    """The content of a recipe with `stages`, which has no rounds. Raises ConfigError where it sets a key of rounds."""
+    given = [name for name in KEYS_OF_ROUNDS if content.get(name)]
+    if given:
+        raise ConfigError(
+            f"{where}: {given[0]} is a key of the rounds, and a recipe with `stages` has none; leave one of them out"
+        )
+    return content | {"rounds": 0}
 
 
 def _type_and_resolve(file: RecipeFile) -> Recipe:
@@ -87,11 +111,12 @@ def _type_and_resolve(file: RecipeFile) -> Recipe:
         }
         for number, sections_of_round in file.by_round.items()
     }
+    in_file = frozenset(name for name in sections if name in file.model_fields_set)
     defaults = type_defaults(file.defaults, folder, where=f"{file.path}: defaults")
     settings = {name: getattr(file, name) for name in Settings.model_fields}
     if file.base_model:
         settings["base_model"] = locate(file.base_model, folder)
-    return resolve(Settings(**settings), TypedSections(defaults, sections, by_round))
+    return resolve(Settings(**settings), TypedSections(defaults, sections, in_file, by_round))
 
 
 def _check_by_round(file: RecipeFile) -> None:

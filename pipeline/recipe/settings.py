@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from pipeline.recipe.names import stages_of_a_round, stages_of_every_round
+from data_schemas.stage_keys import nearest
+from pipeline.recipe.names import stages_of_a_round, stages_of_every_round, stages_of_one_pass
 from pipeline.recipe.sections import Launch, Mix
 
 
@@ -19,6 +20,10 @@ class Settings(Mix, BaseModel):
     seed: int = Field(default=0, description="Seed of every stage whose section sets none.")
     launch: Launch = Field(default=Launch(), description="Where and how steps run; a section may override it.")
 
+    stages: list[str] | None = Field(
+        default=None,
+        description="The stages of a run without rounds: any of pretrain, sft, reward_model, dpo, evaluate_policy.",
+    )
     first_sft: bool = Field(
         default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."
     )
@@ -40,6 +45,18 @@ class Settings(Mix, BaseModel):
     )
 
     path: Path = Field(exclude=True)  # the file that the recipe was read from; not a key
+
+    @field_validator("stages")
+    @classmethod
+    def _of_one_pass(cls, given: list[str] | None) -> list[str] | None:
+        if given is None:
+            return None
+        known = stages_of_one_pass()
+        if wrong := [stage for stage in given if stage not in known]:
+            raise ValueError(f"{wrong[0]!r} is not one of {', '.join(known)}{nearest(wrong[0], known)}")
+        if not set(given) - {"evaluate_policy"}:
+            raise ValueError("no stage that trains; try [sft]")
+        return [stage for stage in known if stage in given]
 
     @field_validator("round_stages")
     @classmethod

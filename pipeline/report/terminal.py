@@ -15,7 +15,7 @@ from data_schemas.stage_keys import stages
 from data_schemas.text import printable
 from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Action, Decision, Run
-from pipeline.state.summary import Summary
+from pipeline.state.summary import Summary, TrainedModel
 from pipeline.state.verifying import StepCheck
 from pipeline.steps import BestPolicy, File, Model, Output, Step
 
@@ -137,6 +137,15 @@ def rounds_table(summary: Summary) -> Table:
     }
     for name, show in shown.items():
         table.add_row(name, *(show(row) for row in summary["rounds"]))
+    return table
+
+
+def models_table(trained: Sequence[TrainedModel]) -> Table:
+    """The trained models of a run without an evaluation, with their loss on held-out rows before and after."""
+    table = Table("model", "held-out loss before", "after", "folder", box=MARKDOWN)
+    for entry in trained:
+        losses = number(entry["loss_before"]), number(entry["loss_after"])
+        table.add_row(Text(entry["step"]), *losses, Text(entry["folder"]))
     return table
 
 

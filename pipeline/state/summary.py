@@ -36,6 +36,16 @@ class BestEntry(TypedDict):
     score: float
 
 
+class TrainedModel(TypedDict):
+    """A model that a step of the run has trained."""
+
+    step: str
+    stage: str
+    folder: str  # of the model, relative to the run's folder
+    loss_before: float | None  # on held-out rows
+    loss_after: float | None
+
+
 class Summary(TypedDict):
     """The content of summary.json."""
 
@@ -46,6 +56,7 @@ class Summary(TypedDict):
     best_policy: BestEntry | None
 
 
+POLICY_STAGES = ("sft", "dpo")
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
 
 
@@ -85,6 +96,25 @@ def make(
         if (artifact := states[evaluation.name].artifact) and artifact.choices:
             best = _best(artifact, states)
     return {"name": name, "state": state, "steps": entries, "rounds": rounds, "best_policy": best}
+
+
+def trained_models(summary: Summary) -> list[TrainedModel]:
+    """The models of the finished steps that train, in the order of the plan."""
+    return [
+        {
+            "step": entry["name"],
+            "stage": entry["stage"],
+            "folder": f"{entry['folder']}/model",
+            "loss_before": _number(entry["metrics"].get("eval_loss_at_step_0")),
+            "loss_after": _number(entry["metrics"].get("eval_loss")),
+        }
+        for entry in summary["steps"]
+        if stages()[entry["stage"]].traits.kind == "trains" and entry["metrics"]
+    ]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> BestEntry:

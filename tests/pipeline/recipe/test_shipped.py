@@ -37,7 +37,7 @@ def test_a_file_of_the_working_directory_comes_first_and_a_folder_does_not(tmp_p
 def test_an_unknown_recipe_names_the_nearest_and_all_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"lama3_8b\.yaml does not exist.* did you mean 'llama3_8b'\?.* demo, llama3_70b"
+        ConfigError, match=r"lama3_8b\.yaml does not exist.* did you mean 'llama3_8b'\?.* demo, dpo, llama3_70b"
     ):
         find_recipe(Path("lama3_8b.yaml"))
 

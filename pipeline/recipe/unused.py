@@ -1,0 +1,40 @@
+"""What a recipe says that its plan does not use: nothing that a user writes is dropped silently."""
+
+from collections.abc import Iterator, Sequence
+
+from data_schemas.errors import ConfigError
+from pipeline.recipe.names import all_sections
+from pipeline.recipe.resolved import Recipe
+from pipeline.steps import Step
+
+# Rows of the section `data` -> the stages that read them, or whose inputs are drawn from them.
+READERS = {
+    "documents": {"pretrain"},
+    "instructions": {"sft", "annotate", "rejection_sampling", "evaluate_policy"},
+    "preferences": {"reward_model", "dpo", "annotate", "rejection_sampling", "evaluate_policy"},
+    "prompts": {"annotate", "rejection_sampling", "evaluate_policy"},
+}
+
+
+def check_unused(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
+    """A sentence for each section and kind of rows that no step of the plan uses.
+
+    Raises ConfigError instead where the recipe lists its `stages`: then the section and the list contradict each other.
+    """
+    unused = list(_unused(recipe, steps))
+    if unused and recipe.stages is not None:
+        raise ConfigError(f"{recipe.path}: {unused[0]}; add its stage to `stages`, or leave it out")
+    return unused
+
+
+def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
+    used = {step.section for step in steps}
+    for name in all_sections():
+        if recipe.section(name).is_in_file and name not in used:
+            yield f"the section {name} is not used: no step of this recipe runs it"
+    data = recipe.section("data").keys
+    for kind, stages in READERS.items():
+        if kind == "preferences" and data.get("chosen_as_instructions"):
+            stages = stages | {"sft"}
+        if data.get(kind) and not stages & {step.stage for step in steps}:
+            yield f"data.{kind} is not used: no step of this recipe reads it"
