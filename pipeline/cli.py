@@ -29,6 +29,7 @@ from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.launch.command_line import ROOT
 from pipeline.launch.failures import StageFailed
+from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
 from pipeline.launch.runner import run_steps
 from pipeline.plan import Step, make_plan
@@ -79,6 +80,9 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show the output of the stages")] = False,
+    tries_first: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="try every section on a small model first")
+    ] = True,
 ) -> None:
     """Run the loop. Finished steps are reused, and a stopped run is resumed."""
     loaded, steps = _load(recipe, overrides)
@@ -90,7 +94,7 @@ def run(
         planned = Run.of(loaded, steps)
         live = console.is_terminal and not verbose
         with terminal.Progress(console, len(steps), live=live) as progress:
-            run_steps(planned, verbose=verbose, show=progress)
+            run_steps(planned, verbose=verbose, show=progress, **({"preflight": preflight} if tries_first else {}))
     summary = _read_summary(loaded.folder)
     console.print(terminal.rounds_table(summary))
     best = summary["best_policy"]

@@ -34,10 +34,10 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
     _prepare_data(run, scratch)
     steps, missing = _training_rows(run)
     return {
-        "tokenizer": _tokenizer_source(run),
+        "tokenizer": tokenizer_source(run),
         "steps": steps,
         "missing": missing,
-        "model": _model_source(run),
+        "model": model_source(run),
         "precisions": _precisions(run),
         "show": num_rows_shown,
     }
@@ -107,7 +107,7 @@ def _row_files(run: Run, step: Step, key: str) -> Iterator[RowFile]:
             yield output, Path(path) if path else None
 
 
-def _tokenizer_source(run: Run) -> TokenizerSource:
+def tokenizer_source(run: Run) -> TokenizerSource:
     """The tokenizer of a prepared folder, of a model to prepare, or the documents to train one on."""
     prepare = next(step for step in run.steps if step.stage == "prepare_base")
     keys = with_defaults("prepare_base", prepare.keys)
@@ -133,7 +133,7 @@ def _tokenizer_source(run: Run) -> TokenizerSource:
     }
 
 
-def _model_source(run: Run) -> ModelSource:
+def model_source(run: Run) -> ModelSource:
     """Where the sizes of the base model are found: in a model folder, or in the architecture to pretrain."""
     prepare = next(step for step in run.steps if step.stage == "prepare_base")
     source = prepare.inputs["model_name_or_path"][0]
