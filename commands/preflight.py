@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ def try_all(request: PreflightRequest, model: Path, scratch: Path) -> Iterator[s
     while waiting:
         batch = [waiting.pop(0) for _ in range(min(len(waiting), len(available_cores())))]
         logs = {number: scratch / f"trial-{number}.txt" for number, _ in batch}
-        pids = {start(_work(request, trial, model, scratch / f"trial-{n}"), logs[n]): (n, trial) for n, trial in batch}
+        pids = {start(_work(request, trial, model, scratch), logs[n]): (n, trial) for n, trial in batch}
         for pid, code in wait(list(pids)).items():
             number, trial = pids[pid]
             if code == REFUSED:
@@ -135,19 +136,22 @@ def try_all(request: PreflightRequest, model: Path, scratch: Path) -> Iterator[s
 
 def refusal(request: PreflightRequest, trial: Trial, model: Path, scratch: Path, message: str) -> str:
     """The line for a refused trial. The key to blame is one without which the trial passes."""
-    for number, key in enumerate(trial["given"][:MAX_BLAMED]):
+    for key in sorted(trial["given"], key=lambda name: _suspicion(name, trial["keys"][name], message))[:MAX_BLAMED]:
         without: Trial = {**trial, "keys": {name: value for name, value in trial["keys"].items() if name != key}}
-        folder = scratch / f"without-{number}"
-        code, _ = in_own_process(_work(request, without, model, folder), scratch / f"without-{number}.txt")
+        code, _ = in_own_process(_work(request, without, model, scratch), scratch / "without.txt")
         if code == PASSED:
             return f"{trial['section']}.{key}={trial['keys'][key]!r}: {message}"
     return f"{trial['section']} ({trial['step']}): {message}"
 
 
-def _work(request: PreflightRequest, trial: Trial, model: Path, folder: Path) -> Callable[[], None]:
+def _suspicion(key: str, value: object, message: str) -> tuple[bool, bool]:
+    """Keys with a low value are tried first: those that the message names, then those whose values are no numbers."""
+    return key not in message and str(value) not in message, isinstance(value, int | float)
+
+
+def _work(request: PreflightRequest, trial: Trial, model: Path, scratch: Path) -> Callable[[], None]:
     def work() -> None:
-        folder.mkdir()
-        run_trial(trial, str(model), folder, use_cpu=request["use_cpu"])
+        run_trial(trial, str(model), Path(tempfile.mkdtemp(dir=scratch)), use_cpu=request["use_cpu"])
 
     return work
 
@@ -164,7 +168,7 @@ def main() -> int:
         print(f"error: base model: {printable(message)}", file=sys.stderr)
         return 2
     if code == UNKNOWN:
-        print(f"no preflight: {printable(message)}")
+        print(message)
         return 0
     lines = list(try_all(request, model, scratch))
     for line in lines:

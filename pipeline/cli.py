@@ -57,6 +57,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="set a key of the recipe, as in --set dpo.beta=0.2; repeatable"),
 ]
+Preflight = Annotated[
+    bool,
+    typer.Option(
+        "--preflight/--no-preflight",
+        envvar="ALIGNLOOP_PREFLIGHT",
+        help="try every section on a small model before the first step that uses a model",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, as in runs/demo")]
 
 
@@ -80,9 +88,7 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show the output of the stages")] = False,
-    tries_first: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="try every section on a small model first")
-    ] = True,
+    tries_first: Preflight = True,
 ) -> None:
     """Run the loop. Finished steps are reused, and a stopped run is resumed."""
     loaded, steps = _load(recipe, overrides)
@@ -94,7 +100,7 @@ def run(
         planned = Run.of(loaded, steps)
         live = console.is_terminal and not verbose
         with terminal.Progress(console, len(steps), live=live) as progress:
-            run_steps(planned, verbose=verbose, show=progress, **({"preflight": preflight} if tries_first else {}))
+            run_steps(planned, verbose=verbose, show=progress, preflight=preflight if tries_first else None)
     summary = _read_summary(loaded.folder)
     console.print(terminal.rounds_table(summary))
     best = summary["best_policy"]
@@ -119,6 +125,7 @@ def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(help="number of rows to show of each training stage")] = 2,
+    tries_first: Preflight = True,
 ) -> None:
     """Show the rows that each stage trains on, with the trained tokens in colour.
 
@@ -131,6 +138,8 @@ def check(
         request.write_text(json.dumps(preview.make_request(planned, Path(scratch), num_rows_shown=rows)))
         command = [sys.executable, str(ROOT / "commands" / "check.py"), str(request)]
         code = subprocess.call(command, env=_environment())
+        if tries_first and not code:
+            preflight(planned, keeps_result=False)
     _warn_of_machine(loaded, steps)
     raise typer.Exit(code)
 

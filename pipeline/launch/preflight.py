@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_schemas.artifact import Artifact
 from data_schemas.check_request import PreflightRequest, Trial
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest_record, read_json, write_atomically
-from data_schemas.stage_keys import StageKey, stages
+from data_schemas.stage_keys import stages
+from data_schemas.text import printable
 from pipeline.launch import preview
 from pipeline.launch.command_line import ROOT, environment
 from pipeline.state.run import Run
@@ -28,10 +30,11 @@ PROMPTS = "prompts.train"  # of the stages that generate
 REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
 
 
-def preflight(run: Run) -> None:
+def preflight(run: Run, *, keeps_result: bool = True) -> None:
     """Tries the steps that are going to run, unless the same ones have passed before.
 
-    Raises ConfigError with a line for each section that a library refuses.
+    `keeps_result` writes into the run's folder that they have. A preflight that could not run itself is a warning on
+    stderr. Raises ConfigError, which names every section that a library refuses.
     """
     request = make_request(run)
     if not request["trials"]:
@@ -49,7 +52,10 @@ def preflight(run: Run) -> None:
     refused = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
     if refused:
         raise ConfigError(f"{run.recipe.path}: {'; '.join(refused)} ({REMEDY})")
-    if done.returncode == 0:
+    if done.returncode != 0 or done.stdout.strip():
+        cause = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
+    elif keeps_result:
         result.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(result, json.dumps({"passed": digest}))
 
@@ -89,23 +95,25 @@ def digest_of(request: PreflightRequest) -> str:
 
 
 def _shape(step: Step, names: Sequence[str]) -> dict[str, Any]:
-    """The keys of these names, without the numbers in them, whose limits are checked elsewhere."""
-    known = stages()[step.stage].keys
-    return {name: _without_number(step.keys[name], known[name]) for name in names}
+    """The keys of these names, without numbers: their limits are checked elsewhere, so one trial serves for all."""
+    return {name: _without_numbers(step.keys[name]) for name in names if not _is_number(step.keys[name])}
 
 
-def _without_number(value: object, key: StageKey) -> object:
-    if isinstance(value, bool) or key.choices:
-        return value
-    if isinstance(value, int | float):
-        return "number"
-    return [_without_number(item, key) for item in value] if isinstance(value, list) else value
+def _without_numbers(value: object) -> object:
+    if isinstance(value, list):
+        return ["number" if _is_number(item) else item for item in value]
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _rows(run: Run, step: Step) -> Iterator[str]:
     """The files of prepare_data with rows of the step's kind."""
     source = next((other for other in run.steps if other.stage == "prepare_data"), None)
-    if source is None or run.decide(source).action != "reuse":
+    folder = run.folder(source.name) if source else None
+    if source is None or folder is None or Artifact.read(folder) is None:
         return
     name = ROWS_OF.get(step.stage, PROMPTS)
     if step.stage != "pretrain" and (path := run.resolve(Output(source.name, name, optional=True))):

@@ -33,9 +33,7 @@ POLL_SECONDS = 0.2
 Show = Callable[[Step, StepState], None]
 
 
-def run_steps(
-    run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] = lambda run: None
-) -> None:
+def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] | None = None) -> None:
     """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
 
     `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
@@ -46,11 +44,10 @@ def run_steps(
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
     with processes.signals_raise(), WarmPool() as warm:
         try:
-            is_tried = False
             for steps in _independent(run.steps):
-                if not is_tried and any(_uses_a_model(run, step) for step in steps):
+                if preflight is not None and any(_uses_a_model(run, step) for step in steps):
                     preflight(run)
-                    is_tried = True
+                    preflight = None
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
             summary.write(folder, run, "done")
         except BaseException as error:
