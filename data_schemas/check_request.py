@@ -51,3 +51,23 @@ class CheckRequest(TypedDict):
     model: ModelSource
     precisions: list[Precision]
     show: int  # rows of each training step
+
+
+class Trial(TypedDict):
+    """A section of the recipe in some round, as its stage would get it, to be tried on a small model."""
+
+    step: str
+    section: str
+    stage: str
+    keys: dict[str, Any]  # typed
+    given: list[str]  # the keys that the recipe sets, one of which may be to blame
+    rows: list[str]  # files of rows of the stage's kind, where they exist already
+
+
+class PreflightRequest(TypedDict):
+    """What `alignloop run` gives to commands/preflight.py, as JSON."""
+
+    tokenizer: TokenizerSource
+    model: ModelSource
+    trials: list[Trial]
+    use_cpu: bool

@@ -29,6 +29,7 @@ from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.launch.command_line import ROOT
 from pipeline.launch.failures import StageFailed
+from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
 from pipeline.launch.runner import run_steps
 from pipeline.plan import Step, make_plan
@@ -65,8 +66,14 @@ Overrides = Annotated[
         help="Set a key of the recipe, as in --set dpo.beta=0.2. May be given several times.  [default: none]",
     ),
 ]
-
-
+Preflight = Annotated[
+    bool,
+    typer.Option(
+        "--preflight/--no-preflight",
+        envvar="ALIGNLOOP_PREFLIGHT",
+        help="Try every section on a small model before the first step that uses a model.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as in runs/demo.")]
 
 
@@ -115,6 +122,7 @@ def run(
             "--verbose", "-v", help="Show the output of the stages, and the traceback of an error.  [default: off]"
         ),
     ] = False,
+    tries_first: Preflight = True,
 ) -> None:
     """Run the steps of a recipe. Finished steps are reused, and a stopped run is resumed."""
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
@@ -128,7 +136,7 @@ def run(
         is_live = live.can_be_live(console) and not verbose
         try:
             with live.RunDisplay(console, len(steps), live=is_live) as display:
-                run_steps(planned, verbose=verbose, show=display)
+                run_steps(planned, verbose=verbose, show=display, preflight=preflight if tries_first else None)
         except Interrupted:
             print(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
             raise
@@ -153,6 +161,7 @@ def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(help="Number of rows to show of each training stage.")] = 2,
+    tries_first: Preflight = True,
 ) -> None:
     """Show the rows that each stage trains on, with the trained tokens in colour.
 
@@ -165,6 +174,8 @@ def check(
         request.write_text(json.dumps(preview.make_request(planned, Path(scratch), num_rows_shown=rows)))
         command = [sys.executable, str(ROOT / "commands" / "check.py"), str(request)]
         code = subprocess.call(command, env=_environment())
+        if tries_first and not code:
+            preflight(planned, keeps_result=False)
     _warn_of_machine(loaded, steps)
     raise typer.Exit(code)
 

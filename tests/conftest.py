@@ -21,6 +21,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
 )
 # Two workers share the cores: spinning threads would make both many times slower.
+os.environ["ALIGNLOOP_PREFLIGHT"] = "0"  # 15 seconds a run; tests/commands/test_preflight.py has it
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -34,10 +34,10 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
     _prepare_data(run, scratch)
     steps, missing = _training_rows(run)
     return {
-        "tokenizer": _tokenizer_source(run),
+        "tokenizer": tokenizer_source(run),
         "steps": steps,
         "missing": missing,
-        "model": _model_source(run),
+        "model": model_source(run),
         "precisions": _precisions(run),
         "show": num_rows_shown,
     }
@@ -107,9 +107,11 @@ def _row_files(run: Run, step: Step, key: str) -> Iterator[RowFile]:
             yield output, Path(path) if path else None
 
 
-def _tokenizer_source(run: Run) -> TokenizerSource:
+def tokenizer_source(run: Run) -> TokenizerSource:
     """The tokenizer of a prepared folder, of a model to prepare, or the documents to train one on."""
-    prepare = next(step for step in run.steps if step.stage == "prepare_base")
+    prepare = next((step for step in run.steps if step.stage == "prepare_base"), None)
+    if prepare is None:
+        return _tokenizer_to_pretrain_with(run)
     keys = with_defaults("prepare_base", prepare.keys)
     trust: TokenizerSource = {"trust_remote_code": keys["trust_remote_code"]}
     if run.decide(prepare).action == "reuse":
@@ -122,24 +124,31 @@ def _tokenizer_source(run: Run) -> TokenizerSource:
     pretrain = next(step for step in run.steps if step.name == source.step)
     if run.decide(pretrain).action == "reuse":
         return {"path": str(run.resolve(source)), **to_prepare}
+    return {**_tokenizer_to_pretrain_with(run), **to_prepare}
+
+
+def _tokenizer_to_pretrain_with(run: Run) -> TokenizerSource:
+    """The tokenizer that pretrain is given, or the documents that it trains one on. No chat template is needed."""
+    pretrain = next(step for step in run.steps if step.stage == "pretrain")
     if given := pretrain.inputs.get("tokenizer_name_or_path") or pretrain.inputs.get("model_name_or_path"):
-        return {"path": str(run.resolve(given[0])), **to_prepare}
-    pretrain_keys = with_defaults("pretrain", pretrain.keys)
+        return {"path": str(run.resolve(given[0])), "is_prepared": True, "trust_remote_code": False}
+    keys = with_defaults("pretrain", pretrain.keys)
     return {
         "documents": [str(path) for _, path in _row_files(run, pretrain, "train_data") if path],
-        "vocab_size": pretrain_keys["vocab_size"],
-        "special_tokens": pretrain_keys["special_tokens"],
-        **to_prepare,
+        "vocab_size": keys["vocab_size"],
+        "special_tokens": keys["special_tokens"],
+        "is_prepared": True,
+        "trust_remote_code": bool(keys["trust_remote_code"]),
     }
 
 
-def _model_source(run: Run) -> ModelSource:
+def model_source(run: Run) -> ModelSource:
     """Where the sizes of the base model are found: in a model folder, or in the architecture to pretrain."""
-    prepare = next(step for step in run.steps if step.stage == "prepare_base")
-    source = prepare.inputs["model_name_or_path"][0]
-    if isinstance(source, Model):
+    prepare = next((step for step in run.steps if step.stage == "prepare_base"), None)
+    source = prepare.inputs["model_name_or_path"][0] if prepare else None
+    if prepare and isinstance(source, Model):
         return {"path": source.path, "revision": with_defaults("prepare_base", prepare.keys)["model_revision"]}
-    pretrain = next(step for step in run.steps if isinstance(source, Output) and step.name == source.step)
+    pretrain = next(step for step in run.steps if step.stage == "pretrain")
     if given := pretrain.inputs.get("model_name_or_path"):
         return {"path": str(run.resolve(given[0]))}
     return {"architecture": pretrain.keys.get("architecture") or {}}

@@ -34,10 +34,11 @@ POLL_SECONDS = 0.2
 Show = Callable[[Step, StepState], None]
 
 
-def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
+def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] | None = None) -> None:
     """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
 
-    `show` is called when a step starts, repeatedly while it runs, and when it ends. Raises StageFailed, Interrupted or
+    `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
+    the first step that uses a model and is not reused; an error of it stops the run. Raises StageFailed, Interrupted or
     UserError; the summary then has the state of every step, and all finished steps are kept.
     """
     folder = run.recipe.folder
@@ -45,6 +46,9 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
     with processes.signals_raise(), WarmPool() as warm:
         try:
             for steps in _independent(run.steps):
+                if preflight is not None and any(_uses_a_model(run, step) for step in steps):
+                    preflight(run)
+                    preflight = None
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
             summary.write(folder, run, "done")
         except BaseException as error:
@@ -54,6 +58,11 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show) -> None:
             with contextlib.suppress(OSError):  # a full disk: the first error is more useful
                 summary.write(folder, run, "interrupted" if isinstance(error, processes.Interrupted) else "failed")
             raise
+
+
+def _uses_a_model(run: Run, step: Step) -> bool:
+    """Whether a stage with torch is going to run for the step."""
+    return stages()[step.stage].traits.imports_torch and run.decide(step).action in ("run", "resume")
 
 
 def _independent(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -1,0 +1,180 @@
+"""Tries every stage of a recipe on a small model before any time is spent: the preflight.
+
+For each distinct section it builds what the stage would build (TRL's config, LoRA, optimizer, scheduler, collator,
+reward head, sampler) on a model of two narrow layers with the architecture and tokenizer of the recipe's model, and
+takes one training step, one evaluation or one answer on two rows. What a library refuses there is printed as one line
+with section and key; then the exit code is 2. It cannot find what depends on the size of the model or on the device.
+
+    python commands/preflight.py request.json      # written by pipeline/launch/preflight.py
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from commands.check import load_tokenizer
+from commands.trials import run_trial
+from data_schemas.check_request import PreflightRequest, Trial
+from data_schemas.errors import UserError
+from data_schemas.text import printable
+from engine.models.loading import read_config
+from engine.models.miniature import CannotBeSmall, small_model
+from engine.runtime.world import available_cores
+
+SECONDS_A_TRIAL = 60  # a trial that takes longer is ended, and counts as passed
+MAX_BLAMED = 12  # keys that are left out in turn to find the one to blame
+PASSED, REFUSED, UNKNOWN = 0, 3, 4  # exit codes of a trial's process
+
+
+def in_own_process(work: Callable[[], None], log_file: Path) -> tuple[int, str]:
+    """Runs `work` in a fork; returns its exit code and the last line that it wrote.
+
+    A fork has the imports, and leaves nothing behind: accelerate and TRL keep state in their modules.
+    """
+    pid = start(work, log_file)
+    return wait([pid])[pid], last_line(log_file)
+
+
+def start(work: Callable[[], None], log_file: Path) -> int:
+    """Starts `work` in a fork, with its output in `log_file`; returns the process id."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = UNKNOWN
+    try:
+        with log_file.open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        torch.set_num_threads(1)
+        code = _outcome(work)
+    finally:
+        os._exit(code)
+
+
+def _outcome(work: Callable[[], None]) -> int:
+    """PASSED, or REFUSED with the reason as the last line of the output."""
+    try:
+        work()
+    except CannotBeSmall as error:
+        print(f"\n{error}", flush=True)
+        return UNKNOWN
+    except BaseException as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        print(f"\n{kind}{message}", flush=True)
+        return REFUSED
+    return PASSED
+
+
+def wait(pids: list[int]) -> dict[int, int]:
+    """The exit codes of forks, by process id. One that runs for too long is ended and UNKNOWN."""
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + SECONDS_A_TRIAL
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+                elif time.monotonic() > deadline:
+                    os.kill(pid, 9)
+                    os.waitpid(pid, 0)
+                    codes[pid] = UNKNOWN
+        time.sleep(0.01)
+    return {pid: code if code in (PASSED, REFUSED) else UNKNOWN for pid, code in codes.items()}
+
+
+def last_line(log_file: Path) -> str:
+    lines = log_file.read_text(errors="replace").strip().splitlines() if log_file.exists() else []
+    return lines[-1].strip() if lines else "it ended without a message"
+
+
+def write_small_model(request: PreflightRequest, folder: Path) -> None:
+    """The small model with the recipe's tokenizer, in the form in which prepare_base writes the base model."""
+    with Path(os.devnull).open("w") as nowhere:
+        tokenizer = load_tokenizer(request["tokenizer"], Console(file=nowhere))
+    source = request["model"]
+    if "path" in source:
+        config = read_config(source["path"], revision=source.get("revision", "main"))
+    else:
+        keys = dict(source.get("architecture", {}))
+        config = AutoConfig.for_model(str(keys.pop("model_type", "llama")), **keys)
+    config.vocab_size = max(len(tokenizer), config.vocab_size if "path" in source else 0)
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    model = small_model(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def try_all(request: PreflightRequest, model: Path, scratch: Path) -> Iterator[str]:
+    """Runs the trials, as many at a time as there are cores; one line for each that is refused."""
+    waiting = list(enumerate(request["trials"]))
+    while waiting:
+        batch = [waiting.pop(0) for _ in range(min(len(waiting), len(available_cores())))]
+        logs = {number: scratch / f"trial-{number}.txt" for number, _ in batch}
+        pids = {start(_work(request, trial, model, scratch), logs[n]): (n, trial) for n, trial in batch}
+        for pid, code in wait(list(pids)).items():
+            number, trial = pids[pid]
+            if code == REFUSED:
+                yield refusal(request, trial, model, scratch, last_line(logs[number]))
+
+
+def refusal(request: PreflightRequest, trial: Trial, model: Path, scratch: Path, message: str) -> str:
+    """The line for a refused trial. The key to blame is one without which the trial passes."""
+    for key in sorted(trial["given"], key=lambda name: _suspicion(name, trial["keys"][name], message))[:MAX_BLAMED]:
+        without: Trial = {**trial, "keys": {name: value for name, value in trial["keys"].items() if name != key}}
+        code, _ = in_own_process(_work(request, without, model, scratch), scratch / "without.txt")
+        if code == PASSED:
+            return f"{trial['section']}.{key}={trial['keys'][key]!r}: {message}"
+    return f"{trial['section']} ({trial['step']}): {message}"
+
+
+def _suspicion(key: str, value: object, message: str) -> tuple[bool, bool]:
+    """Keys with a low value are tried first: those that the message names, then those whose values are no numbers."""
+    return key not in message and str(value) not in message, isinstance(value, int | float)
+
+
+def _work(request: PreflightRequest, trial: Trial, model: Path, scratch: Path) -> Callable[[], None]:
+    def work() -> None:
+        run_trial(trial, str(model), Path(tempfile.mkdtemp(dir=scratch)), use_cpu=request["use_cpu"])
+
+    return work
+
+
+def main() -> int:
+    path = Path(sys.argv[1])
+    request: PreflightRequest = json.loads(path.read_text())
+    scratch = path.parent
+    transformers_logging.set_verbosity_error()
+    logging.disable(logging.INFO)
+    model = scratch / "small_model"
+    code, message = in_own_process(lambda: write_small_model(request, model), scratch / "small_model.txt")
+    if code == REFUSED:
+        print(f"error: base model: {printable(message)}", file=sys.stderr)
+        return 2
+    if code == UNKNOWN:
+        print(message)
+        return 0
+    lines = list(try_all(request, model, scratch))
+    for line in lines:
+        print(f"error: {printable(line)}", file=sys.stderr)
+    return 2 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The preflight of a run: commands/preflight.py tries every distinct section on a small model before it is launched.
+
+Its result is kept in the run's folder, so the same recipe is tried once.
+"""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_schemas.artifact import Artifact
+from data_schemas.check_request import PreflightRequest, Trial
+from data_schemas.errors import ConfigError
+from data_schemas.files import digest_record, read_json, write_atomically
+from data_schemas.stage_keys import stages
+from data_schemas.text import printable
+from pipeline.launch import preview
+from pipeline.launch.command_line import ROOT, environment
+from pipeline.state.run import Run
+from pipeline.steps import Output, Step
+
+RESULT = ".preflight.json"  # in the run's folder
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft")
+ROWS_OF = {"sft": "instructions.train", "reward_model": "preferences.train", "dpo": "preferences.train"}
+PROMPTS = "prompts.train"  # of the stages that generate
+REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
+
+
+def preflight(run: Run, *, keeps_result: bool = True) -> None:
+    """Tries the steps that are going to run, unless the same ones have passed before.
+
+    `keeps_result` writes into the run's folder that they have. A preflight that could not run itself is a warning on
+    stderr. Raises ConfigError, which names every section that a library refuses.
+    """
+    request = make_request(run)
+    if not request["trials"]:
+        return
+    digest = digest_of(request)
+    result = run.recipe.folder / RESULT
+    if (read_json(result) or {}).get("passed") == digest:
+        return
+    sections = ", ".join(dict.fromkeys(trial["section"] for trial in request["trials"]))
+    print(f"trying {sections} on a small model first; --no-preflight skips this", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="alignloop-preflight-") as scratch:
+        path = Path(scratch) / "request.json"
+        path.write_text(json.dumps(request))
+        command = [sys.executable, str(ROOT / "commands" / "preflight.py"), str(path)]
+        env = environment(run.steps[0], Path(scratch), run.recipe.path.absolute().parent)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    refused = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+    if refused:
+        raise ConfigError(f"{run.recipe.path}: {'; '.join(refused)} ({REMEDY})")
+    if done.returncode != 0 or done.stdout.strip():
+        cause = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
+    elif keeps_result:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(result, json.dumps({"passed": digest}))
+
+
+def make_request(run: Run) -> PreflightRequest:
+    """The distinct sections of the steps that are going to run, with the rows that exist already."""
+    trials: list[Trial] = []
+    seen: list[str] = []
+    for step in run.steps:
+        if not stages()[step.stage].traits.imports_torch or step.stage in ("prepare_base", "average_models"):
+            continue
+        given = sorted(run.recipe.section(step.section, step.round or 0).keys.keys() & step.keys.keys())
+        shape = json.dumps([step.stage, _shape(step, given)], sort_keys=True, default=str)
+        if shape not in seen and run.decide(step).action != "reuse":
+            seen.append(shape)
+            trials.append(
+                {
+                    "step": step.name,
+                    "section": step.section,
+                    "stage": step.stage,
+                    "keys": dict(step.keys),
+                    "given": given,
+                    "rows": list(_rows(run, step)),
+                }
+            )
+    return {
+        "tokenizer": preview.tokenizer_source(run),
+        "model": preview.model_source(run),
+        "trials": trials,
+        "use_cpu": all(step.launch.device == "cpu" for step in run.steps),
+    }
+
+
+def digest_of(request: PreflightRequest) -> str:
+    """A digest of what a preflight depends on: the request, and the versions of the libraries."""
+    return digest_record({**request, "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}})
+
+
+def _shape(step: Step, names: Sequence[str]) -> dict[str, Any]:
+    """The keys of these names, without numbers: their limits are checked elsewhere, so one trial serves for all."""
+    return {name: _without_numbers(step.keys[name]) for name in names if not _is_number(step.keys[name])}
+
+
+def _without_numbers(value: object) -> object:
+    if isinstance(value, list):
+        return ["number" if _is_number(item) else item for item in value]
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rows(run: Run, step: Step) -> Iterator[str]:
+    """The files of prepare_data with rows of the step's kind."""
+    source = next((other for other in run.steps if other.stage == "prepare_data"), None)
+    folder = run.folder(source.name) if source else None
+    if source is None or folder is None or Artifact.read(folder) is None:
+        return
+    name = ROWS_OF.get(step.stage, PROMPTS)
+    if step.stage != "pretrain" and (path := run.resolve(Output(source.name, name, optional=True))):
+        yield str(path)

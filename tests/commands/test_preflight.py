@@ -1,0 +1,91 @@
+"""The preflight: what a library would refuse hours later is one line before the first step."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from pipeline.launch.preflight import RESULT, make_request, preflight
+from pipeline.plan import make_plan
+from pipeline.recipe.schema import load_recipe
+from pipeline.state.run import Run
+from tests.toy_rows import pair, write_jsonl
+
+SCORES = "def score(prompt, answer, ended):\n    return float(len(answer))\n"
+
+
+@pytest.fixture
+def plan_run(tmp_path, tiny_base, monkeypatch):
+    """-> a Run of a recipe of one round on a tiny base model, with these sections."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "pairs.jsonl", [pair(number) for number in range(20)])
+    (tmp_path / "scores.py").write_text(SCORES)
+
+    def plan(**sections: Any) -> Run:
+        recipe: dict[str, Any] = {
+            "name": "mine",
+            "rounds": 1,
+            "launch": {"device": "cpu"},
+            "base_model": str(tiny_base),
+            "prepare_base": {"chat_template": "chatml"},
+            "data": {"preferences": ["pairs.jsonl"], "chosen_as_instructions": 0.5},
+            "evaluate_policy": {"judge_function": "scores:score"},
+            "defaults": {"report_to": "none", "bf16": False, "max_length": 128},
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe | sections))
+        loaded = load_recipe(path)
+        return Run.of(loaded, make_plan(loaded))
+
+    return plan
+
+
+def test_a_section_is_tried_once_however_many_rounds_and_numbers_it_has(plan_run):
+    run = plan_run(
+        rounds=3, by_round={2: {"dpo": {"beta": 0.3}}, 3: {"dpo": {"loss_type": ["ipo"], "loss_weights": [1.0]}}}
+    )
+    tried = [(trial["stage"], trial["step"]) for trial in make_request(run)["trials"]]
+    assert [step for stage, step in tried if stage == "dpo"] == ["round-1.dpo", "round-3.dpo"]
+    assert [step for stage, step in tried if stage == "sft"] == ["round-0.sft"]
+
+
+def test_what_a_library_refuses_is_one_line_with_section_and_key(plan_run):
+    run = plan_run(
+        sft={"use_peft": True, "lora_target_modules": ["no_such_module"]},
+        dpo={"lr_scheduler_type": "cosine_with_min_lr"},  # needs lr_scheduler_kwargs
+    )
+    with pytest.raises(ConfigError) as raised:
+        preflight(run)
+    message = str(raised.value)
+    assert "\n" not in message and "Traceback" not in message
+    assert "sft.lora_target_modules=['no_such_module']" in message
+    assert "dpo.lr_scheduler_type=" in message, message
+    assert "reward_model" not in message and "--no-preflight" in message
+    assert not (run.recipe.folder / RESULT).exists()
+
+
+def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monkeypatch):
+    preflight(plan_run())
+    run = plan_run(dpo={"beta": 0.2})
+    assert list(read_json(run.recipe.folder / RESULT) or {}) == ["passed"]
+    started: list[Any] = []
+    monkeypatch.setattr(subprocess, "run", lambda *words, **keys: started.append(words) or fake_result())
+    preflight(plan_run())
+    assert not started
+    preflight(run)
+    assert len(started) == 1
+
+
+def fake_result() -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([sys.executable], 0, "", "")
+
+
+def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path):
+    (tmp_path / "scores.py").write_text("def score(prompt, answer, ended):\n    open('called', 'w')\n    return 1.0\n")
+    preflight(plan_run(round_stages=["rejection_sampling", "reward_model", "sft"]))
+    assert not (tmp_path / "called").exists()
