@@ -135,7 +135,7 @@ FILES: list[tuple[str, bytes, str]] = [
     ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "cut.jsonl.gz is not a complete gzip file"),
     ("plain.jsonl.gz", b'{"text": "a"}', "plain.jsonl.gz is not a complete gzip file (Not a gzipped file"),
     ("cut.parquet", b"PAR1", "cut.parquet is not a Parquet file"),
-    ("table.xlsx", b"PK", "table.xlsx has no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv"),
+    ("table.xlsx", b"PK", "table.xlsx has no known format; expected one of .jsonl, .json, .csv, .tsv, .txt, .parquet"),
     ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
     ("folder.jsonl/x", b"", "folder.jsonl is a folder without data; expected .jsonl,"),
 ]
