@@ -25,6 +25,14 @@ OnBadRow = Literal["error", "set_aside"]
 Paths = SourceValue | Sequence[SourceValue]
 T = TypeVar("T", bound=Row)
 
+# What the rows of a kind become, and the dialects that they may be in.
+KINDS: dict[str, tuple[type[Row], tuple[Dialect, ...]]] = {
+    "documents": (Document, DOCUMENTS),
+    "instructions": (Conversation, CONVERSATIONS),
+    "preferences": (PreferencePair, PAIRS),
+    "prompts": (Prompt, PROMPTS),
+    "evaluation_prompts": (Prompt, PROMPTS),
+}
 NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
 MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
@@ -117,7 +125,7 @@ def check_columns(source: Source, kind: str) -> None:
     `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. A large file of a format that
     can only be read completely is not checked here but by the stage. Raises ConfigError as the readers do.
     """
-    dialects = {"documents": DOCUMENTS, "instructions": CONVERSATIONS, "preferences": PAIRS}.get(kind, PROMPTS)
+    dialects = KINDS[kind][1]
     _check_share(source, of_examples=kind in ("documents", "instructions"))
     for file in source.files():
         lines = _lines_to_check(file)
@@ -160,7 +168,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
         _check_columns(name, lines, dialects)
         for line in lines:
             try:
-                rows = _rows(line, row_type, dialects)
+                rows = rows_of(line, row_type, dialects)
                 read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))
             except WrongValue as error:
                 if on_bad_row == "error":
@@ -189,8 +197,8 @@ def _accepted(dialects: tuple[Dialect, ...]) -> str:
     )
 
 
-def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[T]:
-    """The rows of a line: several for a dialog with several comparisons, else one."""
+def rows_of(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[T]:
+    """The rows of a line: several for a dialog with several comparisons, else one. Raises WrongValue for a bad row."""
     if line.error:
         raise line.error
     raw = line.raw

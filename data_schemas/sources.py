@@ -165,13 +165,13 @@ def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, list[L
 
 def lines_of(path: Path) -> list[Line]:
     """All rows of a file. Raises DataError where it cannot be read in the format that its name says."""
+    check_regular(path)
     ending = format_of(path)
     if not ending:
         raise DataError(f"{path} has no known format; expected one of {EXPECTED_FORMATS}")
     if ending in TEXT_READERS:
         return TEXT_READERS[ending](path, read_file(path))
     try:
-        check_regular(path)
         return BINARY_READERS[ending](path)
     except OSError as error:
         raise DataError(cannot_open(path, error)) from None
