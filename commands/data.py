@@ -51,7 +51,7 @@ class Model:
 
     def _in_template(self, messages: Sequence[Message], row: Row) -> str:
         if not self.tokenizer.chat_template:
-            raise DataError("the model has no chat template")
+            raise DataError("the model has no chat template; prepare_base can set one, as in {chat_template: chatml}")
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -150,7 +150,9 @@ def lengths_of(found: Survey, model: Model | None) -> Table:
     for name, of_part in texts.items():
         table.add_row(name, "characters", *quantiles([len(text) for text in of_part]))
         table.add_row("", "words", *quantiles([len(text.split()) for text in of_part]))
-    if model is not None:
+        if model is not None:
+            table.add_row("", "tokens", *quantiles(model.num_tokens(of_part[:MAX_TOKENIZED_ROWS])))
+    if model is not None and found.kind != "documents":
         rendered: dict[str, list[str]] = {}
         for item in found.rows[:MAX_TOKENIZED_ROWS]:
             try:
@@ -159,8 +161,7 @@ def lengths_of(found: Survey, model: Model | None) -> Table:
             except DataError:
                 continue  # the rows below show it
         for name, of_name in rendered.items():
-            label = f"{name or 'row'} in the template" if found.kind != "documents" else "text"
-            table.add_row(label, "tokens", *quantiles(model.num_tokens(of_name)))
+            table.add_row(f"{name or 'row'} in the template", "tokens", *quantiles(model.num_tokens(of_name)))
     return table
 
 

@@ -255,6 +255,8 @@ def parse_command_line(stage: str, words: Sequence[str]) -> Keys:
         takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
             values[name] = _parse_yaml(given[0], where=f"--{name}")
+        elif takes_list and key.role == "rows" and any(item.startswith("{") for item in given):
+            values[name] = [_parse_yaml(item, where=f"--{name}") if item.startswith("{") else item for item in given]
         elif takes_list and given != ["null"] and not (len(given) == 1 and takes_text):
             values[name] = given
         elif len(given) > 1:
@@ -268,7 +270,7 @@ def _parse_yaml(text: str, *, where: str) -> object:
     try:
         return load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{where} {text}: not a YAML list, as in [a, b]") from None
+        raise ConfigError(f"{where} {text}: not YAML, as in [a, b] or {{path: a}}") from None
 
 
 def help_text(stage: str, *, everything: bool) -> str:
