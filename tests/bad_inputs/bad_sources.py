@@ -48,8 +48,8 @@ SETTINGS: list[tuple[str, str]] = [
         "data: instructions: 'no/*.jsonl' matches no file, neither in HERE nor beside the",
     ),
     (
-        "data.instructions=$NOWHERE/a.jsonl",
-        "instructions='$NOWHERE/a.jsonl': the environment variable NOWHERE is not set",
+        "data.instructions=$NO_SUCH_ONE/a.jsonl",
+        "instructions='$NO_SUCH_ONE/a.jsonl': the environment variable NO_SUCH_ONE is not set",
     ),
     ("base_model=~nosuchuser9/m", "base_model='~nosuchuser9/m': ~nosuchuser9 is no home folder: this machine knows no"),
     ("data.prompts=~nosuchuser9/p", "data: prompts='~nosuchuser9/p': ~nosuchuser9 is no home folder: this machine"),
@@ -63,7 +63,7 @@ def of_setting(setting: str, says: str) -> Case:
         words = place.recipe(setting)
         for name, content in FILES.items():
             place.write(name, content)
-        place.patch.delenv("NOWHERE", raising=False)
+        place.patch.delenv("NO_SUCH_ONE", raising=False)
         return place.alignloop("plan", *words)
 
     return Case(f"source {setting[:80]!a}", make, says)
