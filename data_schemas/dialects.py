@@ -3,7 +3,7 @@
 A row's dialect is recognised by its columns. Other columns are ignored, except the fields of the row type itself
 (`tools`, `group_id`, `strength`, …), so that a stored row is read back unchanged:
     documents      text
-    conversations  messages | conversations (ShareGPT) | instruction, input, output (Alpaca)
+    conversations  messages | conversations (ShareGPT) | instruction, input, output (Alpaca) | prompt, answer
     prompts        prompt | messages or conversations, less a last assistant turn | instruction, input
     pairs          prompt, chosen, rejected | conversations, chosen, rejected | instruction, chosen, rejected |
                    chosen, rejected: two dialogs, as messages or in one text (HH), that differ only in the last answer
@@ -263,6 +263,11 @@ def _alpaca(raw: Fields) -> Fields:
     return {"messages": [*_instruction(raw), {"role": "assistant", "content": _text(raw, "output")}]}
 
 
+def _prompt_and_answer(raw: Fields) -> Fields:
+    prompt = _question(raw)
+    return {"messages": [*prompt, *_answer(raw, "answer", prompt)]}
+
+
 def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
     """The columns that are fields of the row itself.
 
@@ -292,6 +297,7 @@ CONVERSATIONS = (
     Dialect(("messages",), lambda raw: {"messages": _dialog(raw, "messages")}),
     Dialect(("conversations",), lambda raw: {"messages": _dialog(raw, "conversations")}, without="chosen"),
     Dialect(("instruction", "output"), _alpaca),
+    Dialect(("prompt", "answer"), _prompt_and_answer),
 )
 PROMPTS = (
     Dialect(("prompt",), lambda raw: {"prompt": _question(raw)}),

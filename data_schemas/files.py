@@ -5,14 +5,48 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from data_schemas.errors import ConfigError, DataError
+
 DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
 
 DIGEST = "digest"  # field of a record: the hash of all its other fields
+
+
+# What a path may name besides a regular file and a folder. Opening a named pipe waits for a writer, perhaps for ever,
+# and a device may never end.
+SPECIAL_FILES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_regular(path: Path) -> None:
+    """Raises DataError where the path names a pipe, a socket or a device. A missing file and a folder pass."""
+    with contextlib.suppress(OSError):  # whoever opens it reports why it cannot be read
+        if kind := SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode)):
+            raise DataError(f"{path} is {kind}, expected a regular file; write its content into a file first")
+
+
+def exists(path: Path) -> bool:
+    """Whether the path exists; False for a name that cannot, such as one that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def check_name(path: Path | str) -> None:
+    """Raises ConfigError for a path whose name is not UTF-8: no config, record or message could hold it."""
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise ConfigError(f"{path} has a name that is not UTF-8; rename the file or the folder")
 
 
 def hash_files(paths: Iterable[Path]) -> list[str]:
@@ -32,8 +66,13 @@ def digest_text(text: str) -> str:
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a value as canonical JSON: sorted keys, no spaces, ASCII. Fingerprints are computed by it."""
-    return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True))
+    """SHA-256 of a value as canonical JSON. Fingerprints are computed by it."""
+    return digest_text(canonical_json(value))
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys, without spaces, in ASCII: equal values have equal texts."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def digest_record(content: object) -> str:
@@ -80,7 +119,11 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where the file is missing or holds something else."""
+    """The JSON object in a file, or None where the file is missing or holds something else.
+
+    Raises DataError for a pipe, a socket or a device.
+    """
+    check_regular(path)
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -1,26 +1,32 @@
-"""Reads raw rows with their line numbers from a file, a folder or a hub name; dialects.py interprets their columns.
+"""File formats of rows: which there are, and the readers of those that are JSON or text.
 
-Formats: .jsonl, .jsonl.gz, .json (a list, an object with one list, or lines), .parquet, .csv, .txt, a folder of these
-(searched recursively), or a hub name (`owner/name`, its train split) where no such path exists. A .txt holds
-documents: one a paragraph (with blank lines between), or one a line in a file without blank lines.
+Formats: .jsonl, .json (a list, an object with one list, or lines), .csv, .tsv, .txt, each also compressed as .gz or
+.zst; .parquet and .arrow. A .txt holds documents: one a paragraph (with blank lines between), or one a line in a file
+without blank lines. tables.py reads tables, folders.py chooses the files of a folder, hub.py reads data sets of the
+hub, sources.py puts them together, and dialects.py interprets the columns of rows.
 
-Line numbers are the file's own for .jsonl, .csv and .txt; for .json, .parquet and the hub the row's, from 1.
+Line numbers are the file's own for .jsonl, .csv, .tsv and .txt; for .json, .parquet, .arrow and the hub the row's,
+from 1.
 """
 
-import csv
 import gzip
 import io
+import itertools
 import json
-import re
-import sys
 import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
-from data_schemas.errors import ConfigError, DataError, WrongValue
+from data_schemas.errors import DataError, WrongValue
+from data_schemas.files import check_regular
+from data_schemas.zstd import has_complete_frames, open_zstd
 
-FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
+COMPRESSIONS = (".gz", ".zst")
+TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+TABLE_FORMATS = (".parquet", ".arrow")  # binary, compressed in themselves
+FORMATS = (*TEXT_FORMATS, *TABLE_FORMATS)
+EXPECTED_FORMATS = f"{', '.join(FORMATS)} (the first {len(TEXT_FORMATS)} also with {' or '.join(COMPRESSIONS)})"
 
 
 @dataclass(frozen=True)
@@ -59,33 +65,17 @@ def from_json(text: str, column: str) -> object:
         raise WrongValue(column, f"{describe(text)} ({place})", "JSON") from None
 
 
-def sources(paths: Iterable[str | Path]) -> Iterator[tuple[str, list[Line]]]:
-    """Every file's name and lines; of a folder, all data files in it. Raises ConfigError for a path that is missing."""
-    for given in paths:
-        path = Path(given)
-        if path.exists():
-            for file in data_files(path):
-                yield str(file), lines_of(file)
-        elif re.fullmatch(r"[\w-]+/[\w.-]+", str(given)) and not format_of(path) and not path.parent.is_dir():
-            yield str(given), _hub_lines(str(given))
-        else:
-            raise ConfigError(f"{given} does not exist (nor is it a hub name, owner/name)")
-
-
-def data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder. Raises DataError for a folder without any."""
-    if not path.is_dir():
-        return [path]
-    inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    files = sorted(file for file in inside if format_of(file) and not any(part[0] == "." for part in file.parts))
-    if not files:
-        raise DataError(f"{path} is a folder without data; expected {', '.join(FORMATS)} files in it")
-    return [path / file for file in files]
-
-
 def format_of(path: Path) -> str:
-    """The ending of a known format, as in `.jsonl.gz`; the empty string for any other."""
-    return next((ending for ending in FORMATS if path.name.lower().endswith(ending)), "")
+    """The ending of a known format without its compression, as in `.jsonl`; the empty string for any other name."""
+    name = path.name.lower()
+    plain = name.removesuffix(compression_of(path))
+    endings = TEXT_FORMATS if plain != name else FORMATS
+    return next((ending for ending in endings if plain.endswith(ending)), "")
+
+
+def compression_of(path: Path) -> str:
+    """`.gz`, `.zst`, or the empty string."""
+    return path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
 
 
 def cannot_open(path: Path, error: OSError) -> str:
@@ -95,26 +85,47 @@ def cannot_open(path: Path, error: OSError) -> str:
     return f"{path} cannot be read ({error.strerror or error})"
 
 
-def lines_of(path: Path) -> list[Line]:
-    """All rows of a file. Raises DataError where it cannot be read in the format that its name says."""
-    readers = {
-        ".jsonl": json_lines,
-        ".jsonl.gz": lambda path, content: json_lines(path, gzip.decompress(content)),
-        ".json": _json_list,
-        ".csv": _csv_lines,
-        ".txt": _paragraphs,
-    }
-    ending = format_of(path)
-    if not ending:
-        raise DataError(f"{path} has no known format; expected one of {', '.join(FORMATS)}")
+def read_file(path: Path) -> bytes:
+    """The content of a file after decompression.
+
+    Raises DataError for a file that is not a regular one, cannot be opened, or is no complete file of its compression.
+    """
+    check_regular(path)
     try:
-        if ending == ".parquet":
-            return _parquet_lines(path)
-        return readers[ending](path, path.read_bytes())
+        if compression_of(path) == ".gz":
+            return gzip.decompress(path.read_bytes())
+        if compression_of(path) == ".zst":
+            return _decompressed(path)
+        return path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error})") from None
     except OSError as error:
         raise DataError(cannot_open(path, error)) from None
+
+
+def _decompressed(path: Path) -> bytes:
+    if not has_complete_frames(path):
+        raise DataError(f"{path} is not a complete zstd file; compress or copy it again")
+    try:
+        with open_zstd(path) as stream:
+            return stream.read()
+    except OSError as error:
+        raise DataError(f"{path} is not a zstd file ({shorten(' '.join(str(error).split()))})") from None
+
+
+def first_lines(path: Path, number: int) -> bytes:
+    """The first lines of a file after decompression. Raises OSError, EOFError or zlib.error where it is damaged."""
+    check_regular(path)
+    with _opened(path) as file:
+        return b"".join(itertools.islice(file, number))
+
+
+def _opened(path: Path) -> BinaryIO:
+    if compression_of(path) == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if compression_of(path) == ".zst":
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, open_zstd(path))))
+    return path.open("rb")
 
 
 def json_lines(path: Path, content: bytes) -> list[Line]:
@@ -151,7 +162,8 @@ def _not_unicode(value: object) -> WrongValue | None:
     return None
 
 
-def _decoded(path: Path, content: bytes) -> str:
+def decoded(path: Path, content: bytes) -> str:
+    """The text of UTF-8 bytes. Raises DataError, with the line, for any other."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -159,8 +171,9 @@ def _decoded(path: Path, content: bytes) -> str:
         raise DataError(f"{path}:{line}: found byte 0x{content[error.start]:02x}, expected UTF-8 text") from None
 
 
-def _json_list(path: Path, content: bytes) -> list[Line]:
-    text = _decoded(path, content)
+def json_rows(path: Path, content: bytes) -> list[Line]:
+    """The rows of a JSON list, of an object with one list, or of JSON lines. Raises DataError for any other content."""
+    text = decoded(path, content)
     if not text.strip():
         return []
     try:
@@ -179,67 +192,17 @@ def _json_list(path: Path, content: bytes) -> list[Line]:
     return [Line(number, row, _not_unicode(row) if doubtful else None) for number, row in enumerate(value, start=1)]
 
 
-def _csv_lines(path: Path, content: bytes) -> list[Line]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a cell of more than 128 KiB
-    reader = csv.reader(io.StringIO(_decoded(path, content), newline=""), strict=True)
-    lines: list[Line] = []
-    start = 0
-    try:
-        header = next(reader, [])
-        start = reader.line_num
-        for cells in reader:
-            number, start = start + 1, reader.line_num
-            if not cells:
-                continue
-            error = None
-            if len(cells) != len(header):
-                error = WrongValue("row", f"{len(cells)} cells", f"{len(header)}, as in the first line")
-            raw = dict(zip(header, cells, strict=False)) if error is None else cells
-            lines.append(Line(number, raw, error))
-    except csv.Error as error:
-        raise DataError(f"{path}:{start + 1} is not CSV ({error})") from None
-    return lines
-
-
-def _paragraphs(path: Path, content: bytes) -> list[Line]:
-    lines = _decoded(path, content).rstrip().split("\n")
+def paragraphs(path: Path, content: bytes) -> list[Line]:
+    """The documents of a text."""
+    lines = decoded(path, content).rstrip().split("\n")
     by_line = all(line.strip() for line in lines)
-    paragraphs: list[Line] = []
+    found: list[Line] = []
     gathered: list[str] = []
     for number, line in enumerate([*lines, ""], start=1):
         if line.strip():
             gathered.append(line.rstrip("\r"))
         if gathered and (by_line or not line.strip()):
             first = number if by_line else number - len(gathered)
-            paragraphs.append(Line(first, {"text": "\n".join(gathered)}))
+            found.append(Line(first, {"text": "\n".join(gathered)}))
             gathered = []
-    return paragraphs
-
-
-def _parquet_lines(path: Path) -> list[Line]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"{path} is not a Parquet file ({shorten(' '.join(str(error).split()))})") from None
-    return [Line(number, _unfilled(row)) for number, row in enumerate(table.to_pylist(), start=1)]
-
-
-def _hub_lines(name: str) -> list[Line]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split="train")
-    except Exception as error:  # the hub's client raises a dozen types
-        cause = shorten(" ".join(str(error).split()), 200)
-        raise ConfigError(f"{name}: no such path, and not available from the hub ({cause})") from None
-    return [Line(number, _unfilled(row)) for number, row in enumerate(rows, start=1)]
-
-
-def _unfilled(value: object) -> object:
-    """The value without the None that Arrow adds to every nested mapping for keys that only other rows have."""
-    if isinstance(value, dict):
-        return {name: _unfilled(inner) for name, inner in value.items() if inner is not None}
-    return [_unfilled(inner) for inner in value] if isinstance(value, list) else value
+    return found

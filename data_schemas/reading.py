@@ -3,11 +3,9 @@
 The file formats are in formats.py, the dialects in dialects.py.
 """
 
-import gzip
-import itertools
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -15,25 +13,26 @@ from typing import Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dialect, carried_fields
-from data_schemas.errors import DataError, WrongValue
+from data_schemas.errors import ConfigError, DataError, WrongValue
 from data_schemas.files import write_atomically
-from data_schemas.formats import (
-    Line,
-    cannot_open,
-    data_files,
-    describe,
-    format_of,
-    json_lines,
-    lines_of,
-    shorten,
-    sources,
-)
+from data_schemas.formats import Line, cannot_open, describe, first_lines, format_of, json_lines, shorten
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
+from data_schemas.sources import Source, SourceValue, lines_of, sources
+from data_schemas.splitting import num_copies
+from data_schemas.tables import column_names
 
 OnBadRow = Literal["error", "set_aside"]
-Paths = str | Path | Sequence[str | Path]
+Paths = SourceValue | Sequence[SourceValue]
 T = TypeVar("T", bound=Row)
 
+# What the rows of a kind become, and the dialects that they may be in.
+KINDS: dict[str, tuple[type[Row], tuple[Dialect, ...]]] = {
+    "documents": (Document, DOCUMENTS),
+    "instructions": (Conversation, CONVERSATIONS),
+    "preferences": (PreferencePair, PAIRS),
+    "prompts": (Prompt, PROMPTS),
+    "evaluation_prompts": (Prompt, PROMPTS),
+}
 NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
 MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
@@ -120,44 +119,67 @@ def read_rows(path: Path, row_type: type[T]) -> list[T]:
     return rows
 
 
-def check_columns(path: Path, kind: str) -> None:
+def check_columns(source: Source, kind: str) -> None:
     """Checks the first rows of a local file or folder; raises DataError where they are not of `kind`.
 
     `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. A large file of a format that
-    can only be read completely is not checked here but by the stage.
+    can only be read completely is not checked here but by the stage. Raises ConfigError as the readers do.
     """
-    dialects = {"documents": DOCUMENTS, "instructions": CONVERSATIONS, "preferences": PAIRS}.get(kind, PROMPTS)
-    for file in data_files(path):
-        if format_of(file).startswith(".jsonl"):
-            opened = gzip.open if file.name.endswith(".gz") else open
-            try:
-                with opened(file, "rb") as stream:
-                    lines = json_lines(file, b"".join(itertools.islice(stream, NUM_LINES_CHECKED)))
-            except (OSError, EOFError, zlib.error):
-                lines = lines_of(file)  # raises the error that names what is wrong
-        elif format_of(file) != ".parquet" and file.stat().st_size < MAX_BYTES_CHECKED:
-            lines = lines_of(file)
-        else:
+    dialects = KINDS[kind][1]
+    _check_share(source, of_examples=kind in ("documents", "instructions"))
+    for file in source.files():
+        lines = _lines_to_check(file)
+        if lines is None:
             continue
         if not lines:
             raise DataError(f"{file} is empty: it has no rows")
-        _check_columns(str(file), lines, dialects)
+        _check_columns(str(file), source.rename(str(file), lines), dialects)
+
+
+def _lines_to_check(file: Path) -> list[Line] | None:
+    """The first rows of a file; of a binary table a row without values. None where reading them would take long."""
+    ending = format_of(file)
+    if ending == ".jsonl":
+        try:
+            return json_lines(file, first_lines(file, NUM_LINES_CHECKED))
+        except (OSError, EOFError, zlib.error):
+            return lines_of(file)  # raises the error that names what is wrong
+    if not ending or file.stat().st_size < MAX_BYTES_CHECKED:
+        return lines_of(file)
+    names = column_names(file, ending)
+    return [Line(1, dict.fromkeys(names, ""))] if names else None
+
+
+def _check_share(source: Source, *, of_examples: bool) -> None:
+    if source.share > 1 and not of_examples:
+        raise ConfigError(
+            f"{source.path}: share={source.share:g} repeats rows, which only documents and instructions allow; "
+            "expected a share of at most 1"
+        )
 
 
 def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow) -> ReadRows[T]:
     read: ReadRows[T] = ReadRows([], [])
-    for name, lines in sources([paths] if isinstance(paths, str | Path) else paths):
+    given = [paths] if isinstance(paths, str | Path | Mapping) else paths
+    for source, name, lines in sources(given):
+        _check_share(source, of_examples=row_type in (Document, Conversation))
         if not lines:
             raise DataError(f"{name} is empty: it has no rows")
         _check_columns(name, lines, dialects)
         for line in lines:
             try:
-                read.rows.extend(_rows(line, row_type, dialects))
+                rows = rows_of(line, row_type, dialects)
+                read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))
             except WrongValue as error:
                 if on_bad_row == "error":
                     raise DataError(f"{name}:{line.number}: {error} ({ADVICE})") from None
                 read.bad.append(BadRow(name, line.number, error.field, error.found, error.expected, line.raw))
     return read
+
+
+def _unit_of(row: Row) -> str:
+    """What a share keeps or leaves out as one: all rows of a dialog, equal documents."""
+    return row.text if isinstance(row, Document) else str(getattr(row, "group_id", ""))
 
 
 def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ...]) -> None:
@@ -175,8 +197,8 @@ def _accepted(dialects: tuple[Dialect, ...]) -> str:
     )
 
 
-def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[T]:
-    """The rows of a line: several for a dialog with several comparisons, else one."""
+def rows_of(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[T]:
+    """The rows of a line: several for a dialog with several comparisons, else one. Raises WrongValue for a bad row."""
     if line.error:
         raise line.error
     raw = line.raw

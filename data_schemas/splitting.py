@@ -5,6 +5,7 @@ Evaluation has the lowest hashes, so that growing another share never moves a di
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -58,6 +59,17 @@ def split_documents(documents: Iterable[Document], *, validation_share: float) -
 def becomes_instruction(group_id: str, share: float) -> bool:
     """Whether the chosen answers of this group's pairs become instructions; independent of the group's side."""
     return _unit(f"instruction:{group_id}") < share
+
+
+def num_copies(unit: str, share: float) -> int:
+    """How often the rows of a unit (a dialog's group, a document's text) occur where a source has this share.
+
+    1.5 gives every row once, and a second time half of the units, by their hashes; 0.5 keeps half of them.
+    """
+    if share == 1:
+        return 1
+    complete = math.floor(share)
+    return complete + (_unit(f"share:{unit}") < share - complete)
 
 
 def _unit(text: str) -> float:

@@ -4,7 +4,6 @@
 TRL's own parser checks neither types nor abbreviations (`max_length: 2.5` and `seed: [3]` pass), hence this file.
 """
 
-import difflib
 import functools
 import json
 import re
@@ -16,6 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import check_regular
+from data_schemas.sources import Source
+from data_schemas.text import nearest
 
 # identity: part of the fingerprint. runtime: how a step is run, left out of the fingerprint.
 # rows, model, function: an input; it enters the fingerprint by content (files), or by the step that writes it.
@@ -99,12 +101,6 @@ def stages() -> dict[str, StageDescription]:
     return {name: StageDescription.model_validate(stage) for name, stage in content.items()}
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """`; did you mean 'x'?` where some valid name is near, else the empty string."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def check_keys(stage: str, values: Values, *, where: str) -> Keys:
     """The values converted to their types (`"1e-5"` becomes 1e-05).
 
@@ -124,6 +120,13 @@ def check_keys(stage: str, values: Values, *, where: str) -> Keys:
 
 def check_value(value: object, key: StageKey, *, where: str) -> Any:
     """The value converted to the key's type. Raises ConfigError where it has another type or is not a choice."""
+    if key.role == "rows" and isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [
+            Source.of(item, where=where).value()
+            if isinstance(item, Mapping)
+            else check_value([item], key, where=where)[0]
+            for item in value
+        ]
     for kind in key.type.split(" | "):
         try:
             typed = _convert(value, kind)
@@ -199,7 +202,11 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Keys:
-    """The YAML mapping in a file, by the safe loader. Raises ConfigError, with line and column, where it is none."""
+    """The YAML mapping in a file, by the safe loader. Raises ConfigError, with line and column, where it is none.
+
+    Raises DataError for a pipe, a socket or a device.
+    """
+    check_regular(path)
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -248,6 +255,8 @@ def parse_command_line(stage: str, words: Sequence[str]) -> Keys:
         takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
             values[name] = _parse_yaml(given[0], where=f"--{name}")
+        elif takes_list and key.role == "rows" and any(item.startswith("{") for item in given):
+            values[name] = [_parse_yaml(item, where=f"--{name}") if item.startswith("{") else item for item in given]
         elif takes_list and given != ["null"] and not (len(given) == 1 and takes_text):
             values[name] = given
         elif len(given) > 1:
@@ -261,7 +270,7 @@ def _parse_yaml(text: str, *, where: str) -> object:
     try:
         return load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{where} {text}: not a YAML list, as in [a, b]") from None
+        raise ConfigError(f"{where} {text}: not YAML, as in [a, b] or {{path: a}}") from None
 
 
 def help_text(stage: str, *, everything: bool) -> str:

@@ -1,7 +1,9 @@
 """Text from users and files: normalised for comparison, and escaped for printing."""
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Control characters can move a terminal's cursor, and those of writing direction reorder what is displayed.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -10,6 +12,12 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 def printable(text: str) -> str:
     """The text with every character that is unsafe in a terminal escaped, as in `\\x1b`."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where some valid name is near, else the empty string."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def normalise(text: str) -> str:

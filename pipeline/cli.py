@@ -1,4 +1,4 @@
-"""The `alignloop` command: init | run | plan | check | status | verify | prune | chat.
+"""The `alignloop` command: init | data | run | plan | check | status | verify | prune | chat.
 
     alignloop run configs/demo.yaml --set dpo.beta=0.2
 
@@ -22,7 +22,7 @@ import typer
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import AlignloopError, ConfigError, DataError, UserError
-from data_schemas.files import DISK_FULL, read_json
+from data_schemas.files import DISK_FULL, check_name, read_json
 from data_schemas.locks import lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
@@ -110,6 +110,24 @@ def init(
     print(f"  {command_name()} plan {recipe}     # shows every step and checks every key; runs nothing")
     print(f"  {command_name()} check {recipe}    # shows the rows that each stage trains on")
     print(f"  {command_name()} run {recipe}      # runs the loop")
+
+
+@app.command()
+def data(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Files or folders of rows, or hub names, as in a recipe.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A model: also show lengths in tokens, and rows in its chat template.  [default: none]",
+        ),
+    ] = None,
+) -> None:
+    """Show what files of rows contain, and what to write into a recipe. Needs no recipe."""
+    command = [sys.executable, str(ROOT / "commands" / "data.py"), *(["--model", model] if model else []), "--", *files]
+    raise typer.Exit(subprocess.call(command, env=_environment()))
 
 
 @app.command()
@@ -335,6 +353,8 @@ def main() -> None:
     from typer.main import get_command
 
     try:
+        for name in (Path.cwd(), *sys.argv[1:]):
+            check_name(name)
         code = get_command(app)(standalone_mode=False)
     except AlignloopError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

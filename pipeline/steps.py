@@ -1,11 +1,12 @@
 """What a plan consists of: steps, and references to what they read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_values
+from data_schemas.sources import Source, SourceValue
 from data_schemas.stage_keys import Keys, Values, check_required, stages
 from pipeline.recipe.names import Section, stage_of
 from pipeline.recipe.resolved import Recipe
@@ -41,9 +42,14 @@ class EvaluationFolder:
 
 @dataclass(frozen=True)
 class File:
-    """Raw rows: a file, a folder, or a hub name."""
+    """Raw rows: a file, a folder, or a hub name, and what a config gives besides the path (data_schemas/sources.py)."""
 
     path: str
+    options: Values = field(default_factory=dict)
+
+    @property
+    def source(self) -> Source:
+        return Source(self.path, **self.options)
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,8 @@ def make_step(
             raise ConfigError(f"{where}.{key} is set by the plan; {remedy}")
     for key, value in values.items():
         if known[key].role in ("rows", "model") and value is not None:
-            kind = File if known[key].role == "rows" else Model
-            references[key] = [kind(path) for path in (value if isinstance(value, list) else [value])]
+            items = value if isinstance(value, list) else [value]
+            references[key] = [_file(item) if known[key].role == "rows" else Model(item) for item in items]
     step_keys = {key: value for key, value in values.items() if key not in references}
     step_keys |= {key: value for key, value in keys.items() if value is not None}
     launch = recipe.section(section, round_number or 0).launch
@@ -121,3 +127,8 @@ def make_step(
     check_required(stage, step.keys | step.inputs, where=where)
     check_values(stage, step.keys | step.inputs, where=where)
     return step
+
+
+def _file(value: SourceValue) -> File:
+    source = Source.of(value)
+    return File(source.path, source.options())

@@ -10,6 +10,7 @@ and so are dialogs of another group that ask one in a later turn. Needs no torch
 import inspect
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from data_schemas.reading import (
     write_rows,
 )
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
+from data_schemas.sources import SourceValue
 from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
 from data_schemas.stage_keys import StageTraits
 from engine.curation.decontamination import DialogType, without_documents_that_contain, without_later_prompts
@@ -56,11 +58,15 @@ class PrepareDataArguments(PlainStageArguments):
         None, "module:function that writes the files below into a folder", role="function"
     )
     make_data_arguments: dict[str, Any] | None = key_field(None, "keyword arguments of make_data")
-    documents: list[str] | None = key_field(None, "texts to pretrain on", role="rows")
-    instructions: list[str] | None = key_field(None, "conversations for SFT", role="rows")
-    preferences: list[str] | None = key_field(None, "preference pairs", role="rows")
-    prompts: list[str] | None = key_field(None, "prompts to sample from; null: those of the other rows", role="rows")
-    evaluation_prompts: list[str] | None = key_field(None, "held-out prompts; null: a share by hash", role="rows")
+    documents: list[SourceValue] | None = key_field(None, "texts to pretrain on", role="rows")
+    instructions: list[SourceValue] | None = key_field(None, "conversations for SFT", role="rows")
+    preferences: list[SourceValue] | None = key_field(None, "preference pairs", role="rows")
+    prompts: list[SourceValue] | None = key_field(
+        None, "prompts to sample from; null: those of the other rows", role="rows"
+    )
+    evaluation_prompts: list[SourceValue] | None = key_field(
+        None, "held-out prompts; null: a share by hash", role="rows"
+    )
     evaluation_share: float = key_field(0.1, "share of the dialogs kept for evaluate_policy")
     judge_share: float = key_field(0.0, "share of the dialogs whose pairs train a judge that no round optimises")
     validation_share: float = key_field(0.05, "share of the dialogs kept for the eval loss of the training stages")
@@ -75,7 +81,7 @@ class PrepareDataArguments(PlainStageArguments):
 ARGUMENTS = (PrepareDataArguments,)
 
 
-def sources(stage: Stage, arguments: PrepareDataArguments) -> dict[str, list[str]]:
+def sources(stage: Stage, arguments: PrepareDataArguments) -> dict[str, list[SourceValue]]:
     """The files of each kind: those that are given, and those that make_data writes. Raises ConfigError without any."""
     files = {kind: list(getattr(arguments, kind) or []) for kind in KINDS}
     if arguments.make_data:
@@ -155,7 +161,7 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
 
 
 def _read(
-    reader: Callable[..., ReadRows[RowType]], paths: list[str], arguments: PrepareDataArguments
+    reader: Callable[..., ReadRows[RowType]], paths: list[SourceValue], arguments: PrepareDataArguments
 ) -> ReadRows[RowType]:
     if not paths:
         return ReadRows([], [])
@@ -202,15 +208,19 @@ def decontaminate(rows: SourceRows, evaluation: Sequence[Prompt]) -> tuple[Sourc
 def split_rows(
     rows: SourceRows, evaluation: Sequence[Prompt], split: Split, validation_share: float
 ) -> dict[str, Sequence[Row]]:
-    """The rows of every file that the stage writes, by the file's name without its ending."""
+    """The rows of every file that the stage writes, by the file's name without its ending.
+
+    Copies of a row, from a source with a share above 1, are the same object. They are trained on and not held out.
+    """
     # A text that occurs more than once is written once. Documents are split by their texts, not by a group.
     by_text = {document.text: document for document in rows.documents}
     train_documents, validation_documents = split_documents(by_text.values(), validation_share=validation_share)
+    copies = Counter(map(id, rows.documents))
     return {
-        "documents.train": train_documents,
+        "documents.train": [document for document in train_documents for _ in range(copies[id(document)])],
         "documents.validation": validation_documents,
         "instructions.train": split.rows_on("train", rows.conversations),
-        "instructions.validation": split.rows_on("validation", rows.conversations),
+        "instructions.validation": without_copies(split.rows_on("validation", rows.conversations)),
         "preferences.train": split.rows_on("train", rows.pairs),
         "preferences.validation": split.rows_on("validation", rows.pairs),
         "preferences.judge": split.rows_on("judge", rows.pairs),
@@ -251,6 +261,11 @@ def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[Preference
         if before and before[-1].role in ("user", "tool"):
             prompts.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id))
     return prompts
+
+
+def without_copies(rows: Sequence[RowType]) -> list[RowType]:
+    """Each object once, in order. Equal rows of a file are different objects and stay."""
+    return list({id(row): row for row in rows}.values())
 
 
 def unique(prompts: Sequence[Prompt]) -> list[Prompt]:

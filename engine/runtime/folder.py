@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_schemas import stage_keys
 from data_schemas.artifact import RECORD
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json, write_atomically
+from data_schemas.sources import Source
 from data_schemas.stage_keys import Keys, Values
 from engine.runtime import world
 
@@ -84,7 +85,8 @@ def inputs_of(stage: str, values: Values) -> dict[str, str]:
     inputs: dict[str, str] = {}
     for name, value in values.items():
         if keys[name].role in stage_keys.INPUT_ROLES and value is not None:
-            inputs[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            items = value if isinstance(value, list) else [value]
+            inputs[name] = ", ".join(str(Source.of(item)) if isinstance(item, Mapping) else str(item) for item in items)
     return inputs
 
 
@@ -93,4 +95,4 @@ def _input_paths(stage: str, values: Values) -> Iterator[tuple[str, str]]:
     keys = stage_keys.stages()[stage].keys
     for name, value in values.items():
         if keys[name].role in ("rows", "model") and value is not None:
-            yield from ((name, path) for path in (value if isinstance(value, list) else [value]))
+            yield from ((name, Source.of(item).path) for item in (value if isinstance(value, list) else [value]))

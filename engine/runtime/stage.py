@@ -19,7 +19,7 @@ from pathlib import Path
 from data_schemas import key_rules, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.files import write_atomically
+from data_schemas.files import check_name, write_atomically
 from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import Keys, Values
 from data_schemas.text import printable
@@ -81,6 +81,8 @@ def run_stage(
         sys.exit(0)
     gc.freeze()  # half a million objects of modules, which would cost each collection a fifth of a second
     try:
+        for path in (Path.cwd(), *words):
+            check_name(path)
         values = stage_keys.parse_command_line(name, words)
         stage_keys.check_required(name, values, where=name)
         key_rules.check_values(name, values, where=name)

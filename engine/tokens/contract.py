@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest_record
+from data_schemas.sources import Source, SourceValue
 
 NUM_CONTEXT_CHARACTERS = 30  # shown on both sides of the first difference between two templates
 CALL_STATE = ("padding", "truncation")  # tokenizer.json keeps how the tokenizer was last called
@@ -33,14 +34,14 @@ def contract_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     return {"tokenizer": digest, "chat_template": str(tokenizer.chat_template or "")} | special
 
 
-def check_inputs(tokenizer: PreTrainedTokenizerBase, model: str, inputs: Mapping[str, Sequence[str]]) -> None:
+def check_inputs(tokenizer: PreTrainedTokenizerBase, model: str, inputs: Mapping[str, Sequence[SourceValue]]) -> None:
     """Raises ConfigError naming an input whose contract is not the model's, and the differences.
 
     `inputs`: key -> files or folders. An input without a record (a user's own rows, a hub name) is not checked.
     """
     expected = contract_of(tokenizer)
-    for key, paths in inputs.items():
-        for path in paths:
+    for key, sources in inputs.items():
+        for path in (Source.of(source).path for source in sources):
             record = Artifact.read(Path(path).parent) if Path(path).exists() else None
             if record is not None and record.contract and record.contract != expected:
                 raise ConfigError(

@@ -61,7 +61,7 @@ def split_rows(
         train = [row for row, side in zip(train, sides, strict=True) if side != "validation"]
     for rows, key in ((train, "train_data"), (held_out, "eval_data")):
         if not rows:
-            raise DataError(f"{stage.name}: no row is left for {key} (of {', '.join(arguments.train_data)})")
+            raise DataError(f"{stage.name}: no row is left for {key} (of {', '.join(map(str, arguments.train_data))})")
     log.info("%d training rows, %d held-out rows", len(train), len(held_out))
     return train, held_out
 
@@ -87,7 +87,7 @@ def held_out_rows(
         return split_rows(stage, arguments, read)[1]
     rows = _read_shares(stage, arguments.eval_data, read, arguments, None, seed=0)
     if not rows:
-        raise DataError(f"{stage.name}: no row is left for eval_data (of {', '.join(arguments.eval_data)})")
+        raise DataError(f"{stage.name}: no row is left for eval_data (of {', '.join(map(str, arguments.eval_data))})")
     return rows
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import check_regular
 from data_schemas.rows import Message, for_template
 
 CHATML = (
@@ -184,6 +185,7 @@ def read_template(name: str | None) -> tuple[str, list[str]] | None:
         return TEMPLATES[name]
     if "{%" in name or "{{" in name:
         return name, []
+    check_regular(Path(name))
     try:
         return Path(name).read_text(encoding="utf-8"), []
     except UnicodeDecodeError:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.errors import ConfigError, DataError, UserError
-from data_schemas.files import read_json
+from data_schemas.files import check_regular, exists, read_json
+from data_schemas.formats import format_of
 from data_schemas.functions import find_module
 from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
@@ -20,7 +21,6 @@ from pipeline.recipe.sections import Launch
 from pipeline.steps import File, Model, Step
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 
 
 def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
@@ -114,12 +114,13 @@ def _check_inputs(recipe: Recipe, steps: Sequence[Step]) -> None:
 
 def _check_input(step: Step, key: str, given: File | Model, *, has_template: bool, where: str) -> None:
     path = Path(given.path)
-    if not path.exists():
-        if not _looks_like_hub_name(given.path):
+    if not exists(path):
+        is_on_hub = given.source.is_on_hub() if isinstance(given, File) else _looks_like_hub_name(given.path)
+        if not is_on_hub:
             raise ConfigError(f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe")
     elif isinstance(given, File) and step.stage == "prepare_data":
         try:
-            check_columns(path, key)
+            check_columns(given.source, key)
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
     elif isinstance(given, Model):
@@ -132,7 +133,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
 def _looks_like_hub_name(name: str) -> bool:
     owner = name.partition("/")[0]
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-    return is_name and not name.endswith(ROW_FILES) and not Path(owner).exists()
+    return is_name and not format_of(Path(name)) and not Path(owner).exists()
 
 
 def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_tokenizer: bool = False) -> None:
@@ -140,8 +141,11 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
 
     Raises ConfigError where the folder is a file, or where neither it nor the recipe has a needed chat template.
     """
+    check_regular(folder)
     if not folder.is_dir():
         raise ConfigError(f"{where}={folder} is a file, expected a model folder")
+    for file in folder.iterdir():
+        check_regular(file)
     if not only_tokenizer and not (folder / "config.json").is_file():
         raise DataError(f"{where}={folder} has no config.json; expected a model folder")
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]

@@ -28,10 +28,11 @@ from pydantic import Field, create_model
 
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys, load_yaml, read_yaml
+from pipeline.recipe.locations import locate
 from pipeline.recipe.names import Section, all_sections, runs_once, stages_of_a_round
 from pipeline.recipe.resolved import Recipe, TypedSections, resolve
 from pipeline.recipe.round_rules import check_rounds
-from pipeline.recipe.sections import TypedSection, locate, parse, type_defaults, type_section
+from pipeline.recipe.sections import TypedSection, parse, type_defaults, type_section
 from pipeline.recipe.settings import Settings
 
 KEYS_OF_ROUNDS = (
@@ -115,7 +116,7 @@ def _type_and_resolve(file: RecipeFile) -> Recipe:
     defaults = type_defaults(file.defaults, folder, where=f"{file.path}: defaults")
     settings = {name: getattr(file, name) for name in Settings.model_fields}
     if file.base_model:
-        settings["base_model"] = locate(file.base_model, folder)
+        settings["base_model"] = locate(file.base_model, folder, where=f"{file.path}: base_model")
     return resolve(Settings(**settings), TypedSections(defaults, sections, in_file, by_round))
 
 

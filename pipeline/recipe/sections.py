@@ -12,7 +12,9 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import check_regular
 from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, nearest, stages
+from pipeline.recipe.locations import locate, locate_rows
 from pipeline.recipe.names import Section, all_sections, may_have_variants, stage_of, traits_of
 
 T = TypeVar("T", bound=BaseModel)
@@ -152,48 +154,45 @@ def type_defaults(values: Values, folder: Path, *, where: str) -> Keys:
     typed: Keys = {}
     for stage, description in stages().items():
         typed |= check_keys(stage, {k: v for k, v in values.items() if k in description.keys}, where=where)
-    return _with_absolute_paths(typed, keys_of_stages, folder)
+    return _with_absolute_paths(typed, keys_of_stages, folder, where=where)
 
 
 def _type_stage_keys(section: Section, values: Values, folder: Path, *, where: str) -> Keys:
-    """The keys of a section's stage, typed. A single path is accepted where a list of paths is expected."""
+    """The keys of a section's stage, typed. A single path, or mapping with one, is accepted for a list of them."""
     stage = stage_of(section)
     known = stages()[stage].keys
     keys = dict(values)
     for name, value in keys.items():
-        if name not in known or not isinstance(value, str):
-            continue
-        if known[name].role in ("rows", "model") and known[name].is_list:
+        single = {"rows": str | dict, "model": str}.get(known[name].role) if name in known else None
+        if single and isinstance(value, single) and known[name].is_list:
             keys[name] = [value]
-    return _with_absolute_paths(check_keys(stage, keys, where=where), known, folder)
+    return _with_absolute_paths(check_keys(stage, keys, where=where), known, folder, where=where)
 
 
-def _with_absolute_paths(values: Keys, known: Mapping[str, StageKey], folder: Path) -> Keys:
-    located = {name: _locate_value(value, known[name], folder) for name, value in values.items()}
+def _with_absolute_paths(values: Keys, known: Mapping[str, StageKey], folder: Path, *, where: str) -> Keys:
+    located = {
+        name: _locate_value(value, known[name], folder, where=f"{where}: {name}") for name, value in values.items()
+    }
     python = (values.get("vllm") or {}).get("python")
-    return located | ({"vllm": values["vllm"] | {"python": locate(python, folder)}} if isinstance(python, str) else {})
+    if not isinstance(python, str):
+        return located
+    return located | {"vllm": values["vllm"] | {"python": locate(python, folder, where=f"{where}: vllm.python")}}
 
 
-def _locate_value(value: object, key: StageKey, folder: Path) -> object:
+def _locate_value(value: object, key: StageKey, folder: Path, *, where: str) -> object:
     """The value with absolute paths; the path of a chat template is replaced by the template's text."""
+    if isinstance(value, list) and key.role == "rows":
+        return [located for item in value for located in locate_rows(item, folder, where=where)]
     if isinstance(value, list):
-        return [_locate_value(item, key, folder) for item in value]
+        return [_locate_value(item, key, folder, where=where) for item in value]
     if isinstance(value, str) and value.endswith(".jinja"):
-        path = Path(locate(value, folder))
+        path = Path(locate(value, folder, where=where))
+        check_regular(path)
         try:
             return path.read_text(encoding="utf-8") if path.is_file() else value  # the fingerprint covers the text
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not UTF-8 text") from None
-    return locate(value, folder) if key.role in ("rows", "model") and isinstance(value, str) else value
-
-
-def locate(value: str, folder: Path) -> str:
-    """The absolute path of `value` in the working directory, else in `folder`; `value` itself if neither exists."""
-    for base in (Path.cwd(), folder):
-        path = base / Path(value).expanduser()
-        if path.exists():
-            return str(path.absolute())
-    return value
+    return locate(value, folder, where=where) if key.role in ("rows", "model") and isinstance(value, str) else value
 
 
 def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from data_schemas.files import digest, read_json, write_atomically
+from data_schemas.files import canonical_json, digest, read_json, write_atomically
 from data_schemas.functions import source_hash
 from data_schemas.stage_keys import Keys, Values, stages, with_defaults
 from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
@@ -133,8 +133,15 @@ def _identify(reference: Reference, known: Mapping[str, Identity], hashes: FileH
             return [known[step].fingerprint or TO_BE_HASHED, "choice", rank]
         case EvaluationFolder(step):
             return [known[step].fingerprint or TO_BE_HASHED]
-        case File(path) | Model(path):
-            return [hashes.of(Path(path)) if Path(path).exists() else path]
+        case File(path, options):
+            # A plain path has no second part: its fingerprint is that of the content only.
+            return [_hash_of(path, hashes), *([canonical_json(options)] if options else [])]
+        case Model(path):
+            return [_hash_of(path, hashes)]
+
+
+def _hash_of(path: str, hashes: FileHashes) -> str:
+    return hashes.of(Path(path)) if Path(path).exists() else path
 
 
 def _leaves(value: object) -> list[object]:
@@ -168,9 +175,17 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
             continue
         for place, item in enumerate(step.inputs.get(key, [])):
             if old_inputs[place] != new_inputs[place]:
-                change = f"is {TO_BE_HASHED}" if TO_BE_HASHED in new_inputs[place] else "changed"
-                lines.append(f"input {_source(item)} {change}")
+                lines.append(f"input {_source(item)} {_change(old_inputs[place], new_inputs[place])}")
     return list(dict.fromkeys(lines))
+
+
+def _change(old: list[str | int], new: list[str | int]) -> str:
+    """What changed in an input: the content, or, of rows from outside the run, what is given besides the path."""
+    if TO_BE_HASHED in new:
+        return f"is {TO_BE_HASHED}"
+    options = [str(item[1]) if len(item) == 2 else "{}" for item in (old, new)]
+    is_file = all(option.startswith("{") for option in options)
+    return f"{options[0]} -> {options[1]}" if old[0] == new[0] and is_file else "changed"
 
 
 def _source(reference: Reference) -> str:

@@ -16,7 +16,7 @@ from data_schemas.stage_keys import Keys, check_required, stages
 from pipeline.recipe.resolved import Recipe
 from pipeline.state import reference_log_probs
 from pipeline.state.fingerprint import FileHashes, Identity, differences, identities
-from pipeline.steps import BestPolicy, EvaluationFolder, Output, Reference, Step
+from pipeline.steps import BestPolicy, EvaluationFolder, File, Output, Reference, Step
 
 IDENTITY_FILE = (
     "fingerprint.json"  # the identity that the fingerprint was computed from; a later plan reports what changed
@@ -157,7 +157,9 @@ class Run:
             paths = [str(path) for path in resolved if path is not None]
             if (shares := f"{key}_shares") in keys:
                 keys[shares] = [share for share, path in zip(keys[shares], resolved, strict=True) if path is not None]
-            if paths:
+            if references and isinstance(references[0], File):
+                keys[key] = [item.source.value() for item in references if isinstance(item, File)]
+            elif paths:
                 keys[key] = paths if known[key].is_list else paths[0]
         check_required(step.stage, keys, where=step.name)
         policies = [

@@ -132,8 +132,8 @@ WORDS: list[tuple[str, str]] = [
     ("--seed 1.5", "sft: seed='1.5' is text, expected int"),
     ("--bf16 maybe", "sft: bf16='maybe' is text, expected nothing (null) | bool"),
     ("--on_bad_row skip", "sft: on_bad_row='skip' is not one of error, set_aside"),
-    ("--train_data [a", "--train_data [a: not a YAML list, as in [a, b]"),
-    ("--train_data [2024-13-45]", "--train_data [2024-13-45]: not a YAML list, as in [a, b]"),
+    ("--train_data [a", "--train_data [a: not YAML, as in [a, b] or {path: a}"),
+    ("--train_data [2024-13-45]", "--train_data [2024-13-45]: not YAML, as in [a, b] or {path: a}"),
     ("--seed 3", "sft: train_data is missing (files or folders of training rows)"),
     ("--train_data t", "output_dir is missing: the folder this stage writes"),
 ]

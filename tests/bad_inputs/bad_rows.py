@@ -35,6 +35,8 @@ def pair(**columns: Any) -> dict[str, Any]:
 NO_ANSWER = ("found an answer without a last assistant message", "expected one that ends with it")
 TWICE = "found two identical answers, expected two different answers"
 SYSTEM = {"role": "system", "content": "s"}
+# A zstd frame of `{"text": "a"}` with a checksum, as the zstd program writes it.
+ZSTD = bytes.fromhex("28b52ffd240e7100007b2274657874223a202261227d0afc0c4858")
 # kind, a row after a valid one, the error after file and line
 ROWS: list[tuple[str, Any, str]] = [
     ("documents", {"text": 3}, "text: found 3, expected text"),
@@ -135,7 +137,17 @@ FILES: list[tuple[str, bytes, str]] = [
     ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "cut.jsonl.gz is not a complete gzip file"),
     ("plain.jsonl.gz", b'{"text": "a"}', "plain.jsonl.gz is not a complete gzip file (Not a gzipped file"),
     ("cut.parquet", b"PAR1", "cut.parquet is not a Parquet file"),
-    ("table.xlsx", b"PK", "table.xlsx has no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv"),
+    ("cut.arrow", b"ARROW1", "cut.arrow is not an Arrow file"),
+    ("plain.jsonl.zst", b'{"text": "a"}', "plain.jsonl.zst is not a complete zstd file; compress or copy it again"),
+    ("head.jsonl.zst", ZSTD[:5], "head.jsonl.zst is not a complete zstd file; compress or copy it again"),
+    ("block.jsonl.zst", ZSTD[:6] + b"\xff" * 20, "block.jsonl.zst is not a complete zstd file; compress or copy it"),
+    ("sum.jsonl.zst", ZSTD[:-4] + bytes(4), "sum.jsonl.zst is not a zstd file (ZSTD decompress failed"),
+    (
+        "saved/state.json",
+        b'{"_data_files": [{"filename": "x.arrow"}]}',
+        "saved is not complete: state.json lists x.arrow",
+    ),
+    ("table.xlsx", b"PK", "table.xlsx has no known format; expected one of .jsonl, .json, .csv, .tsv, .txt, .parquet"),
     ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
     ("folder.jsonl/x", b"", "folder.jsonl is a folder without data; expected .jsonl,"),
 ]

@@ -238,7 +238,11 @@ def test_a_file_without_the_columns_is_an_error_that_names_those_found_and_accep
         ("a.json", b'{"a": [], "b": []}', "a.json holds a mapping with a, b, expected a list of rows"),
         ("a.csv", b'text\n"a"b\n', "a.csv:2 is not CSV"),
         ("a.parquet", b"PAR1", "a.parquet is not a Parquet file"),
-        ("a.xlsx", b"", "a.xlsx has no known format; expected one of .jsonl, .jsonl.gz, .json, .parquet, .csv, .txt"),
+        (
+            "a.xlsx",
+            b"",
+            "a.xlsx has no known format; expected one of .jsonl, .json, .csv, .tsv, .txt, .parquet, .arrow",
+        ),
         ("folder/README.md", b"", "folder is a folder without data; expected .jsonl,"),
     ],
 )

@@ -2,12 +2,17 @@
 
 import gzip
 import json
+import os
+import random
 import socket
+from pathlib import Path
 
 import pytest
 
-from data_schemas.reading import read_conversations, read_documents, read_pairs
+from data_schemas.files import check_regular
+from data_schemas.reading import check_columns, read_conversations, read_documents, read_pairs
 from data_schemas.rows import Document, for_template
+from data_schemas.sources import Source
 from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
 
 
@@ -98,6 +103,88 @@ def test_csv_cells_may_span_lines_and_bad_rows_have_the_line_they_begin_on(tmp_p
         (4, "row: found 2 cells, expected 3, as in the first line"),
         (5, "output: found empty text, expected text"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('q\ta\nHi\tYo\n"a\tb"\tc\n', ["Hi>Yo", "a\tb>c"]),  # quoted, as spreadsheets write it
+        ('q\ta\nHi\tYo\n"Why?" he asked\tSo "it" is\n', ["Hi>Yo", '"Why?" he asked>So "it" is']),  # not quoted
+        ('q\ta\n"open\tYo\nHi\tc"\n', ['"open>Yo', 'Hi>c"']),  # as CSV the quotes would swallow a row
+    ],
+)
+def test_tsv_with_quoted_cells_and_with_plain_quotes(tmp_path, content, rows):
+    path = lines(tmp_path / "a.tsv", content)
+    read = read_conversations({"path": str(path), "columns": {"prompt": "q", "answer": "a"}})
+    assert [">".join(turn["content"] for turn in dialog) for dialog in messages_of(read)] == rows
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".txt"])
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_text_formats_may_be_compressed(tmp_path, ending, compression):
+    import pyarrow
+
+    texts = [f"text {number} {'x' * 50}" for number in range(3000)]
+    content = "".join(f"{text}\n" for text in ["text", *texts])
+    if ending.startswith(".json"):
+        content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    raw = content.removeprefix("text\n" if ending == ".txt" else "").encode()
+    packed = gzip.compress(raw) if compression == "gz" else pyarrow.compress(raw, codec="zstd", asbytes=True)
+    path = tmp_path / f"a{ending}.{compression}"
+    path.write_bytes(packed)
+    assert [row.text for row in read_documents(path).rows] == texts
+    check_columns(Source(str(path)), "documents")
+
+
+def test_no_row_of_a_cut_zstd_file_is_lost_in_silence(tmp_path):
+    """pyarrow's decompressor returns the first of these two frames without an error."""
+    import pyarrow
+
+    first = pyarrow.compress(b'{"text": "a"}\n', codec="zstd", asbytes=True)
+    noise = random.Random(0).randbytes(200_000).hex()
+    second = pyarrow.compress(json.dumps({"text": noise}).encode(), codec="zstd", asbytes=True)
+    skippable = (0x184D2A53).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"abc"
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(first + skippable + second)
+    assert [row.text for row in read_documents(path).rows] == ["a", noise]
+    for cut in (1, 3, 1000, len(second) - 1, len(second) - 7):
+        path.write_bytes(first + skippable + second[:-cut])
+        assert fails(read_documents, path) == f"{path} is not a complete zstd file; compress or copy it again"
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow_files_and_streams(tmp_path, kind):
+    import pyarrow
+
+    dialogs = [[user("a"), assistant("b")], TWO_TURNS]
+    table = pyarrow.Table.from_pylist([{"messages": dialog} for dialog in dialogs])
+    path = tmp_path / "a.arrow"
+    open_writer = {"file": pyarrow.ipc.new_file, "stream": pyarrow.ipc.new_stream}[kind]
+    with open_writer(path, table.schema) as writer:
+        writer.write_table(table)
+    assert messages_of(read_conversations(path)) == dialogs
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.parquet", "folder"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        os.mkfifo(path / "b.jsonl.zst")
+    else:
+        os.mkfifo(path)
+    for function in (read_documents, lambda given: check_columns(Source(str(given)), "documents")):
+        assert "is a named pipe, expected a regular file; write its content into a file first" in fails(function, path)
+
+
+def test_devices_and_sockets_are_refused_too(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        assert fails(check_regular, tmp_path / "s").startswith(f"{tmp_path}/s is a socket, expected a regular file")
+    assert fails(check_regular, Path("/dev/zero")).startswith("/dev/zero is a device, expected a regular file")
+    for name in ("s", "gone"):
+        (tmp_path / name).unlink(missing_ok=True)
+        check_regular(tmp_path / name)
 
 
 def test_parquet_rows_lose_the_keys_that_arrow_filled_in(tmp_path):

@@ -138,5 +138,5 @@ def test_a_replaced_key_is_refused_with_a_hint(name):
 
 
 def test_a_list_that_is_not_yaml_is_one_line():
-    with pytest.raises(ConfigError, match=r"--train_data \[a: not a YAML list"):
+    with pytest.raises(ConfigError, match=r"--train_data \[a: not YAML, as in"):
         parse_command_line("sft", ["--train_data", "[a"])

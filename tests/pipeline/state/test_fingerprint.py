@@ -217,3 +217,20 @@ def test_the_differences_of_an_average_are_named_as_the_recipe_names_them(work):
         "input round-1.dpo.1 changed",
         "input round-1.dpo.2 changed",
     ]
+
+
+def test_what_is_given_besides_a_path_is_part_of_the_identity_and_a_plain_path_is_only_its_content(work):
+    plain = "data.instructions=chats.jsonl"
+    steps, before = known(work, plain)
+    assert len(before["prepare_data"].content["inputs"]["instructions"][0]) == 1
+    for same in ("{path: chats.jsonl}", "[{path: chats.jsonl, share: 1}]"):
+        assert not changed(before, known(work, f"data.instructions={same}")[1])
+    overrides = [
+        f"data.instructions={{path: chats.jsonl, {option}}}"
+        for option in ("share: 0.5", "share: 2", "columns: {messages: m}", "columns: {messages: n}")
+    ]
+    fingerprints = {known(work, override)[1]["prepare_data"].fingerprint for override in [plain, *overrides]}
+    assert len(fingerprints) == 5
+    _, after = known(work, overrides[0])
+    lines = differences(steps[0], before["prepare_data"].content, after["prepare_data"].content)
+    assert lines == [f'input {work / "chats.jsonl"} {{}} -> {{"share":0.5}}']

@@ -1,0 +1,266 @@
+"""Shows what files of rows contain, and what to write into a recipe to use them. Needs no torch without --model.
+
+alignloop data FILE... [--model FOLDER]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_schemas.errors import ConfigError, DataError, UserError
+from data_schemas.formats import format_of
+from data_schemas.reading import KINDS
+from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row, for_template
+from data_schemas.sources import Source
+from data_schemas.stage_keys import load_yaml
+from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
+from data_schemas.text import printable
+
+NUM_ROWS_SHOWN = 3
+MAX_TOKENIZED_ROWS = 10_000
+MAX_MESSAGE = 400  # characters of a message that are shown
+MAX_RENDERED = 1500  # characters of a row in the model's template
+MIN_SHARE = 0.005  # of a script that is listed
+
+
+class Model:
+    """The tokenizer and chat template of a model's folder."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers.utils import logging
+
+        from engine.models.loading import read_tokenizer
+
+        logging.set_verbosity_error()
+        self.tokenizer = read_tokenizer(folder, revision="main")
+
+    def render(self, row: Row) -> list[tuple[str, str]]:
+        """A row's texts in the model's template. Raises DataError where the template refuses it."""
+        if isinstance(row, Document):
+            return [("", row.text)]
+        return [(name, self._in_template(messages, row)) for name, messages in dialogs_of(row)]
+
+    def _in_template(self, messages: Sequence[Message], row: Row) -> str:
+        if not self.tokenizer.chat_template:
+            raise DataError("the model has no chat template; prepare_base can set one, as in {chat_template: chatml}")
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    for_template(messages),
+                    tools=getattr(row, "tools", None),
+                    tokenize=False,
+                    add_generation_prompt=isinstance(row, Prompt),
+                )
+            )
+        except Exception as error:  # a template raises whatever it likes
+            raise DataError(f"the model's template refuses it: {error}") from None
+
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        encoded = self.tokenizer(list(texts), add_special_tokens=False)
+        return [len(ids) for ids in encoded["input_ids"]]  # pyright: ignore[reportArgumentType]
+
+
+def dialogs_of(row: Row) -> list[tuple[str, Sequence[Message]]]:
+    """The dialogs of a row with their names: two of a pair, else one without a name."""
+    match row:
+        case Conversation():
+            return [("", row.messages)]
+        case PreferencePair():
+            return [("chosen", [*row.prompt, *row.chosen]), ("rejected", [*row.prompt, *row.rejected])]
+        case Prompt():
+            return [("", row.prompt)]
+    raise AssertionError(type(row))
+
+
+def show(found: Survey, model: Model | None, console: Console) -> None:
+    """Prints a report on one source."""
+    console.rule(plain(str(found.source.path), "bold"), align="left")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True, style="dim")
+    facts.add_column(overflow="fold")
+    for name, value in facts_of(found):
+        facts.add_row(name, plain(value))
+    console.print(facts)
+    if found.rows:
+        console.print(lengths_of(found, model))
+    for problem in found.problems:
+        console.print(plain(problem_line(problem), "yellow"))
+    for number, item in enumerate(found.rows[:NUM_ROWS_SHOWN], 1):
+        console.print(plain(f"row {number} ({item.place})", "bold"))
+        console.print(plain(shown(item, model)))
+
+
+def facts_of(found: Survey) -> list[tuple[str, str]]:
+    """What is known of a source in one line each: a name and a value."""
+    facts = []
+    if len(found.files) > 1:
+        names = ", ".join(found.files[:3]) + (", …" if len(found.files) > 3 else "")
+        facts.append(("files", f"{len(found.files)}: {names}"))
+    formats = dict.fromkeys(format_of(Path(name)) or "hub" for name in found.files)
+    facts.append(("format", f"{', '.join(formats)}; {found.num_lines:,} rows"))
+    facts.append(("columns", ", ".join(found.columns) or "none"))
+    if not found.kind:
+        facts.append(("read as", "nothing: no known format of rows has these columns; expected one of"))
+        facts.extend((kind, accepted(kind)) for kind in KINDS if kind != "evaluation_prompts")
+        facts.append(("remedy", "name them in the recipe, as in {path: x.csv, columns: {prompt: Q, answer: A}}"))
+        return facts
+    dialects = ", ".join(f"{columns} ({count:,})" for columns, count in found.dialects.items())
+    others = f"; also possible: {', '.join(found.other_kinds)}" if found.other_kinds else ""
+    facts.append(("read as", f"{found.kind}, by the columns {dialects}{others}"))
+    if found.is_guessed:
+        guessed = ", ".join(f"{column} is {ours}" for ours, column in found.source.columns.items())
+        facts.append(("guessed", f"{guessed}; write `columns` as below, or correct it"))
+    num_bad = sum(len(problem.places) for problem in found.problems)
+    facts.append(("rows", f"{len(found.rows):,} valid, {num_bad:,} with a problem"))
+    facts.append(("duplicates", f"{found.num_duplicates:,} (texts equal to those of an earlier row)"))
+    if found.num_first_messages is not None:
+        facts.append(
+            ("dialogs", f"{found.num_first_messages:,} different first user messages, by which rows are split")
+        )
+    shares = scripts(text for item in found.rows for text in parts_of(item.row).values())
+    listed = ", ".join(f"{script} {share:.0%}" for script, share in shares.items() if share >= MIN_SHARE)
+    facts.append(("scripts", listed or "no letters"))
+    facts.append(("ignored", f"columns {', '.join(found.ignored)}" if found.ignored else "no column"))
+    return facts
+
+
+def accepted(kind: str) -> str:
+    """The columns of each dialect of a kind."""
+    return ", or ".join(" + ".join(dialect.columns) for dialect in KINDS[kind][1])
+
+
+def lengths_of(found: Survey, model: Model | None) -> Table:
+    """A table of the median, the 95th percentile and the maximum of the rows' lengths."""
+    table = Table("length of", "unit", "median", "95 % up to", "longest", box=box.SIMPLE_HEAD, header_style="dim")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    texts: dict[str, list[str]] = {}
+    for item in found.rows:
+        for name, text in parts_of(item.row).items():
+            texts.setdefault(name, []).append(text)
+    for name, of_part in texts.items():
+        table.add_row(name, "characters", *quantiles([len(text) for text in of_part]))
+        table.add_row("", "words", *quantiles([len(text.split()) for text in of_part]))
+        if model is not None:
+            table.add_row("", "tokens", *quantiles(model.num_tokens(of_part[:MAX_TOKENIZED_ROWS])))
+    if model is not None and found.kind != "documents":
+        rendered: dict[str, list[str]] = {}
+        for item in found.rows[:MAX_TOKENIZED_ROWS]:
+            try:
+                for name, text in model.render(item.row):
+                    rendered.setdefault(name, []).append(text)
+            except DataError:
+                continue  # the rows below show it
+        for name, of_name in rendered.items():
+            table.add_row(f"{name or 'row'} in the template", "tokens", *quantiles(model.num_tokens(of_name)))
+    return table
+
+
+def quantiles(numbers: Sequence[int]) -> list[str]:
+    """Median, 95th percentile and maximum."""
+    ordered = sorted(numbers)
+    return [f"{n:,.0f}" for n in (statistics.median(ordered), ordered[(len(ordered) * 95 - 1) // 100], ordered[-1])]
+
+
+def problem_line(problem: Problem) -> str:
+    """A kind of problem with its count and its first lines."""
+    count = len(problem.places)
+    first = ", ".join(problem.places[:3]) + (", …" if count > 3 else "")
+    rows = "row" if count == 1 else "rows"
+    return f"{count:,} {rows}: {problem.field}: found {problem.found}, expected {problem.expected} ({first})"
+
+
+def shown(item: PlacedRow, model: Model | None) -> str:
+    """A row as text: in the model's template if one is given."""
+    if model is not None:
+        try:
+            texts = model.render(item.row)
+        except DataError as error:
+            return str(error)
+        return "\n".join(f"{name}: " * bool(name) + excerpt(text.rstrip(), MAX_RENDERED) for name, text in texts)
+    if isinstance(item.row, Document):
+        return excerpt(item.row.text, MAX_MESSAGE)
+    if isinstance(item.row, PreferencePair):
+        answers = (("chosen", item.row.chosen), ("rejected", item.row.rejected))
+        lines = [*map(message_line, item.row.prompt)]
+        return "\n".join(lines + [f"{name}: {message_line(turn)}" for name, turns in answers for turn in turns])
+    return "\n".join(message_line(turn) for _, messages in dialogs_of(item.row) for turn in messages)
+
+
+def message_line(message: Message) -> str:
+    calls = f" {json.dumps(message.tool_calls, ensure_ascii=False)}" if message.tool_calls else ""
+    return f"{message.role}: {excerpt(message.content + calls, MAX_MESSAGE)}"
+
+
+def recipe_block(surveys: Sequence[Survey]) -> str:
+    """The section `data` of a recipe that reads the sources."""
+    lines = ["data:"]
+    for kind in KINDS:
+        values = [found.source.value() for found in surveys if found.kind == kind]
+        if not values:
+            continue
+        lines.append(f"  {kind}:")
+        for value in values:
+            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+            lines.append(f"    - {text.removesuffix('...' + chr(10)).strip()}")
+    if any(found.problems for found in surveys):
+        lines.append("  on_bad_row: set_aside  # leaves out the rows with a problem, and keeps them in a file")
+    return "\n".join(lines)
+
+
+def read_argument(text: str) -> Source:
+    """A file of the command line: a path, or a mapping as a recipe has it. Raises ConfigError."""
+    if not text.startswith("{"):
+        return Source.of(text)
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{text}: not a mapping, as in {{path: x.csv, columns: {{prompt: Q, answer: A}}}}")
+    return Source.of(value, where=text)
+
+
+def plain(text: str, style: str = "") -> Text:
+    return Text(printable(text), style=style)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="a file, a folder, a hub name, or a mapping as in a recipe")
+    parser.add_argument("--model", help="a model's folder or hub name: lengths in tokens, rows in its chat template")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    surveys: list[Survey] = []
+    code = 0
+    try:
+        model = Model(arguments.model) if arguments.model else None
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    for text in arguments.files:
+        try:
+            surveys.append(survey(read_argument(text)))
+        except UserError as error:
+            sys.stdout.flush()
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            code = 2
+            continue
+        show(surveys[-1], model, console)
+    if any(found.kind for found in surveys):
+        console.rule(plain("for the recipe", "bold"), align="left")
+        console.print(plain(recipe_block(surveys)), soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""What a source of rows contains: for `alignloop data`, which shows it before there is a recipe.
+
+A source is read as the first kind whose columns it has. Where it has those of none, columns with common other names are
+guessed, as Q and A for prompt and answer.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from data_schemas.dialects import Dialect
+from data_schemas.errors import WrongValue
+from data_schemas.formats import Line, shorten
+from data_schemas.reading import KINDS, rows_of
+from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
+from data_schemas.sources import Source
+
+ORDER = ("preferences", "instructions", "documents", "prompts")  # of the kinds: a pair has the columns of a prompt too
+OPTIONAL_COLUMNS = ("system", "tools", "input", "history", "edited", "between")  # those that dialects also read
+MAX_CHARACTERS = 2_000_000  # of which the scripts are counted
+# Our column -> words by which other people call it. A set of columns is guessed where each of them is found.
+WORDS = {
+    "prompt": "prompt question q query instruction problem user human request ask",
+    "answer": "answer a response completion output reply solution assistant bot",
+    "chosen": "chosen better preferred good winner win positive accepted best",
+    "rejected": "rejected worse dispreferred bad loser lose negative worst",
+    "text": "text content document body article passage story",
+    "messages": "messages dialog dialogue chat conversation conversations thread",
+}
+GUESSES = (
+    ("preferences", ("prompt", "chosen", "rejected")),
+    ("preferences", ("chosen", "rejected")),
+    ("instructions", ("messages",)),
+    ("instructions", ("prompt", "answer")),
+    ("documents", ("text",)),
+    ("prompts", ("prompt",)),
+)
+
+
+@dataclass
+class Problem:
+    """Bad rows with the same field and the same expectation."""
+
+    field: str
+    expected: str
+    found: str  # in the first of them
+    places: list[str] = field(default_factory=list)  # file:line of each
+
+
+@dataclass(frozen=True)
+class PlacedRow:
+    place: str  # file:line
+    row: Row
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source contains. `kind` is empty where its columns are of no kind."""
+
+    source: Source  # with guessed columns where there are any
+    is_guessed: bool
+    files: list[str]
+    num_lines: int
+    columns: list[str]
+    kind: str
+    other_kinds: list[str]  # that the rows could be read as, too
+    dialects: dict[str, int]  # columns of a dialect -> rows in it
+    rows: list[PlacedRow]
+    problems: list[Problem]
+    ignored: list[str]  # columns that are not read
+
+    @property
+    def num_duplicates(self) -> int:
+        """Rows whose texts are equal to those of an earlier row."""
+        texts = [tuple(parts_of(item.row).items()) for item in self.rows]
+        return len(texts) - len(set(texts))
+
+    @property
+    def num_first_messages(self) -> int | None:
+        """Different first user messages, by which rows are split; None for documents."""
+        groups = {getattr(item.row, "group_id", None) for item in self.rows}
+        return None if self.kind == "documents" else len(groups)
+
+
+def survey(source: Source) -> Survey:
+    """Reads all rows of a source. Raises UserError, as the readers do, where a file cannot be read."""
+    by_file = [(name, line) for name, lines in source.rows_by_file() for line in lines]
+    files = list(dict.fromkeys(name for name, _ in by_file))
+    raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
+    columns = list(dict.fromkeys(str(name) for raw in raws for name in raw))
+    kinds = [kind for kind in ORDER if any(_dialect_of(raw, kind) for raw in raws)]
+    guess = None if kinds or source.columns or not raws else guess_columns(columns)
+    if guess:
+        kinds = [guess[0]]
+        source = replace(source, columns=guess[1])
+        by_file = [(name, renamed) for name, line in by_file for renamed in source.rename(name, [line])]
+    kind = kinds[0] if kinds else ""
+    read = _read(by_file, kind) if kind else _Read()
+    used = {*read.used, *(guess[1].values() if guess else ())}
+    return Survey(
+        source,
+        is_guessed=guess is not None,
+        files=files,
+        num_lines=len(by_file),
+        columns=columns,
+        kind=kind,
+        other_kinds=kinds[1:],
+        dialects=dict(read.dialects.most_common()),
+        rows=read.rows,
+        problems=sorted(read.problems.values(), key=lambda problem: -len(problem.places)),
+        ignored=[name for name in columns if name not in used] if kind else [],
+    )
+
+
+@dataclass
+class _Read:
+    """The rows of a source as one kind."""
+
+    rows: list[PlacedRow] = field(default_factory=list)
+    dialects: Counter[str] = field(default_factory=Counter)
+    problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)  # columns
+
+
+def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
+    row_type, dialects = KINDS[kind]
+    read = _Read(used={*OPTIONAL_COLUMNS, *row_type.model_fields})
+    for name, line in by_file:
+        place = f"{name}:{line.number}"
+        if isinstance(line.raw, dict) and (dialect := _dialect_of(line.raw, kind)):
+            read.dialects[" + ".join(dialect.columns)] += 1
+            read.used.update(dialect.columns)
+        try:
+            read.rows.extend(PlacedRow(place, row) for row in rows_of(line, row_type, dialects))
+        except WrongValue as error:
+            # Messages and list items are numbered: `messages.3.content` is one kind of problem for every number.
+            field_name = re.sub(r"\.\d+", "", error.field)
+            problem = read.problems.setdefault(
+                (field_name, error.expected), Problem(field_name, error.expected, error.found)
+            )
+            problem.places.append(place)
+    return read
+
+
+def _dialect_of(raw: Mapping[str, object], kind: str) -> Dialect | None:
+    return next((dialect for dialect in KINDS[kind][1] if dialect.is_named(dict(raw))), None)
+
+
+def guess_columns(columns: Sequence[str]) -> tuple[str, dict[str, str]] | None:
+    """The kind, and our column -> column of the file, where the names say what the columns are; else None."""
+    found = {ours: column for ours, words in WORDS.items() if (column := _named_by(words.split(), columns))}
+    for kind, needed in GUESSES:
+        if all(name in found for name in needed) and len({found[name] for name in needed}) == len(needed):
+            return kind, {name: found[name] for name in needed if found[name] != name}
+    return None
+
+
+def _named_by(words: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The column whose name is one of the words, else the first that has one among its words."""
+    split = {column: re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", column).lower()) for column in columns}
+    exact = [column for word in words for column, parts in split.items() if parts == [word]]
+    partly = [column for word in words for column, parts in split.items() if word in parts and len(word) > 1]
+    return next(iter(exact + partly), None)
+
+
+def parts_of(row: Row) -> dict[str, str]:
+    """The texts of a row by what they are: its prompt, its answers."""
+    match row:
+        case Document():
+            return {"text": row.text}
+        case Conversation():
+            return {"dialog": _text_of(row.messages), "last answer": _text_of(row.messages[-1:])}
+        case PreferencePair():
+            answers = {"chosen": _text_of(row.chosen), "rejected": _text_of(row.rejected)}
+            return {"prompt": _text_of(row.prompt)} | answers
+        case Prompt():
+            return {"prompt": _text_of(row.prompt)}
+    raise AssertionError(type(row))
+
+
+def _text_of(messages: Sequence[Message]) -> str:
+    return "\n".join(message.content for message in messages)
+
+
+def scripts(texts: Iterable[str]) -> dict[str, float]:
+    """The shares of the scripts among the letters of the texts, the most frequent first."""
+    counts: Counter[str] = Counter()
+    num_characters = 0
+    for text in texts:
+        counts.update(filter(None, map(_script_of, text)))
+        num_characters += len(text)
+        if num_characters > MAX_CHARACTERS:
+            break
+    return {script: count / counts.total() for script, count in counts.most_common()}
+
+
+@cache
+def _script_of(character: str) -> str:
+    """The script of a letter, by the first word of its Unicode name; empty for other characters."""
+    if not character.isalpha():
+        return ""
+    words = unicodedata.name(character, "").split()
+    if "LATIN" in words:
+        return "Latin"
+    names = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HALFWIDTH": "Kana"}
+    return names.get(words[0], words[0].capitalize()) if words else "other"
+
+
+def excerpt(text: str, limit: int) -> str:
+    """The text, cut off with its length where it is longer than the limit."""
+    return text if len(text) <= limit else f"{shorten(text, limit)} ({len(text):,} characters)"

@@ -1,0 +1,120 @@
+"""Reads tables: .csv and .tsv with a header line, .parquet, and .arrow (a file or a stream of Arrow's IPC format)."""
+
+import csv
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_schemas.errors import DataError, WrongValue
+from data_schemas.formats import TABLE_FORMATS, Line, decoded, first_lines, shorten
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
+
+
+def csv_rows(path: Path, content: bytes) -> list[Line]:
+    """The rows of a CSV. Raises DataError, with the line, where quotes are not closed or not doubled."""
+    return _separated(path, content, delimiter=DELIMITERS[".csv"], quoting=csv.QUOTE_MINIMAL)
+
+
+def tsv_rows(path: Path, content: bytes) -> list[Line]:
+    """The rows of a TSV. Spreadsheets quote cells of a TSV as those of a CSV; other programs write quotes as they are.
+
+    So the file is read as quoted if that gives at least as many rows of the header's length.
+    """
+    plain = _separated(path, content, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
+    if b'"' not in content:
+        return plain
+    try:
+        quoted = _separated(path, content, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
+    except DataError:
+        return plain
+    return quoted if _num_bad(quoted) <= _num_bad(plain) else plain
+
+
+def _num_bad(lines: list[Line]) -> int:
+    return sum(line.error is not None for line in lines)
+
+
+def _separated(path: Path, content: bytes, *, delimiter: str, quoting: Any) -> list[Line]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a cell of more than 128 KiB
+    text = io.StringIO(decoded(path, content), newline="")
+    reader = csv.reader(text, strict=True, delimiter=delimiter, quoting=quoting)
+    lines: list[Line] = []
+    start = 0
+    try:
+        header = next(reader, [])
+        start = reader.line_num
+        for cells in reader:
+            number, start = start + 1, reader.line_num
+            if not cells:
+                continue
+            error = None
+            if len(cells) != len(header):
+                error = WrongValue("row", f"{len(cells)} cells", f"{len(header)}, as in the first line")
+            raw = dict(zip(header, cells, strict=False)) if error is None else cells
+            lines.append(Line(number, raw, error))
+    except csv.Error as error:
+        raise DataError(f"{path}:{start + 1} is not CSV ({error})") from None
+    return lines
+
+
+def parquet_rows(path: Path) -> list[Line]:
+    """The rows of a Parquet file. Raises DataError for any other content."""
+    import pyarrow.parquet
+
+    return _read_binary(path, "a Parquet file", lambda: pyarrow.parquet.ParquetFile(path).read())
+
+
+def arrow_rows(path: Path) -> list[Line]:
+    """The rows of an Arrow file, as `datasets` stores them. Raises DataError for any other content."""
+    return _read_binary(path, "an Arrow file", lambda: _open_arrow(path).read_all())
+
+
+def column_names(path: Path, ending: str) -> list[str]:
+    """The columns of a table, without reading its rows; empty for another format.
+
+    Raises DataError where the file does not have the format.
+    """
+    import pyarrow.parquet
+
+    if ending in DELIMITERS:
+        header = decoded(path, first_lines(path, 1)).splitlines()
+        return next(csv.reader(header, delimiter=DELIMITERS[ending]), [])
+    if ending not in TABLE_FORMATS:
+        return []
+    if ending == ".parquet":
+        return _guarded(path, "a Parquet file", lambda: pyarrow.parquet.read_schema(path)).names
+    return _guarded(path, "an Arrow file", lambda: _open_arrow(path).schema).names
+
+
+def _open_arrow(path: Path) -> Any:
+    import pyarrow.ipc
+
+    with path.open("rb") as file:
+        is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+    source = pyarrow.memory_map(str(path))
+    return pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
+
+
+def _read_binary(path: Path, kind: str, read: Callable[[], Any]) -> list[Line]:
+    table = _guarded(path, kind, read)
+    return [Line(number, unfilled(row)) for number, row in enumerate(table.to_pylist(), start=1)]
+
+
+def _guarded(path: Path, kind: str, read: Callable[[], Any]) -> Any:
+    import pyarrow
+
+    try:
+        return read()
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise DataError(f"{path} is not {kind} ({shorten(' '.join(str(error).split()))})") from None
+
+
+def unfilled(value: object) -> object:
+    """The value without the None that Arrow adds to every nested mapping for keys that only other rows have."""
+    if isinstance(value, dict):
+        return {name: unfilled(inner) for name, inner in value.items() if inner is not None}
+    return [unfilled(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,115 @@
+"""`alignloop data`: what it prints, its exit codes, and that what it says to write into a recipe works."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from data_schemas.reading import read_conversations, read_pairs
+from tests.loop_recipes import COMMAND
+from tests.test_imports import ROOT
+
+
+def data(folder, *words, columns=80):
+    return subprocess.run(
+        [COMMAND, "data", *words],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": str(columns)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "qa.csv").write_text("Q,A,topic\nWhat is 2+2?,4,math\nWhat is 2+2?,4,math\nHow?,\x1b[2Jso,x\nWhy?,,x\n")
+    pairs = [{"prompt": f"Привет {n}", "chosen": "longer answer", "rejected": "no"} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return tmp_path
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_files_are_described_and_the_block_for_the_recipe_reads_them(files, columns):
+    done = data(files, "qa.csv", "pairs.jsonl", columns=columns)
+    assert done.returncode == 0 and not done.stderr
+    out = done.stdout
+    assert "\x1b" not in out and "\\x1b[2Jso" in out
+    report = out[: out.index("for the recipe")]
+    assert max(map(len, report.splitlines())) <= columns
+    for line in (
+        "format      .csv; 4 rows",
+        "columns     Q, A, topic",
+        "read as     instructions, by the columns prompt + answer (4)",
+        "guessed     Q is prompt, A is answer; ",
+        "rows        3 valid, 1 with a problem",
+        "duplicates  1 (texts equal to those of an earlier row)",
+        "dialogs     2 different first user messages",
+        "ignored     columns topic",
+        "1 row: answer: found empty text, expected text (qa.csv:5)",
+        "row 1 (qa.csv:2)\nuser: What is 2+2?\nassistant: 4\n",
+        "scripts     Latin 70%, Cyrillic 30%",
+        "chosen: assistant: longer answer\nrejected: assistant: no\n",
+    ):
+        assert line in out, line
+    block = yaml.safe_load(out[out.index("data:\n") :])["data"]
+    assert block == {
+        "instructions": [{"path": "qa.csv", "columns": {"prompt": "Q", "answer": "A"}}],
+        "preferences": ["pairs.jsonl"],
+        "on_bad_row": "set_aside",
+    }
+    given = block["instructions"][0] | {"path": str(files / "qa.csv")}
+    assert len(read_conversations(given, on_bad_row="set_aside").rows) == 3
+    assert len(read_pairs(files / "pairs.jsonl").rows) == 3
+
+
+def test_with_a_model_lengths_are_in_tokens_and_rows_in_its_template(files, tiny_model, tiny_base):
+    done = data(files, "qa.csv", "--model", str(tiny_model), columns=120)
+    assert done.returncode == 0, done.stderr
+    assert "row in the template   tokens" in done.stdout
+    assert "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>" in done.stdout
+    done = data(files, "qa.csv", "--model", str(tiny_base), columns=120)
+    assert done.returncode == 0, done.stderr
+    assert "row 1 (qa.csv:2)\nthe model has no chat template; prepare_base can set one" in done.stdout
+    assert "in the template" not in done.stdout and "tokens" in done.stdout
+
+
+def test_a_file_that_cannot_be_read_is_exit_code_two_and_the_others_are_shown(files):
+    os.mkfifo(files / "pipe.jsonl")
+    done = data(files, "gone.jsonl", "pipe.jsonl", "{path: qa.csv, colums: {}}", "pairs.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: gone.jsonl does not exist (nor is it a hub name, owner/name)",
+        "error: pipe.jsonl is a named pipe, expected a regular file; write its content into a file first",
+        "error: {path: qa.csv, colums: {}}: unknown key 'colums' of a file; did you mean 'columns'?",
+    ]
+    assert "  preferences:\n    - pairs.jsonl" in done.stdout
+
+
+def test_columns_of_no_kind_are_a_report_with_what_is_expected(files):
+    (files / "odd.jsonl").write_text('{"x1": 1}\n')
+    done = data(files, "odd.jsonl")
+    assert done.returncode == 0
+    assert "read as       nothing" in done.stdout and "for the recipe" not in done.stdout
+    assert "documents     text\n" in "\n".join(line.rstrip() for line in done.stdout.splitlines())
+
+
+def test_without_a_model_nothing_heavy_is_imported(files):
+    program = (
+        "import sys, runpy; sys.argv = ['data.py', 'pairs.jsonl']\n"
+        "try: runpy.run_path(r'%s', run_name='__main__')\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)))"
+    ) % (ROOT / "commands" / "data.py")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=files,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -1,0 +1,70 @@
+"""What `alignloop data` finds out about a source: kind, guessed columns, problems, duplicates, scripts."""
+
+import pytest
+
+from data_schemas.sources import Source
+from data_schemas.survey import guess_columns, scripts, survey
+from tests.data_schemas.raw_rows import lines
+
+
+@pytest.mark.parametrize(
+    ("columns", "guess"),
+    [
+        (["Q", "A", "id"], ("instructions", {"prompt": "Q", "answer": "A"})),
+        (["user_query", "gold answer"], ("instructions", {"prompt": "user_query", "answer": "gold answer"})),
+        (["userQuestion", "botReply"], ("instructions", {"prompt": "userQuestion", "answer": "botReply"})),
+        (
+            ["question", "good", "bad"],
+            ("preferences", {"prompt": "question", "chosen": "good", "rejected": "bad"}),
+        ),
+        (["title", "body"], ("documents", {"text": "body"})),
+        (["dialogue"], ("instructions", {"messages": "dialogue"})),
+        (["question"], ("prompts", {"prompt": "question"})),
+        (["a1", "quantity", "x"], None),  # one letter only as a complete name
+    ],
+)
+def test_columns_are_guessed_by_their_names(columns, guess):
+    assert guess_columns(columns) == guess
+
+
+def test_a_survey_counts_rows_problems_duplicates_and_ignored_columns(tmp_path):
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "note": 1},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "note": 2},
+        {"prompt": "q", "chosen": "c", "rejected": "b"},
+        {"prompt": "r", "chosen": "a", "rejected": "a"},
+        {"prompt": "r", "chosen": "a", "rejected": ""},
+        {"prompt": "r", "chosen": "x", "rejected": "x"},
+        "not JSON\n",
+    ]
+    path = lines(tmp_path / "a.jsonl", *rows)
+    found = survey(Source(str(path)))
+    assert (found.kind, found.other_kinds, found.is_guessed) == ("preferences", ["prompts"], False)
+    assert (found.num_lines, len(found.rows), found.num_duplicates, found.num_first_messages) == (7, 3, 1, 1)
+    assert found.dialects == {"prompt + chosen + rejected": 6} and found.ignored == ["note"]
+    twice, *others = found.problems
+    assert (twice.field, twice.places) == ("chosen, rejected", [f"{path}:4", f"{path}:6"])
+    assert sorted((problem.field, problem.places) for problem in others) == [
+        ("line", [f"{path}:7"]),
+        ("rejected", [f"{path}:5"]),
+    ]
+
+
+def test_guessed_columns_are_used_and_no_column_is_ignored_twice(tmp_path):
+    found = survey(Source(str(lines(tmp_path / "a.tsv", "Q\tA\tlevel\nHi\tYo\t1\n"))))
+    assert found.source.columns == {"prompt": "Q", "answer": "A"} and found.is_guessed
+    assert found.columns == ["Q", "A", "level"] and found.ignored == ["level"]
+    assert [message.content for message in found.rows[0].row.messages] == ["Hi", "Yo"]
+
+
+def test_a_file_of_no_kind_has_no_rows(tmp_path):
+    found = survey(Source(str(lines(tmp_path / "a.jsonl", {"x1": 1}))))
+    assert (found.kind, found.rows, found.problems, found.columns) == ("", [], [], ["x1"])
+
+
+def test_scripts_are_shares_of_the_letters():
+    shares = scripts(["abcd é 123!", "한국", "日本 かな", "да"])
+    assert shares == pytest.approx(
+        {"Latin": 5 / 13, "Hangul": 2 / 13, "Han": 2 / 13, "Kana": 2 / 13, "Cyrillic": 2 / 13}
+    )
+    assert scripts(["123"]) == {}
