@@ -83,7 +83,8 @@ def plan_data_and_base(plan: "Plan") -> Foundation:
         raw_base = Output(plan.add("pretrain", inputs=inputs), "model")
     else:
         raw_base = Model(recipe.base_model)
-    base = Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}), "model")
+    needs_system = {"needs_system_role": True} if has_system_prompts(recipe) else {}
+    base = Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}, keys=needs_system), "model")
 
     evaluation: dict[str, Reference] = {"prompts": Output(data, "evaluation_prompts")}
     if not recipe.names_judge:
@@ -99,6 +100,12 @@ def plan_data_and_base(plan: "Plan") -> Foundation:
         prompts={"prompts": prompts.train, "validation_prompts": prompts.validation},
         evaluation=evaluation,
     )
+
+
+def has_system_prompts(recipe: Recipe) -> bool:
+    """Whether a round samples answers under system messages, which the base model's chat template must support."""
+    rounds = range(1, recipe.rounds + 1) if "rejection_sampling" in recipe.round_stages else ()
+    return any(recipe.section("rejection_sampling", number).keys.get("system_prompts") for number in rounds)
 
 
 def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Progress) -> None:
