@@ -121,12 +121,12 @@ def _encode_turns(
     check_complete(tokenizer, text, messages, spans, tools)
     ids, offsets = _encode_cut(tokenizer, text, [turn.begin for turn in turns])
     trained, content = [False] * len(ids), [False] * len(ids)
-    last = 0
+    last, end_id = 0, tokenizer.eos_token_id  # an attribute that the tokenizer looks up slowly
     for turn in turns:
         # A token that is only white space may have a width of 0, because some tokenizers trim their offsets.
         begin, finish, name = turn.begin, turn.finish, f"turn {turn.turn + 1}"
         span = [i for i, (start, end) in enumerate(offsets) if begin <= start and begin < end <= finish]
-        ends = [i for i in span if ids[i] == tokenizer.eos_token_id]
+        ends = [i for i in span if ids[i] == end_id]
         if not ends:
             raise ConfigError(
                 f"{name} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "

@@ -159,7 +159,7 @@ def test_spaces_are_trained_where_the_tokenizer_trims_its_offsets(tokenizer):
 def test_a_template_that_changes_the_words_is_one_clear_error():
     template = "{% for m in messages %}<|im_start|>{{ m['content'] | upper }}<|im_end|>{% endfor %}"
     tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
-    with pytest.raises(ConfigError, match=r"^the chat template leaves out the content of turn 1: set on_bad_row: set_a"):
+    with pytest.raises(ConfigError, match=r"^the chat template leaves out the content of turn 1: set on_bad_row"):
         encode_dialog(tokenizer, TURNS[:2])
 
 
