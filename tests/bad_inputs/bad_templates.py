@@ -10,7 +10,7 @@ from typing import Any
 from data_schemas.artifact import Artifact
 from data_schemas.rows import Message
 from engine.tokens import rendering
-from engine.tokens.template import encode_turns
+from engine.tokens.template import encode_dialog, encode_turns
 from tests.bad_inputs.bad_models import KEYS, annotate, as_it_is, change, model, of_model, sft
 from tests.bad_inputs.bad_rows import ANSWER, USER
 from tests.bad_inputs.cases import Call, Case, Place
@@ -91,6 +91,14 @@ def of_turns(template: str, answer: Message, *tools: str) -> Callable[[Place], C
         return place.function(encode_turns, tokenizer, [Message(role="user", content="q"), answer], tools=functions)
 
     return make
+
+
+def of_one_sequence(place: Place) -> Call:
+    """A dialog of two answers where one sequence is needed, as for an answer of DPO with several turns."""
+    tokenizer = copy.deepcopy(place.shared("tokenizer"))
+    tokenizer.chat_template = LOOK_AHEAD
+    turns = [Message(role="user", content="q"), Message(role="assistant", content="a")]
+    return place.function(encode_dialog, tokenizer, [*turns, *turns])
 
 
 def of_two_contracts(place: Place) -> Call:
@@ -195,8 +203,8 @@ CASES = [
     Case("template that refuses a row", of_template(NO_SYSTEM), "row 1: the chat template refuses a dialog of system,"),
     Case(
         "template that looks ahead in a row",
-        of_template(LOOK_AHEAD, ANSWER, USER, ANSWER | {"content": "other"}, stage="dpo"),
-        "train row 1: the chat template renders earlier turns differently once more turns follow them, so a dialog",
+        of_one_sequence,
+        "the chat template renders earlier turns differently once more turns follow them, so a dialog with 4 turns",
     ),
     Case("template that refuses a prompt", asked_with_a_system_turn, "the chat template refuses a dialog of system,"),
     Case(
