@@ -18,7 +18,7 @@ from typing import Literal, NotRequired, TypedDict
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from data_schemas.errors import ConfigError, UserError
@@ -32,6 +32,7 @@ from engine.runtime.process import trust_code, use_all_cores
 from engine.runtime.stage import Stage, format_counts
 from engine.runtime.tracking import Tracker
 from engine.tokens.inspection import encode_all
+from engine.tokens.positions import max_positions
 from engine.tokens.token_rows import TokenRow
 from engine.training.method import Method
 from stages.dpo import METHOD as DPO
@@ -52,6 +53,8 @@ class TokenizerRequest(TypedDict):
     is_prepared: bool  # prepare_base has run on it
     trust_remote_code: bool
     chat_template: NotRequired[str | None]
+    template_date: NotRequired[str | None]
+    needs_system_role: NotRequired[bool]  # later steps have system messages
     documents: NotRequired[list[str]]
     vocab_size: NotRequired[int]
     special_tokens: NotRequired[list[str]]
@@ -96,22 +99,36 @@ def load_tokenizer(request: TokenizerRequest, console: Console) -> PreTrainedTok
             texts, vocab_size=request.get("vocab_size", 0), special_tokens=request.get("special_tokens", [])
         )
     pad, end = tokenizer.pad_token, tokenizer.eos_token
+    notes = prepare_tokenizer(
+        tokenizer,
+        None if request["is_prepared"] else request.get("chat_template"),
+        date=request.get("template_date"),
+        needs_system=request.get("needs_system_role", False),
+    )
+    for note in notes:
+        console.print(Text(f"tokenizer: {printable(note)}", style="yellow"))
     if request["is_prepared"]:
-        console.print(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}", markup=False)
+        end_of_turn = f"a turn ends in {printable(str(end))}, pad is {printable(str(pad))}"
+        console.print(f"tokenizer: {len(tokenizer)} tokens; {end_of_turn}", markup=False)
         return tokenizer
-    prepare_tokenizer(tokenizer, request.get("chat_template"))
     replaced = "missing" if pad is None else "the end token"
     origin = "the tokenizer's own" if tokenizer.pad_token == pad else f"new, because it was {replaced}"
     console.print(
-        f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
-        f"pad is {tokenizer.pad_token} ({origin}); padding is masked by length",
+        f"tokenizer: {len(tokenizer)} tokens; a turn ends in {printable(str(tokenizer.eos_token))}, "
+        f"pad is {printable(str(tokenizer.pad_token))} ({origin}); padding is masked by length",
         markup=False,
     )
     return tokenizer
 
 
 def check_step(
-    request: StepRequest, tokenizer: PreTrainedTokenizerBase, scratch: Path, console: Console, *, show: int
+    request: StepRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    scratch: Path,
+    console: Console,
+    *,
+    show: int,
+    max_positions: int | None = None,
 ) -> None:
     """Prints a report on one training step's rows and the first `show` of them.
 
@@ -133,13 +150,16 @@ def check_step(
             tokenizer,
             max_length=values["max_length"],
             on_long_row=arguments.on_long_row,
+            on_bad_row=arguments.on_bad_row,
+            max_positions=max_positions,
         )
         of_all = f" (the first {MAX_ROWS} of {len(of_side)} rows are checked)" if len(of_side) > MAX_ROWS else ""
         console.print(f"{side}: {report.summary}{of_all}", markup=False)
         for line in report.warnings():
-            console.print(Text(f"  {side}: {line}", style="yellow"))
+            console.print(Text(f"  {side}: {printable(line)}", style="yellow"))
         if not encoded:
-            raise ConfigError(f"{side}: nothing is left of {len(of_side)} rows")
+            found = f": {format_counts(report.counts(side))}" if report.counts(side) else ""
+            raise ConfigError(f"{side}: nothing is left of {len(of_side)} rows{found}")
         shown = shown or encoded[:show]
     if rows.dropped:
         console.print(f"dropped: {format_counts(rows.dropped)}", markup=False)
@@ -149,13 +169,23 @@ def check_step(
             console.print(coloured(tokenizer, ids, trained, marked=not console.is_terminal), soft_wrap=True)
 
 
-def read_layer(request: ModelRequest) -> precision.Layer | None:
-    """The sizes of the model's layers; None if its configuration cannot be read, which the loading step will report."""
+def read_model_config(request: ModelRequest) -> PretrainedConfig | None:
+    """The model's configuration; None if it cannot be read, which the loading step will report."""
     try:
         if "path" in request:
-            return precision.Layer.of(read_config(request["path"], revision=request.get("revision", "main")))
+            return read_config(request["path"], revision=request.get("revision", "main"))
         keys = dict(request.get("architecture", {}))
-        return precision.Layer.of(AutoConfig.for_model(keys.pop("model_type", "llama"), **keys))
+        return AutoConfig.for_model(keys.pop("model_type", "llama"), **keys)
+    except Exception as error:
+        log.info("no configuration of the model: %s", error)
+        return None
+
+
+def read_layer(request: ModelRequest) -> precision.Layer | None:
+    """The sizes of the model's layers; None if its configuration cannot be read."""
+    try:
+        config = read_model_config(request)
+        return precision.Layer.of(config) if config is not None else None
     except Exception as error:
         log.info("no sizes of the model: %s", error)
         return None
@@ -214,9 +244,11 @@ def main() -> int:
     use_all_cores()
     if layer := read_layer(request["model"]):
         advise(layer, request["precisions"], console)
+    config = read_model_config(request["model"])
+    limit = max_positions(config) if config is not None else None
     for step in request["steps"]:
         try:
-            check_step(step, tokenizer, path.parent, console, show=request["show"])
+            check_step(step, tokenizer, path.parent, console, show=request["show"], max_positions=limit)
         except UserError as error:
             failed = True
             sys.stdout.flush()

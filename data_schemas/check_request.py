@@ -10,6 +10,8 @@ class TokenizerSource(TypedDict, total=False):
     revision: str
     is_prepared: bool  # by prepare_base: it has its chat template and its end and pad tokens
     chat_template: str | None  # for a tokenizer that is not prepared
+    template_date: str | None  # for a chat template that writes the current date
+    needs_system_role: bool  # later steps have system messages
     trust_remote_code: bool
     documents: list[str]  # files
     vocab_size: int

@@ -3,6 +3,7 @@
 The pipeline checks a recipe's steps with it, and every stage its own command line.
 """
 
+import datetime
 import math
 import os
 from collections.abc import Callable
@@ -231,7 +232,15 @@ def _average_models(values: Values) -> None:
         raise ConfigError(f"{len(values['part_names'])} part_names for {count} models; give one for each")
 
 
+def _prepare_base(values: Values) -> None:
+    try:
+        datetime.date.fromisoformat(values["template_date"] or "2000-01-01")
+    except ValueError:
+        raise ConfigError(f"template_date={values['template_date']!r}: expected a date as YYYY-MM-DD") from None
+
+
 RULES: dict[str, Callable[[Values], None]] = {
+    "prepare_base": _prepare_base,
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,

@@ -105,7 +105,8 @@ def plan_base(plan: "Plan", data: str) -> Output:
         raw_base = plan_pretraining(plan, data)
     else:
         raw_base = Model(recipe.base_model)
-    return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}), "model")
+    needs_system = {"needs_system_role": True} if has_system_prompts(recipe) else {}
+    return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}, keys=needs_system), "model")
 
 
 def plan_pretraining(plan: "Plan", data: str) -> Output:
@@ -146,6 +147,12 @@ def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
         policy = plan.train("dpo", None, {"model_name_or_path": policy, **pairs})
     if "evaluate_policy" in stages:
         plan.evaluate(None, policy, plan_judge(plan, data, base))
+
+
+def has_system_prompts(recipe: Recipe) -> bool:
+    """Whether a round samples answers under system messages, which the base model's chat template must support."""
+    rounds = range(1, recipe.rounds + 1) if "rejection_sampling" in recipe.round_stages else ()
+    return any(recipe.section("rejection_sampling", number).keys.get("system_prompts") for number in rounds)
 
 
 def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Progress) -> None:

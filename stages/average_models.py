@@ -105,7 +105,7 @@ class Evaluation:
             rows = [pair for row in rows for pair in all_pairs(row)]
         self.rows = self.method.tokenize(
             stage, "eval", rows, self.tokenizer, training_arguments, max_length=training.max_length
-        )
+        ).rows
 
     def _values_for(self, folder: Path | str) -> Keys:
         return self.values | {"model_name_or_path": str(folder)}

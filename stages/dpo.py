@@ -69,7 +69,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
     """The function that tokenizes a pair, with both masks of each answer, and its version."""
     mask = arguments.mask_formatting
 
-    def encode(row: PreferencePair) -> TokenPair:
+    def encode(row: PreferencePair) -> list[TokenPair]:
         encoded: dict[str, list] = {}
         for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
             dialog = encode_dialog(
@@ -82,7 +82,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
                 f"{side}_trained": dialog.trained[start:],
                 f"{side}_content": dialog.content[start:],
             }
-        return TokenPair(**encoded)
+        return [TokenPair(**encoded)]
 
     return encode, f"dpo-2 {mask=}"
 

@@ -22,7 +22,8 @@ from engine.runtime.arguments import LoadingArguments
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.tokens.contract import contract_of
-from engine.tokens.template import encode_dialog, end_of_turn, read_template
+from engine.tokens.rendering import DEFAULT_DATE, refuses_system, with_fixed_date, writes_date
+from engine.tokens.template import encode_turns, end_of_turn, read_template
 
 RECIPE_VERSION = 1
 EXAMPLE = "python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared"
@@ -42,6 +43,12 @@ class PrepareBaseArguments(LoadingArguments):
     model_name_or_path: str = required_field("the base model: a folder or a hub name", role="model")
     model_revision: str = key_field("main", "branch, tag or commit of a hub name")
     chat_template: str | None = key_field(None, "chatml, a .jinja file, or a template's text; null: the model's own")
+    template_date: str | None = key_field(
+        None, f"YYYY-MM-DD, written into a template that writes the current date; null: {DEFAULT_DATE}"
+    )
+    needs_system_role: bool = key_field(
+        False, "later steps have system messages: an error where the template has none", role="runtime"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key_field(
         "auto", "precision the model is saved in: auto (as it came), float32, bfloat16, float16"
     )
@@ -50,8 +57,19 @@ class PrepareBaseArguments(LoadingArguments):
 ARGUMENTS = (PrepareBaseArguments,)
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Sets the template, end token and pad token, in place. Raises ConfigError for a missing or unusable template."""
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+    *,
+    date: str | None = None,
+    needs_system: bool = False,
+) -> list[str]:
+    """Sets the template, end token and pad token, in place; returns what a user should know about the template.
+
+    A template that writes the current date is changed so that it writes `date` (YYYY-MM-DD; None: DEFAULT_DATE).
+    Raises ConfigError for a missing or unusable template, and with `needs_system` for one without a system role.
+    """
+    notes: list[str] = []
     template = read_template(chat_template)
     if template is not None:
         tokenizer.chat_template = template[0]
@@ -63,6 +81,12 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         raise ConfigError(
             f"{tokenizer.name_or_path} has no chat template; set prepare_base.chat_template (chatml, or a file)"
         )
+    if writes_date(tokenizer.chat_template):
+        tokenizer.chat_template = with_fixed_date(str(tokenizer.chat_template), date or DEFAULT_DATE)
+        notes.append(
+            f"the chat template writes the current date; in all steps it writes {date or DEFAULT_DATE} "
+            "(prepare_base.template_date)"
+        )
     end = end_of_turn(tokenizer)
     if end is None:
         raise ConfigError(
@@ -73,9 +97,20 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         tokenizer.add_special_tokens({"pad_token": PAD})
     turns = [Message(role="user", content="Hi"), Message(role="assistant", content="Hello")]
     try:
-        encode_dialog(tokenizer, [*turns, *turns])  # the template must be one that later stages can train on
+        encoded = encode_turns(tokenizer, [*turns, *turns])  # the template must be one that later stages can train on
     except UserError as error:
         raise ConfigError(f"chat template: {error}") from error
+    if len(encoded) > 1:
+        notes.append(
+            "the chat template renders earlier turns differently once more turns follow them: a dialog of several "
+            "turns is trained as one row for each turn"
+        )
+    if needs_system and (reason := refuses_system(tokenizer)):
+        raise ConfigError(
+            f"rejection_sampling.system_prompts puts system messages before the prompts, but {reason}; leave "
+            "system_prompts out, or set prepare_base.chat_template to one with a system role"
+        )
+    return notes
 
 
 def fit_embeddings(model: PreTrainedModel, num_tokens: int) -> int:
@@ -107,7 +142,14 @@ def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     source = arguments.model_name_or_path
     tokenizer = read_tokenizer(source, revision=arguments.model_revision)
     original_end_id = tokenizer.eos_token_id
-    prepare_tokenizer(tokenizer, arguments.chat_template)
+    notes = prepare_tokenizer(
+        tokenizer,
+        arguments.chat_template,
+        date=arguments.template_date,
+        needs_system=arguments.needs_system_role,
+    )
+    for note in notes:
+        log.warning("%s", note)
     model = load_causal(source, dtype=arguments.dtype, revision=arguments.model_revision)
     num_added = fit_embeddings(model, len(tokenizer))
     ends = list(dict.fromkeys(token for token in (tokenizer.eos_token_id, original_end_id) if token is not None))

@@ -55,9 +55,9 @@ ARGUMENTS = (RewardModelArguments, RewardConfig, ModelConfig)
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: RewardModelArguments) -> tuple[Encode[PreferencePair], str]:
     """The function that tokenizes a ranking, and its version."""
 
-    def encode(row: PreferencePair) -> TokenRanking:
+    def encode(row: PreferencePair) -> list[TokenRanking]:
         both = [encode_answer(tokenizer, row.prompt, answer, tools=row.tools) for answer in row.ranking]
-        return TokenRanking(answers=[prompt_ids + answer_ids for prompt_ids, answer_ids in both])
+        return [TokenRanking(answers=[prompt_ids + answer_ids for prompt_ids, answer_ids in both])]
 
     return encode, "reward_model-2"
 

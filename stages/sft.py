@@ -23,7 +23,7 @@ from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.tokens.inspection import Encode
 from engine.tokens.tables import split_rows
-from engine.tokens.template import encode_dialog
+from engine.tokens.template import encode_turns
 from engine.tokens.token_rows import TokenDialog
 from engine.training import loop as training_loop
 from engine.training.loop import prepare_config
@@ -57,9 +57,9 @@ ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: SFTArguments) -> tuple[Encode[Conversation], str]:
     """The function that tokenizes and labels a conversation, and its version."""
 
-    def encode(row: Conversation) -> TokenDialog:
-        dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        return TokenDialog(input_ids=dialog.ids, labels=dialog.labels)
+    def encode(row: Conversation) -> list[TokenDialog]:
+        dialogs = encode_turns(tokenizer, row.messages, tools=row.tools)
+        return [TokenDialog(input_ids=dialog.ids, labels=dialog.labels) for dialog in dialogs]
 
     return encode, "sft-1"
 

@@ -53,7 +53,7 @@ def train(side: str, model: str, folder: Path, *, steps: int, batch: int, words:
     tokenizer = AutoTokenizer.from_pretrained(model)
     keys = sft.SFTArguments(train_data=[], global_batch_size=batch)
     encode, _ = sft.encoder(tokenizer, keys)
-    data = [encode(Conversation.model_validate(row)).columns() for row in rows(batch * steps + 16, words=words)]
+    data = [encode(Conversation.model_validate(row))[0].columns() for row in rows(batch * steps + 16, words=words)]
     held_out, trained = Dataset.from_list(data[:16]), Dataset.from_list(data[16:])
     config = SFTConfig(
         output_dir=str(folder / "checkpoints"),

@@ -126,7 +126,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
     total = Counts(0, 0, 0)
     for row in read_rows(Path(job["rows"]), PreferencePair):
-        encoded = encode(row)
+        (encoded,) = encode(row)
         both = [encoded.prompt_ids + encoded.chosen_ids, encoded.prompt_ids + encoded.rejected_ids]
         logits = sum(encoded.chosen_trained) + sum(encoded.rejected_trained)
         total = Counts(*map(sum, zip(total, counts_of(*both, logits=logits), strict=True)))

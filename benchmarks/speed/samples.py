@@ -121,7 +121,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     tokens: list[tuple[list[int], list[int]]] = []
     for row in read_pairs([job["pairs"]], on_bad_row="set_aside").rows:
         row = row.model_copy(update={"strength": None})
-        encoded = encode(row)
+        (encoded,) = encode(row)
         both = (encoded.prompt_ids + encoded.chosen_ids, encoded.prompt_ids + encoded.rejected_ids)
         if max(map(len, both)) <= MAX_TOKENS:
             pairs.append(row)

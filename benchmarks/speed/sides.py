@@ -140,7 +140,7 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
 
     model, tokenizer = load_for_trl(job)
     encode, _ = sft.encoder(tokenizer, sft.SFTArguments(train_data=[]))
-    rows = [encode(row) for row in read_rows(Path(job["rows"]), Conversation)]
+    rows = [encoded for row in read_rows(Path(job["rows"]), Conversation) for encoded in encode(row)]
     keys: dict[str, object] = {"train_sampling_strategy": "sequential"}
     if packing:  # as many tokens a step as the padded rows have, which are about as many dialogs
         keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
@@ -313,7 +313,7 @@ def grid_rows(job: Job) -> Values:
     write_random_pairs(path, length=job["length"], number=job["number"])
     write_random_pairs(path.with_name("held_out.jsonl"), length=16, number=2)
     encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
-    encoded = [encode(row) for row in read_rows(path, PreferencePair)]
+    encoded = [encode(row)[0] for row in read_rows(path, PreferencePair)]
     return {"tokens": sum(len(row.prompt_ids) * 2 + len(row.chosen_ids) + len(row.rejected_ids) for row in encoded)}
 
 

@@ -1,10 +1,11 @@
 """Encodes the rows of a training stage, keeps those that fit into max_length, and reports what is unusual about them.
 
 The training stages do this while they tokenize; `alignloop check` prints the same report without training. A row that
-a stage can't train on (a turn without a labelled end token, a dialog without an answer, a template that renders a turn
-differently once more turns follow) is an error of `engine.tokens.template`; here the row's number is added to it.
+a stage can't train on (a turn without a labelled end token, a dialog without an answer, a tool call that the template
+leaves out) is an error of `engine.tokens.template`; here the row's number is added to it, or the row is set aside.
 """
 
+import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,21 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError, DataError
-from data_schemas.rows import Conversation, PreferencePair
+from data_schemas.reading import BadRow, OnBadRow
+from data_schemas.rows import Conversation, Dropped, PreferencePair
 from data_schemas.text import printable
 from engine.runtime import progress
+from engine.tokens.positions import check_positions
+from engine.tokens.rendering import TemplateLimit
 from engine.tokens.token_rows import TokenRow
 
 RowType = TypeVar("RowType", Conversation, PreferencePair)
-Encode = Callable[[RowType], TokenRow]  # raises ValueError for a row that can't be trained on
+# One row in tokens, or several where the chat template renders earlier turns differently. Raises ValueError for a row
+# that can't be trained on.
+Encode = Callable[[RowType], Sequence[TokenRow]]
 NUM_NAMED_ROWS = 3  # long rows that a warning names
 NUM_CHARACTERS = 40  # shown of the first user message of such a row
+EXPECTED = "a row whose turns the chat template renders completely"  # of a row that is set aside
 NUM_CHARACTERS_IN_ERROR = 160  # shown of the JSON of a row that is refused
 
 
@@ -30,7 +37,7 @@ class TokenReport:
     """Counts and findings for the rows of one side (train or eval) of a stage. Row numbers start at 1."""
 
     is_truncated: bool = False  # rows over max_length are cut, not left out
-    num_rows: int = 0
+    num_rows: int = 0  # in tokens: a dialog may become several
     num_left_out: int = 0  # rows of which nothing is left within max_length
     num_shortened: int = 0  # rows that lost a part to max_length: their end, or some answers of a ranking
     long_rows: list[str] = field(default_factory=list)  # descriptions of the first rows over max_length
@@ -41,6 +48,11 @@ class TokenReport:
     rows_with_two_bos: list[int] = field(default_factory=list)
     num_without_bos: int = 0  # rows that lack the BOS token although the tokenizer itself adds one to a text
     rows_with_special_tokens: list[int] = field(default_factory=list)  # rows whose own text contains a special token
+    num_split: int = 0  # dialogs that became several rows
+    num_rows_of_split: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # rows dropped after they were encoded, by reason
+    num_answers_dropped: int = 0  # of rankings that are kept, because they have the tokens of a better answer
+    refused: list[BadRow] = field(default_factory=list)  # rows that were set aside
 
     def count(self, encoded: TokenRow, kept: TokenRow | None) -> None:
         """Adds one row: as it was encoded, and what max_length leaves of it."""
@@ -53,6 +65,14 @@ class TokenReport:
         self.num_shortened += kept is not None and kept is not encoded
         self.lengths += lengths
         self.num_trained_tokens += sum(sum(flags) for flags in kept.trained) if kept else 0
+
+    def counts(self, side: str) -> dict[str, int]:
+        """Rows that were dropped or set aside, by the name of their metric: those of the held-out side begin with
+        `eval_`, as the Trainer's do."""
+        counts = {f"dropped_{reason}": count for reason, count in self.dropped.items()}
+        if self.refused:
+            counts["set_aside_by_template"] = len(self.refused)
+        return {f"{'eval_' if side == 'eval' else ''}{name}": count for name, count in counts.items()}
 
     @property
     def share_left_out(self) -> float:
@@ -70,6 +90,20 @@ class TokenReport:
 
     def warnings(self) -> Iterator[str]:
         """One line for each finding that a user would want to know about."""
+        if self.num_split:
+            yield (
+                f"the chat template renders earlier turns differently: {self.num_split} dialogs became "
+                f"{self.num_rows_of_split} rows, so that each assistant turn is trained as it is generated"
+            )
+        for reason, count in self.dropped.items():
+            yield f"{count} rows dropped ({reason}): their answers are the same tokens under the chat template"
+        if self.num_answers_dropped:
+            yield f"{self.num_answers_dropped} answers of rankings dropped: they are the same tokens as a better answer"
+        if self.refused:
+            yield (
+                f"{len(self.refused)} rows set aside, which can't be trained on under the chat template; the first is "
+                f"row {self.refused[0].line}: {self.refused[0].found}"
+            )
         if self.long_rows:
             yield f"{self._effect_of_max_length()}: {self.share_left_out:.1%} of all tokens; the first: " + ", ".join(
                 self.long_rows
@@ -104,11 +138,15 @@ def encode_all(
     *,
     max_length: int | None,
     on_long_row: str = "leave_out",
+    on_bad_row: OnBadRow = "error",
+    max_positions: int | None = None,
 ) -> tuple[list[TokenRow], TokenReport]:
     """Encodes all rows; returns those that fit into max_length tokens, and the report on all of them.
 
-    `on_long_row` is "leave_out", "truncate" or "error". Raises DataError naming the row that can't be trained on, or
-    that is too long where that is an error; ConfigError where the template begins every row with two BOS tokens.
+    `on_long_row` is "leave_out", "truncate" or "error"; `max_positions` is the number of tokens that the model has
+    positions for. Raises DataError naming the row that can't be trained on (unless such rows are set aside), or that is
+    too long where that is an error; ConfigError where the template begins every row with two BOS tokens, or where rows
+    are longer than `max_positions`.
     """
     report = TokenReport(is_truncated=on_long_row == "truncate")
     token_rows: list[TokenRow] = []
@@ -120,14 +158,29 @@ def encode_all(
         text = row.to_json()
         try:
             encoded = encode(row)
+        except TemplateLimit:
+            raise
         except ValueError as error:
-            raise DataError(f"{name} row {number}: {error}: {text[:NUM_CHARACTERS_IN_ERROR]}") from error
-        kept = encoded.truncated(max_length) if on_long_row == "truncate" else encoded.fit(max_length)
-        if kept is not None:
-            token_rows.append(kept)
-        report.count(encoded, kept)
-        if kept is not encoded:
-            longest = max(map(len, encoded.sequences))
+            if on_bad_row == "error":
+                raise DataError(f"{name} row {number}: {error}: {text[:NUM_CHARACTERS_IN_ERROR]}") from error
+            report.refused.append(BadRow(name, number, "messages", str(error), EXPECTED, json.loads(text)))
+            continue
+        if len(encoded) > 1:
+            report.num_split += 1
+            report.num_rows_of_split += len(encoded)
+        for one in encoded:
+            token_row = one.distinct()
+            if isinstance(token_row, Dropped):
+                report.dropped[token_row.reason] = report.dropped.get(token_row.reason, 0) + 1
+                continue
+            report.num_answers_dropped += len(one.sequences) - len(token_row.sequences)
+            kept = token_row.truncated(max_length) if on_long_row == "truncate" else token_row.fit(max_length)
+            if kept is not None:
+                token_rows.append(kept)
+            report.count(token_row, kept)
+            if kept is token_row:
+                continue
+            longest = max(map(len, token_row.sequences))
             if on_long_row == "error":
                 raise DataError(
                     f"{name} row {number}: {longest} tokens, over max_length={max_length}: raise it, or "
@@ -135,9 +188,10 @@ def encode_all(
                 )
             if len(report.long_rows) < NUM_NAMED_ROWS:
                 report.long_rows.append(f"row {number} ({longest} tokens, {_first_words(row)!r})")
-        if bos is not None and any(ids[:2] == [bos, bos] for ids in encoded.sequences):
+        sequences = [ids for token_row in encoded for ids in token_row.sequences]
+        if bos is not None and any(ids[:2] == [bos, bos] for ids in sequences):
             report.rows_with_two_bos.append(number)
-        report.num_without_bos += adds_bos and any(ids[:1] != [bos] for ids in encoded.sequences)
+        report.num_without_bos += adds_bos and any(ids[:1] != [bos] for ids in sequences)
         if any(token in text for token in special_tokens):
             report.rows_with_special_tokens.append(number)
     if rows and len(report.rows_with_two_bos) == len(rows):
@@ -145,6 +199,7 @@ def encode_all(
             f"{name}: every row begins with two BOS tokens: the chat template writes one too many; "
             "run prepare_base with a chat_template that writes one"
         )
+    check_positions(name, report.lengths, max_positions)
     return token_rows, report
 
 

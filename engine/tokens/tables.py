@@ -10,7 +10,8 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from datasets import Dataset, load_from_disk
@@ -18,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from data_schemas import splitting
 from data_schemas.errors import ConfigError, DataError
-from data_schemas.reading import BadRow, ReadRows, write_rows
+from data_schemas.reading import BadRow, OnBadRow, ReadRows, write_rows
 from data_schemas.rows import Conversation, PreferencePair, Row
 from engine.runtime import notices, progress, timing
 from engine.runtime.arguments import TrainingStageArguments
-from engine.runtime.complete_folder import find_damage, move_into_place, write_marker
-from engine.runtime.stage import Stage
+from engine.runtime.complete_folder import find_damage, move_into_place, read_marker, write_marker
+from engine.runtime.stage import Stage, format_counts
 from engine.runtime.world import wait_for
 from engine.tokens.contract import backend_json, check_inputs
 from engine.tokens.inspection import Encode, encode_all
@@ -31,6 +32,14 @@ from engine.tokens.token_rows import TokenRow
 
 log = logging.getLogger(__name__)
 RowType = TypeVar("RowType", Conversation, PreferencePair)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Encoded rows on disk."""
+
+    rows: Dataset
+    counts: Mapping[str, int] = field(default_factory=dict)  # rows dropped or set aside while encoding, by metric
 
 
 @timing.part("load")
@@ -130,23 +139,37 @@ def tokenize(
     version: str,
     max_length: int | None,
     on_long_row: str = "leave_out",
-) -> Dataset:
+    on_bad_row: OnBadRow = "error",
+    max_positions: int | None = None,
+) -> TokenTable:
     """A table of the encoded rows that fit into max_length tokens.
 
-    `version` names what `encode` does and its options; it is part of the table's key. Raises DataError naming the row
-    that the template refuses or that is too long, or where no row is left; see `encode_all`.
+    `version` names what `encode` does and its options; it is part of the table's key. Rows that are set aside are
+    written into rejected_rows.<name>.jsonl. Raises DataError naming the row that the template refuses or that is too
+    long, or where no row is left, and ConfigError where rows are longer than `max_positions`; see `encode_all`.
     """
 
-    def build() -> list[TokenRow]:
-        encoded, report = encode_all(name, rows, encode, tokenizer, max_length=max_length, on_long_row=on_long_row)
+    def build() -> tuple[Sequence[TokenRow], Mapping[str, int]]:
+        encoded, report = encode_all(
+            name,
+            rows,
+            encode,
+            tokenizer,
+            max_length=max_length,
+            on_long_row=on_long_row,
+            on_bad_row=on_bad_row,
+            max_positions=max_positions,
+        )
         for line in report.warnings():
             notices.warn(log, "%s: %s", name, line)
-        return encoded
+        if report.refused:
+            write_rows(stage.folder / f"rejected_rows.{name}.jsonl", report.refused)
+        return encoded, report.counts(name)
 
-    return table(stage, name, rows, tokenizer, build, version=f"{version} {max_length=} {on_long_row=}")
+    version = f"{version} {max_length=} {on_long_row=}"
+    return _table(stage, name, rows, tokenizer, build, version=version)
 
 
-@timing.part("load")
 def table(
     stage: Stage,
     name: str,
@@ -160,6 +183,20 @@ def table(
 
     Its key covers the rows, the tokenizer with its template, and `version`. Raises DataError where no row is left.
     """
+    return _table(stage, name, rows, tokenizer, lambda: (build(), {}), version=version).rows
+
+
+@timing.part("load")
+def _table(
+    stage: Stage,
+    name: str,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    build: Callable[[], tuple[Sequence[TokenRow], Mapping[str, int]]],
+    *,
+    version: str,
+) -> TokenTable:
+    """As `table`, with counts that are kept beside the rows: a stage that is started again reads both."""
     digest = hashlib.sha256(version.encode())
     digest.update(backend_json(tokenizer).encode())
     digest.update(str(tokenizer.chat_template).encode())
@@ -170,15 +207,18 @@ def table(
         if path.exists():
             log.warning("%s is written again: %s", path.name, damage)
         with progress.activity(f"tokenizing {len(rows):,} rows"):
-            encoded = build()
+            encoded, counts = build()
         if not encoded:
-            raise DataError(f"{name}: nothing is left of {len(rows)} rows (all are too long, or have nothing to train)")
+            found = f": {format_counts(counts)}" if counts else ""
+            raise DataError(
+                f"{name}: nothing is left of {len(rows)} rows (all are too long, or have nothing to train){found}"
+            )
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         Dataset.from_list([row.columns() for row in encoded]).save_to_disk(str(partial))
-        write_marker(partial)
+        write_marker(partial, {"counts": dict(counts)})
         move_into_place(partial, path)
     if not stage.is_main:
         wait_for(lambda: None if find_damage(path) else path, seconds=0.2)
     dataset = load_from_disk(str(path))
     assert isinstance(dataset, Dataset)
-    return dataset
+    return TokenTable(dataset, (read_marker(path) or {}).get("counts", {}))

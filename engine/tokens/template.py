@@ -1,9 +1,10 @@
 """Chat templates: turns messages into tokens, and finds which of the tokens are trained.
 
 The trained tokens are found by rendering, without markers in the template: the tokens of an assistant turn are those
-between the rendered dialog before it (with the generation prompt) and the end token that closes it. This works for
-every prefix-preserving template, that is, one that renders the first turns of a dialog in the same way whether or not
-more turns follow.
+between the rendered dialog before it (with the generation prompt, as it is sampled from) and the end token that closes
+it. A template that renders the first turns of a dialog in the same way whether or not more turns follow (it is
+prefix-preserving) gives one sequence for the dialog. Another one, as Qwen 3's, DeepSeek-R1's or gpt-oss's, gives a
+sequence for each trained turn that it renders differently: each is trained in the rendering in which it is generated.
 
 Which of the trained tokens are formatting (header and termination of a turn) is found in the same way: the turn is
 rendered a second time with other content, and the text around the content is formatting.
@@ -13,13 +14,15 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError
 from data_schemas.files import check_regular
-from data_schemas.rows import Message, for_template
+from data_schemas.rows import Message
+from engine.tokens.completeness import check_complete
+from engine.tokens.rendering import PROBE, Tools, render
+from engine.tokens.turns import RenderedTurn, rendered_turn
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -28,8 +31,6 @@ CHATML = (
 TEMPLATES = {"chatml": (CHATML, ["<|im_start|>", "<|im_end|>"])}  # name -> template, its special tokens
 
 IGNORED = -100  # a label that no loss sees
-PROBE = "zqprobe"  # a word that no template writes itself
-Tools = list[dict[str, Any]]  # JSON schemas of functions, as chat templates take them
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,6 @@ class Encoded:
     @property
     def labels(self) -> list[int]:
         return [token if trained else IGNORED for token, trained in zip(self.ids, self.trained, strict=True)]
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    *,
-    tools: Tools | None = None,
-    generation_prompt: bool = False,
-) -> str:
-    """The text of the dialog as the model reads it. Raises ConfigError where the template refuses the dialog."""
-    try:
-        text = tokenizer.apply_chat_template(
-            for_template(messages),
-            tools=tools,  # pyright: ignore[reportArgumentType]
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
-    except Exception as error:  # a template is a program, which may raise anything
-        roles = ", ".join(message.role for message in messages)
-        raise ConfigError(f"the chat template refuses a dialog of {roles}: {' '.join(str(error).split())}") from error
-    return str(text)
 
 
 def encode_prompt(
@@ -81,50 +61,94 @@ def encode_dialog(
     train_from: int = 0,
     find_content: bool = False,
 ) -> Encoded:
-    """The dialog up to the end token of its last trained turn. Every assistant turn from `train_from` on is trained.
+    """The dialog as one sequence. Raises ConfigError as `encode_turns` does, and for a dialog that the template renders
+    as several."""
+    encoded = encode_turns(tokenizer, messages, tools=tools, train_from=train_from, find_content=find_content)
+    if len(encoded) > 1:
+        raise ConfigError(
+            f"the chat template renders earlier turns differently once more turns follow them, so a dialog with "
+            f"{len(messages)} turns has no single sequence: keep only its last assistant turn, or set another "
+            "chat_template"
+        )
+    return encoded[0]
 
-    Every trained turn ends in a labelled end token. Raises ConfigError where the template is not prefix-preserving,
-    closes a turn without an end token, or (with `find_content`) changes the content so that it can't be told from the
-    formatting.
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: Tools | None = None,
+    train_from: int = 0,
+    find_content: bool = False,
+) -> list[Encoded]:
+    """The dialog as sequences in which every assistant turn from `train_from` on is trained once, each up to the end
+    token of its last trained turn. One sequence where the template is prefix-preserving.
+
+    Every trained turn ends in a labelled end token and starts where it is generated. Raises ConfigError where the
+    template leaves out something that the messages say, closes a turn without an end token, or (with `find_content`)
+    changes the content so that it can't be told from the formatting.
     """
     text = render(tokenizer, messages, tools=tools)
-    turns: list[tuple[int, int, int]] = []  # index of a trained turn, and the first and last character of its text
+    turns: list[RenderedTurn] = []
     for turn, message in enumerate(messages):
         if message.role != "assistant" or turn < train_from:
             continue
-        before = render(tokenizer, messages[:turn], tools=tools, generation_prompt=True)
-        upto = render(tokenizer, messages[: turn + 1], tools=tools)
-        if not text.startswith(before) or not text.startswith(upto):
-            raise ConfigError(
-                f"the chat template renders turn {turn + 1} differently once more turns follow it (it is not "
-                "prefix-preserving): keep only the last assistant turn of such dialogs, or set another chat_template"
-            )
-        turns.append((turn, len(before), len(upto)))
-    ids, offsets = _encode_cut(tokenizer, text, [begin for _, begin, _ in turns])
+        turns.append(rendered_turn(tokenizer, messages, turn, text=text, tools=tools))
+    if not turns:
+        raise ConfigError("the dialog has no assistant turn to train")
+    if all(turn.is_in(text) for turn in turns):
+        return [_encode_turns(tokenizer, text, messages, turns, tools, find_content=find_content)]
+    encoded: list[Encoded] = []
+    while turns:
+        last = turns[-1]
+        together = [turn for turn in turns if turn is last or turn.is_in(last.text)]
+        upto = messages[: last.turn + 1]
+        encoded.insert(0, _encode_turns(tokenizer, last.text, upto, together, tools, find_content=find_content))
+        turns = [turn for turn in turns if turn not in together]
+    return encoded
+
+
+def _encode_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    messages: Sequence[Message],
+    turns: Sequence[RenderedTurn],
+    tools: Tools | None,
+    *,
+    find_content: bool,
+) -> Encoded:
+    """One sequence: the rendered messages, with these turns trained."""
+    spans = {turn.turn: (turn.begin - len(turn.opening), turn.finish) for turn in turns}
+    check_complete(tokenizer, text, messages, spans, tools)
+    ids, offsets = _encode_cut(tokenizer, text, [turn.begin for turn in turns])
     trained, content = [False] * len(ids), [False] * len(ids)
-    last = 0
-    for turn, begin, finish in turns:
+    last, end_id = 0, tokenizer.eos_token_id  # an attribute that the tokenizer looks up slowly
+    for turn in turns:
         # A token that is only white space may have a width of 0, because some tokenizers trim their offsets.
+        begin, finish, name = turn.begin, turn.finish, f"turn {turn.turn + 1}"
         span = [i for i, (start, end) in enumerate(offsets) if begin <= start and begin < end <= finish]
-        ends = [i for i in span if ids[i] == tokenizer.eos_token_id]
+        ends = [i for i in span if ids[i] == end_id]
         if not ends:
             raise ConfigError(
-                f"turn {turn + 1} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "
+                f"{name} does not end in the end token {tokenizer.eos_token!r}: the chat template closes it "
                 f"with {text[max(0, finish - 20) : finish]!r}; run prepare_base with a chat_template that ends each "
                 "turn by an end token"
             )
         start_of_content, end_of_content = begin, finish
         if find_content:
-            start_of_content, end_of_content = _content_span(tokenizer, text, messages, turn, begin, finish, tools)
+            start_of_content, end_of_content = turn.content or _content_span(tokenizer, text, messages, turn, tools)
         for i in span[: span.index(ends[-1]) + 1]:
             trained[i] = True
             start, end = offsets[i]
             content[i] = start < end_of_content and (end > start_of_content or start == end >= start_of_content)
         if find_content and not any(content[i] for i in span):
-            raise ConfigError(f"turn {turn + 1} has no content between its header and its termination")
+            raise ConfigError(f"{name} has no content between its header and its termination")
+        if span[0] == ends[-1]:
+            raise ConfigError(
+                f"{name} would train its end token only: the chat template writes nothing of it; set on_bad_row: "
+                "set_aside to leave such rows out"
+            )
         last = ends[-1] + 1
-    if not last:
-        raise ConfigError("the dialog has no assistant turn to train")
     return Encoded(ids[:last], trained[:last], content[:last] if find_content else trained[:last])
 
 
@@ -132,23 +156,25 @@ def _content_span(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     messages: Sequence[Message],
-    turn: int,
-    begin: int,
-    finish: int,
+    turn: RenderedTurn,
     tools: Tools | None,
 ) -> tuple[int, int]:
-    """The characters [start, end) of the message's content in `text`, in which the turn is [begin, finish)."""
-    probe = render(tokenizer, [*messages[:turn], Message(role="assistant", content=PROBE)], tools=tools)
+    """The characters [start, end) of the message's content in `text`."""
+    begin, finish = turn.begin, turn.finish
+    probe = render(tokenizer, [*messages[: turn.turn], Message(role="assistant", content=PROBE)], tools=tools)
     position = probe.find(PROBE, begin)
     header, termination = probe[begin:position], probe[position + len(PROBE) :]
-    rendered = text[begin:finish]
-    is_found = position >= 0 and len(header) + len(termination) <= len(rendered)
-    if not is_found or not rendered.startswith(header) or not rendered.endswith(termination):
-        raise ConfigError(
-            f"formatting and content of turn {turn + 1} can't be told apart: with other content the chat template "
-            f"writes {probe[begin:][:60]!r}; set mask_formatting: false, or set another chat_template"
-        )
-    return begin + len(header), finish - len(termination)
+    rendered = turn.text[begin:]
+    is_found = position >= 0 and rendered.endswith(termination)
+    end = len(turn.text) - len(termination)
+    if is_found and len(header) + len(termination) <= len(rendered) and rendered.startswith(header):
+        return begin + len(header), min(end, finish)
+    if is_found and "</think>" in header and "</think>" in rendered:
+        return begin, min(end, finish)  # the answer has its own thoughts in place of the empty ones of the header
+    raise ConfigError(
+        f"formatting and content of turn {turn.turn + 1} can't be told apart: with other content the chat template "
+        f"writes {probe[begin:][:60]!r}; set mask_formatting: false, or set another chat_template"
+    )
 
 
 def encode_answer(
@@ -158,8 +184,11 @@ def encode_answer(
     *,
     tools: Tools | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt (with the generation prompt), and of the answer up to and including its end token."""
-    dialog = encode_dialog(tokenizer, [*prompt, *answer], tools=tools, train_from=len(prompt))
+    """Tokens of the prompt (with the generation prompt), and of the answer up to and including its end token.
+
+    Where the template renders the earlier turns of an answer of several turns differently, they are part of the prompt.
+    """
+    dialog = encode_turns(tokenizer, [*prompt, *answer], tools=tools, train_from=len(prompt))[-1]
     first = dialog.trained.index(True)
     return dialog.ids[:first], dialog.ids[first:]
 

@@ -16,7 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
+from data_schemas.rows import Dropped
 from engine.tokens.template import IGNORED
+
+EQUAL_IN_TOKENS = "equal_in_tokens"  # reason for which a pair or ranking is dropped
 
 
 class TokenRow(ABC):
@@ -43,6 +46,13 @@ class TokenRow(ABC):
 
         Returns the row itself where it already fits. A `max_length` of None means no limit.
         """
+
+    def distinct(self) -> Self | Dropped:
+        """The row without an answer that has the same tokens as a better one; dropped where nothing is compared then.
+
+        Texts that differ may be the same tokens, as under a template that trims white space.
+        """
+        return self
 
     def fit(self, max_length: int | None) -> Self | None:
         """The row if all its sequences fit into max_length tokens, otherwise None.
@@ -115,6 +125,12 @@ class TokenRanking(TokenRow):
     def names(self) -> list[str]:
         return [f"rank {rank}" for rank in range(1, len(self.answers) + 1)]
 
+    def distinct(self) -> Self | Dropped:
+        answers = dict.fromkeys(map(tuple, self.answers))
+        if len(answers) == len(self.answers):
+            return self
+        return self._with_at_least_two([list(ids) for ids in answers]) or Dropped(EQUAL_IN_TOKENS)
+
     def fit(self, max_length: int | None) -> Self | None:
         """The ranking without the answers that are too long; None where fewer than two answers are left."""
         if self.fits(max_length):
@@ -161,6 +177,9 @@ class TokenPair(TokenRow):
     @property
     def names(self) -> list[str]:
         return ["chosen", "rejected"]
+
+    def distinct(self) -> Self | Dropped:
+        return self if self.chosen_ids != self.rejected_ids else Dropped(EQUAL_IN_TOKENS)
 
     def truncated(self, max_length: int | None) -> Self | None:
         """The pair with its answers cut; None where the answers become identical or a mask has nothing left."""

@@ -21,13 +21,14 @@ from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig
 from data_schemas.reading import ReadRows
 from data_schemas.rows import Conversation, PreferencePair
 from data_schemas.stage_keys import Values
-from engine.models.loading import load_tokenizer, path_of
+from engine.models.loading import load_tokenizer, path_of, read_config
 from engine.runtime import progress
 from engine.runtime.arguments import DialogArguments
 from engine.runtime.keys import fill
 from engine.runtime.stage import Stage, StageResult
 from engine.tokens.inspection import Encode
-from engine.tokens.tables import check_contract, tokenize
+from engine.tokens.positions import max_positions
+from engine.tokens.tables import TokenTable, check_contract, tokenize
 from engine.training.loop import TrainingLoop
 from engine.training.run import train_and_save
 
@@ -93,12 +94,13 @@ class Method(Generic[ArgumentsT, ConfigT, RowT]):
         check_contract(tokenizer, path_of(model), arguments)
         with progress.activity("reading rows"):
             rows = self.read_rows(stage, arguments, seed=training.seed)
-        tables = [
-            self.tokenize(stage, side, some, tokenizer, arguments, max_length=training.max_length)
+        options = {"max_length": training.max_length, "max_positions": max_positions(read_config(path_of(model)))}
+        train, held_out = (
+            self.tokenize(stage, side, some, tokenizer, arguments, **options)
             for side, some in (("train", rows.train), ("eval", rows.held_out))
-        ]
-        trainer = self.make_trainer(stage, arguments, training, model, tokenizer, *tables)
-        return train_and_save(trainer, model, metrics=rows.dropped)
+        )
+        trainer = self.make_trainer(stage, arguments, training, model, tokenizer, train.rows, held_out.rows)
+        return train_and_save(trainer, model, metrics={**rows.dropped, **train.counts, **held_out.counts})
 
     def tokenize(
         self,
@@ -109,7 +111,8 @@ class Method(Generic[ArgumentsT, ConfigT, RowT]):
         arguments: ArgumentsT,
         *,
         max_length: int | None,
-    ) -> Dataset:
+        max_positions: int | None = None,
+    ) -> TokenTable:
         """The rows of one side ("train" or "eval") as a table on disk, computed once by the first process."""
         encode, version = self.encoder(tokenizer, arguments)
         return tokenize(
@@ -121,6 +124,8 @@ class Method(Generic[ArgumentsT, ConfigT, RowT]):
             version=version,
             max_length=max_length,
             on_long_row=arguments.on_long_row,
+            on_bad_row=arguments.on_bad_row,
+            max_positions=max_positions,
         )
 
     def fill(self, values: Values) -> tuple[ArgumentsT, ConfigT, ModelConfig]:

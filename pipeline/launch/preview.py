@@ -113,7 +113,11 @@ def tokenizer_source(run: Run) -> TokenizerSource:
     if prepare is None:
         return _tokenizer_to_pretrain_with(run)
     keys = with_defaults("prepare_base", prepare.keys)
-    trust: TokenizerSource = {"trust_remote_code": keys["trust_remote_code"]}
+    trust: TokenizerSource = {
+        "trust_remote_code": keys["trust_remote_code"],
+        "template_date": keys["template_date"],
+        "needs_system_role": keys["needs_system_role"],
+    }
     if run.decide(prepare).action == "reuse":
         return {"path": str(run.resolve(Output(prepare.name, "model"))), "is_prepared": True, **trust}
     to_prepare: TokenizerSource = {"is_prepared": False, "chat_template": keys["chat_template"], **trust}

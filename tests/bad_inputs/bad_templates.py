@@ -1,5 +1,6 @@
 """Bad chat templates, judges and records, given to the stages that read them, and chats that cannot be opened."""
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas.artifact import Artifact
-from tests.bad_inputs.bad_models import KEYS, annotate, as_it_is, model, of_model, sft
+from data_schemas.rows import Message
+from engine.tokens import rendering
+from engine.tokens.template import encode_dialog, encode_turns
+from tests.bad_inputs.bad_models import KEYS, annotate, as_it_is, change, model, of_model, sft
 from tests.bad_inputs.bad_rows import ANSWER, USER
 from tests.bad_inputs.cases import Call, Case, Place
 
@@ -17,10 +21,15 @@ NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no\nsystem') }}{% endif %}"
     "{{ m.content }}<|im_end|>{% endfor %}"
 )
-SHOUTING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>{% endfor %}"
+COUNTING = "{% for m in messages %}{{ loop.length }}{{ m.role }}{{ m.content }}<|endoftext|>{% endfor %}"
+CHATTING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MEASURING = CHATTING.replace("{{ m.content }}", "{{ m.content | length }}: {{ m.content }}")
+NAMING = CHATTING.replace("{{ m.content }}", "{{ 'f ' if m.role == 'assistant' }}{{ m.content }}")
+FIRST_TOOL = "{% for t in (tools or [])[:1] %}{{ t.function.name }}{% endfor %}" + CHATTING
+LOOPING = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
 
 
@@ -59,16 +68,37 @@ def asked_with_a_system_turn(place: Place) -> Call:
     return place.stage("annotate", **annotate(place, prompts=[prompts]))
 
 
-def of_base(template: Any, *, named: str = "given.jinja") -> Callable[[Place], Call]:
+def of_base(template: Any, *, named: str = "given.jinja", **keys: Any) -> Callable[[Place], Call]:
     """prepare_base with a template from a file."""
 
     def make(place: Place) -> Call:
         model(place, kind="tiny_base")
+        place.patch.setattr(rendering, "MAX_SECONDS", 0.2)
         if template is not None:
             place.write("given.jinja", template)
-        return place.stage("prepare_base", model_name_or_path="model", chat_template=named)
+        return place.stage("prepare_base", model_name_or_path="model", chat_template=named, **keys)
 
     return make
+
+
+def of_turns(template: str, answer: Message, *tools: str) -> Callable[[Place], Call]:
+    """A question and its answer as tokens, with tools of these names."""
+
+    def make(place: Place) -> Call:
+        tokenizer = copy.deepcopy(place.shared("tokenizer"))
+        tokenizer.chat_template = template
+        functions = [{"type": "function", "function": {"name": name}} for name in tools]
+        return place.function(encode_turns, tokenizer, [Message(role="user", content="q"), answer], tools=functions)
+
+    return make
+
+
+def of_one_sequence(place: Place) -> Call:
+    """A dialog of two answers where one sequence is needed, as for an answer of DPO with several turns."""
+    tokenizer = copy.deepcopy(place.shared("tokenizer"))
+    tokenizer.chat_template = LOOK_AHEAD
+    turns = [Message(role="user", content="q"), Message(role="assistant", content="a")]
+    return place.function(encode_dialog, tokenizer, [*turns, *turns])
 
 
 def of_two_contracts(place: Place) -> Call:
@@ -167,25 +197,69 @@ CASES = [
     Case("template without an end token", of_base(NO_END), "the chat template closes an assistant turn without a"),
     Case(
         "template that looks ahead",
-        of_base(LOOK_AHEAD.replace("im_end", "endoftext")),
-        "chat template: the chat template renders turn 2 differently once more turns follow it (it is not prefix-",
+        of_base(COUNTING),
+        "chat template: the chat template renders turn 2 in another way than it asks for it: the generation prompt",
     ),
     Case("template that refuses a row", of_template(NO_SYSTEM), "row 1: the chat template refuses a dialog of system,"),
     Case(
         "template that looks ahead in a row",
-        of_template(LOOK_AHEAD, USER, ANSWER),
-        "train row 1: the chat template renders turn 2 differently once more turns follow it",
+        of_one_sequence,
+        "the chat template renders earlier turns differently once more turns follow them, so a dialog with 4 turns",
     ),
     Case("template that refuses a prompt", asked_with_a_system_turn, "the chat template refuses a dialog of system,"),
     Case(
         "template that shouts",
-        of_template(SHOUTING, ANSWER | {"content": "other"}, stage="dpo"),
+        of_template(CHATTING.replace("m.content", "m.content | upper")),
+        "train row 1: the chat template leaves out the content of turn 1: set on_bad_row: set_aside",
+    ),
+    Case(
+        "template that measures",
+        of_template(MEASURING, ANSWER | {"content": "other"}, stage="dpo"),
         "train row 1: formatting and content of turn 2 can't be told apart: with other content",
     ),
     Case(
         "template without tool calls",
-        of_template(SHOUTING.replace("| upper", ""), CALL, stage="dpo"),
+        of_template(CHATTING, USER, CALL),
+        "train row 1: the chat template leaves out the tool calls of turn 4: set on_bad_row: set_aside",
+    ),
+    Case(
+        "template that writes a call in its header",
+        of_template(NAMING, CALL, stage="dpo"),
         "train row 1: turn 2 has no content between its header and its termination",
+    ),
+    Case(
+        "template without tools",
+        of_turns(CHATTING, Message(role="assistant", content="a"), "f"),
+        "the chat template leaves out the tools (f): set on_bad_row: set_aside",
+    ),
+    Case(
+        "template with one tool",
+        of_turns(FIRST_TOOL, Message(role="assistant", content="a"), "f", "stars"),
+        "the chat template leaves out the tool 'stars': set on_bad_row: set_aside",
+    ),
+    Case(
+        "answer that says nothing",
+        of_turns(CHATTING, Message.model_construct(role="assistant", content="")),
+        "turn 2 would train its end token only: the chat template writes nothing of it",
+    ),
+    Case("template that loops", of_base(LOOPING), "the chat template takes more than 0.2 seconds for one dialog; set"),
+    Case("template that explodes", of_base("{{ 'a' * 3000000000 }}"), "takes more than 2 GiB of memory for one dialog"),
+    Case("template that computes a power", of_base("{{ 9 ** 9 }}"), "the chat template computes a power (**), which"),
+    Case(
+        "template that reads the clock",
+        of_base("{% set f = '%d' %}{{ strftime_now(f) }}"),
+        "the chat template reads the clock (strftime_now) in a way that can't be replaced by a fixed date; set",
+    ),
+    Case("date that is none", of_base(CHATTING, template_date="now"), "template_date='now': expected a date as YYYY-"),
+    Case(
+        "template without a system role",
+        of_base(NO_SYSTEM.replace("im_end", "endoftext"), needs_system_role=True),
+        "rejection_sampling.system_prompts puts system messages before the prompts, but the chat template refuses",
+    ),
+    Case(
+        "rows beyond the model's positions",
+        of_model("sft", change("config.json", max_position_embeddings=8)),
+        "rows are longer than the model's 8 positions, the longest has",
     ),
     Case("template whose turns do not end", of_template(NO_END), "train row 1: turn 2 does not end in the end token"),
     # -- answers and their judges

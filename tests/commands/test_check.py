@@ -31,7 +31,9 @@ SLOW = {"float32": 165e9, "bfloat16": 398e9}  # bf16 is 2.41 times as fast
 
 def test_trained_tokens_are_green_in_a_terminal_and_between_marks_elsewhere(tokenizer):
     encode = encode_of(sft, tokenizer)
-    row = encode(Conversation(messages=[Message(role="user", content="Hi"), Message(role="assistant", content="Yo")]))
+    (row,) = encode(
+        Conversation(messages=[Message(role="user", content="Hi"), Message(role="assistant", content="Yo")])
+    )
     ids, trained = row.sequences[0], row.trained[0]
     plain = check.coloured(tokenizer, ids, trained, marked=True)
     assert plain.plain == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧"

@@ -73,7 +73,7 @@ def test_the_models_own_template_is_kept_or_replaced(tiny_model, tmp_path):
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "closes an assistant turn without a special token"),
         (
             "{% for m in messages %}{{ m['role'] }}{{ m['content'] }}<|endoftext|>{{ loop.length }}{% endfor %}",
-            "not prefix-preserving",
+            "renders turn 2 in another way than it asks for it: the generation prompt ends with 'userHi<|endoftext|>1'",
         ),
     ],
 )

@@ -25,7 +25,7 @@ def encode_of(module: Any, tokenizer: Any, **keys: Any) -> Any:
 
 def test_rows_over_max_length_are_left_out_and_their_share_of_all_tokens_is_reported(tokenizer):
     encode, rows = encode_of(sft, tokenizer), conversations()
-    lengths = [len(encode(row).input_ids) for row in rows]
+    lengths = [len(encode(row)[0].input_ids) for row in rows]
     limit = sorted(lengths)[3]
     kept, report = encode_all("train", rows, encode, tokenizer, max_length=limit)
     assert [len(row.sequences[0]) for row in kept] == [length for length in lengths if length <= limit]
@@ -110,7 +110,7 @@ def test_rows_that_are_cut_off_are_counted_and_named(module, tokenizer):
             for number in range(4)
         ]
     encode = encode_of(module, tokenizer)
-    longest = [max(map(len, encode(row).sequences)) for row in rows]
+    longest = [max(map(len, encode(row)[0].sequences)) for row in rows]
     place = max(range(4), key=lambda number: longest[number])
     limit = longest[place] - 2
     assert sorted(longest)[-2] <= limit

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
+from data_schemas.errors import ConfigError
 from data_schemas.reading import read_conversations, read_rows, write_rows
 from data_schemas.rows import Conversation, Message
 from engine.runtime.stage import Stage
@@ -89,7 +90,6 @@ def test_a_header_in_the_answers_own_tokens_is_formatting():
 @pytest.mark.parametrize(
     "said",
     [
-        "{{ m['content'] | upper }}",  # the words differ from the message's
         "{{ m['content'] | length }}: {{ m['content'] }}",  # the header depends on the content
         "{{ m['content'] }}{% if 'Paris' in m['content'] %}!!{% endif %}<|im_end|>extra{{ m['content'] | length }}",
     ],
@@ -129,6 +129,10 @@ def test_the_prompt_that_is_generated_from_is_a_prefix_of_the_dialog(golden, ans
     tokenizer.add_tokens(["\n\n", "  "])
     turns = [*TURNS[:3], Message.model_construct(role="assistant", content=answer)]
     prompt = encode_prompt(tokenizer, turns[:3])
+    if not answer.strip() and "| trim" in tokenizer.chat_template:
+        with pytest.raises(ConfigError, match=r"^turn 4 would train its end token only: the chat template writes noth"):
+            encode_answer(tokenizer, turns[:3], turns[3:])
+        return
     prompt_ids, answer_ids = encode_answer(tokenizer, turns[:3], turns[3:])
     assert prompt_ids == prompt
     assert answer_ids[-1] == tokenizer.eos_token_id
@@ -152,7 +156,14 @@ def test_spaces_are_trained_where_the_tokenizer_trims_its_offsets(tokenizer):
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_a_template_that_drops_earlier_thoughts_is_not_prefix_preserving():
+def test_a_template_that_changes_the_words_is_one_clear_error():
+    template = "{% for m in messages %}<|im_start|>{{ m['content'] | upper }}<|im_end|>{% endfor %}"
+    tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    with pytest.raises(ConfigError, match=r"^the chat template leaves out the content of turn 1: set on_bad_row"):
+        encode_dialog(tokenizer, TURNS[:2])
+
+
+def test_a_template_that_drops_earlier_thoughts_gives_no_single_sequence():
     template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'user' or loop.last "
         "%}{{ message['content'] }}{% else %}{{ message['content'].split('</think>')[-1] }}{% endif %}<|im_end|>\n"
@@ -160,8 +171,8 @@ def test_a_template_that_drops_earlier_thoughts_is_not_prefix_preserving():
     )
     tokenizer = with_template(template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
     thinking = [TURNS[0], Message(role="assistant", content="<think>hm</think>Paris."), *TURNS[2:]]
-    said = r"^the chat template renders turn 2 differently once more turns follow it \(it is not prefix-preserving\): "
-    with pytest.raises(ValueError, match=said + r".* set another chat_template$"):
+    said = "^the chat template renders earlier turns differently once more turns follow them, so a dialog with 4 turns"
+    with pytest.raises(ConfigError, match=said + " has no single sequence: .* set another chat_template$"):
         encode_dialog(tokenizer, thinking)
     assert encode_dialog(tokenizer, thinking[:2]).trained[-1]
 
@@ -231,14 +242,14 @@ def assert_same_after_storing(source: Path, folder: Path, *, at_least: int) -> l
     assert texts == [render(tokenizer, row.messages, tools=row.tools) for row in stored]
     assert stored == came and len(came) >= at_least
 
-    def encode(row: Conversation) -> TokenDialog:
+    def encode(row: Conversation) -> list[TokenDialog]:
         dialog = encode_dialog(tokenizer, row.messages, tools=row.tools)
-        return TokenDialog(input_ids=dialog.ids, labels=dialog.labels)
+        return [TokenDialog(input_ids=dialog.ids, labels=dialog.labels)]
 
     (folder / "checkpoints").mkdir()
     stage = Stage("sft", folder, {}, Tracker(folder, active=False), is_main=True)
-    table = tokenize(stage, "train", stored, encode, tokenizer, version="test", max_length=None)
-    wanted = [encode(row) for row in came]
+    table = tokenize(stage, "train", stored, encode, tokenizer, version="test", max_length=None).rows
+    wanted = [encode(row)[0] for row in came]
     assert list(table["input_ids"]) == [row.input_ids for row in wanted]
     assert list(table["labels"]) == [row.labels for row in wanted]
     return texts

@@ -77,7 +77,7 @@ def table(tokenizer):
         )
         for chosen, rejected in ANSWERS
     ]
-    return Dataset.from_list([encode(row).columns() for row in rows])
+    return Dataset.from_list([encode(row)[0].columns() for row in rows])
 
 
 def trainer_of(tiny_model, tied_model, table, tokenizer, folder, *, nll_per="answer", **keys: Any) -> DPOLoopTrainer:
@@ -248,5 +248,5 @@ def test_without_the_mask_the_preference_term_sees_every_trained_token(tokenizer
     arguments = dpo.DPOArguments(train_data=[], mask_formatting=False)
     encode, _ = dpo.encoder(tokenizer, arguments)
     answers = {side: [Message(role="assistant", content=side)] for side in ("chosen", "rejected")}
-    row = encode(PreferencePair(prompt=[Message(role="user", content="?")], **answers))
+    (row,) = encode(PreferencePair(prompt=[Message(role="user", content="?")], **answers))
     assert row.chosen_content == row.chosen_trained == [True] * len(row.chosen_ids)

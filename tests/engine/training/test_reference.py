@@ -83,7 +83,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def table_of(tokenizer: Any, **keys: Any) -> Dataset:
     encode, _ = dpo.encoder(tokenizer, dpo.DPOArguments(train_data=[], **keys))
-    return Dataset.from_list([encode(PreferencePair.model_validate(pair(number))).columns() for number in range(12)])
+    return Dataset.from_list([encode(PreferencePair.model_validate(pair(number)))[0].columns() for number in range(12)])
 
 
 @pytest.fixture(scope="module")
