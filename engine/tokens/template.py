@@ -80,7 +80,8 @@ def encode_dialog(
     train_from: int = 0,
     find_content: bool = False,
 ) -> Encoded:
-    """The dialog up to the end token of its last trained turn. Every assistant turn from `train_from` on is trained.
+    """The dialog up to the end token of its last trained turn. Every assistant turn from `train_from` on is trained,
+    unless the message says otherwise.
 
     Every trained turn ends in a labelled end token. Raises ConfigError where the template is not prefix-preserving,
     closes a turn without an end token, or (with `find_content`) changes the content so that it can't be told from the
@@ -89,7 +90,7 @@ def encode_dialog(
     text = render(tokenizer, messages, tools=tools)
     turns: list[tuple[int, int, int]] = []  # index of a trained turn, and the first and last character of its text
     for turn, message in enumerate(messages):
-        if message.role != "assistant" or turn < train_from:
+        if message.role != "assistant" or turn < train_from or not message.trained:
             continue
         before = render(tokenizer, messages[:turn], tools=tools, generation_prompt=True)
         upto = render(tokenizer, messages[: turn + 1], tools=tools)
