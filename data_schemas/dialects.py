@@ -24,9 +24,9 @@ from functools import partial
 from typing import NamedTuple
 
 from data_schemas.errors import SetAside, WrongValue
-from data_schemas.formats import describe, from_json
+from data_schemas.formats import describe
 from data_schemas.labels import LABELS, as_label, label_of, read_label, unpaired
-from data_schemas.messages import KNOWN_KEYS, MEDIA, ROW_TRAINING_KEYS, Fields, is_trained, refuse_media
+from data_schemas.messages import KNOWN_KEYS, MEDIA, ROW_TRAINING_KEYS, Fields, is_trained, parsed, refuse_media
 from data_schemas.pair_dialects import (
     BOTH_RATINGS,
     PAIR_COLUMNS,
@@ -170,9 +170,9 @@ def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
 def _tools(value: object) -> Fields:
     if not isinstance(value, str):
         return {"tools": value}
-    parsed = from_json(value, "tools") if value.strip() else []
+    listed = parsed(value, "tools") if value.strip() else []
     # An empty list in text means no tools; some templates test whether there is a list, not whether it is empty.
-    return {"tools": parsed} if parsed else {}
+    return {"tools": listed} if listed else {}
 
 
 def _reference(value: object) -> object:

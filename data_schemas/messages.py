@@ -25,10 +25,12 @@ ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
+MAX_DEPTH = 100  # of lists and mappings inside one another: not every JSON parser reads deeper ones back
 MEDIA = ("images", "image", "videos", "video", "audio", "audios")
 TRAINING_KEYS = ("weight", "train", "training", "loss")  # OpenAI and Mistral; axolotl; ms-swift
 ROW_TRAINING_KEYS = ("weight", "train")  # of a complete row
 PART_TRAINING_KEYS = ("train_detail", "training_detail")  # axolotl: parts of a turn
+READ_KEYS = frozenset((*TRAINING_KEYS, *PART_TRAINING_KEYS, *MEDIA))  # no template sees them
 TEXT_PARTS = ("text", "input_text", "output_text")
 # Keys that a turn of ShareGPT may have besides `from` and `value`, and that are kept for the chat template.
 KEPT_KEYS = ("name", "reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id")
@@ -38,12 +40,40 @@ KNOWN_KEYS = ("from", "value", *KEPT_KEYS, *TRAINING_KEYS, *PART_TRAINING_KEYS, 
 def messages_of(value: object, column: str) -> list[Fields]:
     """The messages of a column: a list, its JSON text, or a single message. Raises WrongValue for anything else."""
     if isinstance(value, str):
-        value = from_json(value, column)
+        value = parsed(value, column)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
         raise WrongValue(column, describe(value), "a list of messages")
     return [_message(turn, f"{column}.{position}") for position, turn in enumerate(value)]
+
+
+def parsed(text: str, place: str) -> object:
+    """The value of a JSON text in a row. Raises WrongValue where it is not JSON, or too deep."""
+    value = from_json(text, place)
+    check_depth(value, place)
+    return value
+
+
+def check_depth(value: object, place: str) -> None:
+    """Raises WrongValue where there are more than MAX_DEPTH lists and mappings inside one another."""
+    if is_too_deep(value):
+        raise WrongValue(place, f"lists or mappings more than {MAX_DEPTH} deep", "fewer inside one another")
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether there are more than MAX_DEPTH lists and mappings inside one another."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside: list[dict | list] = []
+        for outer in level:
+            for inner in outer.values() if isinstance(outer, dict) else outer:
+                if isinstance(inner, (dict, list)):
+                    inside.append(inner)
+        if not inside:
+            return False
+        level = inside
+    return True
 
 
 def refuse_media(fields: Fields, place: str = "") -> None:
@@ -59,7 +89,7 @@ def is_trained(fields: Fields, place: str, *, names: tuple[str, ...] = TRAINING_
 
     Raises WrongValue for anything but 0, 1, true and false.
     """
-    said = {name: fields[name] for name in names if fields.get(name) is not None}
+    said = {name: fields[name] for name in names if name in fields and fields[name] is not None}
     for name, value in said.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise WrongValue(
@@ -71,16 +101,17 @@ def is_trained(fields: Fields, place: str, *, names: tuple[str, ...] = TRAINING_
 def _message(turn: object, place: str) -> Fields:
     if not isinstance(turn, dict):
         raise WrongValue(place, describe(turn), "a message: role and content, or from and value")
-    refuse_media(turn, place)
+    read = READ_KEYS.intersection(turn)
+    if read:
+        refuse_media(turn, place)
     fields = _of_sharegpt(turn, place) if "from" in turn and "role" not in turn else _of_openai(turn, place)
     if calls := _calls(fields.pop("tool_calls", None), f"{place}.tool_calls"):
         fields["tool_calls"] = calls
-    return fields | _trained(turn, fields.get("role"), place)
+    return fields | _trained(turn, fields.get("role"), place) if read else fields
 
 
 def _of_openai(turn: Fields, place: str) -> Fields:
-    left_out = {*TRAINING_KEYS, *PART_TRAINING_KEYS, *MEDIA}
-    fields = {name: value for name, value in turn.items() if name not in left_out}
+    fields = {name: value for name, value in turn.items() if name not in READ_KEYS}
     content = fields.get("content")
     if isinstance(content, list):
         fields["content"] = "".join(_text_of(part, f"{place}.content.{at}") for at, part in enumerate(content))
@@ -132,7 +163,7 @@ def _trained(turn: Fields, role: object, place: str) -> Fields:
 
 def _called(text: str, place: str) -> list[Fields]:
     """The calls of a turn of ShareGPT from `function_call`."""
-    calls = from_json(text, place)
+    calls = parsed(text, place)
     calls = calls if isinstance(calls, list) else [calls]
     for call in calls:
         if not isinstance(call, dict) or "name" not in call:
@@ -143,7 +174,7 @@ def _called(text: str, place: str) -> list[Fields]:
 def _calls(value: object, place: str) -> object:
     """Tool calls with arguments as mappings; None for no calls. Other values are left to the row's own checks."""
     if isinstance(value, str):
-        value = from_json(value, place) if value.strip() else None
+        value = parsed(value, place) if value.strip() else None
     if not isinstance(value, list):
         return value
     return [_call(call, f"{place}.{position}") for position, call in enumerate(value)] or None
@@ -161,7 +192,7 @@ def _arguments(call: Fields, place: str) -> Fields:
     """The arguments of a call as a mapping, where they are JSON text: a template would write text as a JSON string."""
     if not isinstance(text := call.get("arguments"), str):
         return {}
-    arguments = from_json(text, place) if text.strip() else {}
+    arguments = parsed(text, place) if text.strip() else {}
     if not isinstance(arguments, dict):
         raise WrongValue(place, describe(text), "the JSON text of a mapping")
     return {"arguments": arguments}

@@ -41,7 +41,7 @@ from data_schemas.formats import (
     sources,
 )
 from data_schemas.labels import pairs_of_labels
-from data_schemas.messages import Fields
+from data_schemas.messages import Fields, check_depth, is_too_deep
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.text import printable
 
@@ -52,7 +52,6 @@ log = logging.getLogger(__name__)
 
 NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
 MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
-MAX_DEPTH = 100  # of lists and mappings inside one another: deeper ones are not read back by every JSON parser
 NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
 
@@ -192,7 +191,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
 
 
 def _bad_row(name: str, line: Line, error: WrongValue) -> BadRow:
-    raw = line.raw if not _is_too_deep(line.raw) else describe(line.raw)  # JSON could not write it either
+    raw = line.raw if not is_too_deep(line.raw) else describe(line.raw)  # JSON could not write it either
     return BadRow(name, line.number, error.field, error.found, error.expected, raw)
 
 
@@ -222,8 +221,7 @@ def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored:
     raw = line.raw
     if not isinstance(raw, dict):
         raise WrongValue("row", describe(raw), "a mapping of columns to values")
-    if _is_too_deep(raw):
-        raise WrongValue("row", f"lists or mappings more than {MAX_DEPTH} deep", "fewer inside one another")
+    check_depth(raw, "row")
     dialect = next((dialect for dialect in dialects if dialect.matches(raw)), None)
     if dialect is None:
         named = next((dialect for dialect in dialects if dialect.is_named(raw)), None)
@@ -242,22 +240,9 @@ def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored:
 
 def _row(raw: Fields, converted: Fields, row_type: type[T]) -> T:
     fields = carried_fields(raw, row_type) | converted
-    if _is_too_deep(fields):  # the arguments of a call may be JSON text
-        raise WrongValue("row", f"lists or mappings more than {MAX_DEPTH} deep", "fewer inside one another")
     if fields.get("reference", "") is None:
         del fields["reference"]
     return row_type.model_validate(fields)
-
-
-def _is_too_deep(value: object) -> bool:
-    """Whether there are more than MAX_DEPTH lists and mappings inside one another."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        inside = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
-        level = [inner for inner in inside if isinstance(inner, dict | list)]
-        if not level:
-            return False
-    return True
 
 
 EXPECTED = {  # pydantic's type of an error -> what the error names as expected

@@ -92,9 +92,9 @@ ROWS: list[tuple[str, Any, str]] = [
         "instructions",
         dialog(
             USER,
-            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": ' + "[" * 99 + "]" * 99 + "}"}]},
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": ' + "[" * 100 + "]" * 100 + "}"}]},
         ),
-        "row: found lists or mappings more than 100 deep, expected fewer inside one another",
+        "messages.1.tool_calls.0.arguments: found lists or mappings more than 100 deep, expected fewer",
     ),
     ("prompts", {"turns": ["q", 3]}, "turns: found a list of 2, expected a list of texts, one for each turn"),
     (

@@ -210,4 +210,5 @@ def test_arguments_of_a_call_count_as_well(tmp_path):
     arguments = '{"a": ' + "[" * 100 + "]" * 100 + "}"
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
     path = lines(tmp_path / "a.jsonl", {"messages": [user("q"), call]})
-    assert "row: found lists or mappings more than 100 deep" in fails(read_conversations, path)
+    error = fails(read_conversations, path)
+    assert "messages.1.tool_calls.0.function.arguments: found lists or mappings more than 100 deep" in error
