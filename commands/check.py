@@ -241,6 +241,8 @@ def main() -> int:
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    for note in request["notes"]:
+        console.print(Text(printable(note), style="yellow"))
     use_all_cores()
     if layer := read_layer(request["model"]):
         advise(layer, request["precisions"], console)

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, TypedDict
 
+ROW_NOTES = "row_notes.json"  # in the folder of prepare_data: what a user should know of the files that were read
+
 
 class TokenizerSource(TypedDict, total=False):
     """The tokenizer of the run: that of a folder or hub name (`path`), or one to train on `documents`."""
@@ -53,6 +55,7 @@ class CheckRequest(TypedDict):
     model: ModelSource
     precisions: list[Precision]
     show: int  # rows of each training step
+    notes: list[str]  # what a user should know of the files that were read, one line each
 
 
 class Trial(TypedDict):

@@ -47,3 +47,7 @@ class WrongValue(ValueError):
     def __init__(self, field: str, found: str, expected: str) -> None:
         super().__init__(f"{field}: found {found}, expected {expected}" if field else f"{found}, expected {expected}")
         self.field, self.found, self.expected = field, found, expected
+
+
+class SetAside(WrongValue):
+    """Why a valid row is not used: it says so itself, as by `weight: 0`. It is set aside whatever `on_bad_row` is."""

@@ -4,26 +4,42 @@ The file formats are in formats.py, the dialects in dialects.py.
 """
 
 import json
+import logging
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dialect, carried_fields
-from data_schemas.errors import ConfigError, DataError, WrongValue
+from data_schemas.dialects import (
+    CONVERSATIONS,
+    DOCUMENTS,
+    PAIRS,
+    PROMPTS,
+    Dialect,
+    accepted,
+    carried_fields,
+    check_row,
+    ignored_columns,
+)
+from data_schemas.errors import ConfigError, DataError, SetAside, WrongValue
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, cannot_open, describe, first_lines, format_of, json_lines, shorten
+from data_schemas.labels import pairs_of_labels
+from data_schemas.messages import Fields, check_depth, is_too_deep
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import Source, SourceValue, lines_of, sources
 from data_schemas.splitting import num_copies
 from data_schemas.tables import column_names
+from data_schemas.text import printable
 
 OnBadRow = Literal["error", "set_aside"]
 Paths = SourceValue | Sequence[SourceValue]
 T = TypeVar("T", bound=Row)
+log = logging.getLogger(__name__)
 
 # What the rows of a kind become, and the dialects that they may be in.
 KINDS: dict[str, tuple[type[Row], tuple[Dialect, ...]]] = {
@@ -35,6 +51,7 @@ KINDS: dict[str, tuple[type[Row], tuple[Dialect, ...]]] = {
 }
 NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
 MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
+NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
 
 
@@ -63,10 +80,12 @@ class BadRow:
 
 @dataclass(frozen=True)
 class ReadRows(Generic[T]):
-    """The rows of all files in order, and those that were set aside."""
+    """The rows of all files in order, those that were set aside, and what else a user should know of the files."""
 
     rows: list[T]
     bad: list[BadRow]
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # file -> its columns that nothing reads
+    notes: list[str] = field(default_factory=list)  # one line for each file with such columns, or with rows set aside
 
 
 def read_documents(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Document]:
@@ -166,14 +185,26 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
         if not lines:
             raise DataError(f"{name} is empty: it has no rows")
         _check_columns(name, lines, dialects)
-        for line in lines:
+        ignored: dict[str, None] = {}
+        num_bad = len(read.bad)
+        for line in pairs_of_labels(lines) if row_type is PreferencePair else lines:
             try:
-                rows = rows_of(line, row_type, dialects)
-                read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))
+                for row in rows_of(line, row_type, dialects, ignored):
+                    if isinstance(row, SetAside):
+                        read.bad.append(_bad_row(name, line, row))
+                    else:
+                        read.rows.extend([row] * num_copies(_unit_of(row), source.share))
             except WrongValue as error:
-                if on_bad_row == "error":
+                if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({ADVICE})") from None
-                read.bad.append(BadRow(name, line.number, error.field, error.found, error.expected, line.raw))
+                read.bad.append(_bad_row(name, line, error))
+        if ignored:
+            read.ignored[name] = list(ignored)
+            read.notes.append(f"{name}: ignored columns: {', '.join(map(printable, ignored))}")
+            log.info("%s", read.notes[-1])
+        if bad := read.bad[num_bad:]:
+            read.notes.append(_report(name, bad, len(lines)))
+            log.warning("%s", read.notes[-1])
     return read
 
 
@@ -182,40 +213,61 @@ def _unit_of(row: Row) -> str:
     return row.text if isinstance(row, Document) else str(getattr(row, "group_id", ""))
 
 
+def _bad_row(name: str, line: Line, error: WrongValue) -> BadRow:
+    raw = line.raw if not is_too_deep(line.raw) else describe(line.raw)  # JSON could not write it either
+    return BadRow(name, line.number, error.field, error.found, error.expected, raw)
+
+
+def _report(name: str, bad: Sequence[BadRow], num_rows: int) -> str:
+    """How many rows of a file are set aside, and the most frequent reasons."""
+    reasons = Counter(f"{row.field}: {row.found}" for row in bad).most_common(NUM_REASONS)
+    counted = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+    more = "; …" if sum(count for _, count in reasons) < len(bad) else ""
+    return printable(f"{name}: {len(bad)} set aside of {num_rows} rows: {counted}{more}")
+
+
 def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ...]) -> None:
     """Raises DataError where no row of a file has the columns: then it is not a bad row but another kind of file."""
     mappings = [line.raw for line in lines if isinstance(line.raw, dict)]
     if mappings and not any(dialect.is_named(raw) for raw in mappings for dialect in dialects):
         found = ", ".join(dict.fromkeys(str(column) for raw in mappings for column in raw)) or "none"
-        raise DataError(f"{name} has the columns {shorten(found, 200)}; expected {_accepted(dialects)}")
+        raise DataError(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
 
 
-def _accepted(dialects: tuple[Dialect, ...]) -> str:
-    return " | ".join(
-        " + ".join(dialect.columns) + (f" (without {dialect.without})" if dialect.without else "")
-        for dialect in dialects
-    )
+def rows_of(
+    line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored: dict[str, None]
+) -> list[T | SetAside]:
+    """The rows of a line: several for a dialog with several comparisons, else one; and parts that are set aside.
 
-
-def rows_of(line: Line, row_type: type[T], dialects: tuple[Dialect, ...]) -> list[T]:
-    """The rows of a line: several for a dialog with several comparisons, else one. Raises WrongValue for a bad row."""
+    Adds the names of the columns that nothing reads to `ignored`. Raises WrongValue for a bad row.
+    """
     if line.error:
         raise line.error
     raw = line.raw
     if not isinstance(raw, dict):
         raise WrongValue("row", describe(raw), "a mapping of columns to values")
+    check_depth(raw, "row")
     dialect = next((dialect for dialect in dialects if dialect.matches(raw)), None)
     if dialect is None:
         named = next((dialect for dialect in dialects if dialect.is_named(raw)), None)
         if named is not None:
             raise WrongValue(next(name for name in named.columns if raw[name] is None), "nothing", "a value")
-        raise WrongValue("columns", shorten(", ".join(map(str, raw))) or "none", _accepted(dialects))
+        raise WrongValue("columns", shorten(", ".join(map(str, raw))) or "none", accepted(dialects))
+    ignored.update(dict.fromkeys(ignored_columns(raw, dialect, row_type)))
+    check_row(raw, row_type)
     try:
         converted = dialect.convert(raw)
-        all_fields = converted if isinstance(converted, list) else [converted]
-        return [row_type.model_validate(carried_fields(raw, row_type) | fields) for fields in all_fields]
+        parts = [converted] if isinstance(converted, dict) else converted
+        return [part if isinstance(part, SetAside) else _row(raw, part, row_type) for part in parts]
     except ValidationError as error:
         raise _first_error(error, row_type) from None
+
+
+def _row(raw: Fields, converted: Fields, row_type: type[T]) -> T:
+    fields = carried_fields(raw, row_type) | converted
+    if fields.get("reference", "") is None:
+        del fields["reference"]
+    return row_type.model_validate(fields)
 
 
 EXPECTED = {  # pydantic's type of an error -> what the error names as expected

@@ -41,13 +41,17 @@ class Row(BaseModel):
 
 
 class Message(Row):
-    """One turn. Keys that only some templates know (`name`, `reasoning_content`, …) are kept unchanged."""
+    """One turn. Keys that only some templates know (`name`, `reasoning_content`, …) are kept unchanged.
+
+    `trained` is for the training stages, and no template sees it: false makes an assistant turn context.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: Role
     content: str = ""
     tool_calls: list[JSONObject] | None = None
+    trained: bool = True
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
@@ -58,18 +62,21 @@ class Message(Row):
 
 def for_template(messages: Sequence[Message]) -> list[JSONObject]:
     """The messages as plain dictionaries, the form that chat templates take."""
-    return [message.model_dump(exclude_unset=True) for message in messages]
+    return [message.model_dump(exclude_unset=True, exclude={"trained"}) for message in messages]
 
 
-def group_of(messages: Sequence[Message]) -> str:
-    """16 hex digits of the SHA-256 of the normalised first user message, whatever the system prompt.
+def group_of(messages: Sequence[Message], *, with_system: bool = False) -> str:
+    """16 hex digits of the SHA-256 of the normalised first user message, whatever the system prompt; or with it.
 
     Raises WrongValue for a dialog without a user message.
     """
     first = next((message.content for message in messages if message.role == "user"), None)
     if first is None:
         raise WrongValue("", "no user message", "at least one")
-    return hashlib.sha256(normalise(first).encode()).hexdigest()[:16]
+    text = normalise(first)
+    if with_system and messages[0].role == "system":
+        text = f"{normalise(messages[0].content)}\n{text}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_order(messages: Sequence[Message], *, ends_with: tuple[Role, ...]) -> None:
@@ -95,7 +102,7 @@ class Document(Row):
 
 
 class Conversation(Row):
-    """One dialog to train on, by SFT; the loss is on every assistant turn."""
+    """One dialog to train on, by SFT; the loss is on every assistant turn that is `trained`."""
 
     messages: list[Message]
     tools: list[JSONObject] | None = None
@@ -107,6 +114,11 @@ class Conversation(Row):
     def _check_messages(self) -> Self:
         _check_order(self.messages, ends_with=("assistant",))
         self._fill(group_id=group_of(self.messages))
+        if self.messages[0].role not in ("system", "user"):
+            found = f"a first message from {self.messages[0].role!r}"
+            raise WrongValue("", found, "one from 'user' or 'system' (write a greeting into a system message)")
+        if not any(message.trained for message in self.messages if message.role == "assistant"):
+            raise WrongValue("", "a dialog in which no turn is trained", "an assistant turn without weight 0")
         return self
 
 
@@ -117,6 +129,7 @@ class Prompt(Row):
     tools: list[JSONObject] | None = None
     group_id: str = ""
     prompt_id: str = ""  # 16 hex digits of the hash of all messages and tools; sampling noise depends on it
+    reference: str | None = None  # a good answer, for functions that judge; policies do not see it
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
@@ -158,6 +171,8 @@ class PreferencePair(Row):
         for name, answer in (("chosen", self.chosen), ("rejected", self.rejected), *between):
             if not answer or answer[-1].role != "assistant":
                 raise WrongValue(name, "an answer without a last assistant message", "one that ends with it")
+            if not all(message.trained for message in answer):
+                raise WrongValue(name, "an answer with a turn that is not trained", "answers that are compared in full")
         if self.chosen == self.rejected:
             raise WrongValue("chosen, rejected", "two identical answers", "two different answers")
         if any(answer in self.ranking[:place] for place, answer in enumerate(self.ranking)):

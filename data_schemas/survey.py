@@ -4,6 +4,7 @@ A source is read as the first kind whose columns it has. Where it has those of n
 guessed, as Q and A for prompt and answer.
 """
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -12,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from data_schemas.dialects import Dialect
-from data_schemas.errors import WrongValue
+from data_schemas.errors import SetAside, WrongValue
 from data_schemas.formats import Line, shorten
+from data_schemas.labels import pairs_of_labels
 from data_schemas.reading import KINDS, rows_of
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
 from data_schemas.sources import Source
 
 ORDER = ("preferences", "instructions", "documents", "prompts")  # of the kinds: a pair has the columns of a prompt too
-OPTIONAL_COLUMNS = ("system", "tools", "input", "history", "edited", "between")  # those that dialects also read
 MAX_CHARACTERS = 2_000_000  # of which the scripts are counted
 # Our column -> words by which other people call it. A set of columns is guessed where each of them is found.
 WORDS = {
@@ -99,7 +100,6 @@ def survey(source: Source) -> Survey:
         by_file = [(name, renamed) for name, line in by_file for renamed in source.rename(name, [line])]
     kind = kinds[0] if kinds else ""
     read = _read(by_file, kind) if kind else _Read()
-    used = {*read.used, *(guess[1].values() if guess else ())}
     return Survey(
         source,
         is_guessed=guess is not None,
@@ -111,7 +111,7 @@ def survey(source: Source) -> Survey:
         dialects=dict(read.dialects.most_common()),
         rows=read.rows,
         problems=sorted(read.problems.values(), key=lambda problem: -len(problem.places)),
-        ignored=[name for name in columns if name not in used] if kind else [],
+        ignored=list(read.ignored),
     )
 
 
@@ -122,26 +122,37 @@ class _Read:
     rows: list[PlacedRow] = field(default_factory=list)
     dialects: Counter[str] = field(default_factory=Counter)
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)  # columns
+    ignored: dict[str, None] = field(default_factory=dict)  # columns that nothing reads
+
+    def add_problem(self, error: WrongValue, place: str) -> None:
+        # Messages and list items are numbered: `messages.3.content` is one kind of problem for every number.
+        field_name = re.sub(r"\.\d+", "", error.field)
+        kind = (field_name, error.expected)
+        problem = self.problems.setdefault(kind, Problem(field_name, error.expected, error.found))
+        problem.places.append(place)
 
 
 def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
     row_type, dialects = KINDS[kind]
-    read = _Read(used={*OPTIONAL_COLUMNS, *row_type.model_fields})
+    read = _Read()
+    if row_type is PreferencePair:
+        by_file = [
+            (name, line)
+            for name, group in itertools.groupby(by_file, key=lambda item: item[0])
+            for line in pairs_of_labels([line for _, line in group])
+        ]
     for name, line in by_file:
         place = f"{name}:{line.number}"
         if isinstance(line.raw, dict) and (dialect := _dialect_of(line.raw, kind)):
             read.dialects[" + ".join(dialect.columns)] += 1
-            read.used.update(dialect.columns)
         try:
-            read.rows.extend(PlacedRow(place, row) for row in rows_of(line, row_type, dialects))
+            for row in rows_of(line, row_type, dialects, read.ignored):
+                if isinstance(row, SetAside):
+                    read.add_problem(row, place)
+                else:
+                    read.rows.append(PlacedRow(place, row))
         except WrongValue as error:
-            # Messages and list items are numbered: `messages.3.content` is one kind of problem for every number.
-            field_name = re.sub(r"\.\d+", "", error.field)
-            problem = read.problems.setdefault(
-                (field_name, error.expected), Problem(field_name, error.expected, error.found)
-            )
-            problem.places.append(place)
+            read.add_problem(error, place)
     return read
 
 

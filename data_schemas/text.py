@@ -24,3 +24,16 @@ def normalise(text: str) -> str:
     """The text without case, width, punctuation and repeated spaces. Prompts that agree in it count as the same."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", folded).strip() or folded.strip()
+
+
+MIN_WORDS, MIN_COLUMNS = 4, 20
+
+
+def is_distinctive(text: str) -> bool:
+    """Whether a text is long enough that one which contains it repeats it: 4 words, or 20 columns of a terminal.
+
+    "Continue." is not, and "What is the capital?" is. A Chinese or Japanese character is two columns wide.
+    """
+    words = normalise(text)
+    num_columns = sum(2 if unicodedata.east_asian_width(character) == "W" else 1 for character in words)
+    return len(words.split()) >= MIN_WORDS or num_columns >= MIN_COLUMNS

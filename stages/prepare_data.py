@@ -8,6 +8,7 @@ and so are dialogs of another group that ask one in a later turn. Needs no torch
 """
 
 import inspect
+import json
 import logging
 import shutil
 from collections import Counter
@@ -16,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from data_schemas.errors import ConfigError
+from data_schemas.check_request import ROW_NOTES
+from data_schemas.errors import ConfigError, DataError
+from data_schemas.files import write_atomically
 from data_schemas.reading import (
     BadRow,
     ReadRows,
@@ -30,7 +33,12 @@ from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Ro
 from data_schemas.sources import SourceValue
 from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
 from data_schemas.stage_keys import StageTraits
-from engine.curation.decontamination import DialogType, without_documents_that_contain, without_later_prompts
+from engine.curation.decontamination import (
+    most_frequent_causes,
+    without_documents_that_contain,
+    without_later_prompts,
+)
+from engine.curation.grouping import DialogType, describe_large_group, systems_tell_apart, with_system_groups
 from engine.runtime import progress
 from engine.runtime.arguments import PlainStageArguments
 from engine.runtime.functions import find_function
@@ -124,6 +132,12 @@ class SourceRows:
     prompts: list[Prompt]
     evaluation_prompts: list[Prompt]
     bad: list[BadRow]
+    notes: list[str]  # what a user should know of the files, one line each
+
+    @property
+    def dialogs(self) -> list[Conversation | PreferencePair | Prompt]:
+        """The rows of all kinds but documents."""
+        return [*self.conversations, *self.pairs, *self.prompts, *self.evaluation_prompts]
 
 
 @dataclass(frozen=True)
@@ -156,8 +170,10 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
     pairs = _read(read_pairs, files["preferences"], arguments)
     prompts = _read(read_prompts, files["prompts"], arguments)
     evaluation = _read(read_prompts, files["evaluation_prompts"], arguments)
-    bad = [*documents.bad, *conversations.bad, *pairs.bad, *prompts.bad, *evaluation.bad]
-    return SourceRows(documents.rows, conversations.rows, pairs.rows, prompts.rows, evaluation.rows, bad)
+    kinds = (documents, conversations, pairs, prompts, evaluation)
+    bad = [row for kind in kinds for row in kind.bad]
+    notes = list(dict.fromkeys(note for kind in kinds for note in kind.notes))
+    return SourceRows(documents.rows, conversations.rows, pairs.rows, prompts.rows, evaluation.rows, bad, notes)
 
 
 def _read(
@@ -166,7 +182,24 @@ def _read(
     if not paths:
         return ReadRows([], [])
     result = reader(paths, on_bad_row=arguments.on_bad_row)
-    return ReadRows(result.rows[: arguments.max_rows], result.bad)
+    return replace(result, rows=result.rows[: arguments.max_rows])
+
+
+def tell_apart(rows: SourceRows) -> SourceRows:
+    """The rows with groups by which they can be split: where all dialogs have the same first user message, the system
+    message counts too. A note says where one group is still large."""
+    if systems_tell_apart(rows.dialogs):
+        rows = replace(
+            rows,
+            conversations=with_system_groups(rows.conversations),
+            pairs=with_system_groups(rows.pairs),
+            prompts=with_system_groups(rows.prompts),
+            evaluation_prompts=with_system_groups(rows.evaluation_prompts),
+        )
+    note = describe_large_group(rows.dialogs)
+    if note:
+        log.warning("%s", note)
+    return replace(rows, notes=[*rows.notes, *filter(None, [note])])
 
 
 def move_chosen_answers(rows: SourceRows, share: float) -> SourceRows:
@@ -196,13 +229,38 @@ def hold_out(rows: SourceRows, split: Split, num_prompts: int) -> list[Prompt]:
 @progress.activity("looking for evaluation prompts in the rows")
 def decontaminate(rows: SourceRows, evaluation: Sequence[Prompt]) -> tuple[SourceRows, int, int]:
     """The rows without those that contain an evaluation prompt, and the numbers of documents and dialogs left out."""
-    groups = {prompt.group_id for prompt in evaluation}
     documents, bad_documents = without_documents_that_contain(rows.documents, evaluation)
-    conversations, bad_conversations = without_later_prompts(rows.conversations, groups)
-    pairs, bad_pairs = without_later_prompts(rows.pairs, groups)
-    prompts, bad_prompts = without_later_prompts(rows.prompts, groups)
-    clean = replace(rows, documents=documents, conversations=conversations, pairs=pairs, prompts=prompts)
+    conversations, bad_conversations = without_later_prompts(rows.conversations, evaluation)
+    pairs, bad_pairs = without_later_prompts(rows.pairs, evaluation)
+    prompts, bad_prompts = without_later_prompts(rows.prompts, evaluation)
+    notes = list(rows.notes)
+    dialogs = [row for _, row in (*bad_conversations, *bad_pairs)]
+    texts = [document for _, document in bad_documents]
+    if dialogs or texts:
+        causes = most_frequent_causes(evaluation, dialogs=dialogs, documents=texts)
+        notes.append(
+            f"left out: {len(dialogs)} of {len(rows.conversations) + len(rows.pairs)} dialogs that ask an evaluation "
+            f"prompt in a later turn, {len(texts)} of {len(rows.documents)} documents that contain one; most because "
+            f"of {causes}"
+        )
+        log.warning("%s", notes[-1])
+    clean = replace(rows, documents=documents, conversations=conversations, pairs=pairs, prompts=prompts, notes=notes)
     return clean, len(bad_documents), len(bad_conversations) + len(bad_pairs) + len(bad_prompts)
+
+
+def check_sides(rows: SourceRows, files: Mapping[str, Sequence[Row]], *, needs_prompts: bool) -> None:
+    """Raises DataError where every row is set aside, or where one first user message leaves a side without rows."""
+    if rows.bad and not rows.documents and not rows.dialogs:
+        first = rows.bad[0]
+        raise DataError(f"all {len(rows.bad)} rows are set aside; the first: {first.file}:{first.line}: {first.reason}")
+    train = ("instructions.train", "preferences.train", "prompts.train", "documents.train")
+    large_group = describe_large_group(rows.dialogs)
+    has_prompts = bool(files["evaluation_prompts"]) or not needs_prompts
+    if large_group.startswith("all ") and not (has_prompts and any(files[name] for name in train)):
+        raise DataError(
+            f"{large_group}, and the other sides have no row; expected rows with different first user messages (or "
+            "different system messages, if only these differ)"
+        )
 
 
 def split_rows(
@@ -235,21 +293,23 @@ def split_rows(
 def write(
     stage: Stage,
     files: Mapping[str, Sequence[Row]],
-    bad: Sequence[BadRow],
+    rows: SourceRows,
     left_out: dict[str, int],
     *,
     needs_prompts: bool,
 ) -> StageResult:
     """Writes every file and counts its rows. Raises ConfigError where an evaluation has no prompt."""
-    for name, rows in files.items():
-        write_rows(stage.folder / f"{name}.jsonl", rows)
-    write_rows(stage.folder / "rejected_rows.jsonl", bad)
+    for name, of_file in files.items():
+        write_rows(stage.folder / f"{name}.jsonl", of_file)
+    write_rows(stage.folder / "rejected_rows.jsonl", rows.bad)
+    if rows.notes:  # `alignloop check` shows them
+        write_atomically(stage.folder / ROW_NOTES, json.dumps(rows.notes, ensure_ascii=False))
     shutil.rmtree(stage.folder / "made", ignore_errors=True)
-    counts = {name: len(rows) for name, rows in files.items()} | {"rejected_rows": len(bad)} | left_out
+    counts = {name: len(of_file) for name, of_file in files.items()} | {"rejected_rows": len(rows.bad)} | left_out
     log.info("%s", ", ".join(f"{name} {count}" for name, count in counts.items() if count))
     if not files["evaluation_prompts"] and needs_prompts:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
-    outputs = {name: f"{name}.jsonl" for name, rows in files.items() if rows}
+    outputs = {name: f"{name}.jsonl" for name, of_file in files.items() if of_file}
     return StageResult(outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts))
 
 
@@ -274,17 +334,19 @@ def unique(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
-    rows = move_chosen_answers(read_sources(stage, arguments), arguments.chosen_as_instructions)
+    rows = move_chosen_answers(tell_apart(read_sources(stage, arguments)), arguments.chosen_as_instructions)
     split = Split.of(arguments, rows.evaluation_prompts)
     evaluation = hold_out(rows, split, arguments.num_evaluation_prompts)
     clean, num_documents_left_out, num_dialogs_left_out = decontaminate(rows, evaluation)
     files = split_rows(clean, evaluation, split, arguments.validation_share)
+    is_evaluated = arguments.evaluation_share > 0 or arguments.evaluation_prompts is not None
+    check_sides(rows, files, needs_prompts=is_evaluated)
     return write(
         stage,
         files,
-        rows.bad,
+        clean,
         {"documents_left_out": num_documents_left_out, "dialogs_left_out": num_dialogs_left_out},
-        needs_prompts=arguments.evaluation_share > 0 or arguments.evaluation_prompts is not None,
+        needs_prompts=is_evaluated,
     )
 
 

@@ -112,7 +112,9 @@ def request_for(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[
     if not arguments.system_prompts or prompt.prompt[0].role == "system":
         return prompt, temperature
     system = Message(role="system", content=drawn.choice(arguments.system_prompts))
-    return Prompt(prompt=[system, *prompt.prompt], tools=prompt.tools, group_id=prompt.group_id), temperature
+    messages = [system, *prompt.prompt]
+    reference = {"reference": prompt.reference} if prompt.reference else {}
+    return Prompt(prompt=messages, tools=prompt.tools, group_id=prompt.group_id, **reference), temperature
 
 
 def choose_winners(

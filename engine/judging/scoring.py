@@ -5,7 +5,7 @@ import inspect
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +42,10 @@ def score_by_prompt(scorer: Scorer, name: str, answers: Sequence[Sequence[Answer
 
 @dataclass(frozen=True)
 class FunctionScorer:
-    """Calls a user's function `module:function(prompt, answer, ended) -> score` for each answer."""
+    """Calls a user's function `module:function(prompt, answer, ended) -> score` for each answer.
+
+    One with a parameter `reference` also gets the prompt's reference answer, or None.
+    """
 
     stage: Stage
     reference: str  # module:function
@@ -53,28 +56,34 @@ class FunctionScorer:
         """Raises ConfigError, which names the answer, where the function raises, takes longer than `timeout`, or
         returns no finite number."""
         function = find_function(self.reference)
+        is_given_reference = takes_reference(function)
 
         def score(batch: Sequence[Answer]) -> list[float]:
             scores = []
             for answer in batch:
                 if preemption.is_requested():  # a batch of calls may take an hour
                     raise preemption.Preempted("finished batches of calls are kept")
-                scores.append(self._call(function, answer))
+                references = {"reference": answer.prompt.reference} if is_given_reference else {}
+                scores.append(self._call(function, answer, references))
                 progress.advance()
             return scores
 
-        rows = ((answer.prompt.prompt_id, answer.text, answer.ended) for answer in answers)
+        given = [(answer.prompt.reference,) if is_given_reference else () for answer in answers]
+        rows = (
+            (answer.prompt.prompt_id, answer.text, answer.ended, *reference)
+            for answer, reference in zip(answers, given, strict=True)
+        )
         content = (self.reference, *_sources(self.reference, function), *rows)
         doing = f"scoring by {self.reference}"
         return in_batches(
             self.stage, name, answers, score, size=FUNCTION_BATCH, content=content, doing=doing, unit="answers"
         )
 
-    def _call(self, function: Callable[..., object], answer: Answer) -> float:
+    def _call(self, function: Callable[..., object], answer: Answer, references: Mapping[str, str | None]) -> float:
         call = f"{self.reference}(…, {answer.text[:80]!r}, {answer.ended})"
         try:
             with _time_limit(self.timeout):
-                score = function(for_template(answer.prompt.prompt), answer.text, answer.ended)
+                score = function(for_template(answer.prompt.prompt), answer.text, answer.ended, **references)
         except _TimedOut:
             raise ConfigError(f"{call} took longer than function_timeout={self.timeout:g} seconds") from None
         except Exception as error:
@@ -82,6 +91,14 @@ class FunctionScorer:
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise ConfigError(f"{call} gave {score!r}, expected a finite number")
         return float(score)
+
+
+def takes_reference(function: Callable[..., object]) -> bool:
+    """Whether the function has a parameter `reference`."""
+    try:
+        return "reference" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a built-in function has no signature
+        return False
 
 
 def _sources(reference: str, function: Callable[..., object]) -> list[str]:

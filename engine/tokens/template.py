@@ -91,7 +91,7 @@ def encode_turns(
     text = render(tokenizer, messages, tools=tools)
     turns: list[RenderedTurn] = []
     for turn, message in enumerate(messages):
-        if message.role != "assistant" or turn < train_from:
+        if message.role != "assistant" or turn < train_from or not message.trained:
             continue
         turns.append(rendered_turn(tokenizer, messages, turn, text=text, tools=tools))
     if not turns:

@@ -54,7 +54,69 @@ ROWS: list[tuple[str, Any, str]] = [
     ("instructions", {"messages": "[1"}, "messages: found '[1' (Expecting ',' delimiter at character 3), expected"),
     ("instructions", dialog("hi"), "messages.0: found 'hi', expected a message: role and content, or from and value"),
     ("instructions", dialog({"role": "user", "content": " "}, ANSWER), "messages.0: found an empty message, expected"),
-    ("instructions", dialog({"role": "user", "content": [{"text": "q"}]}, ANSWER), "messages.0.content: found a list"),
+    ("instructions", dialog({"role": "user", "content": [{"type": "image"}]}, ANSWER), "messages.0.content.0: found a"),
+    (
+        "instructions",
+        dialog(USER | {"images": ["a.png"]}, ANSWER),
+        "messages.0.images: found a list of 1, expected none",
+    ),
+    ("instructions", dialog(USER, ANSWER | {"weight": 0.5}), "messages.1.weight: found 0.5, expected 0 or 1, false or"),
+    ("instructions", dialog(USER, ANSWER | {"weight": 0}), "messages: found a dialog in which no turn is trained"),
+    (
+        "instructions",
+        dialog(USER | {"train": True}, ANSWER),
+        "messages.0.train: found true in a turn of 'user', expect",
+    ),
+    (
+        "instructions",
+        dialog(USER, ANSWER | {"train_detail": [1]}),
+        "messages.1.train_detail: found a list of 1, expect",
+    ),
+    (
+        "instructions",
+        dialog(USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "3"}]}, ANSWER),
+        "messages.1.tool_calls.0.arguments: found '3', expected the JSON text of a mapping",
+    ),
+    (
+        "instructions",
+        dialog(ANSWER, USER, ANSWER),
+        "messages: found a first message from 'assistant', expected one from",
+    ),
+    ("instructions", dialog(USER, ANSWER) | {"label": 0}, "label: found 0, expected true or false (KTO); rename the"),
+    ("instructions", {"prompt": "q", "completion": "a", "label": "b"}, "label: found 'b', expected true for a good"),
+    ("instructions", {"question": "q", "answers": []}, "answers: found no answer, expected at least one"),
+    (
+        "documents",
+        '{"text": "a", "b": ' + "[" * 100 + "]" * 100 + "}\n",
+        "row: found lists or mappings more than 100 deep, expected fewer inside one another",
+    ),
+    (
+        "instructions",
+        dialog(
+            USER,
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": ' + "[" * 100 + "]" * 100 + "}"}]},
+        ),
+        "messages.1.tool_calls.0.arguments: found lists or mappings more than 100 deep, expected fewer",
+    ),
+    ("prompts", {"turns": ["q", 3]}, "turns: found a list of 2, expected a list of texts, one for each turn"),
+    (
+        "prompts",
+        {"turns": ["q"], "reference": ["a", "b"]},
+        "reference: found a list of 2, expected one answer for each",
+    ),
+    (
+        "preferences",
+        pair(chosen_rating=1, rejected_rating=2),
+        "chosen_rating, rejected_rating: found 1 for chosen and 2",
+    ),
+    ("preferences", pair(chosen_rating="a"), "chosen_rating: found 'a', expected a number"),
+    ("preferences", pair(chosen_rating=[1]), "chosen_rating: found a list of 1, expected a finite number"),
+    ("preferences", pair(rating=[1]), "rating: found a list of 1, expected two numbers, of chosen and of rejected"),
+    (
+        "preferences",
+        pair(chosen=[ANSWER | {"weight": 0}]),
+        "chosen: found an answer with a turn that is not trained, expected answers that are compared in full",
+    ),
     ("instructions", dialog({"role": "critic", "content": "q"}), "messages.0.role: found 'critic', expected 'system',"),
     ("instructions", dialog({"content": "q"}, ANSWER), "messages.0.role: found nothing, expected a value"),
     ("instructions", dialog(USER), "messages: found a last message from 'user', expected one from 'assistant'"),
@@ -221,6 +283,21 @@ def made_by(function: str, **arguments: Any) -> Any:
     return make
 
 
+def all_set_aside(kind: str, *rows: Any) -> Any:
+    """Rows that say themselves that they are not to be trained, whatever on_bad_row is."""
+
+    def make(place: Place) -> Call:
+        place.write("rows.jsonl", list(rows))
+        return place.stage("prepare_data", **{kind: ["rows.jsonl"]})
+
+    return make
+
+
+def one_first_message(place: Place) -> Call:
+    place.write("rows.jsonl", [dialog(USER, ANSWER | {"content": text}) for text in "abc"])
+    return place.stage("prepare_data", instructions=["rows.jsonl"])
+
+
 def set_aside_alone(place: Place) -> Call:
     place.write("rows.jsonl", [{"messages": []}])
     return place.stage("prepare_data", instructions=["rows.jsonl"], on_bad_row="set_aside")
@@ -252,7 +329,31 @@ CASES = [
         with_shares(evaluation_share=0.0),
         "no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share",
     ),
-    Case("rows that are all set aside", set_aside_alone, "no evaluation prompt is left: give evaluation_prompts, or a"),
+    Case(
+        "rows that are all set aside",
+        set_aside_alone,
+        "all 1 rows are set aside; the first: rows.jsonl:1: messages:",
+    ),
+    Case(
+        "rows of weight 0",
+        all_set_aside("instructions", GOOD["instructions"] | {"weight": 0}),
+        "all 1 rows are set aside; the first: rows.jsonl:1: weight: found 0, expected a row that is to be trained",
+    ),
+    Case(
+        "bad answers only",
+        all_set_aside("instructions", {"prompt": "q", "completion": "a", "label": False}),
+        "all 1 rows are set aside; the first: rows.jsonl:1: label: found a bad answer, expected a good one",
+    ),
+    Case(
+        "labels without a pair",
+        all_set_aside("preferences", {"prompt": "q", "completion": "a", "label": True}),
+        "all 1 rows are set aside; the first: rows.jsonl:1: label: found only good answers to this prompt",
+    ),
+    Case(
+        "one first user message",
+        one_first_message,
+        "all 3 dialogs have the same first user message ('q'), so they are on one side of the split, and the other",
+    ),
     Case(
         "nothing to read",
         lambda place: place.stage("prepare_data"),

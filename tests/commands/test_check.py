@@ -79,9 +79,10 @@ def run_check(folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]
 
 def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tiny_base, tmp_path):
     bad = pair(151) | {"rejected": [{"role": "assistant", "content": "\x1b[2Jgone"}]}
-    write_jsonl(tmp_path / "pairs.jsonl", [pair(number) for number in range(150)] + [bad])
+    write_jsonl(tmp_path / "pairs.jsonl", [pair(number) | {"topic": "\x1b"} for number in range(150)] + [bad])
     done = run_check(tmp_path, base_model=str(tiny_base))
     assert done.returncode == 0, done.stderr
+    assert "pairs.jsonl: ignored columns: topic" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "recipe.yaml"]
     out = done.stdout
     assert "a turn ends in <|im_end|>, pad is <|endoftext|> (the tokenizer's own)" in out

@@ -55,7 +55,12 @@ GOOD = {"messages": TWO_TURNS}
             {"messages": [{"role": "bot", "content": "a"}]},
             "messages.0.role: found 'bot', expected 'system', 'user', 'assistant' or 'tool'",
         ),
-        (read_conversations, GOOD, {"messages": [user([1])]}, "messages.0.content: found a list of 1, expected text"),
+        (
+            read_conversations,
+            GOOD,
+            {"messages": [user([1])]},
+            "messages.0.content.0: found 1, expected a part of type 'text' with its text (rows are text only)",
+        ),
         (read_conversations, GOOD, {"messages": [user("")]}, "messages.0: found an empty message, expected text"),
         (read_conversations, GOOD, {"messages": []}, "messages: found no messages, expected at least one"),
         (
@@ -214,12 +219,15 @@ def test_a_file_without_the_columns_is_an_error_that_names_those_found_and_accep
     pairs = lines(tmp_path / "a.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
     assert fails(read_conversations, pairs, on_bad_row=on_bad_row) == (
         f"{pairs} has the columns prompt, chosen, rejected; "
-        "expected messages | conversations (without chosen) | instruction + output"
+        "expected messages | conversations (without chosen) | instruction + output | "
+        "instruction/prompt/question/query + response | prompt + completion | question/query + answer | "
+        "question/query + answers"
     )
     sharegpt = lines(tmp_path / "b.jsonl", {"conversations": [], "chosen": {}, "rejected": {}})
     assert "has the columns conversations, chosen, rejected;" in fails(read_conversations, sharegpt)
-    assert "expected prompt + chosen + rejected | conversations + chosen + rejected |" in fails(
-        read_pairs, lines(tmp_path / "c.jsonl", {"text": "a"})
+    assert (
+        "expected prompt/conversations/instruction/question/query + chosen + rejected | chosen + rejected |"
+        in fails(read_pairs, lines(tmp_path / "c.jsonl", {"text": "a"}))
     )
     assert "has the columns chosen, rejected; expected prompt |" in fails(
         read_prompts, lines(tmp_path / "d.jsonl", {"chosen": "", "rejected": ""})

@@ -6,7 +6,7 @@ import pytest
 
 from data_schemas.reading import read_conversations, read_pairs, read_prompts
 from data_schemas.rows import for_template
-from tests.data_schemas.raw_rows import HH, THREE, TWO_TURNS, assistant, lines, messages_of, user
+from tests.data_schemas.raw_rows import HH, THREE, TWO_TURNS, assistant, fails, lines, messages_of, user
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,21 @@ from tests.data_schemas.raw_rows import HH, THREE, TWO_TURNS, assistant, lines, 
         (
             {"instruction": "c", "output": "d", "history": [["a", "b"]], "system": "s"},
             [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")],
+        ),
+        ({"prompt": "Hi", "completion": " Hello."}, TWO_TURNS),
+        ({"prompt": THREE, "completion": [assistant("d")]}, [*THREE, assistant("d")]),
+        ({"prompt": "Hi", "response": "Hello."}, TWO_TURNS),
+        ({"instruction": "Hi", "context": "", "response": "Hello."}, TWO_TURNS),
+        ({"instruction": "Add", "context": "1, 2", "response": "3"}, [user("Add\n1, 2"), assistant("3")]),
+        ({"question": "Hi", "answer": "Hello."}, TWO_TURNS),
+        ({"query": "Hi", "response": "Hello."}, TWO_TURNS),
+        (
+            {"question": "How many?", "context": "Two birds.", "answer": 2},
+            [user("Two birds.\n\nHow many?"), assistant("2")],
+        ),
+        (
+            {"system_prompt": "Be.", "question": "Hi", "response": "Hello."},
+            [{"role": "system", "content": "Be."}, *TWO_TURNS],
         ),
     ],
 )
@@ -60,9 +75,22 @@ def test_openai_messages_with_null_content_beside_tool_calls(tmp_path):
     assert messages_of(read)[0][1] == {name: call[name] for name in ("role", "tool_calls")}
 
 
+@pytest.mark.parametrize("answers", [["a", "b", "a"], {"text": ["a", "b"], "answer_start": [1, 7]}])
+def test_each_different_answer_to_a_question_is_a_row(tmp_path, answers):
+    read = read_conversations(lines(tmp_path / "a.jsonl", {"question": "q", "answers": answers}))
+    assert messages_of(read) == [[user("q"), assistant("a")], [user("q"), assistant("b")]]
+
+
+def test_of_prompt_and_completion_only_the_completion_is_trained(tmp_path):
+    (row,) = read_conversations(lines(tmp_path / "a.jsonl", {"prompt": THREE, "completion": [assistant("d")]})).rows
+    assert [message.trained for message in row.messages] == [True, False, True, True]
+
+
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
+        ({"question": "Hi", "answer": "x"}, [user("Hi")]),
+        ({"query": "Hi"}, [user("Hi")]),
         ({"prompt": "Hi", "kwargs": [{}]}, [user("Hi")]),
         ({"prompt": [user("Hi")]}, [user("Hi")]),
         ({"prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"}, [user("a"), assistant("b"), user("c")]),
@@ -96,6 +124,10 @@ def test_prompts_of_every_dialect(tmp_path, row, prompt):
             [user("Hi")],
         ),
         ({"instruction": "Hi", "chosen": "good", "rejected": "bad"}, [user("Hi")]),
+        ({"question": "Hi", "chosen": "good", "rejected": "bad"}, [user("Hi")]),
+        ({"instruction": "Hi", "input": "", "output": ["good", "bad"]}, [user("Hi")]),
+        ({"prompt": "Hi", "output": ["good", "bad"]}, [user("Hi")]),
+        ({"prompt": "Hi", "responses": ["bad", "good"], "ranks": [2, 1]}, [user("Hi")]),
     ],
 )
 def test_pairs_of_every_dialect(tmp_path, row, prompt):
@@ -103,3 +135,46 @@ def test_pairs_of_every_dialect(tmp_path, row, prompt):
     assert for_template(pair.prompt) == prompt
     assert for_template(pair.chosen) == [assistant("good")]
     assert for_template(pair.rejected) == [assistant("bad")]
+
+
+LONG = "What is the capital of that country?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "repeated"),
+    [
+        ("\n\nHuman: a\n\nAssistant:", "\n\nHuman: a\n\nAssistant: {}"),
+        ("\n\nHuman: a\n\nAssistant: ", "\n\nAssistant: {}"),
+        ("\n\nHuman: a\n\nAssistant:", " {}\n\nHuman: Thanks"),
+        ("a", "\n\nHuman: a\n\nAssistant: {}"),
+        (LONG, LONG + " {}"),
+        (LONG, LONG + "\n{}"),
+    ],
+)
+def test_a_prompt_that_text_answers_repeat_is_taken_off(tmp_path, prompt, repeated):
+    row = {"prompt": prompt, "chosen": repeated.format("good"), "rejected": repeated.format("bad")}
+    (pair,) = read_pairs(lines(tmp_path / "a.jsonl", row)).rows
+    assert for_template(pair.prompt) == [user(LONG if prompt == LONG else "a")]
+    assert [for_template(answer) for answer in pair.ranking] == [[assistant("good")], [assistant("bad")]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("Hi", "Hi there", "Hi you"),  # a short prompt may be what the answers say
+        (LONG, LONG + " Bern", "No idea."),  # only one of them
+        (LONG, LONG, LONG + " Bern"),  # nothing would be left
+        ("Tell me about cats and dog", "Tell me about cats and dogs", "Tell me about cats and doggos"),
+        ("Write a dialog", "Human: a\n\nAssistant: b", "Human: c\n\nAssistant: d"),
+    ],
+)
+def test_answers_that_only_look_like_the_prompt_stay(tmp_path, prompt, chosen, rejected):
+    (pair,) = read_pairs(lines(tmp_path / "a.jsonl", {"prompt": prompt, "chosen": chosen, "rejected": rejected})).rows
+    assert [answer[0].content for answer in pair.ranking] == [chosen, rejected]
+
+
+def test_an_answer_that_repeats_another_prompt_is_a_bad_row(tmp_path):
+    other = "\n\nHuman: b\n\nAssistant: {}"
+    row = {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": other.format("x"), "rejected": other.format("y")}
+    error = fails(read_pairs, lines(tmp_path / "a.jsonl", row))
+    assert "a.jsonl:1: chosen: found a dialog that begins with 'user', expected the prompt's own messages" in error

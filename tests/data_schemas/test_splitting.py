@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data_schemas.rows import Document, Message, Prompt, group_of
 from data_schemas.splitting import Shares, assign, becomes_instruction, split_documents
-from engine.curation.decontamination import contains_any
+from engine.curation.decontamination import contained
 
 HALVES = Shares(evaluation=0.1, judge=0.1, validation=0.1)
 
@@ -89,39 +89,46 @@ def test_instructions_are_chosen_by_a_separate_hash():
     assert all(becomes_instruction(group, 1.0) for group in groups)
 
 
+def _is_contained(documents: list[Document], prompts: list[Prompt]) -> list[bool]:
+    return [bool(text) for text in contained(documents, prompts)]
+
+
 def prompt(text: str, *before: Message) -> Prompt:
     return Prompt(prompt=[*before, Message(role="user", content=text)])
 
 
 def test_documents_that_contain_a_prompt_as_whole_words_are_found():
-    prompts = [prompt("What is the capital of France?"), prompt("Name a cat.", Message(role="system", content="purr"))]
+    prompts = [
+        prompt("What is the capital of France?"),
+        prompt("Name a black cat.", Message(role="system", content="purr")),
+    ]
     documents = {
         "Q: what is the CAPITAL\nof France -- Paris": True,
         "What is the capital of Frances sister": False,
-        "name a cat": True,
-        "name a category": False,
-        "rename a cat": False,
+        "name a black cat": True,
+        "name a black category": False,
+        "rename a black cat": False,
         "purr": False,  # a system prompt does not count
         "What is the capital": False,
         "What is the what is the capital of France": True,
     }
-    assert contains_any([Document(text=text) for text in documents], prompts) == list(documents.values())
-    assert contains_any([Document(text="anything")], []) == [False]
+    assert _is_contained([Document(text=text) for text in documents], prompts) == list(documents.values())
+    assert _is_contained([Document(text="anything")], []) == [False]
 
 
 def test_only_the_first_user_message_of_a_prompt_is_looked_for():
-    first = [Message(role="user", content="open the door"), Message(role="assistant", content="It is open.")]
-    documents = [Document(text="Please open the door now"), Document(text="now close it")]
-    assert contains_any(documents, [prompt("close it", *first)]) == [True, False]
+    first = [Message(role="user", content="Open the red door"), Message(role="assistant", content="It is open.")]
+    documents = [Document(text="Please open the red door now"), Document(text="now close it again, please")]
+    assert _is_contained(documents, [prompt("close it again, please", *first)]) == [True, False]
 
 
-small_text = st.lists(st.sampled_from("ab"), min_size=1, max_size=7).map(" ".join)
+small_text = st.lists(st.sampled_from("ab"), min_size=1, max_size=10).map(" ".join)
 
 
 @given(text=small_text, asked=st.lists(small_text, min_size=1, max_size=3))
 def test_finding_by_first_words_agrees_with_looking_everywhere(text, asked):
-    everywhere = any(f" {question} " in f" {text} " for question in asked)
-    assert contains_any([Document(text=text)], [prompt(question) for question in asked]) == [everywhere]
+    everywhere = any(f" {question} " in f" {text} " for question in asked if len(question.split()) >= 4)
+    assert _is_contained([Document(text=text)], [prompt(question) for question in asked]) == [everywhere]
 
 
 def test_documents_are_held_out_by_the_hash_of_their_text():

@@ -58,6 +58,22 @@ def test_a_function_scores_prompt_answer_and_end(stage, tmp_path, monkeypatch):
             FunctionScorer(stage, f"judge:{name}", 0.2 if name == "endless" else 60)("judge", answers)
 
 
+def test_a_function_that_asks_for_the_reference_gets_it(stage, tmp_path, monkeypatch):
+    (tmp_path / "exact.py").write_text(
+        "def score(prompt, answer, ended, reference=''):\n    return -1 if reference is None else answer == reference\n"
+    )
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+
+    def scores(*references):
+        prompts = [PROMPTS[0].model_copy(update={"reference": reference}) for reference in references]
+        return FunctionScorer(stage, "exact:score", 9)(
+            "judge", [Answer(prompt, 0, "42", [], True) for prompt in prompts]
+        )
+
+    assert scores("42", "43", None) == [1.0, 0.0, -1.0]
+    assert scores("43", "42", None) == [0.0, 1.0, -1.0]  # another reference: not the journal's score
+
+
 def test_scores_return_in_the_groups_of_their_prompts():
     groups = [[Answer(PROMPTS[n], k, "x" * (n + k), [], True) for k in range(count)] for n, count in ((0, 2), (3, 1))]
 

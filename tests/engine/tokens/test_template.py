@@ -273,3 +273,21 @@ def test_real_tool_calls_render_the_same_after_they_are_stored(test_data, tmp_pa
     source = test_data / "llamafactory" / "glaive_toolcall_en_demo.json"
     texts = assert_same_after_storing(source, tmp_path, at_least=300)
     assert sum('"arguments": ' in text for text in texts) > 100
+
+
+def test_a_turn_that_is_not_trained_is_context(golden):
+    tokenizer, _ = golden
+    turns = [
+        Message(role="user", content="q"),
+        Message(role="assistant", content="WRONG", trained=False),
+        Message(role="user", content="again"),
+        Message(role="assistant", content="right"),
+    ]
+    plain = encode_dialog(tokenizer, [turn.model_copy(update={"trained": True}) for turn in turns])
+    dialog = encode_dialog(tokenizer, turns)
+    assert dialog.ids == plain.ids
+    trained = [token for token, is_trained in zip(dialog.ids, dialog.trained, strict=True) if is_trained]
+    assert "right" in tokenizer.decode(trained) and "WRONG" not in tokenizer.decode(trained)
+    assert "WRONG" in tokenizer.decode(
+        [i for i, is_trained in zip(plain.ids, plain.trained, strict=True) if is_trained]
+    )

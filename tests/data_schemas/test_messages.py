@@ -1,0 +1,206 @@
+"""What the keys of a message mean: calls of tools, parts, weights, images."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from data_schemas.reading import read_conversations, read_pairs
+from data_schemas.rows import Conversation, Message, PreferencePair, Prompt, for_template
+from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
+
+
+def read_one(path, messages, **columns):
+    (row,) = read_conversations(lines(path / "a.jsonl", {"messages": messages, **columns})).rows
+    return row
+
+
+def refused(path, messages, **columns):
+    return fails(read_conversations, lines(path / "a.jsonl", {"messages": messages, **columns}))
+
+
+def calling(arguments, **message):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call], **message}
+
+
+# -- tool calls ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [[], None, "[]", ""])
+def test_no_tool_calls_in_any_writing_are_as_without_the_key(tmp_path, nothing):
+    row = read_one(tmp_path, [user("Hi") | {"tool_calls": nothing}, assistant("Hello.") | {"tool_calls": nothing}])
+    assert for_template(row.messages) == TWO_TURNS
+    assert row.to_json() == read_one(tmp_path, TWO_TURNS).to_json()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parsed"),
+    [
+        ('{"city": "Bern", "days": [1, null]}', {"city": "Bern", "days": [1, None]}),
+        ("{}", {}),
+        ("", {}),
+        ({"city": "Bern"}, {"city": "Bern"}),
+    ],
+)
+def test_arguments_as_json_text_are_mappings_in_every_dialect(tmp_path, arguments, parsed):
+    answers = [{"role": "tool", "content": "rain"}, assistant("It rains.")]
+    row = read_one(tmp_path, [user("q"), calling(arguments), *answers])
+    assert row.messages[1].tool_calls == [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": parsed}}
+    ]
+    flat = {"role": "assistant", "tool_calls": json.dumps([{"name": "weather", "arguments": arguments}])}
+    assert read_one(tmp_path, [user("q"), flat, *answers]).messages[1].tool_calls == [
+        {"name": "weather", "arguments": parsed}
+    ]
+    old = {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": arguments}}
+    row = read_one(tmp_path, [user("q"), old, {"role": "function", "name": "weather", "content": "rain"}, answers[1]])
+    function = {"name": "weather", "arguments": parsed}
+    assert row.messages[1].tool_calls == [{"type": "function", "function": function}]
+    assert for_template(row.messages)[2] == {"role": "tool", "content": "rain", "name": "weather"}
+    spoken = [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(function)}]
+    spoken += [{"from": "observation", "value": "rain"}, {"from": "gpt", "value": "It rains."}]
+    (row,) = read_conversations(lines(tmp_path / "b.jsonl", {"conversations": spoken})).rows
+    assert row.messages[1].tool_calls == [{"type": "function", "function": function}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("{city: Bern}", "found '{city: Bern}' (Expecting property name enclosed in double quotes at character 2),"),
+        ('"Bern"', "found '\"Bern\"', expected the JSON text of a mapping"),
+    ],
+)
+def test_arguments_that_are_no_mapping_are_refused_with_their_place(tmp_path, arguments, reason):
+    error = refused(tmp_path, [user("q"), calling(arguments), assistant("a")])
+    assert f"a.jsonl:1: messages.1.tool_calls.0.function.arguments: {reason}" in error
+
+
+# -- parts and media ------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_content_become_one_text(tmp_path):
+    parts = [{"type": "text", "text": "Describe "}, {"type": "text", "text": "Bern."}]
+    row = read_one(tmp_path, [user(parts), assistant([{"type": "text", "text": "A city."}])])
+    assert for_template(row.messages) == [user("Describe Bern."), assistant("A city.")]
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, "a part of type 'image_url'"),
+        ({"type": "input_audio", "text": "said"}, "a part of type 'input_audio'"),
+        (3, "3"),
+    ],
+)
+def test_a_part_that_is_not_text_is_refused(tmp_path, part, found):
+    error = refused(tmp_path, [user([{"type": "text", "text": "Look: "}, part]), assistant("a")])
+    assert f"messages.0.content.1: found {found}, expected a part of type 'text'" in error
+
+
+@pytest.mark.parametrize("name", ["images", "videos", "audio"])
+def test_images_and_sounds_are_refused_and_empty_ones_are_ignored(tmp_path, name):
+    assert f"messages.0.{name}: found a list of 1, expected none" in refused(
+        tmp_path, [user("q") | {name: ["a.png"]}, assistant("a")]
+    )
+    assert f"1: {name}: found 'a.png', expected none" in refused(tmp_path, TWO_TURNS, **{name: "a.png"})
+    row = read_one(tmp_path, [user("Hi") | {name: []}, assistant("Hello.") | {name: None}], **{name: []})
+    assert for_template(row.messages) == TWO_TURNS
+
+
+def test_keys_that_templates_know_are_kept_in_both_forms(tmp_path):
+    thought = {"name": "bot", "reasoning_content": "r", "thinking": "t"}
+    row = read_one(tmp_path, [user("q"), assistant("a") | thought])
+    assert for_template(row.messages)[1] == assistant("a") | thought
+    spoken = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", **thought}]
+    read = read_conversations(lines(tmp_path / "b.jsonl", {"conversations": spoken}))
+    assert messages_of(read) == [[user("q"), assistant("a") | thought]]
+
+
+# -- turns that are not trained -------------------------------------------------------------------------------------
+
+UNTRAINED = [
+    {"weight": 0},
+    {"weight": 0.0},
+    {"train": False},
+    {"training": False},
+    {"loss": False},
+    {"weight": 1, "train": False},
+]
+
+
+@pytest.mark.parametrize("key", UNTRAINED)
+def test_a_turn_that_is_not_trained_is_context_and_no_template_sees_the_key(tmp_path, key):
+    messages = [user("q"), assistant("WRONG") | key, user("again"), assistant("right") | {"weight": 1, "train": True}]
+    row = read_one(tmp_path, messages)
+    assert [message.trained for message in row.messages] == [True, False, True, True]
+    assert for_template(row.messages) == [user("q"), assistant("WRONG"), user("again"), assistant("right")]
+    names = {"user": "human", "assistant": "gpt"}
+    spoken = [
+        {"from": names[turn["role"]], "value": turn["content"]}
+        | {name: value for name, value in turn.items() if name not in ("role", "content")}
+        for turn in messages
+    ]
+    (same,) = read_conversations(lines(tmp_path / "b.jsonl", {"conversations": spoken})).rows
+    assert same.to_json() == row.to_json()
+    (again,) = read_conversations(lines(tmp_path / "c.jsonl", row.to_json() + "\n")).rows
+    assert again.to_json() == row.to_json()
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        (assistant("a") | {"weight": 0.5}, "messages.1.weight: found 0.5, expected 0 or 1, false or true"),
+        (assistant("a") | {"train": "no"}, "messages.1.train: found 'no', expected 0 or 1, false or true"),
+        (assistant("a") | {"weight": 0}, "messages: found a dialog in which no turn is trained, expected an assistant"),
+        (assistant("a") | {"train_detail": [{"begin_offset": 0}]}, "messages.1.train_detail: found a list of 1, expec"),
+    ],
+)
+def test_other_weights_and_dialogs_without_a_trained_turn_are_refused(tmp_path, turn, reason):
+    assert f"a.jsonl:1: {reason}" in refused(tmp_path, [user("q"), turn])
+
+
+def test_a_user_turn_that_is_to_be_trained_is_refused(tmp_path):
+    error = refused(tmp_path, [user("q") | {"train": True}, assistant("a")])
+    assert "messages.0.train: found true in a turn of 'user', expected false: only turns of the assistant" in error
+    row = read_one(tmp_path, [user("q") | {"train": False, "weight": 1}, assistant("a")])
+    assert for_template(row.messages) == [user("q"), assistant("a")]
+
+
+def test_answers_of_a_pair_are_trained_in_full_and_its_prompt_may_have_weights(tmp_path):
+    prompt = [user("a"), assistant("b") | {"weight": 0}, user("c")]
+    row = {"prompt": prompt, "chosen": [*prompt, assistant("x")], "rejected": [assistant("y")]}
+    (pair,) = read_pairs(lines(tmp_path / "a.jsonl", row)).rows
+    assert for_template(pair.chosen) == [assistant("x")]
+    row = {"prompt": "q", "chosen": [assistant("x") | {"weight": 0}], "rejected": "y"}
+    assert "chosen: found an answer with a turn that is not trained, expected" in fails(
+        read_pairs, lines(tmp_path / "b.jsonl", row)
+    )
+
+
+def test_whether_a_turn_is_trained_is_no_part_of_a_prompts_identity():
+    turns = [Message(role="user", content="a"), Message(role="assistant", content="b", trained=False)]
+    last = Message(role="user", content="c")
+    plain = Prompt(prompt=[turns[0], Message(role="assistant", content="b"), last])
+    assert Prompt(prompt=[*turns, last]).prompt_id == plain.prompt_id
+
+
+# -- the first turn -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("greeting", [assistant("Hello!"), {"role": "tool", "content": "ready"}])
+def test_a_dialog_that_begins_with_another_turn_than_the_users_is_a_bad_row(tmp_path, greeting):
+    path = lines(tmp_path / "a.jsonl", {"messages": TWO_TURNS}, {"messages": [greeting, user("q"), assistant("a")]})
+    error = fails(read_conversations, path)
+    assert f"a.jsonl:2: messages: found a first message from {greeting['role']!r}, expected one from 'user'" in error
+    assert [bad.line for bad in read_conversations(path, on_bad_row="set_aside").bad] == [2]
+
+
+def test_a_greeting_after_a_system_message_stays():
+    turns = [("system", "s"), ("assistant", "Hello!"), ("user", "q"), ("assistant", "a")]
+    Conversation(messages=[Message.model_validate({"role": role, "content": text}) for role, text in turns])
+    with pytest.raises(ValidationError, match="a first message from 'assistant'"):
+        Conversation(messages=[Message.model_validate({"role": role, "content": text}) for role, text in turns[1:]])
+    PreferencePair.model_validate(
+        {"prompt": [assistant("Hi!"), user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    )

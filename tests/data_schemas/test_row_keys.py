@@ -1,0 +1,214 @@
+"""Columns with a meaning beside the texts of a row: labels, ratings, weights; and those that nothing reads."""
+
+import logging
+
+import pytest
+
+from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts
+from data_schemas.rows import for_template
+from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
+
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+def kto(completion, label, prompt="q", **columns):
+    return {"prompt": prompt, "completion": completion, "label": label, **columns}
+
+
+def answers_of(read):
+    return [(row.prompt[0].content, row.chosen[0].content, row.rejected[0].content) for row in read.rows]
+
+
+# -- labels (KTO) -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [False, 0, "false", "False"])
+def test_a_bad_answer_is_never_an_example(tmp_path, bad, caplog):
+    read = read_conversations(lines(tmp_path / "a.jsonl", kto("good", True), kto("bad", bad), kto("fine", "True")))
+    assert messages_of(read) == [[user("q"), assistant("good")], [user("q"), assistant("fine")]]
+    assert [(row.line, row.reason) for row in read.bad] == [
+        (2, "label: found a bad answer, expected a good one: bad answers are not examples to train on")
+    ]
+    assert "a.jsonl: 1 set aside of 3 rows: label: a bad answer (1)" in caplog.text
+
+
+def test_labels_beside_other_columns(tmp_path):
+    rows = [{"messages": TWO_TURNS, "label": False}, {"messages": TWO_TURNS, "label": "greeting"}]
+    read = read_conversations(lines(tmp_path / "a.jsonl", *rows, {"messages": TWO_TURNS, "kto_tag": False}))
+    assert (len(read.rows), [row.line for row in read.bad]) == (1, [1, 3])
+    doubtful = lines(tmp_path / "b.jsonl", {"messages": TWO_TURNS, "label": 0})
+    assert "label: found 0, expected true or false (KTO); rename the column if" in fails(read_conversations, doubtful)
+    assert "label: found 'toxic', expected true for a good answer" in fails(
+        read_conversations, lines(tmp_path / "c.jsonl", kto("a", "toxic"))
+    )
+
+
+def test_pairs_are_made_of_good_and_bad_answers_to_one_prompt(tmp_path):
+    path = lines(
+        tmp_path / "a.jsonl",
+        kto("good 1", True),
+        kto("other", False, prompt="alone"),
+        kto("bad 1", False),
+        kto("bad 2", False, tools=[]),  # other tools: another prompt
+        kto("bad 3", False),
+        kto("more", True, prompt="alone"),
+        kto("only", True, prompt="third"),
+    )
+    read = read_pairs(path)
+    assert answers_of(read) == [("q", "good 1", "bad 1"), ("q", "good 1", "bad 3"), ("alone", "more", "other")]
+    assert [(row.line, row.reason) for row in read.bad] == [
+        (4, "label: found only bad answers to this prompt, expected a good and a bad one, which make a pair"),
+        (7, "label: found only good answers to this prompt, expected a good and a bad one, which make a pair"),
+    ]
+
+
+def test_labelled_dialogs_make_pairs_too(tmp_path):
+    rows = [{"messages": [user("q"), assistant(text)], "label": label} for text, label in (("a", True), ("b", False))]
+    assert answers_of(read_pairs(lines(tmp_path / "a.jsonl", *rows))) == [("q", "a", "b")]
+
+
+def test_an_answer_with_both_labels_is_a_bad_row(tmp_path):
+    path = lines(tmp_path / "a.jsonl", kto("a", True), kto("b", False), kto("a", False))
+    assert "a.jsonl:1: label: found an answer with true and with false, expected one label" in fails(read_pairs, path)
+
+
+# -- ratings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"chosen_score": 4, "rejected_score": 2},
+        {"score_chosen": 4, "score_rejected": 2.0},
+        {"chosen_rating": "4", "rejected_rating": "2"},
+        {"chosen-rating": 4, "rejected-rating": 2},
+        {"rating": [4, 2]},
+    ],
+)
+def test_ratings_beside_a_pair_become_its_scores_and_must_agree_with_its_order(tmp_path, columns):
+    (row,) = read_pairs(lines(tmp_path / "a.jsonl", PAIR | columns)).rows
+    assert (row.chosen_score, row.rejected_score, row.strength) == (4.0, 2.0, None)
+    turned = {name: value[::-1] if isinstance(value, list) else value for name, value in columns.items()}
+    if len(columns) == 2:
+        turned = dict(zip(columns, reversed(list(columns.values())), strict=True))
+    error = fails(read_pairs, lines(tmp_path / "b.jsonl", PAIR | turned))
+    assert f"{', '.join(columns)}: found 2 for chosen and 4 for rejected, expected chosen to be rated at least" in error
+    (row,) = read_pairs(lines(tmp_path / "c.jsonl", PAIR | turned | {"strength": "better"})).rows
+    assert (row.strength, row.chosen_score) == ("better", 2.0)  # the row's own strength decides
+
+
+def test_equal_ratings_are_the_weakest_strength(tmp_path):
+    dialogs = {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
+    rows = read_pairs(lines(tmp_path / "a.jsonl", PAIR | {"rating": [3, 3]}, dialogs | {"rating": [3, 3]})).rows
+    assert [row.strength for row in rows] == ["marginally_better"] * 2
+
+
+def test_an_edited_answer_has_no_rating_of_its_own(tmp_path):
+    edited = PAIR | {"edited": "better", "chosen_rating": 3, "rejected_rating": 2}
+    (row,) = read_pairs(lines(tmp_path / "a.jsonl", edited)).rows
+    assert (row.chosen[0].content, row.chosen_score, row.rejected_score) == ("better", None, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"chosen_rating": "high"}, "chosen_rating: found 'high', expected a number"),
+        ({"chosen_rating": {"a": 1}}, "chosen_rating: found a mapping with a, expected a finite number"),
+        ({"rating": [1, 2, 3]}, "rating: found a list of 3, expected two numbers, of chosen and of rejected"),
+    ],
+)
+def test_ratings_that_are_no_numbers_are_refused(tmp_path, columns, reason):
+    assert f":1: {reason}" in fails(read_pairs, lines(tmp_path / "a.jsonl", PAIR | columns))
+
+
+# -- rows that are not trained, and columns that nothing reads --------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}])
+@pytest.mark.parametrize(
+    ("reader", "row"), [(read_conversations, {"messages": TWO_TURNS}), (read_pairs, PAIR), (read_prompts, PAIR)]
+)
+def test_a_row_with_weight_0_is_set_aside(tmp_path, reader, row, key):
+    (name,) = key
+    read = reader(lines(tmp_path / "a.jsonl", row | key, row | {"weight": 1, "train": True}))
+    assert (len(read.rows), [(bad.line, bad.field) for bad in read.bad]) == (1, [(1, name)])
+    assert "1: weight: found 0.5, expected 0 or 1" in fails(reader, lines(tmp_path / "b.jsonl", row | {"weight": 0.5}))
+
+
+def test_ignored_columns_are_listed_once_for_each_file(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    turns = [{"from": "human", "value": "q", "lang": "en"}, {"from": "gpt", "value": "a", "weight": 1}]
+    row = {"conversations": turns, "system": "s", "id": 3, "source": "web", "score": 5, "empty": None}
+    first = lines(tmp_path / "a.jsonl", row, {"messages": TWO_TURNS, "id": 4, "topic": "x"})
+    read = read_conversations([first, lines(tmp_path / "b.jsonl", {"messages": TWO_TURNS, "system": "s"})])
+    assert read.ignored == {str(first): ["id", "score", "conversations.lang", "topic"]}
+    assert read.notes == [f"{first}: ignored columns: id, score, conversations.lang, topic"]
+    assert caplog.messages == read.notes
+    assert read_pairs(lines(tmp_path / "c.jsonl", PAIR | {"margin": 1, "rating": [2, 1], "score": 3})).ignored == {
+        str(tmp_path / "c.jsonl"): ["margin", "score"]
+    }
+    assert read_documents(lines(tmp_path / "d.jsonl", {"text": "a", "images": "b"})).ignored == {
+        str(tmp_path / "d.jsonl"): ["images"]
+    }
+
+
+# -- prompts and references -------------------------------------------------------------------------------------------
+
+
+def test_turns_are_asked_one_after_the_other_where_references_answer_them(tmp_path):
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"turns": ["a", "b"], "reference": ["ra", "rb"], "question_id": 81},
+        {"turns": ["c", "d"]},
+        {"prompt": ["e"], "reference": ["re"]},
+        {"prompt": "f", "reference": 42},
+    )
+    read = read_prompts(path)
+    assert [(for_template(row.prompt), row.reference) for row in read.rows] == [
+        ([user("a")], "ra"),
+        ([user("a"), assistant("ra"), user("b")], "rb"),
+        ([user("c")], None),
+        ([user("e")], "re"),
+        ([user("f")], "42"),
+    ]
+    assert [(bad.line, bad.field) for bad in read.bad] == [(2, "turns.1")]
+    again = read_prompts(lines(tmp_path / "b.jsonl", *(row.to_json() + "\n" for row in read.rows)))
+    assert again.rows == read.rows
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"turns": []}, "turns: found a list of 0, expected a list of texts, one for each turn of the user"),
+        ({"turns": ["a", 3]}, "turns: found a list of 2, expected a list of texts"),
+        ({"turns": ["a"], "reference": ["b", "c"]}, "reference: found a list of 2, expected one answer for each of 1"),
+        ({"prompt": "a", "reference": ["b", "c"]}, "reference: found a list of 2, expected text"),
+    ],
+)
+def test_turns_and_references_that_do_not_fit_are_refused(tmp_path, row, reason):
+    assert f":1: {reason}" in fails(read_prompts, lines(tmp_path / "a.jsonl", row))
+
+
+# -- nesting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("extra", "is_bad"), [(97, False), (98, True), (900, True)])
+def test_rows_nested_deeper_than_a_hundred_are_bad_rows(tmp_path, extra, is_bad):
+    inner = "[" * extra + "]" * extra
+    answer = '{"role": "assistant", "content": "a"}'
+    text = f'{{"messages": [{{"role": "user", "content": "q", "meta": {inner}}}, {answer}]}}\n'
+    read = read_conversations(lines(tmp_path / "a.jsonl", {"messages": TWO_TURNS}, text), on_bad_row="set_aside")
+    assert len(read.rows) == 1 + (not is_bad)
+    if is_bad:
+        assert (
+            read.bad[0].reason == "row: found lists or mappings more than 100 deep, expected fewer inside one another"
+        )
+        assert read.bad[0].to_json()
+
+
+def test_arguments_of_a_call_count_as_well(tmp_path):
+    arguments = '{"a": ' + "[" * 100 + "]" * 100 + "}"
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    path = lines(tmp_path / "a.jsonl", {"messages": [user("q"), call]})
+    error = fails(read_conversations, path)
+    assert "messages.1.tool_calls.0.function.arguments: found lists or mappings more than 100 deep" in error
