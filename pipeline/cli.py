@@ -35,7 +35,6 @@ from pipeline.launch.runner import run_steps
 from pipeline.plan import Step, make_plan
 from pipeline.recipe.schema import Recipe, load_recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
-from pipeline.recipe.unused import check_unused
 from pipeline.report import errors, live, result, run_status, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
@@ -43,6 +42,7 @@ from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
 from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
+from pipeline.unused import check_unused
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(

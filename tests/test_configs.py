@@ -18,9 +18,9 @@ from pipeline.launch.command_line import ROOT
 from pipeline.plan import BestPolicy, Output, Step, make_plan
 from pipeline.recipe.schema import Recipe, load_recipe
 from pipeline.recipe.sections import Launch
-from pipeline.recipe.unused import check_unused
 from pipeline.report.terminal import plan_tree
 from pipeline.state.run import Run
+from pipeline.unused import check_unused
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

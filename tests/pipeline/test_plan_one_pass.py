@@ -5,8 +5,8 @@ import pytest
 from data_schemas.errors import ConfigError
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
-from pipeline.recipe.unused import check_unused
 from pipeline.steps import Model, Output
+from pipeline.unused import check_unused
 from tests.pipeline.fake_stages import build_inputs
 
 
