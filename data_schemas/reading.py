@@ -173,9 +173,9 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
         num_bad = len(read.bad)
         for line in pairs_of_labels(lines) if row_type is PreferencePair else lines:
             try:
-                found = _rows(line, row_type, dialects, ignored)
-                read.rows.extend(row for row in found if not isinstance(row, SetAside))
-                read.bad.extend(_bad_row(name, line, row) for row in found if isinstance(row, SetAside))
+                rows, set_aside = _rows(line, row_type, dialects, ignored)
+                read.rows.extend(rows)
+                read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({ADVICE})") from None
@@ -211,8 +211,10 @@ def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ..
         raise DataError(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
 
 
-def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored: dict[str, None]) -> list[T | SetAside]:
-    """The rows of a line: several for a dialog with several comparisons, else one; and parts that are set aside.
+def _rows(
+    line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored: dict[str, None]
+) -> tuple[list[T], list[SetAside]]:
+    """The rows of a line: several for a dialog with several comparisons, else one; and why parts are set aside.
 
     Adds the names of the columns that nothing reads to `ignored`.
     """
@@ -233,7 +235,8 @@ def _rows(line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored:
     try:
         converted = dialect.convert(raw)
         parts = [converted] if isinstance(converted, dict) else converted
-        return [part if isinstance(part, SetAside) else _row(raw, part, row_type) for part in parts]
+        rows = [_row(raw, part, row_type) for part in parts if not isinstance(part, SetAside)]
+        return rows, [part for part in parts if isinstance(part, SetAside)]
     except ValidationError as error:
         raise _first_error(error, row_type) from None
 
