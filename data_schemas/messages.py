@@ -163,8 +163,8 @@ def _trained(turn: Fields, role: object, place: str) -> Fields:
 
 def _called(text: str, place: str) -> list[Fields]:
     """The calls of a turn of ShareGPT from `function_call`."""
-    calls = parsed(text, place)
-    calls = calls if isinstance(calls, list) else [calls]
+    value = parsed(text, place)
+    calls: list[Any] = value if isinstance(value, list) else [value]
     for call in calls:
         if not isinstance(call, dict) or "name" not in call:
             raise WrongValue(place, describe(call), "a function call with name and arguments")

@@ -189,11 +189,10 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
         num_bad = len(read.bad)
         for line in pairs_of_labels(lines) if row_type is PreferencePair else lines:
             try:
-                for row in rows_of(line, row_type, dialects, ignored):
-                    if isinstance(row, SetAside):
-                        read.bad.append(_bad_row(name, line, row))
-                    else:
-                        read.rows.extend([row] * num_copies(_unit_of(row), source.share))
+                rows, set_aside = rows_of(line, row_type, dialects, ignored)
+                for row in rows:
+                    read.rows.extend([row] * num_copies(_unit_of(row), source.share))
+                read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({ADVICE})") from None
@@ -236,8 +235,8 @@ def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ..
 
 def rows_of(
     line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored: dict[str, None]
-) -> list[T | SetAside]:
-    """The rows of a line: several for a dialog with several comparisons, else one; and parts that are set aside.
+) -> tuple[list[T], list[SetAside]]:
+    """The rows of a line: several for a dialog with several comparisons, else one; and why parts are set aside.
 
     Adds the names of the columns that nothing reads to `ignored`. Raises WrongValue for a bad row.
     """
@@ -258,7 +257,8 @@ def rows_of(
     try:
         converted = dialect.convert(raw)
         parts = [converted] if isinstance(converted, dict) else converted
-        return [part if isinstance(part, SetAside) else _row(raw, part, row_type) for part in parts]
+        rows = [_row(raw, part, row_type) for part in parts if not isinstance(part, SetAside)]
+        return rows, [part for part in parts if isinstance(part, SetAside)]
     except ValidationError as error:
         raise _first_error(error, row_type) from None
 

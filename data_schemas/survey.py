@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from data_schemas.dialects import Dialect
-from data_schemas.errors import SetAside, WrongValue
+from data_schemas.errors import WrongValue
 from data_schemas.formats import Line, shorten
 from data_schemas.labels import pairs_of_labels
 from data_schemas.reading import KINDS, rows_of
@@ -146,11 +146,10 @@ def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
         if isinstance(line.raw, dict) and (dialect := _dialect_of(line.raw, kind)):
             read.dialects[" + ".join(dialect.columns)] += 1
         try:
-            for row in rows_of(line, row_type, dialects, read.ignored):
-                if isinstance(row, SetAside):
-                    read.add_problem(row, place)
-                else:
-                    read.rows.append(PlacedRow(place, row))
+            rows, set_aside = rows_of(line, row_type, dialects, read.ignored)
+            read.rows.extend(PlacedRow(place, row) for row in rows)
+            for reason in set_aside:
+                read.add_problem(reason, place)
         except WrongValue as error:
             read.add_problem(error, place)
     return read
