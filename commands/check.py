@@ -97,14 +97,18 @@ def load_tokenizer(request: TokenizerRequest, console: Console) -> PreTrainedTok
         )
     pad, end = tokenizer.pad_token, tokenizer.eos_token
     if request["is_prepared"]:
-        console.print(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}", markup=False)
+        console.print(
+            printable(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}"), markup=False
+        )
         return tokenizer
     prepare_tokenizer(tokenizer, request.get("chat_template"))
     replaced = "missing" if pad is None else "the end token"
     origin = "the tokenizer's own" if tokenizer.pad_token == pad else f"new, because it was {replaced}"
     console.print(
-        f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
-        f"pad is {tokenizer.pad_token} ({origin}); padding is masked by length",
+        printable(
+            f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
+            f"pad is {tokenizer.pad_token} ({origin}); padding is masked by length"
+        ),
         markup=False,
     )
     return tokenizer
@@ -137,7 +141,7 @@ def check_step(
         of_all = f" (the first {MAX_ROWS} of {len(of_side)} rows are checked)" if len(of_side) > MAX_ROWS else ""
         console.print(f"{side}: {report.summary}{of_all}", markup=False)
         for line in report.warnings():
-            console.print(Text(f"  {side}: {line}", style="yellow"))
+            console.print(Text(printable(f"  {side}: {line}"), style="yellow"))
         if not encoded:
             raise ConfigError(f"{side}: nothing is left of {len(of_side)} rows")
         shown = shown or encoded[:show]

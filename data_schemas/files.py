@@ -83,6 +83,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where the file is missing or holds something else."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

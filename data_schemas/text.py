@@ -1,10 +1,11 @@
-"""Text from users and files: normalised for comparison, and escaped for printing."""
+"""Text from users and files: normalised for comparison, and escaped or shortened for printing."""
 
 import re
 import unicodedata
 
 # Control characters can move a terminal's cursor, and those of writing direction reorder what is displayed.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def printable(text: str) -> str:
@@ -16,3 +17,12 @@ def normalise(text: str) -> str:
     """The text without case, width, punctuation and repeated spaces. Prompts that agree in it count as the same."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", folded).strip() or folded.strip()
+
+
+def shown(value: object) -> str:
+    """The value for a message: in one line, and shortened where it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN // 2]}… ({len(text)} characters)"

@@ -8,6 +8,7 @@ A user's mistake is reported in one line on stderr and ends with exit code 2. A 
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shlex
@@ -16,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TextIO
 
 import typer
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import AlignloopError, ConfigError, DataError, UserError
-from data_schemas.files import DISK_FULL, read_json
+from data_schemas.errors import AlignloopError, ConfigError, UserError
+from data_schemas.files import DISK_FULL
 from data_schemas.locks import is_locked, lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
@@ -39,8 +40,9 @@ from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
 from pipeline.state.summary import SUMMARY, Summary
+from pipeline.state.summary import read as read_summary
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -67,11 +69,11 @@ def init(
 ) -> None:
     """Write a recipe to start from into this folder."""
     recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd()))
-    print(f"written: {', '.join(map(str, (recipe, *others)))}")
+    _print(f"written: {', '.join(map(str, (recipe, *others)))}")
     print("set its model and data, then:")
-    print(f"  {_command()} plan {recipe}     # shows every step and checks every key; runs nothing")
-    print(f"  {_command()} check {recipe}    # shows the rows that each stage trains on")
-    print(f"  {_command()} run {recipe}      # runs the loop")
+    _print(f"  {_command()} plan {recipe}     # shows every step and checks every key; runs nothing")
+    _print(f"  {_command()} check {recipe}    # shows the rows that each stage trains on")
+    _print(f"  {_command()} run {recipe}      # runs the loop")
 
 
 @app.command()
@@ -91,13 +93,13 @@ def run(
         live = console.is_terminal and not verbose
         with terminal.Progress(console, len(steps), live=live) as progress:
             run_steps(planned, verbose=verbose, show=progress)
-    summary = _read_summary(loaded.folder)
+    summary = read_summary(loaded.folder)
     console.print(terminal.rounds_table(summary))
     best = summary["best_policy"]
     assert best is not None, "a finished run has evaluated a policy"
-    print(f"\nbest policy: {best['step']}")
-    print(f"chat with it: {_command()} chat {shlex.quote(_short(loaded.folder / best['folder']))}")
-    print(f"all numbers:  {_short(loaded.folder / SUMMARY)}")
+    _print(f"\nbest policy: {best['step']}")
+    _print(f"chat with it: {_command()} chat {shlex.quote(_short(loaded.folder / best['folder']))}")
+    _print(f"all numbers:  {_short(loaded.folder / SUMMARY)}")
 
 
 @app.command()
@@ -137,7 +139,7 @@ def status(
 ) -> None:
     """Show the state of a run, of its steps, and its numbers by round."""
     folder = run.parent if run.name == SUMMARY else run
-    summary = _read_summary(folder)
+    summary = read_summary(folder)
     console = terminal.make_console()
     console.print(f"{summary['name']}: {_state(summary, folder)}")
     console.print(terminal.steps_table(summary))
@@ -155,7 +157,7 @@ def verify(run: RunFolder) -> None:
     damaged = [step for step in checked if step.problems]
     if damaged:
         names = ", ".join(step.folder.name for step in damaged)
-        print(
+        _print(
             f"error: {names}: changed since it was written; move it away, and `run` runs the step again",
             file=sys.stderr,
         )
@@ -171,11 +173,11 @@ def prune(
 
     These are the folders of steps whose keys were edited later, and of steps that did not finish.
     """
-    pruning.needed_by(run, _read_summary(run))  # a folder that is no run, or whose run did not finish, gets no lock
+    pruning.needed_by(run, read_summary(run))  # a folder that is no run, or whose run did not finish, gets no lock
     with lock_folder(run) if yes else contextlib.nullcontext():
-        found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
+        found = pruning.unneeded(run, pruning.needed_by(run, read_summary(run)))
         if not found:
-            print(f"{_short(run)}: the last run needs every folder; nothing to delete")
+            _print(f"{_short(run)}: the last run needs every folder; nothing to delete")
             return
         terminal.make_console().print(terminal.pruned_table(run, found))
         if yes:
@@ -185,7 +187,7 @@ def prune(
         print(f"\n{size}: deleted")
     else:
         words = shlex.join(["prune", _short(run), "--yes"])
-        print(f"\n{size}. To delete: {_command()} {words}")
+        _print(f"\n{size}. To delete: {_command()} {words}")
         print("Models in these folders are deleted too, also where another recipe uses them.")
 
 
@@ -216,7 +218,7 @@ def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:
     try:
         check_machine(recipe, steps)
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+        _print(f"warning: {error}", file=sys.stderr)
 
 
 def _environment() -> dict[str, str]:
@@ -232,7 +234,7 @@ def _model_of(name: str) -> str:
             return name  # a hub name
         raise ConfigError(f"{name} does not exist")
     if (folder / SUMMARY).is_file():
-        best = _read_summary(folder)["best_policy"]
+        best = read_summary(folder)["best_policy"]
         if best is None:
             raise ConfigError(f"{name} has no evaluated policy yet; give the folder of a step, or run the recipe again")
         return str(folder / best["folder"])
@@ -242,15 +244,6 @@ def _model_of(name: str) -> str:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{name} is not a model, a step or a run: no config.json, no record of a model, no {SUMMARY}")
     return name
-
-
-def _read_summary(folder: Path) -> Summary:
-    summary = read_json(folder / SUMMARY)
-    if not (folder / SUMMARY).exists():
-        raise ConfigError(f"{folder} has no {SUMMARY}; expected the folder of a run, as in runs/demo")
-    if summary is None or not {"name", "state", "steps", "rounds", "best_policy"} <= summary.keys():
-        raise DataError(f"{folder / SUMMARY} is not the summary of a run; run the recipe again to rewrite it")
-    return cast(Summary, summary)
 
 
 def _state(summary: Summary, folder: Path) -> str:
@@ -263,6 +256,11 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def _print(text: str, *, file: TextIO | None = None) -> None:
+    """Prints a text that may hold names from a file or a folder."""
+    print(printable(text), file=file)
+
+
 def _command() -> str:
     """How this command was called, so that a printed line can be copied into the shell."""
     on_path = shutil.which("alignloop")
@@ -273,16 +271,20 @@ def _command() -> str:
 def _report(failure: StageFailed) -> None:
     """Why the stage failed, its command, the end of its output and a remedy, on stderr."""
     print(f"error: {failure.step.name} failed: {printable(failure.cause)}", file=sys.stderr)
-    print(f"command: {shlex.join(failure.command)}\nlast lines of {_short(failure.log)}:", file=sys.stderr)
+    _print(f"command: {shlex.join(failure.command)}\nlast lines of {_short(failure.log)}:", file=sys.stderr)
     for line in failure.tail:
         print(f"  {printable(line)}", file=sys.stderr)
     if failure.hint:
-        print(f"hint: {failure.hint}", file=sys.stderr)
+        _print(f"hint: {failure.hint}", file=sys.stderr)
 
 
 def main() -> None:
     """The entry point of the console script. Reports errors in one line, and exits with their code."""
     from typer.main import get_command
+
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     try:
         code = get_command(app)(standalone_mode=False)
@@ -305,7 +307,7 @@ def main() -> None:
         if not hasattr(error, "format_message"):  # errors of the command-line parser have one
             raise
         message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
-        print(f"error: {message}; see {_command()} --help", file=sys.stderr)
+        _print(f"error: {message}; see {_command()} --help", file=sys.stderr)
         code = 2
     sys.exit(code)
 

@@ -30,9 +30,16 @@ def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
     for step in steps:
         for name, value in step.keys.items():
             if value is not None and stages()[step.stage].keys[name].role == "function":
-                find_module(value, recipe.path.absolute().parent)
+                _check_function(recipe, step, name, value)
         _check_launch(recipe, step)
         _check_batch(recipe, step)
+
+
+def _check_function(recipe: Recipe, step: Step, key: str, function: str) -> None:
+    try:
+        find_module(function, recipe.path.absolute().parent)
+    except UserError as error:
+        raise ConfigError(f"{recipe.path}: {step.section}.{key}: {error}") from None
 
 
 def _check_data(recipe: Recipe) -> None:

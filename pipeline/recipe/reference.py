@@ -106,7 +106,12 @@ def _rows_of_trl() -> Iterator[Sequence[str]]:
 
 
 def _type_of(key: StageKey) -> str:
-    return " or ".join(f"`{choice}`" for choice in key.choices) if key.choices else key.type.replace(" | ", " or ")
+    """The type with its limits, or the values that are allowed."""
+    choices = " or ".join(f"`{choice}`" for choice in key.choices or [])
+    kinds = [kind for kind in key.type.split(" | ") if "str" not in kind or not choices]
+    if choices and kinds in ([], ["null"]):
+        return choices
+    return " or ".join([*kinds, *filter(None, [choices])]) + (f", {key.limits}" if key.limits else "")
 
 
 def _default_of(key: StageKey) -> str:

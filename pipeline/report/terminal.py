@@ -1,18 +1,19 @@
 """What the command prints: the tree of a plan, a line for each step during a run, and the tables of a summary."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from rich.box import MARKDOWN
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from data_schemas.stage_keys import stages
+from data_schemas.text import printable
 from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Decision, Run, StepState
 from pipeline.state.summary import Summary
@@ -34,15 +35,24 @@ COLOURS = {
     "skip": "dim",
     "skipped": "dim",
     "complete": "green",
-    "sizes only": "yellow",
     "not finished": "dim",
 }
 
 
+class PrintableConsole(Console):
+    """A console that escapes what could control the terminal in every text, whatever run, step or model it is from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=220)
+    console = PrintableConsole(stderr=stderr, highlight=False, markup=False)
+    if console.is_terminal:
+        return console
+    return PrintableConsole(stderr=stderr, highlight=False, markup=False, width=220)
 
 
 def verified_table(checked: Sequence[StepCheck]) -> Table:
@@ -71,7 +81,8 @@ def plan_tree(run: Run, decisions: Mapping[str, Decision]) -> Tree:
     }
     counts = [f"{count} {action}" for action, count in number.items() if count or action != "skip"]
     folder = f"{run.recipe.output_dir}/{run.recipe.name}"
-    tree = Tree(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  [dim]{escape(folder)}[/dim]")
+    title = Text(f"{run.recipe.name}: {len(run.steps)} steps, {', '.join(counts)}  ").append(folder, style="dim")
+    tree = Tree(title)
     branches: dict[int | None, Tree] = {None: tree}
     for step in run.steps:
         if step.round not in branches:

@@ -305,6 +305,8 @@ RECORD = {
     "metrics": {},
     "seconds": 1.0,
 }
+STEP = {"name": "s", "stage": "sft", "round": 0, "folder": "s-0", "fingerprint": "0", "state": "ran"}
+STEP |= {"seconds": 1.0, "metrics": {}}
 SUMMARY = {"name": "toy", "state": "failed", "steps": [], "rounds": [], "best_policy": None}
 
 
@@ -435,6 +437,36 @@ CASES = [
         "summary of another program",
         in_run("summary.json", {"name": "x"}, *STATUS),
         "runs/toy/summary.json is not the summary of a run; run the recipe again",
+    ),
+    Case(
+        "summary that nests",
+        in_run("summary.json", "[" * 100_000, *STATUS),
+        "runs/toy/summary.json is not the summary of a run; run the recipe again",
+    ),
+    Case(
+        "summary with a step that lacks its state",
+        in_run("summary.json", SUMMARY | {"steps": [{"name": "s"}]}, *STATUS),
+        "is not the summary of a run; run the recipe again to rewrite it (steps.0.stage: Field required)",
+    ),
+    Case(
+        "summary with a round that is a number",
+        in_run("summary.json", SUMMARY | {"rounds": [1]}, *CHAT),
+        "is not the summary of a run; run the recipe again to rewrite it (rounds.0: Input should be a valid",
+    ),
+    Case(
+        "summary with a round without its number",
+        in_run("summary.json", SUMMARY | {"rounds": [{}]}, *STATUS),
+        "rounds contains {}, which has no number of a round",
+    ),
+    Case(
+        "summary with a stage that is none",
+        in_run("summary.json", SUMMARY | {"steps": [STEP | {"stage": "sleep"}]}, *STATUS),
+        "there is no stage 'sleep'",
+    ),
+    Case(
+        "summary with a folder elsewhere",
+        in_run("summary.json", SUMMARY | {"best_policy": {"step": "s", "folder": "../../x", "score": 1.0}}, *CHAT),
+        "the folder '../../x' is not inside of the run's",
     ),
     Case(
         "verify of no run",
