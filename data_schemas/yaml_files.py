@@ -102,7 +102,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = load_yaml(_read_text(path))
     except RefusedYaml as error:
-        raise ConfigError(f"{path}{_place(error)}: {error.problem}; expected each key once, and plain values") from None
+        raise ConfigError(
+            f"{path}{_place(error)}: {error.problem}; write each key once, and repeated values out"
+        ) from None
     except yaml.YAMLError as error:
         problem = " ".join(str(getattr(error, "problem", error)).split())
         raise ConfigError(f"{path}{_place(error)} is not YAML: {problem}") from None

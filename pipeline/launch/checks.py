@@ -14,6 +14,7 @@ from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
+from pipeline.launch.model_config import check_model_config
 from pipeline.recipe.names import traits_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
@@ -132,6 +133,8 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
         raise ConfigError(f"{where}={folder} is a file, expected a model folder")
     if not only_tokenizer and not (folder / "config.json").is_file():
         raise DataError(f"{where}={folder} has no config.json; expected a model folder")
+    if not only_tokenizer:
+        check_model_config(folder, where=where)
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     if not only_tokenizer and pickled and not any(folder.glob("*.safetensors")):
         raise DataError(

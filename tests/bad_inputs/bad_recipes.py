@@ -359,9 +359,34 @@ CASES = [
     ),
     Case("module with a null byte", spoiled("scores.py", b"def score(): \0\n"), "scores:score: HERE/scores.py"),
     Case(
+        "function without a name",
+        lambda place: place.alignloop("plan", *place.recipe("annotate.annotator_function=scores")),
+        "toy.yaml: annotate.annotator_function: 'scores' is no function: expected module:function",
+    ),
+    Case(
+        "base model with a long name",
+        lambda place: place.alignloop("plan", *place.recipe(f"base_model={'x' * 300}")),
+        "is too long for a path: expected at most 255 bytes for each name and 4095 in all",
+    ),
+    Case(
+        "base model with a null character",
+        lambda place: place.alignloop("plan", *place.recipe('base_model="a\\0b"')),
+        "base_model='a\\x00b': contains a null character; remove it",
+    ),
+    Case(
         "base without a config",
         base(lambda base: (base / "config.json").unlink()),
         "base_model=HERE/base has no config.json; expected a model folder",
+    ),
+    Case(
+        "base with a config that is a list",
+        base(lambda base: (base / "config.json").write_text("[]")),
+        "base_model=HERE/base: config.json is not a JSON object; expected the configuration of a model",
+    ),
+    Case(
+        "base with a million layers",
+        base(lambda base: (base / "config.json").write_text('{"num_hidden_layers": 1000000}')),
+        "config.json: num_hidden_layers=1000000: expected a number 1 or more, at most 10000",
     ),
     Case(
         "base without a tokenizer",
