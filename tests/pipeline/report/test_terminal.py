@@ -56,7 +56,7 @@ def test_a_console_escapes_what_controls_a_terminal_and_knows_no_markup(capsys):
     console.print("[/wrong]", table)
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out
-    assert "[/wrong]" in out and "[bold]step[/nothing]" in out and "[red]a\\x1b[2J" in out
+    assert "[/wrong]" in out and "[bold]step[/nothing]" in out and "[red]a\\x1" in out  # wider than its column: cropped
     assert "\\x1b]0;title" in out
 
 
