@@ -10,8 +10,8 @@ import torch
 from transformers import TextStreamer, logging
 
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.key_rules import LIMITS
 from data_schemas.rows import Message
+from data_schemas.stage_keys import check_value, stages
 from data_schemas.text import printable
 from engine.models.loading import load_causal, load_tokenizer
 from engine.runtime.process import trust_code
@@ -43,15 +43,14 @@ def main() -> int:
     try:
         return talk(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
 
 
 def talk(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises UserError for a wrong option or a folder that holds no prepared model."""
     for name in ("temperature", "max_new_tokens"):
-        if not LIMITS[name].holds(getattr(arguments, name)):
-            raise ConfigError(f"--{name} {getattr(arguments, name)}: expected a number {LIMITS[name]}")
+        check_value(getattr(arguments, name), stages()["evaluate_policy"].keys[name], where=f"--{name}")
     tokenizer = load_tokenizer(arguments.model)
     model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
     torch.manual_seed(arguments.seed)

@@ -108,14 +108,17 @@ def load_tokenizer(request: TokenizerRequest, console: Console) -> PreTrainedTok
     for note in notes:
         console.print(Text(f"tokenizer: {printable(note)}", style="yellow"))
     if request["is_prepared"]:
-        end_of_turn = f"a turn ends in {printable(str(end))}, pad is {printable(str(pad))}"
-        console.print(f"tokenizer: {len(tokenizer)} tokens; {end_of_turn}", markup=False)
+        console.print(
+            printable(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}"), markup=False
+        )
         return tokenizer
     replaced = "missing" if pad is None else "the end token"
     origin = "the tokenizer's own" if tokenizer.pad_token == pad else f"new, because it was {replaced}"
     console.print(
-        f"tokenizer: {len(tokenizer)} tokens; a turn ends in {printable(str(tokenizer.eos_token))}, "
-        f"pad is {printable(str(tokenizer.pad_token))} ({origin}); padding is masked by length",
+        printable(
+            f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
+            f"pad is {tokenizer.pad_token} ({origin}); padding is masked by length"
+        ),
         markup=False,
     )
     return tokenizer
@@ -156,7 +159,7 @@ def check_step(
         of_all = f" (the first {MAX_ROWS} of {len(of_side)} rows are checked)" if len(of_side) > MAX_ROWS else ""
         console.print(f"{side}: {report.summary}{of_all}", markup=False)
         for line in report.warnings():
-            console.print(Text(f"  {side}: {printable(line)}", style="yellow"))
+            console.print(Text(printable(f"  {side}: {line}"), style="yellow"))
         if not encoded:
             found = f": {format_counts(report.counts(side))}" if report.counts(side) else ""
             raise ConfigError(f"{side}: nothing is left of {len(of_side)} rows{found}")

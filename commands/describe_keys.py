@@ -9,9 +9,11 @@ from pathlib import Path
 
 from data_schemas.files import write_atomically
 from data_schemas.stage_keys import KEYS_FILE, StageDescription
-from engine.runtime.keys import describe
+from engine.runtime import trl_limits
+from engine.runtime.keys import Library, describe
 
 STAGES = Path(__file__).absolute().parents[1] / "stages"
+LIBRARY = Library(trl_limits.LIMITS, trl_limits.CHOICES, trl_limits.MAY_BE_EMPTY)
 
 
 def describe_all() -> str:
@@ -19,7 +21,7 @@ def describe_all() -> str:
     found: dict[str, StageDescription] = {}
     for path in STAGES.glob("[!_]*.py"):
         stage = importlib.import_module(f"stages.{path.stem}")
-        keys = describe(stage.ARGUMENTS, getattr(stage, "DEFAULTS", {}))
+        keys = describe(stage.ARGUMENTS, getattr(stage, "DEFAULTS", {}), LIBRARY)
         found[path.stem] = StageDescription(
             recipe_version=stage.RECIPE_VERSION, example=stage.EXAMPLE, traits=stage.TRAITS, keys=keys
         )

@@ -60,7 +60,7 @@ class Artifact(BaseModel):
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a record ({error}); move the folder away") from None
         digest = content.pop(DIGEST, None) if isinstance(content, dict) else None
         try:

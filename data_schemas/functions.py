@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest
+from data_schemas.text import shown
 
 
 def source_hash(function: str, folder: Path) -> str:
@@ -42,10 +43,10 @@ def find_module(function: str, folder: Path) -> Path:
     """
     module, _, name = function.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise ConfigError(f"{function!r} is no function: expected module:function, as in my_scores:score")
+        raise ConfigError(f"{shown(function)} is no function: expected module:function, as in my_scores:score")
     path = _find_source(module, [str(folder)]) or _find_source(module, sys.path)
     if path is None:
-        raise ConfigError(f"{function}: no module {module!r} beside the recipe ({folder}) or installed")
+        raise ConfigError(f"{shown(function)}: no module {shown(module)} beside the recipe ({folder}) or installed")
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:  # the second for null bytes, before Python 3.11.4

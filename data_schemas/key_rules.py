@@ -4,76 +4,24 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 """
 
 import datetime
-import math
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from data_schemas.errors import ConfigError, UserError
+from data_schemas.limits import Limits
+from data_schemas.splitting import Shares
 from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest, with_defaults
 
-
-class Limit(NamedTuple):
-    """A range of finite numbers, both ends included unless `is_open`."""
-
-    low: float
-    high: float | None = None
-    is_open: bool = False  # the lowest value itself is not allowed
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.is_open else f"{self.low:g} or more"
-        return low if self.high is None else f"{low}, at most {self.high:g}"
-
-    def holds(self, value: float) -> bool:
-        high = math.inf if self.high is None else self.high
-        return math.isfinite(value) and (self.low < value if self.is_open else self.low <= value) and value <= high
-
-
-# For every stage that has the key, where its value is a number or a list of numbers.
-LIMITS = {
-    "temperature": Limit(0),
-    "top_p": Limit(0, 1, is_open=True),
-    "max_new_tokens": Limit(1),
-    "generation_batch_size": Limit(1),
-    "num_answers": Limit(1),
-    "num_prompts": Limit(1),
-    "num_validation_prompts": Limit(0),
-    "num_winners": Limit(1),
-    "min_answer_tokens": Limit(0),
-    "max_answer_tokens": Limit(1),
-    "function_timeout": Limit(0, is_open=True),
-    "max_similarity": Limit(0, 1),
-    "global_batch_size": Limit(1),
-    "patience": Limit(1),
-    "beta": Limit(0, is_open=True),
-    "spike_sigma": Limit(0, is_open=True),
-    "learning_rate": Limit(0),
-    "max_length": Limit(1),
-    "block_size": Limit(2),
-    "vocab_size": Limit(1),
-    "muon_learning_rate": Limit(0),
-    "weight_decay": Limit(0),
-    "per_device_train_batch_size": Limit(1),
-    "per_device_eval_batch_size": Limit(1),
-    "train_data_shares": Limit(0, 1),
-    "eval_data_shares": Limit(0, 1),
-    "chosen_as_instructions": Limit(0, 1),
-    "max_rows": Limit(1),
-    "num_evaluation_prompts": Limit(1),
-    "gate_min_win_rate": Limit(0, 1),
-    "gate_max_length_growth": Limit(0, is_open=True),
-    "gate_max_unfinished": Limit(0, 1),
-    "gate_max_kl": Limit(0),
-}
-
-# Keys inside the key `vllm`: name -> type, limit.
-VLLM_KEYS: dict[str, tuple[str, Limit | None]] = {
-    "python": ("str", None),  # the interpreter of vLLM's own environment
-    "tensor_parallel_size": ("int", Limit(1)),  # GPUs that hold one copy of the model
-    "data_parallel_size": ("int", Limit(1)),  # copies of the model, for each of our processes
-    "gpu_memory_utilization": ("float", Limit(0, 1, is_open=True)),  # share of a device's memory; on a CPU of its RAM
-    "max_model_len": ("int", Limit(1)),  # tokens of a prompt and its answer
+# Keys inside the key `vllm`.
+VLLM_KEYS = {
+    "python": StageKey(type="str"),  # the interpreter of vLLM's own environment
+    "tensor_parallel_size": StageKey(type="int", limits=Limits(minimum=1)),  # GPUs that hold one copy of the model
+    "data_parallel_size": StageKey(type="int", limits=Limits(minimum=1)),  # copies, for each of our processes
+    # Share of a device's memory; on a CPU of its RAM.
+    "gpu_memory_utilization": StageKey(type="float", limits=Limits(above=0, maximum=1)),
+    "max_model_len": StageKey(type="int", limits=Limits(minimum=1)),  # tokens of a prompt and its answer
 }
 
 
@@ -90,15 +38,10 @@ KEYS_OF_AVERAGE = (
 
 
 def check_values(stage: str, values: Values, *, where: str) -> None:
-    """Raises ConfigError for the first value out of its limits, and for values that contradict each other."""
+    """Raises ConfigError for values that contradict each other. Each by itself was checked where it was typed."""
     values = with_defaults(stage, values)
-    for name, limit in LIMITS.items():
-        value = values.get(name)
-        numbers = value if isinstance(value, list) else [value]
-        if any(isinstance(number, int | float) and not limit.holds(number) for number in numbers):
-            expected = "numbers" if isinstance(value, list) else "a number"
-            raise ConfigError(f"{where}: {name}={value}: expected {expected} {limit}")
     try:
+        _check_trackers(values)
         _training(values)
         vllm_options(values)
         RULES.get(stage, lambda _: None)(values)
@@ -111,6 +54,16 @@ def _one_of(values: Values, one: str, other: str) -> None:
         raise ConfigError(f"{one} and {other} are both given; set one of them to null")
     if not values[one] and not values[other]:
         raise ConfigError(f"{one} or {other} is missing")
+
+
+def _check_trackers(values: Values) -> None:
+    """Raises ConfigError where a tracker of report_to is not installed."""
+    given = values.get("report_to") or []
+    for name in given if isinstance(given, list) else [given]:
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"report_to={name!r}: the package {name} is not installed; install it, or set report_to: none"
+            )
 
 
 def _training(values: Values) -> None:
@@ -128,10 +81,7 @@ def vllm_options(values: Values) -> Keys:
     for name, value in (values.get("vllm") or {}).items():
         if name not in VLLM_KEYS:
             raise ConfigError(f"vllm: unknown key {name!r}{nearest(str(name), list(VLLM_KEYS))}")
-        kind, limit = VLLM_KEYS[name]
-        options[name] = check_value(value, StageKey(type=kind), where=f"vllm.{name}")
-        if limit is not None and not limit.holds(options[name]):
-            raise ConfigError(f"vllm.{name}={value}: expected a number {limit}")
+        options[name] = check_value(value, VLLM_KEYS[name], where=f"vllm.{name}")
     if values.get("engine") == "vllm" and not options.get("python"):
         raise ConfigError(
             "vllm.python is missing: the interpreter of vLLM's own environment, as in "
@@ -180,6 +130,11 @@ def _annotate(values: Values) -> None:
         raise ConfigError("keep_rankings: true keeps all answers in order; it does not support rejected: random")
 
 
+def _prepare_data(values: Values) -> None:
+    evaluation = 0.0 if values["evaluation_prompts"] or values["make_data"] else values["evaluation_share"]
+    Shares(evaluation=evaluation, judge=values["judge_share"], validation=values["validation_share"])
+
+
 def _rejection_sampling(values: Values) -> None:
     number, least = values["num_answers"], max(2, len(values["policies"] or []))
     if number < least:
@@ -200,6 +155,8 @@ def _dpo(values: Values) -> None:
     types = types if isinstance(types, list) else [types]
     if weights is not None and len(weights) != len(types):
         raise ConfigError(f"{len(weights)} loss_weights for {len(types)} of loss_type; give one for each")
+    if weights is not None and not sum(weights):
+        raise ConfigError(f"loss_weights={weights}: nothing is trained; expected at least one above 0")
 
 
 def check_average(values: Values, count: int) -> None:
@@ -209,14 +166,12 @@ def check_average(values: Values, count: int) -> None:
         raise ConfigError(f"weights={weights!r} is not one of uniform, greedy, or a list of numbers")
     if isinstance(weights, list) and len(weights) != count:
         raise ConfigError(f"{len(weights)} weights for {count} models; give one for each")
-    if isinstance(weights, list) and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-        raise ConfigError(f"weights={weights}: expected numbers >= 0 with a sum above 0")
+    if isinstance(weights, list) and not sum(weights):
+        raise ConfigError(f"weights={weights}: expected at least one above 0")
     if is_slerp and (count != 2 or weights != "uniform"):
         raise ConfigError("method=slerp takes two models and no weights; set fraction, or method: linear")
     if not is_slerp and values.get("fraction") not in (None, 0.5):
         raise ConfigError("fraction is for method: slerp; a mean takes weights")
-    if not 0 <= values.get("fraction", 0.5) <= 1:
-        raise ConfigError(f"fraction={values['fraction']} is not between 0 and 1")
 
 
 def _average_models(values: Values) -> None:
@@ -241,6 +196,7 @@ def _prepare_base(values: Values) -> None:
 
 RULES: dict[str, Callable[[Values], None]] = {
     "prepare_base": _prepare_base,
+    "prepare_data": _prepare_data,
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,

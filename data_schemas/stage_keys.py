@@ -4,6 +4,7 @@
 TRL's own parser checks neither types nor abbreviations (`max_length: 2.5` and `seed: [3]` pass), hence this file.
 """
 
+import datetime
 import functools
 import json
 import re
@@ -15,9 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_schemas.errors import ConfigError
-from data_schemas.files import check_regular
+from data_schemas.limits import Limits, problem_of
 from data_schemas.sources import Source
-from data_schemas.text import nearest
+from data_schemas.text import nearest, shown
+from data_schemas.yaml_files import kind_of, load_yaml, read_yaml, unquoted_hint
 
 # identity: part of the fingerprint. runtime: how a step is run, left out of the fingerprint.
 # rows, model, function: an input; it enters the fingerprint by content (files), or by the step that writes it.
@@ -31,6 +33,9 @@ COMMON_KEYS = (  # keys of TRL that --help shows
 ).split()
 PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # set by the pipeline, left out of --help
 KEYS_FILE = Path(__file__).with_name("stage_keys.json")
+TRACKERS = ("none", "wandb", "tensorboard")  # values of report_to; each but the first is a package
+LONGEST_NAME = 255  # bytes of a file's name
+LONGEST_PATH = 4095
 
 # Keys of TRL that this project replaces. They are refused with a remedy.
 REPLACED_KEYS = {
@@ -55,7 +60,9 @@ class StageKey(BaseModel):
     role: KeyRole = "identity"
     required: bool = False
     own: bool = False  # declared by this project, not by TRL
-    choices: list[str] | None = None
+    choices: list[str] | None = None  # of text and of the items of a list
+    limits: Limits | None = None  # of a number and of the numbers of a list
+    may_be_empty: bool = False  # an empty list or text has a meaning
     help: str = ""
 
     @property
@@ -111,7 +118,8 @@ def check_keys(stage: str, values: Values, *, where: str) -> Keys:
     typed: Keys = {}
     for name, value in values.items():
         if name not in keys:
-            raise ConfigError(f"{where}: unknown key {name!r} of stage {stage}{nearest(str(name), list(keys))}")
+            hint = unquoted_hint(name) or nearest(str(name), list(keys))
+            raise ConfigError(f"{where}: unknown key {shown(name)} of stage {stage}{hint}")
         typed[name] = check_value(value, keys[name], where=f"{where}: {name}")
         if name in REPLACED_KEYS and typed[name] not in (None, False):
             raise ConfigError(f"{where}: {name} is not a key here: {REPLACED_KEYS[name]}")
@@ -119,7 +127,7 @@ def check_keys(stage: str, values: Values, *, where: str) -> Keys:
 
 
 def check_value(value: object, key: StageKey, *, where: str) -> Any:
-    """The value converted to the key's type. Raises ConfigError where it has another type or is not a choice."""
+    """The value converted to the key's type. Raises ConfigError where it has another type or is not allowed."""
     if key.role == "rows" and isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         return [
             Source.of(item, where=where).value()
@@ -130,20 +138,70 @@ def check_value(value: object, key: StageKey, *, where: str) -> Any:
     for kind in key.type.split(" | "):
         try:
             typed = _convert(value, kind)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
-        for item in typed if isinstance(typed, list) else [typed]:
-            if key.choices and item is not None and item not in key.choices:
-                raise ConfigError(
-                    f"{where}={item!r} is not one of {', '.join(key.choices)}{nearest(str(item), key.choices)}"
-                )
+        _check_allowed(typed, key, where=where)
         return typed
-    raise ConfigError(f"{where}={value!r} is {_name_of(value)}, expected {key.type.replace('null', 'nothing (null)')}")
+    expected = key.type.replace("null", "nothing (null)")
+    hint = unquoted_hint(value) if "str" in key.type else ""
+    raise ConfigError(f"{where}={shown(value)} is {kind_of(value)}, expected {expected}{hint}")
 
 
-def _name_of(value: object) -> str:
-    names = {bool: "a boolean", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+def _check_allowed(value: object, key: StageKey, *, where: str) -> None:
+    """Raises ConfigError where a typed value is not one of the choices, beyond a limit, empty, or not a possible path.
+
+    A list is refused for its first item that is not allowed.
+    """
+    if value in ("", []) and not (key.may_be_empty or key.default in ("", [])):
+        found = "empty text" if value == "" else "an empty list"
+        remedy = "give a value" if key.required else f"leave the key out: its default is {json.dumps(key.default)}"
+        raise ConfigError(f"{where}={shown(value)} is {found}; {remedy}")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            _check_text(item, key, where=where)
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            if expected := problem_of(item, key.limits):
+                if isinstance(value, list):
+                    expected = expected.replace("a number", "numbers", 1)
+                raise ConfigError(f"{where}={shown(value)}: expected {expected}")
+        elif isinstance(item, dict) and (problem := _problem_of_mapping(item)):
+            raise ConfigError(f"{where}={shown(value)} {problem}")
+
+
+def _check_text(text: str, key: StageKey, *, where: str) -> None:
+    if key.choices and text not in key.choices:
+        raise ConfigError(f"{where}={shown(text)} is not one of {', '.join(key.choices)}{nearest(text, key.choices)}")
+    if "\0" in text:
+        raise ConfigError(f"{where}={shown(text)} contains a null character; remove it")
+    if key.role in ("rows", "model") and (problem := path_problem(text)):
+        raise ConfigError(f"{where}={shown(text)} {problem}")
+
+
+def path_problem(text: str) -> str:
+    """Why no file system can have the path; empty where one can."""
+    if "\0" in text:
+        return "contains a null character; remove it"
+    parts = [len(part.encode(errors="replace")) for part in text.split("/")]
+    if max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH:
+        return f"is too long for a path: expected at most {LONGEST_NAME} bytes for each name and {LONGEST_PATH} in all"
+    return ""
+
+
+def _problem_of_mapping(value: object) -> str:
+    """What JSON cannot hold in the value of a mapping, which is part of a step's identity; empty where all is well."""
+    if isinstance(value, dict):
+        if {type(name) for name in value} not in (set(), {str}, {int}):
+            wrong = next((name for name in value if not isinstance(name, str)), None)
+            return f"has the key {shown(wrong)}, which is {kind_of(wrong)}; expected text: put it in quotes"
+        return next(filter(None, map(_problem_of_mapping, value.values())), "")
+    if isinstance(value, list):
+        return next(filter(None, map(_problem_of_mapping, value)), "")
+    if isinstance(value, int | float):
+        expected = problem_of(value, None)
+        return f"contains {shown(value)}; expected {expected}" if expected else ""
+    if value is None or isinstance(value, str):
+        return ""
+    return f"contains {shown(value)}, which is {kind_of(value)}; expected text, numbers, lists or mappings"
 
 
 def _convert(value: object, kind: str) -> object:
@@ -164,7 +222,7 @@ def _convert(value: object, kind: str) -> object:
         if not isinstance(value, dict):
             raise TypeError
         return value
-    if isinstance(value, list | dict) or value is None:
+    if not isinstance(value, str | int | float | datetime.date):  # YAML also has sets and bytes
         raise TypeError
     if kind == "bool":
         if isinstance(value, bool):
@@ -191,38 +249,6 @@ def check_required(stage: str, values: Values, *, where: str) -> None:
     for name, key in stages()[stage].keys.items():
         if key.required and values.get(name) is None:
             raise ConfigError(f"{where}: {name} is missing ({key.help})")
-
-
-def load_yaml(text: str) -> Any:
-    """The value of a YAML text, by the safe loader. Raises YAMLError, also for impossible dates or 1000 brackets."""
-    try:
-        return yaml.safe_load(text)
-    except (ValueError, RecursionError) as error:
-        raise yaml.YAMLError(str(error)) from None
-
-
-def read_yaml(path: Path) -> Keys:
-    """The YAML mapping in a file, by the safe loader. Raises ConfigError, with line and column, where it is none.
-
-    Raises DataError for a pipe, a socket or a device.
-    """
-    check_regular(path)
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", error)).split())
-        raise ConfigError(f"{path}{place} is not YAML: {problem}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {_name_of(content)}, expected `key: value` lines")
-    return content
 
 
 def parse_command_line(stage: str, words: Sequence[str]) -> Keys:
@@ -289,6 +315,7 @@ def help_text(stage: str, *, everything: bool) -> str:
 
 def _help_line(name: str, key: StageKey) -> str:
     default = "required" if key.required else f"default: {json.dumps(key.default)}"
+    default += f"; {key.limits}" if key.limits else ""
     head = f"  --{name} <{key.type.removeprefix('null | ')}>"
     first = " ".join(key.help.split()).split(". ")[0]
     return f"{head:<52} {first} ({default})" if len(head) <= 52 else f"{head}\n{'':<52} {first} ({default})"

@@ -1,4 +1,4 @@
-"""Text from users and files: normalised for comparison, and escaped for printing."""
+"""Text from users and files: normalised for comparison, and escaped or shortened for printing."""
 
 import difflib
 import re
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 # Control characters can move a terminal's cursor, and those of writing direction reorder what is displayed.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def printable(text: str) -> str:
@@ -37,3 +38,12 @@ def is_distinctive(text: str) -> bool:
     words = normalise(text)
     num_columns = sum(2 if unicodedata.east_asian_width(character) == "W" else 1 for character in words)
     return len(words.split()) >= MIN_WORDS or num_columns >= MIN_COLUMNS
+
+
+def shown(value: object) -> str:
+    """The value for a message: in one line, and shortened where it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN // 2]}… ({len(text)} characters)"

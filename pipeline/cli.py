@@ -9,6 +9,7 @@ A user's mistake is reported in one line on stderr and ends with exit code 2. A 
 import contextlib
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import shlex
@@ -16,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TextIO
 
 import typer
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import AlignloopError, ConfigError, DataError, UserError
-from data_schemas.files import DISK_FULL, check_name, read_json
+from data_schemas.errors import AlignloopError, ConfigError, UserError
+from data_schemas.files import DISK_FULL, check_name
 from data_schemas.locks import lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
@@ -41,10 +42,11 @@ from pipeline.report.live import short_path
 from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
-from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
+from pipeline.state.summary import POLICY_STAGES, SUMMARY, trained_models
+from pipeline.state.summary import read as read_summary
 from pipeline.unused import check_unused
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -105,11 +107,11 @@ def init(
 ) -> None:
     """Write a recipe to start from into this folder."""
     recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd()))
-    print(f"written: {', '.join(map(str, (recipe, *others)))}")
+    _print(f"written: {', '.join(map(str, (recipe, *others)))}")
     print("set its model and data, then:")
-    print(f"  {command_name()} plan {recipe}     # shows every step and checks every key; runs nothing")
-    print(f"  {command_name()} check {recipe}    # shows the rows that each stage trains on")
-    print(f"  {command_name()} run {recipe}      # runs the loop")
+    _print(f"  {command_name()} plan {recipe}     # shows every step and checks every key; runs nothing")
+    _print(f"  {command_name()} check {recipe}    # shows the rows that each stage trains on")
+    _print(f"  {command_name()} run {recipe}      # runs the loop")
 
 
 @app.command()
@@ -156,9 +158,9 @@ def run(
             with live.RunDisplay(console, len(steps), live=is_live) as display:
                 run_steps(planned, verbose=verbose, show=display, preflight=preflight if tries_first else None)
         except Interrupted:
-            print(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
+            _print(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
             raise
-    summary = _read_summary(loaded.folder)
+    summary = read_summary(loaded.folder)
     result.show(console, summary, loaded.folder)
 
 
@@ -210,8 +212,8 @@ def status(
     folder = run.parent if run.name == SUMMARY else run
     console = terminal.make_console()
     if follow:
-        run_status.follow(console, folder, lambda: _read_summary(folder))
-    run_status.show(console, folder, _read_summary(folder))
+        run_status.follow(console, folder, lambda: read_summary(folder))
+    run_status.show(console, folder, read_summary(folder))
 
 
 @app.command()
@@ -225,7 +227,7 @@ def verify(run: RunFolder) -> None:
     damaged = [step for step in checked if step.problems]
     if damaged:
         names = ", ".join(step.folder.name for step in damaged)
-        print(
+        _print(
             f"error: {names}: changed since it was written; move it away, and `run` runs the step again",
             file=sys.stderr,
         )
@@ -241,11 +243,11 @@ def prune(
 
     These are the folders of steps whose keys were edited later, and of steps that did not finish.
     """
-    pruning.needed_by(run, _read_summary(run))  # a folder that is no run, or whose run did not finish, gets no lock
+    pruning.needed_by(run, read_summary(run))  # a folder that is no run, or whose run did not finish, gets no lock
     with lock_folder(run) if yes else contextlib.nullcontext():
-        found = pruning.unneeded(run, pruning.needed_by(run, _read_summary(run)))
+        found = pruning.unneeded(run, pruning.needed_by(run, read_summary(run)))
         if not found:
-            print(f"{short_path(run)}: the last run needs every folder; nothing to delete")
+            _print(f"{short_path(run)}: the last run needs every folder; nothing to delete")
             return
         terminal.make_console().print(terminal.pruned_table(run, found))
         if yes:
@@ -255,7 +257,7 @@ def prune(
         print(f"\n{size}: deleted")
     else:
         words = shlex.join(["prune", short_path(run), "--yes"])
-        print(f"\n{size}. To delete: {command_name()} {words}")
+        _print(f"\n{size}. To delete: {command_name()} {words}")
         print("Models in these folders are deleted too, also where another recipe uses them.")
 
 
@@ -308,7 +310,7 @@ def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:
     try:
         check_machine(recipe, steps)
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+        _print(f"warning: {error}", file=sys.stderr)
 
 
 def _environment() -> dict[str, str]:
@@ -324,7 +326,7 @@ def _model_of(name: str) -> str:
             return name  # a hub name
         raise ConfigError(f"{name} does not exist")
     if (folder / SUMMARY).is_file():
-        summary = _read_summary(folder)
+        summary = read_summary(folder)
         policies = [entry for entry in trained_models(summary) if entry["stage"] in POLICY_STAGES]
         if (best := summary["best_policy"]) is not None:
             return str(folder / best["folder"])
@@ -339,18 +341,18 @@ def _model_of(name: str) -> str:
     return name
 
 
-def _read_summary(folder: Path) -> Summary:
-    summary = read_json(folder / SUMMARY)
-    if not (folder / SUMMARY).exists():
-        raise ConfigError(f"{folder} has no {SUMMARY}; expected the folder of a run, as in runs/demo")
-    if summary is None or not {"name", "state", "steps", "rounds", "best_policy"} <= summary.keys():
-        raise DataError(f"{folder / SUMMARY} is not the summary of a run; run the recipe again to rewrite it")
-    return cast(Summary, summary)
+def _print(text: str, *, file: TextIO | None = None) -> None:
+    """Prints a text that may hold names from a file or a folder."""
+    print(printable(text), file=file)
 
 
 def main() -> None:
     """The entry point of the console script. Reports errors in one line, and exits with their code."""
     from typer.main import get_command
+
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     try:
         for name in (Path.cwd(), *sys.argv[1:]):
@@ -372,7 +374,7 @@ def main() -> None:
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # an error of the command-line parser
-            print(f"error: {errors.parser_message(error)}; see {errors.help_for(error)}", file=sys.stderr)
+            _print(f"error: {errors.parser_message(error)}; see {errors.help_for(error)}", file=sys.stderr)
             code = 2
         else:
             errors.report_unexpected(error)

@@ -45,17 +45,19 @@ class AnnotateArguments(AnsweringArguments):
     annotator_function: str | None = key_field(None, "module:function(prompt, answer, ended) -> score", role="function")
     annotator_models: list[str] | None = key_field(None, "reward models as the annotator; several vote", role="model")
     vote: Literal["mean", "majority"] = key_field("mean", "how several reward models agree on an order")
-    num_answers: int = key_field(2, "answers to each prompt, over all policies")
+    num_answers: int = key_field(2, "answers to each prompt, over all policies", minimum=1, maximum=100_000)
     rejected: Literal["worst", "random"] = key_field("worst", "which of the answers below the best is rejected")
     keep_rankings: bool = key_field(False, "keep the answers between the best and the worst: rows are rankings")
-    num_prompts: int | None = key_field(None, "prompts drawn; null: all")
-    num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all")
-    round: int = key_field(1, "each round draws the next prompts")
+    num_prompts: int | None = key_field(None, "prompts drawn; null: all", minimum=1)
+    num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all", minimum=0)
+    round: int = key_field(1, "each round draws the next prompts", minimum=0, maximum=10**6)
     strength_margins: list[float] = key_field(
         [1.0, 0.5, 0.25], "score difference from which a pair is significantly better, better, slightly better"
     )
     keep_unfinished: bool = key_field(False, "let answers be chosen that the length limit cut off")
-    function_timeout: float = key_field(60.0, "seconds that one call of annotator_function may take", role="runtime")
+    function_timeout: float = key_field(
+        60.0, "seconds that one call of annotator_function may take", role="runtime", above=0, maximum=10**6
+    )
 
 
 ARGUMENTS = (AnnotateArguments,)

@@ -63,9 +63,11 @@ log = logging.getLogger(__name__)
 class AverageModelsArguments(LoadingArguments):
     models: list[str] = required_field("folders of the models to average", role="model")
     averaged_stage: Literal["sft", "reward_model", "dpo"] = required_field("the stage that trained them")
-    weights: str | list[float] = key_field("uniform", "uniform, greedy (by eval loss), or a number a model")
+    weights: str | list[float] = key_field("uniform", "uniform, greedy (by eval loss), or a number a model", minimum=0)
     method: Literal["linear", "slerp"] = key_field("linear", "weighted mean, or the arc between two models")
-    fraction: float = key_field(0.5, "slerp: how far along the arc from the first model to the second")
+    fraction: float = key_field(
+        0.5, "slerp: how far along the arc from the first model to the second", minimum=0, maximum=1
+    )
     eval_data: list[str] | None = key_field(None, "files of held-out rows", role="rows")
     train_data: list[str] | None = key_field(
         None, "files of training rows, of which validation_share is held out where there is no eval_data", role="rows"
@@ -73,7 +75,9 @@ class AverageModelsArguments(LoadingArguments):
     reference_model: str | None = key_field(None, "dpo: the reference policy of the evaluation", role="model")
     stage_keys: dict = key_field({}, "keys of averaged_stage for the evaluation: max_length, beta, bf16, …")
     part_names: list[str] | None = key_field(None, "the models' names in the record; null: 1, 2, …", role="runtime")
-    per_device_eval_batch_size: int = key_field(8, "rows a batch of the evaluation", role="runtime")
+    per_device_eval_batch_size: int = key_field(
+        8, "rows a batch of the evaluation", role="runtime", minimum=1, maximum=10**6
+    )
 
 
 ARGUMENTS = (AverageModelsArguments,)

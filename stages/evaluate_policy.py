@@ -89,9 +89,11 @@ class EvaluatePolicyArguments(GateArguments):
     )
     judge_model: str | None = key_field(None, "a reward model no round optimises, where there is no gold", role="model")
     proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
-    num_answers: int = key_field(4, "answers to each prompt")
-    function_timeout: float = key_field(60.0, "seconds that one call of judge_function may take", role="runtime")
-    num_prompts: int | None = key_field(None, "the first prompts; null: all")
+    num_answers: int = key_field(4, "answers to each prompt", minimum=1, maximum=100_000)
+    function_timeout: float = key_field(
+        60.0, "seconds that one call of judge_function may take", role="runtime", above=0, maximum=10**6
+    )
+    num_prompts: int | None = key_field(None, "the first prompts; null: all", minimum=1)
 
 
 ARGUMENTS = (EvaluatePolicyArguments,)

@@ -75,14 +75,21 @@ class PrepareDataArguments(PlainStageArguments):
     evaluation_prompts: list[SourceValue] | None = key_field(
         None, "held-out prompts; null: a share by hash", role="rows"
     )
-    evaluation_share: float = key_field(0.1, "share of the dialogs kept for evaluate_policy")
-    judge_share: float = key_field(0.0, "share of the dialogs whose pairs train a judge that no round optimises")
-    validation_share: float = key_field(0.05, "share of the dialogs kept for the eval loss of the training stages")
-    num_evaluation_prompts: int = key_field(300, "evaluation prompts at most")
-    chosen_as_instructions: float = key_field(
-        0.0, "share of the dialogs in preferences whose chosen side becomes an instruction instead of a pair"
+    evaluation_share: float = key_field(0.1, "share of the dialogs kept for evaluate_policy", minimum=0, below=1)
+    judge_share: float = key_field(
+        0.0, "share of the dialogs whose pairs train a judge that no round optimises", minimum=0, below=1
     )
-    max_rows: int | None = key_field(None, "rows read of each kind at most, the first ones")
+    validation_share: float = key_field(
+        0.05, "share of the dialogs kept for the eval loss of the training stages", minimum=0, below=1
+    )
+    num_evaluation_prompts: int = key_field(300, "evaluation prompts at most", minimum=1)
+    chosen_as_instructions: float = key_field(
+        0.0,
+        "share of the dialogs in preferences whose chosen side becomes an instruction instead of a pair",
+        minimum=0,
+        maximum=1,
+    )
+    max_rows: int | None = key_field(None, "rows read of each kind at most, the first ones", minimum=1)
     on_bad_row: Literal["error", "set_aside"] = key_field("error", "what a bad row does: stop, or be set aside")
 
 

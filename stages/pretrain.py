@@ -64,12 +64,12 @@ class PretrainArguments(TrainingStageArguments):
     tokenizer_name_or_path: str | None = key_field(
         None, "tokenizer to use; null: train one on train_data", role="model"
     )
-    vocab_size: int = key_field(8192, "tokens of the tokenizer that is trained on train_data")
+    vocab_size: int = key_field(8192, "tokens of the tokenizer that is trained on train_data", minimum=1, maximum=10**7)
     special_tokens: list[str] = key_field([], "tokens of that tokenizer besides end and pad, such as a template's")
-    block_size: int = key_field(1024, "tokens a row")
+    block_size: int = key_field(1024, "tokens a row", minimum=2, maximum=10**8)
     mask_documents: bool = key_field(True, "attention and positions start again with each document of a block")
     muon_learning_rate: float | None = key_field(
-        None, "learning rate of Muon on the hidden matrices, AdamW keeps the rest; null: TRL's optim alone"
+        None, "learning rate of Muon on the hidden matrices, AdamW keeps the rest; null: TRL's optim alone", above=0
     )
 
 

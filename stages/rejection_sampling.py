@@ -47,22 +47,24 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class RejectionSamplingArguments(AnsweringArguments):
     reward_model: str = required_field("the reward model that ranks", role="model")
-    num_answers: int = key_field(8, "K, answers to each prompt, over all policies")
-    temperature_range: list[float] | None = key_field(None, "[lowest, highest]: each prompt draws its temperature")
+    num_answers: int = key_field(8, "K, answers to each prompt, over all policies", minimum=1, maximum=100_000)
+    temperature_range: list[float] | None = key_field(
+        None, "[lowest, highest]: each prompt draws its temperature", minimum=0
+    )
     system_prompts: list[str] | None = key_field(
         None, "each prompt without one draws one of these; the reward model sees it, the winner's row does not"
     )
     keep_system_prompt: bool = key_field(False, "keep the drawn system prompt in the winner's row")
-    num_prompts: int | None = key_field(None, "prompts drawn; null: all")
-    num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all")
-    round: int = key_field(1, "each round draws the next prompts")
+    num_prompts: int | None = key_field(None, "prompts drawn; null: all", minimum=1)
+    num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all", minimum=0)
+    round: int = key_field(1, "each round draws the next prompts", minimum=0, maximum=10**6)
     keep_by: Literal["rank", "min_score", "top_quartile"] = key_field(
         "rank", "which of a prompt's num_winners best win: all, by score, or in the top quartile of all prompts' best"
     )
-    num_winners: int = key_field(1, "the most answers that are kept for each prompt")
+    num_winners: int = key_field(1, "the most answers that are kept for each prompt", minimum=1)
     min_score: float | None = key_field(None, "reward that a winner has at least, with keep_by: min_score")
-    min_answer_tokens: int = key_field(0, "shorter answers never win; the end token counts")
-    max_answer_tokens: int | None = key_field(None, "longer answers never win; null: no limit")
+    min_answer_tokens: int = key_field(0, "shorter answers never win; the end token counts", minimum=0)
+    max_answer_tokens: int | None = key_field(None, "longer answers never win; null: no limit", minimum=1)
     keep_unfinished: bool = key_field(False, "let answers win that the length limit cut off")
 
 

@@ -47,8 +47,12 @@ DEFAULTS = training_loop.DEFAULTS | {"padding_free": True}
 
 @dataclass(kw_only=True)
 class SFTArguments(DialogArguments):
-    train_data_shares: list[float] | None = key_field(None, "share kept of each file of train_data; null: all")
-    eval_data_shares: list[float] | None = key_field(None, "share kept of each file of eval_data; null: all")
+    train_data_shares: list[float] | None = key_field(
+        None, "share kept of each file of train_data; null: all", minimum=0, maximum=1
+    )
+    eval_data_shares: list[float] | None = key_field(
+        None, "share kept of each file of eval_data; null: all", minimum=0, maximum=1
+    )
 
 
 ARGUMENTS = (SFTArguments, SFTConfig, ModelConfig)

@@ -24,13 +24,17 @@ class GateArguments(GenerationArguments):
     gate_min_gain: float | None = key_field(
         0.0, "accept when the judge's mean rises by more than this; null: not applied"
     )
-    gate_min_win_rate: float | None = key_field(None, "accept when at least this share of the answers wins")
-    gate_max_length_growth: float | None = key_field(None, "accept when mean answer tokens grow by at most this factor")
+    gate_min_win_rate: float | None = key_field(
+        None, "accept when at least this share of the answers wins", minimum=0, maximum=1
+    )
+    gate_max_length_growth: float | None = key_field(
+        None, "accept when mean answer tokens grow by at most this factor", above=0
+    )
     gate_max_unfinished: float | None = key_field(
-        None, "accept when at most this share of the answers lacks an end token"
+        None, "accept when at most this share of the answers lacks an end token", minimum=0, maximum=1
     )
     gate_max_kl: float | None = key_field(
-        None, "accept when the KL to the first policy is at most this, in nats per answer"
+        None, "accept when the KL to the first policy is at most this, in nats per answer", minimum=0
     )
     gate_overoptimised: bool = key_field(
         False, "do not accept when the round's reward model scores higher and the judge lower than before"

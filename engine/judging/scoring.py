@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError, StageError
 from data_schemas.rows import Candidate, Candidates, Message, for_template
+from data_schemas.text import shown
 from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
 from engine.runtime import preemption, progress, timing
@@ -88,9 +89,27 @@ class FunctionScorer:
             raise ConfigError(f"{call} took longer than function_timeout={self.timeout:g} seconds") from None
         except Exception as error:
             raise ConfigError(f"{call} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise ConfigError(f"{call} gave {score!r}, expected a finite number")
-        return float(score)
+        number = finite_number(score)
+        if number is None:
+            raise ConfigError(f"{call} gave {shown(score)}, expected a finite number")
+        return number
+
+
+def finite_number(score: object) -> float | None:
+    """The score as a float; None where it is no finite number.
+
+    A number is all that has one value as a float, as numpy.float32(0.5) and a tensor of one element. Booleans and text
+    are none, though float() takes them.
+    """
+    kind = str(getattr(score, "dtype", "float"))  # of an array or a tensor
+    if isinstance(score, bool | str | bytes | bytearray) or not ("float" in kind or "int" in kind):
+        return None
+    try:
+        item = getattr(score, "item", None)
+        number = float(item() if callable(item) else score)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def takes_reference(function: Callable[..., object]) -> bool:

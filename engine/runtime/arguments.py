@@ -9,9 +9,11 @@ from typing import Literal
 
 from data_schemas.key_rules import check_batch
 from data_schemas.rows import Strength
-from data_schemas.stage_keys import Keys, Values
+from data_schemas.stage_keys import TRACKERS, Keys, Values
 from engine.runtime import world
 from engine.runtime.keys import key_field, required_field
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")  # those of transformers
 
 
 @dataclass(kw_only=True)
@@ -28,10 +30,10 @@ class PlainStageArguments(StepArguments):
     """More keys of a stage without a TRL trainer."""
 
     output_dir: str = key_field("", "the folder this stage writes (required)", role="runtime")
-    seed: int = key_field(42, "seed of every random choice of the stage")
+    seed: int = key_field(42, "seed of every random choice of the stage", minimum=0, maximum=2**32 - 1)
     use_cpu: bool = key_field(False, "run on the CPU even where there is a GPU", role="runtime")
-    report_to: str | list[str] = key_field("wandb", "none or wandb", role="runtime")
-    log_level: str = key_field("info", "debug, info, warning or error on the console", role="runtime")
+    report_to: str | list[str] = key_field("wandb", "none, wandb or tensorboard", role="runtime", choices=TRACKERS)
+    log_level: str = key_field("info", "least level on the console", role="runtime", choices=LOG_LEVELS)
 
 
 @dataclass(kw_only=True)
@@ -47,16 +49,20 @@ class TrainingStageArguments(StepArguments):
 
     train_data: list[str] = required_field("files or folders of training rows", role="rows")
     eval_data: list[str] | None = key_field(None, "files of held-out rows; without them, a share by group", role="rows")
-    validation_share: float = key_field(0.05, "share of the groups held out where eval_data is not given")
-    global_batch_size: int = key_field(32, "rows an optimizer step, over all processes")
-    patience: int | None = key_field(None, "stop after so many evaluations without a better eval_loss; null: never")
+    validation_share: float = key_field(
+        0.05, "share of the groups held out where eval_data is not given", minimum=0, below=1
+    )
+    global_batch_size: int = key_field(32, "rows an optimizer step, over all processes", minimum=1, maximum=10**8)
+    patience: int | None = key_field(
+        None, "stop after so many evaluations without a better eval_loss; null: never", minimum=1
+    )
     on_bad_row: Literal["error", "set_aside"] = key_field("error", "what a bad row does: stop, or be set aside")
     on_bad_step: Literal["stop", "skip"] = key_field(
         "stop",
         "a step with a loss or gradient that is not finite, or a loss that is a spike: stop there, or skip it",
     )
     spike_sigma: float | None = key_field(
-        10.0, "a loss so many standard deviations above the mean of the last 128 is a spike; null: none is"
+        10.0, "a loss so many standard deviations above the mean of the last 128 is a spike; null: none is", above=0
     )
     force_fp16: bool = key_field(False, "train in float16 all the same", role="runtime")
     other_contract: bool = key_field(
@@ -91,7 +97,10 @@ class PreferenceArguments(DialogArguments):
         "answers to one prompt share its tokens and short rows share a row: the same numbers, several times as fast",
     )
     max_similarity: float | None = key_field(
-        None, "drop answers more alike than this to a better one: 1 - edits / characters of the longer; null: none"
+        None,
+        "drop answers more alike than this to a better one: 1 - edits / characters of the longer; null: none",
+        minimum=0,
+        maximum=1,
     )
 
 
@@ -106,10 +115,12 @@ class GenerationArguments(LoadingArguments):
         "gpu_memory_utilization, max_model_len",
         role="runtime",
     )
-    temperature: float = key_field(1.0, "softmax temperature; 0 takes the most probable token")
-    top_p: float = key_field(1.0, "nucleus: the smallest set of tokens with this much probability")
-    max_new_tokens: int = key_field(256, "longest answer, in tokens")
-    generation_batch_size: int = key_field(32, "answers written at a time; another size changes rounding at most")
+    temperature: float = key_field(1.0, "softmax temperature; 0 takes the most probable token", minimum=0)
+    top_p: float = key_field(1.0, "nucleus: the smallest set of tokens with this much probability", above=0, maximum=1)
+    max_new_tokens: int = key_field(256, "longest answer, in tokens", minimum=1, maximum=10**7)
+    generation_batch_size: int = key_field(
+        32, "answers written at a time; another size changes rounding at most", minimum=1, maximum=10**6
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = key_field("auto", "precision the models are loaded in")
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Sequence
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_schemas.errors import ConfigError
+from data_schemas.limits import Limits
 from data_schemas.stage_keys import KeyRole, StageKey, Values
 
 # Keys of TRL and transformers that change how a stage runs or reports, not what it computes. They are left out of the
@@ -43,9 +44,15 @@ _RUNTIME_KEY_GROUPS = (
 RUNTIME_KEYS = frozenset(" ".join(_RUNTIME_KEY_GROUPS).split())
 
 
-def key_field(default: Any, help: str, *, role: KeyRole = "identity") -> Any:
-    """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys)."""
-    metadata = {"help": help, "role": role}
+def key_field(
+    default: Any, help: str, *, role: KeyRole = "identity", choices: Sequence[str] = (), **limits: Any
+) -> Any:
+    """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys).
+
+    `limits` are those of its numbers: minimum, above, maximum, below (data_schemas.limits). `choices` are for text; a
+    Literal type declares them too.
+    """
+    metadata = {"help": help, "role": role, "choices": list(choices), "limits": Limits(**limits) if limits else None}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -56,7 +63,16 @@ def required_field(help: str, *, role: KeyRole = "identity") -> Any:
     return field(metadata={"help": help, "role": role, "required": True})
 
 
-def describe(classes: Sequence[type], defaults: Values) -> dict[str, StageKey]:
+@dataclass(frozen=True)
+class Library:
+    """What is known of the keys of TRL and transformers besides their dataclasses (engine.runtime.trl_limits)."""
+
+    limits: Mapping[str, Limits]
+    choices: Mapping[str, Sequence[str]]
+    may_be_empty: Sequence[str]
+
+
+def describe(classes: Sequence[type], defaults: Values, library: Library) -> dict[str, StageKey]:
     """Describes every key of the dataclasses, ours first; `defaults` are our defaults for TRL's keys."""
     keys: dict[str, StageKey] = {}
     for cls in classes:
@@ -66,12 +82,18 @@ def describe(classes: Sequence[type], defaults: Values) -> dict[str, StageKey]:
             if not item.init or item.name in keys:
                 continue
             kind, choices = _describe_type(hints[item.name])
+            limits = item.metadata.get("limits")
+            if not own:
+                choices = choices or library.choices.get(item.name)
+                limits = library.limits.get(item.name)
             role = item.metadata.get("role") or ("runtime" if item.name in RUNTIME_KEYS else "identity")
             if item.name == "model_name_or_path":
                 role = "model"
             keys[item.name] = StageKey(
                 type=kind,
-                choices=item.metadata.get("choices") or choices,
+                choices=list(item.metadata.get("choices") or choices or []) or None,
+                limits=limits,
+                may_be_empty=item.name in library.may_be_empty,
                 default=_plain(defaults.get(item.name, _default_of(item))),
                 role=role,
                 required=bool(item.metadata.get("required")),

@@ -15,6 +15,7 @@ from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
+from pipeline.launch.model_config import check_model_config
 from pipeline.recipe.names import traits_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
@@ -30,9 +31,16 @@ def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
     for step in steps:
         for name, value in step.keys.items():
             if value is not None and stages()[step.stage].keys[name].role == "function":
-                find_module(value, recipe.path.absolute().parent)
+                _check_function(recipe, step, name, value)
         _check_launch(recipe, step)
         _check_batch(recipe, step)
+
+
+def _check_function(recipe: Recipe, step: Step, key: str, function: str) -> None:
+    try:
+        find_module(function, recipe.path.absolute().parent)
+    except UserError as error:
+        raise ConfigError(f"{recipe.path}: {step.section}.{key}: {error}") from None
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -148,6 +156,8 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
         check_regular(file)
     if not only_tokenizer and not (folder / "config.json").is_file():
         raise DataError(f"{where}={folder} has no config.json; expected a model folder")
+    if not only_tokenizer:
+        check_model_config(folder, where=where)
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     if not only_tokenizer and pickled and not any(folder.glob("*.safetensors")):
         raise DataError(

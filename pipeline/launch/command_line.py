@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 from pipeline.plan import Step
@@ -64,7 +65,7 @@ def launch_command(step: Step, folder: Path, slot: Slot = ALONE) -> list[str]:
     copy.write_text(yaml.safe_dump(profile, sort_keys=False))
     if launch.num_machines > 1:
         return [*wrapper, *ours, "pipeline.launch.node", str(copy), *script]
-    return [*wrapper, sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(copy), *script]
+    return [*wrapper, *ours, "engine.runtime.loopback_launch", "--config_file", str(copy), *script]
 
 
 def _is_one_process(launch: Launch) -> bool:
@@ -74,6 +75,12 @@ def _is_one_process(launch: Launch) -> bool:
 def num_threads(processes: int, cores: Sequence[int] | None = None) -> int:
     """Threads of each process: the given cores, or all cores available, divided by the number of processes."""
     return max(1, len(cores or available_cores()) // processes)
+
+
+def _loopback() -> str | None:
+    """The name of the loopback interface; `lo` on Linux."""
+    addresses = psutil.net_if_addrs()
+    return next((name for name, listed in addresses.items() if any(a.address == "127.0.0.1" for a in listed)), None)
 
 
 def _free_port() -> int:
@@ -90,6 +97,7 @@ def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = AL
     values = inherited | {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # of console.txt, whatever the terminal has
         "OMP_NUM_THREADS": str(num_threads(processes, cores_of(step, slot))),
         "TOKENIZERS_PARALLELISM": "false",
         "ALIGNLOOP_RUNNER_PID": str(os.getpid()),
@@ -97,6 +105,9 @@ def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = AL
         "ALIGNLOOP_FUNCTION_PATH": str(function_folder),
         STEP_FOLDER: str(folder),
     }
+    if step.launch.num_machines == 1 and not _is_one_process(step.launch) and (loopback := _loopback()):
+        # The processes of one machine are reachable from no other. A user's own choice stays.
+        values = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | values
     if slot.devices is not None and step.launch.device == "gpu":
         values["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, slot.devices))
     # Not with ZeRO: accelerate would then silently ignore DeepSpeed. There `use_cpu` in the stage's config is enough.

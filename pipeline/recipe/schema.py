@@ -27,7 +27,8 @@ import yaml
 from pydantic import Field, create_model
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import Keys, load_yaml, read_yaml
+from data_schemas.stage_keys import Keys
+from data_schemas.yaml_files import load_yaml, read_yaml
 from pipeline.recipe.locations import locate
 from pipeline.recipe.names import Section, all_sections, runs_once, stages_of_a_round
 from pipeline.recipe.resolved import Recipe, TypedSections, resolve

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from data_schemas.errors import ConfigError
 from data_schemas.files import check_regular
 from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, nearest, stages
+from data_schemas.text import shown
+from data_schemas.yaml_files import unquoted_hint
 from pipeline.recipe.locations import locate, locate_rows
 from pipeline.recipe.names import Section, all_sections, may_have_variants, stage_of, traits_of
 
@@ -32,20 +34,22 @@ class Launch(BaseModel):
     profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = Field(
         default="single", description="How a step is distributed over processes; a ZeRO profile uses DeepSpeed."
     )
-    num_processes: int = Field(default=1, ge=1, description="Processes over all machines.")
+    num_processes: int = Field(default=1, ge=1, le=100_000, description="Processes over all machines.")
     device: Literal["gpu", "cpu"] = Field(default="gpu", description="The device that stages run on.")
-    num_machines: int = Field(default=1, ge=1, description="Machines that a step runs on.")
+    num_machines: int = Field(default=1, ge=1, le=100_000, description="Machines that a step runs on.")
     wrapper: str | None = Field(
         default=None,
         description="A command that runs another once on every machine, as in srun --nodes=8 --ntasks-per-node=1.",
     )
     main_process_ip: str | None = Field(default=None, description="Address of machine 0, as the others reach it.")
-    main_process_port: int | None = Field(default=None, description="Port of machine 0; null: a free one.")
+    main_process_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="Port of machine 0; null: a free one."
+    )
     devices: list[int] | None = Field(
-        default=None, description="GPUs, or on the CPU cores, that a step may use; null: all."
+        default=None, min_length=1, description="GPUs, or on the CPU cores, that a step may use; null: all."
     )
     grace_seconds: float = Field(
-        default=60.0, ge=0.0, description="Time that a stage has after SIGTERM to save a checkpoint."
+        default=60.0, ge=0.0, le=1e6, description="Time that a stage has after SIGTERM to save a checkpoint."
     )
     warm: bool = Field(
         default=True, description="Steps of one process on the CPU are forked from one Python that has imported torch."
@@ -66,7 +70,9 @@ class Mix(BaseModel):
     human_share: float = Field(
         default=1.0, ge=0.0, le=1.0, description="Share of the human instructions in SFT, from round 1 on."
     )
-    dpo_batches: int = Field(default=1, ge=1, description="Number of most recent batches that DPO is trained on.")
+    dpo_batches: int = Field(
+        default=1, ge=1, le=1000, description="Number of most recent batches that DPO is trained on."
+    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def type_section(section: Section, values: Values, folder: Path, *, where: str) 
         if traits_of(section).one_process:
             raise ConfigError(f"{where}.launch: this stage is always one process")
         if not isinstance(launch, dict):
-            raise ConfigError(f"{where}.launch={launch!r}: expected a mapping, as in {{num_processes: 2}}")
+            raise ConfigError(f"{where}.launch={shown(launch)}: expected a mapping, as in {{num_processes: 2}}")
         parse(Launch, launch, where=f"{where}.launch")
     has_variants, has_average = (name in values and may_have_variants(section) for name in ("variants", "average"))
     return TypedSection(
@@ -113,7 +119,9 @@ def type_section(section: Section, values: Values, folder: Path, *, where: str) 
 
 def _type_variants(section: Section, listed: object, folder: Path, *, where: str) -> list[TypedVariant]:
     if not (isinstance(listed, list) and listed and all(isinstance(variant, dict) for variant in listed)):
-        raise ConfigError(f"{where}.variants={listed!r}: expected a list of mappings, as in [{{seed: 1}}, {{seed: 2}}]")
+        raise ConfigError(
+            f"{where}.variants={shown(listed)}: expected a list of mappings, as in [{{seed: 1}}, {{seed: 2}}]"
+        )
     return [
         _type_variant(section, variant, folder, where=f"{where}.variants.{place}")
         for place, variant in enumerate(listed, 1)
@@ -136,10 +144,10 @@ def _type_variant(section: Section, values: Keys, folder: Path, *, where: str) -
 
 def _type_average(average: object, *, where: str) -> Keys:
     if not isinstance(average, dict):
-        raise ConfigError(f"{where}.average={average!r}: expected a mapping, as in {{weights: greedy}}")
+        raise ConfigError(f"{where}.average={shown(average)}: expected a mapping, as in {{weights: greedy}}")
     for name in average:
         if name not in AVERAGE_KEYS:
-            raise ConfigError(f"{where}.average: unknown key {name!r}{nearest(str(name), AVERAGE_KEYS)}")
+            raise ConfigError(f"{where}.average: unknown key {shown(name)}{nearest(str(name), AVERAGE_KEYS)}")
     return check_keys("average_models", average, where=f"{where}.average")
 
 
@@ -148,9 +156,8 @@ def type_defaults(values: Values, folder: Path, *, where: str) -> Keys:
     keys_of_stages = {name: key for stage in stages().values() for name, key in stage.keys.items()}
     for name in values:
         if name not in keys_of_stages:
-            raise ConfigError(
-                f"{where}: unknown key {name!r}: no stage has it{nearest(str(name), list(keys_of_stages))}"
-            )
+            hint = unquoted_hint(name) or nearest(str(name), list(keys_of_stages))
+            raise ConfigError(f"{where}: unknown key {shown(name)}: no stage has it{hint}")
     typed: Keys = {}
     for stage, description in stages().items():
         typed |= check_keys(stage, {k: v for k, v in values.items() if k in description.keys}, where=where)
@@ -209,5 +216,5 @@ def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {place} is missing") from None
         hint = nearest(str(first["input"]), all_sections()) if first["loc"][-1] == "[key]" else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {place}={first['input']!r}: {message}{hint}") from None
+        message = first["msg"].removeprefix("Value error, ") + (unquoted_hint(first["input"]) or hint)
+        raise ConfigError(f"{where}: {place}={shown(first['input'])}: {message}") from None

@@ -5,19 +5,22 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from data_schemas.stage_keys import nearest
+from data_schemas.stage_keys import path_problem
+from data_schemas.text import nearest
 from pipeline.recipe.names import stages_of_a_round, stages_of_every_round, stages_of_one_pass
 from pipeline.recipe.sections import Launch, Mix
 
 
 class Settings(Mix, BaseModel):
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run, and of its folder.")
-    rounds: int = Field(default=2, ge=0, description="Number of rounds after round 0.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200, description="Name of the run, and of its folder."
+    )
+    rounds: int = Field(default=2, ge=0, le=1000, description="Number of rounds after round 0.")
     base_model: str | None = Field(
         default=None, description="A folder or a hub name; null: a base model is pretrained."
     )
     output_dir: str = Field(default="runs", description="Folder of the runs, relative to the working directory.")
-    seed: int = Field(default=0, description="Seed of every stage whose section sets none.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every stage whose section sets none.")
     launch: Launch = Field(default=Launch(), description="Where and how steps run; a section may override it.")
 
     stages: list[str] | None = Field(
@@ -64,6 +67,13 @@ class Settings(Mix, BaseModel):
         ordered = [stage for stage in stages_of_a_round() if stage in given]
         if given != ordered:
             raise ValueError(f"the order is fixed; try [{', '.join(ordered)}]")
+        return given
+
+    @field_validator("base_model", "output_dir")
+    @classmethod
+    def _is_possible_path(cls, given: str | None) -> str | None:
+        if given is not None and (problem := path_problem(given)):
+            raise ValueError(problem)
         return given
 
     @property

@@ -1,12 +1,13 @@
 """What the command prints: the tree of a plan, and the tables of a summary. Running steps are in live.py."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from rich.box import MARKDOWN
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -36,15 +37,24 @@ COLOURS = {
     "skip": "dim",
     "skipped": "dim",
     "complete": "green",
-    "sizes only": "yellow",
     "not finished": "dim",
 }
 
 
+class PrintableConsole(Console):
+    """A console that escapes what could control the terminal in every text, whatever run, step or model it is from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=220)
+    console = PrintableConsole(stderr=stderr, highlight=False, markup=False)
+    if console.is_terminal:
+        return console
+    return PrintableConsole(stderr=stderr, highlight=False, markup=False, width=220)
 
 
 def verified_table(checked: Sequence[StepCheck]) -> Table:

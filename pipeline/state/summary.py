@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal, TypedDict
+from pathlib import Path, PurePath
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from data_schemas.artifact import Artifact
-from data_schemas.files import write_atomically
+from data_schemas.errors import ConfigError, DataError
+from data_schemas.files import read_json, write_atomically
 from data_schemas.stage_keys import stages
+from data_schemas.text import shown
 from pipeline.state.run import Run, StepState
 from pipeline.steps import Step
 
@@ -58,6 +63,38 @@ class Summary(TypedDict):
 
 POLICY_STAGES = ("sft", "dpo")
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
+
+
+def read(folder: Path) -> Summary:
+    """The summary of the run in a folder. Raises ConfigError where there is none, DataError where it is damaged."""
+    path = folder / SUMMARY
+    if not path.exists():
+        raise ConfigError(f"{folder} has no {SUMMARY}; expected the folder of a run, as in runs/demo")
+    try:
+        summary = TypeAdapter(Summary).validate_python(read_json(path))
+        _check(summary)
+    except (ValidationError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}" if first else error
+        raise DataError(f"{path} is not the summary of a run; run the recipe again to rewrite it ({problem})") from None
+    # A summary of an older version lacks the columns that were added since.
+    for row in summary["rounds"]:
+        row |= {column: row.get(column) for column in ("policy", *(column for column, _, _ in columns()))}
+    return summary
+
+
+def _check(summary: Summary) -> None:
+    """Raises ValueError for what the types do not say: stages that exist, and folders inside of the run's."""
+    folders = [step["folder"] for step in summary["steps"]]
+    if wrong := [step["stage"] for step in summary["steps"] if step["stage"] not in stages()]:
+        raise ValueError(f"there is no stage {shown(wrong[0])}")
+    if summary["best_policy"] is not None:
+        folders.append(summary["best_policy"]["folder"])
+    for name in filter(None, folders):
+        if "\0" in name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(f"the folder {shown(name)} is not inside of the run's")
+    if wrong_rounds := [row for row in summary["rounds"] if not isinstance(row.get("round"), int)]:
+        raise ValueError(f"rounds contains {shown(wrong_rounds[0])}, which has no number of a round")
 
 
 def write(folder: Path, run: Run, state: str) -> None:
@@ -130,7 +167,7 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
     artifacts = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
     row: dict[str, object] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
     reasons: dict[str, str] = {}
-    for column, section, metric in _columns():
+    for column, section, metric in columns():
         artifact = artifacts.get(section)
         row[column] = artifact.metrics.get(metric) if artifact else None
         if row[column] is None:
@@ -140,7 +177,7 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
     return row | {"reasons": reasons}
 
 
-def _columns() -> list[tuple[str, str, str]]:
+def columns() -> list[tuple[str, str, str]]:
     """(column, stage that measures it, metric) from the stages' traits; those of the evaluation first."""
     described = sorted(stages().items(), key=lambda item: item[1].traits.runs != "after_round")
     return [

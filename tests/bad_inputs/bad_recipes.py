@@ -305,6 +305,8 @@ RECORD = {
     "metrics": {},
     "seconds": 1.0,
 }
+STEP = {"name": "s", "stage": "sft", "round": 0, "folder": "s-0", "fingerprint": "0", "state": "ran"}
+STEP |= {"seconds": 1.0, "metrics": {}}
 SUMMARY = {"name": "toy", "state": "failed", "steps": [], "rounds": [], "best_policy": None}
 
 
@@ -357,9 +359,34 @@ CASES = [
     ),
     Case("module with a null byte", spoiled("scores.py", b"def score(): \0\n"), "scores:score: HERE/scores.py"),
     Case(
+        "function without a name",
+        lambda place: place.alignloop("plan", *place.recipe("annotate.annotator_function=scores")),
+        "toy.yaml: annotate.annotator_function: 'scores' is no function: expected module:function",
+    ),
+    Case(
+        "base model with a long name",
+        lambda place: place.alignloop("plan", *place.recipe(f"base_model={'x' * 300}")),
+        "is too long for a path: expected at most 255 bytes for each name and 4095 in all",
+    ),
+    Case(
+        "base model with a null character",
+        lambda place: place.alignloop("plan", *place.recipe('base_model="a\\0b"')),
+        "base_model='a\\x00b': contains a null character; remove it",
+    ),
+    Case(
         "base without a config",
         base(lambda base: (base / "config.json").unlink()),
         "base_model=HERE/base has no config.json; expected a model folder",
+    ),
+    Case(
+        "base with a config that is a list",
+        base(lambda base: (base / "config.json").write_text("[]")),
+        "base_model=HERE/base: config.json is not a JSON object; expected the configuration of a model",
+    ),
+    Case(
+        "base with a million layers",
+        base(lambda base: (base / "config.json").write_text('{"num_hidden_layers": 1000000}')),
+        "config.json: num_hidden_layers=1000000: expected a number 1 or more, at most 10000",
     ),
     Case(
         "base without a tokenizer",
@@ -435,6 +462,36 @@ CASES = [
         "summary of another program",
         in_run("summary.json", {"name": "x"}, *STATUS),
         "runs/toy/summary.json is not the summary of a run; run the recipe again",
+    ),
+    Case(
+        "summary that nests",
+        in_run("summary.json", "[" * 100_000, *STATUS),
+        "runs/toy/summary.json is not the summary of a run; run the recipe again",
+    ),
+    Case(
+        "summary with a step that lacks its state",
+        in_run("summary.json", SUMMARY | {"steps": [{"name": "s"}]}, *STATUS),
+        "is not the summary of a run; run the recipe again to rewrite it (steps.0.stage: Field required)",
+    ),
+    Case(
+        "summary with a round that is a number",
+        in_run("summary.json", SUMMARY | {"rounds": [1]}, *CHAT),
+        "is not the summary of a run; run the recipe again to rewrite it (rounds.0: Input should be a valid",
+    ),
+    Case(
+        "summary with a round without its number",
+        in_run("summary.json", SUMMARY | {"rounds": [{}]}, *STATUS),
+        "rounds contains {}, which has no number of a round",
+    ),
+    Case(
+        "summary with a stage that is none",
+        in_run("summary.json", SUMMARY | {"steps": [STEP | {"stage": "sleep"}]}, *STATUS),
+        "there is no stage 'sleep'",
+    ),
+    Case(
+        "summary with a folder elsewhere",
+        in_run("summary.json", SUMMARY | {"best_policy": {"step": "s", "folder": "../../x", "score": 1.0}}, *CHAT),
+        "the folder '../../x' is not inside of the run's",
     ),
     Case(
         "verify of no run",

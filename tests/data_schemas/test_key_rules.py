@@ -3,9 +3,11 @@
 import pytest
 
 from data_schemas.errors import ConfigError
-from data_schemas.key_rules import LIMITS, RULES, Limit, check_batch, check_values
-from data_schemas.stage_keys import stages
+from data_schemas.key_rules import RULES, check_batch, check_values
+from data_schemas.limits import Limits
+from data_schemas.stage_keys import check_keys, stages
 
+HERE = "recipe.yaml: section"
 ANNOTATE = {"policies": ["p"], "annotator_function": "a:b"}
 SAMPLING = {"policies": ["p"], "reward_model": "r"}
 AVERAGE = {"models": ["a", "b"], "averaged_stage": "sft", "eval_data": ["e.jsonl"]}
@@ -20,12 +22,12 @@ REFUSED = [
     (
         "average_models",
         AVERAGE | {"weights": [0.0, 0.0]},
-        "weights=[0.0, 0.0]: expected numbers >= 0 with a sum above 0",
+        "weights=[0.0, 0.0]: expected at least one above 0",
     ),
     (
         "average_models",
         AVERAGE | {"weights": [2.0, -1.0]},
-        "weights=[2.0, -1.0]: expected numbers >= 0 with a sum above 0",
+        "weights=[2.0, -1.0]: expected numbers 0 or more",
     ),
     (
         "average_models",
@@ -37,7 +39,7 @@ REFUSED = [
         SLERP | {"models": ["a", "b", "c"]},
         "method=slerp takes two models and no weights; set fraction, or method: linear",
     ),
-    ("average_models", SLERP | {"fraction": 1.5}, "fraction=1.5 is not between 0 and 1"),
+    ("average_models", SLERP | {"fraction": 1.5}, "fraction=1.5: expected a number 0 or more, at most 1"),
     ("average_models", AVERAGE | {"fraction": 0.3}, "fraction is for method: slerp; a mean takes weights"),
     (
         "average_models",
@@ -121,15 +123,15 @@ REFUSED = [
         "2 loss_weights for 1 of loss_type; give one for each",
     ),
     ("dpo", {"beta": 0.0}, "beta=0.0: expected a number above 0"),
-    ("sft", {"learning_rate": -1.0}, "learning_rate=-1.0: expected a number 0 or more"),
+    ("sft", {"learning_rate": -1.0}, "learning_rate=-1.0: expected a number above 0"),
 ]
 
 
 @pytest.mark.parametrize(("stage", "values", "message"), REFUSED)
 def test_impossible_values_are_refused_in_one_line(stage, values, message):
     with pytest.raises(ConfigError) as caught:
-        check_values(stage, values, where="recipe.yaml: section")
-    assert str(caught.value) == f"recipe.yaml: section: {message}"
+        check_values(stage, check_keys(stage, values, where=HERE), where=HERE)
+    assert str(caught.value) == f"{HERE}: {message}"
 
 
 def test_defaults_and_values_at_the_limits_are_accepted():
@@ -146,16 +148,30 @@ def test_defaults_and_values_at_the_limits_are_accepted():
         ({"temperature": 0.0}, {"temperature": -0.01}),
         ({"num_prompts": 1}, {"num_prompts": 0}),
     ):
-        check_values("annotate", ANNOTATE | values, where="")
+        check_keys("annotate", values, where="")
         with pytest.raises(ConfigError, match="expected a number"):
-            check_values("annotate", ANNOTATE | past, where="")
+            check_keys("annotate", past, where="")
     check_values("rejection_sampling", SAMPLING | {"temperature_range": [0.7, 0.7]}, where="")
 
 
-def test_every_limit_and_rule_is_for_existing_keys():
-    everywhere = {name for stage in stages().values() for name in stage.keys}
-    assert set(LIMITS) <= everywhere and set(RULES) <= set(stages())
-    assert str(Limit(0, 1, is_open=True)) == "above 0, at most 1" and str(Limit(2)) == "2 or more"
+def test_every_rule_is_for_a_stage():
+    assert set(RULES) <= set(stages())
+
+
+@pytest.mark.parametrize(
+    ("limits", "words", "allowed", "refused"),
+    [
+        (Limits(above=0, maximum=1), "above 0, at most 1", [0.1, 1], [0, 1.1, float("nan")]),
+        (Limits(minimum=2), "2 or more", [2, 2.5, 10**30], [1.99, float("inf")]),
+        (Limits(minimum=0, below=1), "0 or more, below 1", [0, 0.999], [1, -0.1]),
+        (Limits(minimum=1, also=(-1,)), "1 or more, or -1", [1, -1], [0, -2]),
+        (Limits(above=0, whole_from_1=True), "above 0, whole from 1 on", [0.5, 1, 3.0], [0, 1.5]),
+    ],
+)
+def test_limits_hold_and_are_said_in_words(limits, words, allowed, refused):
+    assert str(limits) == words
+    assert all(limits.holds(value) for value in allowed)
+    assert not any(limits.holds(value) for value in refused)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_rewards_that_collapse_to_a_constant_stop_the_stage(tiny_model, rows, tm
 
     monkeypatch.setattr(BradleyTerryTrainer, "training_step", training_step)
     data = {"train_data": [rows / "pairs.jsonl"], "eval_data": [rows / "pairs_eval.jsonl"]}
-    keys = keys_of(tiny_model, rows, optim="sgd", learning_rate=0.0) | data
+    keys = keys_of(tiny_model, rows, optim="sgd", learning_rate=1e-60) | data
     assert call_stage("reward_model", tmp_path / "rm", **keys) == 1
     assert read_json(tmp_path / "rm" / "outcome.json")["cause"].startswith(
         "step 2: the rewards have collapsed to a constant: in every held-out row all answers have the reward 0"

@@ -95,7 +95,7 @@ def test_a_reward_model_that_is_trained_further_keeps_its_head(tiny_model, rows,
         tmp_path / "two",
         model_name_or_path=tmp_path / "one" / "model",
         seed=2,
-        learning_rate=0.0,
+        learning_rate=1e-60,
         **keys,
     )
     heads = [load_reward(str(tmp_path / name / "model")).score.weight for name in ("one", "two")]

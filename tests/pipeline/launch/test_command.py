@@ -46,12 +46,18 @@ def test_one_process_is_plain_python(tmp_path):
 def test_several_processes_and_zero_go_through_accelerate_with_the_steps_own_profile(tmp_path):
     step = step_with(profile="zero3", num_processes=2, device="cpu", main_process_port=29555)
     command = command_line.launch_command(step, tmp_path)
-    assert command[1:5] == ["-m", "accelerate.commands.launch", "--config_file", f"{tmp_path}/accelerate.yaml"]
+    assert command[1:6] == [
+        "-P",
+        "-m",
+        "engine.runtime.loopback_launch",
+        "--config_file",
+        f"{tmp_path}/accelerate.yaml",
+    ]
     profile = yaml.safe_load((tmp_path / "accelerate.yaml").read_text())
     assert (profile["use_cpu"], profile["num_processes"], profile["main_process_port"]) == (True, 2, 29555)
     assert profile["deepspeed_config"]["zero_stage"] == 3
     offloaded = command_line.launch_command(step_with(profile="zero3_offload"), tmp_path)
-    assert "accelerate.commands.launch" in offloaded  # one GPU with its optimizer in the CPU's memory
+    assert "engine.runtime.loopback_launch" in offloaded  # one GPU with its optimizer in the CPU's memory
     assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["use_cpu"] is False
 
 

@@ -1,12 +1,20 @@
 """What the terminal shows: verbose output, status, and the plan."""
 
 import io
+import json
+import sys
 
+import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from data_schemas.text import printable
+from pipeline import cli
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from pipeline.report import terminal
+from pipeline.report.terminal import make_console
 from pipeline.state.run import Decision, Run
 from tests.pipeline.fake_stages import build_inputs
 
@@ -42,3 +50,28 @@ def test_the_reasons_of_a_plan_are_wrapped_and_its_counts_add_up(tmp_path):
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(line.strip(" │├└─") for line in lines).split())
     assert text.count(reason) == 4
+
+
+def test_a_console_escapes_what_controls_a_terminal_and_knows_no_markup(capsys):
+    console = make_console()
+    table = Table("[bold]step[/nothing]", "state")
+    table.add_row("\x1b]0;title\x07", Text("[red]a\x1b[2J"))
+    console.print("[/wrong]", table)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out
+    assert "[/wrong]" in out and "[bold]step[/nothing]" in out and "[red]a\\x1" in out  # wider than its column: cropped
+    assert "\\x1b]0;title" in out
+
+
+@pytest.mark.parametrize("name", ["[bold]", "[/x]", "a\x1b[2Jb"])
+def test_status_of_a_run_with_any_name_is_readable(name, tmp_path, capsys, monkeypatch):
+    step = {"name": name, "stage": "sft", "round": 0, "folder": None, "fingerprint": None, "state": name}
+    summary = {"name": name, "state": "done", "steps": [step | {"seconds": 1.0, "metrics": {"eval_loss": name}}]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"rounds": [], "best_policy": None}))
+    monkeypatch.setattr(sys, "argv", ["alignloop", "status", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not end.value.code
+    assert "\x1b" not in out
+    assert out.startswith(f"{printable(name)}: done")

@@ -1,0 +1,153 @@
+"""YAML files that people write: read by the safe loader, with every key given once and within bounds of size.
+
+The safe loader itself takes the last of two equal keys, and follows aliases however often they multiply a value.
+"""
+
+import datetime
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_schemas.errors import ConfigError
+from data_schemas.text import shown
+
+MAX_BYTES = 2_000_000  # of a file; reading them takes seconds
+MAX_VALUES = 100_000  # keys and values of a document, those of an alias counted at each use
+MAX_DEPTH = 50  # of lists and mappings inside each other
+
+
+class RefusedYaml(yaml.MarkedYAMLError):
+    """A document that YAML allows and we do not; `problem` is a complete message."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses a key that is given twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                name = str(key_node.value if key_node.tag.endswith(":merge") else self.construct_object(key_node))
+                line = key_node.start_mark.line + 1
+                if name in lines:
+                    first = f" in line {lines[name]}" if lines[name] != line else ""
+                    raise _refused(key_node, f"the key {shown(name)} is given twice, first{first or ' in this line'}")
+                lines[name] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _refused(node: yaml.Node, problem: str) -> RefusedYaml:
+    return RefusedYaml(problem=problem, problem_mark=node.start_mark)
+
+
+def _check_bounds(root: yaml.Node) -> None:
+    """Raises RefusedYaml for an anchor that contains itself, and for a document that is too large or too deep."""
+    sizes: dict[int, int] = {}  # of a finished node, as often as it is used
+    above: set[int] = set()  # nodes that the present one is inside of
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in above:
+            raise _refused(node, "an anchor contains itself")
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if len(above) >= MAX_DEPTH:
+            raise _refused(node, f"more than {MAX_DEPTH} lists and mappings are inside each other")
+        above.add(id(node))
+        total = 1
+        for child in _children(node):
+            total += size(child)
+            if total > MAX_VALUES:
+                raise _refused(node, f"more than {MAX_VALUES} values, those of aliases counted at each use")
+        above.discard(id(node))
+        sizes[id(node)] = total
+        return total
+
+    size(root)
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text, by the safe loader.
+
+    Raises YAMLError, also for impossible dates, for 1000 brackets and for a tag without a meaning; RefusedYaml for a
+    key that is given twice and for a document beyond the bounds.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_bounds(root)
+        return loader.construct_document(root)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The YAML mapping in a file. Raises ConfigError, with line and column, where there is none."""
+    try:
+        content = load_yaml(_read_text(path))
+    except RefusedYaml as error:
+        raise ConfigError(
+            f"{path}{_place(error)}: {error.problem}; write each key once, and repeated values out"
+        ) from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{path}{_place(error)} is not YAML: {problem}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {kind_of(content)}, expected `key: value` lines")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise ConfigError(f"{path} is no regular file; expected a YAML file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(
+                f"{path} has more than {MAX_BYTES} bytes, expected a YAML file of keys; is it a data file?"
+            )
+        return content.decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__})") from None
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def kind_of(value: object) -> str:
+    """What kind of value it is, in words."""
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    names |= {datetime.date: "a date", datetime.datetime: "a time", bytes: "bytes", set: "a set"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def unquoted_hint(value: object) -> str:
+    """The remedy where text was expected and YAML read a boolean; empty for another value."""
+    if value is False:
+        return '; YAML reads an unquoted no, off or false as a boolean: write it in quotes, as in "no"'
+    if value is True:
+        return '; YAML reads an unquoted yes, on or true as a boolean: write it in quotes, as in "yes"'
+    return ""
