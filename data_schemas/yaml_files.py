@@ -4,7 +4,6 @@ The safe loader itself takes the last of two equal keys, and follows aliases how
 """
 
 import datetime
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import check_regular
 from data_schemas.text import shown
 
 MAX_BYTES = 2_000_000  # of a file; reading them takes seconds
@@ -117,8 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise ConfigError(f"{path} is no regular file; expected a YAML file")
+        check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
