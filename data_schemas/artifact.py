@@ -46,6 +46,7 @@ class Artifact(BaseModel):
     choices: list[Choice] = []  # the policies up to this evaluation, best first
     contract: dict[str, str] = {}  # of a model, or of rows that a policy answered: see engine/tokens/contract.py
     versions: dict[str, str] = {}
+    warnings: list[str] = []  # what a user should know of the step; in the file only if there are any
     seconds: float = 0.0
 
     @classmethod
@@ -83,6 +84,8 @@ class Artifact(BaseModel):
             sync(path)
         self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
         content = json.loads(self.model_dump_json())
+        if not self.warnings:
+            del content["warnings"]
         content[DIGEST] = digest_record(content)
         write_atomically(folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         sync(folder)

@@ -23,7 +23,7 @@ from data_schemas.files import write_atomically
 from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import Keys, Values
 from data_schemas.text import printable
-from engine.runtime import arguments, out_of_memory, preemption, process, timing, world
+from engine.runtime import arguments, notices, out_of_memory, preemption, process, timing, world
 from engine.runtime.folder import (
     claim_folder,
     clear_leftovers,
@@ -59,6 +59,7 @@ class StageResult:
     reasons: dict[str, str] = field(default_factory=dict)  # metric that is None -> why
     choices: list[Choice] = field(default_factory=list)
     contract: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # what a user should know of the step without reading its log
 
 
 def run_stage(
@@ -127,6 +128,7 @@ def _run(
         start_logging(folder, str(values.get("log_level", "info")), is_main=is_main)
         started = time.monotonic()
         timing.start()
+        notices.start(folder if is_main else None)
         rank_done_file(folder, rank).unlink(missing_ok=True)
         try:
             result = _call_main(name, folder, classes, main, values, defaults, is_main=is_main)
@@ -206,6 +208,7 @@ def _finish(name: str, folder: Path, values: Values, result: StageResult, *, sec
         reasons=result.reasons,
         choices=result.choices,
         contract=result.contract,
+        warnings=list(dict.fromkeys([*notices.kept(), *result.warnings])),
         versions=versions,
         seconds=round(seconds, 3),
     ).write(folder)
