@@ -116,15 +116,16 @@ def make_trainer(
         is_start = Path(reference_path).resolve() == Path(path).resolve()
         reference = Reference(reference_path, is_start=is_start, options=options)
     training.precompute_ref_log_probs = not training.sync_ref_model  # otherwise TRL loads a reference and keeps it
+    policy = load_causal(path, **options)
     return DPOLoopTrainer(
-        load_causal(path, **options),
+        policy,
         ref_model=ref_model,
         args=training,
         data_collator=PreferenceCollator(pad_token_id=pad_token_of(tokenizer), share_prompts=arguments.share_prompts),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model),
+        peft_config=lora_config(model, policy, tokenizer),
         stage=stage,
         stage_arguments=arguments,
         nll_per=arguments.nll_per,

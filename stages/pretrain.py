@@ -202,14 +202,15 @@ def make_trainer(
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
     collator = BlockCollator(end, end_token_id=end)  # blocks have one length, so nothing is padded
+    made = make_model(arguments, model, tokenizer, seed=training.seed)
     return PretrainTrainer(
-        make_model(arguments, model, tokenizer, seed=training.seed),
+        made,
         args=training,
         data_collator=collator if arguments.mask_documents else None,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model),
+        peft_config=lora_config(model, made, tokenizer),
         stage=stage,
         stage_arguments=arguments,
         muon_learning_rate=arguments.muon_learning_rate,

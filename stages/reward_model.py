@@ -90,7 +90,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model, is_reward_model=True),
+        peft_config=lora_config(model, reward_model, tokenizer, is_reward_model=True),
         stage=stage,
         stage_arguments=arguments,
     )

@@ -92,14 +92,15 @@ def make_trainer(
     prepare_config(training)
     without_padding = training.padding_free and not training.packing
     training.padding_free = False  # TRL's own needs FlashAttention and accepts no collator
+    policy = load_causal(path_of(model), **training_options(model))
     return NextTokenTrainer(
-        load_causal(path_of(model), **training_options(model)),
+        policy,
         args=training,
         data_collator=PackedCollator(pad_token_of(tokenizer)) if without_padding else None,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model),
+        peft_config=lora_config(model, policy, tokenizer),
         stage=stage,
         stage_arguments=arguments,
     )

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.packing.shared_rows import SharedRows, supports_shared_rows
+from engine.packing.shared_rows import SharedRows
+from engine.packing.support import PADDED, supports_shared_rows
 from engine.runtime import notices, out_of_memory
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.journal import in_batches
@@ -111,19 +112,20 @@ class SharedScorer:
 
     def __init__(self, model: PreTrainedModel, *, is_reward_model: bool) -> None:
         self.model, self.is_reward_model = model, is_reward_model
+        self._has_warned = False
 
     @cached_property
     def shares_rows(self) -> bool:
         """Whether the model supports shared rows: tried once, at the first batch that the journal does not have."""
         if not self.is_reward_model:
             add_fused_lm_head(self.model)
-        precision = str(self.model.dtype).removeprefix("torch.")
-        is_supported = supports_shared_rows(
-            self.model, self.model.device, precision=precision, is_reward_model=self.is_reward_model
-        )
-        if not is_supported:
-            notices.warn(log, "this model does not support shared rows; scoring padded rows, which is slower")
-        return is_supported
+        return supports_shared_rows(self.model, self.model.device, is_reward_model=self.is_reward_model)
+
+    def _warn_of_padding(self, groups: Sequence[Sequence[PromptAndAnswer]], padded_NT: torch.Tensor) -> None:
+        """Once, at the first batch of padded rows."""
+        if not self._has_warned:
+            self._has_warned = True
+            notices.warn(log, PADDED, self._shared(groups).times_as_many_tokens(padded_NT))
 
     def rewards(self, groups: Sequence[Sequence[PromptAndAnswer]]) -> list[float]:
         """A reward model's score at the last token of each row, [N], group by group."""
@@ -131,6 +133,7 @@ class SharedScorer:
         with torch.no_grad():
             if not self.shares_rows:
                 ids_NT, mask_NT = self._padded(rows)
+                self._warn_of_padding(groups, ids_NT)
                 output = self.model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False)  # pyright: ignore[reportCallIssue]
                 return output.logits[:, 0].float().tolist()
             return self._shared(groups).last_scores(self.model, use_cache=False).float().tolist()
@@ -143,6 +146,7 @@ class SharedScorer:
             starts_N = torch.tensor([len(prompt) for prompt, _ in rows], device=ids_NT.device)
             answers_NT = mask_NT.bool() & (torch.arange(ids_NT.size(1), device=ids_NT.device) >= starts_N[:, None])
             if not self.shares_rows:
+                self._warn_of_padding(groups, ids_NT)
                 logits_NTV = self.model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits  # pyright: ignore[reportCallIssue]
                 log_probs_NTV = torch.log_softmax(logits_NTV[:, :-1].float(), dim=-1)
                 token_NT = log_probs_NTV.gather(2, ids_NT[:, 1:, None]).squeeze(2)

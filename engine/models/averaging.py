@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from data_schemas.errors import DataError
 from data_schemas.files import read_json
+from engine.models.card import CARD
 
 # Entries of config.json that say where a model was saved, by what and in which precision, not its architecture.
 NOT_ARCHITECTURE = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -172,7 +173,7 @@ def _write(first: Path, folders: Sequence[Path], out: Path, weights_of: WeightsO
                 for name in header:
                     # Not tofile, which raises no error when the disk is full.
                     file.write(_averaged(name, path, tensors, weights_of).view(torch.uint8).numpy().data)
-        elif path.is_file() and path.suffix not in PICKLED:
+        elif path.is_file() and path.suffix not in PICKLED and path.name != CARD:
             shutil.copyfile(path, partial / path.name)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)

@@ -23,13 +23,15 @@ from frankxwang/dpo-prefix-sharing.)
 | file | what it does |
 |---|---|
 | `segments.py` | lays out one segment: ids, positions and branches of its tokens (lists, no torch) |
-| `shared_rows.py` | `SharedRows`: the packed row of a batch; runs a model on it; the mixin for TRL's trainers |
+| `shared_rows.py` | `SharedRows`: the packed row of a batch, and a model called on it |
+| `trainer_mixin.py` | the mixin for TRL's trainers |
+| `support.py`, `small_copy.py` | whether a model can be called on packed rows |
 | `row_attention.py` | attention within segments, registered with transformers as an attention function |
 | `attention_calls.py` | which segments are computed in one attention call, and what each token attends to |
 | `prefix_attention.py` | the two attention kernels of our own |
 
-**When it falls back.** `supports_shared_rows` runs the model once on two short sequences, packed and padded. If the
-outputs differ by more than rounding, or if the model's attention can't be replaced (flash attention, attention sinks or
-biases, state space models), or if its loss counts the tokens of a row (a mixture of experts), a warning is logged and
-the model is called on padded rows, which is slower and gives the same numbers.
+**When it falls back.** `supports_shared_rows` calls a small float32 copy of the architecture on two short sequences,
+packed and padded. If the outputs differ by more than float32's rounding, or if the model's attention can't be replaced
+(flash attention, attention sinks or biases, state space models), or if its loss counts the tokens of a row (a mixture
+of experts), the model is called on padded rows, which is slower and gives the same numbers. A warning gives the price.
 """

@@ -1,4 +1,4 @@
-"""The packed row of a batch: how its tensors are laid out, how a model is called on it, and the mixin for trainers.
+"""The packed row of a batch: how its tensors are laid out, and how a model is called on it.
 
 A trainer's batch keeps its padded tensors, which TRL's losses read. Only the model is called on the packed row, and its
 outputs are put back into the padded form. The language model's head, which is as large as the vocabulary, is applied
@@ -6,24 +6,19 @@ only at tokens that have a label. See the package's docstring for segments, pref
 """
 
 import contextlib
-import functools
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import cast
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, Trainer
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import FusedCausalLMOutput
 
-from engine.models.loading import ordinary_tokens
-from engine.models.precision import TOLERANCES
 from engine.packing import row_attention
 from engine.packing.attention_calls import RowSegments
 from engine.packing.segments import Segment
-from engine.runtime import notices
 from engine.tokens.template import IGNORED
 
 # Shapes: N = sequences, T = tokens of the longest, S = tokens of the packed row, P = its segments, M = labelled tokens.
@@ -32,7 +27,6 @@ HEAD_TOKENS = 1024  # of the vocabulary at a time: TRL's 32,768, which no cache 
 PREFIX = "shared_"  # of the names that the tensors have in a batch
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # outputs of TRL's fused LM head
 Batch = dict[str, torch.Tensor]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,9 +108,13 @@ class SharedRows:
     def _tensors(self) -> Batch:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def times_as_many_tokens(self, padded_NT: torch.Tensor) -> float:
+        """How many times as many tokens the padded batch has as the packed row."""
+        return padded_NT.numel() / self.ids_1S.numel()
+
     def inputs_of(self, model: torch.nn.Module) -> dict[str, torch.Tensor | RowSegments]:
         """The arguments of the model. The attention mask of four dimensions keeps it from building its own."""
-        row_attention.enable(_config_of(model))
+        row_attention.enable(config_of(model))
         return {
             "input_ids": self.ids_1S,
             "attention_mask": torch.zeros(1, 1, 1, 1, device=self.ids_1S.device),
@@ -160,8 +158,7 @@ def _head_only_at(model: torch.nn.Module, indices_M: torch.Tensor) -> Iterator[N
 
     On a CPU the head computes the logits of HEAD_TOKENS tokens of the vocabulary at a time.
     """
-    plain = _unwrapped(model)
-    backbone = getattr(plain, "get_base_model", lambda: plain)().base_model  # a LoRA model wraps the model once more
+    backbone = base_model_of(model).base_model
 
     def select(module: torch.nn.Module, inputs: tuple[object, ...], output: ModelOutput) -> ModelOutput:
         output["last_hidden_state"] = output["last_hidden_state"][:, indices_M]
@@ -178,100 +175,17 @@ def _head_only_at(model: torch.nn.Module, indices_M: torch.Tensor) -> Iterator[N
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
 
 
-class SharedRowsMixin(Trainer):
-    """Comes before a TRL trainer in the bases: calls the model on a batch's packed row if the model supports it."""
-
-    is_reward_model_trainer = False
-
-    @functools.cached_property
-    def _supported_types(self) -> dict[type, bool]:
-        """The result of `supports_shared_rows` for each class of model; a reference may be of another class."""
-        return {}
-
-    def shared_rows_of(self, model: torch.nn.Module, inputs: Batch) -> SharedRows | None:
-        """Takes the packed row out of `inputs`; None where there is none, or where the model does not support it.
-
-        The first call with each class of model runs the model, so all processes have to call this.
-        """
-        rows = SharedRows.taken_from(inputs)
-        if rows is None:
-            return None
-        kind = type(_unwrapped(model))
-        if kind not in self._supported_types:
-            precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
-            self._supported_types[kind] = supports_shared_rows(
-                model, self.args.device, precision=precision, is_reward_model=self.is_reward_model_trainer
-            )
-            if not self._supported_types[kind]:
-                self.without_shared_rows()
-        return rows if self._supported_types[kind] else None
-
-    def without_shared_rows(self) -> None:
-        """Called once for each class of model that does not support packed rows. A subclass may raise an error."""
-        notices.warn(log, "this model does not support packed rows; its rows are padded, which is slower")
-
-    def on_shared_rows(self, model: torch.nn.Module, inputs: Batch) -> Callable[..., Any]:
-        """A function that is called like the language model and runs it on the packed row of `inputs`.
-
-        Returns the model itself where there is no packed row or the model does not support it.
-        """
-        shared = self.shared_rows_of(model, inputs)
-        if shared is None:
-            return model
-
-        def call(
-            *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **options: object
-        ) -> FusedCausalLMOutput:
-            return shared.log_probs(model, labels, **options)
-
-        return call
-
-
-def supports_shared_rows(
-    model: torch.nn.Module, device: torch.device, *, precision: str = "float32", is_reward_model: bool = False
-) -> bool:
-    """Whether the model gives the same outputs for a packed row as for padded rows, tried on two short sequences.
-
-    It does not where its attention can't be computed by segments (flash attention, attention sinks, a state instead of
-    attention), and where its loss counts the tokens of a row (a mixture of experts). `precision` is the one that the
-    trainer computes in. Leaves the model unchanged where the answer is no.
-    """
-    config = _config_of(model)
-    if hasattr(config, "output_router_logits") or not row_attention.enable(config):
-        return False
-    tokens = ordinary_tokens(config, 14)
-    sequences = [tokens[:4] + tokens[4:9], tokens[:4] + tokens[9:14]]
-    rows = SharedRows.of(sequences, [0, 0]).to(device)
-    ids_NT = torch.tensor(sequences, device=device)
-    mask_NT = torch.ones_like(ids_NT)
-    was_training, is_supported = model.training, False
-    model.eval()
-    try:
-        with torch.no_grad():
-            if is_reward_model:
-                expected = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0].float()
-                packed = rows.last_scores(model, use_cache=False).float()
-            else:
-                fused = {"fused_lm_head": True, "use_cache": False}
-                expected = model(input_ids=ids_NT, attention_mask=mask_NT, labels=ids_NT, **fused).log_probs.float()
-                packed = rows.log_probs(model, ids_NT, **fused)["log_probs"].float()
-        weights = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
-        tolerance = max(TOLERANCES[precision], TOLERANCES.get(weights, 0.0))
-        is_supported = float((expected - packed).abs().max()) <= tolerance * float(expected.abs().max())
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        log.info("packed rows are not supported: %s", error)
-    finally:
-        model.train(was_training)
-        if not is_supported:
-            row_attention.disable(config)
-    return is_supported
-
-
-def _unwrapped(model: torch.nn.Module) -> PreTrainedModel:
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
     while hasattr(model, "module"):  # DistributedDataParallel, DeepSpeed's engine
         model = cast(torch.nn.Module, model.module)
     return cast(PreTrainedModel, model)
 
 
-def _config_of(model: torch.nn.Module) -> PretrainedConfig:
-    return _unwrapped(model).config.get_text_config()
+def base_model_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model inside the wrappers of several processes and of LoRA."""
+    plain = unwrapped(model)
+    return cast(PreTrainedModel, getattr(plain, "get_base_model", lambda: plain)())
+
+
+def config_of(model: torch.nn.Module) -> PretrainedConfig:
+    return unwrapped(model).config.get_text_config()

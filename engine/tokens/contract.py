@@ -15,6 +15,7 @@ from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest_record
 from data_schemas.sources import Source, SourceValue
+from engine.tokens.reward_template import plain_template
 
 NUM_CONTEXT_CHARACTERS = 30  # shown on both sides of the first difference between two templates
 CALL_STATE = ("padding", "truncation")  # tokenizer.json keeps how the tokenizer was last called
@@ -31,7 +32,7 @@ def contract_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     rules = {name: rule for name, rule in json.loads(backend_json(tokenizer)).items() if name not in CALL_STATE}
     digest = digest_record(rules)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return {"tokenizer": digest, "chat_template": str(tokenizer.chat_template or "")} | special
+    return {"tokenizer": digest, "chat_template": plain_template(str(tokenizer.chat_template or ""))} | special
 
 
 def check_inputs(tokenizer: PreTrainedTokenizerBase, model: str, inputs: Mapping[str, Sequence[SourceValue]]) -> None:

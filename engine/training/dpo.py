@@ -24,7 +24,8 @@ from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.packing.shared_rows import SharedRows
+from engine.packing.trainer_mixin import SharedRowsMixin
 from engine.tokens.token_rows import TokenPair
 from engine.training.dpo_loss import MaskedPolicy, chosen_nll, judge_margins, nll_lengths
 from engine.training.host import Batch

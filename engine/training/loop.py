@@ -22,6 +22,7 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import Keys
+from engine.models.new_tokens import give_head_its_bias
 from engine.models.verification import PROBE, probe
 from engine.runtime import out_of_memory, preemption, progress, timing
 from engine.runtime.complete_folder import move_into_place, write_marker
@@ -57,6 +58,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self._is_stopping = False  # SIGTERM came: training ends with the next checkpoint
         self._evaluation_is_due = False  # the evaluation of the step that the next checkpoint holds has not run
         super().__init__(*args, **kwargs)
+        give_head_its_bias(self.model)  # after the constructor has added the adapters
 
     def restore(self, progress: checkpoints.Progress) -> None:
         """Takes over what the Trainer itself does not restore from a checkpoint."""

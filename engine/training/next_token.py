@@ -14,7 +14,8 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data_schemas.errors import ConfigError
-from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.packing.shared_rows import SharedRows
+from engine.packing.trainer_mixin import SharedRowsMixin
 from engine.tokens.template import IGNORED
 from engine.tokens.token_rows import TokenDialog
 from engine.training.host import Batch
@@ -77,7 +78,7 @@ class PretrainTrainer(NextTokenTrainer):
         self.muon_learning_rate = muon_learning_rate
         super().__init__(*args, **kwargs)
 
-    def without_shared_rows(self) -> None:
+    def without_shared_rows(self, *, times: float) -> None:
         """Raises ConfigError: padded rows would not keep attention within documents."""
         raise ConfigError(
             "the attention of this architecture cannot be kept within documents: set mask_documents: false"

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
-from engine.packing.shared_rows import SharedRows, SharedRowsMixin
+from engine.packing.shared_rows import SharedRows
+from engine.packing.trainer_mixin import SharedRowsMixin
 from engine.tokens.token_rows import TokenRanking
 from engine.training.evaluation import ROUNDING
 from engine.training.guards import BadStep

@@ -3,6 +3,7 @@
 return train_and_save(trainer, model_config)
 """
 
+import copy
 import logging
 import math
 import shutil
@@ -16,11 +17,13 @@ from transformers import TrainingArguments as HFTrainingArguments
 from trl import ModelConfig
 
 from data_schemas.errors import ConfigError, StageError, UserError
+from engine.models.card import ModelCard, write_card
 from engine.models.lora import merge_adapter
 from engine.models.verification import PROBE, check_trained, check_weights
 from engine.runtime import notices, preemption, progress, timing
 from engine.runtime.stage import StageResult
 from engine.tokens.contract import contract_of
+from engine.tokens.reward_template import end_at_the_end_token
 from engine.training import checkpoints
 from engine.training.loop import TrainingLoop, best_step
 
@@ -132,8 +135,32 @@ def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
         )
     else:
         checkpoints.link(best_model, target, leave_out=PROBE)
+    _describe(trainer, model, target, best)
     check_weights(target)
     check_trained(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
+
+
+def _describe(trainer: TrainingLoop, model: ModelConfig, target: Path, best: int) -> None:
+    """Writes the model card, and the tokenizer with which a reward model is read where it was trained to be."""
+    tokenizer = trainer.processing_class
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if trainer.is_reward_model_trainer:
+        saved = copy.deepcopy(tokenizer)
+        end_at_the_end_token(saved)
+        for file in target.glob("*token*.json"):
+            file.unlink()  # a link to the checkpoint's file, which must not be written through
+        (target / "chat_template.jinja").unlink(missing_ok=True)
+        saved.save_pretrained(target)
+    card = ModelCard(
+        stage=trainer.stage.name,
+        base=str(model.model_name_or_path or ""),
+        data=[Path(path).name for path in trainer.stage_arguments.train_data],
+        step=best,
+        eval_loss=trainer.stage.tracker.history("eval_loss")[best],
+        contract=contract_of(tokenizer),
+        is_reward_model=trainer.is_reward_model_trainer,
+    )
+    write_card(target, card)
 
 
 class TrackingCallback(TrainerCallback):

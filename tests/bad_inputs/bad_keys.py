@@ -129,7 +129,7 @@ WORDS: list[tuple[str, str]] = [
     ("seed 3", "'seed': expected --key value"),
     ("--config", "--config takes one file"),
     ("--config gone.yaml", "gone.yaml does not exist"),
-    ("--config /dev/null", "/dev/null is no regular file; expected a YAML file"),
+    ("--config /dev/null", "/dev/null is a device, expected a regular file"),
     ("--config .", ". cannot be read (IsADirectoryError)"),
     ("--seed 3 4", "--seed takes one value, got 2: 3 4"),
     ("--seeed 3", "sft: unknown key 'seeed' of stage sft; did you mean 'seed'?"),

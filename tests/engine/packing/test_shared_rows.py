@@ -14,7 +14,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from engine.packing import attention_calls, row_attention
 from engine.packing.attention_calls import RowSegments, group_segments
-from engine.packing.shared_rows import SharedRows, supports_shared_rows
+from engine.packing.shared_rows import SharedRows
+from engine.packing.support import supports_shared_rows
 from engine.tokens.template import IGNORED
 from engine.training.next_token import cut_at_ends
 from tests.stage_runs import metrics_of, run_here, weights_of
@@ -61,7 +62,7 @@ def make(kind: str, cls: Any = AutoModelForCausalLM, **keys: Any) -> Any:
             "eos_token_id": 1,
             "initializer_range": 0.3,
         }
-    config = AutoConfig.for_model(kind, **sizes, **keys)
+    config = AutoConfig.for_model(kind, **sizes | keys)
     options = {"num_labels": 1} if cls is AutoModelForSequenceClassification else {}
     for name, value in options.items():
         setattr(config, name, value)
