@@ -176,7 +176,7 @@ def problem_line(problem: Problem) -> str:
     count = len(problem.places)
     first = ", ".join(problem.places[:3]) + (", …" if count > 3 else "")
     rows = "row" if count == 1 else "rows"
-    return f"{count:,} {rows}: {problem.field}: found {problem.found}, expected {problem.expected} ({first})"
+    return f"{count:,} {rows}: {problem.place_in_row}: found {problem.found}, expected {problem.expected} ({first})"
 
 
 def shown(item: PlacedRow, model: Model | None) -> str:

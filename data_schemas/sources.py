@@ -20,7 +20,6 @@ from data_schemas.folders import data_files
 from data_schemas.formats import (
     EXPECTED_FORMATS,
     Line,
-    cannot_open,
     format_of,
     json_lines,
     json_rows,
@@ -171,7 +170,4 @@ def lines_of(path: Path) -> list[Line]:
         raise DataError(f"{path} has no known format; expected one of {EXPECTED_FORMATS}")
     if ending in TEXT_READERS:
         return TEXT_READERS[ending](path, read_file(path))
-    try:
-        return BINARY_READERS[ending](path)
-    except OSError as error:
-        raise DataError(cannot_open(path, error)) from None
+    return BINARY_READERS[ending](path)

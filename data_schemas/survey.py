@@ -43,9 +43,9 @@ GUESSES = (
 
 @dataclass
 class Problem:
-    """Bad rows with the same field and the same expectation."""
+    """Bad rows with the same place in the row and the same expectation."""
 
-    field: str
+    place_in_row: str  # `messages.content`, for messages of any number
     expected: str
     found: str  # in the first of them
     places: list[str] = field(default_factory=list)  # file:line of each

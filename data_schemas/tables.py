@@ -109,7 +109,7 @@ def _guarded(path: Path, kind: str, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise DataError(f"{path} is not {kind} ({shorten(' '.join(str(error).split()))})") from None
 
 

@@ -43,8 +43,8 @@ def test_a_survey_counts_rows_problems_duplicates_and_ignored_columns(tmp_path):
     assert (found.num_lines, len(found.rows), found.num_duplicates, found.num_first_messages) == (7, 3, 1, 1)
     assert found.dialects == {"prompt + chosen + rejected": 6} and found.ignored == ["note"]
     twice, *others = found.problems
-    assert (twice.field, twice.places) == ("chosen, rejected", [f"{path}:4", f"{path}:6"])
-    assert sorted((problem.field, problem.places) for problem in others) == [
+    assert (twice.place_in_row, twice.places) == ("chosen, rejected", [f"{path}:4", f"{path}:6"])
+    assert sorted((problem.place_in_row, problem.places) for problem in others) == [
         ("line", [f"{path}:7"]),
         ("rejected", [f"{path}:5"]),
     ]
