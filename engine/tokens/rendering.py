@@ -162,8 +162,11 @@ def _limits() -> Iterator[None]:
         yield
         return
 
+    is_over = False
+
     def on_alarm(number: int, frame: object) -> None:
-        raise _TookTooLong
+        if not is_over:  # a signal that arrives late must not interrupt the restoring of the limits
+            raise _TookTooLong
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     allowed = _address_space() + MAX_BYTES
@@ -175,6 +178,7 @@ def _limits() -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
         yield
     finally:
+        is_over = True
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
         if is_lower:

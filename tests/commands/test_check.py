@@ -102,9 +102,7 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
 
 def test_a_stage_that_could_not_train_is_an_error_line_and_exit_code_two(tiny_base, tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", [pair(number) for number in range(150)])
-    template = (
-        "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}{% if messages|length > 2 %}!{% endif %}"
-    )
+    template = "{% for m in messages %}{{ m['content'] | upper }}<|endoftext|>{% endfor %}probe"
     done = run_check(tmp_path, base_model=str(tiny_base), prepare_base={"chat_template": template})
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
