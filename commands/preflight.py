@@ -17,13 +17,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from commands.check import load_tokenizer
+from commands.check import TokenizerRequest, load_tokenizer
 from commands.trials import run_trial
 from data_schemas.check_request import PreflightRequest, Trial
 from data_schemas.errors import UserError
@@ -106,7 +107,7 @@ def last_line(log_file: Path) -> str:
 def write_small_model(request: PreflightRequest, folder: Path) -> None:
     """The small model with the recipe's tokenizer, in the form in which prepare_base writes the base model."""
     with Path(os.devnull).open("w") as nowhere:
-        tokenizer = load_tokenizer(request["tokenizer"], Console(file=nowhere))
+        tokenizer = load_tokenizer(cast(TokenizerRequest, request["tokenizer"]), Console(file=nowhere))
     source = request["model"]
     if "path" in source:
         config = read_config(source["path"], revision=source.get("revision", "main"))

@@ -113,15 +113,14 @@ def _token_rows(
 ) -> list[TokenRow]:
     """Two rows that fit: of the recipe's data where there are any, else of a sample."""
     encode, _ = method.encoder(tokenizer, own)
-    sample = (
-        Conversation.model_validate({"messages": [QUESTION, ANSWER]})
-        if trial["stage"] == "sft"
-        else PreferencePair.model_validate({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [WORSE_ANSWER]})
-    )
     rows = method.read(trial["rows"], on_bad_row="set_aside").rows[:NUM_ROWS_READ] if trial["rows"] else []
-    encoded, _ = encode_all("train", rows, encode, tokenizer, max_length=max_length)
-    if len(encoded) < NUM_ROWS:
-        encoded, _ = encode_all("train", [sample] * NUM_ROWS, encode, tokenizer, max_length=None)
+    encoded, _ = encode_all("train", rows, encode, tokenizer, max_length=max_length, on_bad_row="set_aside")
+    if len(encoded) < NUM_ROWS and trial["stage"] == "sft":
+        dialog = Conversation.model_validate({"messages": [QUESTION, ANSWER]})
+        encoded, _ = encode_all("train", [dialog] * NUM_ROWS, encode, tokenizer, max_length=None)
+    elif len(encoded) < NUM_ROWS:
+        pair = PreferencePair.model_validate({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [WORSE_ANSWER]})
+        encoded, _ = encode_all("train", [pair] * NUM_ROWS, encode, tokenizer, max_length=None)
     return encoded[:NUM_ROWS]
 
 

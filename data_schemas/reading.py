@@ -190,8 +190,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
         for line in pairs_of_labels(lines) if row_type is PreferencePair else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
-                for row in rows:
-                    read.rows.extend([row] * num_copies(_unit_of(row), source.share))
+                read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))
                 read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):

@@ -281,7 +281,7 @@ def parse_command_line(stage: str, words: Sequence[str]) -> Keys:
         takes_text = key is not None and "str" in key.type.split(" | ")
         if takes_list and len(given) == 1 and given[0].lstrip().startswith("["):
             values[name] = _parse_yaml(given[0], where=f"--{name}")
-        elif takes_list and key and key.role == "rows" and any(item.startswith("{") for item in given):
+        elif key is not None and takes_list and key.role == "rows" and any(item.startswith("{") for item in given):
             values[name] = [_parse_yaml(item, where=f"--{name}") if item.startswith("{") else item for item in given]
         elif takes_list and given != ["null"] and not (len(given) == 1 and takes_text):
             values[name] = given

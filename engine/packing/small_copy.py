@@ -33,8 +33,8 @@ def small_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel 
         try:
             config = small_config(model.config, narrow=narrow)
             with torch.device("meta"):
-                size = sum(weight.numel() for weight in type(model)(config).parameters())
-            if size > MAX_PARAMETERS:
+                without_memory: torch.nn.Module = type(model)(config)
+            if sum(weight.numel() for weight in without_memory.parameters()) > MAX_PARAMETERS:
                 continue
             with torch.random.fork_rng(devices=[]):
                 made = type(model)(config).to(device=device, dtype=torch.float32)
