@@ -187,7 +187,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
         _check_columns(name, lines, dialects)
         ignored: dict[str, None] = {}
         num_bad = len(read.bad)
-        for line in pairs_of_labels(lines) if row_type is PreferencePair else lines:
+        for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
                 read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))

@@ -11,6 +11,7 @@ WINDOW tokens, so that a short sequence is longer than its window.
 
 import copy
 import logging
+from collections.abc import Callable
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -29,15 +30,16 @@ def small_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel 
 
     The state of the random generators is not changed.
     """
+    architecture: Callable[[PretrainedConfig], PreTrainedModel] = type(model)
     for narrow in (True, False):  # some architectures tie their sizes together and accept only fewer layers
         try:
             config = small_config(model.config, narrow=narrow)
             with torch.device("meta"):
-                without_memory: torch.nn.Module = type(model)(config)
-            if sum(weight.numel() for weight in without_memory.parameters()) > MAX_PARAMETERS:
+                size = sum(weight.numel() for weight in architecture(config).parameters())
+            if size > MAX_PARAMETERS:
                 continue
             with torch.random.fork_rng(devices=[]):
-                made = type(model)(config).to(device=device, dtype=torch.float32)
+                made = architecture(config).to(device=device, dtype=torch.float32)
         except Exception as error:  # the constructor of an architecture may refuse sizes in any way
             log.debug("no small copy of %s: %s", type(model).__name__, error)
             continue
