@@ -79,7 +79,8 @@ class VarlenAttention(torch.autograd.Function):
             )
             states.append(state)
             share = torch.sigmoid(common_lse - lse[:, at])  # [H, B]
-            out[at] = torch.lerp(out[at].float(), common.float(), share.T[..., None]).to(out.dtype)
+            own, common = (tensor.to(share.dtype) for tensor in (out[at], common))
+            out[at] = torch.lerp(own, common, share.T[..., None]).to(out.dtype)
             lse[:, at] = torch.logaddexp(lse[:, at], common_lse)
         ctx.save_for_backward(q, k, v, out, lse, *states)
         ctx.parts, ctx.kernels = parts, kernels
@@ -95,7 +96,8 @@ class VarlenAttention(torch.autograd.Function):
             at, to = parts.branch_tokens, parts.prefix_tokens
             longest = (parts.longest_branches, parts.longest_prefix, False)
             common = attend_backward(
-                *(tensor[at] if tensor is not None else tensor for tensor in (grad, q)),
+                grad[at],
+                q[at],
                 k[to],
                 v[to],
                 out[at],
@@ -125,7 +127,10 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def implementations(segments: RowSegments, branches_1S: torch.Tensor) -> dict[str, Callable[[], Attention]]:
-    """Name -> a function that prepares what the row needs and returns the attention, [1, H, S, D] each -> [1, S, H, D]"""
+    """Name -> a function that prepares what the row needs and returns the attention.
+
+    Its shapes are [1, H, S, D] each -> [1, S, H, D].
+    """
 
     def sdpa() -> Attention:
         return lambda q, k, v: attend(q, k, v, segments, by_matmul=False)[0]

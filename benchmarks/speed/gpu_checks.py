@@ -1,4 +1,4 @@
-"""The parts of the GPU benchmark that check: losses against the CPU's, a killed step that is resumed, the demo's loop."""
+"""The parts of the GPU benchmark that check: losses against the CPU's, a killed and resumed step, the demo's loop."""
 
 import json
 import os

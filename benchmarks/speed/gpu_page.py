@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from benchmarks.speed.gpu_parts import BARS, GPU, Part, Scale
 from benchmarks.speed.measure import Values
 
+MAX_CHARACTERS = 200  # of an error in a cell
 KINDS = {"dpo": "DPO", "reward": "reward model", "sft": "SFT"}
 
 
@@ -21,8 +22,8 @@ def text_of(page: Values, parts: Sequence[Part], scale: Scale) -> str:
     lines = [
         "# How fast is it on a GPU?",
         "",
-        f"Written by `{page['command']}` (`make bench-gpu`) on {page['date']}, on {', '.join(filter(None, [device, *facts]))}, "
-        f"with {versions}.",
+        f"Written by `{page['command']}` (`make bench-gpu`) on {page['date']},",
+        f"on {', '.join(filter(None, [device, *facts]))}, with {versions}.",
         "",
     ]
     if scale is not GPU:
@@ -43,7 +44,8 @@ same rows, and a step sees all rows of its set. A rate is that of the median ste
 compiled, is left out. *Own tokens* count the shared beginning of two answers once and no padding. Utilisation is the
 share of the device's published peak in bfloat16: **6N** counts six operations for each weight and own token, **causal**
 what the loss needs (the head for its own tokens only, and the visible half of attention), and **hardware** what is
-executed, with padding and masked pairs of tokens. DPO's reference is computed before training; *with it* adds its time."""
+executed, with padding and masked pairs of tokens. DPO's reference is computed before training; *with the reference*
+adds its time."""
 
 ATTENTION = """\
 Forward and backward of one layer's attention on a micro-batch of the first set, packed: pairs that share their prompts,
@@ -55,7 +57,7 @@ def speed_table(page: Values, parts: Sequence[Part]) -> list[str]:
     head = (
         "model | method | rows | side | rows/s | with the reference | own tokens/s | 6N | causal | hardware | GiB | bar"
     )
-    lines = [f"| {head} |", "|---|---|---|---|" + "---:|" * 7 + "---|"]
+    lines = [f"| {head} | bar |", "|---|---|---|---|" + "---:|" * 7 + "---|"]
     for part in parts:
         if part.function != "train":
             continue
@@ -128,7 +130,7 @@ def check_lines(results: Values, parts: Sequence[Part]) -> list[str]:
     lines = ["| check | result |", "|---|---|"]
     losses = _result("losses", results, parts)
     for one in losses.get("losses", []):
-        name = f"`{one['stage']}`, {one['precision']}, `{one['attention']}`: losses of its steps against the CPU's in float32"
+        name = f"`{one['stage']}`, {one['precision']}, `{one['attention']}`: losses against the CPU's in float32"
         if "failed" in one:
             result = "failed: " + _cell(one["failed"])
         else:
@@ -160,4 +162,4 @@ def _result(function: str, results: Values, parts: Sequence[Part]) -> Values:
 
 def _cell(text: str) -> str:
     """A text that does not break its table."""
-    return " ".join(text.replace("|", "\\|").split())
+    return " ".join(text.replace("|", "\\|").split())[:MAX_CHARACTERS]

@@ -2,8 +2,8 @@
 
 On one GPU with 80 GiB or more, 8B models are trained with weights, gradients and both moments of AdamW in bfloat16 (60
 GiB), on all sides alike. Users would shard float32 states over several GPUs instead; the matrix products are the same.
-Activations are kept on all sides, so micro-batches have about 8,000 tokens: 50 GiB of activations. TRL's padded ones hold
-fewer rows for that reason; it takes rows in the order of their lengths, which is the least padding there can be.
+Activations are kept on all sides, so micro-batches have about 8,000 tokens: 50 GiB of activations. TRL's padded ones
+hold fewer rows for that reason; it takes rows in the order of their lengths, which is the least padding there can be.
 """
 
 import importlib.util
@@ -164,7 +164,7 @@ def parts_of(scale: Scale) -> list[Part]:
     attention = {"model": largest, "set": first, "micro_batch": scale.micro_batches[first, "dpo"][0]}
     checks = [
         Part("losses", "losses", 90, {**small, "cases": cases, "steps": 3}),
-        Part("attention", "attention", 60, attention),
+        Part("attention", "attention", 100, attention),
     ]
     slow = [
         Part("resume", "resume", 90, {**small, "steps": 8, "save_steps": 4}),
