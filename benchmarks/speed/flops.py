@@ -78,17 +78,24 @@ def sizes_of(base: str) -> Sizes:
     )
 
 
-def best_rate(shape: Sequence[int], dtype: str, *, repeats: int) -> float:
+def best_rate(shape: Sequence[int], dtype: str, *, repeats: int, device: str = "cpu") -> float:
     """Operations a second of one matrix product, the best of `repeats`. `shape` is (rows, inner size, columns)."""
     import torch
 
     rows, inner, columns = shape
     precision = getattr(torch, dtype)
-    left, right = torch.randn(rows, inner).to(precision), torch.randn(inner, columns).to(precision)
+    left, right = (torch.randn(*sizes, device=device).to(precision) for sizes in ((rows, inner), (inner, columns)))
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
     seconds = []
     for _ in range(repeats):
+        wait()
         started = time.perf_counter()
         torch.mm(left, right)
+        wait()
         seconds.append(time.perf_counter() - started)
     return 2 * rows * inner * columns / min(seconds)
 

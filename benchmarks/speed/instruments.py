@@ -6,6 +6,8 @@ Evaluation is excluded.
 """
 
 import contextlib
+import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ class Pass:
     trains: bool  # with gradients
     evaluates: bool  # in an evaluation
     tokens: int  # padding included
+    rows: int = 0  # of the batch that the model is called on; 1 where its sequences are packed
+    ended: float = 0.0  # time; 0 of a training pass, which is not waited for
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Watch:
     is_evaluating: bool = False
     settings: dict[str, str | bool] = field(default_factory=dict)  # of the trained model: dtype, checkpointing
     steps: list[float] = field(default_factory=list)  # seconds of each, from its batch to the end of the optimizer
+    losses: list[float] = field(default_factory=list)  # logged; that of the last step is not
     passes: list[Pass] = field(default_factory=list)  # empty unless passes are counted
     models: list[object] = field(default_factory=list)  # kept alive, so that an index is never used twice
 
@@ -60,6 +65,24 @@ class Watch:
             for each in self.passes
         )
 
+    def pass_values(self) -> dict[str, int | float | None]:
+        """Tokens and rows of the last training pass, and the seconds of all reference passes together.
+
+        The first reference pass, in which kernels are loaded and compiled, is counted as the mean of the others.
+        """
+        training = [each for each in self.passes if each.trains]
+        ended = [
+            each.ended
+            for each in self.passes
+            if not each.trains and not each.evaluates and each.tokens > MAX_PROBE_TOKENS
+        ]
+        between = [later - earlier for earlier, later in itertools.pairwise(ended)]
+        return {
+            "pass_tokens": training[-1].tokens if training else None,
+            "pass_rows": training[-1].rows if training else None,
+            "reference_seconds": statistics.fmean(between) * len(ended) if between else None,
+        }
+
 
 class _Steps(TrainerCallback):
     def __init__(self, watch: Watch, between: Callable[[], None]) -> None:
@@ -68,9 +91,22 @@ class _Steps(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        _wait_for_device()
         self.began = time.perf_counter()
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.watch.losses.append(float(logs["loss"]))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        _wait_for_device()
         ended = time.perf_counter()
         self.watch.steps.append(ended - self.began)
         self.between()
@@ -83,6 +119,12 @@ class _Steps(TrainerCallback):
                 "activation_checkpointing": bool(model.is_activation_checkpointing),
             }
             raise LastStepEnded
+
+
+def _wait_for_device() -> None:
+    """A GPU runs its kernels later than they are launched."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
@@ -105,7 +147,11 @@ def watching(*, counts_passes: bool = False, between: Callable[[], None] = lambd
             index = next(index for index, known in enumerate(watch.models) if known is module)
             ids = kwargs.get("input_ids", args[0] if args else None)
             tokens = ids.numel() if ids is not None else MAX_PROBE_TOKENS + 1
-            watch.passes.append(Pass(index, torch.is_grad_enabled(), watch.is_evaluating, tokens))
+            trains, rows = torch.is_grad_enabled(), len(ids) if ids is not None else 0
+            if not trains:
+                _wait_for_device()
+            ended = 0.0 if trains else time.perf_counter()
+            watch.passes.append(Pass(index, trains, watch.is_evaluating, tokens, rows, ended))
 
     train, evaluate = Trainer.train, TrainingLoop.evaluate
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -137,15 +138,17 @@ class Program:
                 start_new_session=True,
             )
 
-    def measure(self, *, is_last: bool = False) -> Values:
+    def measure(self, *, is_last: bool = False, seconds: float = math.inf) -> Values:
         """Sends one line, and waits for the answer to it (`is_last`: for the program's end).
+
+        Raises TimeoutError after so many seconds; the program still runs then.
 
         Returns the last JSON object that was printed, with `peak_mib`: the most memory of the program and all that it
         started, in MiB. It is sampled before the line is sent and after the answer too, so that even a program that
         answers at once has been measured.
         """
         assert self.process.stdin is not None
-        num_before = len(self.results())
+        num_before, deadline = len(self.results()), time.monotonic() + seconds
         try:
             peak = _resident(self.process.pid)
             with contextlib.suppress(BrokenPipeError):  # it has ended, and the error below gives its exit code
@@ -155,6 +158,8 @@ class Program:
                     self.process.stdin.close()
             while self.process.poll() is None and (is_last or len(self.results()) == num_before):
                 peak = max(peak, _resident(self.process.pid))
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not complete after {seconds:.0f} s")
                 time.sleep(0.1)
             peak = max(peak, _resident(self.process.pid))
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
     python -m benchmarks.speed table --base_model DIR --pairs FILE [--instructions FILE …] [--vllm_python PYTHON]
     python -m benchmarks.speed grid --base_model DIR        # cost against the size of model, rows and batch
     python -m benchmarks.speed report                       # docs/benchmarks.md and its plots, from kept measurements
+    python -m benchmarks.speed gpu                          # docs/benchmarks-gpu.md; see gpu.py
 
 Every side runs in a separate process (benchmarks/speed/sides.py), and the sides alternate: A B A B …. A ratio compares
 two neighbouring runs, and the median of --num_pairs ratios counts. Measurements are kept in runs/bench, in a folder
@@ -254,7 +255,7 @@ def _digest(content: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["table", "grid", "report"])
+    parser.add_argument("part", choices=["table", "grid", "report", "gpu"])
     parser.add_argument("--base_model", default="", help="a model folder; the targets are for SmolLM2-135M-Instruct")
     parser.add_argument("--pairs", default="", help="a file of preferences; the targets are for HH's harmless pairs")
     parser.add_argument("--instructions", nargs="*", default=[], help="files of further dialogs for SFT")
@@ -263,6 +264,7 @@ def main() -> None:
     )
     parser.add_argument("--demo", default="runs/demo", help="a finished run of the demo; if there is none, it is run")
     parser.add_argument("--only", nargs="*", default=[], help="some of dpo, dpo_grouped, reward, sft, sampling, demo")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of the part gpu: no part is started after them")
     parser.add_argument("--num_pairs", type=int, help="pairs of neighbouring runs in A B A B …; default 3")
     parser.add_argument("--quick", action="store_true", help="one pair of runs, one step and few prompts: a trial run")
     parser.add_argument("--folder", default="runs/bench")
@@ -274,6 +276,11 @@ def main() -> None:
     try:
         if settings.num_pairs < 1:
             raise ConfigError(f"--num_pairs {settings.num_pairs}: expected 1 or more")
+        if arguments.part == "gpu":
+            from benchmarks.speed import gpu
+
+            gpu.main(arguments)
+            return
         if arguments.part == "table":
             if not arguments.pairs:
                 raise ConfigError("--pairs is missing; give a file of preferences")

@@ -25,9 +25,9 @@ Job = Values  # what a side is given
 
 
 def common(job: Job) -> Values:
-    """Keys of our sides and of TRL's."""
+    """Keys of our sides and of TRL's. A job may have more of them, as `keys`."""
     return {
-        "per_device_train_batch_size": job["batch"],
+        "per_device_train_batch_size": job.get("micro_batch", job["batch"]),
         "max_steps": job["steps"],
         "learning_rate": 1e-6,
         "seed": 1,
@@ -37,6 +37,7 @@ def common(job: Job) -> Values:
         "save_strategy": "no",
         "report_to": "none",
         "logging_steps": 1,
+        **job.get("keys", {}),
     }
 
 
@@ -54,24 +55,28 @@ def run_as_stage(stage: str, folder: Path, keys: Values) -> None:
 
 
 def training_values(watch: Watch, job: Job) -> Values:
-    return {"seconds": watch.seconds, "rows": job["steps"] * job["batch"], **watch.settings}
+    values = {"seconds": watch.seconds, "rows": job["steps"] * job["batch"], **watch.settings}
+    if job.get("reports_steps"):
+        values |= {"step_seconds": watch.steps, "losses": watch.losses, **watch.pass_values()}
+    return values
 
 
 def stage_keys(stage: str, job: Job, **keys: object) -> Values:
     held_out = Path(job["rows"]).with_name("held_out_dialogs.jsonl" if stage == "sft" else "held_out.jsonl")
     return common(job) | {
         "model_name_or_path": job["base"],
-        "dtype": "float32",
+        "dtype": job.get("weights", "float32"),
         "train_data": [job["rows"]],
         "eval_data": [held_out],
         "global_batch_size": job["batch"],
         "eval_steps": 1000,  # so only at the start, before anything is timed
+        **({"attn_implementation": job["attention"]} if job.get("attention") else {}),
         **keys,
     }
 
 
 def train_ours(stage: str, job: Job, **keys: object) -> Values:
-    with watching() as watch:
+    with watching(counts_passes=job.get("reports_steps", False)) as watch:
         run_as_stage(stage, Path(job["folder"]) / "step", stage_keys(stage, job, **keys))
     return training_values(watch, job)
 
@@ -85,15 +90,22 @@ def load_for_trl(job: Job, *, is_reward_model: bool = False) -> "tuple[PreTraine
 
     use_all_cores()
     load = load_reward if is_reward_model else load_causal
-    tokenizer, model = load_tokenizer(job["base"]), load(job["base"], dtype="float32")
+    attention = {"attn_implementation": job["attention"]} if job.get("attention") else {}
+    tokenizer, model = load_tokenizer(job["base"]), load(job["base"], dtype=job.get("weights", "float32"), **attention)
     model.config.pad_token_id = tokenizer.pad_token_id
     with torch.no_grad():
-        model(input_ids=torch.arange(3, 19)[None])
+        model(input_ids=torch.arange(3, 19, device=model.device)[None])
     return model, tokenizer
 
 
 def trl_config(config: type, job: Job, **keys: object) -> Any:
-    return config(**common(job) | {"output_dir": str(Path(job["folder"]) / "trl"), "disable_tqdm": True} | keys)
+    """TRL's config. A job may have more keys for TRL only, as `trl`."""
+    more = {
+        "output_dir": str(Path(job["folder"]) / "trl"),
+        "disable_tqdm": True,
+        "gradient_accumulation_steps": job["batch"] // job.get("micro_batch", job["batch"]),
+    }
+    return config(**common(job) | more | keys | job.get("trl", {}))
 
 
 def pairs_for_trl(job: Job) -> "Dataset":
@@ -114,7 +126,8 @@ def dpo_trl(job: Job, **keys: object) -> Values:
     model, tokenizer = load_for_trl(job)
     # The rows were drawn in this order.
     config = trl_config(DPOConfig, job, train_sampling_strategy="sequential", **keys)
-    with watching() as watch:  # the trainer computes the reference log-probs when it is constructed
+    counts = job.get("reports_steps", False)
+    with watching(counts_passes=counts) as watch:  # the trainer computes the reference log-probs when it is constructed
         DPOTrainer(model, args=config, train_dataset=pairs_for_trl(job), processing_class=tokenizer).train()
     return training_values(watch, job)
 
@@ -124,7 +137,7 @@ def reward_trl(job: Job) -> Values:
 
     model, tokenizer = load_for_trl(job, is_reward_model=True)
     config = trl_config(RewardConfig, job, train_sampling_strategy="sequential")
-    with watching() as watch:
+    with watching(counts_passes=job.get("reports_steps", False)) as watch:
         RewardTrainer(model, args=config, train_dataset=pairs_for_trl(job), processing_class=tokenizer).train()
     return training_values(watch, job)
 
@@ -145,7 +158,7 @@ def sft_trl(job: Job, *, packing: bool = False) -> Values:
     if packing:  # as many tokens a step as the padded rows have, which are about as many dialogs
         keys = {"packing": True, "per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1}
     config = trl_config(SFTConfig, job, **keys)
-    with watching() as watch:
+    with watching(counts_passes=job.get("reports_steps", False)) as watch:
         SFTTrainer(
             model,
             args=config,

@@ -30,6 +30,9 @@ from engine.runtime import progress, timing
 from engine.runtime.process import trusts_code
 
 ALIGNMENT = 64  # bytes
+# Attention of a training stage on a GPU where attn_implementation is left out; None: transformers' choice, which is
+# SDPA where the architecture has it. The row of docs/benchmarks-gpu.md that measures best belongs here.
+GPU_ATTENTION: str | None = None
 ModelOptions = dict[str, Any]  # keyword arguments of from_pretrained
 LoadingInfo = Mapping[str, Collection[object]]  # "missing_keys", "unexpected_keys", … -> the tensors' names
 ModelClass = type[AutoModelForCausalLM | AutoModelForSequenceClassification]
@@ -188,8 +191,9 @@ def training_options(model: ModelConfig) -> ModelOptions:
     if model.attn_implementation == "flex_attention" and not torch.cuda.is_available():
         raise ConfigError("attn_implementation=flex_attention has no gradients on a CPU; leave the key out there")
     options: ModelOptions = {"dtype": model.dtype or "float32", "revision": model.model_revision}
-    if model.attn_implementation:
-        options["attn_implementation"] = model.attn_implementation
+    attention = model.attn_implementation or (GPU_ATTENTION if torch.cuda.is_available() else None)
+    if attention:
+        options["attn_implementation"] = attention
     quantization = get_quantization_config(model)
     if quantization is not None:
         options["quantization_config"] = quantization
