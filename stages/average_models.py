@@ -38,7 +38,7 @@ from stages.dpo import METHOD as DPO
 from stages.reward_model import METHOD as REWARD_MODEL
 from stages.sft import METHOD as SFT
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy"
 TRAITS = StageTraits(
     purpose="Averages the weights of a section's variants.",

@@ -34,7 +34,7 @@ from engine.training.loop import prepare_config
 from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.reference import Reference
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
 TRAITS = StageTraits(
     purpose="Optimises a policy on preference pairs against its reference.",

@@ -31,7 +31,7 @@ from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.reward import BradleyTerryTrainer, RankingCollator, initialise_head
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 EXAMPLE = "accelerate launch stages/reward_model.py --config configs/stages/reward_model.yaml --learning_rate 1e-5"
 TRAITS = StageTraits(
     purpose="Trains a reward model on preference pairs and rankings.",

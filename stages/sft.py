@@ -30,7 +30,7 @@ from engine.training.loop import prepare_config
 from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.next_token import NextTokenTrainer, PackedCollator
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/sft.py --config configs/stages/sft.yaml --learning_rate 1e-5"
 TRAITS = StageTraits(
     purpose="Finetunes a policy on conversations.",
