@@ -1,8 +1,9 @@
 """The plan of a run: a recipe becomes a list of steps. Planning runs nothing and reads no data. Read this file first.
 
-`make_plan` is the method: the data and the base model, the first policy, then the rounds. An input of a step is a
-reference to an output of an earlier step, so all fingerprints are known before anything runs. "The best policy so far"
-is a reference to the evaluation that ranks the policies; the runner looks up the model when it starts the step.
+`make_plan` describes the training loop: the data and the base model, the first policy, then the rounds. An input of a
+step is a reference to an output of an earlier step, so the fingerprint of every step (a hash of its keys and inputs) is
+known before anything runs. "The best policy so far" is a reference to the evaluation that ranks the policies; the
+runner looks up the model when it starts the step.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Foundation:
 
     base: Output
     instructions: Split  # written by people
-    prompts: Inputs  # of the stages that generate answers
+    prompts: Inputs  # prompt inputs of the stages that generate answers
     evaluation: Inputs | None  # of every evaluation: held-out prompts and the judge; None: the recipe has no judge
 
 
@@ -156,12 +157,15 @@ def has_system_prompts(recipe: Recipe) -> bool:
 
 
 def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Progress) -> None:
-    """Adds the steps of one round, and what they produce to `progress`."""
+    """Adds the steps of one round to the plan, and what they produce to `progress`.
+
+    Raises ConfigError where the round trains no new policy.
+    """
     recipe, stages_of_round = plan.recipe, plan.recipe.round_stages
     best_two = progress.best  # round 0 has one policy
     best = best_two[0]
 
-    # A named annotator compares answers from round 1 on; else the reward model of the round before does.
+    # A named annotator compares answers from round 1 on; else the newest reward model does, and round 1 has no step.
     if "annotate" in stages_of_round and (recipe.names_annotator(number) or progress.reward_model):
         policies = best_two if recipe.annotate_policies == "best_two" else [best]
         annotator = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
@@ -169,7 +173,7 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
         annotate = plan.add("annotate", number, inputs=inputs, keys={"round": number})
         progress.preferences.append(split_of(annotate, "pairs"))
 
-    # The reward model starts from the base model and is trained on all pairs so far.
+    # The reward model starts from the base and is trained on all pairs so far, in every round or only in the first.
     if "reward_model" in stages_of_round and (recipe.refit_reward_model or progress.reward_model is None):
         inputs = {"model_name_or_path": foundation.base, **training_inputs(progress.preferences)}
         progress.reward_model = plan.train("reward_model", number, inputs)
@@ -177,8 +181,8 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
     winners: list[Split] = []
     if "rejection_sampling" in stages_of_round:
         policies = best_two if recipe.sampling_policies == "best_two" else [best]
-        chooser = {"reward_model": progress.reward_model} if progress.reward_model else {}
-        inputs = {**foundation.prompts, "policies": policies, **chooser}
+        reward_model = {"reward_model": progress.reward_model} if progress.reward_model else {}
+        inputs = {**foundation.prompts, "policies": policies, **reward_model}
         sampling = plan.add("rejection_sampling", number, inputs=inputs, keys={"round": number})
         winners = [split_of(sampling, "winners")]
 
@@ -194,7 +198,7 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
             keys=[{"train_data_shares": [1.0] * len(winners) + [s] if 0 < s < 1 else None} for s in shares],
         )
 
-    # DPO starts from the SFT model of the round and is trained on the most recent pairs.
+    # DPO starts from the SFT model of the round, or the best policy where it has none, on the most recent pairs.
     if "dpo" in stages_of_round:
         reference = {"reference_model": progress.policies[0]} if recipe.dpo_reference == "first" else {}
         start = {"model_name_or_path": policy, **reference}
@@ -214,7 +218,7 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
     inputs = {
         **foundation.evaluation,
         "first_policy": progress.policies[0],
-        "proxy_model": progress.reward_model or next(iter(named), None),  # the reward model that the round optimises
+        "proxy_model": progress.reward_model or next(iter(named), None),  # what the round optimises
         "previous": [EvaluationFolder(name) for name in progress.evaluations],
     }
     progress.evaluations.append(plan.evaluate(number, policy, inputs))
@@ -263,7 +267,8 @@ class Plan:
     ) -> Output:
         """Adds the steps of a section that trains, with one entry of `inputs` and of `keys` for each variant.
 
-        Several variants are a step each, and a step that averages their models. Returns the section's model.
+        Each variant gets a step; where there are several, one more step averages their models. Returns the section's
+        model.
         """
         name, resolved = step_name(section, round_number), self.recipe.section(section, round_number or 0)
         keys = keys or [{}] * len(inputs)
@@ -286,7 +291,7 @@ class Plan:
         return Output(self._add_unless_repeated(last), "model")
 
     def evaluate(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:
-        """Adds the evaluation of a policy and returns its name."""
+        """Adds the evaluation of a policy and returns the name of its step."""
         inputs = {"model_name_or_path": policy, **inputs}
         return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
 

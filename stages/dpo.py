@@ -1,9 +1,12 @@
-"""Direct preference optimization (arXiv 2305.18290, eq. 7) from the round's SFT model, which is also the reference.
+"""Direct preference optimisation (arXiv 2305.18290, eq. 7) from a policy.
+
+The reference is that same policy before training, unless `reference_model` names another. In the loop the policy is the
+round's SFT model.
 
 As in Llama 3 (arXiv 2407.21783, 4.1.4): beta is 0.1, header and termination tokens are masked in the preference term,
 and 0.2 x NLL of the chosen answer is added, in which they are not masked.
 
-    accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2
+    accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --learning_rate 5e-7
 """
 
 import logging
@@ -35,7 +38,7 @@ from engine.training.method import Method, SplitRows, pad_token_of
 from engine.training.reference import Reference
 
 RECIPE_VERSION = 5
-EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --beta 0.2"
+EXAMPLE = "accelerate launch stages/dpo.py --config configs/stages/dpo.yaml --learning_rate 5e-7"
 TRAITS = StageTraits(
     purpose="Optimises a policy on preference pairs against its reference.",
     position=70,
@@ -52,12 +55,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class DPOArguments(PreferenceArguments):
-    mask_formatting: bool = key_field(True, "header and termination tokens are no part of the preference term")
+    mask_formatting: bool = key_field(True, "header and termination tokens are excluded from the preference term")
     nll_per: Literal["answer", "batch"] = key_field(
-        "answer", "length that the NLL term is divided by: its answer's, or the mean of the global batch"
+        "answer", "tokens that the NLL term is divided by: those of its answer, or their mean over the global batch"
     )
     ranking_pairs: Literal["best_worst", "all"] = key_field(
-        "best_worst", "what a ranking trains: its best against its worst answer, or all its pairs"
+        "best_worst", "pairs made from a ranking: its best against its worst answer, or all pairs"
     )
     reference_model: str | None = key_field(None, "the reference policy; null: the model it starts from", role="model")
 
@@ -66,7 +69,7 @@ ARGUMENTS = (DPOArguments, DPOConfig, ModelConfig)
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tuple[Encode[PreferencePair], str]:
-    """The function that tokenizes a pair, with both masks of each answer, and its version."""
+    """The function that tokenizes a pair, with the trained and the content mask of each answer, and its version."""
     mask = arguments.mask_formatting
 
     def encode(row: PreferencePair) -> list[TokenPair]:
@@ -88,7 +91,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
 
 
 def read_rows(stage: Stage, arguments: DPOArguments, *, seed: int) -> SplitRows[PreferencePair]:
-    """The pairs that train and those held out; `seed` is not used."""
+    """The training pairs and the held-out ones; `seed` is not used."""
     train, held_out = split_rows(stage, arguments, read_pairs)
     train, dropped = select_pairs(stage, arguments, train)
     if arguments.ranking_pairs == "all":
@@ -112,10 +115,10 @@ def make_trainer(
     if training.sync_ref_model:
         log.info("sync_ref_model: the reference changes, so it stays in memory and is run in every step")
         ref_model = load_causal(reference_path, **options)
-    elif set(training.loss_type) != {"sft"}:  # which has no reference
+    elif set(training.loss_type) != {"sft"}:  # the SFT loss needs no reference
         is_start = Path(reference_path).resolve() == Path(path).resolve()
         reference = Reference(reference_path, is_start=is_start, options=options)
-    training.precompute_ref_log_probs = not training.sync_ref_model  # otherwise TRL loads a reference and keeps it
+    training.precompute_ref_log_probs = not training.sync_ref_model  # if False, TRL keeps a reference model in memory
     policy = load_causal(path, **options)
     return DPOLoopTrainer(
         policy,

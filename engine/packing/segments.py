@@ -18,8 +18,9 @@ class Segment:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "Segment":
-        """The segment of these sequences. The tokens with which all of them begin, except for the last one, become the
-        prefix, which may be empty. Each sequence has at least two tokens, unless it is the only one."""
+        """The segment of these sequences. The tokens with which all of them begin become the prefix, without the last
+        of these tokens, which begins each branch. The prefix may be empty. Each sequence has at least two tokens,
+        unless it is the only one."""
         first = sequences[0]
         if len(sequences) == 1:  # without a branch attention is plainly causal, which is faster
             order = list(range(len(first)))
@@ -33,15 +34,19 @@ class Segment:
             ids += branch
             branches += [number] * len(branch)
             positions += range(num_prefix, len(sequence))
-            # The last shared token is given as the first branch's copy for every sequence. Only the index before it is
-            # used; the token after it is predicted from the index before its own, which is the branch's own copy.
+            # In the package's example (a b c x y and a b c z): [0, 1, 2, 3, 4] and [0, 1, 2, 6]. The shared token c has
+            # index 2, the first branch's copy, in both. A predictor is one index before its target: that of z is 5, c's
+            # copy in its own branch.
             token_indices.append([*range(num_shared), *range(start + 1, start + len(branch))])
         return cls(ids, positions, branches, token_indices)
 
 
 def num_shared_tokens(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with, counted as 1 where there is none. Every sequence keeps one more."""
+    """How many tokens all sequences begin with, counted as 1 where there is none.
+
+    At least one token of every sequence is not counted, so that each has a branch.
+    """
     limit = min(map(len, sequences)) - 1
     first = sequences[0]
-    shared = next((at for at in range(limit) if any(other[at] != first[at] for other in sequences[1:])), limit)
+    shared = next((i for i in range(limit) if any(other[i] != first[i] for other in sequences[1:])), limit)
     return max(1, shared)

@@ -21,10 +21,11 @@ from engine.packing.attention_calls import RowSegments
 from engine.packing.segments import Segment
 from engine.tokens.template import IGNORED
 
-# Shapes: N = sequences, T = tokens of the longest, S = tokens of the packed row, P = its segments, M = labelled tokens.
+# Shapes, as suffixes of names: N = sequences, T = tokens of the longest, S = tokens of the packed row, P = its segments,
+# M = labelled tokens.
 
-HEAD_TOKENS = 1024  # of the vocabulary at a time: TRL's 32,768, which no cache holds, took 1.7 times as long
-PREFIX = "shared_"  # of the names that the tensors have in a batch
+VOCABULARY_CHUNK = 1024  # tokens of the vocabulary at a time; with TRL's 32,768 a CPU took 1.7 times as long
+PREFIX = "shared_"  # of the names of the packed tensors in a batch
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # outputs of TRL's fused LM head
 Batch = dict[str, torch.Tensor]
 
@@ -37,7 +38,9 @@ class SharedRows:
     positions_1S: torch.Tensor  # of each token in its own sequence
     branches_1S: torch.Tensor  # 0 for the shared prefix of a segment
     lengths_P: torch.Tensor  # tokens of each segment, in the row's order: the longest comes first
-    predictors_NT: torch.Tensor  # [n, t]: the index in the row of the token that predicts token t + 1 of sequence n
+    predictors_NT: (
+        torch.Tensor
+    )  # [N, T - 1]; [n, t]: the index in the row of the token that predicts token t + 1 of sequence n
     last_N: torch.Tensor  # the index in the row of each sequence's last token
 
     @classmethod
@@ -47,14 +50,14 @@ class SharedRows:
         for number, group in enumerate(groups):
             members.setdefault(group, []).append(number)
         segments = [(numbers, Segment.of([sequences[n] for n in numbers])) for numbers in members.values()]
-        segments.sort(key=lambda both: (-len(both[1].ids), both[0]))
+        segments.sort(key=lambda item: (-len(item[1].ids), item[0]))
         indices: list[list[int]] = [[] for _ in sequences]  # in the row, of each sequence's tokens
         start = 0
         for numbers, segment in segments:
             for number, token_indices in zip(numbers, segment.token_indices, strict=True):
                 indices[number] = [start + index for index in token_indices]
             start += len(segment.ids)
-        # The token before in the row is the predictor: after the last shared token it is the branch's own copy of it.
+        # A token is predicted from its left neighbour in the row; after the shared tokens that is the branch's copy.
         predictors = [[index - 1 for index in own[1:]] for own in indices]
         return cls._of_segments([segment for _, segment in segments], predictors, [own[-1] for own in indices])
 
@@ -65,15 +68,15 @@ class SharedRows:
         The first token of a part is predicted from the last token of the part before it.
         """
         parts = [(number, part) for number, parts in enumerate(sequences) for part in parts]
-        order = sorted(range(len(parts)), key=lambda at: (-len(parts[at][1]), at))
+        order = sorted(range(len(parts)), key=lambda i: (-len(parts[i][1]), i))
         starts, start = [0] * len(parts), 0
-        for at in order:
-            starts[at] = start
-            start += len(parts[at][1])
+        for i in order:
+            starts[i] = start
+            start += len(parts[i][1])
         indices: list[list[int]] = [[] for _ in sequences]
         for (number, part), start in zip(parts, starts, strict=True):
             indices[number] += range(start, start + len(part))
-        segments = [Segment.of([parts[at][1]]) for at in order]
+        segments = [Segment.of([parts[i][1]]) for i in order]
         return cls._of_segments(segments, [own[:-1] for own in indices], [own[-1] for own in indices])
 
     @classmethod
@@ -93,7 +96,7 @@ class SharedRows:
         )
 
     @classmethod
-    def taken_from(cls, inputs: Batch) -> "SharedRows | None":
+    def pop_from(cls, inputs: Batch) -> "SharedRows | None":
         """Removes the packed row's tensors from a batch; None where it has none."""
         names = [field.name for field in fields(cls) if f"{PREFIX}{field.name}" in inputs]
         return cls(**{name: inputs.pop(f"{PREFIX}{name}") for name in names}) if names else None
@@ -113,7 +116,7 @@ class SharedRows:
         return padded_NT.numel() / self.ids_1S.numel()
 
     def inputs_of(self, model: torch.nn.Module) -> dict[str, torch.Tensor | RowSegments]:
-        """The arguments of the model. The attention mask of four dimensions keeps it from building its own."""
+        """The arguments of the model. A dummy mask of four dimensions keeps transformers from building one."""
         row_attention.enable(config_of(model))
         return {
             "input_ids": self.ids_1S,
@@ -127,8 +130,8 @@ class SharedRows:
 
         Its tensors are [N, T - 1], as for padded rows, and 0 where there is no label. The model gets the `options`.
         """
-        seen_NT = labels_NT[:, 1:] != IGNORED
-        predictors_M, labels_M = self.predictors_NT[seen_NT], labels_NT[:, 1:][seen_NT]
+        labelled_NT = labels_NT[:, 1:] != IGNORED
+        predictors_M, labels_M = self.predictors_NT[labelled_NT], labels_NT[:, 1:][labelled_NT]
         if not len(labels_M):  # the head does not accept an empty row, so it gets one token that is ignored
             predictors_M, labels_M = predictors_M.new_zeros(1), labels_M.new_full((1,), IGNORED)
         with _head_only_at(model, predictors_M):
@@ -136,8 +139,8 @@ class SharedRows:
         for name in PER_TOKEN:
             value = outputs.get(name)
             if value is not None:
-                outputs[name] = value.new_zeros(seen_NT.shape).masked_scatter(seen_NT, value)
-        outputs["label_mask"] = seen_NT
+                outputs[name] = value.new_zeros(labelled_NT.shape).masked_scatter(labelled_NT, value)
+        outputs["label_mask"] = labelled_NT
         return outputs
 
     def last_scores(self, model: torch.nn.Module, **options: object) -> torch.Tensor:
@@ -156,7 +159,7 @@ class SharedRows:
 def _head_only_at(model: torch.nn.Module, indices_M: torch.Tensor) -> Iterator[None]:
     """Within this context the model's head gets only the hidden states at these indices of the row, [1, M, hidden].
 
-    On a CPU the head computes the logits of HEAD_TOKENS tokens of the vocabulary at a time.
+    On a CPU the head computes the logits of VOCABULARY_CHUNK tokens of the vocabulary at a time.
     """
     backbone = base_model_of(model).base_model
 
@@ -167,7 +170,7 @@ def _head_only_at(model: torch.nn.Module, indices_M: torch.Tensor) -> Iterator[N
     hook = backbone.register_forward_hook(select)
     before = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
     if indices_M.device.type == "cpu":
-        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TOKENS
+        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = VOCABULARY_CHUNK
     try:
         yield
     finally:

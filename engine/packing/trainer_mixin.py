@@ -31,7 +31,7 @@ class SharedRowsMixin(Trainer):
 
         The first call with each class of model runs the model, so all processes have to call this.
         """
-        rows = SharedRows.taken_from(inputs)
+        rows = SharedRows.pop_from(inputs)
         if rows is None:
             return None
         kind = type(unwrapped(model))
