@@ -21,8 +21,8 @@ from engine.packing.attention_calls import RowSegments
 from engine.packing.segments import Segment
 from engine.tokens.template import IGNORED
 
-# Shapes, as suffixes of names: N = sequences, T = tokens of the longest, S = tokens of the packed row, P = its segments,
-# M = labelled tokens.
+# Shapes, as suffixes of names: N = sequences, T = tokens of the longest, S = tokens of the packed row,
+# P = its segments, M = labelled tokens.
 
 VOCABULARY_CHUNK = 1024  # tokens of the vocabulary at a time; with TRL's 32,768 a CPU took 1.7 times as long
 PREFIX = "shared_"  # of the names of the packed tensors in a batch
