@@ -87,6 +87,7 @@ TINY = Scale(  # for a CPU, as a test of everything but the speed
         "rounds=1",
         "pretrain.max_steps=20",
         "defaults.max_steps=4",
+        "defaults.eval_steps=1.0",
         "annotate.num_prompts=120",
         "annotate.num_validation_prompts=30",
         "rejection_sampling.num_prompts=40",
