@@ -69,7 +69,7 @@ def compared_turns(raw: Fields, carried: Callable[[Fields], Fields]) -> list[Fie
         if not isinstance(turn, dict) or any(not turn.get(name) for name in ("prompt", "chosen", "rejected")):
             raise WrongValue(f"turns.{place}", describe(turn), "a turn with prompt, chosen and rejected")
         asked = question(turn)
-        fields = pair(turn, asked._replace(messages=dialog + asked.messages))
+        fields = pair(turn, Question(dialog + asked.messages, *asked[1:]))
         dialog = fields["prompt"] + fields["chosen"]
         rows.append(carried(turn) | fields)
     return rows

@@ -261,7 +261,8 @@ def check_sides(rows: SourceRows, files: Mapping[str, Sequence[Row]], *, needs_p
         first = rows.bad[0]
         raise DataError(f"all {len(rows.bad)} rows are set aside; the first: {first.file}:{first.line}: {first.reason}")
     train = ("instructions.train", "preferences.train", "prompts.train", "documents.train")
-    large_group = describe_large_group(rows.dialogs)
+    dialogs = [*rows.conversations, *rows.pairs] or rows.dialogs  # a prompt of a dialog is no dialog more
+    large_group = describe_large_group(dialogs)
     has_prompts = bool(files["evaluation_prompts"]) or not needs_prompts
     if large_group.startswith("all ") and not (has_prompts and any(files[name] for name in train)):
         raise DataError(

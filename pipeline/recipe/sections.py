@@ -46,7 +46,7 @@ class Launch(BaseModel):
         default=None, ge=1, le=65_535, description="Port of machine 0; null: a free one."
     )
     devices: list[int] | None = Field(
-        default=None, min_length=1, description="GPUs, or on the CPU cores, that a step may use; null: all."
+        default=None, description="GPUs, or on the CPU cores, that a step may use; null: all."
     )
     grace_seconds: float = Field(
         default=60.0, ge=0.0, le=1e6, description="Time that a stage has after SIGTERM to save a checkpoint."

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -30,7 +30,7 @@ class StepEntry(TypedDict):
     state: str
     seconds: float
     metrics: Mapping[str, object]
-    warnings: list[str]  # of the step's record
+    warnings: NotRequired[list[str]]  # of the step's record; a summary of an older version has none
 
 
 class BestEntry(TypedDict):

@@ -12,6 +12,7 @@ from pipeline.recipe.schema import load_recipe
 from pipeline.state.run import Run
 from tests.bad_inputs.cases import Call, Case, Place, exit_code
 
+NO_ROUNDS = ("rounds=null",)
 NO_PAIRS = "data={instructions: chats.jsonl}"
 NO_ANNOTATOR = "annotate={}"
 MACHINES = "profile: ddp, num_machines: 2, device: cpu"
@@ -132,6 +133,27 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
         ("annotate={annotator_models: [acme/judge]}", "evaluate_policy={judge_model: acme/judge}"),
         "evaluate_policy.judge_model='acme/judge' is optimised in round 1, so its scores of later policies",
     ),
+    # -- runs without rounds
+    ("stages=[sft]", "rounds is a key of the rounds, and a recipe with `stages` has none; leave one of them out"),
+    ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, evaluate_policy; did you"),
+    ((*NO_ROUNDS, "stages=[]"), "no stage that trains; try [sft]"),
+    ((*NO_ROUNDS, "stages=[sft]", "data.instructions=null"), "data.instructions is missing; sft needs conversations"),
+    ((*NO_ROUNDS, "stages=[dpo]", NO_PAIRS), "data.preferences is missing; dpo needs preference pairs"),
+    (
+        (*NO_ROUNDS, "stages=[pretrain]", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
+        "base_model is missing (or pretrain.architecture, for random weights)",
+    ),
+    ((*NO_ROUNDS, "stages=[sft]"), "the section annotate is not used: no step of this recipe runs it; add its stage"),
+    # -- limits of the settings
+    ("rounds=1001", "rounds=1001: Input should be less than or equal to 1000"),
+    ("seed=-1", "seed=-1: Input should be greater than or equal to 0"),
+    ("seed=4294967296", "seed=4294967296: Input should be less than or equal to 4294967295"),
+    ("launch.num_processes=100001", "launch.num_processes=100001: Input should be less than or equal to 100000"),
+    ("launch.num_machines=100001", "launch.num_machines=100001: Input should be less than or equal to 100000"),
+    ("launch.main_process_port=0", "launch.main_process_port=0: Input should be greater than or equal to 1"),
+    ("launch.main_process_port=65536", "launch.main_process_port=65536: Input should be less than or equal to 65535"),
+    ("launch.grace_seconds=1000001", "launch.grace_seconds=1000001: Input should be less than or equal to 1000000"),
+    ("dpo_batches=1001", "dpo_batches=1001: Input should be less than or equal to 1000"),
     # -- the files and models it names
     ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in HERE nor beside the"),
     ("base_model=gone", "base_model='gone' does not exist, neither in HERE nor beside the recipe"),
@@ -139,7 +161,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("prepare_base.chat_template=gone.jinja", "prepare_base.chat_template='gone.jinja' does not exist"),
     ("evaluate_policy.judge_function=scores", "'scores' is no function: expected module:function, as in"),
     ("evaluate_policy.judge_function=.a:b", "'.a:b' is no function: expected module:function, as in my_scores:score"),
-    ("evaluate_policy.judge_function=gone:score", "gone:score: no module 'gone' beside the recipe (HERE) or installed"),
+    ("evaluate_policy.judge_function=gone:score", "'gone:score': no module 'gone' beside the recipe (HERE) or"),
     ("evaluate_policy.judge_function=scores:gold", "scores:gold: HERE/scores.py defines no 'gold'"),
 ]
 
@@ -428,7 +450,7 @@ CASES = [
     Case(
         "shipped recipe that does not exist",
         lambda place: place.alignloop("init", "lama3_8b"),
-        "no shipped recipe has the name 'lama3_8b'; did you mean 'llama3_8b'?; shipped recipes: demo, llama3_70b",
+        "no shipped recipe has the name 'lama3_8b'; did you mean 'llama3_8b'?; shipped recipes: demo, dpo, llama3_70b",
     ),
     Case(
         "split without rows",

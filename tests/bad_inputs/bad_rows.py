@@ -317,8 +317,8 @@ CASES = [
         "owner/name: no such path, and not available from the hub (no network)",
     ),
     Case("file that may not be read", unreadable, "rows.jsonl cannot be read (Permission denied)"),
-    Case("share over 1", with_shares(evaluation_share=1.5), "evaluation_share=1.5 is not a share; expected 0 <= share"),
-    Case("share that is no number", with_shares(judge_share=float("nan")), "judge_share=nan is not a share; expected"),
+    Case("share over 1", with_shares(evaluation_share=1.5), "evaluation_share=1.5: expected a number 0 or"),
+    Case("share that is no number", with_shares(judge_share=float("nan")), "judge_share=nan: expected a number"),
     Case(
         "shares that leave nothing",
         with_shares(evaluation_share=0.5, judge_share=0.5),
@@ -326,7 +326,7 @@ CASES = [
     ),
     Case(
         "no evaluation prompt",
-        with_shares(evaluation_share=0.0),
+        with_shares(evaluation_share=0.0001),
         "no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share",
     ),
     Case(
@@ -364,7 +364,7 @@ CASES = [
         made_by("makers"),
         "'makers' is no function: expected module:function",
     ),
-    Case("function of no module", made_by("nowhere:make"), "nowhere:make: no module 'nowhere' beside the recipe ("),
+    Case("function of no module", made_by("nowhere:make"), "'nowhere:make': no module 'nowhere' beside the recipe ("),
     Case(
         "function of a module that needs another",
         made_by("needs:make"),

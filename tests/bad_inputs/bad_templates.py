@@ -321,6 +321,6 @@ CASES = [
     ),
     # -- chat
     Case("chat without a prompt", chat("model", "--prompt", " "), "--prompt is empty"),
-    Case("chat that is too cold", chat("model", "--temperature", "-1"), "--temperature -1.0: expected a number 0 or"),
+    Case("chat that is too cold", chat("model", "--temperature", "-1"), "--temperature=-1.0: expected a number 0 or"),
     Case("chat with no model", chat("gone", "--prompt", "hi"), "gone has no tokenizer that can be read"),
 ]

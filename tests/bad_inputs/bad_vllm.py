@@ -63,7 +63,7 @@ CASES = [
     Case(
         "vllm with a number past its limit",
         of_recipe("plan", "defaults.vllm={gpu_memory_utilization: 90}"),
-        "vllm.gpu_memory_utilization=90: expected a number above 0, at most 1",
+        "vllm.gpu_memory_utilization=90.0: expected a number above 0, at most 1",
     ),
     Case(
         "vllm's interpreter is not there, says run",

@@ -265,7 +265,7 @@ def play(case: Case, place: Place, captured: pytest.CaptureFixture[str]) -> Met:
     assert len(refusals) == 1, f"not one line: {err}"
     assert case.says.replace("HERE", str(place.folder)) in refusals[0], refusals[0]
     after = lines_said[lines_said.index(refusals[0]) + 1 :]
-    assert not after or after[0].startswith(("command: ", "SIGTERM would ")), f"not one line: {err}"
+    assert not after or after[0].startswith(("command: ", "log: ", "SIGTERM would ")), f"not one line: {err}"
     assert code == case.code
     now = place.contents()
     assert {path: now.get(path) for path in before} == before, "a file is not as it was"

@@ -33,6 +33,9 @@ ELSEWHERE = {
         "data_schemas/artifact.py",
         "files_below",
     ): "a file that vanishes while the record is written: test_damaged_files",
+    ("engine/models/miniature.py", "small_model"): "an architecture that no recipe can have: test_miniature",
+    ("data_schemas/splitting.py", "Shares.__post_init__"): "the limits of the keys come first: test_splitting",
+    ("pipeline/launch/preflight.py", "preflight"): "it needs a model: tests/commands/test_preflight.py",
     (
         "engine/models/verification.py",
         "check_in_own_process",

