@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from data_schemas.artifact import Artifact
@@ -20,9 +21,15 @@ from tests.toy_rows import CITIES, COUNTRIES, conversation, pair, write_jsonl
 os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
 )
-# Two workers share the cores: spinning threads would make both many times slower.
 os.environ["ALIGNLOOP_PREFLIGHT"] = "0"  # 15 seconds a run; tests/commands/test_preflight.py has it
+# Two workers share the cores: spinning threads would make both many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A busy machine generates slowly, and no test may depend on a quiet one.
+hypothesis.settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any_machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -72,7 +72,17 @@ def test_the_summary_has_its_schema_and_every_number_or_a_reason(place):
     assert (summary["name"], summary["state"]) == ("loop", "done")
     assert [step["name"] for step in summary["steps"]] == STEPS
     for step in summary["steps"]:
-        assert list(step) == ["name", "stage", "round", "folder", "fingerprint", "state", "seconds", "metrics"]
+        assert list(step) == [
+            "name",
+            "stage",
+            "round",
+            "folder",
+            "fingerprint",
+            "state",
+            "seconds",
+            "metrics",
+            "warnings",
+        ]
         assert step["state"] == "ran"
         assert step["folder"] == f"{step['name']}-{step['fingerprint'][:8]}"
         assert step["seconds"] > 0

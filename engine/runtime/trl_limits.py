@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data_schemas.limits import Limits
 from data_schemas.stage_keys import TRACKERS
 
+OURS = "row_segments_"  # attention functions that engine/packing registers in a process that has imported it
 _AT_LEAST_0, _AT_LEAST_1, _ABOVE_0 = Limits(minimum=0), Limits(minimum=1), Limits(above=0)
 _SHARE = Limits(minimum=0, maximum=1)
 _STEPS = Limits(above=0, whole_from_1=True)
@@ -76,7 +77,7 @@ LIMITS = {
 CHOICES = {
     "attn_implementation": [
         "eager",
-        *sorted(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name),
+        *sorted(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name and not name.startswith(OURS)),
     ],
     "bnb_4bit_quant_storage": ["uint8", "int8", "float16", "float32", "float64", "bfloat16"],
     "debug": [option.value for option in DebugOption],
