@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from data_schemas.errors import ConfigError
-from pipeline.recipe.names import all_sections
+from pipeline.recipe.names import all_sections, runs_once
 from pipeline.recipe.resolved import Recipe
 from pipeline.steps import Step
 
@@ -29,7 +29,10 @@ def check_unused(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
 
 def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     used = {step.section for step in steps}
+    has_no_round = recipe.stages is None and not recipe.rounds  # `rounds: 0` says itself what is left out
     for name in all_sections():
+        if has_no_round and not runs_once(name):
+            continue
         if recipe.section(name).is_in_file and name not in used:
             yield f"the section {name} is not used: no step of this recipe runs it"
     data = recipe.section("data").keys

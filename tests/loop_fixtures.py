@@ -21,7 +21,9 @@ def place(tmp_path_factory, request) -> Iterator[Place]:
     try:
         if any("lora" in getattr(item, "fixturenames", ()) for item in request.session.items):
             base = made.work / "runs" / "loop" / "steps" / "prepare_base"
-            wait_until(base.exists, seconds=300, what="prepare_base of the plain loop", process=process)
+            wait_until(
+                (base / "artifact.json").exists, seconds=300, what="prepare_base of the plain loop", process=process
+            )
             made.begin_with(*DATA_AND_BASE, name="lora")
             lora = made.lora = made.start("run", *made.words(*LORA, name="lora"))
         out, err = process.communicate(timeout=500)

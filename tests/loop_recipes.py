@@ -187,7 +187,8 @@ class Place:
 def clean_environment() -> dict[str, str]:
     """The environment of a user's shell: no variables of pytest or of a runner, and no thread counts."""
     dropped = ("ALIGNLOOP_", "OMP_", "ACCELERATE_", "PYTEST_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    kept = ("ALIGNLOOP_PREFLIGHT",)
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(dropped)}
 
 
 def launches(folder: Path) -> int:

@@ -72,17 +72,8 @@ def test_the_summary_has_its_schema_and_every_number_or_a_reason(place):
     assert (summary["name"], summary["state"]) == ("loop", "done")
     assert [step["name"] for step in summary["steps"]] == STEPS
     for step in summary["steps"]:
-        assert list(step) == [
-            "name",
-            "stage",
-            "round",
-            "folder",
-            "fingerprint",
-            "state",
-            "seconds",
-            "metrics",
-            "warnings",
-        ]
+        assert list(step)[:6] == ["name", "stage", "round", "folder", "fingerprint", "state"]
+        assert list(step)[6:] == ["seconds", "metrics", "warnings"]
         assert step["state"] == "ran"
         assert step["folder"] == f"{step['name']}-{step['fingerprint'][:8]}"
         assert step["seconds"] > 0
@@ -299,7 +290,7 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     code, out, err = place.call("run", *words)
     assert (code, out) == (2, "")
     holder = f"pid {process.pid} on {socket.gethostname()}"
-    assert err == f"error: {run} is in use by another process ({holder}); wait for it or stop it\n"
+    assert err.endswith(f"error: {run} is in use by another process ({holder}); wait for it or stop it\n")
 
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
@@ -417,7 +408,10 @@ def models(place) -> Path:
         (("data.instructions=gone.jsonl",), "data.instructions='gone.jsonl' does not exist"),
         (("base_model=models/no_tokenizer",), "models/no_tokenizer has no tokenizer"),
         (("base_model=models/no_config",), "models/no_config has no config.json; expected a model folder"),
-        (("base_model=models/no_template", "prepare_base.chat_template=null"), "no_template has no chat template"),
+        (
+            ("base_model=models/no_template", "pretrain=null", "prepare_base.chat_template=null"),
+            "no_template has no chat template",
+        ),
         (
             ("sft.global_batch_size=6", "sft.per_device_train_batch_size=4"),
             "sft.global_batch_size=6 is not a multiple of per_device_train_batch_size x num_processes = 4 x 1; try 8",
@@ -460,6 +454,7 @@ OTHER_ROWS = (
     "data.make_data_arguments=null",
     "data.instructions=rows.jsonl",
     "base_model=models/no_template",
+    "pretrain=null",
 )
 
 
@@ -475,7 +470,7 @@ def test_rows_without_the_needed_columns_are_refused_before_anything_is_launched
 def test_an_empty_split_ends_the_run_with_exit_code_two_before_a_model_is_loaded(place, models):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (place.recipes / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    code, _, err = place.run(*OTHER_ROWS, "data.evaluation_share=0.0", name="empty")
+    code, _, err = place.run(*OTHER_ROWS, "data.evaluation_share=0.0001", name="empty")
     assert code == 2
     assert err.startswith("error: prepare_data failed: no evaluation prompt is left: give evaluation_prompts, or a")
     assert [path.name[:13] for path in (place.work / "runs" / "empty").glob("*-????????")] == ["prepare_data-"]

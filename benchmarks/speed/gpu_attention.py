@@ -169,7 +169,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     device, sizes = torch.device(device_name()), MODELS[job["model"]]
     encode, _ = dpo.encoder(load_tokenizer(job["base"]), dpo.DPOArguments(train_data=[], mask_formatting=False))
-    pairs = [encode(row) for row in read_rows(Path(job["rows"]), PreferencePair)][: job["micro_batch"]]
+    pairs = [encode(row)[0] for row in read_rows(Path(job["rows"]), PreferencePair)][: job["micro_batch"]]
     sequences = [pair.prompt_ids + ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     rows = {
         "pairs": SharedRows.of(sequences, [number // 2 for number in range(len(sequences))]),

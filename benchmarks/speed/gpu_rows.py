@@ -168,12 +168,12 @@ def counts_of_rows(path: Path, base: str) -> dict[str, dict[str, int]]:
         totals[side] = Counts(*map(sum, zip(totals[side], counts, strict=True)))
 
     for row in read_rows(path / "pairs.jsonl", PreferencePair):
-        tokens = pair(row)
+        (tokens,) = pair(row)
         both = [tokens.prompt_ids + tokens.chosen_ids, tokens.prompt_ids + tokens.rejected_ids]
         add("dpo", counts_of(*both, logits=len(tokens.chosen_ids) + len(tokens.rejected_ids)))
         add("reward", counts_of(*both, logits=0))
     for row in read_rows(path / "dialogs.jsonl", Conversation):
-        encoded = dialog(row)
+        (encoded,) = dialog(row)
         length = len(encoded.input_ids)
         add("sft", Counts(length, sum(label != -100 for label in encoded.labels), triangle(length)))
     return {side: counts._asdict() for side, counts in totals.items()}

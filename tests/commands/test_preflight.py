@@ -87,5 +87,5 @@ def fake_result() -> subprocess.CompletedProcess[str]:
 
 def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path):
     (tmp_path / "scores.py").write_text("def score(prompt, answer, ended):\n    open('called', 'w')\n    return 1.0\n")
-    preflight(plan_run(round_stages=["rejection_sampling", "reward_model", "sft"]))
+    preflight(plan_run(round_stages=["reward_model", "rejection_sampling", "sft"]))
     assert not (tmp_path / "called").exists()

@@ -97,8 +97,14 @@ def test_what_the_listed_stages_do_not_use_is_refused(toy_recipe, settings, sent
 
 
 def test_what_rounds_do_not_use_is_a_warning(toy_recipe):
-    recipe = load_recipe(toy_recipe, ["rounds=0", "dpo.beta=0.2", "data.judge_share=0.5"])
+    settings = ["round_stages=[reward_model, rejection_sampling, sft]", "dpo.beta=0.2", "data.judge_share=0.5"]
+    recipe = load_recipe(toy_recipe, settings)
     assert check_unused(recipe, make_plan(recipe)) == ["the section dpo is not used: no step of this recipe runs it"]
+
+
+def test_rounds_0_says_itself_what_it_leaves_out(toy_recipe):
+    recipe = load_recipe(toy_recipe, ["rounds=0", "dpo.beta=0.2", "data.judge_share=0.5"])
+    assert check_unused(recipe, make_plan(recipe)) == []
 
 
 @pytest.fixture
