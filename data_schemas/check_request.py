@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, TypedDict
 
+NOT_TRIED = "not tried: "  # commands/preflight.py begins a line with it that says why there was no preflight
+
 
 class TokenizerSource(TypedDict, total=False):
     """The tokenizer of the run: that of a folder or hub name (`path`), or one to train on `documents`."""
