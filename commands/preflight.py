@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from commands.check import TokenizerRequest, load_tokenizer
 from commands.trials import run_trial
-from data_schemas.check_request import PreflightRequest, Trial
+from data_schemas.check_request import NOT_TRIED, PreflightRequest, Trial
 from data_schemas.errors import UserError
 from data_schemas.text import printable
 from engine.models.loading import read_config
@@ -169,7 +169,7 @@ def main() -> int:
         print(f"error: base model: {printable(message)}", file=sys.stderr)
         return 2
     if code == UNKNOWN:
-        print(message)
+        print(f"{NOT_TRIED}{message}")
         return 0
     lines = list(try_all(request, model, scratch))
     for line in lines:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas.artifact import Artifact
-from data_schemas.check_request import PreflightRequest, Trial
+from data_schemas.check_request import NOT_TRIED, PreflightRequest, Trial
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest_record, read_json, write_atomically
 from data_schemas.stage_keys import stages
@@ -51,15 +51,20 @@ def preflight(run: Run, *, keeps_result: bool = True) -> None:
         command = [sys.executable, str(ROOT / "commands" / "preflight.py"), str(path)]
         env = environment(run.steps[0], Path(scratch), run.recipe.path.absolute().parent)
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    refused = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+    refused, not_tried = _lines(done.stderr, "error: "), _lines(done.stdout, NOT_TRIED)
     if refused:
         raise ConfigError(f"{run.recipe.path}: {'; '.join(refused)} ({REMEDY})")
-    if done.returncode != 0 or done.stdout.strip():
-        cause = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    if done.returncode or not_tried:
+        cause = [*not_tried, *done.stderr.strip().splitlines()[-1:], f"exit code {done.returncode}"][0]
         print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
     elif keeps_result:
         result.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(result, json.dumps({"passed": digest}))
+
+
+def _lines(output: str, prefix: str) -> list[str]:
+    """What follows the prefix, in the lines that begin with it: libraries write other lines."""
+    return [line.removeprefix(prefix) for line in output.splitlines() if line.startswith(prefix)]
 
 
 def make_request(run: Run) -> PreflightRequest:
