@@ -82,6 +82,7 @@ TOGETHER = [
     ("sft", "--report_to tensorboard", "report_to='tensorboard': the package tensorboard is not installed; install it"),
     ("dpo", "--loss_weights 0 0", "loss_weights=[0.0, 0.0]: nothing is trained; expected at least one above 0"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
+    ("sft", "--load_in_4bit", "load_in_4bit: quantized weights cannot be trained, only adapters on them: set use_peft"),
     ("dpo", "--loss_type sigmoid --loss_weights 1 0.2", "2 loss_weights for 1 of loss_type; give one for each"),
     ("average_models", "--weights unifrom", "weights='unifrom' is not one of uniform, greedy, or a list of numbers"),
     ("average_models", "--weights 0.5 0.25 0.25", "3 weights for 2 models; give one for each"),

@@ -60,7 +60,8 @@ def test_a_function_scores_prompt_answer_and_end(stage, tmp_path, monkeypatch):
 
 def test_a_function_that_asks_for_the_reference_gets_it(stage, tmp_path, monkeypatch):
     (tmp_path / "exact.py").write_text(
-        "def score(prompt, answer, ended, reference=''):\n    return -1 if reference is None else float(answer == reference)\n"
+        "def score(prompt, answer, ended, reference=''):\n    return -1 if reference is None "
+        "else float(answer == reference)\n"
     )
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
 
