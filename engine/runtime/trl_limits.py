@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data_schemas.limits import Limits
 from data_schemas.stage_keys import TRACKERS
 
-OURS = "row_segments_"  # attention functions that engine/packing registers in a process that has imported it
+OURS = ("row_segments_", "shared_prompts")  # attention functions that packing and sampling register when imported
 _AT_LEAST_0, _AT_LEAST_1, _ABOVE_0 = Limits(minimum=0), Limits(minimum=1), Limits(above=0)
 _SHARE = Limits(minimum=0, maximum=1)
 _STEPS = Limits(above=0, whole_from_1=True)
