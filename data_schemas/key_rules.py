@@ -119,6 +119,9 @@ def _training(values: Values) -> None:
             "float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
             "bf16: true, or force_fp16: true to use it anyway"
         )
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if values.get(key) and values.get("use_peft") is False:
+            raise ConfigError(f"{key}: quantized weights cannot be trained, only adapters on them: set use_peft: true")
 
 
 def vllm_options(values: Values) -> Keys:

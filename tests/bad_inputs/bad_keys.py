@@ -80,6 +80,7 @@ TOGETHER = [
     ("rejection_sampling", "--temperature_range 1 0.5", "temperature_range=[1.0, 0.5]: expected [lowest, highest]"),
     ("evaluate_policy", "--judge_model m", "judge_function and judge_model are both given; set one of them to null"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
+    ("sft", "--load_in_4bit", "load_in_4bit: quantized weights cannot be trained, only adapters on them: set use_peft"),
     ("dpo", "--loss_type sigmoid --loss_weights 1 0.2", "2 loss_weights for 1 of loss_type; give one for each"),
     ("average_models", "--weights unifrom", "weights='unifrom' is not one of uniform, greedy, or a list of numbers"),
     ("average_models", "--weights 0.5 0.25 0.25", "3 weights for 2 models; give one for each"),
