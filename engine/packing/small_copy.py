@@ -11,7 +11,7 @@ WINDOW tokens, so that a short sequence is longer than its window.
 
 import copy
 import logging
-from collections.abc import Callable
+from typing import cast
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -30,16 +30,16 @@ def small_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel 
 
     The state of the random generators is not changed.
     """
-    architecture: Callable[[PretrainedConfig], PreTrainedModel] = type(model)
     for narrow in (True, False):  # some architectures tie their sizes together and accept only fewer layers
         try:
             config = small_config(model.config, narrow=narrow)
+            architecture = cast("type[PreTrainedModel]", type(model))
             with torch.device("meta"):
                 size = sum(weight.numel() for weight in architecture(config).parameters())
             if size > MAX_PARAMETERS:
                 continue
             with torch.random.fork_rng(devices=[]):
-                made = architecture(config).to(device=device, dtype=torch.float32)
+                made = architecture(config).float().to(device)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # the constructor of an architecture may refuse sizes in any way
             log.debug("no small copy of %s: %s", type(model).__name__, error)
             continue
