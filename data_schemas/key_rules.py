@@ -13,6 +13,7 @@ from data_schemas.errors import ConfigError, UserError
 from data_schemas.limits import Limits
 from data_schemas.splitting import Shares
 from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest, with_defaults
+from data_schemas.text import shown
 
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
@@ -194,7 +195,7 @@ def _prepare_base(values: Values) -> None:
     try:
         datetime.date.fromisoformat(values["template_date"] or "2000-01-01")
     except ValueError:
-        raise ConfigError(f"template_date={values['template_date']!r}: expected a date as YYYY-MM-DD") from None
+        raise ConfigError(f"template_date={shown(values['template_date'])}: expected a date as YYYY-MM-DD") from None
 
 
 RULES: dict[str, Callable[[Values], None]] = {
