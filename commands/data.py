@@ -19,7 +19,7 @@ from rich.text import Text
 from data_schemas.errors import ConfigError, DataError, UserError
 from data_schemas.formats import format_of
 from data_schemas.reading import KINDS
-from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row, for_template
+from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
 from data_schemas.sources import Source
 from data_schemas.stage_keys import load_yaml
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
@@ -39,12 +39,14 @@ class Model:
         from transformers.utils import logging
 
         from engine.models.loading import read_tokenizer
+        from engine.tokens.rendering import render
 
         logging.set_verbosity_error()
+        self._render = render  # under limits of time and memory: a template is a program
         self.tokenizer = read_tokenizer(folder, revision="main")
 
     def render(self, row: Row) -> list[tuple[str, str]]:
-        """A row's texts in the model's template. Raises DataError where the template refuses it."""
+        """A row's texts in the model's template. Raises UserError where the template refuses it."""
         if isinstance(row, Document):
             return [("", row.text)]
         return [(name, self._in_template(messages, row)) for name, messages in dialogs_of(row)]
@@ -52,17 +54,8 @@ class Model:
     def _in_template(self, messages: Sequence[Message], row: Row) -> str:
         if not self.tokenizer.chat_template:
             raise DataError("the model has no chat template; prepare_base can set one, as in {chat_template: chatml}")
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    for_template(messages),
-                    tools=getattr(row, "tools", None),
-                    tokenize=False,
-                    add_generation_prompt=isinstance(row, Prompt),
-                )
-            )
-        except Exception as error:  # a template raises whatever it likes
-            raise DataError(f"the model's template refuses it: {error}") from None
+        is_prompt = isinstance(row, Prompt)
+        return self._render(self.tokenizer, messages, tools=getattr(row, "tools", None), generation_prompt=is_prompt)
 
     def num_tokens(self, texts: Sequence[str]) -> list[int]:
         encoded = self.tokenizer(list(texts), add_special_tokens=False)
@@ -158,7 +151,7 @@ def lengths_of(found: Survey, model: Model | None) -> Table:
             try:
                 for name, text in model.render(item.row):
                     rendered.setdefault(name, []).append(text)
-            except DataError:
+            except UserError:
                 continue  # the rows below show it
         for name, of_name in rendered.items():
             table.add_row(f"{name or 'row'} in the template", "tokens", *quantiles(model.num_tokens(of_name)))
@@ -184,7 +177,7 @@ def shown(item: PlacedRow, model: Model | None) -> str:
     if model is not None:
         try:
             texts = model.render(item.row)
-        except DataError as error:
+        except UserError as error:
             return str(error)
         return "\n".join(f"{name}: " * bool(name) + excerpt(text.rstrip(), MAX_RENDERED) for name, text in texts)
     if isinstance(item.row, Document):

@@ -1,20 +1,20 @@
 """One trial of a stage: what the stage would build, built on a small model, and one step, one evaluation, one answer.
 
-`commands/preflight.py` runs each trial in a process of its own.
+`commands/preflight.py` runs each trial in a separate process.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.check_request import Trial
 from data_schemas.key_rules import check_values
-from data_schemas.reading import read_prompts
-from data_schemas.rows import Conversation, PreferencePair, Prompt
+from data_schemas.rows import Conversation, PreferencePair, Prompt, Row
 from data_schemas.stage_keys import Keys
 from engine.models.loading import load_tokenizer
 from engine.runtime import arguments
@@ -38,6 +38,8 @@ GENERATING: dict[str, Sequence[type]] = {
     "rejection_sampling": rejection_sampling.ARGUMENTS,
     "evaluate_policy": evaluate_policy.ARGUMENTS,
 }
+RowType = TypeVar("RowType", bound=Row)
+DialogType = TypeVar("DialogType", Conversation, PreferencePair)
 NUM_ROWS = 2  # trained on, and evaluated on
 NUM_ROWS_READ = 50  # of a file, among which the rows are chosen
 NUM_TOKENS = 4  # of the answer, at most
@@ -113,15 +115,29 @@ def _token_rows(
 ) -> list[TokenRow]:
     """Two rows that fit: of the recipe's data where there are any, else of a sample."""
     encode, _ = method.encoder(tokenizer, own)
-    rows = method.read(trial["rows"], on_bad_row="set_aside").rows[:NUM_ROWS_READ] if trial["rows"] else []
-    encoded, _ = encode_all("train", rows, encode, tokenizer, max_length=max_length, on_bad_row="set_aside")
-    if len(encoded) < NUM_ROWS and trial["stage"] == "sft":
+
+    def encoded(rows: list[DialogType], sample: DialogType) -> list[TokenRow]:
+        token_rows, _ = encode_all("train", rows, encode, tokenizer, max_length=max_length, on_bad_row="set_aside")
+        if len(token_rows) < NUM_ROWS:
+            token_rows, _ = encode_all("train", [sample] * NUM_ROWS, encode, tokenizer, max_length=None)
+        return token_rows[:NUM_ROWS]
+
+    if trial["stage"] == "sft":
         dialog = Conversation.model_validate({"messages": [QUESTION, ANSWER]})
-        encoded, _ = encode_all("train", [dialog] * NUM_ROWS, encode, tokenizer, max_length=None)
-    elif len(encoded) < NUM_ROWS:
-        pair = PreferencePair.model_validate({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [WORSE_ANSWER]})
-        encoded, _ = encode_all("train", [pair] * NUM_ROWS, encode, tokenizer, max_length=None)
-    return encoded[:NUM_ROWS]
+        return encoded(first_rows(trial["rows"], Conversation), dialog)
+    pair = PreferencePair.model_validate({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [WORSE_ANSWER]})
+    return encoded(first_rows(trial["rows"], PreferencePair), pair)
+
+
+def first_rows(files: Sequence[str], row_type: type[RowType]) -> list[RowType]:
+    """The first NUM_ROWS_READ rows of files that prepare_data wrote. A file of a million rows is not read further."""
+    lines = itertools.chain.from_iterable(map(_first_lines, files))
+    return [row_type.model_validate_json(line) for line in itertools.islice(lines, NUM_ROWS_READ)]
+
+
+def _first_lines(file: str) -> list[bytes]:
+    with Path(file).open("rb") as stream:
+        return list(itertools.islice(stream, NUM_ROWS_READ))
 
 
 def _table(rows: Sequence[TokenRow | TokenDialog]) -> Dataset:
@@ -139,8 +155,8 @@ def _generate(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None
         keys["use_cpu"] = True
     (own,) = fill(classes, keys, {})
     if own.engine != "transformers":
-        return  # vLLM has an environment of its own, and takes a minute to start
-    prompts = read_prompts(trial["rows"], on_bad_row="set_aside").rows if trial["rows"] else []
+        return  # vLLM has a separate environment, and takes a minute to start
+    prompts = first_rows(trial["rows"], Prompt)
     request: tuple[Prompt, float | None] = ([*prompts, Prompt.model_validate({"prompt": [QUESTION]})][0], None)
     if trial["stage"] == "rejection_sampling":
         request = rejection_sampling.request_for(request[0], own)

@@ -4,7 +4,6 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 """
 
 import datetime
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,6 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
     """Raises ConfigError for values that contradict each other. Each by itself was checked where it was typed."""
     values = with_defaults(stage, values)
     try:
-        _check_trackers(values)
         _training(values)
         vllm_options(values)
         RULES.get(stage, lambda _: None)(values)
@@ -55,16 +53,6 @@ def _one_of(values: Values, one: str, other: str) -> None:
         raise ConfigError(f"{one} and {other} are both given; set one of them to null")
     if not values[one] and not values[other]:
         raise ConfigError(f"{one} or {other} is missing")
-
-
-def _check_trackers(values: Values) -> None:
-    """Raises ConfigError where a tracker of report_to is not installed."""
-    given = values.get("report_to") or []
-    for name in given if isinstance(given, list) else [given]:
-        if name != "none" and importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"report_to={name!r}: the package {name} is not installed; install it, or set report_to: none"
-            )
 
 
 def _training(values: Values) -> None:

@@ -140,7 +140,7 @@ def _is_number(value: object) -> bool:
 def _rated(raw: Fields) -> Fields:
     """The scores of chosen and rejected by the row's ratings.
 
-    Where the row has no strength of its own, equal ratings make it the weakest, and ratings that say the opposite of
+    Where the row has no field `strength`, equal ratings make it the weakest, and ratings that say the opposite of
     the order raise WrongValue.
     """
     fields: Fields = {}

@@ -1,4 +1,4 @@
-"""The prompt of a row and the answers to it, where they are in columns of their own.
+"""The prompt of a row and the answers to it, where they are in separate columns.
 
 | function | columns |
 |---|---|

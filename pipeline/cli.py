@@ -7,7 +7,6 @@ A user's mistake is reported in one line on stderr and ends with exit code 2. A 
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import io
 import json
@@ -21,15 +20,13 @@ from typing import Annotated, TextIO
 
 import typer
 
-from data_schemas.artifact import Artifact
-from data_schemas.errors import AlignloopError, ConfigError, UserError
-from data_schemas.files import DISK_FULL, check_name
+from data_schemas.errors import ConfigError, UserError
+from data_schemas.files import check_name
 from data_schemas.locks import lock_folder
 from data_schemas.text import printable
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.launch.command_line import ROOT
-from pipeline.launch.failures import StageFailed
 from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
 from pipeline.launch.runner import run_steps
@@ -41,12 +38,12 @@ from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
 from pipeline.state import pruning, verifying
 from pipeline.state.fingerprint import SMALL
+from pipeline.state.models import model_of
 from pipeline.state.run import Run
-from pipeline.state.summary import POLICY_STAGES, SUMMARY, trained_models
+from pipeline.state.summary import SUMMARY
 from pipeline.state.summary import read as read_summary
 from pipeline.unused import check_unused
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -87,7 +84,6 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    context: typer.Context,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.  [default: off]")
     ] = False,
@@ -285,7 +281,7 @@ def chat(
     ] = False,
 ) -> None:
     """Chat with a model. An empty line or Ctrl-D ends the conversation."""
-    words = [_model_of(model)]
+    words = [model_of(model)]
     for name, value in (("prompt", prompt), ("system", system)):
         words += [f"--{name}={value}"] if value is not None else []
     words += [f"--temperature={temperature}", f"--max_new_tokens={max_new_tokens}", f"--seed={seed}"]
@@ -301,7 +297,7 @@ def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]
     steps = make_plan(loaded)
     check_recipe(loaded, steps)
     for sentence in check_unused(loaded, steps):
-        print(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
+        _print(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
 
 
@@ -316,29 +312,6 @@ def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}
-
-
-def _model_of(name: str) -> str:
-    """The model folder or hub name that `chat` loads. Raises UserError."""
-    folder = Path(name)
-    if not folder.exists():
-        if name.count("/") == 1 and not folder.parent.exists():
-            return name  # a hub name
-        raise ConfigError(f"{name} does not exist")
-    if (folder / SUMMARY).is_file():
-        summary = read_summary(folder)
-        policies = [entry for entry in trained_models(summary) if entry["stage"] in POLICY_STAGES]
-        if (best := summary["best_policy"]) is not None:
-            return str(folder / best["folder"])
-        if not policies or summary["rounds"]:
-            raise ConfigError(f"{name} has no evaluated policy yet; give the folder of a step, or run the recipe again")
-        return str(folder / policies[-1]["folder"])
-    artifact = Artifact.read(folder)
-    if artifact is not None and "model" in artifact.outputs:
-        return str(folder / artifact.outputs["model"])
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{name} is not a model, a step or a run: no config.json, no record of a model, no {SUMMARY}")
-    return name
 
 
 def _print(text: str, *, file: TextIO | None = None) -> None:
@@ -358,27 +331,8 @@ def main() -> None:
         for name in (Path.cwd(), *sys.argv[1:]):
             check_name(name)
         code = get_command(app)(standalone_mode=False)
-    except AlignloopError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        code = 2 if isinstance(error, UserError) else 1
-    except OSError as error:  # a full disk, a folder without write permission
-        hint = f"; {DISK_FULL}" if error.errno in NO_SPACE else ""
-        print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
-        code = 1
-    except StageFailed as failure:
-        errors.report_failure(failure)
-        code = 2 if failure.is_users else 1
-    except Interrupted as interrupted:
-        code = 128 + interrupted.number
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        if hasattr(error, "format_message"):  # an error of the command-line parser
-            _print(f"error: {errors.parser_message(error)}; see {errors.help_for(error)}", file=sys.stderr)
-            code = 2
-        else:
-            errors.report_unexpected(error)
-            code = 1
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        code = errors.report(error)
     sys.exit(code)
 
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from data_schemas.errors import ConfigError
-from data_schemas.rows import STRENGTHS, Message, PreferencePair, Strength
+from data_schemas.rows import STRENGTHS, Dropped, Message, PreferencePair, Strength
 from data_schemas.stage_keys import StageTraits
-from engine.curation.dropped import Dropped
 from engine.judging.annotators import Annotator, FunctionAnnotator, Judgement, RewardModelAnnotator
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer

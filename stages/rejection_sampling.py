@@ -18,9 +18,8 @@ import numpy as np
 
 from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
-from data_schemas.rows import Candidate, Candidates, Conversation, Message, Prompt
+from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt
 from data_schemas.stage_keys import StageTraits
-from engine.curation.dropped import Dropped
 from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer

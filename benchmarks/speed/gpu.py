@@ -180,7 +180,7 @@ def _file_name(part: Part) -> str:
 
 
 def has_gpu() -> bool:
-    """Asked in a process of its own, so that this one holds no memory of the device."""
+    """Asked in a separate process, so that this one holds no memory of the device."""
     import subprocess
 
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"

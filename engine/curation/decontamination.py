@@ -8,6 +8,7 @@ split finds; see `data_schemas.text.is_distinctive`.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from data_schemas.formats import shorten
 from data_schemas.rows import Conversation, Document, Dropped, Message, PreferencePair, Prompt
 from data_schemas.text import is_distinctive, normalise
 from engine.curation.dropped_rows import keep_or_drop
@@ -15,7 +16,7 @@ from engine.curation.grouping import DialogType, messages_of
 
 NUM_KEY_WORDS = 4  # first words of a prompt by which it is looked up
 NUM_CAUSES = 3  # evaluation prompts that a warning names
-NUM_CHARACTERS = 60  # of each
+NUM_CHARACTERS = 61  # of each
 IN_LATER_TURN = Dropped("evaluation_prompt_in_later_turn")
 IN_DOCUMENT = Dropped("evaluation_prompt_in_document")
 
@@ -45,7 +46,9 @@ def most_frequent_causes(
     found = [asked_later(messages_of(row), texts) for row in dialogs] + contained(documents, prompts)
     original = {normalise(message.content): message.content for row in prompts for message in _first_user_message(row)}
     causes = Counter(text for text in found if text).most_common(NUM_CAUSES)
-    return ", ".join(f"{_shorten(original[text])!r} ({count})" for text, count in causes)
+    return ", ".join(
+        f"{shorten(' '.join(original[text].split()), NUM_CHARACTERS)!r} ({count})" for text, count in causes
+    )
 
 
 def asked_later(messages: Sequence[Message], texts: Iterable[str]) -> str:
@@ -85,11 +88,6 @@ def _distinctive_texts(prompts: Iterable[Prompt]) -> set[str]:
     """The normalised first user messages that are long enough that a text which contains one repeats it."""
     texts = {normalise(message.content) for prompt in prompts for message in _first_user_message(prompt)}
     return {text for text in texts if is_distinctive(text)}
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= NUM_CHARACTERS else f"{text[:NUM_CHARACTERS]}…"
 
 
 def _first_user_message(prompt: Prompt) -> list[Message]:

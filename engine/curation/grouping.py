@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
+from data_schemas.formats import shorten
 from data_schemas.rows import Conversation, Message, PreferencePair, Prompt, group_of
 
 Dialog = Conversation | PreferencePair | Prompt
 DialogType = TypeVar("DialogType", Conversation, PreferencePair, Prompt)
 LARGE_SHARE = 0.5  # of all dialogs in one group, from which on a warning names it
-NUM_CHARACTERS = 60  # of a first message in a warning
+NUM_CHARACTERS = 61  # of a first message in a warning
 
 
 def systems_tell_apart(dialogs: Sequence[Dialog]) -> bool:
@@ -39,8 +40,8 @@ def describe_large_group(dialogs: Sequence[Dialog]) -> str:
         return ""
     messages = messages_of(next(dialog for dialog in dialogs if dialog.group_id == group))
     text = " ".join(next(message.content for message in messages if message.role == "user").split())
-    shown = text if len(text) <= NUM_CHARACTERS else f"{text[:NUM_CHARACTERS]}…"
     number = f"all {size}" if size == len(dialogs) else f"{size} of {len(dialogs)}"
+    shown = shorten(text, NUM_CHARACTERS)
     return f"{number} dialogs have the same first user message ({shown!r}), so they are on one side of the split"
 
 

@@ -15,7 +15,7 @@ one *segment* of the row: their shared *prefix*, then one *branch* for each sequ
 A token attends to the earlier tokens of its own segment that are in the prefix or in its own branch, and its position
 is the one that it has in its sequence. So every token is predicted from exactly the tokens that precede it in its
 sequence, and the result is exact. The last shared token is copied into every branch, so that the first token in which
-the sequences differ is predicted from a token of its own branch, and every predictor is the left neighbour of its
+the sequences differ is predicted from a token of the same branch, and every predictor is the left neighbour of its
 target in the row. (Copying it, and sharing the prompt in DPO, are from
 https://github.com/frankxwang/dpo-prefix-sharing.)
 

@@ -63,7 +63,9 @@ def attend(
     Raises NotImplementedError for attention with sinks or biases, and for capped scores without `by_matmul`.
     """
     if others.get("s_aux") is not None or others.get("position_bias") is not None or (softcap and not by_matmul):
-        raise NotImplementedError("attention with sinks, biases or capped scores can't be computed by segments")
+        raise NotImplementedError(
+            "attention with sinks or biases can't be computed by segments, and capped scores only by `eager`"
+        )
     repeats = query.size(1) // key.size(1)
     attended: list[torch.Tensor] = []
     for call, q, k, v in zip(segments.calls, *map(segments.split, (query, key, value)), strict=True):

@@ -16,11 +16,11 @@ from typing import cast
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from engine.models.miniature import keep_few_heads, keep_few_layers
 from engine.packing import row_attention
 
 WINDOW = 3
 VOCABULARY = 64
-MIN_LAYERS, MAX_LAYERS = 2, 4
 MAX_PARAMETERS = 50_000_000  # of a copy; a larger one would take seconds
 log = logging.getLogger(__name__)
 
@@ -57,42 +57,15 @@ def small_config(config: PretrainedConfig, *, narrow: bool) -> PretrainedConfig:
         part = getattr(small, name, None)
         if part is not None and part is not text and getattr(part, "num_hidden_layers", None):
             part.num_hidden_layers = 1
-    kept = _kept_layers(getattr(text, "layer_types", None), text.num_hidden_layers)
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == text.num_hidden_layers:
-            setattr(text, name, [value[layer] for layer in kept])
-    text.num_hidden_layers = len(kept)
+    keep_few_layers(text)
     for name in ("sliding_window", "attention_chunk_size"):
         if getattr(text, name, None):
             setattr(text, name, WINDOW)
     text.vocab_size = VOCABULARY
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 1
     if narrow:
-        _narrow(text)
+        keep_few_heads(text)
     return small
-
-
-def _kept_layers(kinds: list[str] | None, count: int) -> list[int]:
-    """The first layer of each kind, and at least MIN_LAYERS layers."""
-    firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)] if kinds else []
-    others = [layer for layer in range(count) if layer not in firsts]
-    return sorted(firsts[:MAX_LAYERS] + others[: max(0, MIN_LAYERS - len(firsts))])
-
-
-def _narrow(text: PretrainedConfig) -> None:
-    """Few heads of the model's own size; groups of query heads that share a key stay groups."""
-    heads = text.num_attention_heads
-    pairs = getattr(text, "num_key_value_heads", None) or heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    few_pairs = min(2, pairs)
-    few_heads = few_pairs if heads == pairs else 2 * few_pairs
-    text.num_attention_heads = few_heads
-    if hasattr(text, "num_key_value_heads"):
-        text.num_key_value_heads = few_pairs
-    text.hidden_size = few_heads * head_size
-    for name in ("intermediate_size", "n_inner", "ffn_dim"):
-        if getattr(text, name, None):
-            setattr(text, name, 2 * text.hidden_size)
 
 
 def _draw(model: torch.nn.Module) -> None:

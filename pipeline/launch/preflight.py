@@ -39,7 +39,7 @@ def preflight(run: Run, *, keeps_result: bool = True) -> None:
     request = make_request(run)
     if not request["trials"]:
         return
-    digest = digest_of(request)
+    digest = digest_of(run, request)
     result = run.recipe.folder / RESULT
     if (read_json(result) or {}).get("passed") == digest:
         return
@@ -96,9 +96,11 @@ def make_request(run: Run) -> PreflightRequest:
     }
 
 
-def digest_of(request: PreflightRequest) -> str:
-    """A digest of what a preflight depends on: the request, and the versions of the libraries."""
-    return digest_record({**request, "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}})
+def digest_of(run: Run, request: PreflightRequest) -> str:
+    """A digest of what a preflight depends on: the request, the content of its models and rows, and the libraries."""
+    fingerprints = [run.identities[trial["step"]].fingerprint for trial in request["trials"]]
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return digest_record({**request, "fingerprints": fingerprints, "versions": versions})
 
 
 def _shape(step: Step, names: Sequence[str]) -> dict[str, Any]:

@@ -143,15 +143,16 @@ def tokenizer_source(run: Run) -> TokenizerSource:
 def _tokenizer_to_pretrain_with(run: Run) -> TokenizerSource:
     """The tokenizer that pretrain is given, or the documents that it trains one on. No chat template is needed."""
     pretrain = next(step for step in run.steps if step.stage == "pretrain")
-    if given := pretrain.inputs.get("tokenizer_name_or_path") or pretrain.inputs.get("model_name_or_path"):
-        return {"path": str(run.resolve(given[0])), "is_prepared": True, "trust_remote_code": False}
     keys = with_defaults("pretrain", pretrain.keys)
+    trusts = bool(keys["trust_remote_code"])
+    if given := pretrain.inputs.get("tokenizer_name_or_path") or pretrain.inputs.get("model_name_or_path"):
+        return {"path": str(run.resolve(given[0])), "is_prepared": True, "trust_remote_code": trusts}
     return {
         "documents": [str(path) for _, path in _row_files(run, pretrain, "train_data") if path],
         "vocab_size": keys["vocab_size"],
         "special_tokens": keys["special_tokens"],
         "is_prepared": True,
-        "trust_remote_code": bool(keys["trust_remote_code"]),
+        "trust_remote_code": trusts,
     }
 
 

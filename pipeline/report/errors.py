@@ -1,6 +1,7 @@
 """How a command ends that did not succeed: one line on stderr, and where its log is; tracebacks only with -v."""
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -11,10 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_schemas.errors import AlignloopError, UserError
+from data_schemas.files import DISK_FULL
 from data_schemas.text import printable
 from pipeline.launch.failures import StageFailed
+from pipeline.launch.processes import Interrupted
 from pipeline.report.live import short_path
 from pipeline.state.run import Run, finished_part
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -45,6 +51,31 @@ def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
     return f"interrupted: {', '.join(parts)}; to resume: {command_name()} {shlex.join(words)}"
 
 
+def report(error: BaseException) -> int:
+    """Reports an error in one line on stderr, as a rule; returns the exit code of the command."""
+    match error:
+        case StageFailed():
+            report_failure(error)
+            return 2 if error.is_users else 1
+        case AlignloopError():
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return 2 if isinstance(error, UserError) else 1
+        case OSError():  # a full disk, a folder without write permission
+            hint = f"; {DISK_FULL}" if error.errno in NO_SPACE else ""
+            print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
+            return 1
+        case Interrupted():
+            return 128 + error.number
+        case KeyboardInterrupt():
+            return 130
+        case _ if hasattr(error, "format_message"):  # an error of the command-line parser
+            print(f"error: {parser_message(error)}; see {help_for(error)}", file=sys.stderr)
+            return 2
+        case _:
+            report_unexpected(error)
+            return 1
+
+
 def report_failure(failure: StageFailed) -> None:
     """Why the stage failed, where its log is, and a remedy, on stderr. With -v also its command and last output."""
     cause = printable(failure.cause)
@@ -66,7 +97,7 @@ def _last_line(lines: Sequence[str]) -> str:
     return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def report_unexpected(error: Exception) -> None:
+def report_unexpected(error: BaseException) -> None:
     """An error that is not the user's: one line, and the traceback in a file, or on stderr with -v."""
     if shown.tracebacks:
         traceback.print_exc()
@@ -80,12 +111,12 @@ def report_unexpected(error: Exception) -> None:
     print(f"error: unexpected {text}{place}; this is a bug: please report it", file=sys.stderr)
 
 
-def parser_message(error: Exception) -> str:
+def parser_message(error: BaseException) -> str:
     message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
     return printable(" ".join(message.split()))
 
 
-def help_for(error: Exception) -> str:
+def help_for(error: BaseException) -> str:
     """The call that shows the help of the command in which an error of the command-line parser was found."""
     context = getattr(error, "ctx", None)
     words = [] if context is None or context.parent is None else [context.info_name]

@@ -79,7 +79,7 @@ TOGETHER = [
     ),
     ("rejection_sampling", "--temperature_range 1 0.5", "temperature_range=[1.0, 0.5]: expected [lowest, highest]"),
     ("evaluate_policy", "--judge_model m", "judge_function and judge_model are both given; set one of them to null"),
-    ("sft", "--report_to tensorboard", "report_to='tensorboard': the package tensorboard is not installed; install it"),
+    ("sft", "--report_to tensorboard", "report_to='tensorboard' is not one of none, wandb"),
     ("dpo", "--loss_weights 0 0", "loss_weights=[0.0, 0.0]: nothing is trained; expected at least one above 0"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
     ("sft", "--load_in_4bit", "load_in_4bit: quantized weights cannot be trained, only adapters on them: set use_peft"),

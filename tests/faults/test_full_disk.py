@@ -43,7 +43,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_saved(
     save = complete_folder.write_marker
 
     # The second checkpoint's weights do not fit. In the next attempt its optimizer's state does not fit, for which
-    # torch.save raises an error of its own type.
+    # torch.save raises its own type of error.
     for kilobytes in (20, 260):
 
         def mark(marked: Path, *content: Any, kilobytes: int = kilobytes) -> None:

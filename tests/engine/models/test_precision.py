@@ -52,7 +52,7 @@ def test_advice_is_given_only_for_a_faster_precision(speed, how, said):
     ("config", "layer"),
     [
         (LlamaConfig(hidden_size=576, intermediate_size=1536), Layer(576, 1536)),
-        (GPT2Config(n_embd=48, n_head=4), Layer(48, 192)),  # without a size of its own: four times the hidden size
+        (GPT2Config(n_embd=48, n_head=4), Layer(48, 192)),  # without intermediate_size: four times the hidden size
         (GPT2Config(n_embd=48, n_head=4, n_inner=100), Layer(48, 100)),
     ],
 )

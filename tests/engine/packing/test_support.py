@@ -79,7 +79,7 @@ def test_wrong_attention_is_refused_in_every_precision(fault, precision, monkeyp
 def test_the_small_copy_of_other_architectures_decides_as_the_model_itself(kind):
     try:
         model = make(kind)
-    except TypeError:  # sizes of its own
+    except TypeError:  # other names of sizes
         pytest.skip(f"{kind} has no such sizes")
     assert small_copy(model, CPU) is not None
     assert is_supported(model, "bfloat16") == is_supported(make(kind), "float32")

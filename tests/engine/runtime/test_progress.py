@@ -81,6 +81,8 @@ def test_a_process_other_than_the_first_writes_nothing(tmp_path):
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     with progress.published(tmp_path / "gone", is_main=True):
         time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
 def test_a_loss_that_is_not_a_number_is_shown(tmp_path):

@@ -26,7 +26,7 @@ def prepared(request, tmp_path_factory) -> Path:
 
 
 def rows_of(folder: Path, tokens: list[int]) -> dict[str, torch.Tensor]:
-    """The rows of the tokens in the embeddings and in the head, if the model has one of its own."""
+    """The rows of the tokens in the embeddings and in the head, if the model has a separate one."""
     return {name: weight[tokens] for name, weight in weights_of(folder).items() if "embed" in name or "lm_head" in name}
 
 
