@@ -17,8 +17,8 @@ demo: install
 	$(BIN)/alignloop run configs/demo.yaml
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 
 types: install
 	$(BIN)/pyright

@@ -8,7 +8,7 @@ import pytest
 
 from data_schemas.files import read_json
 from data_schemas.reading import read_pairs
-from engine.curation.dropped import Dropped
+from data_schemas.rows import Dropped
 from engine.judging.annotators import Judgement
 from engine.sampling.answers import Answer
 from stages import annotate

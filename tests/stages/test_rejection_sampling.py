@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from data_schemas.reading import read_prompts, read_rows
-from data_schemas.rows import Candidates, Conversation, Message, Prompt
-from engine.curation.dropped import Dropped
+from data_schemas.rows import Candidates, Conversation, Dropped, Message, Prompt
 from stages import rejection_sampling
 from stages.rejection_sampling import keep_scores_above, pick_winners, request_for, rows_of
 from tests.stage_runs import run_here
