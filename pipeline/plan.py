@@ -46,6 +46,7 @@ class Progress:
     policies: list[Output]  # the first one is that of round 0
     evaluations: list[str] = field(default_factory=list)  # the evaluation step of each policy
     preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
+    winners: list[Split] = field(default_factory=list)  # batches of rejection sampling's winners, likewise
     reward_model: Output | None = None
 
     @property
@@ -178,17 +179,17 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
         inputs = {"model_name_or_path": foundation.base, **training_inputs(progress.preferences)}
         progress.reward_model = plan.train("reward_model", number, inputs)
 
-    winners: list[Split] = []
     if "rejection_sampling" in stages_of_round:
         policies = best_two if recipe.sampling_policies == "best_two" else [best]
         reward_model = {"reward_model": progress.reward_model} if progress.reward_model else {}
         inputs = {**foundation.prompts, "policies": policies, **reward_model}
         sampling = plan.add("rejection_sampling", number, inputs=inputs, keys={"round": number})
-        winners = [split_of(sampling, "winners")]
+        progress.winners.append(split_of(sampling, "winners"))
 
     policy: Output | BestPolicy = best  # the model that the round trains further
     if "sft" in stages_of_round:
         start = {"model_name_or_path": best if recipe.sft_from == "best" else foundation.base}
+        winners = progress.winners[-recipe.sft_batches :]
         shares = [variant.human_share for variant in recipe.section("sft", number).variants]
         data = [[*winners, foundation.instructions] if share else winners for share in shares]
         policy = plan.train_variants(

@@ -44,6 +44,7 @@ KEYS_OF_ROUNDS = (
     "refit_reward_model",
     "dpo_reference",
     "sft_from",
+    "sft_batches",
     "annotate_policies",
     "sampling_policies",
 )

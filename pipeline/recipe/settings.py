@@ -40,6 +40,9 @@ class Settings(Mix, BaseModel):
     sft_from: Literal["base", "best"] = Field(
         default="base", description="The model that SFT starts from, from round 1 on: the base or the best policy."
     )
+    sft_batches: int = Field(
+        default=1, ge=1, le=1000, description="Number of most recent batches of winners that SFT is trained on."
+    )
     annotate_policies: Literal["best", "best_two"] = Field(
         default="best_two", description="The policies whose answers are compared."
     )

@@ -88,6 +88,13 @@ def test_the_best_policy_so_far_samples_and_the_base_is_trained(plan):
     assert plan("sft_from=best")["round-2.sft"].inputs["model_name_or_path"] == [BestPolicy("round-1.evaluate_policy")]
 
 
+@pytest.mark.parametrize(("batches", "rounds"), [(1, [3]), (2, [2, 3]), (9, [1, 2, 3])])
+def test_sft_sees_the_most_recent_batches_of_winners(plan, batches, rounds):
+    step = plan("rounds=3", f"sft_batches={batches}")["round-3.sft"]
+    names = [f"round-{number}.rejection_sampling" for number in rounds]
+    assert [reference.step for reference in step.inputs["train_data"]] == [*names, "prepare_data"]
+
+
 def test_sft_mixes_winners_with_a_share_of_the_human_instructions(plan):
     step = plan("human_share=0.25")["round-1.sft"]
     winners, human = both("round-1.rejection_sampling", "winners"), both("prepare_data", "instructions")
