@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.loop_recipes import DATA_AND_BASE, LORA, Place, wait_until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def place(tmp_path_factory, request) -> Iterator[Place]:
             )
             made.begin_with(*DATA_AND_BASE, name="lora")
             lora = made.lora = made.start("run", *made.words(*LORA, name="lora"))
-        out, err = process.communicate(timeout=500)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, f"{out[-3000:]}\n{err[-3000:]}"
         (made.work / "first_output.txt").write_text(out)
         shutil.copy(made.work / "runs" / "loop" / "summary.json", made.work / "first_summary.json")
@@ -41,6 +42,6 @@ def place(tmp_path_factory, request) -> Iterator[Place]:
 @pytest.fixture(scope="session")
 def lora(place) -> Place:
     """Two rounds with adapters, `runs/lora`, with a judge under which the first policy stays the best."""
-    out, err = place.lora.communicate(timeout=500)
+    out, err = place.lora.communicate(timeout=PATIENCE)
     assert place.lora.returncode == 0, f"{out[-2000:]}\n{err[-3000:]}"
     return place

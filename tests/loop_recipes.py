@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.launch.command_line import STEP_FOLDER
+from tests.patience import PATIENCE
 
 COMMAND = Path(sys.executable).parent / "alignloop"
 NUM_QUESTIONS = 48
@@ -154,7 +155,7 @@ class Place:
 
     def call(self, *words: str, typed: str = "") -> tuple[int, str, str]:
         process = self.start(*words)
-        out, err = process.communicate(typed, timeout=400)
+        out, err = process.communicate(typed, timeout=PATIENCE)
         return process.returncode, out, err
 
     def run(self, *settings: str, name: str = "loop") -> tuple[int, str, str]:
@@ -226,7 +227,7 @@ def python_by_hand(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from data_schemas.artifact import Artifact
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 # Keys that every stage of the tests gets; a test's own keys override them.
@@ -109,7 +110,7 @@ def launch(
     step = Step(name=stage, stage=stage, round=None, section="", keys={}, inputs={}, launch=how)  # pyright: ignore[reportArgumentType]
     command = command_line.launch_command(step, folder)
     environment = command_line.environment(step, folder, folder) | (env or {})
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def metrics_of(folder: Path) -> dict[tuple[int, str], float]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
 from tests.stage_runs import ROOT
 
 MAKERS = """
@@ -34,7 +35,7 @@ def by_hand(stage: str, *words: Any, cwd: Path, **environment: str) -> subproces
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         # Tests that were started in the background ignore Ctrl-C, and their children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_schemas.artifact import Artifact
+from tests.patience import PATIENCE
 from tests.stage_runs import ROOT
 from tests.toy_rows import pair, read_jsonl, write_jsonl
 
@@ -43,7 +44,13 @@ def project(tmp_path) -> Path:
 def call(project: Path, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(project)}
     done = subprocess.run(
-        [sys.executable, *words], cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *words],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

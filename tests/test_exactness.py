@@ -19,6 +19,7 @@ from pipeline.launch import command_line
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from tests.evaluation_table import table
+from tests.patience import PATIENCE
 
 BETA = 0.1
 SIZES = [1, 4, 8, 9]  # of 9 rows: the last batch is full, or has one row, or padding rows on two processes
@@ -80,7 +81,7 @@ def test_two_processes_and_zero_3_change_no_number(profile, config, by_one, tmp_
     launcher = command_line.launch_command(step, tmp_path)[:-3]
     command = [*launcher, str(Path(__file__).with_name("evaluation_table.py")), str(tmp_path / "config.json")]
     environment = command_line.environment(step, tmp_path, tmp_path)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "table.json").read_text())
     assert found.keys() == by_one.keys()

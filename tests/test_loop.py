@@ -19,6 +19,7 @@ from data_schemas.text import normalise
 from pipeline.launch.checks import has_gpu
 from pipeline.launch.command_line import ROOT, available_cores
 from tests.loop_recipes import DATA_AND_BASE, STEPS, launches, processes_of, python_by_hand, wait_until
+from tests.patience import PATIENCE
 from tests.processes import cpu_seconds_of
 from tests.toy_rows import read_jsonl
 
@@ -293,7 +294,7 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     assert err.endswith(f"error: {run} is in use by another process ({holder}); wait for it or stop it\n")
 
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == exit_code
     assert err.splitlines()[-1].startswith("interrupted: ")
     assert processes_of(run) == []

@@ -12,6 +12,7 @@ import yaml
 from pipeline.launch import command_line, node
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
+from tests.patience import PATIENCE
 from tests.processes import alive
 
 
@@ -102,7 +103,7 @@ def test_the_wrapper_ends_when_the_runner_does(tmp_path, number):
         time.sleep(0.02)
     pids = [guard, *map(int, (tmp_path / "pids").read_text().split())]
     os.kill(runner.pid if number == signal.SIGKILL else guard, number)
-    runner.wait(timeout=60)
+    runner.wait(timeout=PATIENCE)
     while any(map(alive, pids)):
         assert time.monotonic() < deadline, [pid for pid in pids if alive(pid)]
         time.sleep(0.02)
@@ -117,6 +118,9 @@ def test_only_on_the_runners_machine_its_process_is_watched(host, ends):
     code = "import sys, time; from engine.runtime.process import end_with_the_runner as e; e()"
     code += "; time.sleep(float(sys.argv[1]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, "60" if ends else "1.5"], env=os.environ | environment, timeout=120, check=False
+        [sys.executable, "-c", code, "60" if ends else "1.5"],
+        env=os.environ | environment,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == (70 if ends else 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.loop_recipes import clean_environment, wait_until
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("commands", "configs", "data_schemas", "engine", "pipeline", "stages", "toy_world")
@@ -69,7 +70,13 @@ def test_an_installed_wheel_plans_and_runs_the_demo_from_an_empty_folder(install
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [installed, *words], cwd=work, env=environment, capture_output=True, text=True, timeout=120, check=False
+            [installed, *words],
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
 
     planned = call("plan", "demo")
@@ -97,7 +104,7 @@ def test_an_installed_wheel_plans_and_runs_the_demo_from_an_empty_folder(install
         wait_until(record.exists, seconds=400, what="two steps", process=run)
     finally:
         run.send_signal(signal.SIGINT)
-        _, err = run.communicate(timeout=120)
+        _, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130, err
     steps = json.loads((work / "runs" / "demo" / "summary.json").read_text())["steps"]
     assert [step["state"] for step in steps[:2]] == ["ran", "ran"]

@@ -16,6 +16,7 @@ from engine.models import precision
 from engine.models.precision import Layer
 from stages import sft
 from tests.loop_recipes import COMMAND
+from tests.patience import PATIENCE
 from tests.toy_rows import pair, write_jsonl
 
 
@@ -72,7 +73,7 @@ def run_check(folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]
         env=os.environ | {"COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

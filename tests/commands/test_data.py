@@ -10,6 +10,7 @@ import yaml
 
 from data_schemas.reading import read_conversations, read_pairs
 from tests.loop_recipes import COMMAND
+from tests.patience import PATIENCE
 from tests.test_imports import ROOT
 
 
@@ -20,7 +21,7 @@ def data(folder, *words, columns=80):
         env=os.environ | {"COLUMNS": str(columns)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -8,6 +8,7 @@ import sys
 
 from data_schemas.artifact import Artifact
 from tests.faults.runs import NO_ROUND, STEPS, assert_one_line
+from tests.patience import PATIENCE
 from tests.pipeline.toy_house import copied
 from tests.processes import alive, within
 from tests.stage_runs import ROOT
@@ -27,7 +28,7 @@ def test_a_second_run_is_refused_even_between_two_steps(finished, tmp_path):
         assert within(60, lambda: list(world.run_folder.glob("prepare_base-*/artifact.json")))
         assert_one_line(world.call(*NO_ROUND), 2, f"is in use by another process (pid {first.pid} on ")
         first.send_signal(signal.SIGCONT)
-        first.communicate(timeout=120)
+        first.communicate(timeout=PATIENCE)
         assert first.returncode == 0
     finally:
         first.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.patience import PATIENCE
 from tests.pipeline.fake_stages import build_house, build_inputs
 
 ONE_ROUND = ("--set", "rounds=1")
@@ -48,7 +49,7 @@ class World:
 
     def call(self, *words: str, **environment: str) -> tuple[int, str, str]:
         process = self.start(*words, **environment)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, err
 
     def run(self, *words: str, **environment: str) -> tuple[int, str, str]:

@@ -20,6 +20,7 @@ from engine.models.averaging import (
     write_average,
     write_slerp,
 )
+from tests.patience import PATIENCE
 from tests.stage_runs import weights_of
 from tests.toy_models import tiny_llama
 
@@ -171,7 +172,9 @@ def test_memory_holds_one_tensor_and_never_a_model(tmp_path):
         "averaging.write_average([root / str(n) for n in range(3)], root / 'out', weights=[1 / 3] * 3)\n"
         "print(mib('VmHWM') - before)"
     )
-    done = subprocess.run([sys.executable, "-c", measure, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", measure, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE
+    )
     grown = float(done.stdout)
     assert torch.equal(weights_of(tmp_path / "out")["layer.5"], tensors["layer.5"] + 1)
     # A tensor of each folder and the average, 8 MiB each, and pieces in float64: 50 to 71 MiB were measured.

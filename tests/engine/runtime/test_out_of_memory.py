@@ -17,6 +17,7 @@ from engine.runtime.arguments import resolve_batch
 from engine.runtime.out_of_memory import half_of, halve_on_out_of_memory, remembered
 from engine.runtime.outcome import failed
 from engine.runtime.preemption import Preempted
+from tests.patience import PATIENCE
 from tests.stage_runs import call_stage, metrics_of, run_here, stage_keys, weights_of
 from tests.toy_rows import write_jsonl
 
@@ -268,7 +269,7 @@ def test_two_processes_agree_on_the_half_that_one_of_them_needs(tiny_model, rows
 
     def run() -> str:
         env = command_line.environment(step, folder, folder)
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False).stderr
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False).stderr
 
     said = run()
     assert outcome(folder)["kind"] == "halved", said[-3000:]

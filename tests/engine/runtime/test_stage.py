@@ -15,6 +15,7 @@ import pytest
 from data_schemas.artifact import Artifact
 from data_schemas.files import read_json
 from engine.runtime import folder as stage_folder
+from tests.patience import PATIENCE
 from tests.stage_runs import ROOT
 from tests.stages_by_hand import by_hand, refusal
 
@@ -94,7 +95,7 @@ def test_a_stage_ends_when_its_runner_has_died(words, tmp_path):
             time.sleep(0.05)
         runner.kill()
         runner.wait()
-        assert process.wait(timeout=60) == 70
+        assert process.wait(timeout=PATIENCE) == 70
     finally:
         runner.kill()
         process.kill()

@@ -15,6 +15,7 @@ from pipeline.launch import command_line
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from pipeline.report import terminal
+from tests.patience import PATIENCE
 
 
 def test_a_slot_of_gpus_is_all_that_its_step_sees(tmp_path, monkeypatch):
@@ -99,7 +100,7 @@ def test_accelerate_itself_accepts_every_profile(tmp_path):
         (tmp_path / name).mkdir()
         command_line.launch_command(step_with(profile=name, num_processes=2, device="cpu"), tmp_path / name)
         paths.append(str((tmp_path / name / "accelerate.yaml").rename(tmp_path / f"{name}.yaml")))
-    done = subprocess.run([sys.executable, "-c", check, *paths], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", check, *paths], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines() == [
         "ddp.yaml False 2",
         "zero1.yaml True 2",

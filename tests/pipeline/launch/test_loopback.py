@@ -8,6 +8,7 @@ import psutil
 from pipeline.launch import command_line
 from pipeline.recipe.sections import Launch
 from pipeline.steps import Step
+from tests.patience import PATIENCE
 from tests.processes import within
 
 # Two ranks that sum a number over gloo and then wait, with all their connections open.
@@ -51,8 +52,8 @@ def test_every_socket_of_a_step_of_two_processes_listens_on_loopback(tmp_path):
     finally:
         (tmp_path / "end").touch()
         for process in psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []:
-            process.wait(timeout=60)
-        assert launcher.wait(timeout=60) == 0
+            process.wait(timeout=PATIENCE)
+        assert launcher.wait(timeout=PATIENCE) == 0
 
 
 def test_several_machines_keep_their_interfaces(tmp_path, monkeypatch):

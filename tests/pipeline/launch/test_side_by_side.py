@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.launch import command_line
 from pipeline.recipe.sections import Launch
+from tests.patience import PATIENCE
 from tests.processes import alive
 
 CORES = command_line.available_cores()
@@ -69,7 +70,7 @@ def test_a_failed_variant_lets_the_other_finish_and_is_then_reported(world):
     assert world.states()["round-0.sft.2"] == "running"
     assert world.summary()["state"] == "running"
     (world.folder("round-0.sft.1") / "here").touch()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert err.startswith("error: round-0.sft.1 failed: beta=9 is too much")
     assert "round-0.sft.3" not in world.launched()  # no step starts whose result could not be used
@@ -91,7 +92,7 @@ def test_a_signal_stops_all_stages_that_run_side_by_side(world, number):
     pids = world.hanging(stages=2)
     assert len(pids) == 4 and all(map(alive, pids))
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert not any(map(alive, pids))
     assert world.summary()["state"] == "interrupted"

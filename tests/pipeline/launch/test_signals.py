@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
 from tests.processes import alive
 
@@ -16,7 +17,7 @@ def test_a_signal_stops_the_stage_and_all_its_children(world, number, exit_code,
     pids = world.hanging()
     assert all(map(alive, pids))
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == exit_code
     assert not any(map(alive, pids))
     line = err.splitlines()[-1]

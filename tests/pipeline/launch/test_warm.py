@@ -12,6 +12,7 @@ import pytest
 from pipeline.launch import command_line, processes, warm
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="steps are forked on Linux alone")
 SCRIPT = """
@@ -56,7 +57,7 @@ def test_a_fork_is_a_separate_process_and_reports_its_end(python, script, tmp_pa
     for number in range(2):  # the second sees nothing of the first
         output = tmp_path / f"{number}.txt"
         step = python.start([script, ending], output, {"OWN": str(number)}, [core])
-        assert step.wait(timeout=120) == step.poll() == step.returncode == code
+        assert step.wait(timeout=PATIENCE) == step.poll() == step.returncode == code
         reported = json.loads(output.read_text().splitlines()[0])
         assert reported == {
             "words": [script, ending],
@@ -76,12 +77,12 @@ def test_a_fork_is_a_separate_process_and_reports_its_end(python, script, tmp_pa
 def test_forks_run_side_by_side(python, script, tmp_path):
     hanging = python.start([script, "hang"], tmp_path / "a.txt", {"OWN": ""}, None)
     quick = python.start([script, "5"], tmp_path / "b.txt", {"OWN": ""}, None)
-    assert quick.wait(timeout=120) == 5
+    assert quick.wait(timeout=PATIENCE) == 5
     assert hanging.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         hanging.wait(timeout=0.05)
     os.kill(hanging.pid, 15)
-    assert hanging.wait(timeout=120) == -15
+    assert hanging.wait(timeout=PATIENCE) == -15
 
 
 def test_when_the_warm_python_dies_its_steps_are_lost_and_the_next_starts_cold(python, script, tmp_path, monkeypatch):
