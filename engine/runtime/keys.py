@@ -142,8 +142,13 @@ def _describe_type(hint: object) -> tuple[str, list[str] | None]:
 
 
 def fill(classes: Sequence[type], values: Values, defaults: Values) -> tuple[Any, ...]:
-    """Instances of the dataclasses, in their order, from checked values. Raises ConfigError where one refuses them."""
+    """Instances of the dataclasses, in their order, from checked values. Raises ConfigError where one refuses them.
+
+    A `bf16` that is still open is fp32 here (training_precision.py); TRL's own default is bf16 on every device.
+    """
     values = {**defaults, **values}
+    if values.get("bf16") is None:
+        values["bf16"] = False
     instances = []
     for cls in classes:
         names = {item.name for item in dataclasses.fields(cls) if item.init}

@@ -184,13 +184,13 @@ def _precisions(run: Run) -> list[Precision]:
 def _precision_of(step: Step, policy_dtypes: set[str]) -> Precision | None:
     """The precision that a step trains or generates in, with no stages yet. None where no other is compared with it."""
     keys = with_defaults(step.stage, step.keys)
-    if "bf16" in keys:  # TRL's own default is true
+    if "bf16" in keys:
         if keys["dtype"] != "float32" or keys["fp16"] or keys["load_in_4bit"] or keys["load_in_8bit"]:
             return None
         return {
             "use": "training",
             "key": "bf16",
-            "chosen": "float32" if keys["bf16"] is False else "bfloat16",
+            "chosen": "bfloat16" if keys["bf16"] else "float32",
             "by_default": keys["bf16"] is None,
             "tokens": TRAINING_TOKENS,
             "device": step.launch.device,

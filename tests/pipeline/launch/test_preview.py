@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data_schemas import bfloat16
 from pipeline.launch import preview
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
@@ -25,10 +26,11 @@ def precisions(folder: Any, model: Any, *overrides: str) -> list[tuple[Any, ...]
     return [(one["key"], one["chosen"], one["by_default"], one["tokens"], sorted(one["stages"])) for one in found]
 
 
-def test_each_choice_of_a_recipe_is_measured_once(tiny_base, tmp_path):
+def test_each_choice_of_a_recipe_is_measured_once(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(bfloat16, "cpu_has_bfloat16", lambda: False)
     training, generating = ["dpo", "reward_model", "sft"], ["evaluate_policy", "rejection_sampling"]
     assert sorted(precisions(tmp_path, tiny_base)) == [
-        ("bf16", "bfloat16", True, 512, training),
+        ("bf16", "float32", True, 512, training),
         ("dtype", "float32", False, 32, generating),
     ]
     assert sorted(
