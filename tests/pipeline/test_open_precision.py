@@ -47,3 +47,12 @@ def test_the_average_of_variants_is_evaluated_in_the_precision_of_its_parts(plan
     assert plan(CPU, rates)["round-1.dpo"].keys["stage_keys"] == {}
     steps = plan(GPU, rates)
     assert steps["round-1.dpo"].keys["stage_keys"] == {"bf16": True} and steps["round-1.dpo.1"].keys["bf16"] is True
+
+
+def test_defaults_pad_rows_and_not_the_vocabulary(plan):
+    steps = plan(CPU, "defaults.pad_to_multiple_of=auto")
+    assert steps["round-1.dpo"].keys["pad_to_multiple_of"] == "auto"
+    assert "pad_to_multiple_of" not in steps["prepare_base"].keys
+    steps = plan(CPU, "prepare_base.pad_to_multiple_of=64")
+    assert steps["prepare_base"].keys["pad_to_multiple_of"] == 64
+    assert "pad_to_multiple_of" not in steps["round-1.dpo"].keys

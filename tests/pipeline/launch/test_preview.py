@@ -1,5 +1,7 @@
 """Which choices of precision `alignloop check` measures for a recipe."""
 
+import json
+import shutil
 from typing import Any
 
 from data_schemas import bfloat16
@@ -48,3 +50,16 @@ def test_each_choice_of_a_recipe_is_measured_once(tiny_base, tmp_path, monkeypat
         ("bf16", "float32", False, 512, ["reward_model"]),
         ("dtype", "bfloat16", False, 8, ["evaluate_policy"]),
     ]
+
+
+def test_generation_follows_the_precision_of_the_base(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(bfloat16, "cpu_has_bfloat16", lambda: False)
+    generating = ["evaluate_policy", "rejection_sampling"]
+    expected = ("dtype", "bfloat16", False, 32, generating)
+    assert expected in precisions(tmp_path, tiny_base, "prepare_base.dtype=bfloat16")
+    base = tmp_path / "in bfloat16"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert expected in precisions(tmp_path, base)
+    assert expected not in precisions(tmp_path, base, "prepare_base.dtype=float32")
