@@ -25,7 +25,7 @@ from trl import ModelConfig, get_quantization_config
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, UserError
-from data_schemas.files import digest_text, hash_files
+from data_schemas.files import digest_text, hash_files, space_hint
 from engine.runtime import progress, timing
 from engine.runtime.process import trusts_code
 
@@ -46,6 +46,8 @@ def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerB
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
     except Exception as error:  # the library raises many types for a damaged file
+        if space_hint(error):  # of the cache that a hub name is downloaded to
+            raise
         raise DataError(f"{path} has no tokenizer that can be read ({_first_line(error)})") from error
 
 
@@ -83,6 +85,8 @@ def read_config(path: str, *, revision: str = "main") -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
     except (OSError, ValueError, KeyError) as error:
+        if space_hint(error):
+            raise
         raise _refusal(path, error) from error
 
 
@@ -145,6 +149,8 @@ def _load(
         torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
         model, info = load_with_info(cls, path, dtype=torch_dtype, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if space_hint(error):
+            raise
         raise _refusal(path, error) from error
     except RuntimeError as error:
         if "mismatched_sizes" not in str(error):

@@ -188,7 +188,10 @@ def _call_main(
         instances = fill(classes, filled, defaults)
         if values.get("trust_remote_code"):
             log.warning("trust_remote_code is set: code from the model's files may run in this process")
-        if "wandb" in str(values.get("report_to", keys["report_to"].default)):
+        trackers = str(values.get("report_to", keys["report_to"].default))
+        if "tensorboard" in trackers:
+            tracker.start_tensorboard(folder)
+        if "wandb" in trackers:
             tracker.start_wandb(
                 folder,
                 name=values.get("step", name),
