@@ -8,12 +8,14 @@ token, so that masking padding by id hides the end token and the model never lea
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError, UserError
+from data_schemas.model_sizes import check_tokenizer_size
 from data_schemas.rows import Message
 from data_schemas.stage_keys import StageTraits
 from engine.models.loading import load_causal, read_tokenizer
@@ -150,6 +152,7 @@ def _embedding_weight(model: PreTrainedModel) -> torch.Tensor:
 def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     source = arguments.model_name_or_path
     tokenizer = read_tokenizer(source, revision=arguments.model_revision)
+    check_tokenizer_size(Path(source), where="model_name_or_path")
     original_end_id = tokenizer.eos_token_id
     notes = prepare_tokenizer(
         tokenizer,

@@ -26,6 +26,7 @@ from trl import ModelConfig, get_quantization_config
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, UserError
 from data_schemas.files import digest_text, hash_files, space_hint
+from data_schemas.model_sizes import check_model_config, check_tokenizer_size
 from engine.runtime import progress, timing
 from engine.runtime.process import trusts_code
 
@@ -58,6 +59,8 @@ def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedToken
     false.
     """
     tokenizer = read_tokenizer(path)
+    if Path(path).is_dir():
+        check_tokenizer_size(Path(path))
     if needs_template:
         remedy = "run stages/prepare_base.py on it first"
         if not tokenizer.chat_template:
@@ -143,8 +146,10 @@ def _load(
     dtype: str,
     options: ModelOptions,
 ) -> PreTrainedModel:
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise DataError(f"{path} is not a model folder (no config.json)")
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise DataError(f"{path} is not a model folder (no config.json)")
+        check_model_config(Path(path))
     try:
         torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
         model, info = load_with_info(cls, path, dtype=torch_dtype, **options)
