@@ -14,6 +14,13 @@ from typing import Any
 from data_schemas.errors import ConfigError, DataError
 
 DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
+FILE_TOO_LARGE = (
+    "a file is larger than the limit of this shell (ulimit -f) or of the file system: raise the limit, or use another "
+    "folder, and run the same command again; finished work is kept"
+)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Libraries report a full disk by their own types of error, with the system's text or, as torch.save, with none.
+NO_SPACE_TEXTS = ("no space left", "quota exceeded", "pytorchstreamwriter", "unexpected pos")
 
 DIGEST = "digest"  # field of a record: the hash of all its other fields
 
@@ -33,6 +40,19 @@ def check_regular(path: Path) -> None:
     with contextlib.suppress(OSError):  # whoever opens it reports why it cannot be read
         if kind := SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode)):
             raise DataError(f"{path} is {kind}, expected a regular file; write its content into a file first")
+
+
+def space_hint(error: BaseException | None) -> str:
+    """The remedy where an error, or one that caused it, says that a file could not be written for its size; else the
+    empty string."""
+    while error is not None:
+        number, text = getattr(error, "errno", None), str(error).lower()
+        if number == errno.EFBIG or "file too large" in text:
+            return FILE_TOO_LARGE
+        if number in NO_SPACE or any(part in text for part in NO_SPACE_TEXTS):
+            return DISK_FULL
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def exists(path: Path) -> bool:

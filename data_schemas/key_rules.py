@@ -4,6 +4,7 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 """
 
 import datetime
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ from data_schemas.limits import Limits
 from data_schemas.splitting import Shares
 from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest, with_defaults
 from data_schemas.text import shown
+
+# Packages that only some keys need, and the extra of pyproject.toml that installs each.
+EXTRAS = {"tensorboard": "tensorboard", "bitsandbytes": "lora"}
 
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
@@ -39,9 +43,10 @@ KEYS_OF_AVERAGE = (
 
 def check_values(stage: str, values: Values, *, where: str) -> None:
     """Raises ConfigError for values that contradict each other. Each by itself was checked where it was typed."""
-    values = with_defaults(stage, values)
+    given, values = values, with_defaults(stage, values)
     try:
         _training(values)
+        _packages(given)
         vllm_options(values)
         RULES.get(stage, lambda _: None)(values)
     except UserError as error:
@@ -55,6 +60,35 @@ def _one_of(values: Values, one: str, other: str) -> None:
         raise ConfigError(f"{one} or {other} is missing")
 
 
+def _packages(given: Values) -> None:
+    """Optional packages that the given values need must be installed where the stages run, which is here."""
+    trackers = given.get("report_to") or []
+    for tracker in [trackers] if isinstance(trackers, str) else trackers:
+        if tracker != "none" and not is_installed(tracker):
+            raise ConfigError(
+                f"report_to={tracker}: the package {tracker} is not installed; {_to_install(tracker)}, or set "
+                "report_to: none (metrics.jsonl is always written)"
+            )
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if given.get(key) and not is_installed("bitsandbytes"):
+            raise ConfigError(
+                f"{key}: the package bitsandbytes is not installed, which quantizes the weights; "
+                f"{_to_install('bitsandbytes')}, or leave {key} out"
+            )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _to_install(package: str) -> str:
+    extra = EXTRAS.get(package)
+    return (
+        f"install it, as by pip install 'alignloop[{extra}]'" if extra else f"install it, as by pip install {package}"
+    )
+
+
 def _training(values: Values) -> None:
     """Rules of every stage with an optimizer."""
     if (values.get("fp16") or values.get("dtype") == "float16") and not values.get("force_fp16", True):
@@ -62,8 +96,10 @@ def _training(values: Values) -> None:
             "float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
             "bf16: true, or force_fp16: true to use it anyway"
         )
+    if values.get("load_in_4bit") and values.get("load_in_8bit"):
+        raise ConfigError("load_in_4bit and load_in_8bit are both set; leave one of them out")
     for key in ("load_in_4bit", "load_in_8bit"):
-        if values.get(key) and values.get("use_peft") is False:
+        if values.get(key) and not values.get("use_peft", True):
             raise ConfigError(f"{key}: quantized weights cannot be trained, only adapters on them: set use_peft: true")
 
 

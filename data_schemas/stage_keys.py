@@ -33,7 +33,7 @@ COMMON_KEYS = (  # keys of TRL that --help shows
 ).split()
 PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # set by the pipeline, left out of --help
 KEYS_FILE = Path(__file__).with_name("stage_keys.json")
-TRACKERS = ("none", "wandb")  # values of report_to
+TRACKERS = ("none", "wandb", "tensorboard")  # values of report_to
 LONGEST_NAME = 255  # bytes of a file's name
 LONGEST_PATH = 4095
 
@@ -63,6 +63,7 @@ class StageKey(BaseModel):
     choices: list[str] | None = None  # of text and of the items of a list
     limits: Limits | None = None  # of a number and of the numbers of a list
     may_be_empty: bool = False  # an empty list or text has a meaning
+    not_in_identity_at_default: bool = False  # a later key, whose default is what stages did before they had it
     help: str = ""
 
     @property
@@ -242,6 +243,16 @@ def _convert(value: object, kind: str) -> object:
 def with_defaults(stage: str, values: Values) -> Keys:
     """Every key of the stage, with its given value or its default."""
     return {name: values.get(name, key.default) for name, key in stages()[stage].keys.items()}
+
+
+def identity_of(stage: str, values: Values, *, roles: Sequence[KeyRole] = ("identity",)) -> Keys:
+    """The keys of these roles that are part of a step's identity, with their given values or defaults."""
+    keys = stages()[stage].keys
+    return {
+        name: value
+        for name, value in with_defaults(stage, values).items()
+        if keys[name].role in roles and not (keys[name].not_in_identity_at_default and value == keys[name].default)
+    }
 
 
 def check_required(stage: str, values: Values, *, where: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from data_schemas.stage_keys import Values, stages
 from pipeline.recipe.resolved import ResolvedSection
-from pipeline.steps import Output, Reference, Step
+from pipeline.steps import Output, Reference, Step, with_open_precision
 
 # Keys of training that the evaluation of a trained model does not read, so variants that differ in them are
 # evaluated in the same way.
@@ -56,6 +56,7 @@ def with_average(name: str, variants: Sequence[Step], section: ResolvedSection) 
 def _average_step(name: str, parts: Sequence[Step], average: Values, values: Values) -> Step:
     """The step average_models. It is evaluated on the held-out rows of all its parts, with the section's `values`."""
     first = parts[0]
+    values = with_open_precision(first.stage, values, first.launch)
     known, known_to_parts = stages()["average_models"].keys, stages()[first.stage].keys
     keys = {key: value for key, value in values.items() if key in known and known[key].role == "runtime"}
     keys |= average

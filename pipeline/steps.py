@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from data_schemas import bfloat16
 from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_values
 from data_schemas.sources import Source, SourceValue
@@ -123,10 +124,22 @@ def make_step(
     step_keys = {key: value for key, value in values.items() if key not in references}
     step_keys |= {key: value for key, value in keys.items() if value is not None}
     launch = recipe.section(section, round_number or 0).launch
+    step_keys = with_open_precision(stage, step_keys, launch)
     step = Step(name, stage, round_number, section, step_keys, references, launch)
     check_required(stage, step.keys | step.inputs, where=where)
     check_values(stage, step.keys | step.inputs, where=where)
     return step
+
+
+def with_open_precision(stage: str, values: Values, launch: Launch) -> Keys:
+    """The values, with `bf16: true` where it is left open and the device that the step is launched on has bfloat16."""
+    if not bfloat16.is_open(stage, values):
+        return dict(values)
+    if launch.device == "cpu":
+        has_bfloat16 = bfloat16.cpu_has_bfloat16()
+    else:  # the GPUs of other machines are not known here
+        has_bfloat16 = launch.wrapper is not None or bfloat16.gpus_have_bfloat16()
+    return bfloat16.with_precision(stage, values, has_bfloat16=has_bfloat16)
 
 
 def _file(value: SourceValue) -> File:

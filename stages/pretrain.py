@@ -10,6 +10,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+import psutil
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
@@ -26,6 +27,7 @@ from trl import ModelConfig, SFTConfig
 
 from data_schemas import splitting
 from data_schemas.errors import ConfigError
+from data_schemas.model_sizes import check_fits
 from data_schemas.reading import read_documents
 from data_schemas.rows import Document
 from data_schemas.stage_keys import StageTraits
@@ -153,6 +155,7 @@ def make_model(
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **keys)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(f"architecture: {' '.join(str(error).split())[:300]}") from error
+    check_fits(config.to_dict(), psutil.virtual_memory().total, place="architecture")
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
     set_seed(seed)

@@ -25,7 +25,8 @@ from trl import ModelConfig, get_quantization_config
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, UserError
-from data_schemas.files import digest_text, hash_files
+from data_schemas.files import digest_text, hash_files, space_hint
+from data_schemas.model_sizes import check_model_config, check_tokenizer_size
 from engine.runtime import progress, timing
 from engine.runtime.process import trusts_code
 
@@ -46,6 +47,8 @@ def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerB
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
     except Exception as error:  # the library raises many types for a damaged file
+        if space_hint(error):  # of the cache that a hub name is downloaded to
+            raise
         raise DataError(f"{path} has no tokenizer that can be read ({_first_line(error)})") from error
 
 
@@ -56,6 +59,8 @@ def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedToken
     false.
     """
     tokenizer = read_tokenizer(path)
+    if Path(path).is_dir():
+        check_tokenizer_size(Path(path))
     if needs_template:
         remedy = "run stages/prepare_base.py on it first"
         if not tokenizer.chat_template:
@@ -83,6 +88,8 @@ def read_config(path: str, *, revision: str = "main") -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusts_code())
     except (OSError, ValueError, KeyError) as error:
+        if space_hint(error):
+            raise
         raise _refusal(path, error) from error
 
 
@@ -139,12 +146,16 @@ def _load(
     dtype: str,
     options: ModelOptions,
 ) -> PreTrainedModel:
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise DataError(f"{path} is not a model folder (no config.json)")
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise DataError(f"{path} is not a model folder (no config.json)")
+        check_model_config(Path(path))
     try:
         torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
         model, info = load_with_info(cls, path, dtype=torch_dtype, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if space_hint(error):
+            raise
         raise _refusal(path, error) from error
     except RuntimeError as error:
         if "mismatched_sizes" not in str(error):

@@ -74,9 +74,7 @@ def wait_for_other_ranks(folder: Path) -> None:
 
 def identity_keys(stage: str, values: Values) -> Keys:
     """The stage's identity keys with their values, defaults included."""
-    keys = stage_keys.stages()[stage].keys
-    typed = stage_keys.with_defaults(stage, values)
-    return {name: value for name, value in typed.items() if keys[name].role == "identity"}
+    return stage_keys.identity_of(stage, values)
 
 
 def inputs_of(stage: str, values: Values) -> dict[str, str]:

@@ -45,7 +45,13 @@ RUNTIME_KEYS = frozenset(" ".join(_RUNTIME_KEY_GROUPS).split())
 
 
 def key_field(
-    default: Any, help: str, *, role: KeyRole = "identity", choices: Sequence[str] = (), **limits: Any
+    default: Any,
+    help: str,
+    *,
+    role: KeyRole = "identity",
+    choices: Sequence[str] = (),
+    not_in_identity_at_default: bool = False,
+    **limits: Any,
 ) -> Any:
     """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys).
 
@@ -53,6 +59,7 @@ def key_field(
     Literal type declares them too.
     """
     metadata = {"help": help, "role": role, "choices": list(choices), "limits": Limits(**limits) if limits else None}
+    metadata["not_in_identity_at_default"] = not_in_identity_at_default
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -98,6 +105,7 @@ def describe(classes: Sequence[type], defaults: Values, library: Library) -> dic
                 role=role,
                 required=bool(item.metadata.get("required")),
                 own=own,
+                not_in_identity_at_default=bool(item.metadata.get("not_in_identity_at_default")),
                 help=" ".join(str(item.metadata.get("help", "")).split()),
             )
     return keys
@@ -142,8 +150,13 @@ def _describe_type(hint: object) -> tuple[str, list[str] | None]:
 
 
 def fill(classes: Sequence[type], values: Values, defaults: Values) -> tuple[Any, ...]:
-    """Instances of the dataclasses, in their order, from checked values. Raises ConfigError where one refuses them."""
+    """Instances of the dataclasses, in their order, from checked values. Raises ConfigError where one refuses them.
+
+    A `bf16` that is still open is fp32 here (training_precision.py); TRL's own default is bf16 on every device.
+    """
     values = {**defaults, **values}
+    if values.get("bf16") is None:
+        values["bf16"] = False
     instances = []
     for cls in classes:
         names = {item.name for item in dataclasses.fields(cls) if item.init}

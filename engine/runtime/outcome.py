@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_schemas.artifact import HALVED
 from data_schemas.errors import RunAgain, StageError, UserError
-from data_schemas.files import DISK_FULL, read_json, write_atomically
+from data_schemas.files import DISK_FULL, FILE_TOO_LARGE, read_json, space_hint, write_atomically
 from data_schemas.text import printable
 from engine.runtime import preemption, world
 from engine.runtime.folder import clear_leftovers
@@ -20,6 +20,7 @@ log = logging.getLogger("alignloop")
 
 OUT_OF_MEMORY = ("outofmemoryerror", "out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 DISK_READ_ONLY = "the disk has become read-only: find out why it is mounted so, and run the same command again"
+DISK_HINTS = (DISK_FULL, FILE_TOO_LARGE, DISK_READ_ONLY)
 RUN_AGAIN = "run the same command again"
 OF_VLLM = (
     f"finished work is kept, {RUN_AGAIN}; if memory ran out, lower vllm.gpu_memory_utilization or vllm.max_model_len, "
@@ -32,10 +33,6 @@ HINTS = {  # a part of an error's text, in lower case -> a remedy
     "or set activation_checkpointing: true",
     "outofmemoryerror": "out of device memory: lower per_device_train_batch_size or set activation_checkpointing: true",
     "can't allocate memory": "out of memory: lower per_device_train_batch_size or generation_batch_size",
-    "no space left": DISK_FULL,
-    "quota exceeded": DISK_FULL,
-    "pytorchstreamwriter": DISK_FULL,  # torch.save, which does not report why a file was not written to its end
-    "unexpected pos": DISK_FULL,
     "read-only file system": DISK_READ_ONLY,
     "is nan": "a number is not finite: lower learning_rate, set max_grad_norm, or use bf16 instead of fp16",
 }
@@ -107,7 +104,9 @@ def failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
     hint = hint_for(error)
     if is_main and is_users and not any(folder.glob("checkpoints/checkpoint-*")):
         (folder / "identity.json").unlink(missing_ok=True)  # nothing is written yet: other keys may use the folder
-    if hint in (DISK_FULL, DISK_READ_ONLY) and not is_users:
+    if hint in DISK_HINTS and not is_users:
+        if str(folder) not in cause:  # an error of writing, unlike one of opening, names no file
+            cause += f" in {folder}"
         log.error("error: %s; %s", cause, hint)
     else:
         place = "" if is_ours or interrupted or not is_by_hand() else f"; see {log_file(folder, world.rank())}"
@@ -119,6 +118,8 @@ def failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
 
 def hint_for(error: BaseException | None) -> str:
     """A remedy for an error, or for one that caused it; the empty string where none is known."""
+    if hint := space_hint(error):
+        return hint
     while error is not None:
         text = f"{type(error).__name__} {error}".lower()
         if hint := next((hint for part, hint in HINTS.items() if part in text), ""):

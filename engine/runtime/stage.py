@@ -23,7 +23,17 @@ from data_schemas.files import check_name, write_atomically
 from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import Keys, Values
 from data_schemas.text import printable
-from engine.runtime import arguments, notices, out_of_memory, preemption, process, progress, timing, world
+from engine.runtime import (
+    arguments,
+    notices,
+    out_of_memory,
+    preemption,
+    process,
+    progress,
+    timing,
+    training_precision,
+    world,
+)
 from engine.runtime.folder import (
     claim_folder,
     clear_leftovers,
@@ -116,6 +126,7 @@ def _run(
 ) -> int:
     rank, is_main = world.rank(), world.is_first()
     folder = Path(values["output_dir"])
+    given, values = values, training_precision.resolve(name, values)
     process.end_with_the_runner()
     process.use_all_cores()
     process.keep_memory()
@@ -131,6 +142,7 @@ def _run(
         started = time.monotonic()
         timing.start()
         notices.start(folder if is_main else None)
+        training_precision.report(name, given, values)
         rank_done_file(folder, rank).unlink(missing_ok=True)
         try:
             with progress.published(folder, is_main=is_main):
@@ -176,7 +188,10 @@ def _call_main(
         instances = fill(classes, filled, defaults)
         if values.get("trust_remote_code"):
             log.warning("trust_remote_code is set: code from the model's files may run in this process")
-        if "wandb" in str(values.get("report_to", keys["report_to"].default)):
+        trackers = str(values.get("report_to", keys["report_to"].default))
+        if "tensorboard" in trackers:
+            tracker.start_tensorboard(folder)
+        if "wandb" in trackers:
             tracker.start_wandb(
                 folder,
                 name=values.get("step", name),

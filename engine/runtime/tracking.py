@@ -1,6 +1,7 @@
-"""Where a stage's numbers go: always to `metrics.jsonl`, and to wandb where `report_to` names it.
+"""Where a stage's numbers go: always to `metrics.jsonl`, and to wandb and TensorBoard where `report_to` names them.
 
-Every (step, key) is in metrics.jsonl once, also after a resume. A failure of wandb is a warning, no error.
+Every (step, key) is in metrics.jsonl and in TensorBoard's events once, also after a resume. A failure of either tracker
+is a warning, no error.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import json
 import logging
 import netrc
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +20,14 @@ from engine.runtime import notices
 
 if TYPE_CHECKING:  # wandb takes a second to import
     import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 FILE = "metrics.jsonl"
+EVENTS = "tensorboard"  # the folder of TensorBoard's events, in the stage's folder
+SECONDS_OF_EVENTS = 10  # after which TensorBoard's writer writes what it has
 
 
 class Tracker:
@@ -33,6 +38,8 @@ class Tracker:
         self.active = active
         self.values = _read(self.path)  # (step, key) -> value
         self._run: wandb.Run | None = None
+        self._events: Path | None = None  # where the writer below is opened, with the first values
+        self._writer: SummaryWriter | None = None
 
     def log(self, values: Mapping[str, object], *, step: int) -> None:
         """Appends the numbers among `values` that are not logged for this step yet."""
@@ -43,7 +50,11 @@ class Tracker:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **fresh}) + "\n")
         if (run := self._run) is not None:
-            self._safely(lambda: run.log({**fresh, "step": step}))
+            self._safely("wandb", lambda: run.log({**fresh, "step": step}))
+        if self._writer is not None:
+            self._safely("tensorboard", lambda: self._add({(step, key): value for key, value in fresh.items()}))
+        elif self._events is not None:
+            self._safely("tensorboard", self._open_events)
 
     def forget_after(self, step: int) -> None:
         """Drops what a killed attempt logged after the checkpoint that is resumed from."""
@@ -89,21 +100,46 @@ class Tracker:
                 settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
             )
 
-        self._run = self._safely(start)
+        self._run = self._safely("wandb", start)
+
+    def start_tensorboard(self, folder: Path) -> None:
+        """Writes events for TensorBoard into `tensorboard/` from the next value on; never fails the stage."""
+        if self.active:
+            self._events = folder / EVENTS
+
+    def _open_events(self) -> None:
+        """Begins the events again with all values so far: a killed attempt may have written some that are computed
+        again, and lost others."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        assert self._events is not None
+        shutil.rmtree(self._events, ignore_errors=True)
+        self._writer = SummaryWriter(str(self._events), flush_secs=SECONDS_OF_EVENTS)
+        self._add(self.values)
+
+    def _add(self, values: Mapping[tuple[int, str], float]) -> None:
+        assert self._writer is not None
+        for (step, key), value in sorted(values.items()):
+            self._writer.add_scalar(key, value, step)
 
     def finish(self) -> None:
-        """Closes the wandb run."""
+        """Closes the wandb run and TensorBoard's events."""
         if self._run is not None:
-            self._safely(self._run.finish)
-            self._run = None
+            self._safely("wandb", self._run.finish)
+        if self._writer is not None:
+            self._safely("tensorboard", self._writer.close)
+        self._run = self._writer = self._events = None
 
-    def _safely(self, action: Callable[[], Result]) -> Result | None:
+    def _safely(self, tracker: str, action: Callable[[], Result]) -> Result | None:
         try:
             return action()
-        except Exception as error:  # whatever wandb raises, the stage continues
+        except Exception as error:  # whatever a tracker raises, the stage continues
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            notices.warn(log, "wandb failed and is not used for the rest of this step: %s", first_line)
-            self._run = None
+            notices.warn(log, "%s failed and is not used for the rest of this step: %s", tracker, first_line)
+            if tracker == "wandb":
+                self._run = None
+            else:
+                self._writer = self._events = None
             return None
 
 

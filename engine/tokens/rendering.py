@@ -14,7 +14,6 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -26,6 +25,7 @@ from data_schemas.rows import Message, for_template
 
 MAX_SECONDS = 5.0  # CPU time of one rendering; a dialog of a million characters takes about 0.01
 MAX_BYTES = 2 << 30  # that one rendering may add to the process's address space
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 PROBE = "zqprobe"  # a word that no template writes itself
 CLOCK = "strftime_now"  # the function by which a template reads the clock
 DEFAULT_DATE = "2024-07-26"  # where no date is set: the one that Llama 3.1's template writes
@@ -188,6 +188,10 @@ def _limits() -> Iterator[None]:
 def _address_space() -> int:
     """Bytes of this process's address space; more than any machine has where the system does not tell."""
     try:
-        return int(Path("/proc/self/statm").read_bytes().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        file = os.open("/proc/self/statm", os.O_RDONLY)  # read at each rendering, for which a Path is slow
     except OSError:
         return 1 << 46
+    try:
+        return int(os.read(file, 64).split()[0]) * PAGE_BYTES
+    finally:
+        os.close(file)

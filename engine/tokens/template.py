@@ -10,7 +10,9 @@ Which of the trained tokens are formatting (header and termination of a turn) is
 rendered a second time with other content, and the text around the content is formatting.
 """
 
+import bisect
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +125,11 @@ def _encode_turns(
     ids, offsets = _encode_cut(tokenizer, text, [turn.begin for turn in turns])
     trained, content = [False] * len(ids), [False] * len(ids)
     last, end_id = 0, tokenizer.eos_token_id  # an attribute that the tokenizer looks up slowly
+    places = _Offsets.of(offsets)
     for turn in turns:
         # A token that is only white space may have a width of 0, because some tokenizers trim their offsets.
         begin, finish, name = turn.begin, turn.finish, f"turn {turn.turn + 1}"
-        span = [i for i, (start, end) in enumerate(offsets) if begin <= start and begin < end <= finish]
+        span = places.within(begin, finish)
         ends = [i for i in span if ids[i] == end_id]
         if not ends:
             raise ConfigError(
@@ -232,7 +235,8 @@ def _encode_cut(
     the prompt's tokens only.
     """
     ids, offsets = _encode(tokenizer, text)
-    crossed = [cut for cut in cuts if any(start < cut < end for start, end in offsets)]
+    places = _Offsets.of(offsets)
+    crossed = [cut for cut in cuts if places.is_crossed(cut)]
     if not crossed:
         return ids, offsets
     ids, offsets = [], []
@@ -241,6 +245,35 @@ def _encode_cut(
         ids += part_ids
         offsets += [(begin + start, begin + end) for start, end in part_offsets]
     return ids, offsets
+
+
+@dataclass(frozen=True)
+class _Offsets:
+    """The characters [start, end) of each token. Both are sorted, as a rule, and then found without looking at all."""
+
+    starts: Sequence[int]
+    ends: Sequence[int]
+    are_sorted: bool
+
+    @classmethod
+    def of(cls, offsets: Sequence[tuple[int, int]]) -> "_Offsets":
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        return cls(starts, ends, all(map(operator.le, starts, starts[1:])) and all(map(operator.le, ends, ends[1:])))
+
+    def is_crossed(self, cut: int) -> bool:
+        """Whether a token begins before the character and ends after it."""
+        if self.are_sorted:
+            before = bisect.bisect_left(self.starts, cut)
+            return before > 0 and self.ends[before - 1] > cut
+        return any(start < cut < end for start, end in zip(self.starts, self.ends, strict=True))
+
+    def within(self, begin: int, finish: int) -> Sequence[int]:
+        """The tokens of the characters [begin, finish); one of width 0 at `begin` is not among them."""
+        if self.are_sorted:
+            first = max(bisect.bisect_left(self.starts, begin), bisect.bisect_right(self.ends, begin))
+            return range(first, bisect.bisect_right(self.ends, finish))
+        both = enumerate(zip(self.starts, self.ends, strict=True))
+        return [i for i, (start, end) in both if begin <= start and begin < end <= finish]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -19,6 +19,7 @@ from trl import ModelConfig
 from data_schemas.errors import ConfigError, StageError, UserError
 from engine.models.card import ModelCard, write_card
 from engine.models.lora import merge_adapter
+from engine.models.saved_precision import save_as_it_came
 from engine.models.verification import PROBE, check_trained, check_weights
 from engine.runtime import notices, preemption, progress, timing
 from engine.runtime.stage import StageResult
@@ -138,6 +139,9 @@ def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
     _describe(trainer, model, target, best)
     check_weights(target)
     check_trained(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
+    if model.model_name_or_path:
+        save_as_it_came(target, model.model_name_or_path)
+        check_weights(target)
 
 
 def _describe(trainer: TrainingLoop, model: ModelConfig, target: Path, best: int) -> None:

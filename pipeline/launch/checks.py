@@ -12,10 +12,10 @@ from data_schemas.files import check_regular, exists, read_json
 from data_schemas.formats import format_of
 from data_schemas.functions import find_module
 from data_schemas.key_rules import check_batch, check_interpreter
+from data_schemas.model_sizes import check_model_config, check_tokenizer_size
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch.command_line import available_cores
-from pipeline.launch.model_config import check_model_config
 from pipeline.recipe.names import traits_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
@@ -166,6 +166,8 @@ def check_model_folder(folder: Path, *, where: str, needs_template: bool, only_t
         )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise DataError(f"{where}={folder} has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
+    if not only_tokenizer:
+        check_tokenizer_size(folder, where=where)
     if needs_template and not _has_template(folder):
         raise ConfigError(
             f"{where}={folder} has no chat template; give one, as in prepare_base: {{chat_template: chatml}}"

@@ -171,7 +171,7 @@ def model_source(run: Run) -> ModelSource:
 def _precisions(run: Run) -> list[Precision]:
     """Each precision of the run once, with the stages that compute in it. fp16 and quantized bases are left out."""
     found: dict[str, Precision] = {}
-    saved = {with_defaults(step.stage, step.keys)["dtype"] for step in run.steps if step.stage in ("sft", "dpo")}
+    saved = {_saved_dtype(run, step) for step in run.steps if step.stage in ("sft", "dpo")}
     for step in run.steps:
         precision = _precision_of(step, saved)
         if precision is not None:
@@ -181,16 +181,29 @@ def _precisions(run: Run) -> list[Precision]:
     return list(found.values())
 
 
+def _saved_dtype(run: Run, step: Step) -> str:
+    """The dtype of a trained model: weights that are trained in float32 leave in the 16 bits of their base."""
+    trained = with_defaults(step.stage, step.keys)["dtype"]
+    prepare = next((step for step in run.steps if step.stage == "prepare_base"), None)
+    if trained != "float32" or prepare is None:
+        return trained
+    base = with_defaults("prepare_base", prepare.keys)["dtype"]
+    if base == "auto" and isinstance(source := prepare.inputs["model_name_or_path"][0], Model):
+        config = read_json(Path(source.path) / "config.json") or {}
+        base = config.get("dtype") or config.get("torch_dtype")
+    return base if base in ("bfloat16", "float16") else trained
+
+
 def _precision_of(step: Step, policy_dtypes: set[str]) -> Precision | None:
     """The precision that a step trains or generates in, with no stages yet. None where no other is compared with it."""
     keys = with_defaults(step.stage, step.keys)
-    if "bf16" in keys:  # TRL's own default is true
+    if "bf16" in keys:
         if keys["dtype"] != "float32" or keys["fp16"] or keys["load_in_4bit"] or keys["load_in_8bit"]:
             return None
         return {
             "use": "training",
             "key": "bf16",
-            "chosen": "float32" if keys["bf16"] is False else "bfloat16",
+            "chosen": "bfloat16" if keys["bf16"] else "float32",
             "by_default": keys["bf16"] is None,
             "tokens": TRAINING_TOKENS,
             "device": step.launch.device,

@@ -5,6 +5,10 @@ from data_schemas.stage_keys import StageTraits, stages
 Section = str  # "dpo"; the section of a recipe that configures a stage
 STAGE_OF: dict[Section, str] = {"data": "prepare_data", "judge": "reward_model"}  # others are named after their stage
 
+# Keys that mean something else in a stage than in all others, so `defaults` does not set them there: TRL's
+# pad_to_multiple_of pads rows, that of prepare_base the vocabulary.
+OTHER_MEANING = {"prepare_base": ("pad_to_multiple_of",)}
+
 
 def stage_of(section: Section) -> str:
     """The stage that a section configures."""

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.key_rules import check_average
 from data_schemas.stage_keys import Keys, Values, stages
-from pipeline.recipe.names import Section, all_sections, runs_once, stage_of, traits_of
+from pipeline.recipe.names import OTHER_MEANING, Section, all_sections, runs_once, stage_of, traits_of
 from pipeline.recipe.sections import Launch, TypedSection, TypedVariant
 from pipeline.recipe.settings import Settings
 
@@ -121,7 +121,8 @@ def resolve(settings: Settings, typed: TypedSections) -> Recipe:
 def _resolve_section(settings: Settings, typed: TypedSections, name: Section, round_number: int) -> ResolvedSection:
     layers = typed.layers(name, round_number)
     known = stages()[stage_of(name)].keys
-    keys: Keys = {"seed": settings.seed} | dict(typed.defaults)
+    others = OTHER_MEANING.get(stage_of(name), ())
+    keys: Keys = {"seed": settings.seed} | {key: value for key, value in typed.defaults.items() if key not in others}
     for layer in layers:
         keys |= layer.keys
     keys = {key: value for key, value in keys.items() if key in known}

@@ -17,7 +17,7 @@ from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, nearest,
 from data_schemas.text import shown
 from data_schemas.yaml_files import unquoted_hint
 from pipeline.recipe.locations import locate, locate_rows
-from pipeline.recipe.names import Section, all_sections, may_have_variants, stage_of, traits_of
+from pipeline.recipe.names import OTHER_MEANING, Section, all_sections, may_have_variants, stage_of, traits_of
 
 T = TypeVar("T", bound=BaseModel)
 SECTION_KEYS = ("launch", "variants", "average")  # keys of a section that are not keys of its stage
@@ -160,7 +160,8 @@ def type_defaults(values: Values, folder: Path, *, where: str) -> Keys:
             raise ConfigError(f"{where}: unknown key {shown(name)}: no stage has it{hint}")
     typed: Keys = {}
     for stage, description in stages().items():
-        typed |= check_keys(stage, {k: v for k, v in values.items() if k in description.keys}, where=where)
+        known = description.keys.keys() - set(OTHER_MEANING.get(stage, ()))
+        typed |= check_keys(stage, {k: v for k, v in values.items() if k in known}, where=where)
     return _with_absolute_paths(typed, keys_of_stages, folder, where=where)
 
 

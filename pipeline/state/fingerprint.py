@@ -17,7 +17,7 @@ from typing import TypedDict
 
 from data_schemas.files import canonical_json, digest, read_json, write_atomically
 from data_schemas.functions import source_hash
-from data_schemas.stage_keys import Keys, Values, stages, with_defaults
+from data_schemas.stage_keys import Keys, Values, identity_of, stages
 from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
 
 SMALL = 64 * 2**20  # bytes; `alignloop plan` hashes files up to this size
@@ -109,13 +109,11 @@ def _identity_content(
 ) -> IdentityContent:
     keys: Keys = {}
     functions: dict[str, str] = {}
-    for name, value in with_defaults(step.stage, step.keys).items():
-        role = stages()[step.stage].keys[name].role
-        if role == "function" and value is not None:
+    for name, value in identity_of(step.stage, step.keys, roles=("identity", "function")).items():
+        if stages()[step.stage].keys[name].role == "function" and value is not None:
             functions[name] = source_hash(value, function_folder)
-        if role in ("identity", "function"):
-            template = Path(value) if isinstance(value, str) and value.endswith(".jinja") else None
-            keys[name] = hashes.of(template) if template and template.is_file() else value
+        template = Path(value) if isinstance(value, str) and value.endswith(".jinja") else None
+        keys[name] = hashes.of(template) if template and template.is_file() else value
     return {
         "stage": step.stage,
         "recipe_version": stages()[step.stage].recipe_version,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_schemas import key_rules
 from data_schemas.stage_keys import REPLACED_KEYS, stages
 from tests.bad_inputs.cases import Call, Case, Place
 
@@ -79,10 +80,15 @@ TOGETHER = [
     ),
     ("rejection_sampling", "--temperature_range 1 0.5", "temperature_range=[1.0, 0.5]: expected [lowest, highest]"),
     ("evaluate_policy", "--judge_model m", "judge_function and judge_model are both given; set one of them to null"),
-    ("sft", "--report_to tensorboard", "report_to='tensorboard' is not one of none, wandb"),
+    ("sft", "--report_to tensorbord", "report_to='tensorbord' is not one of none, wandb, tensorboard; did you mean"),
     ("dpo", "--loss_weights 0 0", "loss_weights=[0.0, 0.0]: nothing is trained; expected at least one above 0"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
     ("sft", "--load_in_4bit", "load_in_4bit: quantized weights cannot be trained, only adapters on them: set use_peft"),
+    (
+        "dpo",
+        "--load_in_4bit --load_in_8bit --use_peft",
+        "load_in_4bit and load_in_8bit are both set; leave one of them",
+    ),
     ("dpo", "--loss_type sigmoid --loss_weights 1 0.2", "2 loss_weights for 1 of loss_type; give one for each"),
     ("average_models", "--weights unifrom", "weights='unifrom' is not one of uniform, greedy, or a list of numbers"),
     ("average_models", "--weights 0.5 0.25 0.25", "3 weights for 2 models; give one for each"),
@@ -195,7 +201,34 @@ def of_three_processes(place: Place) -> Call:
     return place.stage("sft", train_data=["t"], model_name_or_path="m", global_batch_size=8)
 
 
+def without_package(words: str) -> Callable[[Place], Call]:
+    """On a machine without the packages that only some keys need."""
+
+    def make(place: Place) -> Call:
+        place.patch.setattr(key_rules, "is_installed", lambda package: False)
+        return place.stage_by_hand("sft", "--train_data", "t", "--model_name_or_path", "m", *words.split())
+
+    return make
+
+
+NOT_INSTALLED = [
+    (
+        "--report_to tensorboard",
+        "report_to=tensorboard: the package tensorboard is not installed; install it, as by pip",
+    ),
+    (
+        "--report_to none wandb",
+        "report_to=wandb: the package wandb is not installed; install it, as by pip install wandb",
+    ),
+    (
+        "--load_in_4bit --use_peft",
+        "load_in_4bit: the package bitsandbytes is not installed, which quantizes the weights",
+    ),
+    ("--load_in_8bit --use_peft", "'alignloop[lora]', or leave load_in_8bit out"),
+]
+
 CASES = [
+    *(Case(f"without a package: {words}", without_package(words), says) for words, says in NOT_INSTALLED),
     *(of_words(*limit) for limit in LIMITS),
     *(of_words(*rule) for rule in TOGETHER),
     *(of_replaced(name) for name in REPLACED_KEYS),

@@ -349,11 +349,36 @@ CASES = [
         of_model("annotate", cut("config.json")),
         "model has no tokenizer that can be read (It looks like the config file at 'model/config.json' is not a",
     ),
-    Case("config of no model", of_model("annotate", put("config.json", "{}")), "model cannot be loaded as a model ("),
+    Case("config of no model", of_model("annotate", put("config.json", "{}")), "model: config.json has no model_type"),
     Case(
         "config of another kind",
         of_model("annotate", change("config.json", model_type="lama")),
-        "model cannot be loaded as a model (",
+        "model_type='lama' is no type of model that the installed transformers knows; did you mean 'llama'?",
+    ),
+    Case(
+        "config of many layers",
+        of_model("annotate", change("config.json", num_hidden_layers=9_000, hidden_size=4096)),
+        "model: config.json describes a model of at least 1.5e+11 parameters, but the weights beside it have 1.6e+05",
+    ),
+    Case(
+        "config of a million layers",
+        of_model("prepare_base", change("config.json", num_hidden_layers=1_000_000)),
+        "model: config.json: num_hidden_layers=1000000: expected a number 1 or more, at most 10000",
+    ),
+    Case(
+        "tokenizer of another model",
+        of_model("annotate", change("config.json", vocab_size=200)),
+        "the tokenizer has 300 tokens, and config.json says that the embeddings have vocab_size=200 rows; expected a",
+    ),
+    Case(
+        "base with the tokenizer of another model",
+        of_model("prepare_base", change("config.json", vocab_size=200), kind="tiny_base"),
+        "config.json says that the embeddings have vocab_size=200 rows; expected a row for each token: use the",
+    ),
+    Case(
+        "architecture beyond the memory",
+        pretrain(architecture={"hidden_size": 1_000_000, "num_hidden_layers": 9_000}),
+        "architecture: the weights of such a model have at least 3.6e+16 bytes, and this machine's memory has",
     ),
     Case(
         "config of other sizes",

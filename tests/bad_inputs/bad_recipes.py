@@ -403,7 +403,17 @@ CASES = [
     Case(
         "base with a config that is a list",
         base(lambda base: (base / "config.json").write_text("[]")),
-        "base_model=HERE/base: config.json is not a JSON object; expected the configuration of a model",
+        "base_model=HERE/base: config.json is not a JSON object; expected a model's configuration",
+    ),
+    Case(
+        "base of no known type",
+        base(lambda base: (base / "config.json").write_text('{"model_type": "qwen33"}')),
+        "config.json: model_type='qwen33' is no type of model that the installed transformers knows; did you mean",
+    ),
+    Case(
+        "base without a type",
+        base(lambda base: (base / "config.json").write_text("{}")),
+        "base_model=HERE/base: config.json has no model_type; expected the type of its architecture, as llama",
     ),
     Case(
         "base with a million layers",

@@ -137,7 +137,7 @@ def build_inputs(folder: Path) -> Path:
     """Writes a recipe and everything that it names into `folder`. Returns the recipe."""
     base = folder / "base"
     base.mkdir(parents=True)
-    (base / "config.json").write_text("{}")
+    (base / "config.json").write_text('{"model_type": "llama"}')
     (base / "tokenizer.json").write_text("{}")
     (base / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')

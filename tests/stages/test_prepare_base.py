@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
 from engine.tokens.template import CHATML, encode_dialog, render
 from stages.prepare_base import prepare_tokenizer
@@ -82,3 +83,31 @@ def test_prepare_base_refuses_a_template_that_cannot_be_trained_on(tiny_base, te
     with pytest.raises(ConfigError) as error:
         prepare_tokenizer(tokenizer, template)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("multiple, num_new_rows", [(64, None), (1000, None), (1, 2)])
+def test_the_vocabulary_is_padded_to_a_multiple(multiple, num_new_rows, tiny_base, tmp_path):
+    keys = {"model_name_or_path": tiny_base, "chat_template": "chatml", "pad_to_multiple_of": multiple}
+    record = run_here("prepare_base", tmp_path / "padded", **keys)
+    before, after = weights_of(tiny_base), weights_of(tmp_path / "padded" / "model")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        old, new = before[name], after[name]
+        assert len(new) % multiple == 0 and 0 <= len(new) - len(old) - 2 < multiple
+        assert torch.equal(new[: len(old)], old)
+        torch.testing.assert_close(new[len(old) :], old.mean(0).expand(len(new) - len(old), -1))
+        assert num_new_rows is None or len(new) == len(old) + num_new_rows
+    assert record.metrics["new_tokens"] == 2 and record.keys["pad_to_multiple_of"] == multiple
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "padded" / "model")
+    assert model.config.vocab_size == len(after["lm_head.weight"])
+
+
+def test_a_vocabulary_that_is_not_padded_has_the_identity_of_before(prepared):
+    record = Artifact.read(prepared.parent)
+    assert record is not None and "pad_to_multiple_of" not in record.keys
+
+
+def test_tied_embeddings_stay_tied_when_they_are_padded(tied_model, tmp_path):
+    run_here("prepare_base", tmp_path / "padded", model_name_or_path=tied_model, pad_to_multiple_of=100)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "padded" / "model")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert len(model.get_input_embeddings().weight) % 100 == 0

@@ -1,9 +1,12 @@
-"""Where the numbers of a run are logged: metrics.jsonl and wandb."""
+"""Where the numbers of a run are logged: metrics.jsonl, wandb and TensorBoard."""
 
 import json
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
+
+from engine.runtime import notices
 from engine.runtime.tracking import Tracker
 from tests.engine.training.training_runs import data
 from tests.stage_runs import metrics_of, run_here
@@ -67,3 +70,67 @@ def test_wandb_is_one_run_a_step_with_a_stable_id_inside_the_folder(tmp_path):
 
     assert _run_id(tmp_path / "second") != id
     assert json.loads((tmp_path / "first" / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.0}
+
+
+@pytest.fixture
+def events():
+    """Every scalar in TensorBoard's event files: (step, key) -> value. One that occurs twice is an error."""
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(folder):
+        accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+        accumulator.Reload()
+        found = [
+            ((event.step, key), event.value)
+            for key in accumulator.Tags()["scalars"]
+            for event in accumulator.Scalars(key)
+        ]
+        assert len(found) == len(dict(found))
+        return dict(found)
+
+    return read
+
+
+def test_tensorboard_has_the_numbers_of_metrics_jsonl(tiny_model, rows, tmp_path, events):
+    record = run_here(
+        "sft", tmp_path / "sft", model_name_or_path=tiny_model, report_to=["tensorboard"], **data(rows, "sft")
+    )
+    metrics = metrics_of(tmp_path / "sft")
+    assert (3, "loss") in metrics and events(tmp_path / "sft") == pytest.approx(metrics, rel=1e-6)
+    assert record.warnings == [] and "report_to" not in record.keys
+
+
+def test_a_resumed_stage_has_each_event_once(tmp_path, events):
+    killed = Tracker(tmp_path, active=True)
+    killed.start_tensorboard(tmp_path)
+    for step, loss in ((0, 3.0), (1, 2.0), (2, 1.5)):
+        killed.log({"loss": loss}, step=step)
+    killed._writer.flush()
+    assert len(events(tmp_path)) == 3
+    resumed = Tracker(tmp_path, active=True)  # from the checkpoint of step 1
+    resumed.start_tensorboard(tmp_path)
+    resumed.forget_after(1)
+    resumed.log({"loss": 1.25}, step=2)
+    resumed.finish()
+    assert events(tmp_path) == {(0, "loss"): 3.0, (1, "loss"): 2.0, (2, "loss"): 1.25}
+
+
+def test_tensorboard_that_fails_is_disabled_and_wandb_goes_on(tmp_path):
+    class Broken:
+        def add_scalar(self, *args: Any) -> None:
+            raise OSError("no space\nmore lines")
+
+    class Run:
+        logged: ClassVar[list[dict[str, Any]]] = []
+
+        def log(self, values: dict[str, Any]) -> None:
+            self.logged.append(values)
+
+    tracker = Tracker(tmp_path, active=True)
+    tracker._writer, tracker._run = Broken(), Run()
+    notices.start(None)
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.log({"loss": 0.5}, step=2)
+    assert notices.kept() == ["tensorboard failed and is not used for the rest of this step: no space"]
+    assert [values["step"] for values in Run.logged] == [1, 2] and tracker._writer is None

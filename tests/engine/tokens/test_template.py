@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from data_schemas.reading import read_conversations, read_rows, write_rows
 from data_schemas.rows import Conversation, Message
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
+from engine.tokens import template
 from engine.tokens.tables import tokenize
 from engine.tokens.template import encode_answer, encode_dialog, encode_prompt, end_of_turn, render
 from engine.tokens.token_rows import TokenDialog
@@ -291,3 +293,20 @@ def test_a_turn_that_is_not_trained_is_context(golden):
     assert "WRONG" in tokenizer.decode(
         [i for i, is_trained in zip(plain.ids, plain.trained, strict=True) if is_trained]
     )
+
+
+def test_the_tokens_of_a_turn_are_found_as_by_looking_at_each():
+    draw = random.Random(0)
+    for number in range(300):
+        points = [draw.randint(0, 30) for _ in range(24)]
+        if number % 3:
+            points.sort()  # as a tokenizer gives them; some are of width 0, or overlap
+        offsets = [(start, start + draw.choice([0, 1, 3])) for start in points]
+        places = template._Offsets.of(offsets)
+        for begin in range(0, 32, 3):
+            assert places.is_crossed(begin) == any(start < begin < end for start, end in offsets)
+            for finish in range(begin, 34, 4):
+                expected = [i for i, (s, e) in enumerate(offsets) if begin <= s and begin < e <= finish]
+                assert list(places.within(begin, finish)) == expected
+    assert template._Offsets.of([(0, 2), (2, 2), (2, 5)]).are_sorted
+    assert not template._Offsets.of([(2, 5), (0, 2)]).are_sorted

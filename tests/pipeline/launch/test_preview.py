@@ -1,7 +1,10 @@
 """Which choices of precision `alignloop check` measures for a recipe."""
 
+import json
+import shutil
 from typing import Any
 
+from data_schemas import bfloat16
 from pipeline.launch import preview
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
@@ -25,10 +28,11 @@ def precisions(folder: Any, model: Any, *overrides: str) -> list[tuple[Any, ...]
     return [(one["key"], one["chosen"], one["by_default"], one["tokens"], sorted(one["stages"])) for one in found]
 
 
-def test_each_choice_of_a_recipe_is_measured_once(tiny_base, tmp_path):
+def test_each_choice_of_a_recipe_is_measured_once(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(bfloat16, "cpu_has_bfloat16", lambda: False)
     training, generating = ["dpo", "reward_model", "sft"], ["evaluate_policy", "rejection_sampling"]
     assert sorted(precisions(tmp_path, tiny_base)) == [
-        ("bf16", "bfloat16", True, 512, training),
+        ("bf16", "float32", True, 512, training),
         ("dtype", "float32", False, 32, generating),
     ]
     assert sorted(
@@ -46,3 +50,16 @@ def test_each_choice_of_a_recipe_is_measured_once(tiny_base, tmp_path):
         ("bf16", "float32", False, 512, ["reward_model"]),
         ("dtype", "bfloat16", False, 8, ["evaluate_policy"]),
     ]
+
+
+def test_generation_follows_the_precision_of_the_base(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(bfloat16, "cpu_has_bfloat16", lambda: False)
+    generating = ["evaluate_policy", "rejection_sampling"]
+    expected = ("dtype", "bfloat16", False, 32, generating)
+    assert expected in precisions(tmp_path, tiny_base, "prepare_base.dtype=bfloat16")
+    base = tmp_path / "in bfloat16"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert expected in precisions(tmp_path, base)
+    assert expected not in precisions(tmp_path, base, "prepare_base.dtype=float32")

@@ -77,7 +77,7 @@ def test_raw_files_and_models_enter_by_content_not_by_name_or_time(work):
     assert "prepare_data" in changed(before, after)
     assert "prepare_base" not in changed(before, after)
     (work / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
-    (work / "base" / "config.json").write_text('{"hidden_size": 8}')
+    (work / "base" / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
     assert "prepare_data" not in changed(before, known(work)[1])
     assert {"prepare_base", "round-0.sft"} <= changed(before, known(work)[1])
 
