@@ -76,7 +76,7 @@ def identity_keys(stage: str, values: Values) -> Keys:
     """The stage's identity keys with their values, defaults included."""
     keys = stage_keys.stages()[stage].keys
     typed = stage_keys.with_defaults(stage, values)
-    return {name: value for name, value in typed.items() if keys[name].role == "identity"}
+    return {name: value for name, value in typed.items() if keys[name].is_identity(value)}
 
 
 def inputs_of(stage: str, values: Values) -> dict[str, str]:

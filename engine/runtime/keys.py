@@ -45,14 +45,27 @@ RUNTIME_KEYS = frozenset(" ".join(_RUNTIME_KEY_GROUPS).split())
 
 
 def key_field(
-    default: Any, help: str, *, role: KeyRole = "identity", choices: Sequence[str] = (), **limits: Any
+    default: Any,
+    help: str,
+    *,
+    role: KeyRole = "identity",
+    choices: Sequence[str] = (),
+    omitted_at_default: bool = False,
+    **limits: Any,
 ) -> Any:
     """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys).
 
     `limits` are those of its numbers: minimum, above, maximum, below (data_schemas.limits). `choices` are for text; a
-    Literal type declares them too.
+    Literal type declares them too. `omitted_at_default` is for an identity key that is added to an existing stage whose
+    output stays the same at the key's default.
     """
-    metadata = {"help": help, "role": role, "choices": list(choices), "limits": Limits(**limits) if limits else None}
+    metadata = {
+        "help": help,
+        "role": role,
+        "choices": list(choices),
+        "omitted_at_default": omitted_at_default,
+        "limits": Limits(**limits) if limits else None,
+    }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -98,6 +111,7 @@ def describe(classes: Sequence[type], defaults: Values, library: Library) -> dic
                 role=role,
                 required=bool(item.metadata.get("required")),
                 own=own,
+                omitted_at_default=bool(item.metadata.get("omitted_at_default")),
                 help=" ".join(str(item.metadata.get("help", "")).split()),
             )
     return keys

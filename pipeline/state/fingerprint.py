@@ -110,10 +110,10 @@ def _identity_content(
     keys: Keys = {}
     functions: dict[str, str] = {}
     for name, value in with_defaults(step.stage, step.keys).items():
-        role = stages()[step.stage].keys[name].role
-        if role == "function" and value is not None:
+        key = stages()[step.stage].keys[name]
+        if key.role == "function" and value is not None:
             functions[name] = source_hash(value, function_folder)
-        if role in ("identity", "function"):
+        if key.role == "function" or key.is_identity(value):
             template = Path(value) if isinstance(value, str) and value.endswith(".jinja") else None
             keys[name] = hashes.of(template) if template and template.is_file() else value
     return {
@@ -161,7 +161,8 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
     section = f"{step.section}.average" if step.stage == "average_models" else step.section
     if old.get("recipe_version") != new["recipe_version"]:
         lines.append(f"stage {step.stage} changed (version {old.get('recipe_version')} -> {new['recipe_version']})")
-    before, now = _flat(old.get("keys", {})), _flat(new["keys"])
+    omitted = {name: key.default for name, key in stages()[step.stage].keys.items() if key.omitted_at_default}
+    before, now = omitted | _flat(old.get("keys", {})), omitted | _flat(new["keys"])
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             lines.append(f"{section}.{name} {_short(before.get(name))} -> {_short(now.get(name))}")

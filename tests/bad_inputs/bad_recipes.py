@@ -46,6 +46,8 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo.beta=high", "toy.yaml: dpo: beta='high' is text, expected float"),
     ("sft.max_length=2.5", "toy.yaml: sft: max_length=2.5 is a number, expected nothing (null) | int"),
     ("sft.on_bad_row=skip", "toy.yaml: sft: on_bad_row='skip' is not one of error, set_aside"),
+    ("sft.keep=best_by_accuracy", "toy.yaml: sft: keep='best_by_accuracy' is not one of best_by_loss, last"),
+    ("defaults.keep=best", "toy.yaml: defaults: keep='best' is not one of best_by_loss, last"),
     ("sft.seed=true", "toy.yaml: sft: seed=True is a boolean, expected int"),
     ("sft.seed=null", "toy.yaml: sft: seed=None is nothing, expected int"),
     ("data.make_data_arguments=[1]", "data: make_data_arguments=[1] is a list, expected nothing (null) | dict"),
