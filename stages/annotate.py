@@ -160,7 +160,8 @@ def metrics_of(
 
 def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
     annotator = annotator_of(stage, arguments)
-    drawn = draw_both_sides(arguments, purpose="annotate")
+    draw = draw_both_sides(arguments, purpose="annotate")
+    drawn = draw.prompts
     prompts = [(prompt, None) for _, prompt in drawn]
     answers = answer_round(stage, arguments, prompts, num_answers=arguments.num_answers, round=arguments.round)
     judgements = annotator(answers)
@@ -188,7 +189,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
         )
     all_pairs = pairs["train"] + pairs["validation"]
     log.info("%d pairs, dropped: %s", len(all_pairs), format_counts(dropped) or "none")
-    metrics = metrics_of(all_pairs, judgements, dropped)
+    metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(all_pairs, judgements, dropped)
     return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 

@@ -29,6 +29,7 @@ from engine.judging.comparison import (
 )
 from engine.judging.divergence import kl_to_first
 from engine.judging.gate import GateArguments, decide
+from engine.judging.headroom import ACCURACY, HEADROOM_METRICS, PROXY_METRICS, diagnosis, headroom
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime import timing
@@ -69,6 +70,13 @@ TRAITS = StageTraits(
             "mean_answer_tokens",
             "ended_share",
             "distinct_2",
+            "best_by_judge",
+            "best_by_proxy",
+            "differing_pairs",
+            "proxy_accuracy",
+            "proxy_accuracy_low",
+            "proxy_accuracy_high",
+            "diagnosis",
         )
     },
 )
@@ -138,7 +146,9 @@ def compare(
     earlier: EarlierPolicies,
 ) -> dict[str, Metric]:
     """The metrics of the policy beside those of earlier policies; None where there is nothing to compare with."""
+    proxy_PK = np.reshape(scores.proxy, scores.judge_PK.shape) if scores.proxy else None
     metrics = compare_policies(scores.judge_PK, earlier.scores, seed=arguments.seed)
+    metrics |= headroom(scores.judge_PK, proxy_PK, seed=arguments.seed)
     ended_share = float(np.mean([answer.ended for answer in answers]))
     mean_answer_tokens = float(np.mean([len(answer.ids) for answer in answers]))
     judge_mean, best, kl, proxy_gain = float(scores.judge_PK.mean()), earlier.best, 0.0, None
@@ -147,7 +157,7 @@ def compare(
         kl = kl_to_first(stage, answers, settings, policy=policy, first_policy=arguments.first_policy)
     if scores.proxy and scores.proxy_of_best:
         proxy_gain = float(np.mean(scores.proxy) - np.mean(scores.proxy_of_best))
-    return metrics | {
+    metrics |= {
         "judge": judge_name(arguments),
         "judge_mean": judge_mean,
         "gold_mean": judge_mean if arguments.judge_function else None,
@@ -161,6 +171,7 @@ def compare(
         "distinct_2": distinct_2([answer.text for answer in answers]),
         "prompts": len(scores.judge_PK),
     }
+    return metrics | {"diagnosis": diagnosis(metrics)}
 
 
 def judge_name(arguments: EvaluatePolicyArguments) -> str:
@@ -173,7 +184,13 @@ def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -
     if not arguments.judge_function:
         reasons["gold_mean"] = "the recipe gives no judge_function"
     if not arguments.proxy_model:
-        reasons["proxy_mean"] = reasons["proxy_gain_vs_best"] = "no reward model is optimised up to here"
+        names = ("proxy_mean", "proxy_gain_vs_best", *PROXY_METRICS)
+        reasons |= dict.fromkeys(names, "no reward model is optimised up to here")
+    if arguments.num_answers == 1:
+        names = (*HEADROOM_METRICS, "diagnosis")
+        reasons |= dict.fromkeys(names, "num_answers is 1: there are no answers to choose from")
+    elif not metrics["compared_pairs"]:
+        reasons |= dict.fromkeys(ACCURACY, "the judge scores all answers to a prompt equally")
     return reasons
 
 
@@ -211,6 +228,7 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     ranking = earlier.ranked(policy, is_best=decision.action == "accept")
     log.info("mean score %.4f by %s", judge_mean, judge_name(arguments))
     log.info("gate: %s (%s); best policy so far: %s", decision.action, decision.reason, ranking[0].step)
+    log.info("diagnosis: %s", metrics["diagnosis"] or "none")
     return StageResult(outputs=outputs, metrics=metrics, reasons=reasons_of(metrics, arguments), choices=ranking)
 
 

@@ -178,7 +178,8 @@ def metrics_of(
 
 
 def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
-    drawn = draw_both_sides(arguments, purpose="rejection_sampling")
+    draw = draw_both_sides(arguments, purpose="rejection_sampling")
+    drawn = draw.prompts
     requests = [request_for(prompt, arguments) for _, prompt in drawn]
     log.info("%d prompts x %d answers", len(drawn), arguments.num_answers)
     answers = answer_round(stage, arguments, requests, num_answers=arguments.num_answers, round=arguments.round)
@@ -202,7 +203,7 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
             "keep_unfinished and keep_by"
         )
     log.info("%d winners, dropped: %s", sum(map(len, winners.values())), format_counts(dropped) or "none")
-    metrics = metrics_of(groups, winners, dropped)
+    metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(groups, winners, dropped)
     return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 

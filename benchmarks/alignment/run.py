@@ -69,7 +69,7 @@ def run_variations(seed: int, names: Iterable[str], base: Path, *, core: int) ->
     for name in names:
         started, folder = time.monotonic(), run_folder(seed, name)
         settings = (ABLATIONS | CONTROLS)[name]
-        alignloop([f"name={folder.name}", f"seed={seed}", f"base_model={base}", *settings], core=core)
+        alignloop([f"name={folder.name}", f"seed={seed}", f"base_model={base}", "pretrain=null", *settings], core=core)
         copy = folder / "summaries" / f"{name}.json"
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / "summary.json", copy)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from data_schemas.reading import read_prompts, write_rows
@@ -35,19 +36,37 @@ def draw_prompts(
     return (order + order)[start : start + count]
 
 
+def num_seen_before(total: int, count: int | None, *, round: int) -> int:
+    """How many of the prompts that `draw_prompts` draws from `total` in this round it has drawn in an earlier one."""
+    size = total if count is None else min(count, total)
+    fresh = max(0, total - (max(round, 1) - 1) * size)
+    return max(0, size - fresh)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A round's prompts with their sides, training prompts first."""
+
+    prompts: list[tuple[Side, Prompt]]
+    num_seen_before: int  # training prompts that the same stage drew in an earlier round
+
+
 @timing.part("load")
-def draw_both_sides(keys: RoundKeys, *, purpose: str) -> list[tuple[Side, Prompt]]:
-    """The round's prompts with their sides, training prompts first. Raises UserError where a file is not of prompts."""
+def draw_both_sides(keys: RoundKeys, *, purpose: str) -> Draw:
+    """The round's prompts of both sides. Raises UserError where a file is not of prompts."""
     drawn: list[tuple[Side, Prompt]] = []
     sides: tuple[tuple[Side, list[str] | None, int | None], ...] = (
         ("train", keys.prompts, keys.num_prompts),
         ("validation", keys.validation_prompts, keys.num_validation_prompts),
     )
+    num_seen = 0
     for side, files, count in sides:
         rows = read_prompts(files).rows if files else []
         chosen = draw_prompts(rows, count, seed=keys.seed, purpose=purpose, round=keys.round)
         drawn.extend((side, row) for row in chosen)
-    return drawn
+        if side == "train":
+            num_seen = num_seen_before(len(rows), count, round=keys.round)
+    return Draw(drawn, num_seen)
 
 
 def write_both_sides(stage: Stage, name: str, rows: Mapping[Side, Sequence[Row]]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.report import terminal
 from pipeline.report.errors import command_name
@@ -16,6 +17,8 @@ def show(console: Console, summary: Summary, folder: Path) -> None:
     best, trained = summary["best_policy"], trained_models(summary)
     if summary["rounds"]:
         console.print(terminal.rounds_table(summary))
+        if said := terminal.diagnosis(summary):
+            console.print(Text(said))
     else:
         console.print(terminal.models_table(trained))
     if best is not None:

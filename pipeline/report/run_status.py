@@ -29,6 +29,8 @@ def show(console: Console, folder: Path, summary: Summary) -> None:
             live.print_warning(console, warning, name=step["name"])
     if summary["rounds"]:
         console.print(terminal.rounds_table(summary))
+        if said := terminal.diagnosis(summary):
+            console.print(Text(said))
     elif trained := trained_models(summary):
         console.print(terminal.models_table(trained))
 

@@ -137,6 +137,9 @@ def rounds_table(summary: Summary) -> Table:
         "gate": lambda row: str(row.get("gate") or "-"),
         "decided by": lambda row: str(row.get("gate_reason") or "-").partition("; ")[0],
         "proxy's mean": lambda row: number(row["proxy_mean"]),
+        "proxy's accuracy": lambda row: _interval(row, "proxy_accuracy"),
+        "best by proxy": lambda row: number(row.get("best_by_proxy")),
+        "best by judge": lambda row: number(row.get("best_by_judge")),
         "KL to first": lambda row: number(row["kl_to_first"]),
         "answer tokens": lambda row: number(row["mean_answer_tokens"]),
         "ended": lambda row: number(row["ended_share"]),
@@ -148,6 +151,12 @@ def rounds_table(summary: Summary) -> Table:
     for name, show in shown.items():
         table.add_row(name, *(show(row) for row in summary["rounds"]))
     return table
+
+
+def diagnosis(summary: Summary) -> str | None:
+    """What limits the next round, by the newest evaluation that says so."""
+    said = [(row["round"], row["diagnosis"]) for row in summary["rounds"] if row.get("diagnosis")]
+    return f"after round {said[-1][0]}, {printable(str(said[-1][1]))}" if said else None
 
 
 def models_table(trained: Sequence[TrainedModel]) -> Table:
@@ -184,4 +193,4 @@ def _interval(row: Mapping[str, object], name: str) -> str:
     """A number with its interval of confidence, where the row has one."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    return number(row[name]) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")
+    return number(row.get(name)) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")

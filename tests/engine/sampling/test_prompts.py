@@ -1,6 +1,8 @@
 """Which prompts each round draws."""
 
-from engine.sampling.prompts import draw_prompts
+import pytest
+
+from engine.sampling.prompts import draw_prompts, num_seen_before
 from tests.toy_prompts import PROMPTS
 
 
@@ -15,3 +17,12 @@ def test_each_round_draws_the_next_prompts_then_wraps():
     other = [row.prompt_id for row in draw_prompts(PROMPTS[::-1], 3, seed=1, purpose="annotate")]
     assert other == drawn[0], "the order of the file does not count"
     assert [row.prompt_id for row in draw_prompts(PROMPTS, None, seed=1, purpose="other")] != ids
+
+
+@pytest.mark.parametrize("count", [None, 1, 3, 4, len(PROMPTS), len(PROMPTS) + 5])
+def test_how_many_prompts_earlier_rounds_have_drawn(count: int | None):
+    seen: set[str] = set()
+    for number in range(1, 6):
+        ids = {row.prompt_id for row in draw_prompts(PROMPTS, count, seed=1, purpose="annotate", round=number)}
+        assert num_seen_before(len(PROMPTS), count, round=number) == len(ids & seen)
+        seen |= ids
