@@ -78,7 +78,7 @@ def _check_data_of_one_pass(recipe: Recipe, stages: Sequence[str]) -> None:
     for stage in ("reward_model", "dpo"):
         if stage in stages and not recipe.has_preferences:
             raise ConfigError(f"{where}: data.preferences is missing; {stage} needs preference pairs")
-    if "evaluate_policy" in stages:
+    if "evaluate_policy" in stages and recipe.has_judge:
         _check_judge(recipe)
 
 

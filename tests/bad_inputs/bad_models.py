@@ -438,7 +438,7 @@ CASES = [
     ),
     Case(
         "rows that fill no batch",
-        of_rows("sft", [{"messages": [USER, ANSWER]}], global_batch_size=8),
+        of_rows("sft", [{"messages": [USER, ANSWER]}], global_batch_size=8, packing=True),
         "1 training rows are fewer than one global_batch_size=8; lower global_batch_size to 1 or less, or give more",
     ),
     Case(
