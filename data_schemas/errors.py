@@ -26,6 +26,10 @@ class DataError(UserError):
     """A file or folder whose content is not what it has to be: rows, a record, a model."""
 
 
+class UnknownColumns(DataError):
+    """No row of a file has the columns of its kind: it is another kind of file, or its columns have other names."""
+
+
 class BusyError(UserError):
     """Another process writes the folder now."""
 

@@ -479,6 +479,11 @@ CASES = [
         of_parts(with_steps(2), with_steps(1)),
         "model and other cannot be averaged: steps holds torch.int64 and differs",
     ),
+    Case(
+        "parts with fewer positions than a row's tokens",
+        of_parts(*[change("config.json", max_position_embeddings=4)] * 2),
+        "rows are longer than the model's 4 positions, the longest has",
+    ),
     Case("part that is nan", of_parts(tensors(to_nan)), "the average's eval_loss is nan or infinite", 1),
     Case("parts without a held-out row", only_bad_rows, "average_models: no row is left for eval_data (of rows.jsonl)"),
     # -- pretraining

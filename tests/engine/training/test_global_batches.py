@@ -72,7 +72,7 @@ def test_balancing_moves_no_row_into_another_step():
 
 
 def test_fewer_rows_than_a_global_batch_train_as_one_batch_and_a_warning_says_so(tiny_model, rows, tmp_path):
-    keys = {"model_name_or_path": tiny_model, "num_train_epochs": 2, **data(rows, "sft")}
+    keys = {"model_name_or_path": tiny_model, "max_steps": 2, **data(rows, "sft")}
     records = {
         size: run_here("sft", tmp_path / str(size), **keys | {"global_batch_size": size, "learning_rate": 1e-3})
         for size in (32, 24)
