@@ -25,7 +25,7 @@ from data_schemas.dialects import (
     check_row,
     ignored_columns,
 )
-from data_schemas.errors import ConfigError, DataError, SetAside, WrongValue
+from data_schemas.errors import ConfigError, DataError, SetAside, UnknownColumns, WrongValue
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, cannot_open, describe, first_lines, format_of, json_lines, shorten
 from data_schemas.labels import pairs_of_labels
