@@ -13,6 +13,7 @@ from data_schemas.errors import ConfigError, UserError
 from data_schemas.rows import Message
 from data_schemas.stage_keys import check_value, stages
 from data_schemas.text import printable
+from data_schemas.unexpected import guarded
 from engine.models.loading import load_causal, load_tokenizer
 from engine.runtime.process import trust_code
 from engine.runtime.world import device_of
@@ -95,4 +96,4 @@ def talk(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -25,6 +25,7 @@ from data_schemas.errors import ConfigError, UserError
 from data_schemas.reading import read_documents
 from data_schemas.stage_keys import Keys, with_defaults
 from data_schemas.text import printable
+from data_schemas.unexpected import guarded
 from engine.models import precision
 from engine.models.loading import read_config, read_tokenizer
 from engine.runtime.keys import fill
@@ -269,4 +270,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

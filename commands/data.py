@@ -24,6 +24,7 @@ from data_schemas.sources import Source
 from data_schemas.stage_keys import load_yaml
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
 from data_schemas.text import printable
+from data_schemas.unexpected import guarded
 
 NUM_ROWS_SHOWN = 3
 MAX_TOKENIZED_ROWS = 10_000
@@ -256,4 +257,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

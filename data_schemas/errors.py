@@ -4,6 +4,7 @@ AlignloopError
   UserError          exit code 2: the user has to change something; one line says what was found and what to do
     ConfigError        a key, a value or a combination of them in a recipe, a config file or a command line
     DataError          the content of a file: a row, a record, a model folder that is damaged or of another kind
+      UnknownColumns     rows without the columns of their kind
     BusyError          another process holds the folder
   StageError         exit code 1: the stage ran and failed; its input was accepted
     RunAgain           the stage stopped on purpose, and continues when the same command is run again
@@ -24,6 +25,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file or folder whose content is not what it has to be: rows, a record, a model."""
+
+
+class UnknownColumns(DataError):
+    """No row of a file has the columns of its kind: it is another kind of file, or its columns have other names."""
 
 
 class BusyError(UserError):

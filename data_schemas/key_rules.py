@@ -175,7 +175,16 @@ def _rejection_sampling(values: Values) -> None:
 
 
 def _evaluate_policy(values: Values) -> None:
-    _one_of(values, "judge_function", "judge_model")
+    if values["judge_function"] or values["judge_model"]:
+        _one_of(values, "judge_function", "judge_model")
+        return
+    defaults = with_defaults("evaluate_policy", {})
+    for name in ("previous", "proxy_model", "first_policy", *(key for key in values if key.startswith("gate_"))):
+        if values[name] != defaults[name]:
+            raise ConfigError(
+                f"{name} is given without a judge; expected judge_function or judge_model, which compares the "
+                "policies; without one, only sample answers are written: leave it out"
+            )
 
 
 def _dpo(values: Values) -> None:

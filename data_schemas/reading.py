@@ -25,7 +25,7 @@ from data_schemas.dialects import (
     check_row,
     ignored_columns,
 )
-from data_schemas.errors import ConfigError, DataError, SetAside, WrongValue
+from data_schemas.errors import ConfigError, DataError, SetAside, UnknownColumns, WrongValue
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, cannot_open, describe, first_lines, format_of, json_lines, shorten
 from data_schemas.labels import pairs_of_labels
@@ -229,7 +229,7 @@ def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ..
     mappings = [line.raw for line in lines if isinstance(line.raw, dict)]
     if mappings and not any(dialect.is_named(raw) for raw in mappings for dialect in dialects):
         found = ", ".join(dict.fromkeys(str(column) for raw in mappings for column in raw)) or "none"
-        raise DataError(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
+        raise UnknownColumns(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
 
 
 def rows_of(

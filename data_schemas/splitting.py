@@ -56,6 +56,17 @@ def split_documents(documents: Iterable[Document], *, validation_share: float) -
     return sides["train"], sides["validation"]
 
 
+def lowest_groups(group_ids: Collection[str], share: float) -> frozenset[str]:
+    """The share of the groups with the lowest hashes, at least one and not all: for so few that no hash is below it.
+
+    Empty for a share of 0 and for fewer than two groups.
+    """
+    distinct = sorted(set(group_ids), key=_unit)
+    if not share or len(distinct) < 2:
+        return frozenset()
+    return frozenset(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
+
+
 def becomes_instruction(group_id: str, share: float) -> bool:
     """Whether the chosen answers of this group's pairs become instructions; independent of the group's side."""
     return _unit(f"instruction:{group_id}") < share

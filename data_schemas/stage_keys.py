@@ -40,7 +40,7 @@ LONGEST_PATH = 4095
 # Keys of TRL that this project replaces. They are refused with a remedy.
 REPLACED_KEYS = {
     "gradient_accumulation_steps": "set global_batch_size; accumulation follows from it",
-    "load_best_model_at_end": "the best model by eval_loss, step 0 included, is always the one that is saved",
+    "load_best_model_at_end": "set keep, which chooses the model that is saved",
     "resume_from_checkpoint": "a stage resumes by itself from the newest complete checkpoint in its output_dir",
     "auto_find_batch_size": "the micro-batch is halved automatically where it does not fit into memory",
     "chat_template_path": "the template is set once, by prepare_base.chat_template",
@@ -60,10 +60,10 @@ class StageKey(BaseModel):
     role: KeyRole = "identity"
     required: bool = False
     own: bool = False  # declared by this project, not by TRL
+    omitted_at_default: bool = False  # its default is no part of the identity, which is as before the key existed
     choices: list[str] | None = None  # of text and of the items of a list
     limits: Limits | None = None  # of a number and of the numbers of a list
     may_be_empty: bool = False  # an empty list or text has a meaning
-    not_in_identity_at_default: bool = False  # a later key, whose default is what stages did before they had it
     help: str = ""
 
     @property
@@ -251,7 +251,7 @@ def identity_of(stage: str, values: Values, *, roles: Sequence[KeyRole] = ("iden
     return {
         name: value
         for name, value in with_defaults(stage, values).items()
-        if keys[name].role in roles and not (keys[name].not_in_identity_at_default and value == keys[name].default)
+        if keys[name].role in roles and not (keys[name].omitted_at_default and value == keys[name].default)
     }
 
 

@@ -16,6 +16,7 @@ ONLY_IN_TRAINING = (
     "max_steps",
     "global_batch_size",
     "patience",
+    "keep",
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",

@@ -24,6 +24,7 @@ from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import check_name
 from data_schemas.locks import lock_folder
 from data_schemas.text import printable
+from data_schemas.unexpected import TRACEBACKS
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine, check_recipe
 from pipeline.launch.command_line import ROOT
@@ -311,7 +312,7 @@ def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path}
+    return os.environ | {"PYTHONPATH": path} | ({TRACEBACKS: "1"} if errors.shown.tracebacks else {})
 
 
 def _print(text: str, *, file: TextIO | None = None) -> None:

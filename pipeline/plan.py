@@ -28,6 +28,8 @@ from pipeline.steps import (
     training_inputs,
 )
 
+SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
+
 
 @dataclass(frozen=True)
 class Foundation:
@@ -134,7 +136,8 @@ def plan_judge(plan: "Plan", data: str, base: Output) -> Inputs:
 
 def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
     """A run without rounds: the stages that the recipe lists, each once, on the data of the recipe."""
-    data = plan.add_data(is_evaluated="evaluate_policy" in stages)
+    is_judged = "evaluate_policy" in stages and plan.recipe.has_judge
+    data = plan.add_data(is_evaluated=is_judged)
     if set(stages) == {"pretrain"}:
         plan_pretraining(plan, data)
         return
@@ -147,8 +150,10 @@ def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
         plan.train("reward_model", None, {"model_name_or_path": base, **pairs})
     if "dpo" in stages:
         policy = plan.train("dpo", None, {"model_name_or_path": policy, **pairs})
-    if "evaluate_policy" in stages:
+    if is_judged:
         plan.evaluate(None, policy, plan_judge(plan, data, base))
+    elif "evaluate_policy" in stages:
+        plan.sample_answers(policy, data)
 
 
 def has_system_prompts(recipe: Recipe) -> bool:
@@ -247,10 +252,13 @@ class Plan:
         step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
         return self._add_unless_repeated(step)
 
+    @property
+    def asks_for_evaluation_prompts(self) -> bool:
+        return bool({"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys())
+
     def add_data(self, *, is_evaluated: bool) -> str:
-        """Adds the step that prepares the data. Where nothing is evaluated, no dialog is held out for it."""
-        is_set = {"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys()
-        keys = {} if is_evaluated or is_set else {"evaluation_share": 0.0}
+        """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it."""
+        keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
         return self.add("data", name="prepare_data", inputs={}, keys=keys)
 
     def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
@@ -295,6 +303,18 @@ class Plan:
         """Adds the evaluation of a policy and returns the name of its step."""
         inputs = {"model_name_or_path": policy, **inputs}
         return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
+
+    def sample_answers(self, policy: Output, data: str) -> str:
+        """Adds an evaluation without a judge, which only writes answers, and returns the name of its step.
+
+        Its prompts are those that are held out: for evaluations where the recipe asks for it, and for validation.
+        """
+        names = ["evaluation_prompts"] if self.asks_for_evaluation_prompts else []
+        prompts = [Output(data, name, optional=True) for name in (*names, "prompts.validation")]
+        given = self.recipe.section("evaluate_policy").keys
+        keys = {name: value for name, value in SAMPLES.items() if given.get(name) is None}
+        inputs = {"model_name_or_path": policy, "prompts": prompts}
+        return self.add("evaluate_policy", inputs=inputs, keys=keys | {"policy_step": policy.step})
 
     def _add_unless_repeated(self, step: Step) -> str:
         for earlier in self.steps:  # a reward model without new pairs is that of the round before

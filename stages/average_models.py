@@ -24,7 +24,7 @@ from data_schemas.files import digest_text
 from data_schemas.stage_keys import Keys, StageTraits, check_keys
 from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
-from engine.models.loading import load_tokenizer
+from engine.models.loading import load_tokenizer, read_config
 from engine.models.verification import check_weights
 from engine.runtime import progress
 from engine.runtime.arguments import LoadingArguments
@@ -32,6 +32,7 @@ from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.runtime.world import wait_until_exists
 from engine.tokens.contract import contract_of
+from engine.tokens.positions import max_positions
 from engine.tokens.tables import held_out_rows
 from engine.training.method import Method
 from stages.dpo import METHOD as DPO
@@ -108,7 +109,13 @@ class Evaluation:
         if given.get("ranking_pairs") == "all":
             rows = [pair for row in rows for pair in all_pairs(row)]
         self.rows = self.method.tokenize(
-            stage, "eval", rows, self.tokenizer, training_arguments, max_length=training.max_length
+            stage,
+            "eval",
+            rows,
+            self.tokenizer,
+            training_arguments,
+            max_length=training.max_length,
+            max_positions=max_positions(read_config(arguments.models[0])),
         ).rows
 
     def _values_for(self, folder: Path | str) -> Keys:

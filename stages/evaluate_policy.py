@@ -3,7 +3,7 @@
 All policies are scored by the same judge, which the record names: the gold score where there is one, else a reward
 model that no round optimises. The score of the round's own reward model, the proxy, is reported; it decides only
 through the rule `gate_overoptimised`. The gate's rules decide whether the policy becomes the best so far, the previous
-best is kept, or the run stops.
+best is kept, or the run stops. Without a judge the stage writes sample answers, and compares and decides nothing.
 
     accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml
 """
@@ -119,7 +119,7 @@ class Scores:
 def judge_of(stage: Stage, arguments: EvaluatePolicyArguments) -> Scorer:
     if arguments.judge_function:
         return FunctionScorer(stage, arguments.judge_function, arguments.function_timeout)
-    assert arguments.judge_model, "key_rules checks that one of the two is given"
+    assert arguments.judge_model, "without a judge, nothing is scored"
     return RewardModelScorer(stage, arguments.judge_model, ScoringSettings.of(arguments))
 
 
@@ -208,6 +208,22 @@ def _flat(answers: Sequence[Sequence[Answer]]) -> list[Answer]:
     return [answer for group in answers for answer in group]
 
 
+def write_samples(stage: Stage, answers: Sequence[Sequence[Answer]]) -> StageResult:
+    """Writes the answers, [P][K], without scores; returns what can be counted of them."""
+    if stage.is_main:
+        write_rows(stage.folder / "answers.jsonl", [scored_candidates(group, [None] * len(group)) for group in answers])
+    flat = _flat(answers)
+    metrics: dict[str, Metric] = {
+        "judge": None,
+        "mean_answer_tokens": float(np.mean([len(answer.ids) for answer in flat])),
+        "ended_share": float(np.mean([answer.ended for answer in flat])),
+        "distinct_2": distinct_2([answer.text for answer in flat]),
+        "prompts": len(answers),
+    }
+    log.info("no judge is given: %d sample answers are written, and nothing is compared", len(flat))
+    return StageResult({"answers": "answers.jsonl"}, metrics=metrics, reasons={"judge": "no judge is given"})
+
+
 @timing.part("evaluate")
 def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     path, name = arguments.model_name_or_path, arguments.policy_step or arguments.model_name_or_path
@@ -216,6 +232,8 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     settings = SamplingSettings.of(arguments, purpose=stage.name)
     requests = [(prompt, None) for prompt in prompts]
     answers = sample_in_turn(stage, [Policy(path, name)], requests, settings, num_answers=arguments.num_answers)
+    if not (arguments.judge_function or arguments.judge_model):
+        return write_samples(stage, answers)
 
     scores = score(stage, arguments, answers, earlier.best)
     metrics = compare(stage, arguments, _flat(answers), scores, earlier)

@@ -52,7 +52,7 @@ class PrepareBaseArguments(LoadingArguments):
         None,
         "the number of embedding rows becomes a multiple of this, as 64, which a GPU multiplies faster; rows "
         "beyond the tokens start as the mean of the others; null: as many rows as the model has or its tokens need",
-        not_in_identity_at_default=True,
+        omitted_at_default=True,
         minimum=1,
         maximum=10**6,
     )

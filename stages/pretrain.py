@@ -40,6 +40,7 @@ from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.runtime.world import wait_until_exists
 from engine.tokens.tables import table
 from engine.tokens.token_rows import TokenDialog
+from engine.training.global_batches import fit_batch
 from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.next_token import BlockCollator, PretrainTrainer
 from engine.training.run import train_and_save
@@ -100,24 +101,32 @@ def train_tokenizer(texts: list[str], *, vocab_size: int, special_tokens: list[s
 
 
 def blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int) -> list[TokenDialog]:
-    """The texts' tokens with an end token after each text, in rows of `size`; a last, shorter row is left out."""
+    """The texts' tokens with an end token after each text, in rows of `size`.
+
+    A last, shorter row is left out, unless it is the only one.
+    """
     stream: list[int] = []
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         stream += [*ids, int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
     rows = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
-    return [TokenDialog(input_ids=row, labels=row) for row in rows]
+    return [TokenDialog(input_ids=row, labels=row) for row in rows or [stream]]
 
 
 @progress.activity("reading rows")
 def split_documents(arguments: PretrainArguments) -> tuple[list[Document], list[Document]]:
     """Training and held-out documents: those of eval_data, or a share by the hash of the text.
 
-    Raises ConfigError if none is held out.
+    Of documents so few that no hash is below the share, those with the lowest hashes are held out. Raises ConfigError
+    if none is held out.
     """
     train = read_documents(arguments.train_data, on_bad_row=arguments.on_bad_row).rows
     if arguments.eval_data:
         return train, read_documents(arguments.eval_data, on_bad_row=arguments.on_bad_row).rows
     kept, held_out = splitting.split_documents(train, validation_share=arguments.validation_share)
+    if not held_out:
+        lowest = splitting.lowest_groups([document.text for document in train], arguments.validation_share)
+        kept = [document for document in train if document.text not in lowest]
+        held_out = list({document.text: document for document in train if document.text in lowest}.values())
     if not held_out:
         raise ConfigError(f"no document is held out of {len(train)}: give eval_data, or a larger validation_share")
     return kept, held_out
@@ -227,6 +236,7 @@ def main(stage: Stage, arguments: PretrainArguments, training: SFTConfig, model:
     size = arguments.block_size
     tables = make_tables(stage, tokenizer, train, held_out, size=size)
     log.info("%d documents, %d blocks of %d tokens, %d held out", len(train), len(tables[0]), size, len(tables[1]))
+    fit_batch(arguments, training, len(tables[0]))
     trainer = make_trainer(stage, arguments, training, model, tokenizer, *tables)
     return train_and_save(trainer, model)
 

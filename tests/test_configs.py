@@ -50,8 +50,8 @@ STAGES_OF_A_ROUND = {
     "raft": (4, ("rejection_sampling", "sft")),
 }
 ONE_PASS = {  # a run without rounds -> its steps
-    "sft": ["prepare_data", "prepare_base", "sft"],
-    "dpo": ["prepare_data", "prepare_base", "dpo"],
+    "sft": ["prepare_data", "prepare_base", "sft", "evaluate_policy"],
+    "dpo": ["prepare_data", "prepare_base", "dpo", "evaluate_policy"],
     "reward_model": ["prepare_data", "prepare_base", "reward_model"],
     "pretrain": ["prepare_data", "pretrain"],
 }

@@ -198,8 +198,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> PromptAndAnsw
     return encode_answer(tokenizer, answer.prompt.prompt, [message], tools=answer.prompt.tools)
 
 
-def scored_candidates(answers: Sequence[Answer], scores: Sequence[float]) -> Candidates:
-    """The row of a prompt's answers with their scores. There must be one answer at least."""
+def scored_candidates(answers: Sequence[Answer], scores: Sequence[float | None]) -> Candidates:
+    """The row of a prompt's answers, at least one, with their scores; None: nothing scored the answer."""
     prompt = answers[0].prompt
     return Candidates(
         prompt=prompt.prompt,

@@ -13,6 +13,7 @@ from data_schemas.stage_keys import TRACKERS, Keys, Values
 from engine.runtime import world
 from engine.runtime.keys import key_field, required_field
 
+KEEP_BY_LOSS, KEEP_BY_ACCURACY, KEEP_LAST = "best_by_loss", "best_by_accuracy", "last"  # values of keep
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")  # those of transformers
 
 
@@ -56,6 +57,12 @@ class TrainingStageArguments(StepArguments):
     patience: int | None = key_field(
         None, "stop after so many evaluations without a better eval_loss; null: never", minimum=1
     )
+    keep: str = key_field(
+        KEEP_BY_LOSS,
+        "the model that is saved: the one with the lowest eval_loss, the start included, or the last",
+        choices=(KEEP_BY_LOSS, KEEP_LAST),
+        omitted_at_default=True,
+    )
     on_bad_row: Literal["error", "set_aside"] = key_field("error", "what a bad row does: stop, or be set aside")
     on_bad_step: Literal["stop", "skip"] = key_field(
         "stop",
@@ -89,6 +96,13 @@ class PreferenceArguments(DialogArguments):
     Held-out pairs are not filtered, so that evaluations under different choices are on the same rows.
     """
 
+    keep: str = key_field(
+        KEEP_BY_LOSS,
+        "the model that is saved: the one with the lowest eval_loss or with the highest accuracy on held-out pairs, "
+        "the start included, or the last",
+        choices=(KEEP_BY_LOSS, KEEP_BY_ACCURACY, KEEP_LAST),
+        omitted_at_default=True,
+    )
     strengths: list[Strength] | None = key_field(
         ["significantly_better", "better"], "levels that train; a pair without a level always does; null: all levels"
     )

@@ -50,16 +50,22 @@ def key_field(
     *,
     role: KeyRole = "identity",
     choices: Sequence[str] = (),
-    not_in_identity_at_default: bool = False,
+    omitted_at_default: bool = False,
     **limits: Any,
 ) -> Any:
     """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys).
 
     `limits` are those of its numbers: minimum, above, maximum, below (data_schemas.limits). `choices` are for text; a
-    Literal type declares them too.
+    Literal type declares them too. `omitted_at_default` is for an identity key that is added to an existing stage whose
+    output stays the same at the key's default.
     """
-    metadata = {"help": help, "role": role, "choices": list(choices), "limits": Limits(**limits) if limits else None}
-    metadata["not_in_identity_at_default"] = not_in_identity_at_default
+    metadata = {
+        "help": help,
+        "role": role,
+        "choices": list(choices),
+        "omitted_at_default": omitted_at_default,
+        "limits": Limits(**limits) if limits else None,
+    }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -105,7 +111,7 @@ def describe(classes: Sequence[type], defaults: Values, library: Library) -> dic
                 role=role,
                 required=bool(item.metadata.get("required")),
                 own=own,
-                not_in_identity_at_default=bool(item.metadata.get("not_in_identity_at_default")),
+                omitted_at_default=bool(item.metadata.get("omitted_at_default")),
                 help=" ".join(str(item.metadata.get("help", "")).split()),
             )
     return keys

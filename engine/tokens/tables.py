@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -66,13 +66,31 @@ def split_rows(
     else:
         split = splitting.Shares(evaluation=0.0, judge=0.0, validation=arguments.validation_share)
         sides = [splitting.assign(row.group_id, split) for row in train]
-        held_out = [row for row, side in zip(train, sides, strict=True) if side == "validation"]
-        train = [row for row, side in zip(train, sides, strict=True) if side != "validation"]
+        groups = {row.group_id for row, side in zip(train, sides, strict=True) if side == "validation"}
+        groups = groups or _hold_out_some(train, arguments.validation_share)
+        held_out = [row for row in train if row.group_id in groups]
+        train = [row for row in train if row.group_id not in groups]
     for rows, key in ((train, "train_data"), (held_out, "eval_data")):
         if not rows:
             raise DataError(f"{stage.name}: no row is left for {key} (of {', '.join(map(str, arguments.train_data))})")
     log.info("%d training rows, %d held-out rows", len(train), len(held_out))
     return train, held_out
+
+
+def _hold_out_some(rows: Sequence[RowType], share: float) -> Collection[str]:
+    """The groups to hold out of rows that are so few that the hash of none is below the share."""
+    groups = splitting.lowest_groups([row.group_id for row in rows], share)
+    if groups:
+        notices.warn(
+            log,
+            "validation_share=%s of %d rows holds out none by hash: %d %s held out, so eval_loss is noisy; to hold out "
+            "more, raise data.validation_share",
+            share,
+            len(rows),
+            len(groups),
+            "dialogs are" if len(groups) > 1 else "dialog is",
+        )
+    return groups
 
 
 def check_contract(tokenizer: PreTrainedTokenizerBase, model: str, arguments: TrainingStageArguments) -> None:

@@ -67,6 +67,7 @@ class DPOLoopTrainer(PrecomputedReference, SharedRowsMixin, DPOTrainer):
     length in the global batch."""
 
     token_row_type = TokenPair
+    accuracy_metric = "eval_rewards/accuracies"
 
     def __init__(self, *args, nll_per: Literal["answer", "batch"] = "answer", **kwargs) -> None:
         self.nll_per = nll_per

@@ -3,16 +3,22 @@
 Rows are shuffled by seed and epoch, and divided so that all processes have about the same number of tokens to compute.
 """
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import datasets
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers import TrainingArguments
 
 from data_schemas.errors import ConfigError
+from engine.runtime import notices, world
 from engine.runtime.arguments import TrainingStageArguments
 from engine.training.host import TRLTrainer
+
+log = logging.getLogger(__name__)
 
 
 class GlobalBatches(Sampler[int]):
@@ -54,6 +60,31 @@ class GlobalBatches(Sampler[int]):
         for start in range(0, self.size, self.global_batch_size):
             rows = order[start : start + self.global_batch_size]
             yield from balanced(rows, self.num_tokens, size=self.micro_batch_size)
+
+
+def fit_batch(arguments: TrainingStageArguments, training: TrainingArguments, num_rows: int) -> None:
+    """Lowers global_batch_size, in place, to the number of rows where there are fewer, with a warning.
+
+    So a step has all rows, for any number of processes that divides them. For another number, for rows that TRL still
+    packs, and under DeepSpeed, which has read the batch already, nothing is changed, and GlobalBatches refuses.
+    """
+    given, processes = arguments.global_batch_size, world.num_processes()
+    is_fixed = getattr(training, "packing", False) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if num_rows >= given or num_rows % processes or is_fixed:
+        return
+    rows_of_process = num_rows // processes
+    sizes = range(1, training.per_device_train_batch_size + 1)
+    training.per_device_train_batch_size = max(size for size in sizes if rows_of_process % size == 0)
+    training.gradient_accumulation_steps = rows_of_process // training.per_device_train_batch_size
+    arguments.global_batch_size = num_rows
+    notices.warn(
+        log,
+        "%d training rows are fewer than one global_batch_size=%d: every optimizer step has all %d; for more steps in "
+        "an epoch, lower global_batch_size",
+        num_rows,
+        given,
+        num_rows,
+    )
 
 
 def balanced(rows: Sequence[int], num_tokens: Sequence[int], *, size: int) -> list[int]:

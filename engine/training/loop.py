@@ -1,8 +1,9 @@
 """The training loop: what every training stage adds to its TRL trainer.
 
-Evaluation before the first step, every eval_steps and at the end. The model with the lowest eval_loss, step 0 included,
-is the one that is saved. Also here: early stopping, checkpoints that are complete or absent, SIGTERM, and smaller
-batches after the device ran out of memory. Global batches, exact evaluation and guarded steps are its base classes.
+Evaluation before the first step, every eval_steps and at the end. The key `keep` chooses the model that is saved: by
+default the one with the lowest eval_loss, step 0 included. Also here: early stopping, checkpoints that are complete or
+absent, SIGTERM, and smaller batches after the device ran out of memory. Global batches, exact evaluation and guarded
+steps are its base classes.
 
     class PolicyTrainer(TrainingLoop, SFTTrainer): ...
     trainer = PolicyTrainer(model, args=config, stage=stage, stage_arguments=arguments, ...)
@@ -25,6 +26,7 @@ from data_schemas.stage_keys import Keys
 from engine.models.new_tokens import give_head_its_bias
 from engine.models.verification import PROBE, probe
 from engine.runtime import out_of_memory, preemption, progress, timing
+from engine.runtime.arguments import KEEP_BY_ACCURACY, KEEP_LAST
 from engine.runtime.complete_folder import move_into_place, write_marker
 from engine.runtime.stage import Stage
 from engine.tokens.token_rows import TokenRow
@@ -52,6 +54,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
 
     token_row_type: type[TokenRow]  # of the rows in its datasets
     is_reward_model_trainer = False  # SharedRowsMixin reads it too
+    accuracy_metric = ""  # what keep: best_by_accuracy compares; empty where the rows hold no answers to compare
 
     def __init__(self, *args, stage: Stage, **kwargs) -> None:
         self.stage = stage
@@ -95,13 +98,21 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self._evaluation_is_due = False
         self.check_evaluation(metrics)
         losses = self.stage.tracker.history("eval_loss") | {step: metrics["eval_loss"]}
-        best = best_step(losses)
-        if best == step:
+        if self.kept_step({step: metrics}) == step:
             self._save_best(step)
         if self._is_out_of_patience(losses):
             log.info("no better eval_loss in %d evaluations: stopping at step %d", self.stage_arguments.patience, step)
             self.control.should_training_stop = True
         return metrics
+
+    def kept_step(self, latest: Mapping[int, Mapping[str, float]] | None = None) -> int:
+        """The evaluated step whose model `keep` saves; `latest` are metrics by step that are not in the tracker yet."""
+        losses, accuracies = (
+            self.stage.tracker.history(name)
+            | {step: metrics[name] for step, metrics in (latest or {}).items() if name in metrics}
+            for name in ("eval_loss", self.accuracy_metric)
+        )
+        return kept_step(losses, accuracies, keep=self.stage_arguments.keep)
 
     def check_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Raises BadStep if the metrics of an evaluation show that training has failed."""
@@ -165,7 +176,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
-            best = best_step(self.stage.tracker.history("eval_loss"))
+            best = self.kept_step()
             progress = checkpoints.Progress(
                 step=self.state.global_step,
                 best_step=best,
@@ -198,6 +209,17 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
 def best_step(losses: Mapping[int, float]) -> int:
     """The earliest step with the lowest eval_loss; a loss that is not a number never wins."""
     return min(losses, key=lambda step: (math.inf if math.isnan(losses[step]) else losses[step], step))
+
+
+def kept_step(losses: Mapping[int, float], accuracies: Mapping[int, float], *, keep: str) -> int:
+    """The step whose model is saved, of those with an eval_loss. Of equal accuracies it is that with the lower loss."""
+    if keep == KEEP_LAST:
+        return max(losses)
+    if keep == KEEP_BY_ACCURACY:
+        known = {step: value for step, value in accuracies.items() if step in losses and not math.isnan(value)}
+        highest = max(known.values(), default=math.nan)
+        return best_step({step: losses[step] for step, value in known.items() if value == highest} or losses)
+    return best_step(losses)
 
 
 def prepare_config(training: TRLConfig) -> None:

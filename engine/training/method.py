@@ -29,6 +29,7 @@ from engine.runtime.stage import Stage, StageResult
 from engine.tokens.inspection import Encode
 from engine.tokens.positions import max_positions
 from engine.tokens.tables import TokenTable, check_contract, tokenize
+from engine.training.global_batches import fit_batch
 from engine.training.loop import TrainingLoop
 from engine.training.run import train_and_save
 
@@ -99,6 +100,7 @@ class Method(Generic[ArgumentsT, ConfigT, RowT]):
             self.tokenize(stage, side, some, tokenizer, arguments, **options)
             for side, some in (("train", rows.train), ("eval", rows.held_out))
         )
+        fit_batch(arguments, training, len(train.rows))
         trainer = self.make_trainer(stage, arguments, training, model, tokenizer, train.rows, held_out.rows)
         return train_and_save(trainer, model, metrics={**rows.dropped, **train.counts, **held_out.counts})
 

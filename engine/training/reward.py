@@ -72,6 +72,7 @@ class BradleyTerryTrainer(TrainingLoop, SharedRowsMixin, RewardTrainer):
     args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     is_reward_model_trainer = True
     token_row_type = TokenRanking
+    accuracy_metric = "eval_accuracy"
 
     def _prepare_dataset(self, dataset: Rows, *args: object, **kwargs: object) -> Rows:
         """Rows are tokenized already: `answers`, the best first."""

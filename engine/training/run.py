@@ -1,4 +1,4 @@
-"""One training run of a stage: resume, train, publish the best model.
+"""One training run of a stage: resume, train, publish the model that `keep` chooses.
 
 return train_and_save(trainer, model_config)
 """
@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -22,6 +22,7 @@ from engine.models.lora import merge_adapter
 from engine.models.saved_precision import save_as_it_came
 from engine.models.verification import PROBE, check_trained, check_weights
 from engine.runtime import notices, preemption, progress, timing
+from engine.runtime.arguments import KEEP_BY_ACCURACY
 from engine.runtime.stage import StageResult
 from engine.tokens.contract import contract_of
 from engine.tokens.reward_template import end_at_the_end_token
@@ -35,9 +36,9 @@ log = logging.getLogger(__name__)
 def train_and_save(
     trainer: TrainingLoop, model: ModelConfig, *, metrics: Mapping[str, int] | None = None
 ) -> StageResult:
-    """Trains from the newest complete checkpoint or from the start, and writes the best model to `model/`.
+    """Trains from the newest complete checkpoint or from the start, and writes the chosen model to `model/`.
 
-    Returns the content of the record: `metrics`, eval_loss at step 0 and at the best step, and that step's metrics.
+    Returns the content of the record: `metrics`, eval_loss at step 0, and the metrics of the step that is saved.
     Raises ConfigError for keys that ZeRO does not support, StageError if no evaluation has a finite loss.
     """
     if trainer.is_deepspeed_enabled and trainer.stage_arguments.on_bad_step == "skip":
@@ -87,18 +88,16 @@ def _newest_complete(folder: Path, processes: int, *, is_main: bool) -> tuple[Pa
 
 
 def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, int]) -> StageResult:
-    """Writes the best model to `model/`, verifies it, and returns the content of the record."""
+    """Writes the model that `keep` chooses to `model/`, verifies it, and returns the content of the record."""
     stage = trainer.stage
     losses = stage.tracker.history("eval_loss")
-    best = best_step(losses)
+    best, keep = trainer.kept_step(), trainer.stage_arguments.keep
     if not math.isfinite(losses[best]):
-        raise StageError("eval_loss is nan or infinite at every evaluation")
-    if best == 0:
-        notices.warn(
-            log,
-            "no step was better than the start (eval_loss %.4f): the model is saved as it was loaded",
-            losses[0],
-        )
+        is_lowest = best == best_step(losses)
+        where = "every evaluation" if is_lowest else f"step {best}, whose model keep={keep} saves"
+        raise StageError(f"eval_loss is nan or infinite at {where}")
+    for warning in _warnings(losses, best, keep=keep):
+        notices.warn(log, "%s", warning)
     if trainer.skipped_steps:
         notices.keep(f"{trainer.skipped_steps} steps were skipped, since their loss or gradient was bad; see log.txt")
     if stage.is_main:
@@ -118,6 +117,18 @@ def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, in
     tokenizer = trainer.processing_class
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return StageResult(outputs={"model": "model"}, metrics=recorded, contract=contract_of(tokenizer))
+
+
+def _warnings(losses: Mapping[int, float], kept: int, *, keep: str) -> Iterator[str]:
+    """What a user should know of the model that is saved."""
+    if kept == 0:
+        measure = "accuracy" if keep == KEEP_BY_ACCURACY else f"eval_loss {losses[0]:.4f}"
+        yield f"no step was better than the start ({measure}): the model is saved as it was loaded"
+    elif losses[kept] > losses.get(0, math.inf):
+        yield (
+            f"the saved model, of step {kept}, has a higher eval_loss ({losses[kept]:.4f}) than the start "
+            f"({losses[0]:.4f}), since keep is {keep}"
+        )
 
 
 def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:

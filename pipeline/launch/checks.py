@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.errors import ConfigError, DataError, UserError
+from data_schemas.errors import ConfigError, DataError, UnknownColumns, UserError
 from data_schemas.files import check_regular, exists, read_json
 from data_schemas.formats import format_of
 from data_schemas.functions import find_module
@@ -78,7 +78,7 @@ def _check_data_of_one_pass(recipe: Recipe, stages: Sequence[str]) -> None:
     for stage in ("reward_model", "dpo"):
         if stage in stages and not recipe.has_preferences:
             raise ConfigError(f"{where}: data.preferences is missing; {stage} needs preference pairs")
-    if "evaluate_policy" in stages:
+    if "evaluate_policy" in stages and recipe.has_judge:
         _check_judge(recipe)
 
 
@@ -129,6 +129,9 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
     elif isinstance(given, File) and step.stage == "prepare_data":
         try:
             check_columns(given.source, key)
+        except UnknownColumns as error:
+            hint = f"`alignloop data {shlex.quote(given.path)}` shows what to write"
+            raise DataError(f"{where}: {error}; {hint}") from None
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
     elif isinstance(given, Model):

@@ -23,6 +23,7 @@ from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import StageFailed, failure_of
+from pipeline.launch.rows import check_splits
 from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
 from pipeline.state import summary
@@ -50,6 +51,8 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
                     preflight(run)
                     preflight = None
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
+                if steps[0].stage == "prepare_data":
+                    check_splits(run)
             summary.write(folder, run, "done")
         except BaseException as error:
             for state in run.states.values():

@@ -58,8 +58,13 @@ class Recipe(Settings):
 
         A recipe that says nothing of an evaluation or a judge has none.
         """
-        asks = self.section("evaluate_policy").is_in_file or self.section("judge").is_in_file
-        return asks or self.names_judge or bool(self.section("data").keys.get("judge_share"))
+        return self.section("evaluate_policy").is_in_file or self.has_judge
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether the recipe names a judge, or has a section or a share of the pairs to train one."""
+        is_trained = self.section("judge").is_in_file or bool(self.section("data").keys.get("judge_share"))
+        return self.names_judge or is_trained
 
     @property
     def names_judge(self) -> bool:

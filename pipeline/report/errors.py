@@ -1,13 +1,9 @@
 """How a command ends that did not succeed: one line on stderr, and where its log is; tracebacks only with -v."""
 
-import contextlib
 import errno
-import os
 import shlex
 import shutil
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +11,7 @@ from pathlib import Path
 from data_schemas.errors import AlignloopError, UserError
 from data_schemas.files import DISK_FULL
 from data_schemas.text import printable
+from data_schemas.unexpected import report_unexpected
 from pipeline.launch.failures import StageFailed
 from pipeline.launch.processes import Interrupted
 from pipeline.report.live import short_path
@@ -72,7 +69,7 @@ def report(error: BaseException) -> int:
             print(f"error: {parser_message(error)}; see {help_for(error)}", file=sys.stderr)
             return 2
         case _:
-            report_unexpected(error)
+            report_unexpected(error, tracebacks=shown.tracebacks)
             return 1
 
 
@@ -95,20 +92,6 @@ def report_failure(failure: StageFailed) -> None:
 def _last_line(lines: Sequence[str]) -> str:
     """The last line that a stage printed, which of a traceback is the error."""
     return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")
-
-
-def report_unexpected(error: BaseException) -> None:
-    """An error that is not the user's: one line, and the traceback in a file, or on stderr with -v."""
-    if shown.tracebacks:
-        traceback.print_exc()
-    text = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
-    place = "; -v shows its traceback"
-    with contextlib.suppress(OSError):
-        descriptor, name = tempfile.mkstemp(prefix="alignloop-error-", suffix=".txt")
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            traceback.print_exc(file=file)
-        place = f"; its traceback is in {name}"
-    print(f"error: unexpected {text}{place}; this is a bug: please report it", file=sys.stderr)
 
 
 def parser_message(error: BaseException) -> str:

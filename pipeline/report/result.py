@@ -12,15 +12,23 @@ from pipeline.report.live import short_path
 from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
 
 
-def show(console: Console, summary: Summary, folder: Path) -> None:
-    """Prints the table of rounds, or of models where there were no rounds, and commands for what may come next."""
-    best, trained = summary["best_policy"], trained_models(summary)
+def show_numbers(console: Console, summary: Summary) -> None:
+    """Prints the table of rounds; where no policy is judged, the models' losses on held-out rows and sample answers."""
     if summary["rounds"]:
         console.print(terminal.rounds_table(summary))
         if said := terminal.diagnosis(summary):
             console.print(Text(said))
-    else:
+        return
+    if trained := trained_models(summary):
         console.print(terminal.models_table(trained))
+    if samples := summary.get("samples"):
+        console.print(terminal.samples_table(samples))
+
+
+def show(console: Console, summary: Summary, folder: Path) -> None:
+    """Prints the numbers of a run that has finished, and commands for what may come next."""
+    best, trained = summary["best_policy"], trained_models(summary)
+    show_numbers(console, summary)
     if best is not None:
         print(f"\nbest policy: {best['step']}")
         model = best["folder"]
@@ -29,4 +37,13 @@ def show(console: Console, summary: Summary, folder: Path) -> None:
         model = next((entry["folder"] for entry in reversed(trained) if entry["stage"] in POLICY_STAGES), None)
     if model is not None:
         print(f"chat with it: {command_name()} chat {shlex.quote(short_path(folder / model))}")
+    if model is not None and _could_have_samples(summary):
+        print("for samples:  add evaluate_policy to `stages`; without a judge it writes sample answers")
     print(f"all numbers:  {short_path(folder / SUMMARY)}")
+
+
+def _could_have_samples(summary: Summary) -> bool:
+    """Whether the run trained a policy without rounds, and nothing asked it for answers."""
+    policies = [entry for entry in summary["steps"] if entry["stage"] in POLICY_STAGES]
+    is_evaluated = any(entry["stage"] == "evaluate_policy" for entry in summary["steps"])
+    return not is_evaluated and bool(policies) and all(entry["round"] is None for entry in policies)

@@ -11,8 +11,8 @@ from rich.text import Text
 from data_schemas.locks import is_locked
 from data_schemas.progress import StageProgress
 from data_schemas.text import printable
-from pipeline.report import live, terminal
-from pipeline.state.summary import StepEntry, Summary, trained_models
+from pipeline.report import live, result, terminal
+from pipeline.state.summary import StepEntry, Summary
 
 FINISHED = ("ran", "reused", "resumed", "skipped")
 FOLLOW_SECONDS = 1.0  # between two looks at a run
@@ -27,12 +27,7 @@ def show(console: Console, folder: Path, summary: Summary) -> None:
     for step in summary["steps"]:
         for warning in step.get("warnings", []):
             live.print_warning(console, warning, name=step["name"])
-    if summary["rounds"]:
-        console.print(terminal.rounds_table(summary))
-        if said := terminal.diagnosis(summary):
-            console.print(Text(said))
-    elif trained := trained_models(summary):
-        console.print(terminal.models_table(trained))
+    result.show_numbers(console, summary)
 
 
 def follow(console: Console, folder: Path, read: Callable[[], Summary]) -> None:

@@ -16,11 +16,13 @@ from data_schemas.stage_keys import stages
 from data_schemas.text import printable
 from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Action, Decision, Run
+from pipeline.state.samples import SampleAnswer
 from pipeline.state.summary import Summary, TrainedModel
 from pipeline.state.verifying import StepCheck
 from pipeline.steps import BestPolicy, File, Model, Output, Step
 
 ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed")
+PROMPT_WIDTH, ANSWER_WIDTH = 50, 90  # characters of a sample answer in the table
 ALWAYS_COUNTED = ("reuse", "resume", "run")
 COLOURS = {
     "reuse": "green",
@@ -121,13 +123,18 @@ def headline(stage: str, metrics: Mapping[str, object]) -> str:
 
 
 def rounds_table(summary: Summary) -> Table:
-    """One column for each round. `-` is a number that does not apply; summary.json has the reason."""
+    """One column for each round, or for the one evaluation of a run without rounds.
+
+    `-` is a number that does not apply; summary.json has the reason.
+    """
     judges = sorted({str(row["judge"]) for row in summary["rounds"] if row["judge"]})
-    title = f"by round, judged by {', '.join(judges)}" if judges else "by round, no policy evaluated yet"
+    how = "by round, " if any(row["round"] is not None for row in summary["rounds"]) else ""
+    title = f"{how}judged by {', '.join(judges)}" if judges else f"{how}no policy evaluated yet"
     table = Table(box=MARKDOWN, title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for row in summary["rounds"]:
-        table.add_column(f"round {row['round']}", justify="right", no_wrap=True)
+        head = "evaluate_policy" if row["round"] is None else f"round {row['round']}"
+        table.add_column(head, justify="right", no_wrap=True)
     shown: dict[str, Callable[[Mapping[str, object]], str]] = {
         "policy": lambda row: str(row["policy"] or "-"),
         "judge's mean": lambda row: number(row["judge_mean"]),
@@ -156,16 +163,36 @@ def rounds_table(summary: Summary) -> Table:
 def diagnosis(summary: Summary) -> str | None:
     """What limits the next round, by the newest evaluation that says so."""
     said = [(row["round"], row["diagnosis"]) for row in summary["rounds"] if row.get("diagnosis")]
-    return f"after round {said[-1][0]}, {printable(str(said[-1][1]))}" if said else None
+    if not said:
+        return None
+    number, text = said[-1]
+    return printable(str(text) if number is None else f"after round {number}, {text}")
 
 
 def models_table(trained: Sequence[TrainedModel]) -> Table:
     """The trained models of a run without an evaluation, with their loss on held-out rows before and after."""
-    table = Table("model", "held-out loss before", "after", "folder", box=MARKDOWN)
+    has_accuracy = any(entry["accuracy"] is not None for entry in trained)
+    names = ["model", "held-out loss before", "after", *(["accuracy"] if has_accuracy else []), "folder"]
+    table = Table(*names, box=MARKDOWN)
     for entry in trained:
-        losses = number(entry["loss_before"]), number(entry["loss_after"])
-        table.add_row(Text(entry["step"]), *losses, Text(entry["folder"]))
+        numbers = [entry["loss_before"], entry["loss_after"], *([entry["accuracy"]] if has_accuracy else [])]
+        table.add_row(Text(entry["step"]), *map(number, numbers), Text(entry["folder"]))
     return table
+
+
+def samples_table(samples: Sequence[SampleAnswer]) -> Table:
+    """Sample answers of policies that no judge compares, each shortened to one line."""
+    table = Table("policy", "held-out prompt", "sample answer", box=MARKDOWN)
+    for sample in samples:
+        end = "" if sample["ended"] else " [cut off by max_new_tokens]"
+        prompt, answer = _one_line(sample["prompt"], PROMPT_WIDTH), _one_line(sample["answer"], ANSWER_WIDTH)
+        table.add_row(Text(sample["policy"]), Text(prompt), Text(answer + end))
+    return table
+
+
+def _one_line(text: str, longest: int) -> str:
+    words = printable(" ".join(text.split()))
+    return words if len(words) <= longest else f"{words[: longest - 1]}…"
 
 
 def steps_table(summary: Summary) -> Table:

@@ -159,7 +159,8 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
     section = f"{step.section}.average" if step.stage == "average_models" else step.section
     if old.get("recipe_version") != new["recipe_version"]:
         lines.append(f"stage {step.stage} changed (version {old.get('recipe_version')} -> {new['recipe_version']})")
-    before, now = _flat(old.get("keys", {})), _flat(new["keys"])
+    omitted = {name: key.default for name, key in stages()[step.stage].keys.items() if key.omitted_at_default}
+    before, now = omitted | _flat(old.get("keys", {})), omitted | _flat(new["keys"])
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             lines.append(f"{section}.{name} {_short(before.get(name))} -> {_short(now.get(name))}")

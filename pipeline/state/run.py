@@ -75,7 +75,7 @@ class Run:
         folder = self.folder(step.name)
         if folder is None:
             return Decision("to be hashed", self._why(step), None)
-        if reason := self._stopped_before(step):
+        if reason := self._stopped_before(step) or self._without_prompts(step):
             return Decision("skip", reason, folder)
         artifact = Artifact.read(folder)
         if artifact is not None:
@@ -105,6 +105,19 @@ class Run:
             if artifact is not None and artifact.metrics.get("gate") == "stop":
                 return f"{other.name} stopped the run: {artifact.metrics.get('gate_reason')}"
         return ""
+
+    def _without_prompts(self, step: Step) -> str:
+        """Why an evaluation that only writes sample answers has no prompt to answer; empty where it has one."""
+        prompts = [item for item in step.inputs.get("prompts", []) if isinstance(item, Output)]
+        if step.stage != "evaluate_policy" or not prompts or not all(prompt.optional for prompt in prompts):
+            return ""
+        folders = {prompt.step: self.folder(prompt.step) for prompt in prompts}
+        records = {name: Artifact.read(folder) if folder else None for name, folder in folders.items()}
+        for prompt in prompts:
+            record = records[prompt.step]
+            if record is None or prompt.name in record.outputs:
+                return ""
+        return "no prompt is held out: raise data.validation_share or give data.evaluation_prompts"
 
     def _why(self, step: Step) -> str:
         """What changed since the newest folder of the same step."""

@@ -14,6 +14,7 @@ from data_schemas.files import read_json, write_atomically
 from data_schemas.stage_keys import stages
 from data_schemas.text import shown
 from pipeline.state.run import Run, StepState
+from pipeline.state.samples import SampleAnswer, is_judged, samples_of
 from pipeline.steps import Step
 
 SUMMARY = "summary.json"
@@ -49,6 +50,7 @@ class TrainedModel(TypedDict):
     folder: str  # of the model, relative to the run's folder
     loss_before: float | None  # on held-out rows
     loss_after: float | None
+    accuracy: float | None  # share of the held-out pairs whose chosen answer is preferred
 
 
 class Summary(TypedDict):
@@ -57,8 +59,10 @@ class Summary(TypedDict):
     name: str
     state: str
     steps: list[StepEntry]
-    rounds: list[dict[str, object]]  # `round`, `policy`, the columns that stages declare, and `reasons` for nulls
+    # `round` (null where there are no rounds), `policy`, the columns that stages declare, and `reasons` for nulls
+    rounds: list[dict[str, object]]
     best_policy: BestEntry | None
+    samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
 
 
 POLICY_STAGES = ("sft", "dpo")
@@ -93,7 +97,7 @@ def _check(summary: Summary) -> None:
     for name in filter(None, folders):
         if "\0" in name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             raise ValueError(f"the folder {shown(name)} is not inside of the run's")
-    if wrong_rounds := [row for row in summary["rounds"] if not isinstance(row.get("round"), int)]:
+    if wrong_rounds := [row for row in summary["rounds"] if not isinstance(row.get("round"), int | None)]:
         raise ValueError(f"rounds contains {shown(wrong_rounds[0])}, which has no number of a round")
 
 
@@ -126,13 +130,16 @@ def make(
         }
         for step in steps
     ]
-    evaluations = [step for step in steps if step.stage == "evaluate_policy"]
+    evaluations = [step for step in steps if step.stage == "evaluate_policy" and is_judged(step)]
     rounds = [_round_row(step, steps, states) for step in evaluations]
     best = None
     for evaluation in evaluations:
         if (artifact := states[evaluation.name].artifact) and artifact.choices:
             best = _best(artifact, states)
-    return {"name": name, "state": state, "steps": entries, "rounds": rounds, "best_policy": best}
+    summary: Summary = {"name": name, "state": state, "steps": entries, "rounds": rounds, "best_policy": best}
+    if samples := samples_of(steps, states):
+        summary["samples"] = samples
+    return summary
 
 
 def trained_models(summary: Summary) -> list[TrainedModel]:
@@ -144,6 +151,7 @@ def trained_models(summary: Summary) -> list[TrainedModel]:
             "folder": f"{entry['folder']}/model",
             "loss_before": _number(entry["metrics"].get("eval_loss_at_step_0")),
             "loss_after": _number(entry["metrics"].get("eval_loss")),
+            "accuracy": _first_number(entry["metrics"], ("eval_accuracy", "eval_rewards/accuracies")),
         }
         for entry in summary["steps"]
         if stages()[entry["stage"]].traits.kind == "trains" and entry["metrics"]
@@ -152,6 +160,10 @@ def trained_models(summary: Summary) -> list[TrainedModel]:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _first_number(metrics: Mapping[str, object], names: Sequence[str]) -> float | None:
+    return next((number for name in names if (number := _number(metrics.get(name))) is not None), None)
 
 
 def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> BestEntry:
@@ -189,18 +201,18 @@ def columns() -> list[tuple[str, str, str]]:
 
 def _reason(section: str, metric: str, artifacts: Mapping[str, Artifact | None], evaluation: Step) -> str:
     if section not in artifacts:
-        return f"round {evaluation.round} has no {section}"
+        return f"{'the run' if evaluation.round is None else f'round {evaluation.round}'} has no {section}"
     artifact = artifacts[section]
     if artifact is None:
         return f"{section} has not finished"
     if metric in artifact.reasons:
         return artifact.reasons[metric]
     if "_vs_" in metric or metric == "kl_to_first":
-        return "there is no earlier policy" if evaluation.round == 0 else f"{section} did not measure it"
+        return f"{section} did not measure it" if evaluation.round else "there is no earlier policy"
     if metric == "gold_mean" and not evaluation.keys.get("judge_function"):
         return "no judge function: there is no gold score"
-    if metric == "proxy_mean" and evaluation.round == 0:
-        return "round 0 optimised no reward model"
+    if metric == "proxy_mean" and not evaluation.round:
+        return f"{'the run' if evaluation.round is None else 'round 0'} optimised no reward model"
     return f"{section} did not measure it"
 
 

@@ -463,7 +463,7 @@ CASES = [
     ),
     Case(
         "rows that fill no batch",
-        of_rows("sft", [{"messages": [USER, ANSWER]}], global_batch_size=8),
+        of_rows("sft", [{"messages": [USER, ANSWER]}], global_batch_size=8, packing=True),
         "1 training rows are fewer than one global_batch_size=8; lower global_batch_size to 1 or less, or give more",
     ),
     Case(
@@ -503,6 +503,11 @@ CASES = [
         "part that counts",
         of_parts(with_steps(2), with_steps(1)),
         "model and other cannot be averaged: steps holds torch.int64 and differs",
+    ),
+    Case(
+        "parts with fewer positions than a row's tokens",
+        of_parts(*[change("config.json", max_position_embeddings=4)] * 2),
+        "rows are longer than the model's 4 positions, the longest has",
     ),
     Case("part that is nan", of_parts(tensors(to_nan)), "the average's eval_loss is nan or infinite", 1),
     Case("parts without a held-out row", only_bad_rows, "average_models: no row is left for eval_data (of rows.jsonl)"),

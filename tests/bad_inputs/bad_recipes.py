@@ -46,6 +46,8 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo.beta=high", "toy.yaml: dpo: beta='high' is text, expected float"),
     ("sft.max_length=2.5", "toy.yaml: sft: max_length=2.5 is a number, expected nothing (null) | int"),
     ("sft.on_bad_row=skip", "toy.yaml: sft: on_bad_row='skip' is not one of error, set_aside"),
+    ("sft.keep=best_by_accuracy", "toy.yaml: sft: keep='best_by_accuracy' is not one of best_by_loss, last"),
+    ("defaults.keep=best", "toy.yaml: defaults: keep='best' is not one of best_by_loss, last"),
     ("sft.seed=true", "toy.yaml: sft: seed=True is a boolean, expected int"),
     ("sft.seed=null", "toy.yaml: sft: seed=None is nothing, expected int"),
     ("data.make_data_arguments=[1]", "data: make_data_arguments=[1] is a list, expected nothing (null) | dict"),
@@ -134,6 +136,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
         "evaluate_policy.judge_model='acme/judge' is optimised in round 1, so its scores of later policies",
     ),
     # -- runs without rounds
+    (
+        (*NO_ROUNDS, "stages=[sft, evaluate_policy]", "data.preferences=null", "evaluate_policy={gate_max_kl: 3}"),
+        "gate_max_kl is given without a judge; expected judge_function or judge_model, which compares the policies;",
+    ),
     ("stages=[sft]", "rounds is a key of the rounds, and a recipe with `stages` has none; leave one of them out"),
     ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, evaluate_policy; did you"),
     ((*NO_ROUNDS, "stages=[]"), "no stage that trains; try [sft]"),
@@ -295,6 +301,21 @@ def lost_record(place: Place) -> Call:
         stage.read_text() + "\nfor path in folder.parent.glob('prepare_data-*/artifact.json'): path.unlink()"
     )
     return place.alignloop("run", *place.recipe("rounds=0"))
+
+
+def few_rows(number: int, *settings: str, held_out: str = "") -> Callable[[Place], Call]:
+    """prepare_data leaves so many rows for SFT."""
+
+    def make(place: Place) -> Call:
+        place.toy_stages()
+        stage = place.folder / "house" / "stages" / "prepare_data.py"
+        text = stage.read_text().replace(
+            "metrics, choices = {", f'metrics, choices = {{"instructions.train": {number}, '
+        )
+        stage.write_text(text.replace('"instructions.validation",', held_out))
+        return place.alignloop("run", *place.recipe("rounds=0", *settings))
+
+    return make
 
 
 def no_choice(place: Place) -> Call:
@@ -465,7 +486,17 @@ CASES = [
     Case(
         "split without rows",
         toy_run(TOY='{"prepare_data": "empty"}'),
-        "prepare_data wrote no instructions.train: the split is empty; it needs more rows",
+        "round-0.sft needs instructions.train, and the data leave it no row (no rows); give more data.instructions, or",
+    ),
+    Case(
+        "single row, of which none can be held out",
+        few_rows(1),
+        "round-0.sft needs two rows, one of them to hold out, and instructions.train has 1; give more data",
+    ),
+    Case(
+        "rows that fill no batch of two processes",
+        few_rows(9, "sft.launch={profile: ddp, num_processes: 2}", held_out='"instructions.validation",'),
+        "sft.global_batch_size=32, and round-0.sft has 9 training rows (instructions.train); lower it to 8 or less, or",
     ),
     Case("record that goes away", lost_record, "its record disappeared during the run; run the recipe again"),
     Case("evaluation without a choice", no_choice, "round-0.evaluate_policy ranks 0 policies, too few for number 1;"),

@@ -111,7 +111,12 @@ REFUSED = [
         SAMPLING | {"temperature_range": [1.0]},
         "temperature_range=[1.0]: expected [lowest, highest]",
     ),
-    ("evaluate_policy", {}, "judge_function or judge_model is missing"),
+    (
+        "evaluate_policy",
+        {"previous": ["e"]},
+        "previous is given without a judge; expected judge_function or judge_model, which compares the policies; "
+        "without one, only sample answers are written: leave it out",
+    ),
     (
         "evaluate_policy",
         {"judge_function": "a:b", "judge_model": "m"},

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_schemas.rows import Document, Message, Prompt, group_of
-from data_schemas.splitting import Shares, assign, becomes_instruction, split_documents
+from data_schemas.splitting import Shares, assign, becomes_instruction, lowest_groups, split_documents
 from engine.curation.decontamination import contained
 
 HALVES = Shares(evaluation=0.1, judge=0.1, validation=0.1)
@@ -137,3 +137,17 @@ def test_documents_are_held_out_by_the_hash_of_their_text():
     train, validation = split_documents([Document(text=text) for text in texts], validation_share=0.2)
     assert [row.text for row in train] == ["a", "e", "e"]
     assert [row.text for row in validation] == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "share", "lowest"),
+    [
+        (["a", "e", "d", "e"], 0.05, {"d"}),  # the hashes are above, in the last test
+        (["a", "e", "d"], 0.5, {"d", "e"}),  # round(1.5)
+        (["a", "d"], 0.99, {"d"}),  # not all
+        (["a", "e", "d"], 0.0, set()),
+        (["a", "a"], 0.5, set()),
+    ],
+)
+def test_of_few_groups_those_with_the_lowest_hashes_are_held_out(texts, share, lowest):
+    assert lowest_groups(texts, share) == lowest

@@ -21,7 +21,7 @@ def names(steps: dict) -> list[str]:
         ("[sft, dpo]", ["prepare_data", "prepare_base", "sft", "dpo"]),
         ("[sft, reward_model, dpo]", ["prepare_data", "prepare_base", "sft", "reward_model", "dpo"]),
         ("[reward_model]", ["prepare_data", "prepare_base", "reward_model"]),
-        ("[sft, evaluate_policy]", ["prepare_data", "prepare_base", "sft", "judge", "evaluate_policy"]),
+        ("[sft, evaluate_policy]", ["prepare_data", "prepare_base", "sft", "evaluate_policy"]),
     ],
 )
 def test_a_recipe_that_lists_its_stages_has_each_once(plan_one_pass, stages, expected):
@@ -38,7 +38,23 @@ def test_dpo_starts_from_the_sft_model_and_the_reward_model_from_the_base(plan_o
 def test_no_dialog_is_held_out_for_an_evaluation_that_does_not_happen(plan_one_pass):
     assert plan_one_pass("stages=[sft]")["prepare_data"].keys["evaluation_share"] == 0.0
     assert plan_one_pass("stages=[sft]", "data.evaluation_share=0.3")["prepare_data"].keys["evaluation_share"] == 0.3
-    assert "evaluation_share" not in plan_one_pass("stages=[sft, evaluate_policy]")["prepare_data"].keys
+    assert plan_one_pass("stages=[sft, evaluate_policy]")["prepare_data"].keys["evaluation_share"] == 0.0
+    judged = plan_one_pass("stages=[sft, evaluate_policy]", "data.judge_share=0.2")
+    assert names(judged) == ["prepare_data", "prepare_base", "sft", "judge", "evaluate_policy"]
+    assert "evaluation_share" not in judged["prepare_data"].keys
+
+
+def test_without_a_judge_an_evaluation_answers_a_few_held_out_prompts(plan_one_pass):
+    step = plan_one_pass("stages=[sft, evaluate_policy]")["evaluate_policy"]
+    validation = Output("prepare_data", "prompts.validation", optional=True)
+    assert step.inputs == {"model_name_or_path": [Output("sft", "model")], "prompts": [validation]}
+    assert step.keys == {"seed": 0, "num_prompts": 8, "num_answers": 1, "policy_step": "sft"}
+    more = plan_one_pass("stages=[sft, evaluate_policy]", "evaluate_policy.num_prompts=3", "data.evaluation_share=0.2")
+    assert more["evaluate_policy"].keys["num_prompts"] == 3
+    assert more["evaluate_policy"].inputs["prompts"] == [
+        Output("prepare_data", "evaluation_prompts", optional=True),
+        validation,
+    ]
 
 
 def test_a_given_base_model_is_pretrained_further(plan_one_pass, tmp_path):

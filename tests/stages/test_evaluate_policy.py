@@ -83,3 +83,14 @@ def test_evaluations_by_another_judge_or_on_other_prompts_are_not_compared(tmp_p
         read_earlier([str(tmp_path / "gold-2")], "gold", PROMPTS[::-1], 2)
     with pytest.raises(DataError, match=r"holds no finished evaluation"):
         read_earlier([str(tmp_path)], "gold", PROMPTS, 2)
+
+
+def test_without_a_judge_answers_are_written_and_nothing_is_scored_or_chosen(tiny_model, rows, tmp_path):
+    keys = {"prompts": [rows / "prompts.jsonl"], "num_prompts": 3, "num_answers": 1, "max_new_tokens": 6}
+    record = run_here("evaluate_policy", tmp_path / "a", model_name_or_path=tiny_model, policy_step="p", **keys)
+    groups = read_rows(tmp_path / "a" / "answers.jsonl", Candidates)
+    assert [(c.score, c.policy) for group in groups for c in group.candidates] == [(None, "p")] * 3
+    lengths = [candidate.num_tokens for group in groups for candidate in group.candidates]
+    assert record.metrics["mean_answer_tokens"] == pytest.approx(np.mean(lengths))
+    assert record.metrics["prompts"] == 3 and record.choices == []
+    assert record.metrics["judge"] is None and record.reasons == {"judge": "no judge is given"}

@@ -59,6 +59,8 @@ def test_blocks_are_one_stream_with_end_tokens(tokenizer):
     made = blocks(texts, tokenizer, size=4)
     assert [row.input_ids for row in made] == [stream[i : i + 4] for i in range(0, len(stream) // 4 * 4, 4)]
     assert all(row.labels == row.input_ids for row in made)
+    (only,) = blocks(texts, tokenizer, size=len(stream) + 1)
+    assert only.input_ids == only.labels == stream
 
 
 def test_pretraining_keeps_attention_within_documents_by_default(tiny_model, rows, tmp_path):

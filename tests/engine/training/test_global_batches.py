@@ -1,13 +1,14 @@
 """A step trains on the same rows for any micro batch and any number of processes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from data_schemas.errors import ConfigError
-from data_schemas.files import read_json
-from engine.training.global_batches import GlobalBatches, balanced
-from tests.engine.training.training_runs import STAGES, data
-from tests.stage_runs import call_stage, metrics_of, run_here, weights_of
+from engine.training.global_batches import GlobalBatches, balanced, fit_batch
+from tests.engine.training.training_runs import STAGES, assert_equal_weights, data
+from tests.stage_runs import metrics_of, run_here, weights_of
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -70,13 +71,41 @@ def test_balancing_moves_no_row_into_another_step():
         assert sorted(divided[start : start + 8]) == sorted(drawn[start : start + 8])
 
 
-def test_fewer_rows_than_a_global_batch_is_one_line(tiny_model, rows, tmp_path):
-    keys = {"model_name_or_path": tiny_model, "global_batch_size": 32, **data(rows, "sft")}
-    assert call_stage("sft", tmp_path / "sft", **keys) == 2
-    outcome = read_json(tmp_path / "sft" / "outcome.json")
-    assert outcome["kind"] == "config" and outcome["cause"] == (
-        "24 training rows are fewer than one global_batch_size=32; lower global_batch_size to 24 or less, "
-        "or give more rows"
+def test_fewer_rows_than_a_global_batch_train_as_one_batch_and_a_warning_says_so(tiny_model, rows, tmp_path):
+    keys = {"model_name_or_path": tiny_model, "max_steps": 2, **data(rows, "sft")}
+    records = {
+        size: run_here("sft", tmp_path / str(size), **keys | {"global_batch_size": size, "learning_rate": 1e-3})
+        for size in (32, 24)
+    }
+    assert [record.metrics["steps"] for record in records.values()] == [2, 2]
+    assert_equal_weights(tmp_path / "32" / "model", tmp_path / "24" / "model")
+    assert not any("global_batch_size" in text for text in records[24].warnings)
+    (warning,) = (text for text in records[32].warnings if "global_batch_size" in text)
+    assert warning.startswith(
+        "24 training rows are fewer than one global_batch_size=32: every optimizer step has all 24"
     )
     with pytest.raises(ConfigError):
         GlobalBatches(3, global_batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "processes", "packing", "batch"),
+    [
+        (38, 1, False, (38, 2, 19)),  # global, micro, accumulation: 8 does not divide 38
+        (37, 1, False, (37, 1, 37)),
+        (48, 2, False, (48, 8, 3)),
+        (37, 2, False, (64, 8, 4)),  # a step could not have all rows: the sampler refuses
+        (38, 1, True, (64, 8, 8)),  # TRL packs the rows, and there will be fewer
+        (64, 1, False, (64, 8, 8)),
+        (65, 1, False, (64, 8, 8)),
+    ],
+)
+def test_a_batch_is_lowered_to_the_rows_where_they_are_fewer(num_rows, processes, packing, batch, monkeypatch):
+    monkeypatch.setattr("engine.runtime.world.num_processes", lambda: processes)
+    arguments = SimpleNamespace(global_batch_size=64)
+    training = SimpleNamespace(
+        per_device_train_batch_size=8, gradient_accumulation_steps=8 // processes, packing=packing
+    )
+    fit_batch(arguments, training, num_rows)  # pyright: ignore[reportArgumentType]
+    sizes = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    assert (arguments.global_batch_size, *sizes) == batch

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.training.loop import best_step
+from engine.training.loop import best_step, kept_step
 from tests.engine.training.training_runs import assert_equal_weights, data, steps_with
 from tests.stage_runs import metrics_of, run_here
 
@@ -55,3 +55,46 @@ def test_patience_stops_a_stage_that_no_longer_gets_better(tiny_model, rows, tmp
 )
 def test_the_best_step_has_the_lowest_finite_loss(losses, best):
     assert best_step(losses) == best
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "keep", "kept"),
+    [
+        ({0: 0.5, 5: 0.7, 10: 0.9}, "best_by_loss", 5),
+        ({0: 0.5, 5: 0.7, 10: 0.9}, "best_by_accuracy", 10),
+        ({0: 0.9, 5: 0.7, 10: 0.9}, "best_by_accuracy", 10),  # of two equal ones, the one with the lower loss
+        ({0: float("nan"), 5: 0.2, 10: 0.1}, "best_by_accuracy", 5),
+        ({}, "best_by_accuracy", 5),
+        ({0: 0.5, 5: 0.7, 10: 0.9}, "last", 10),
+    ],
+)
+def test_the_kept_step_is_what_keep_asks_for(accuracies, keep, kept):
+    assert kept_step({0: 2.0, 5: 1.5, 10: 1.6}, accuracies, keep=keep) == kept
+
+
+def test_the_last_model_is_kept_although_it_is_worse_and_a_warning_names_both_losses(tiny_model, rows, tmp_path):
+    keys = {"model_name_or_path": tiny_model, "max_steps": 2, "learning_rate": 50.0, "on_bad_step": "skip"}
+    record = run_here("sft", tmp_path / "sft", keep="last", **keys, **data(rows, "sft"))
+    losses = {step: metrics_of(tmp_path / "sft")[step, "eval_loss"] for step in (0, 2)}
+    assert losses[2] > losses[0]
+    assert (record.metrics["best_step"], record.metrics["eval_loss"]) == (2, losses[2])
+    assert record.keys["keep"] == "last"
+    (warning,) = [text for text in record.warnings if "higher eval_loss" in text]
+    assert f"({losses[2]:.4f})" in warning and f"({losses[0]:.4f})" in warning and "keep is last" in warning
+    with pytest.raises(AssertionError):
+        assert_equal_weights(tmp_path / "sft" / "model", tiny_model)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("reward_model", "eval_accuracy"), ("dpo", "eval_rewards/accuracies")])
+def test_the_best_accuracy_is_that_of_the_stages_own_metric(stage, name, tiny_model, rows, tmp_path):
+    keys = {"model_name_or_path": tiny_model, "max_steps": 3, "eval_steps": 1, "learning_rate": 3e-3}
+    record = run_here(stage, tmp_path / stage, keep="best_by_accuracy", **keys, **data(rows, stage))
+    logged = metrics_of(tmp_path / stage)
+    accuracies = {step: logged[step, name] for step in range(4)}
+    assert record.metrics[name] == max(accuracies.values()) > min(accuracies.values())
+    assert record.keys["keep"] == "best_by_accuracy"
+
+
+def test_the_default_of_keep_is_no_part_of_a_records_identity(tiny_model, rows, tmp_path):
+    record = run_here("sft", tmp_path / "sft", model_name_or_path=tiny_model, max_steps=1, **data(rows, "sft"))
+    assert "keep" not in record.keys and "patience" in record.keys

@@ -77,7 +77,9 @@ def test_a_users_mistake_that_only_a_stage_can_see_is_exit_code_two(world):
 def test_an_empty_split_is_exit_code_two_and_names_the_step(world):
     code, _, err = world.run(TOY='{"round-1.annotate": "empty", "prepare_data": "empty"}')
     assert code == 2
-    assert err.startswith("error: prepare_data wrote no instructions.train: the split is empty")
+    assert err.startswith(
+        "error: round-0.sft needs instructions.train, and the data leave it no row (no rows); give more"
+    )
     assert err.count("\n") == 1
 
 

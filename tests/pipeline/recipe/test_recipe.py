@@ -260,3 +260,15 @@ def test_devices_that_are_not_there_are_refused_before_launch(recipe_file, monke
     checked(
         recipe_file, "dpo.launch={devices: [1, 3]}", "launch={devices: [0, 1], device: gpu}", "dpo.launch.device=cpu"
     )
+
+
+def test_a_file_of_unknown_columns_names_the_command_that_shows_what_to_write(recipe_file, tmp_path):
+    (tmp_path / "my rows.jsonl").write_text('{"Q": "a", "A": "b"}\n')
+    setting = f"data.instructions={tmp_path / 'my rows.jsonl'}"
+    with pytest.raises(DataError) as raised:
+        checked(recipe_file, setting)
+    assert str(raised.value).endswith(f"; `alignloop data '{tmp_path / 'my rows.jsonl'}'` shows what to write")
+    (tmp_path / "my rows.jsonl").write_text("")
+    with pytest.raises(DataError) as raised:
+        checked(recipe_file, setting)
+    assert "alignloop data" not in str(raised.value)

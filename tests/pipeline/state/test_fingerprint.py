@@ -44,6 +44,17 @@ def test_an_identity_key_changes_its_step_and_everything_below(work):
     assert changed(before, after) == AFTER_ROUND_1_DPO
 
 
+def test_which_model_is_saved_is_part_of_the_identity_except_for_the_default(work):
+    steps, before = known(work)
+    (dpo,) = (step for step in steps if step.name == "round-1.dpo")
+    assert "keep" not in before["round-1.dpo"].content["keys"]  # fingerprints are as before the key existed
+    _, after = known(work, "dpo.keep=best_by_accuracy")
+    assert changed(before, after) == AFTER_ROUND_1_DPO
+    old, new = (known["round-1.dpo"].content for known in (before, after))
+    assert list(differences(dpo, old, new)) == ["dpo.keep best_by_loss -> best_by_accuracy"]
+    assert list(differences(dpo, new, old)) == ["dpo.keep best_by_accuracy -> best_by_loss"]
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -54,6 +65,7 @@ def test_an_identity_key_changes_its_step_and_everything_below(work):
         "output_dir=elsewhere",
         "name=other",
         "defaults.report_to=wandb",
+        "defaults.keep=best_by_loss",
     ],
 )
 def test_how_a_step_is_run_changes_nothing(work, override):

@@ -1,0 +1,42 @@
+"""An error that is no user's mistake, as one line: its traceback is in a file, or on stderr with -v."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+
+from data_schemas.text import printable
+
+TRACEBACKS = "ALIGNLOOP_TRACEBACKS"  # set in the environment of a command's program where -v was given
+
+
+def report_unexpected(error: BaseException, *, tracebacks: bool) -> None:
+    """Prints one line on stderr, and before it the traceback where that is wanted; else it is in a file."""
+    if tracebacks:
+        traceback.print_exception(error)
+    text = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    place = "; -v shows its traceback"
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix="alignloop-error-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+        place = f"; its traceback is in {name}"
+    print(f"error: unexpected {text}{place}; this is a bug: please report it", file=sys.stderr)
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """The exit code of a program; an error that it does not report itself is one line, and 1."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:  # a full disk, a file without permission
+        if os.environ.get(TRACEBACKS):
+            traceback.print_exception(error)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        report_unexpected(error, tracebacks=bool(os.environ.get(TRACEBACKS)))
+        return 1
