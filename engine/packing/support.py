@@ -1,6 +1,8 @@
 """Whether a model can be called on packed rows: decided by a trial, in float32, so that rounding does not decide it."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import torch
 from trl.trainer.utils import add_fused_lm_head
@@ -58,6 +60,20 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
     return is_supported
 
 
+@contextlib.contextmanager
+def _own_forward(model: torch.nn.Module) -> Iterator[None]:
+    """Calls of the model are without the wrapper of accelerate, which turns autocast on inside the call."""
+    wrapper, original = (vars(model).get(name) for name in ("forward", "_original_forward"))
+    if original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapper
+
+
 def _gives_same_outputs(
     model: torch.nn.Module, device: torch.device, *, is_reward_model: bool, only_runs: bool = False
 ) -> bool:
@@ -85,7 +101,7 @@ def _gives_same_outputs(
     with torch.no_grad():
         if only_runs:
             return outputs_of(packed=True).shape == ids_NT[:, 1:].shape[: 1 if is_reward_model else 2]
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), _own_forward(model):
             expected = outputs_of(packed=False)
             difference = (outputs_of(packed=True) - expected).abs().max()
     return float(difference) <= SAME_OUTPUT * float(expected.abs().max())

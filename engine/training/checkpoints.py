@@ -30,6 +30,7 @@ class Progress:
     evaluation_is_due: bool = False  # SIGTERM came before the evaluation of this step
     skipped_steps: int = 0
     recent_losses: list[float] = field(default_factory=list)
+    unlogged: dict[str, object] | None = None  # what the next line of the log adds up (unlogged.py)
 
 
 def publish(folder: Path, progress: Progress) -> Path:

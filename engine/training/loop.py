@@ -34,6 +34,7 @@ from engine.training import checkpoints
 from engine.training.evaluation import ExactEvaluation
 from engine.training.guards import GuardedSteps
 from engine.training.host import Batch
+from engine.training.unlogged import Unlogged
 
 TRLConfig = SFTConfig | RewardConfig | DPOConfig
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
     def __init__(self, *args, stage: Stage, **kwargs) -> None:
         self.stage = stage
         self._is_stopping = False  # SIGTERM came: training ends with the next checkpoint
+        self._unlogged: Unlogged | None = None  # of the checkpoint that training resumes from
         self._evaluation_is_due = False  # the evaluation of the step that the next checkpoint holds has not run
         super().__init__(*args, **kwargs)
         give_head_its_bias(self.model)  # after the constructor has added the adapters
@@ -68,6 +70,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self._total_train_tokens = progress.num_tokens
         self._evaluation_is_due = progress.evaluation_is_due
         self.skipped_steps, self.recent_losses = progress.skipped_steps, progress.recent_losses
+        self._unlogged = Unlogged.read(progress.unlogged)
 
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
@@ -123,6 +126,9 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
 
     def _run_epoch(self, *args, **kwargs) -> None:
         """Skips the epoch if training had ended when the checkpoint was saved: the Trainer would take one more step."""
+        if self._unlogged:
+            self._unlogged.give_back(self)
+            self._unlogged = None
         has_ended = self.state.global_step >= self.state.max_steps
         if has_ended or self._is_out_of_patience(self.stage.tracker.history("eval_loss")):
             self.control.should_training_stop = True
@@ -173,6 +179,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
     def _save_checkpoint(self, model: torch.nn.Module, trial) -> None:
         """A complete checkpoint with this project's own progress. Raises Preempted if SIGTERM has come."""
         super()._save_checkpoint(model, trial)
+        unlogged = Unlogged.of(self)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
@@ -185,6 +192,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
                 evaluation_is_due=self._evaluation_is_due,
                 skipped_steps=self.skipped_steps,
                 recent_losses=list(self.recent_losses),
+                unlogged=unlogged.content() if unlogged else None,
             )
             self.stage.tracker.save(Path(self._get_output_dir(trial)) / f"checkpoint-{progress.step}")
             checkpoints.publish(folder, progress)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForSequenceClassification
 
 from engine.judging.shared_scoring import SharedScorer
@@ -18,7 +20,7 @@ from tests.engine.packing.test_shared_rows import KINDS, make
 from tests.stage_runs import run_here
 
 CPU = torch.device("cpu")
-PRECISIONS = ["float32", "bfloat16", "float16", "autocast"]
+PRECISIONS = ["float32", "bfloat16", "float16", "autocast", "accelerate"]
 MORE_KINDS = ("phi3", "olmo2", "cohere", "granite", "starcoder2", "gpt_neox", "smollm3", "glm", "opt")
 
 
@@ -26,6 +28,13 @@ def is_supported(model: Any, precision: str, **keys: Any) -> bool:
     if precision == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
             return supports_shared_rows(model, CPU, **keys)
+    if precision == "accelerate":
+        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)  # turns autocast on in calls
+            return supports_shared_rows(prepared, CPU, **keys)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
     return supports_shared_rows(model.to(getattr(torch, precision)), CPU, **keys)
 
 
@@ -38,7 +47,7 @@ def test_no_architecture_falls_back_in_any_precision(kind, precision):
     assert is_supported(make(kind, AutoModelForSequenceClassification, **attention), precision, is_reward_model=True)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 def test_a_model_whose_outputs_are_mostly_rounding_is_supported(precision, monkeypatch):
     """Rounding of 30 % at each attention, as in a deep model in bf16; in SmolLM2 packed and padded rows differ more
     than the outputs with a right and with a wrong mask."""

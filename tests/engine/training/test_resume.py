@@ -72,6 +72,26 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert metrics_of(folder) == metrics_of(uninterrupted)
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_a_line_of_the_log_over_steps_before_and_after_a_kill_has_the_same_numbers(
+    stage, tiny_model, rows, tmp_path, monkeypatch
+):
+    keys = {"model_name_or_path": tiny_model, **RESUME, "logging_steps": 3, **data(rows, stage)}
+    run_here(stage, tmp_path / "whole", **keys)
+
+    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.TrackingCallback, "on_step_end", killed)
+        assert call_stage(stage, tmp_path / "killed", **keys) == 130
+    run_here(stage, tmp_path / "killed", **keys)
+    assert "resuming from step 4\n" in (tmp_path / "killed" / "log.txt").read_text()
+    assert {step for step, name in metrics_of(tmp_path / "whole") if name == "loss"} == {3, 6}
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("where", "step", "saved", "is_due"),
     [
