@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from commands.check import TokenizerRequest, load_tokenizer
 from commands.trials import run_trial
-from data_schemas.check_request import NOT_TRIED, PreflightRequest, Trial
+from data_schemas.check_request import NOT_TRIED, TRIED, PreflightRequest, Trial
 from data_schemas.errors import UserError
 from data_schemas.text import printable
 from engine.models.loading import read_config
@@ -131,6 +131,7 @@ def try_all(request: PreflightRequest, model: Path, scratch: Path) -> Iterator[s
         pids = {start(_work(request, trial, model, scratch), logs[n]): (n, trial) for n, trial in batch}
         for pid, code in wait(list(pids)).items():
             number, trial = pids[pid]
+            print(f"{TRIED}{trial['section']}", flush=True)
             if code == REFUSED:
                 yield refusal(request, trial, model, scratch, last_line(logs[number]))
 

@@ -109,6 +109,14 @@ def stages() -> dict[str, StageDescription]:
     return {name: StageDescription.model_validate(stage) for name, stage in content.items()}
 
 
+def elsewhere(name: str) -> str:
+    """Which sections have a key of this name, for the end of an error message; empty where none has."""
+    sections = [stage for stage, description in stages().items() if name in description.keys]
+    if not sections:
+        return ""
+    return f"; it is a key of the section{'s' * bool(sections[1:])} {', '.join(sections)}"
+
+
 def check_keys(stage: str, values: Values, *, where: str) -> Keys:
     """The values converted to their types (`"1e-5"` becomes 1e-05).
 
@@ -119,7 +127,7 @@ def check_keys(stage: str, values: Values, *, where: str) -> Keys:
     typed: Keys = {}
     for name, value in values.items():
         if name not in keys:
-            hint = unquoted_hint(name) or nearest(str(name), list(keys))
+            hint = unquoted_hint(name) or nearest(str(name), list(keys)) or elsewhere(str(name))
             raise ConfigError(f"{where}: unknown key {shown(name)} of stage {stage}{hint}")
         typed[name] = check_value(value, keys[name], where=f"{where}: {name}")
         if name in REPLACED_KEYS and typed[name] not in (None, False):

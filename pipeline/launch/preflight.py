@@ -8,12 +8,12 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_schemas.artifact import Artifact
-from data_schemas.check_request import NOT_TRIED, PreflightRequest, Trial
+from data_schemas.check_request import NOT_TRIED, TRIED, PreflightRequest, Trial
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest_record, read_json, write_atomically
 from data_schemas.stage_keys import stages
@@ -50,16 +50,31 @@ def preflight(run: Run, *, keeps_result: bool = True) -> None:
         path.write_text(json.dumps(request))
         command = [sys.executable, str(ROOT / "commands" / "preflight.py"), str(path)]
         env = environment(run.steps[0], Path(scratch), run.recipe.path.absolute().parent)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    refused, not_tried = _lines(done.stderr, "error: "), _lines(done.stdout, NOT_TRIED)
+        code, output, errors = _call(command, env, Path(scratch) / "errors.txt")
+    refused, not_tried = _lines(errors, "error: "), _lines(output, NOT_TRIED)
     if refused:
         raise ConfigError(f"{run.recipe.path}: {'; '.join(refused)} ({REMEDY})")
-    if done.returncode or not_tried:
-        cause = [*not_tried, *done.stderr.strip().splitlines()[-1:], f"exit code {done.returncode}"][0]
+    if code or not_tried:
+        cause = [*not_tried, *errors.strip().splitlines()[-1:], f"exit code {code}"][0]
         print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
     elif keeps_result:
         result.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(result, json.dumps({"passed": digest}))
+
+
+def _call(command: Sequence[str], env: Mapping[str, str], errors: Path) -> tuple[int, str, str]:
+    """Runs the trials, and prints each section that has been tried. Returns the exit code, stdout and stderr."""
+    lines: list[str] = []
+    with (
+        errors.open("w") as file,
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(TRIED):
+                print(f"  tried {printable(line.removeprefix(TRIED).strip())}", file=sys.stderr, flush=True)
+    return process.returncode, "".join(lines), errors.read_text(errors="replace")
 
 
 def _lines(output: str, prefix: str) -> list[str]:

@@ -55,11 +55,12 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
                     check_splits(run)
             summary.write(folder, run, "done")
         except BaseException as error:
+            ended = "interrupted" if isinstance(error, processes.Interrupted) else "failed"
             for state in run.states.values():
                 if state.state == "running":
-                    state.state = "failed"
+                    state.state = ended
             with contextlib.suppress(OSError):  # a full disk: the first error is more useful
-                summary.write(folder, run, "interrupted" if isinstance(error, processes.Interrupted) else "failed")
+                summary.write(folder, run, ended)
             raise
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_schemas.errors import ConfigError
 from data_schemas.files import check_regular
-from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, nearest, stages
+from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, elsewhere, nearest, stages
 from data_schemas.text import shown
 from data_schemas.yaml_files import unquoted_hint
 from pipeline.recipe.locations import locate, locate_rows
@@ -213,7 +213,7 @@ def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
         name = str(first["loc"][-1])
         if first["type"] == "extra_forbidden":
             valid = [field for field in (Launch if "launch" in first["loc"] else model).model_fields if field != "path"]
-            raise ConfigError(f"{where}: unknown key {place!r}{nearest(name, valid)}") from None
+            raise ConfigError(f"{where}: unknown key {place!r}{nearest(name, valid) or elsewhere(name)}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {place} is missing") from None
         hint = nearest(str(first["input"]), all_sections()) if first["loc"][-1] == "[key]" else ""

@@ -41,9 +41,10 @@ def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
     parts = [f"{finished} of {len(run.steps)} steps are finished and kept"]
     for step in run.steps:
         state = run.states[step.name]
-        if state.state == "failed" and state.folder is not None:
+        if state.state in ("interrupted", "failed") and state.folder is not None:
             part = finished_part(state.folder)
-            parts.append(f"{step.name} resumes from {part}" if part else f"{step.name} starts again")
+            kept = f"resumes from {part}" if part else "has no checkpoint yet and will start from its beginning"
+            parts.append(f"{step.name} {kept}")
     words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
     return f"interrupted: {', '.join(parts)}; to resume: {command_name()} {shlex.join(words)}"
 

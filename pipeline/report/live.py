@@ -17,7 +17,7 @@ from rich.text import Text
 from data_schemas.progress import Activity, StageProgress
 from data_schemas.text import printable
 from pipeline.report.terminal import COLOURS, headline
-from pipeline.state.run import StepState
+from pipeline.state.run import NOT_RUN_YET, StepState
 from pipeline.steps import Step
 
 LINE_SECONDS = 15.0  # between two plain lines of a running step
@@ -173,7 +173,8 @@ class RunDisplay:
     def _line(self, position: int, step: Step, state: StepState) -> Text:
         line = step_head(position, self.num_steps, step.name, state.state, state.seconds)
         numbers = headline(step.stage, state.artifact.metrics if state.artifact else {})
-        parts = [part for part in (numbers, f"({printable(state.why)})" if state.why else "") if part]
+        why = "" if state.why in ("", NOT_RUN_YET) else f"({printable(state.why)})"
+        parts = [part for part in (numbers, why) if part]
         return Text.assemble(line, "  ", "  ".join(parts)) if parts else line
 
 

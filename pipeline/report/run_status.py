@@ -21,6 +21,8 @@ FOLLOW_SECONDS = 1.0  # between two looks at a run
 def show(console: Console, folder: Path, summary: Summary) -> None:
     """Prints the state, the steps, the running ones in detail, the warnings and the table by round."""
     console.print(Text(head(summary, folder)))
+    for step in running_steps(summary) if is_running(summary, folder) else ():
+        step["seconds"] = _seconds(step, folder)
     console.print(terminal.steps_table(summary))
     for line in running(summary, folder, width=console.width):
         console.print(line)
@@ -94,11 +96,15 @@ def _followed(summary: Summary, folder: Path, console: Console) -> list[Text]:
 
 
 def _head(summary: Summary, step: StepEntry, folder: Path) -> Text:
-    seconds, started = step["seconds"], _progress(step, folder).started
-    if step["state"] == "running" and started is not None:
-        seconds = max(0.0, time.time() - started)
+    seconds = _seconds(step, folder)
     position, names = 1 + summary["steps"].index(step), printable(step["name"])
     return live.step_head(position, len(summary["steps"]), names, step["state"], seconds)
+
+
+def _seconds(step: StepEntry, folder: Path) -> float:
+    """How long the step took; of a running one, since its stage was started."""
+    started = _progress(step, folder).started if step["state"] == "running" else None
+    return step["seconds"] if started is None else max(0.0, time.time() - started)
 
 
 def _progress(step: StepEntry, folder: Path) -> StageProgress:

@@ -34,6 +34,7 @@ COLOURS = {
     "run": "cyan",
     "running": "cyan",
     "failed": "red",
+    "interrupted": "yellow",
     "to be hashed": "magenta",
     "pending": "dim",
     "skip": "dim",

@@ -21,7 +21,7 @@ def model_of(name: str) -> str:
         if (best := content["best_policy"]) is not None:
             return str(folder / best["folder"])
         if not policies or content["rounds"]:
-            raise ConfigError(f"{name} has no evaluated policy yet; give the folder of a step, or run the recipe again")
+            raise ConfigError(f"{name} has no finished policy yet; run the recipe to its end, or give a step's folder")
         return str(folder / policies[-1]["folder"])
     artifact = Artifact.read(folder)
     if artifact is not None and "model" in artifact.outputs:

@@ -24,6 +24,9 @@ IDENTITY_FILE = (
 Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]
 
 
+NOT_RUN_YET = "not run yet"
+
+
 @dataclass
 class StepState:
     folder: Path | None
@@ -126,7 +129,7 @@ class Run:
             (path.stat().st_mtime_ns, str(path), content) for path in files if (content := read_json(path)) is not None
         ]
         if not identities_by_time:
-            return "not run yet"
+            return NOT_RUN_YET
         *_, newest = max(identities_by_time, key=lambda item: item[:2])
         lines = differences(step, newest, self.identities[step.name].content)
         return ", ".join(lines) or "not finished yet"

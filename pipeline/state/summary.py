@@ -66,7 +66,7 @@ class Summary(TypedDict):
 
 
 POLICY_STAGES = ("sft", "dpo")
-State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
+State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "interrupted", "failed"]
 
 
 def read(folder: Path) -> Summary:

@@ -583,7 +583,7 @@ CASES = [
     Case(
         "chat with a run before its evaluation",
         in_run("summary.json", SUMMARY, *CHAT),
-        "runs/toy has no evaluated policy yet",
+        "runs/toy has no finished policy yet",
     ),
     Case(
         "chat with a folder",
