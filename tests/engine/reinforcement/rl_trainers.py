@@ -53,16 +53,18 @@ def ours(
     arguments: dict[str, Any],
     *,
     rewards: Sequence[float] = REWARDS,
+    micro_batch: int = K,
     **training: Any,
 ) -> PolicyGradientTrainer:
-    """A trainer of the stage whose window has these answers and rewards, in two micro-batches of one step."""
+    """A trainer of the stage whose window has these answers and rewards in one step."""
+    num_batches = len(PROMPTS) * K // micro_batch
     stage = Stage("rl", folder, {}, Tracker(folder, active=False), is_main=True)
     values = RLArguments(train_data=[], reward_functions=["none:none"], global_batch_size=len(PROMPTS) * K, **arguments)
     config = PolicyGradientConfig(
         output_dir=str(folder / "checkpoints"),
         num_generations=K,
-        per_device_train_batch_size=K,
-        gradient_accumulation_steps=len(PROMPTS),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=num_batches,
         temperature=values.temperature,
         loss_type="dapo" if values.loss_type == "bnpo" else values.loss_type,
         scale_rewards=values.scale_rewards,
@@ -80,7 +82,7 @@ def ours(
         return [in_order[prompt.prompt_id] for prompt in prompts]
 
     made.policy_sampler.sample = sample  # pyright: ignore[reportAttributeAccessIssue]
-    made.current_gradient_accumulation_steps = len(PROMPTS)
+    made.current_gradient_accumulation_steps = num_batches
     made.model.train()
     return made
 

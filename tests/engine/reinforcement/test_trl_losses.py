@@ -48,11 +48,12 @@ GRPO = [
 ]
 
 
+@pytest.mark.parametrize("micro_batch", [K, 2 * K])
 @pytest.mark.parametrize(("arguments", "training"), GRPO)
-def test_grpo_is_that_of_trl(arguments, training, tiny_model, tied_model, tokenizer, tmp_path):
+def test_grpo_is_that_of_trl(arguments, training, micro_batch, tiny_model, tokenizer, tmp_path):
     arguments = {"beta": 0.3, **arguments}
     training = {"num_iterations": 2, "max_completion_length": 9, **training}
-    mine = ours(tiny_model, tokenizer, tmp_path, arguments, **training)
+    mine = ours(tiny_model, tokenizer, tmp_path, arguments, micro_batch=micro_batch, **training)
     order = [PROMPTS[number] for number in mine.schedule.prompts_of(0)]
     theirs, inputs = trls(tiny_model, tokenizer, tmp_path, order, **arguments, **training)
     mine._begin(0)
@@ -89,15 +90,26 @@ def test_rloo_is_that_of_trl(normalize, tiny_model, tokenizer, tmp_path):
     assert_equal_to_trl(mine, theirs, inputs)
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
-def test_a_group_without_variance_is_not_computed_and_changes_nothing(loss_type, tiny_model, tokenizer, tmp_path):
+@pytest.mark.parametrize(("micro_batch", "computed"), [(K, [1, K]), (2 * K, [K])])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "bnpo"])
+def test_a_group_without_variance_is_not_computed_and_changes_nothing(
+    loss_type, micro_batch, computed, tiny_model, tokenizer, tmp_path
+):
     rewards = [1.0, 0.5, -2.0, 0.25, 2.0, 2.0, 2.0, 2.0]
     arguments = {"beta": 0.0, "loss_type": loss_type}
-    mine = ours(tiny_model, tokenizer, tmp_path, arguments, rewards=rewards, max_completion_length=9)
+    mine = ours(
+        tiny_model,
+        tokenizer,
+        tmp_path,
+        arguments,
+        rewards=rewards,
+        micro_batch=micro_batch,
+        max_completion_length=9,
+    )
     order = [PROMPTS[number] for number in mine.schedule.prompts_of(0)]
     theirs, inputs = trls(tiny_model, tokenizer, tmp_path, order, rewards=rewards, max_completion_length=9, **arguments)
     mine._begin(0)
-    assert sorted(len(batch["advantages"]) for batch in mine._batches.values()) == [1, K]
+    assert sorted(len(batch["advantages"]) for batch in mine._batches.values()) == computed
     assert mine._metrics["train"]["frac_reward_zero_std"] == [0.5]
     assert mine._metrics["train"]["groups_without_variance"] == [1.0]
     assert_equal_to_trl(mine, theirs, inputs)
