@@ -80,6 +80,7 @@ def prepare_config(training: PolicyGradientConfig, arguments: RLArguments) -> No
     training.load_best_model_at_end = False
     training.remove_unused_columns = False
     training.beta = 0.0  # else TRL loads a reference by the name of the policy's folder
+    training.reward_weights = None  # those of our own rewards
     training.normalize_advantages = arguments.normalize_advantages
     # TRL counts micro-batches between two times that answers are sampled; its loss "dapo" reads it.
     training.steps_per_generation = training.gradient_accumulation_steps * arguments.steps_per_window

@@ -112,7 +112,10 @@ def _identity_content(
     for name, value in with_defaults(step.stage, step.keys).items():
         role = stages()[step.stage].keys[name].role
         if role == "function" and value is not None:
-            functions[name] = source_hash(value, function_folder)
+            if isinstance(value, list):
+                functions |= {f"{name}.{function}": source_hash(function, function_folder) for function in value}
+            else:
+                functions[name] = source_hash(value, function_folder)
         if role in ("identity", "function"):
             template = Path(value) if isinstance(value, str) and value.endswith(".jinja") else None
             keys[name] = hashes.of(template) if template and template.is_file() else value

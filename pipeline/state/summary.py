@@ -61,7 +61,7 @@ class Summary(TypedDict):
     best_policy: BestEntry | None
 
 
-POLICY_STAGES = ("sft", "dpo")
+POLICY_STAGES = ("sft", "dpo", "rl")
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "failed"]
 
 
