@@ -162,6 +162,8 @@ def _rl(values: Values) -> None:
         )
     if weights is not None and not any(weights):
         raise ConfigError(f"reward_weights={weights}: nothing is trained; expected at least one other than 0")
+    if not values["temperature"]:
+        raise ConfigError("temperature=0: all answers to a prompt would be the same; expected a number above 0")
     number, answers = values["num_generations"], values["global_batch_size"]
     if answers % number:
         nearest = max(1, (answers + number // 2) // number) * number

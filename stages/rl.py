@@ -45,7 +45,7 @@ TRAITS = StageTraits(
     headlines=["eval_reward", "eval_kl"],
     summary_columns={"rl_reward": "eval_reward", "rl_kl": "eval_kl"},
 )
-DEFAULTS = training_loop.DEFAULTS | {"max_completion_length": 256}
+DEFAULTS = training_loop.DEFAULTS | {"max_completion_length": 256}  # TRL's config has no default
 ARGUMENTS = (RLArguments, PolicyGradientConfig, ModelConfig)
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def make_trainer(
     path, options = path_of(model), training_options(model)
     schedule = Schedule(
         num_prompts=len(train),
-        num_generations=training.num_generations or 0,
+        num_generations=arguments.num_generations,
         global_batch_size=arguments.global_batch_size,
         steps_per_window=arguments.steps_per_window,
         num_iterations=training.num_iterations,
@@ -110,7 +110,7 @@ def make_trainer(
         seed=f"{training.seed}/{stage.name}/{arguments.round}",
         temperature=arguments.temperature,
         top_p=arguments.top_p,
-        max_new_tokens=training.max_completion_length or 0,
+        max_new_tokens=arguments.max_completion_length,
         dtype="auto",
         batch_size=arguments.generation_batch_size,
         engine="transformers",

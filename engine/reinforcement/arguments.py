@@ -13,6 +13,8 @@ from engine.runtime.keys import key_field
 class RLArguments(TrainingStageArguments):
     """Keys of this project, and keys of TRL whose limits or choices TRL's dataclass does not declare."""
 
+    num_generations: int = key_field(8, "K, answers to each prompt, which are compared", minimum=2, maximum=1000)
+    max_completion_length: int = key_field(256, "longest answer, in tokens", minimum=1, maximum=10**7)
     algorithm: Literal["grpo", "rloo"] = key_field("grpo", "how rewards become advantages, and which loss of TRL's")
     reward_model: str | None = key_field(None, "a reward model that scores the answers", role="model")
     reward_functions: list[str] | None = key_field(
@@ -49,7 +51,7 @@ class RLArguments(TrainingStageArguments):
     num_eval_answers: int = key_field(1, "answers to each held-out prompt in an evaluation", minimum=1, maximum=1000)
     max_prompt_tokens: int | None = key_field(None, "longer prompts are left out; null: no limit", minimum=1)
     round: int = key_field(1, "each round draws its prompts in another order", minimum=0, maximum=10**6)
-    temperature: float = key_field(1.0, "softmax temperature of the answers, and of the loss", above=0)
+    temperature: float = key_field(1.0, "softmax temperature of the answers, and of the loss", minimum=0)
     top_p: float = key_field(1.0, "nucleus: the smallest set of tokens with this much probability", above=0, maximum=1)
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = key_field(
         "dapo", "what GRPO's loss is divided by: see docs/rl.md"

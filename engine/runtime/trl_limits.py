@@ -49,9 +49,7 @@ LIMITS = {
     "center_rewards_coefficient": _AT_LEAST_0,
     "ref_model_mixup_alpha": _SHARE,
     "ref_model_sync_steps": _AT_LEAST_1,
-    # Policy gradients. An advantage is relative to the other answers of its group, so there are two at least.
-    "num_generations": Limits(minimum=2, maximum=1000),
-    "max_completion_length": Limits(minimum=1, maximum=10**7),
+    # Policy gradients.
     "num_iterations": Limits(minimum=1, maximum=1000),
     "epsilon": _ABOVE_0,
     "epsilon_high": _ABOVE_0,

@@ -110,6 +110,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     (("round_stages=[annotate, dpo]", NO_ANNOTATOR), "round_stages: annotate has no annotator: give"),
     ("round_stages=[annotate, sft]", "round_stages: nothing trains on the pairs of annotate: add dpo or reward_model,"),
     ("round_stages=[reward_model, rejection_sampling]", "round_stages: nothing trains on the winners of"),
+    ("round_stages=[sft, rl]", "round_stages: rl has no reward: add reward_model, or give rl.reward_model or"),
     (("round_stages=[sft]", "human_share=0"), "round_stages: sft has no rows: add rejection_sampling, or human_share"),
     ("round_stages=[reward_model]", "round 1 trains no new policy: round_stages has neither rejection_sampling with"),
     ((NO_PAIRS, NO_ANNOTATOR), "annotate.annotator_function or data.preferences is missing: who compares answers?"),
@@ -135,10 +136,16 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ),
     # -- runs without rounds
     ("stages=[sft]", "rounds is a key of the rounds, and a recipe with `stages` has none; leave one of them out"),
-    ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, evaluate_policy; did you"),
+    ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_policy; did"),
     ((*NO_ROUNDS, "stages=[]"), "no stage that trains; try [sft]"),
     ((*NO_ROUNDS, "stages=[sft]", "data.instructions=null"), "data.instructions is missing; sft needs conversations"),
     ((*NO_ROUNDS, "stages=[dpo]", NO_PAIRS), "data.preferences is missing; dpo needs preference pairs"),
+    (
+        (*NO_ROUNDS, "stages=[rl]", "data={}", "rl={reward_functions: 'scores:score'}"),
+        "data.prompts is missing; rl needs prompts to answer",
+    ),
+    ((*NO_ROUNDS, "stages=[rl]", "rl={}"), "toy.yaml: rl: reward_model or reward_functions is missing: nothing scores"),
+    (("round_stages=[rl]", "rl={reward_functions: [scores:gold]}"), "scores:gold: HERE/scores.py defines no 'gold'"),
     (
         (*NO_ROUNDS, "stages=[pretrain]", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
         "base_model is missing (or pretrain.architecture, for random weights)",
