@@ -19,6 +19,7 @@ from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from tests.loop_recipes import wait_until
 from tests.stage_runs import metrics_of, run_here, stage_keys, weights_of
+from tests.toy_rows import write_jsonl
 
 # 9 held-out rows on two processes in batches of 4: the padding row of the second process is in no sum.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
@@ -105,7 +106,7 @@ def test_rl_on_two_processes_gives_the_numbers_of_one(profile, run_stage, tiny_m
     keys: dict[str, Any] = {
         "model_name_or_path": tiny_model,
         "train_data": [rows / "prompts.jsonl"],
-        "validation_share": 0.3,
+        "eval_data": [write_jsonl(tmp_path / "held_out.jsonl", [{"prompt": f"Question {n}?"} for n in range(3)])],
         "reward_functions": ["toy_rewards:letters"],
         "num_generations": 4,
         "global_batch_size": 16,
