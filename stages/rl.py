@@ -9,6 +9,7 @@ prompts is saved, that of step 0 included.
 """
 
 import logging
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -118,7 +119,8 @@ def make_trainer(
         use_cpu=training.use_cpu,
     )
     scoring = ScoringSettings(device_of(training.use_cpu), "auto", arguments.generation_batch_size)
-    rewards = make_rewards(stage, arguments, tokenizer, scoring)
+    deepspeed = getattr(training, "hf_deepspeed_config", None)
+    rewards = make_rewards(stage, arguments, tokenizer, scoring, deepspeed=deepspeed)
     prepare_config(training, arguments)
     policy = load_causal(path, **options)
     reference_path = arguments.reference_model or path
@@ -135,7 +137,9 @@ def make_trainer(
         stage_arguments=arguments,
         schedule=schedule,
         rewards=rewards,
-        reference=Reference(reference_path, is_start=reference_path == path, options=options),
+        reference=Reference(
+            reference_path, is_start=Path(reference_path).resolve() == Path(path).resolve(), options=options
+        ),
         train_prompts=train,
         eval_prompts=held_out,
         sampling=sampling,

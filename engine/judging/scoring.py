@@ -166,7 +166,8 @@ class RewardModelScorer:
     keeps_model: bool = False
 
     @cached_property
-    def _kept(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
+    def kept(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
+        """The tokenizer and the model that are kept between calls."""
         return self._load()
 
     def _load(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
@@ -179,7 +180,7 @@ class RewardModelScorer:
     def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
         """In reward units. An empty answer has the lowest of all scores, so that it never wins. Raises StageError where
         different answers all have the same score."""
-        tokenizer, scorer = self._kept if self.keeps_model else self._load()
+        tokenizer, scorer = self.kept if self.keeps_model else self._load()
         encoded = [_encode(tokenizer, answer) for answer in answers]
         rows = [row for row in encoded if row]
         rewards = in_groups(

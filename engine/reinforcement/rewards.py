@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from data_schemas.errors import ConfigError
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer
@@ -48,15 +49,27 @@ class Rewards:
 
 
 def make_rewards(
-    stage: Stage, arguments: RLArguments, tokenizer: PreTrainedTokenizerBase, settings: ScoringSettings
+    stage: Stage,
+    arguments: RLArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ScoringSettings,
+    *,
+    deepspeed: object = None,
 ) -> Rewards:
-    """The rewards that the keys name. Raises ConfigError where the reward model has another template than the policy,
-    whose `tokenizer` is given."""
+    """The rewards that the keys name; `tokenizer` is the policy's.
+
+    `deepspeed` is the process's configuration, under which ZeRO-3 would divide the weights of the reward model: each
+    process loads all of them. Raises ConfigError where the reward model has another template than the policy.
+    """
     sources: dict[str, Scorer] = {}
     if arguments.reward_model:
         if not arguments.other_contract:
             check_template(arguments.reward_model, tokenizer)
-        sources["reward_model"] = RewardModelScorer(stage, arguments.reward_model, settings, keeps_model=True)
+        scorer = sources["reward_model"] = RewardModelScorer(stage, arguments.reward_model, settings, keeps_model=True)
+        if deepspeed is not None:
+            unset_hf_deepspeed_config()
+            _ = scorer.kept
+            set_hf_deepspeed_config(deepspeed)
     for reference in arguments.reward_functions or []:
         name = reference.rpartition(":")[2]
         name = name if name not in sources else reference

@@ -29,7 +29,6 @@ from engine.reinforcement.schedule import Schedule
 from engine.runtime import preemption, progress
 from engine.sampling.answers import Answer
 from engine.tokens.token_rows import TokenPrompt
-from engine.training import checkpoints
 from engine.training.host import Batch
 
 # Shapes: P = prompts of a window, K = answers to each, N = answers of a window or batch, C = tokens of the longest.
@@ -143,8 +142,8 @@ class PolicyGradientTrainer(HeldOutRewards):
             raise
         if preemption.is_requested(self.accelerator):
             self._is_stopping = True
-            if self.state.global_step and not checkpoints.is_there(folder, self.state.global_step):
-                self._save_checkpoint(self.model, None)  # raises Preempted
+            if self.state.global_step:
+                self._save_last_step()  # raises Preempted once it has saved
             raise preemption.Preempted(f"training resumes from step {self.state.global_step}")
 
     @contextlib.contextmanager
