@@ -17,7 +17,7 @@ from data_schemas.stage_keys import Values
 from engine.models.loading import load_causal
 from engine.packing.shared_rows import base_model_of
 from engine.packing.trainer_mixin import SharedRowsMixin
-from engine.reinforcement.arguments import RLArguments
+from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
 from engine.reinforcement.rollouts import LiveSampler
 from engine.sampling.answers import SamplingSettings
 from engine.tokens.template import encode_prompt
@@ -42,6 +42,7 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
     The reference is kept in memory, except where LoRA trains adapters on it: without them the policy is the reference.
     """
 
+    args: PolicyGradientConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     stage_arguments: RLArguments
     beta: float  # read by TRL's losses
     temperature: float  # of TRL's trainer: divides the logits
@@ -125,7 +126,7 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
     @contextlib.contextmanager
     def _ready_policy(self) -> Iterator[PreTrainedModel]:
         """The policy without its wrappers; under ZeRO-3 with all of its weights."""
-        with self._unwrapped(self.model_wrapped) as model:
+        with self._unwrapped(cast(torch.nn.Module, self.model_wrapped)) as model:
             yield model
 
     @contextlib.contextmanager
@@ -141,9 +142,9 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
     def _unwrapped(self, model: torch.nn.Module) -> Iterator[PreTrainedModel]:
         wrapped: Any = model
         if not is_deepspeed_zero3_enabled():
-            yield base_model_of(self.accelerator.unwrap_model(wrapped))
+            yield base_model_of(cast(torch.nn.Module, self.accelerator.unwrap_model(wrapped)))
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL reads an attribute by its old name
             with unwrap_model_for_generation(wrapped, self.accelerator) as unwrapped:
-                yield base_model_of(unwrapped)
+                yield base_model_of(cast(torch.nn.Module, unwrapped))

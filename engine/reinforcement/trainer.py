@@ -72,12 +72,12 @@ class PolicyGradientTrainer(HeldOutRewards):
         """The prompts of the step's window, numbered from 1 in the training data."""
         return sorted(number + 1 for number in self.schedule.prompts_of(self.schedule.window_of(step - 1)))
 
-    def train(self, *args, **kwargs) -> TrainOutput | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def train(self, *args, **kwargs) -> TrainOutput:
         try:
             return super().train(*args, **kwargs)
         except _TrainingEnds as end:
             log.info("training ends after step %d: %s", self.state.global_step, end)
-            return None
+            return TrainOutput(self.state.global_step, 0.0, {})
 
     def answer_sigterm(self) -> None:
         """Inside a window saving and evaluating are postponed to its end, and SIGTERM is answered there."""
@@ -280,14 +280,14 @@ class PolicyGradientTrainer(HeldOutRewards):
         return loss * share if is_mean_over_answers else loss
 
 
-class GRPOLoopTrainer(PolicyGradientTrainer, GRPOTrainer):
+class GRPOLoopTrainer(PolicyGradientTrainer, GRPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Group relative policy optimisation (arXiv 2402.03300)."""
 
     is_rloo = False
     token_row_type = TokenPrompt
 
 
-class RLOOLoopTrainer(PolicyGradientTrainer, RLOOTrainer):
+class RLOOLoopTrainer(PolicyGradientTrainer, RLOOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """REINFORCE with a leave-one-out baseline (arXiv 2402.14740)."""
 
     is_rloo = True

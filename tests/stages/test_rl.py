@@ -25,11 +25,11 @@ def finished(prompt, answer, ended):
 def constant(prompt, answer, ended):
     return 0.5
 
-calls = 0
-
 def fails_later(prompt, answer, ended):
-    global calls
-    calls += 1
+    with open(__file__ + ".calls", "a+") as file:  # the module is imported again for each window
+        file.write("x")
+        file.seek(0)
+        calls = len(file.read())
     if calls > 20:
         raise ValueError("no answer\\nis good enough")
     return float(len(answer))

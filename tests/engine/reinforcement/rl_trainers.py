@@ -59,7 +59,14 @@ def ours(
     """A trainer of the stage whose window has these answers and rewards in one step."""
     num_batches = len(PROMPTS) * K // micro_batch
     stage = Stage("rl", folder, {}, Tracker(folder, active=False), is_main=True)
-    values = RLArguments(train_data=[], reward_functions=["none:none"], global_batch_size=len(PROMPTS) * K, **arguments)
+    values = RLArguments(
+        train_data=[],
+        reward_functions=["none:none"],
+        global_batch_size=len(PROMPTS) * K,
+        num_generations=K,
+        max_completion_length=9,
+        **arguments,
+    )
     config = PolicyGradientConfig(
         output_dir=str(folder / "checkpoints"),
         num_generations=K,
