@@ -196,6 +196,34 @@ def _dpo(values: Values) -> None:
         raise ConfigError(f"loss_weights={weights}: nothing is trained; expected at least one above 0")
 
 
+def _rl(values: Values) -> None:
+    sources = int(bool(values["reward_model"])) + len(values["reward_functions"] or [])
+    if not sources:
+        raise ConfigError("reward_model or reward_functions is missing: nothing scores the answers")
+    weights = values["reward_weights"]
+    if weights is not None and len(weights) != sources:
+        raise ConfigError(
+            f"{len(weights)} reward_weights for {sources} rewards; give one for the reward model and each function"
+        )
+    if weights is not None and not any(weights):
+        raise ConfigError(f"reward_weights={weights}: nothing is trained; expected at least one other than 0")
+    if not values["temperature"]:
+        raise ConfigError("temperature=0: all answers to a prompt would be the same; expected a number above 0")
+    number, answers = values["num_generations"], values["global_batch_size"]
+    if answers % number:
+        nearest = max(1, (answers + number // 2) // number) * number
+        raise ConfigError(
+            f"global_batch_size={answers} answers are not a multiple of num_generations={number} for each prompt; "
+            f"try global_batch_size={nearest}"
+        )
+    of_window, steps = values["steps_per_window"] * values["num_iterations"], values["max_steps"]
+    if steps > 0 and steps % of_window:
+        raise ConfigError(
+            f"max_steps={steps} is not a multiple of steps_per_window x num_iterations = {of_window}, the steps of a "
+            f"window; try {(steps // of_window + 1) * of_window}"
+        )
+
+
 def check_average(values: Values, count: int) -> None:
     """Raises ConfigError where `weights`, `method` and `fraction` of an average do not fit `count` models."""
     weights, is_slerp = values.get("weights", "uniform"), values.get("method") == "slerp"
@@ -239,4 +267,5 @@ RULES: dict[str, Callable[[Values], None]] = {
     "evaluate_policy": _evaluate_policy,
     "average_models": _average_models,
     "dpo": _dpo,
+    "rl": _rl,
 }

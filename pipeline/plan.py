@@ -146,14 +146,27 @@ def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
         inputs = {"model_name_or_path": base, **training_inputs([split_of(data, "instructions")])}
         policy = plan.train("sft", None, inputs)
     pairs = training_inputs([split_of(data, "preferences")])
+    reward_model = None
     if "reward_model" in stages:
-        plan.train("reward_model", None, {"model_name_or_path": base, **pairs})
+        reward_model = plan.train("reward_model", None, {"model_name_or_path": base, **pairs})
     if "dpo" in stages:
         policy = plan.train("dpo", None, {"model_name_or_path": policy, **pairs})
+    if "rl" in stages:
+        inputs = rl_inputs(plan, None, policy, split_of(data, "prompts"), reward_model)
+        policy = Output(plan.add("rl", inputs=inputs), "model")
     if is_judged:
         plan.evaluate(None, policy, plan_judge(plan, data, base))
     elif "evaluate_policy" in stages:
         plan.sample_answers(policy, data)
+
+
+def rl_inputs(
+    plan: "Plan", round_number: int | None, policy: Output | BestPolicy, prompts: Split, reward_model: Output | None
+) -> Inputs:
+    """What RL reads. The newest reward model is its reward, unless the section has `reward_model: null`."""
+    takes_none = plan.recipe.section("rl", round_number or 0).keys.get("reward_model", "") is None
+    reward = {"reward_model": reward_model} if reward_model and not takes_none else {}
+    return {"model_name_or_path": policy, "train_data": prompts.train, "eval_data": prompts.validation, **reward}
 
 
 def has_system_prompts(recipe: Recipe) -> bool:
@@ -212,10 +225,16 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
         data = [progress.preferences[-num_batches:] for num_batches in batches]
         policy = plan.train_variants("dpo", number, inputs=[start | training_inputs(splits) for splits in data])
 
+    # RL goes on from that policy; its rewards are the round's reward model, functions, or both.
+    if "rl" in stages_of_round:
+        prompts = split_of("prepare_data", "prompts")
+        inputs = rl_inputs(plan, number, policy, prompts, progress.reward_model)
+        policy = Output(plan.add("rl", number, inputs=inputs, keys={"round": number}), "model")
+
     if policy == best or isinstance(policy, BestPolicy) or policy in progress.policies:
         raise ConfigError(
             f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
-            "rejection_sampling with sft, nor dpo"
+            "rejection_sampling with sft, nor dpo, nor rl"
         )
     progress.policies.append(policy)
     if foundation.evaluation is None:

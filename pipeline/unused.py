@@ -10,9 +10,9 @@ from pipeline.steps import Step
 # Rows of the section `data` -> the stages that read them, or whose inputs are drawn from them.
 READERS = {
     "documents": {"pretrain"},
-    "instructions": {"sft", "annotate", "rejection_sampling", "evaluate_policy"},
-    "preferences": {"reward_model", "dpo", "annotate", "rejection_sampling", "evaluate_policy"},
-    "prompts": {"annotate", "rejection_sampling", "evaluate_policy"},
+    "instructions": {"sft", "annotate", "rejection_sampling", "rl", "evaluate_policy"},
+    "preferences": {"reward_model", "dpo", "annotate", "rejection_sampling", "rl", "evaluate_policy"},
+    "prompts": {"annotate", "rejection_sampling", "rl", "evaluate_policy"},
 }
 
 

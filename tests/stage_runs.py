@@ -34,7 +34,7 @@ TRAINING = {
 
 def stage_keys(stage: str, **keys: Any) -> dict[str, Any]:
     """COMMON, and TRAINING if the stage trains, overridden by a test's own keys. Paths become text."""
-    trains = stage in ("pretrain", "sft", "reward_model", "dpo")
+    trains = stage in ("pretrain", "sft", "reward_model", "dpo", "rl")
     values = COMMON | (TRAINING if trains else {}) | keys
     return {name: _plain(value) for name, value in values.items()}
 

@@ -19,6 +19,7 @@ from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from tests.loop_recipes import wait_until
 from tests.stage_runs import metrics_of, run_here, stage_keys, weights_of
+from tests.toy_rows import write_jsonl
 
 # 9 held-out rows on two processes in batches of 4: the padding row of the second process is in no sum.
 KEYS: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4, "global_batch_size": 8}
@@ -93,6 +94,37 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
         with torch.no_grad():
             outputs.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)
+
+
+REWARDS = "def letters(prompt, answer, ended):\n    return answer.count('e') - 0.1 * len(answer)\n"
+
+
+@pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long), pytest.param("zero3", marks=long)])
+def test_rl_on_two_processes_gives_the_numbers_of_one(profile, run_stage, tiny_model, rows, tmp_path, monkeypatch):
+    (tmp_path / "toy_rewards.py").write_text(REWARDS)
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    keys: dict[str, Any] = {
+        "model_name_or_path": tiny_model,
+        "train_data": [rows / "prompts.jsonl"],
+        "eval_data": [write_jsonl(tmp_path / "held_out.jsonl", [{"prompt": f"Question {n}?"} for n in range(3)])],
+        "reward_functions": ["toy_rewards:letters"],
+        "num_generations": 4,
+        "global_batch_size": 16,
+        "num_iterations": 2,
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "eval_steps": 2,
+        "beta": 0.1,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_here("rl", one, **keys)
+    run_stage("rl", two, profile=profile, processes=2, env={"ALIGNLOOP_FUNCTION_PATH": str(tmp_path)}, **keys)
+    wanted, found = metrics_of(one), metrics_of(two)
+    assert found.keys() == wanted.keys()
+    same = ("reward", "completions/mean_length", "num_tokens", "frac_reward_zero_std")
+    assert {name: found[1, name] for name in same} == pytest.approx({name: wanted[1, name] for name in same})
+    for step, name in [(0, "eval_reward"), (1, "loss"), (1, "kl"), (2, "loss"), (2, "kl"), (2, "eval_kl")]:
+        assert found[step, name] == pytest.approx(wanted[step, name], abs=1e-4), (step, name)
 
 
 @pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long)])

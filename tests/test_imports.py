@@ -20,7 +20,17 @@ ALLOWED = {
 }
 # The wings of engine and pipeline, in order: each may import those before it, and itself.
 WINGS = {
-    "engine": ("runtime", "tokens", "curation", "models", "packing", "sampling", "judging", "training"),
+    "engine": (
+        "runtime",
+        "tokens",
+        "curation",
+        "models",
+        "packing",
+        "sampling",
+        "judging",
+        "training",
+        "reinforcement",
+    ),
     "pipeline": ("recipe", "steps", "averages", "plan", "unused", "state", "launch", "report", "cli"),
 }
 # Wings of engine that never import each other, in either direction.

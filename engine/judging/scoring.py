@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -157,26 +158,36 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RewardModelScorer:
-    """Scores answers with a reward model, which is loaded for each call and freed after it."""
+    """Scores answers with a reward model, which is loaded for each call and freed after it, or kept between calls."""
 
     stage: Stage
     path: str
     settings: ScoringSettings
+    keeps_model: bool = False
+
+    @cached_property
+    def kept(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
+        """The tokenizer and the model that are kept between calls."""
+        return self._load()
+
+    def _load(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
+        tokenizer = load_tokenizer(self.path)
+        model = load_reward(self.path, dtype=self.settings.dtype)
+        model.to(self.settings.device)  # pyright: ignore[reportArgumentType]
+        return tokenizer, SharedScorer(model.eval(), is_reward_model=True)
 
     @timing.part("score")
     def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
         """In reward units. An empty answer has the lowest of all scores, so that it never wins. Raises StageError where
         different answers all have the same score."""
-        tokenizer = load_tokenizer(self.path)
-        model = load_reward(self.path, dtype=self.settings.dtype)
-        model.to(self.settings.device)  # pyright: ignore[reportArgumentType]
+        tokenizer, scorer = self.kept if self.keeps_model else self._load()
         encoded = [_encode(tokenizer, answer) for answer in answers]
         rows = [row for row in encoded if row]
         rewards = in_groups(
             self.stage,
             name,
             rows,
-            SharedScorer(model.eval(), is_reward_model=True).rewards,
+            scorer.rewards,
             batch_size=self.settings.batch_size,
             content=(identity_of(self.path), self.settings.dtype),
             doing="scoring by the reward model",

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,10 +90,10 @@ def describe(classes: Sequence[type], defaults: Values, library: Library) -> dic
     keys: dict[str, StageKey] = {}
     for cls in classes:
         hints = typing.get_type_hints(cls)
-        own = cls.__module__.split(".")[0] not in ("trl", "transformers")
-        for item in dataclasses.fields(cls):
-            if not item.init or item.name in keys:
+        for item in _key_fields(cls):
+            if item.name in keys:
                 continue
+            own = not _is_of_library(cls, item.name)
             kind, choices = _describe_type(hints[item.name])
             limits = item.metadata.get("limits")
             if not own:
@@ -115,6 +115,20 @@ def describe(classes: Sequence[type], defaults: Values, library: Library) -> dic
                 help=" ".join(str(item.metadata.get("help", "")).split()),
             )
     return keys
+
+
+def _key_fields(cls: type) -> list[dataclasses.Field]:
+    """The fields that are keys. A class that derives from one of TRL's names those that are none in LEFT_OUT."""
+    left_out: Collection[str] = getattr(cls, "LEFT_OUT", ())
+    return [item for item in dataclasses.fields(cls) if item.init and item.name not in left_out]
+
+
+def _is_of_library(cls: type, name: str) -> bool:
+    """Whether the field is declared by TRL or transformers: by the class itself, or by one that it derives from."""
+    return any(
+        base.__module__.split(".")[0] in ("trl", "transformers") and name in getattr(base, "__dataclass_fields__", {})
+        for base in cls.__mro__
+    )
 
 
 def _default_of(item: dataclasses.Field) -> object:
@@ -165,7 +179,7 @@ def fill(classes: Sequence[type], values: Values, defaults: Values) -> tuple[Any
         values["bf16"] = False
     instances = []
     for cls in classes:
-        names = {item.name for item in dataclasses.fields(cls) if item.init}
+        names = {item.name for item in _key_fields(cls)}
         try:
             instances.append(cls(**{name: value for name, value in values.items() if name in names}))
         except (TypeError, ValueError) as error:

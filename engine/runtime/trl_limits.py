@@ -49,6 +49,11 @@ LIMITS = {
     "center_rewards_coefficient": _AT_LEAST_0,
     "ref_model_mixup_alpha": _SHARE,
     "ref_model_sync_steps": _AT_LEAST_1,
+    # Policy gradients.
+    "num_iterations": Limits(minimum=1, maximum=1000),
+    "epsilon": _ABOVE_0,
+    "epsilon_high": _ABOVE_0,
+    "delta": _ABOVE_0,
     # Rows and batches.
     "max_length": Limits(minimum=1, maximum=10**8),
     "per_device_train_batch_size": Limits(minimum=1, maximum=10**6),

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from data_schemas import splitting
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.reading import BadRow, OnBadRow, ReadRows, write_rows
-from data_schemas.rows import Conversation, PreferencePair, Row
+from data_schemas.rows import Conversation, PreferencePair, Prompt, Row
 from engine.runtime import notices, progress, timing
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import find_damage, move_into_place, read_marker, write_marker
@@ -31,7 +31,7 @@ from engine.tokens.inspection import Encode, encode_all
 from engine.tokens.token_rows import TokenRow
 
 log = logging.getLogger(__name__)
-RowType = TypeVar("RowType", Conversation, PreferencePair)
+RowType = TypeVar("RowType", Conversation, PreferencePair, Prompt)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 | `TokenDialog` | sft, pretrain | one sequence with labels |
 | `TokenRanking` | reward_model | the answers to one prompt, the best first |
 | `TokenPair` | dpo | one prompt with a chosen and a rejected answer |
+| `TokenPrompt` | rl | one prompt, to which the policy samples answers while it is trained |
 
 A field's name is the name of its column in the tables on disk and in the trainers' datasets: `row.columns()` writes
 the columns and `Type.from_columns(...)` reads them. Both keep the order of the fields, so renaming or reordering a
@@ -192,3 +193,26 @@ class TokenPair(TokenRow):
         )
         masks = (cut.chosen_trained, cut.chosen_content, cut.rejected_trained, cut.rejected_content)
         return cut if all(map(any, masks)) and cut.chosen_ids != cut.rejected_ids else None
+
+
+@dataclass(frozen=True)
+class TokenPrompt(TokenRow):
+    """One prompt with its generation prompt. The answers that train are not part of the row."""
+
+    prompt_ids: list[int]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [self.prompt_ids]
+
+    @property
+    def trained(self) -> list[list[bool]]:
+        return [[False] * len(self.prompt_ids)]
+
+    @property
+    def names(self) -> list[str]:
+        return [""]
+
+    def truncated(self, max_length: int | None) -> Self | None:
+        """The prompt if it fits, otherwise None: a prompt that is cut has no generation prompt."""
+        return self.fit(max_length)

@@ -31,7 +31,8 @@ def check_recipe(recipe: Recipe, steps: Sequence[Step]) -> None:
     for step in steps:
         for name, value in step.keys.items():
             if value is not None and stages()[step.stage].keys[name].role == "function":
-                _check_function(recipe, step, name, value)
+                for function in value if isinstance(value, list) else [value]:
+                    _check_function(recipe, step, name, function)
         _check_launch(recipe, step)
         _check_batch(recipe, step)
 
@@ -78,6 +79,10 @@ def _check_data_of_one_pass(recipe: Recipe, stages: Sequence[str]) -> None:
     for stage in ("reward_model", "dpo"):
         if stage in stages and not recipe.has_preferences:
             raise ConfigError(f"{where}: data.preferences is missing; {stage} needs preference pairs")
+    if "rl" in stages and not (
+        data.get("make_data") or data.get("prompts") or data.get("instructions") or recipe.has_preferences
+    ):
+        raise ConfigError(f"{where}: data.prompts is missing; rl needs prompts to answer")
     if "evaluate_policy" in stages and recipe.has_judge:
         _check_judge(recipe)
 

@@ -171,7 +171,7 @@ def model_source(run: Run) -> ModelSource:
 def _precisions(run: Run) -> list[Precision]:
     """Each precision of the run once, with the stages that compute in it. fp16 and quantized bases are left out."""
     found: dict[str, Precision] = {}
-    saved = {_saved_dtype(run, step) for step in run.steps if step.stage in ("sft", "dpo")}
+    saved = {_saved_dtype(run, step) for step in run.steps if step.stage in ("sft", "dpo", "rl")}
     for step in run.steps:
         precision = _precision_of(step, saved)
         if precision is not None:

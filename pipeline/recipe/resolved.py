@@ -82,10 +82,12 @@ class Recipe(Settings):
         return "annotate" in self.round_stages and bool(has_annotator)
 
     def named_reward_models(self, round_number: int) -> list[str]:
-        """The reward models that the recipe names and a round optimises: rejection sampling's, then the annotators'."""
+        """The reward models that the recipe names and a round optimises: of rejection sampling, rl and annotators."""
         models: list[str] = []
         if "rejection_sampling" in self.round_stages:
             models.append(self.section("rejection_sampling", round_number).keys.get("reward_model") or "")
+        if "rl" in self.round_stages:
+            models.append(self.section("rl", round_number).keys.get("reward_model") or "")
         if "annotate" in self.round_stages:
             models += self.section("annotate", round_number).keys.get("annotator_models") or []
         return [model for model in models if model]

@@ -19,6 +19,10 @@ def check_rounds(recipe: Recipe) -> None:
                 f"{where}: annotate has no annotator: give annotate.annotator_function or "
                 "annotate.annotator_models, or add reward_model"
             )
+        if "rl" in stages and "reward_model" not in stages and not _names_reward(recipe, number):
+            raise ConfigError(
+                f"{where}: rl has no reward: add reward_model, or give rl.reward_model or rl.reward_functions"
+            )
     if "annotate" in stages and not {"reward_model", "dpo"} & set(stages):
         raise ConfigError(f"{where}: nothing trains on the pairs of annotate: add dpo or reward_model, or leave it out")
     if "rejection_sampling" in stages and "sft" not in stages:
@@ -26,6 +30,11 @@ def check_rounds(recipe: Recipe) -> None:
     if "sft" in stages and "rejection_sampling" not in stages and not recipe.human_share:
         raise ConfigError(f"{where}: sft has no rows: add rejection_sampling, or human_share > 0")
     _check_first_pairs(recipe)
+
+
+def _names_reward(recipe: Recipe, round_number: int) -> bool:
+    keys = recipe.section("rl", round_number).keys
+    return bool(keys.get("reward_model") or keys.get("reward_functions"))
 
 
 def _check_first_pairs(recipe: Recipe) -> None:

@@ -171,7 +171,7 @@ def _type_stage_keys(section: Section, values: Values, folder: Path, *, where: s
     known = stages()[stage].keys
     keys = dict(values)
     for name, value in keys.items():
-        single = {"rows": str | dict, "model": str}.get(known[name].role) if name in known else None
+        single = {"rows": str | dict, "model": str, "function": str}.get(known[name].role) if name in known else None
         if single and isinstance(value, single) and known[name].is_list:
             keys[name] = [value]
     return _with_absolute_paths(check_keys(stage, keys, where=where), known, folder, where=where)

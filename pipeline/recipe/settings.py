@@ -25,7 +25,7 @@ class Settings(Mix, BaseModel):
 
     stages: list[str] | None = Field(
         default=None,
-        description="The stages of a run without rounds: any of pretrain, sft, reward_model, dpo, evaluate_policy.",
+        description="The stages of a run without rounds: any of pretrain, sft, reward_model, dpo, rl, evaluate_policy.",
     )
     first_sft: bool = Field(
         default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."

@@ -111,7 +111,10 @@ def _identity_content(
     functions: dict[str, str] = {}
     for name, value in identity_of(step.stage, step.keys, roles=("identity", "function")).items():
         if stages()[step.stage].keys[name].role == "function" and value is not None:
-            functions[name] = source_hash(value, function_folder)
+            if isinstance(value, list):
+                functions |= {f"{name}.{function}": source_hash(function, function_folder) for function in value}
+            else:
+                functions[name] = source_hash(value, function_folder)
         template = Path(value) if isinstance(value, str) and value.endswith(".jinja") else None
         keys[name] = hashes.of(template) if template and template.is_file() else value
     return {

@@ -65,7 +65,7 @@ class Summary(TypedDict):
     samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
 
 
-POLICY_STAGES = ("sft", "dpo")
+POLICY_STAGES = ("sft", "dpo", "rl")
 State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "interrupted", "failed"]
 
 

@@ -42,6 +42,7 @@ NO_REFUSALS = {
     "Interrupted",
     "NotImplementedError",
     "_TookTooLong",
+    "_TrainingEnds",
     "Exit",
 }
 # Part of the message for a field beyond its limit. The limits themselves are in the classes.

@@ -1,7 +1,7 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
-The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_keys.py, bad_models.py, bad_templates.py and
-bad_vllm.py, by what is damaged; cases.py runs them.
+The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_keys.py, bad_models.py, bad_rewards.py,
+bad_templates.py and bad_vllm.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -13,7 +13,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bad_inputs import bad_keys, bad_models, bad_recipes, bad_rows, bad_sources, bad_templates, bad_vllm
+from tests.bad_inputs import (
+    bad_keys,
+    bad_models,
+    bad_recipes,
+    bad_rewards,
+    bad_rows,
+    bad_sources,
+    bad_templates,
+    bad_vllm,
+)
 from tests.bad_inputs.bad_recipes import planned_folder
 from tests.bad_inputs.cases import Case, Met, Place, Raise, play, raises, rules_in_data
 
@@ -23,6 +32,7 @@ CASES = [
     *bad_recipes.CASES,
     *bad_keys.CASES,
     *bad_models.CASES,
+    *bad_rewards.CASES,
     *bad_templates.CASES,
     *bad_vllm.CASES,
 ]

@@ -146,6 +146,7 @@ def test_defaults_and_values_at_the_limits_are_accepted():
             "annotate": ANNOTATE,
             "rejection_sampling": SAMPLING,
             "evaluate_policy": {"judge_model": "m"},
+            "rl": {"reward_model": "m"},
         }
         check_values(stage, given.get(stage, {}), where=stage)
     for values, past in (

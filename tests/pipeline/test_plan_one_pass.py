@@ -35,6 +35,14 @@ def test_dpo_starts_from_the_sft_model_and_the_reward_model_from_the_base(plan_o
     assert plan_one_pass("stages=[dpo]")["dpo"].inputs["model_name_or_path"] == [Output("prepare_base", "model")]
 
 
+@pytest.mark.parametrize("stages", ["[sft, rl]", "[sft, reward_model, rl]"])
+def test_rl_takes_the_reward_model_that_is_trained(stages, plan_one_pass):
+    step = plan_one_pass(f"stages={stages}", "rl.reward_functions=scores:score")["rl"]
+    trained = [Output("reward_model", "model")] if "reward_model" in stages else None
+    assert step.inputs["model_name_or_path"] == [Output("sft", "model")]
+    assert step.inputs.get("reward_model") == trained
+
+
 def test_no_dialog_is_held_out_for_an_evaluation_that_does_not_happen(plan_one_pass):
     assert plan_one_pass("stages=[sft]")["prepare_data"].keys["evaluation_share"] == 0.0
     assert plan_one_pass("stages=[sft]", "data.evaluation_share=0.3")["prepare_data"].keys["evaluation_share"] == 0.3
@@ -71,7 +79,7 @@ def test_a_given_base_model_is_pretrained_further(plan_one_pass, tmp_path):
     [
         (
             "stages=[sfft]",
-            "'sfft' is not one of pretrain, reward_model, sft, dpo, evaluate_policy; did you mean 'sft'?",
+            "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_policy; did you mean 'sft'?",
         ),
         ("stages=[evaluate_policy]", "no stage that trains"),
         ("stages=[]", "no stage that trains"),

@@ -1,0 +1,150 @@
+"""Log-probs of answers under the policy and under the reference, and samplers of both."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.trainer.utils import add_fused_lm_head
+
+from data_schemas.rows import Prompt
+from data_schemas.stage_keys import Values
+from engine.models.loading import load_causal
+from engine.packing.shared_rows import base_model_of
+from engine.packing.trainer_mixin import SharedRowsMixin
+from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
+from engine.reinforcement.rollouts import LiveSampler
+from engine.sampling.answers import SamplingSettings
+from engine.tokens.template import encode_prompt
+from engine.training.host import Batch
+from engine.training.loop import TrainingLoop
+
+# Shapes: N = answers of a batch, C = tokens of the longest.
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference policy."""
+
+    path: str  # a folder or a hub name
+    is_start: bool  # training starts from it
+    options: Values  # keyword arguments of from_pretrained
+
+
+class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
+    """Mixin, to be placed before TRL's GRPOTrainer or RLOOTrainer among the bases.
+
+    The reference is kept in memory, except where LoRA trains adapters on it: without them the policy is the reference.
+    """
+
+    args: PolicyGradientConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    stage_arguments: RLArguments
+    beta: float  # read by TRL's losses
+    temperature: float  # of TRL's trainer: divides the logits
+    is_reward_model_trainer = False
+    _get_per_token_logps_and_entropies: Callable[..., tuple[torch.Tensor, Any, Any]]  # of TRL's trainers
+
+    def __init__(
+        self,
+        *args,
+        reference: Reference,
+        train_prompts: list[Prompt],
+        eval_prompts: list[Prompt],
+        sampling: SamplingSettings,
+        **kwargs,
+    ) -> None:
+        self.train_prompts, self.eval_prompts = train_prompts, eval_prompts
+        super().__init__(*args, **kwargs)
+        self.beta = self.stage_arguments.beta  # TRL's trainer was given 0, so that it loads no reference itself
+        tokenizer: Any = self.processing_class
+        self.pad_token_id = int(tokenizer.pad_token_id)
+        self._tokens = {
+            prompt.prompt_id: encode_prompt(tokenizer, prompt.prompt, tools=prompt.tools)
+            for prompt in (*train_prompts, *eval_prompts)
+        }
+        self._reference = None if reference.is_start and self._has_adapters else self._load_reference(reference)
+        longest = max(map(len, self._tokens.values())) + sampling.max_new_tokens
+        # Weights that DeepSpeed holds are views of its own buffers and must stay there.
+        options: Any = {"longest": longest, "packs_weights": not self.is_deepspeed_enabled}
+        self.policy_sampler = LiveSampler(self._ready_policy, tokenizer, sampling, **options)
+        self.reference_sampler = LiveSampler(self._ready_reference, tokenizer, sampling, **options)
+
+    def tokens_of(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens, the generation prompt included."""
+        return self._tokens[prompt.prompt_id]
+
+    def on_answers(self, model: torch.nn.Module, batch: Batch) -> torch.nn.Module:
+        """The model as TRL's loss calls it: on the packed row of the batch, which is taken out of `batch`."""
+        ids_NT = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        inputs = batch | {"input_ids": ids_NT}
+        called = self.on_shared_rows(model, inputs)
+        for name in batch.keys() - inputs.keys():
+            del batch[name]
+        return cast(torch.nn.Module, called)
+
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        """Log p of each answer's tokens under the policy, at the temperature of the answers; 0 where masked, [N, C]."""
+        return self._log_probs_of(self.model, batch)
+
+    def reference_log_probs(self, batch: Batch) -> torch.Tensor:
+        """As `log_probs`, under the reference."""
+        if self._reference is not None:
+            return self._log_probs_of(self._reference, batch)
+        with self._without_adapters():
+            return self._log_probs_of(self.model, batch)
+
+    @torch.no_grad()
+    def _log_probs_of(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        batch = dict(batch)
+        called = self.on_answers(model, batch)
+        ids_NT = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask_NT = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        width = batch["completion_ids"].size(1)
+        log_probs_NC, _, _ = self._get_per_token_logps_and_entropies(called, ids_NT, mask_NT, width)
+        return log_probs_NC
+
+    @property
+    def _has_adapters(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def _without_adapters(self) -> contextlib.AbstractContextManager[None]:
+        policy: Any = self.model
+        return policy.disable_adapter()
+
+    def _load_reference(self, reference: Reference) -> torch.nn.Module:
+        model = load_causal(reference.path, **reference.options)
+        add_fused_lm_head(model, temperature=self.temperature)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(model, self.accelerator)
+        return cast(torch.nn.Module, self.accelerator.prepare_model(model, evaluation_mode=True)).eval()
+
+    @contextlib.contextmanager
+    def _ready_policy(self) -> Iterator[PreTrainedModel]:
+        """The policy without its wrappers; under ZeRO-3 with all of its weights."""
+        with self._unwrapped(cast(torch.nn.Module, self.model_wrapped)) as model:
+            yield model
+
+    @contextlib.contextmanager
+    def _ready_reference(self) -> Iterator[PreTrainedModel]:
+        if self._reference is None:
+            with self._without_adapters(), self._ready_policy() as model:
+                yield model
+            return
+        with self._unwrapped(self._reference) as model:
+            yield model
+
+    @contextlib.contextmanager
+    def _unwrapped(self, model: torch.nn.Module) -> Iterator[PreTrainedModel]:
+        wrapped: Any = model
+        if not is_deepspeed_zero3_enabled():
+            yield base_model_of(cast(torch.nn.Module, self.accelerator.unwrap_model(wrapped)))
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TRL reads an attribute by its old name
+            with unwrap_model_for_generation(wrapped, self.accelerator) as unwrapped:
+                yield base_model_of(cast(torch.nn.Module, unwrapped))

@@ -1,0 +1,94 @@
+"""What scores answers: the reward model and the user's functions, with their weights.
+
+Unlike in TRL, the reward model scores all answers to a prompt in one row (engine/judging/shared_scoring.py), and a
+function scores one answer at a time: a score that is no finite number is an error that names the answer.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from data_schemas.errors import ConfigError
+from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer
+from engine.judging.shared_scoring import ScoringSettings
+from engine.models.loading import load_tokenizer
+from engine.reinforcement.arguments import RLArguments
+from engine.runtime.stage import Stage
+from engine.sampling.answers import Answer
+from engine.tokens.contract import contract_differences, contract_of
+
+# Shapes: N = answers, R = sources of rewards.
+
+JOURNAL = "rewards"  # begins the names of the folders in which scores are kept until the window is over
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The sources of rewards by name, which is that of their metrics, and the weight of each."""
+
+    sources: Mapping[str, Scorer]
+    weights: Sequence[float]
+
+    def score(self, answers: Sequence[Answer], *, purpose: str) -> dict[str, torch.Tensor]:
+        """Source -> its rewards, [N], before weights. Raises ConfigError where a function fails, StageError where the
+        reward model gives all answers one score."""
+        return {
+            name: torch.tensor(scorer(f"{JOURNAL}-{purpose}-{place}", answers), dtype=torch.float32)
+            for place, (name, scorer) in enumerate(self.sources.items())
+        }
+
+    def total(self, by_source: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted sum of the rewards, [N]."""
+        rewards_NR = torch.stack([by_source[name] for name in self.sources], dim=1)
+        return (rewards_NR * torch.tensor(self.weights)).sum(1)
+
+
+def make_rewards(
+    stage: Stage,
+    arguments: RLArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ScoringSettings,
+    *,
+    deepspeed: object = None,
+) -> Rewards:
+    """The rewards that the keys name; `tokenizer` is the policy's.
+
+    `deepspeed` is the process's configuration, under which ZeRO-3 would divide the weights of the reward model: each
+    process loads all of them. Raises ConfigError where the reward model has another template than the policy.
+    """
+    sources: dict[str, Scorer] = {}
+    if arguments.reward_model:
+        if not arguments.other_contract:
+            check_template(arguments.reward_model, tokenizer)
+        scorer = sources["reward_model"] = RewardModelScorer(stage, arguments.reward_model, settings, keeps_model=True)
+        if deepspeed is not None:
+            unset_hf_deepspeed_config()
+            _ = scorer.kept
+            set_hf_deepspeed_config(deepspeed)
+    for reference in arguments.reward_functions or []:
+        name = reference.rpartition(":")[2]
+        name = name if name not in sources else reference
+        sources[name] = FunctionScorer(stage, reference, arguments.function_timeout)
+    return Rewards(sources, arguments.reward_weights or [1.0] * len(sources))
+
+
+def check_template(reward_model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError where the reward model reads a dialog as other tokens than the policy writes."""
+    theirs, ours = contract_of(load_tokenizer(reward_model)), contract_of(tokenizer)
+    if differences := list(contract_differences(theirs, ours)):
+        raise ConfigError(
+            f"reward_model {reward_model} has another contract than the policy: {'; '.join(differences)}. Give one "
+            "that was trained with the policy's chat template, or set other_contract: true to use this one all the same"
+        )
+
+
+def forget_scores(folder: Path, *, keep: str) -> None:
+    """Deletes the scores that are kept in the checkpoints' folder, except those of the purpose `keep`."""
+    for path in folder.glob(f"{JOURNAL}-*"):
+        if not path.name.startswith(f"{JOURNAL}-{keep}-"):
+            shutil.rmtree(path, ignore_errors=True)
