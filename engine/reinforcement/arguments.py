@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from trl import GRPOConfig
 
-from engine.runtime.arguments import TrainingStageArguments
+from engine.runtime.arguments import KEEP_BY_LOSS, TrainingStageArguments
 from engine.runtime.keys import key_field
 
 
@@ -13,6 +13,12 @@ from engine.runtime.keys import key_field
 class RLArguments(TrainingStageArguments):
     """Keys of this project, and keys of TRL whose limits or choices TRL's dataclass does not declare."""
 
+    keep: str = key_field(
+        KEEP_BY_LOSS,
+        "the model that is saved: the one with the highest eval_reward within kl_budget, the start included",
+        choices=(KEEP_BY_LOSS,),
+        omitted_at_default=True,
+    )
     num_generations: int = key_field(8, "K, answers to each prompt, which are compared", minimum=2, maximum=1000)
     max_completion_length: int = key_field(256, "longest answer, in tokens", minimum=1, maximum=10**7)
     algorithm: Literal["grpo", "rloo"] = key_field("grpo", "how rewards become advantages, and which loss of TRL's")

@@ -27,6 +27,7 @@ RESULT = ".preflight.json"  # in the run's folder
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft")
 ROWS_OF = {"sft": "instructions.train", "reward_model": "preferences.train", "dpo": "preferences.train"}
 PROMPTS = "prompts.train"  # of the stages that generate
+UNTRIED = ("prepare_base", "average_models", "rl")  # commands/trials.py has no trial of them
 REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
 
 
@@ -87,7 +88,7 @@ def make_request(run: Run) -> PreflightRequest:
     trials: list[Trial] = []
     seen: list[str] = []
     for step in run.steps:
-        if not stages()[step.stage].traits.imports_torch or step.stage in ("prepare_base", "average_models"):
+        if not stages()[step.stage].traits.imports_torch or step.stage in UNTRIED:
             continue
         given = sorted(run.recipe.section(step.section, step.round or 0).keys.keys() & step.keys.keys())
         shape = json.dumps([step.stage, _shape(step, given)], sort_keys=True, default=str)

@@ -1,7 +1,5 @@
 """The preflight: what a library would refuse hours later is one line before the first step."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import yaml
 
 from data_schemas.errors import ConfigError
 from data_schemas.files import read_json
+from pipeline.launch import preflight as launch
 from pipeline.launch.preflight import RESULT, make_request, preflight
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
@@ -74,15 +73,11 @@ def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monk
     run = plan_run(dpo={"beta": 0.2})
     assert list(read_json(run.recipe.folder / RESULT) or {}) == ["passed"]
     started: list[Any] = []
-    monkeypatch.setattr(subprocess, "run", lambda *words, **keys: started.append(words) or fake_result())
+    monkeypatch.setattr(launch, "_call", lambda *words: started.append(words) or (0, "", ""))
     preflight(plan_run())
     assert not started
     preflight(run)
     assert len(started) == 1
-
-
-def fake_result() -> subprocess.CompletedProcess[str]:
-    return subprocess.CompletedProcess([sys.executable], 0, "", "")
 
 
 def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path):
