@@ -215,7 +215,7 @@ def status(
 
 @app.command()
 def verify(run: RunFolder) -> None:
-    """Compare every file of a run with the hash in its record."""
+    """Compare the models and rows of a run with the hashes in its records, and its summary with the records."""
     checked = list(verifying.check_run(run))
     if not checked:
         raise ConfigError(f"{run} contains no step; expected the folder of a run, as in runs/demo")

@@ -78,8 +78,8 @@ def given(tmp_path, monkeypatch) -> Path:
     (tmp_path / "chats.jsonl").write_text('{"messages": []}')
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}')
     (tmp_path / "base").mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / "base" / name).write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
     (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
     return tmp_path
 

@@ -301,7 +301,7 @@ def test_a_signal_stops_the_stage_and_a_second_run_is_refused_before(place, numb
     summary = place.summary(name=name)
     assert summary["state"] == "interrupted"
     assert {step["name"]: step["state"] for step in summary["steps"]} == dict.fromkeys(DATA_AND_BASE, "reused") | {
-        "round-0.sft": "failed",
+        "round-0.sft": "interrupted",
         "round-0.evaluate_policy": "pending",
     }
 

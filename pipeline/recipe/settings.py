@@ -1,5 +1,6 @@
 """The settings of a recipe: everything in it that is not a section of stage keys."""
 
+import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,8 @@ class Settings(Mix, BaseModel):
         known = stages_of_one_pass()
         if wrong := [stage for stage in given if stage not in known]:
             raise ValueError(f"{wrong[0]!r} is not one of {', '.join(known)}{nearest(wrong[0], known)}")
+        if twice := [stage for stage in known if given.count(stage) > 1]:
+            raise ValueError(f"{twice[0]} is listed twice; a run without rounds runs each stage once")
         if not set(given) - {"evaluate_policy"}:
             raise ValueError("no stage that trains; try [sft]")
         return [stage for stage in known if stage in given]
@@ -77,6 +80,16 @@ class Settings(Mix, BaseModel):
     def _is_possible_path(cls, given: str | None) -> str | None:
         if given is not None and (problem := path_problem(given)):
             raise ValueError(problem)
+        return given
+
+    @field_validator("output_dir")
+    @classmethod
+    def _is_a_folder(cls, given: str) -> str:
+        place = Path(given).absolute()
+        with contextlib.suppress(OSError):  # a folder that may not be read
+            place = next((path for path in (place, *place.parents) if path.exists()), place)
+        if place.is_file():
+            raise ValueError(f"{place} is a file, expected a folder, or a path where one can be made")
         return given
 
     @property

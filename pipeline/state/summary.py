@@ -97,7 +97,7 @@ def _check(summary: Summary) -> None:
     for name in filter(None, folders):
         if "\0" in name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             raise ValueError(f"the folder {shown(name)} is not inside of the run's")
-    if wrong_rounds := [row for row in summary["rounds"] if not isinstance(row.get("round"), int | None)]:
+    if wrong_rounds := [row for row in summary["rounds"] if not isinstance(row.get("round", ""), int | None)]:
         raise ValueError(f"rounds contains {shown(wrong_rounds[0])}, which has no number of a round")
 
 

@@ -50,7 +50,7 @@ def check_run(run: Path) -> Iterator[StepCheck]:
             problem = f"the folder is missing: {SUMMARY} has this step as finished"
             yield StepCheck(run / name, "not finished", problems=[problem])
     yield from _check_references(run)
-    problems = damage + (_contradictions(listed, found) if listed else [])
+    problems = damage + (_contradictions(listed, found) + _wrong_links(run, listed) if listed else [])
     if problems:
         yield StepCheck(run / SUMMARY, "complete", 1, (run / SUMMARY).stat().st_size, problems)
 
@@ -141,6 +141,16 @@ def _contradictions(listed: Summary, found: Mapping[str, Artifact]) -> list[str]
     elif choice is not None and best is not None and best["folder"].split("/")[0] not in folders:
         problems.append(f"best_policy has not the folder of {choice.step}")
     return [f"{problem}; run the recipe again to rewrite {SUMMARY}" for problem in problems]
+
+
+def _wrong_links(run: Path, listed: Summary) -> list[str]:
+    """The links in `steps`, which people follow, that lead to another folder than the summary names."""
+    folders = {step["name"]: step["folder"] for step in listed["steps"] if step["state"] in FINISHED}
+    return [
+        f"steps/{link.name} does not lead to {folders[link.name]}; run the recipe again to rewrite it"
+        for link in sorted(run.glob("steps/*"))
+        if link.is_symlink() and folders.get(link.name) and link.resolve() != (run / folders[link.name]).resolve()
+    ]
 
 
 def _wrong_rounds(listed: Summary, finished: list[StepEntry], found: Mapping[str, Artifact]) -> Iterator[str]:

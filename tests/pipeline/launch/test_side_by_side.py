@@ -96,7 +96,7 @@ def test_a_signal_stops_all_stages_that_run_side_by_side(world, number):
     assert process.returncode == 128 + number
     assert not any(map(alive, pids))
     assert world.summary()["state"] == "interrupted"
-    assert (world.states()["round-0.sft.1"], world.states()["round-0.sft.2"]) == ("failed", "failed")
+    assert (world.states()["round-0.sft.1"], world.states()["round-0.sft.2"]) == ("interrupted",) * 2
 
 
 @two_cores

@@ -82,8 +82,8 @@ def test_the_starter_plans_once_its_placeholders_are_replaced(tmp_path, monkeypa
         check_recipe(loaded, make_plan(loaded))
 
     (tmp_path / "base").mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / "base" / name).write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": []}))
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}))
     lines = recipe.read_text().splitlines(keepends=True)

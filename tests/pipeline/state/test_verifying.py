@@ -147,6 +147,18 @@ def test_a_summary_that_contradicts_the_records_is_found(world, change):
     assert err.startswith("error: summary.json: changed")
 
 
+def test_a_link_that_leads_to_another_step_is_found(world):
+    assert world.run()[0] == 0
+    link = world.run_folder / "steps" / "round-1.sft"
+    right = link.resolve()
+    link.unlink()
+    link.symlink_to(world.folder("round-0.sft"))
+    code, out, _ = world.call("verify", "runs/toy")
+    assert code == 1 and f"steps/round-1.sft does not lead to {right.name}; run the recipe again" in out
+    assert world.run()[0] == 0
+    assert link.resolve() == right and world.call("verify", "runs/toy")[0] == 0
+
+
 def test_changed_reference_log_probs_are_found_and_a_cut_line_is_not(world):
     assert world.run()[0] == 0
     cache = world.run_folder / "reference_log_probs" / "0123" / "1-0.jsonl"
