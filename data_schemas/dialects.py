@@ -26,7 +26,8 @@ from typing import NamedTuple
 from data_schemas.errors import SetAside, WrongValue
 from data_schemas.formats import describe
 from data_schemas.labels import LABELS, as_label, label_of, read_label, unpaired
-from data_schemas.messages import KNOWN_KEYS, MEDIA, ROW_TRAINING_KEYS, Fields, is_trained, parsed, refuse_media
+from data_schemas.messages import MEDIA, ROW_TRAINING_KEYS, Fields, is_trained, refuse_media, unread_keys
+from data_schemas.nesting import parsed
 from data_schemas.pair_dialects import (
     BOTH_RATINGS,
     PAIR_COLUMNS,
@@ -50,6 +51,11 @@ from data_schemas.questions import (
 )
 from data_schemas.rows import Conversation, Document, PreferencePair, Row
 
+# Columns that may hold messages.
+MESSAGES = tuple(
+    "messages conversations prompt completion response answer chosen rejected edited between ranked output "
+    "responses".split()
+)
 ALPACA = ("input", "context", "system", "history")
 
 
@@ -65,7 +71,8 @@ class Dialect(NamedTuple):
     def is_named(self, raw: Fields) -> bool:
         """Whether the raw row has the columns, with or without a value."""
         has_list = not self.listed or isinstance(raw.get(self.listed), list | None)
-        return all(name in raw for name in self.columns) and raw.get(self.without) is None and has_list
+        is_excluded = bool(self.without) and raw.get(self.without) is not None
+        return all(name in raw for name in self.columns) and has_list and not is_excluded
 
     def matches(self, raw: Fields) -> bool:
         """Whether the raw row has a value in each of the columns."""
@@ -204,17 +211,16 @@ def check_row(raw: Fields, row_type: type[Row]) -> None:
 
 
 def ignored_columns(raw: Fields, dialect: Dialect, row_type: type[Row]) -> list[str]:
-    """The columns with a value that nothing reads, in order; also keys of ShareGPT's turns, as `conversations.lang`."""
+    """The columns with a value that nothing reads, in order; also keys of messages, as `conversations.lang`."""
     known = {*dialect.columns, *dialect.optional, *row_type.model_fields}
     if row_type is not Document:
         known |= {*MEDIA, *ROW_TRAINING_KEYS}
     known |= {column for column in LABELS if row_type is Conversation and as_label(raw.get(column)) is not None}
     known -= {column for column in BOTH_RATINGS if not isinstance(raw.get(column), list)}
-    ignored = [column for column, value in raw.items() if column not in known and value is not None]
-    turns = raw.get("conversations") if "conversations" in dialect.columns else None
-    for turn in turns if isinstance(turns, list) else []:
-        if isinstance(turn, dict) and "role" not in turn:
-            ignored += [f"conversations.{key}" for key in turn if key not in KNOWN_KEYS and turn[key] is not None]
+    ignored = [column or "unnamed column" for column, value in raw.items() if column not in known and value is not None]
+    for column in MESSAGES if row_type is not Document else ():
+        if column in known and isinstance(value := raw.get(column), list | dict):
+            ignored += unread_keys(value, column)
     return list(dict.fromkeys(ignored))
 
 

@@ -14,9 +14,10 @@ import io
 import itertools
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from data_schemas.errors import DataError, WrongValue
 from data_schemas.files import check_regular
@@ -27,6 +28,29 @@ TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 TABLE_FORMATS = (".parquet", ".arrow")  # binary, compressed in themselves
 FORMATS = (*TEXT_FORMATS, *TABLE_FORMATS)
 EXPECTED_FORMATS = f"{', '.join(FORMATS)} (the first {len(TEXT_FORMATS)} also with {' or '.join(COMPRESSIONS)})"
+
+
+class RepeatedKey(ValueError):
+    """A key that is in one JSON mapping twice: Python's own parser would keep the last value only."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {shorten(repr(key))} twice in one mapping")
+
+
+def _mapping(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(items)
+    if len(mapping) != len(items):
+        raise RepeatedKey(first_repeated(name for name, _ in items))
+    return mapping
+
+
+def first_repeated(names: Iterable[str]) -> str:
+    """The first name that was there before; the empty string where all are different."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), "")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_mapping)
 
 
 @dataclass(frozen=True)
@@ -57,9 +81,11 @@ def shorten(text: str, limit: int = 80) -> str:
 
 
 def from_json(text: str, column: str) -> object:
-    """The value of a JSON text. Raises WrongValue, naming the column, where it is not JSON."""
+    """The value of a JSON text. Raises WrongValue, naming the column, where it is not JSON, or repeats a key."""
     try:
-        return json.loads(text)
+        return _JSON.decode(text)
+    except RepeatedKey as error:
+        raise WrongValue(column, str(error), "each key once") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         place = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
         raise WrongValue(column, f"{describe(text)} ({place})", "JSON") from None
@@ -172,24 +198,69 @@ def decoded(path: Path, content: bytes) -> str:
 
 
 def json_rows(path: Path, content: bytes) -> list[Line]:
-    """The rows of a JSON list, of an object with one list, or of JSON lines. Raises DataError for any other content."""
+    """The rows of a JSON list, of an object with one list, or of JSON lines. Raises DataError for any other content.
+
+    A row in which a key is repeated carries its error, as one with half a character does.
+    """
     text = decoded(path, content)
     if not text.strip():
         return []
+    has_repeated = False
     try:
-        value = json.loads(text)
+        try:
+            value = _JSON.decode(text)
+        except RepeatedKey:
+            has_repeated = True
+            value = _MARKING_JSON.decode(text)
     except (ValueError, RecursionError) as error:
         lines = json_lines(path, content)
-        if len(lines) > 1 and isinstance(lines[0].raw, dict):
+        if len(lines) > 1 and (has_repeated or isinstance(lines[0].raw, dict)):
             return lines  # JSON lines in a file named .json
         raise DataError(f"{path} is not JSON ({error})") from None
+    if isinstance(value, _Repeated):
+        raise DataError(f"{path} holds {value.error}, expected each key once; rename one of them")
     if isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
         raise DataError(f"{path} holds {describe(value)}, expected a list of rows, or an object with one such list")
     doubtful = _may_hold_surrogates(text)
-    return [Line(number, row, _not_unicode(row) if doubtful else None) for number, row in enumerate(value, start=1)]
+    return [
+        Line(number, row, (_repeated_in(row) if has_repeated else None) or (_not_unicode(row) if doubtful else None))
+        for number, row in enumerate(value, start=1)
+    ]
+
+
+class _Repeated(dict[str, Any]):
+    """A mapping whose JSON text has a key twice."""
+
+    error: RepeatedKey
+
+
+def _marked(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    try:
+        return _mapping(items)
+    except RepeatedKey as error:
+        mapping = _Repeated(items)
+        mapping.error = error
+        return mapping
+
+
+_MARKING_JSON = json.JSONDecoder(object_pairs_hook=_marked)
+
+
+def _repeated_in(value: object) -> WrongValue | None:
+    """The error of a row in which a mapping has a key twice."""
+    level = [value]
+    while level:
+        inside: list[object] = []
+        for outer in level:
+            if isinstance(outer, _Repeated):
+                return WrongValue("row", str(outer.error), "each key once")
+            if isinstance(outer, dict | list):
+                inside.extend(outer.values() if isinstance(outer, dict) else outer)
+        level = inside
+    return None
 
 
 def paragraphs(path: Path, content: bytes) -> list[Line]:

@@ -3,16 +3,21 @@
 | key of a message | meaning |
 |---|---|
 | `content` as a list of parts | their texts, one after the other; a part that is not text is refused |
-| `tool_calls`, `function_call` | calls; `arguments` as JSON text are parsed; an empty list and null are no calls |
-| `weight`, `train`, `training`, `loss` | 0 or false: the turn is context and is not trained (`Message.trained`) |
-| `images`, `videos`, `audio`, … | refused where they have a value |
+| `tool_calls`, `function_call` | calls (tool_calls.py); an empty list and null are no calls |
+| `weight`, `train`, `loss_mask`, … | 0 or false: the turn is context and is not trained (`Message.trained`) |
+| `mask`, `ignore`, … | true: the same |
+| `refusal`, `images`, `videos`, `audio`, … | refused where they have a value |
 | `name`, `reasoning_content`, `thinking`, … | are kept as they are, for the chat template |
+| other keys | ShareGPT's are ignored; OpenAI's are kept where they have a value: a chat template may use them |
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from data_schemas.errors import WrongValue
-from data_schemas.formats import describe, from_json
+from data_schemas.formats import describe
+from data_schemas.nesting import parsed
+from data_schemas.tool_calls import calls_of, spoken_calls
 
 Fields = dict[str, Any]  # a raw row, or a row's fields before they are validated
 ROLES = {
@@ -25,16 +30,54 @@ ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-MAX_DEPTH = 100  # of lists and mappings inside one another: not every JSON parser reads deeper ones back
 MEDIA = ("images", "image", "videos", "video", "audio", "audios")
-TRAINING_KEYS = ("weight", "train", "training", "loss")  # OpenAI and Mistral; axolotl; ms-swift
+# 0 or false: the turn is not trained.
+TRAINING_KEYS = (
+    "weight",  # OpenAI and Mistral
+    "loss",  # ms-swift
+    "loss_weight",
+    "train",  # axolotl
+    "training",
+    "trainable",
+    "is_trainable",
+    "do_train",
+    "should_train",
+    "train_on_turn",
+    "train_turn",
+    "loss_mask",
+    "train_mask",
+    "compute_loss",
+    "calculate_loss",
+)
+WEIGHTS = ("weight", "loss", "loss_weight")  # of which 1 may be beside any turn, as it is the default
+# true: the turn is not trained.
+MASKING_KEYS = ("mask", "masked", "is_masked", "mask_loss", "ignore", "ignored", "ignore_loss", "no_loss", "no_train")
 ROW_TRAINING_KEYS = ("weight", "train")  # of a complete row
 PART_TRAINING_KEYS = ("train_detail", "training_detail")  # axolotl: parts of a turn
-READ_KEYS = frozenset((*TRAINING_KEYS, *PART_TRAINING_KEYS, *MEDIA))  # no template sees them
+# No template sees them.
+READ_KEYS = frozenset((*TRAINING_KEYS, *MASKING_KEYS, *PART_TRAINING_KEYS, *MEDIA, "refusal"))
 TEXT_PARTS = ("text", "input_text", "output_text")
 # Keys that a turn of ShareGPT may have besides `from` and `value`, and that are kept for the chat template.
 KEPT_KEYS = ("name", "reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id")
-KNOWN_KEYS = ("from", "value", *KEPT_KEYS, *TRAINING_KEYS, *PART_TRAINING_KEYS, *MEDIA)
+KNOWN_KEYS = READ_KEYS.union(("from", "value", *KEPT_KEYS))
+# Keys of OpenAI's messages, our own, and those that chat templates of well-known models use.
+OPENAI_KEYS = READ_KEYS.union(
+    (
+        "role",
+        "content",
+        "function_call",
+        *KEPT_KEYS,
+        "trained",
+        "prefix",
+        "tool_plan",
+        "tool_name",
+        "channel",
+        "recipient",
+    )
+)
+
+
+UNLESS_USED = " (unless the chat template uses it)"
 
 
 def messages_of(value: object, column: str) -> list[Fields]:
@@ -48,32 +91,16 @@ def messages_of(value: object, column: str) -> list[Fields]:
     return [_message(turn, f"{column}.{position}") for position, turn in enumerate(value)]
 
 
-def parsed(text: str, place: str) -> object:
-    """The value of a JSON text in a row. Raises WrongValue where it is not JSON, or too deep."""
-    value = from_json(text, place)
-    check_depth(value, place)
-    return value
-
-
-def check_depth(value: object, place: str) -> None:
-    """Raises WrongValue where there are more than MAX_DEPTH lists and mappings inside one another."""
-    if is_too_deep(value):
-        raise WrongValue(place, f"lists or mappings more than {MAX_DEPTH} deep", "fewer inside one another")
-
-
-def is_too_deep(value: object) -> bool:
-    """Whether there are more than MAX_DEPTH lists and mappings inside one another."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        inside: list[dict | list] = []
-        for outer in level:
-            for inner in outer.values() if isinstance(outer, dict) else outer:
-                if isinstance(inner, (dict, list)):
-                    inside.append(inner)
-        if not inside:
-            return False
-        level = inside
-    return True
+def unread_keys(value: object, column: str) -> Iterator[str]:
+    """The keys of a column's messages that only some chat template may read, as in `messages.note`."""
+    if isinstance(value, list):
+        for turn in value:
+            yield from unread_keys(turn, column)
+    elif isinstance(value, dict) and ("role" in value or "from" in value):
+        known, note = (OPENAI_KEYS, UNLESS_USED) if "role" in value else (KNOWN_KEYS, "")
+        for key in value:
+            if key not in known and not _is_empty(value[key]):
+                yield f"{column}.{key}{note}"
 
 
 def refuse_media(fields: Fields, place: str = "") -> None:
@@ -98,26 +125,49 @@ def is_trained(fields: Fields, place: str, *, names: tuple[str, ...] = TRAINING_
     return all(said.values())
 
 
+def _is_masked(fields: Fields, place: str) -> bool:
+    """Whether a key says that the turn is not trained. Raises WrongValue for anything but true and false."""
+    said = {name: fields[name] for name in MASKING_KEYS if fields.get(name) is not None}
+    for name, value in said.items():
+        if not isinstance(value, bool):  # in a mask of numbers, 1 may as well mean that the turn is trained
+            expected = "true (not trained) or false; a mask in which 1 is trained is `loss_mask`"
+            raise WrongValue(f"{place}{name}", describe(value), expected)
+    return any(said.values())
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value in ("", [], {})
+
+
 def _message(turn: object, place: str) -> Fields:
     if not isinstance(turn, dict):
         raise WrongValue(place, describe(turn), "a message: role and content, or from and value")
     read = READ_KEYS.intersection(turn)
     if read:
         refuse_media(turn, place)
+        if not _is_empty(turn.get("refusal")):
+            expected = "none: a refusal is trained as the content of its turn; move it there, or leave the row out"
+            raise WrongValue(f"{place}.refusal", describe(turn["refusal"]), expected)
     fields = _of_sharegpt(turn, place) if "from" in turn and "role" not in turn else _of_openai(turn, place)
-    if calls := _calls(fields.pop("tool_calls", None), f"{place}.tool_calls"):
+    if calls := calls_of(fields.pop("tool_calls", None), f"{place}.tool_calls"):
         fields["tool_calls"] = calls
     return fields | _trained(turn, fields.get("role"), place) if read else fields
 
 
 def _of_openai(turn: Fields, place: str) -> Fields:
-    fields = {name: value for name, value in turn.items() if name not in READ_KEYS}
+    fields = {
+        name: value
+        for name, value in turn.items()
+        if name not in READ_KEYS and (name in OPENAI_KEYS or not _is_empty(value))
+    }
     content = fields.get("content")
     if isinstance(content, list):
         fields["content"] = "".join(_text_of(part, f"{place}.content.{at}") for at, part in enumerate(content))
     elif content is None:
         fields.pop("content", None)  # OpenAI's form has `content: null` beside tool calls
-    if (call := fields.pop("function_call", None)) is not None:  # before OpenAI had tools
+    if not _is_empty(call := fields.pop("function_call", None)):  # before OpenAI had tools
+        if not _is_empty(fields.get("tool_calls")):
+            raise WrongValue(f"{place}.function_call", describe(call), "none beside tool_calls")
         fields["tool_calls"] = [{"type": "function", "function": call}]
     if fields.get("role") == "function":
         fields["role"] = "tool"
@@ -132,7 +182,7 @@ def _of_sharegpt(turn: Fields, place: str) -> Fields:
         raise WrongValue(f"{place}.value", describe(content), "text")
     kept = {name: turn[name] for name in KEPT_KEYS if turn.get(name) is not None}
     if speaker == "function_call":
-        return {"role": "assistant", "content": ""} | kept | {"tool_calls": _called(content, f"{place}.value")}
+        return {"role": "assistant", "content": ""} | kept | {"tool_calls": spoken_calls(content, f"{place}.value")}
     return {"role": ROLES[speaker], "content": content} | kept
 
 
@@ -151,48 +201,11 @@ def _trained(turn: Fields, role: object, place: str) -> Fields:
     for name in PART_TRAINING_KEYS:
         if turn.get(name):
             raise WrongValue(f"{place}.{name}", describe(turn[name]), "none: a turn is trained in full, or not at all")
-    trained = is_trained(turn, f"{place}.")
+    trained = is_trained(turn, f"{place}.") and not _is_masked(turn, f"{place}.")
     if role == "assistant":
         return {} if trained else {"trained": False}
-    for name in ("train", "training"):
-        if turn.get(name):
+    for name in TRAINING_KEYS:
+        if name not in WEIGHTS and turn.get(name):
             expected = "false: only turns of the assistant are trained"
             raise WrongValue(f"{place}.{name}", f"true in a turn of {describe(role)}", expected)
     return {}
-
-
-def _called(text: str, place: str) -> list[Fields]:
-    """The calls of a turn of ShareGPT from `function_call`."""
-    value = parsed(text, place)
-    calls: list[Any] = value if isinstance(value, list) else [value]
-    for call in calls:
-        if not isinstance(call, dict) or "name" not in call:
-            raise WrongValue(place, describe(call), "a function call with name and arguments")
-    return [{"type": "function", "function": call | _arguments(call, place)} for call in calls]
-
-
-def _calls(value: object, place: str) -> object:
-    """Tool calls with arguments as mappings; None for no calls. Other values are left to the row's own checks."""
-    if isinstance(value, str):
-        value = parsed(value, place) if value.strip() else None
-    if not isinstance(value, list):
-        return value
-    return [_call(call, f"{place}.{position}") for position, call in enumerate(value)] or None
-
-
-def _call(call: object, place: str) -> object:
-    if not isinstance(call, dict):
-        return call
-    if isinstance(function := call.get("function"), dict):
-        return call | {"function": function | _arguments(function, f"{place}.function.arguments")}
-    return call | _arguments(call, f"{place}.arguments")
-
-
-def _arguments(call: Fields, place: str) -> Fields:
-    """The arguments of a call as a mapping, where they are JSON text: a template would write text as a JSON string."""
-    if not isinstance(text := call.get("arguments"), str):
-        return {}
-    arguments = parsed(text, place) if text.strip() else {}
-    if not isinstance(arguments, dict):
-        raise WrongValue(place, describe(text), "the JSON text of a mapping")
-    return {"arguments": arguments}

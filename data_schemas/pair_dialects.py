@@ -3,14 +3,13 @@
 dialects.py has the list of dialects, and labels.py the rows of KTO, of which pairs are made.
 """
 
-import itertools
 import sys
 from collections.abc import Callable
 
 from data_schemas.errors import WrongValue
 from data_schemas.formats import describe
 from data_schemas.messages import Fields, messages_of
-from data_schemas.questions import Question, answers, question, spoken_dialog, system_of, text_of
+from data_schemas.questions import Question, after_system, answers, question, spoken_dialog, system_of, text_of
 
 RATING_NAMES = ("score", "rating", "reward")
 # Columns with the numbers of chosen and of rejected.
@@ -38,7 +37,7 @@ def pair(raw: Fields, asked: Question) -> Fields:
     if edited and best_first[0] == best_first[1]:  # the edit changed nothing
         best_first = best_first[1:]
     rated = _rated(raw)
-    return _ranking(asked.messages, best_first) | ({} if edited else rated)
+    return _ranking(asked.messages, best_first, "chosen, rejected") | ({} if edited else rated)
 
 
 def two_dialogs(raw: Fields) -> Fields:
@@ -53,7 +52,7 @@ def two_dialogs(raw: Fields) -> Fields:
             f"two different prompts (they differ from message {same + 1} on)",
             "dialogs that differ only in their last answer",
         )
-    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]} | _rated(raw)
+    return {"prompt": after_system(raw, chosen[:-1]), "chosen": chosen[-1:], "rejected": rejected[-1:]} | _rated(raw)
 
 
 def compared_turns(raw: Fields, carried: Callable[[Fields], Fields]) -> list[Fields]:
@@ -80,7 +79,7 @@ def ranked(raw: Fields, column: str, asked: Question) -> Fields:
     listed = raw[column]
     if not isinstance(listed, list) or len(listed) < 2:
         raise WrongValue(column, describe(listed), "a list of at least two answers, the best first")
-    return _ranking(asked.messages, answers(asked, [(column, answer) for answer in listed]))
+    return _ranking(asked.messages, answers(asked, [(column, answer) for answer in listed]), column)
 
 
 def scored(raw: Fields, column: str = "scores", *, lowest_is_best: bool = False) -> Fields:
@@ -98,26 +97,27 @@ def scored(raw: Fields, column: str = "scores", *, lowest_is_best: bool = False)
     if len(best) < 2:
         raise WrongValue(column, f"{len(best)} different {column}", "at least two, or nothing is better than anything")
     order = sorted(best, reverse=not lowest_is_best)
-    ranking = ranked({"ranked": [best[number] for number in order]}, "ranked", question(raw))
+    ranking = ranked({"responses": [best[number] for number in order]}, "responses", question(raw))
     if lowest_is_best:
         return ranking
     return ranking | {"chosen_score": float(order[0]), "rejected_score": float(order[-1])}
 
 
-def _ranking(prompt: list[Fields], best_first: list[list[Fields]]) -> Fields:
+def _ranking(prompt: list[Fields], best_first: list[list[Fields]], columns: str) -> Fields:
     """The fields of a ranking that compares one turn.
 
-    Messages that all answers share up to a user turn belong to the prompt. Messages after the turn in which the answers
-    differ are dropped, since they no longer answer the same prompt.
+    Messages that all answers share up to a user turn belong to the prompt. Raises WrongValue where a user turn follows
+    the turn in which the answers differ: what comes after it no longer answers the same prompt.
     """
     best, same = best_first[0], 0
     while all(len(answer) > same and answer[same] == best[same] for answer in best_first):
         same += 1
     shared = [place for place, turn in enumerate(best[:same]) if turn.get("role") == "user"]
     start = shared[-1] + 1 if shared else 0
-    turns = [
-        list(itertools.takewhile(lambda turn: turn.get("role") != "user", answer[start:])) for answer in best_first
-    ]
+    turns = [answer[start:] for answer in best_first]
+    if any(turn.get("role") == "user" for answer in turns for turn in answer):
+        found = f"answers of several turns, which differ from message {same + 1} on"
+        raise WrongValue(columns, found, "answers that differ only after the last turn of the user")
     fields = {"prompt": prompt + best[:start], "chosen": turns[0], "rejected": turns[-1]}
     return fields | ({"between": turns[1:-1]} if turns[1:-1] else {})
 

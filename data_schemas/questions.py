@@ -47,17 +47,32 @@ def assistant(text: str) -> Fields:
 
 
 def system_of(raw: Fields, columns: Sequence[str] = SYSTEM_COLUMNS[:1]) -> list[Fields]:
-    """The system message of the row's own column, or none."""
-    column = next((column for column in columns if raw.get(column)), None)
-    return [{"role": "system", "content": text_of(raw, column)}] if column else []
+    """The system message of the row's own column, or none. Raises WrongValue where two columns differ."""
+    texts = {column: text_of(raw, column) for column in columns if raw.get(column)}
+    if len({text.strip() for text in texts.values()}) > 1:
+        raise WrongValue(", ".join(texts), "two different system messages", "one, or the same in both columns")
+    return [{"role": "system", "content": text} for text in texts.values()][:1]
+
+
+def after_system(raw: Fields, messages: list[Fields], columns: Sequence[str] = SYSTEM_COLUMNS[:1]) -> list[Fields]:
+    """The messages, after the row's system column where there is one.
+
+    Raises WrongValue where they have another system message themselves.
+    """
+    system = system_of(raw, columns)
+    if not system or not messages or messages[0].get("role") != "system":
+        return [*system, *messages]
+    own = messages[0].get("content")
+    if not isinstance(own, str) or own.strip() != system[0]["content"].strip():
+        column = next(column for column in columns if raw.get(column))
+        expected = f"the dialog's own system message, {describe(own)}, or no such column"
+        raise WrongValue(column, describe(raw[column]), expected)
+    return messages
 
 
 def dialog(raw: Fields, column: str) -> list[Fields]:
     """The column's messages, after the row's `system` column where there is one (LLaMA-Factory)."""
-    messages = messages_of(raw[column], column)
-    if not messages or messages[0].get("role") != "system":
-        return [*system_of(raw), *messages]
-    return messages
+    return after_system(raw, messages_of(raw[column], column))
 
 
 def instruction(raw: Fields) -> list[Fields]:
@@ -71,24 +86,27 @@ def instruction(raw: Fields) -> list[Fields]:
             raise WrongValue(f"history.{position}", describe(turn), "a list of question and answer")
         messages += [user(turn[0]), assistant(turn[1])]
     text = text_of(raw, "instruction")
-    if more := next((name for name in ("input", "context") if raw.get(name)), None):
-        text += "\n" + text_of(raw, more)
+    more = [text_of(raw, name) for name in ("input", "context") if raw.get(name)]
+    if len(set(more)) > 1:
+        raise WrongValue("input, context", "two different texts", "one, or the same in both columns")
+    text = "\n".join([text, *more[:1]])
     return [*messages, user(text)]
 
 
 def question(raw: Fields, column: str = "prompt") -> Question:
     """The prompt of a column. Raises WrongValue for what is neither text nor messages."""
-    if not isinstance(raw[column], str):
-        return Question(dialog(raw, column))
-    text = text_of(raw, column)
-    spoken = spoken_dialog(text)
-    if spoken and len(spoken) > 1 and spoken[-1] == assistant(""):
-        return Question(spoken[:-1], is_spoken=True)
-    if column == "prompt":
-        return Question([*system_of(raw), user(text)], text)
-    if raw.get("context"):  # a passage that the question is about
-        text = f"{text_of(raw, 'context')}\n\n{text}"
-    return Question([*system_of(raw, SYSTEM_COLUMNS), user(text)], text)
+    is_prompt = column == "prompt"
+    systems = SYSTEM_COLUMNS[:1] if is_prompt else SYSTEM_COLUMNS
+    context = None if is_prompt else raw.get("context")  # a passage that the question is about
+    spoken = spoken_dialog(text_of(raw, column)) if isinstance(raw[column], str) else None
+    is_spoken = spoken is not None and len(spoken) > 1 and spoken[-1] == assistant("")
+    if isinstance(raw[column], str) and not is_spoken:
+        text = f"{text_of(raw, 'context')}\n\n{raw[column]}" if context else raw[column]
+        return Question([*system_of(raw, systems), user(text)], text)
+    if context:
+        raise WrongValue("context", describe(context), f"none beside a dialog in {column}: write it into a message")
+    messages = spoken[:-1] if spoken is not None else messages_of(raw[column], column)
+    return Question(after_system(raw, messages, systems), is_spoken=is_spoken)
 
 
 def spoken_dialog(text: str) -> list[Fields] | None:

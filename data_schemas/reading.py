@@ -29,7 +29,8 @@ from data_schemas.errors import ConfigError, DataError, SetAside, UnknownColumns
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, cannot_open, describe, first_lines, format_of, json_lines, shorten
 from data_schemas.labels import pairs_of_labels
-from data_schemas.messages import Fields, check_depth, is_too_deep
+from data_schemas.messages import Fields
+from data_schemas.nesting import check_depth, is_too_deep
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import Source, SourceValue, lines_of, sources
 from data_schemas.splitting import num_copies

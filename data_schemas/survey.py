@@ -1,7 +1,7 @@
 """What a source of rows contains: for `alignloop data`, which shows it before there is a recipe.
 
-A source is read as the first kind whose columns it has. Where it has those of none, columns with common other names are
-guessed, as Q and A for prompt and answer.
+Of the kinds whose columns a source has, it is read as that of which most rows are valid. Where it has the columns of
+none, columns with common other names are guessed, as Q and A for prompt and answer.
 """
 
 import itertools
@@ -98,8 +98,7 @@ def survey(source: Source) -> Survey:
         kinds = [guess[0]]
         source = replace(source, columns=guess[1])
         by_file = [(name, renamed) for name, line in by_file for renamed in source.rename(name, [line])]
-    kind = kinds[0] if kinds else ""
-    read = _read(by_file, kind) if kind else _Read()
+    kind, read = _best_of(by_file, kinds)
     return Survey(
         source,
         is_guessed=guess is not None,
@@ -107,7 +106,7 @@ def survey(source: Source) -> Survey:
         num_lines=len(by_file),
         columns=columns,
         kind=kind,
-        other_kinds=kinds[1:],
+        other_kinds=[other for other in kinds if other != kind],
         dialects=dict(read.dialects.most_common()),
         rows=read.rows,
         problems=sorted(read.problems.values(), key=lambda problem: -len(problem.places)),
@@ -153,6 +152,24 @@ def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
         except WrongValue as error:
             read.add_problem(error, place)
     return read
+
+
+def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple[str, _Read]:
+    """The kind as which most lines are valid, the first of several, and the rows; prompts only if no other has any.
+
+    Every pair and every example has the columns of a prompt too, also where it is a bad one.
+    """
+    best, read, num_best = "", _Read(), -1
+    for kind in kinds:
+        if kind == "prompts" and num_best > 0:
+            continue
+        as_kind = _read(by_file, kind)
+        num_valid = len({item.place for item in as_kind.rows})
+        if num_valid > num_best:
+            best, read, num_best = kind, as_kind, num_valid
+        if not as_kind.problems:
+            break
+    return best, read
 
 
 def _dialect_of(raw: Mapping[str, object], kind: str) -> Dialect | None:

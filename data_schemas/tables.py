@@ -3,12 +3,12 @@
 import csv
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import DataError, WrongValue
-from data_schemas.formats import TABLE_FORMATS, Line, decoded, first_lines, shorten
+from data_schemas.formats import TABLE_FORMATS, Line, decoded, first_lines, first_repeated, shorten
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
@@ -45,7 +45,7 @@ def _separated(path: Path, content: bytes, *, delimiter: str, quoting: Any) -> l
     lines: list[Line] = []
     start = 0
     try:
-        header = next(reader, [])
+        header = _header(path, next(reader, []))
         start = reader.line_num
         for cells in reader:
             number, start = start + 1, reader.line_num
@@ -59,6 +59,22 @@ def _separated(path: Path, content: bytes, *, delimiter: str, quoting: Any) -> l
     except csv.Error as error:
         raise DataError(f"{path}:{start + 1} is not CSV ({error})") from None
     return lines
+
+
+def _header(path: Path, cells: Sequence[str]) -> list[str]:
+    """The names of the columns. One without a name, as pandas writes its index, is named by its place.
+
+    Raises DataError for a name that is there twice, since a row can have only one value by it.
+    """
+    names = [cell if cell.strip() else f"unnamed column {place}" for place, cell in enumerate(cells, start=1)]
+    _check_different(path, names)
+    return names
+
+
+def _check_different(path: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        name = shorten(repr(first_repeated(names)))
+        raise DataError(f"{path} has two columns {name}, expected different names; rename one of them")
 
 
 def parquet_rows(path: Path) -> list[Line]:
@@ -82,7 +98,7 @@ def column_names(path: Path, ending: str) -> list[str]:
 
     if ending in DELIMITERS:
         header = decoded(path, first_lines(path, 1)).splitlines()
-        return next(csv.reader(header, delimiter=DELIMITERS[ending]), [])
+        return _header(path, next(csv.reader(header, delimiter=DELIMITERS[ending]), []))
     if ending not in TABLE_FORMATS:
         return []
     if ending == ".parquet":
@@ -101,6 +117,7 @@ def _open_arrow(path: Path) -> Any:
 
 def _read_binary(path: Path, kind: str, read: Callable[[], Any]) -> list[Line]:
     table = _guarded(path, kind, read)
+    _check_different(path, table.column_names)
     return [Line(number, unfilled(row)) for number, row in enumerate(table.to_pylist(), start=1)]
 
 

@@ -4,7 +4,8 @@ A template is free to leave out what it does not know: tool calls, reasoning, th
 then not be what the row says (a turn that calls a tool becomes an empty turn), so such a row is refused by name.
 
 Compared are each turn's content, the names and argument values of tool calls, the reasoning, and the names of the
-tools, in the order of the turns. White space around them and JSON escapes may differ. Thoughts of a turn that is only
+tools, in the order of the turns. White space around them (and around the thoughts within a content) and JSON escapes
+may differ, but not white space within them: code without its line breaks is other code. Thoughts of a turn that is only
 context may be missing: Qwen 3 and DeepSeek-R1 leave out earlier thoughts by design.
 """
 
@@ -20,6 +21,7 @@ from data_schemas.rows import Message
 from engine.tokens.rendering import PROBE, Tools, render
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a message that hold its thoughts
+_TAG_OF_THOUGHTS = re.compile(r"(</?\w*think\w*>)")
 _END_OF_THOUGHTS = re.compile(r"^.*</\w*think\w*>", re.DOTALL)
 _REMEDY = "set on_bad_row: set_aside to leave such rows out, or run prepare_base with a chat_template that renders it"
 _WRITES_TOOLS: dict[str, bool] = {}  # by the text of the template
@@ -39,8 +41,7 @@ def without_thoughts(content: str) -> str:
 def find(text: str, said: str, begin: int = 0, finish: int | None = None) -> tuple[int, int] | None:
     """The first place [start, end) in text[begin:finish] of what a message says; None where it is nowhere.
 
-    White space around it is ignored, and it may be written as in JSON. If only the white space within differs, all of
-    the text is the place.
+    White space around it, and around the tags of thoughts in it, is ignored. It may be written as in JSON.
     """
     finish = len(text) if finish is None else finish
     core = said.strip()
@@ -52,7 +53,11 @@ def find(text: str, said: str, begin: int = 0, finish: int | None = None) -> tup
         at = text.find(escaped, begin, finish)
         if at >= 0:
             return at, at + len(escaped)
-    return (begin, finish) if "".join(core.split()) in "".join(text[begin:finish].split()) else None
+    parts = [part.strip() for part in _TAG_OF_THOUGHTS.split(core)]
+    if len(parts) == 1:
+        return None
+    match = re.compile(r"\s*".join(map(re.escape, filter(None, parts)))).search(text, begin, finish)
+    return match.span() if match else None
 
 
 def check_complete(
@@ -75,7 +80,7 @@ def check_complete(
             finish = next((begin for later, (begin, _) in sorted(spans.items()) if later > turn), len(text))
             missing, position = _missing_in_context(text, message, position, finish)
         if missing:
-            raise ConfigError(f"the chat template leaves out {missing} of turn {turn + 1}: {_REMEDY}")
+            raise ConfigError(f"the chat template {missing} of turn {turn + 1}: {_REMEDY}")
     names = [str(_function(tool).get("name", "")) for tool in tools or []]
     if names and not _writes_tools(tokenizer):
         raise ConfigError(f"the chat template leaves out the tools ({', '.join(names)[:60]}): {_REMEDY}")
@@ -84,19 +89,27 @@ def check_complete(
 
 
 def _missing_in_trained(region: str, message: Message) -> str:
-    """What is not in the text of a trained turn, in words. Each part is looked for outside of the parts before it."""
-    for name, said in (("the reasoning", reasoning_of(message)), ("the content", message.content)):
+    """What the text of a trained turn leaves out or changes, in words.
+
+    Each part is looked for outside of the parts before it.
+    """
+    for name, said in (("reasoning", reasoning_of(message)), ("content", message.content)):
         if said.strip():
             place = find(region, said)
             if place is None:
-                return name
-            if place != (0, len(region)):
-                region = f"{region[: place[0]]}\n{region[place[1] :]}"
-    return "" if all(_is_in(region, said) for said in _calls(message)) else "the tool calls"
+                return _difference(region, said, name)
+            region = f"{region[: place[0]]}\n{region[place[1] :]}"
+    return "" if all(_is_in(region, said) for said in _calls(message)) else "leaves out the tool calls"
+
+
+def _difference(region: str, said: str, name: str) -> str:
+    """How a text differs from what is said, in words: does it have the same characters without white space?"""
+    is_same = "".join(said.split()) in "".join(region.split())
+    return f"changes the white space within the {name}" if is_same else f"leaves out the {name}"
 
 
 def _missing_in_context(text: str, message: Message, position: int, finish: int) -> tuple[str, int]:
-    """What is not in text[position:finish], in words, and the position after the message."""
+    """What text[position:finish] leaves out or changes, in words, and the position after the message."""
     content = without_thoughts(message.content) if message.role == "assistant" else message.content
     region = text[position:finish]
     if content.strip():
@@ -104,10 +117,10 @@ def _missing_in_context(text: str, message: Message, position: int, finish: int)
         begin = 0 if message.role == "system" else position
         place = find(text, content, begin, finish)
         if place is None:
-            return "the content", position
-        if place != (begin, finish) and message.role != "system":
+            return _difference(text[begin:finish], content, "content"), position
+        if message.role != "system":
             position = place[1]
-    return ("" if all(_is_in(region, said) for said in _calls(message)) else "the tool calls"), position
+    return ("" if all(_is_in(region, said) for said in _calls(message)) else "leaves out the tool calls"), position
 
 
 def _calls(message: Message) -> Iterator[object]:

@@ -5,7 +5,9 @@ a stage can't train on (a turn without a labelled end token, a dialog without an
 leaves out) is an error of `engine.tokens.template`; here the row's number is added to it, or the row is set aside.
 """
 
+import itertools
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from data_schemas.reading import BadRow, OnBadRow
 from data_schemas.rows import Conversation, Dropped, PreferencePair
 from data_schemas.text import printable
 from engine.runtime import progress
+from engine.tokens.completeness import REASONING
 from engine.tokens.positions import check_positions
 from engine.tokens.rendering import TemplateLimit
 from engine.tokens.token_rows import TokenRow
@@ -52,6 +55,7 @@ class TokenReport:
     num_rows_of_split: int = 0
     dropped: dict[str, int] = field(default_factory=dict)  # rows dropped after they were encoded, by reason
     num_answers_dropped: int = 0  # of rankings that are kept, because they have the tokens of a better answer
+    unnamed_keys: dict[str, int] = field(default_factory=dict)  # keys of messages that the template does not name
     refused: list[BadRow] = field(default_factory=list)  # rows that were set aside
 
     def count(self, encoded: TokenRow, kept: TokenRow | None) -> None:
@@ -99,6 +103,9 @@ class TokenReport:
             yield f"{count} rows dropped ({reason}): their answers are the same tokens under the chat template"
         if self.num_answers_dropped:
             yield f"{self.num_answers_dropped} answers of rankings dropped: they are the same tokens as a better answer"
+        if self.unnamed_keys:
+            keys = ", ".join(f"{key} ({count})" for key, count in self.unnamed_keys.items())
+            yield f"ignored keys of messages, which the chat template does not name: {printable(keys)}"
         if self.refused:
             yield (
                 f"{len(self.refused)} rows set aside, which can't be trained on under the chat template; the first is "
@@ -153,9 +160,13 @@ def encode_all(
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     special_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    template = str(tokenizer.chat_template)
     counted = progress.each(rows, f"tokenizing {name} rows", total=len(rows), unit="rows")
     for number, row in enumerate(counted, 1):
         text = row.to_json()
+        for key in _keys_of(row):
+            if not re.search(rf"\b{re.escape(key)}\b", template):
+                report.unnamed_keys[key] = report.unnamed_keys.get(key, 0) + 1
         try:
             encoded = encode(row)
         except TemplateLimit:
@@ -201,6 +212,14 @@ def encode_all(
         )
     check_positions(name, report.lengths, max_positions)
     return token_rows, report
+
+
+def _keys_of(row: Conversation | PreferencePair) -> set[str]:
+    """The keys of a row's messages that only a chat template can read. Those of thoughts are compared with the text."""
+    answers = [] if isinstance(row, Conversation) else row.ranking
+    messages = itertools.chain(row.messages if isinstance(row, Conversation) else row.prompt, *answers)
+    keys = {key for message in messages for key in message.model_extra or {}}
+    return keys.difference(REASONING, ("tool_call_id",))
 
 
 def _first_words(row: Conversation | PreferencePair) -> str:

@@ -31,12 +31,15 @@ CLOCK = "strftime_now"  # the function by which a template reads the clock
 DEFAULT_DATE = "2024-07-26"  # where no date is set: the one that Llama 3.1's template writes
 _CLOCK_CALL = re.compile(CLOCK + r"\(\s*(?:'([^'\\]*)'|\"([^\"\\]*)\")\s*\)")
 _CLOCK_TEST = re.compile(CLOCK + r"\s+is\s+(not\s+)?(defined|undefined|callable|none)\b")
+RANDOM = "random"  # a filter of Jinja
+RANDOM_TEXT = "lipsum"  # a function of Jinja
+_RENDERED_TWICE: set[str] = set()  # templates that rendered the first dialog of this process twice in the same way
 Tools = list[dict[str, Any]]  # JSON schemas of functions, as chat templates take them
 log = logging.getLogger(__name__)
 
 
 class TemplateLimit(ConfigError):
-    """The template takes too long or too much memory: an error of the template, whatever the row."""
+    """The template takes too long or too much memory, or is random: an error of the template, whatever the row."""
 
 
 class _TookTooLong(BaseException):
@@ -51,10 +54,20 @@ def render(
     generation_prompt: bool = False,
 ) -> str:
     """The text of the dialog as the model reads it. Raises ConfigError where the template refuses the dialog, and
-    TemplateLimit where it takes too long or too much memory."""
-    _inspect(str(tokenizer.chat_template))
+    TemplateLimit where it takes too long or too much memory, or renders the same dialog differently each time."""
+    template = str(tokenizer.chat_template)
+    _inspect(template)
     try:
-        return _render(tokenizer, messages, tools, generation_prompt=generation_prompt)
+        text = _render(tokenizer, messages, tools, generation_prompt=generation_prompt)
+        if template not in _RENDERED_TWICE:
+            held = for_template(messages)  # other objects than in the first rendering, whose memory it may reuse
+            again = _render(tokenizer, messages, tools, generation_prompt=generation_prompt)
+            if held and again != text and not writes_date(template):
+                raise TemplateLimit(
+                    "the chat template renders the same dialog differently each time; set another chat_template"
+                )
+            _RENDERED_TWICE.add(template)
+        return text
     except Exception as error:  # a template is a program, which may raise anything
         if isinstance(error, TemplateLimit):
             raise
@@ -112,7 +125,8 @@ def with_fixed_date(template: str, date: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _inspect(template: str) -> None:
-    """Looks at a template once: warns of one that writes a date, and refuses one whose cost no limit could stop."""
+    """Looks at a template once: warns of one that writes a date, and refuses one that is random or whose cost no limit
+    could stop."""
     if writes_date(template):
         log.warning(
             "the chat template writes today's date, so the same rows and prompts are other tokens on another day; "
@@ -129,6 +143,19 @@ def _inspect(template: str) -> None:
         raise TemplateLimit(
             "the chat template computes a power (**), which may take forever; set another chat_template"
         )
+    if _is_random(parsed):
+        raise TemplateLimit(
+            "the chat template is random: it renders the same dialog differently; set another chat_template"
+        )
+
+
+def _is_random(template: jinja2.nodes.Template) -> bool:
+    """Whether a template uses Jinja's random filter, also as `map('random')`, or its random text."""
+    for used in template.find_all(jinja2.nodes.Filter):
+        arguments = [node.value for node in used.args if isinstance(node, jinja2.nodes.Const)]
+        if RANDOM in (used.name, *arguments):
+            return True
+    return any(name.name == RANDOM_TEXT for name in template.find_all(jinja2.nodes.Name))
 
 
 def _render(

@@ -28,6 +28,10 @@ def dialog(*messages: Any) -> dict[str, Any]:
     return {"messages": list(messages)}
 
 
+def calling(call: Any) -> dict[str, Any]:
+    return dialog(USER, {"role": "assistant", "tool_calls": [call]}, ANSWER)
+
+
 def pair(**columns: Any) -> dict[str, Any]:
     return GOOD["preferences"] | columns
 
@@ -49,6 +53,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("documents", '{"text": "\\ud83d"}\n', "line: found half a character (\\ud83d), expected whole characters"),
     ("documents", "[" * 100_000 + "\n", "line: found '[[["),
     ("documents", f'{{"text": {"1" * 5000}}}\n', 'line: found \'{"text":'),
+    ("documents", '{"text": "a", "text": "b"}\n', "line: found the key 'text' twice in one mapping, expected each key"),
     ("instructions", dialog(), "messages: found no messages, expected at least one"),
     ("instructions", {"messages": 3}, "messages: found 3, expected a list of messages"),
     ("instructions", {"messages": "[1"}, "messages: found '[1' (Expecting ',' delimiter at character 3), expected"),
@@ -59,6 +64,42 @@ ROWS: list[tuple[str, Any, str]] = [
         "instructions",
         dialog(USER | {"images": ["a.png"]}, ANSWER),
         "messages.0.images: found a list of 1, expected none",
+    ),
+    ("instructions", dialog(USER, ANSWER | {"refusal": "no"}), "messages.1.refusal: found 'no', expected none: a"),
+    ("instructions", dialog(USER, ANSWER | {"mask": 1}), "messages.1.mask: found 1, expected true (not trained) or"),
+    ("instructions", calling({"function": "f"}), "messages.1.tool_calls.0.function: found 'f', expected a function"),
+    ("instructions", calling({"arguments": {}}), "messages.1.tool_calls.0.name: found nothing, expected the name of"),
+    ("instructions", calling({"name": "f", "arguments": 5}), "messages.1.tool_calls.0.arguments: found 5, expected a"),
+    (
+        "instructions",
+        calling({"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}}),
+        "messages.1.tool_calls.0.parameters: found a mapping with a, expected none beside arguments",
+    ),
+    (
+        "instructions",
+        dialog(USER, ANSWER | {"function_call": {"name": "f"}, "tool_calls": [{"name": "f"}]}),
+        "messages.1.function_call: found a mapping with name, expected none beside tool_calls",
+    ),
+    ("instructions", dialog(SYSTEM, USER, ANSWER) | {"system": "t"}, "system: found 't', expected the dialog's own"),
+    (
+        "instructions",
+        {"question": "q", "answer": "a", "system": "s", "system_prompt": "t"},
+        "system, system_prompt: found two different system messages, expected one",
+    ),
+    (
+        "instructions",
+        {"question": [USER], "answer": "a", "context": "c"},
+        "context: found 'c', expected none beside a dialog in question",
+    ),
+    (
+        "instructions",
+        {"instruction": "q", "output": "a", "input": "b", "context": "c"},
+        "input, context: found two different texts, expected one",
+    ),
+    (
+        "preferences",
+        pair(chosen=[ANSWER, USER, ANSWER], rejected="c"),
+        "chosen, rejected: found answers of several turns, which differ from message 1 on, expected answers that",
     ),
     ("instructions", dialog(USER, ANSWER | {"weight": 0.5}), "messages.1.weight: found 0.5, expected 0 or 1, false or"),
     ("instructions", dialog(USER, ANSWER | {"weight": 0}), "messages: found a dialog in which no turn is trained"),
@@ -192,6 +233,13 @@ FILES: list[tuple[str, bytes, str]] = [
     ("bytes.csv", b"text\na\ncaf\xe9\n", "bytes.csv:3: found byte 0xe9, expected UTF-8 text"),
     ("quote.csv", b'text\n"a"b\n', "quote.csv:2 is not CSV"),
     ("cells.csv", b"text,id\na,1\nb\n", "cells.csv:3: row: found 1 cells, expected 2, as in the first line"),
+    (
+        "twice.csv",
+        b"text,text\na,b\n",
+        "twice.csv has two columns 'text', expected different names; rename one of them",
+    ),
+    ("keys.json", b'[{"text": "a", "text": "b"}]', "keys.json:1: row: found the key 'text' twice in one mapping,"),
+    ("lists.json", b'{"a": [], "a": []}', "lists.json holds the key 'a' twice in one mapping, expected each key once"),
     ("cut.json", b"[1,", "cut.json is not JSON (Expecting value: line 1 column 4 (char 3))"),
     ("two.json", b'{"a": [], "b": []}', "two.json holds a mapping with a, b, expected a list of rows, or an object"),
     ("three.json", b"3", "three.json holds 3, expected a list of rows"),

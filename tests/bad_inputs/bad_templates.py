@@ -244,6 +244,17 @@ CASES = [
     ),
     Case("template that loops", of_base(LOOPING), "the chat template takes more than 0.2 seconds for one dialog; set"),
     Case("template that explodes", of_base("{{ 'a' * 3000000000 }}"), "takes more than 2 GiB of memory for one dialog"),
+    Case("template that is random", of_base("{{ range(9) | random }}"), "the chat template is random: it renders the"),
+    Case(
+        "template that writes an address",
+        of_base(CHATTING + "{{ messages[0].items }}"),
+        "the chat template renders the same dialog differently each time; set another chat_template",
+    ),
+    Case(
+        "template that joins lines",
+        of_template(CHATTING.replace("m.content", "m.content.split() | join(' ')"), USER, ANSWER | {"content": "a\nb"}),
+        "train row 1: the chat template changes the white space within the content of turn 4: set on_bad_row",
+    ),
     Case("template that computes a power", of_base("{{ 9 ** 9 }}"), "the chat template computes a power (**), which"),
     Case(
         "template that reads the clock",

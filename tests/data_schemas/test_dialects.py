@@ -145,7 +145,6 @@ LONG = "What is the capital of that country?"
     [
         ("\n\nHuman: a\n\nAssistant:", "\n\nHuman: a\n\nAssistant: {}"),
         ("\n\nHuman: a\n\nAssistant: ", "\n\nAssistant: {}"),
-        ("\n\nHuman: a\n\nAssistant:", " {}\n\nHuman: Thanks"),
         ("a", "\n\nHuman: a\n\nAssistant: {}"),
         (LONG, LONG + " {}"),
         (LONG, LONG + "\n{}"),

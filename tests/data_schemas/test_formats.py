@@ -56,17 +56,143 @@ def test_a_dialog_compared_at_every_turn_is_split_into_its_turns(tmp_path):
     assert len({row.group_id for row in (first, second, third)}) == 1
 
 
-def test_answers_of_several_turns_are_compared_at_the_turn_in_which_they_differ(tmp_path):
-    """Turns that both share go into the prompt. Later turns answer different prompts."""
+def test_turns_that_answers_share_go_into_the_prompt(tmp_path):
     shared = [assistant("a1"), user("q2")]
     call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
     result = {"role": "tool", "content": "7"}
-    chosen = [*shared, call, result, assistant("a2"), user("q3"), assistant("a3")]
-    rejected = [*shared, assistant("b2"), user("q4"), assistant("b3")]
+    chosen = [*shared, call, result, assistant("a2")]
+    rejected = [*shared, assistant("b2")]
     (row,) = read_pairs(lines(tmp_path / "a.jsonl", {"prompt": "q1", "chosen": chosen, "rejected": rejected})).rows
     assert for_template(row.prompt) == [user("q1"), *shared]
     assert for_template(row.chosen) == [call, result, assistant("a2")]
     assert for_template(row.rejected) == [assistant("b2")]
+
+
+def spoken(*texts):
+    return [{"from": "human" if place % 2 else "gpt", "value": text} for place, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "differ"),
+    [
+        (
+            {
+                "prompt": [user("q")],
+                "chosen": [assistant("c1"), user("n"), assistant("c2")],
+                "rejected": [assistant("r1"), user("n"), assistant("r2")],
+            },
+            "chosen, rejected",
+            1,
+        ),
+        ({"prompt": "q", "ranked": [[assistant("a"), user("n"), assistant("b")], "c", "d"]}, "ranked", 1),
+        (
+            {"prompt": "q", "responses": ["a", [assistant("b"), user("n"), assistant("c")]], "scores": [1, 2]},
+            "responses",
+            1,
+        ),
+        (
+            {"conversations": spoken("", "q")[1:], "chosen": spoken("a", "n", "b"), "rejected": spoken("a", "m", "c")},
+            "chosen, rejected",
+            2,
+        ),
+        ({"prompt": "q", "chosen": [assistant("a"), user("n")], "rejected": "b"}, "chosen, rejected", 1),
+        (
+            {
+                "prompt": "\n\nHuman: q\n\nAssistant:",
+                "chosen": " a\n\nHuman: n",
+                "rejected": " b\n\nHuman: n",
+            },
+            "chosen, rejected",
+            1,
+        ),
+        (
+            {"turns": [{"prompt": "q", "chosen": [assistant("a"), user("n"), assistant("b")], "rejected": "c"}]},
+            "chosen, rejected",
+            1,
+        ),
+    ],
+)
+def test_no_turn_of_an_answer_is_cut_off(tmp_path, row, columns, differ):
+    error = fails(read_pairs, lines(tmp_path / "a.jsonl", row))
+    assert f":1: {columns}: found answers of several turns, which differ from message {differ} on, expected" in error
+
+
+# -- names that are there twice, and columns without a name -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "places"),
+    [
+        ("a.csv", ",prompt,completion\n0,q,a\n1,r,b\n", [1]),  # as pandas writes its index
+        ("a.csv", "prompt,completion,\nq,a,x\nr,b,y\n", [3]),
+        ("a.tsv", " \tprompt\tcompletion\t\n0\tq\ta\t\n1\tr\tb\t\n", [1, 4]),
+    ],
+)
+def test_a_column_without_a_name_is_ignored_by_its_place(tmp_path, name, text, places):
+    path = lines(tmp_path / name, text)
+    read = read_conversations(path)
+    assert messages_of(read) == [[user("q"), assistant("a")], [user("r"), assistant("b")]]
+    assert read.ignored == {str(path): [f"unnamed column {place}" for place in places]}
+    check_columns(Source.of(str(path)), "instructions")
+
+
+def test_a_json_row_with_a_key_without_a_name_is_read(tmp_path):
+    read = read_conversations(lines(tmp_path / "a.jsonl", {"": 0, "prompt": "q", "completion": "a"}))
+    assert read.ignored == {str(tmp_path / "a.jsonl"): ["unnamed column"]}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_two_columns_of_one_name_are_a_bad_file(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        import pyarrow.parquet
+
+        columns = [pyarrow.array([text]) for text in "qab"]
+        table = pyarrow.Table.from_arrays(columns, names=["prompt", "completion", "completion"])
+        pyarrow.parquet.write_table(table, path)
+    else:
+        lines(path, "prompt,completion,completion\nq,a,b\n".replace(",", "," if name == "a.csv" else "\t"))
+    expected = f"{path} has two columns 'completion', expected different names; rename one of them"
+    assert fails(read_conversations, path, on_bad_row="set_aside") == expected
+    if name != "a.parquet":
+        assert fails(check_columns, Source.of(str(path)), "instructions") == expected
+
+
+CALLING = '{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{\\"a\\": 1, \\"a\\": 2}"}]}'
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"prompt": "q", "completion": "a", "completion": "b"}', "line: found the key 'completion' twice in one"),
+        (
+            '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "content": "b"}]}',
+            "line: found the key 'content' twice in one mapping, expected each key once",
+        ),
+        (
+            f'{{"messages": [{{"role": "user", "content": "q"}}, {CALLING}, {{"role": "assistant", "content": "b"}}]}}',
+            "messages.1.tool_calls.0.arguments: found the key 'a' twice in one mapping, expected each key once",
+        ),
+    ],
+)
+def test_a_key_that_is_in_one_mapping_twice_is_a_bad_row(tmp_path, row, reason):
+    good = {"prompt": "q", "completion": "a"}
+    path = lines(tmp_path / "a.jsonl", good, row + "\n", good)
+    assert f"{path}:2: {reason}" in fails(read_conversations, path)
+    read = read_conversations(path, on_bad_row="set_aside")
+    assert len(read.rows) == 2 and [bad.line for bad in read.bad] == [2]
+    listed = lines(tmp_path / "a.json", f"[{json.dumps(good)}, {row}]")
+    assert f"{listed}:2: {reason.replace('line:', 'row:')}" in fails(read_conversations, listed)
+    assert len(read_conversations(listed, on_bad_row="set_aside").rows) == 1
+    in_json = lines(tmp_path / "b.json", row + "\n", good)  # JSON lines in a file named .json
+    assert len(read_conversations(in_json, on_bad_row="set_aside").rows) == 1
+
+
+def test_two_lists_of_one_name_are_a_bad_file(tmp_path):
+    path = lines(tmp_path / "a.json", '{"data": [{"text": "a"}], "data": [{"text": "b"}]}')
+    assert fails(read_documents, path) == (
+        f"{path} holds the key 'data' twice in one mapping, expected each key once; rename one of them"
+    )
 
 
 def test_jsonl_with_bom_blank_lines_and_a_line_separator_inside_a_text(tmp_path):

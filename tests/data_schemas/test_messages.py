@@ -117,6 +117,75 @@ def test_keys_that_templates_know_are_kept_in_both_forms(tmp_path):
     assert messages_of(read) == [[user("q"), assistant("a") | thought]]
 
 
+NOTHING = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "note": "", "tool_calls": None}
+
+
+def test_empty_keys_as_openai_writes_them_are_harmless(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"messages": [user("Hi"), assistant("Hello.") | NOTHING]})
+    read = read_conversations(path)
+    assert messages_of(read) == [TWO_TURNS] and not read.ignored
+    pair = {"prompt": "q", "chosen": [assistant("a") | NOTHING], "rejected": "b"}
+    (row,) = read_pairs(lines(tmp_path / "b.jsonl", pair)).rows
+    assert for_template(row.chosen) == [assistant("a")]
+
+
+@pytest.mark.parametrize("content", ["", "No."])
+def test_a_refusal_and_a_second_kind_of_call_are_refused_by_name(tmp_path, content):
+    reason = "messages.1.refusal: found 'I can not.', expected none: a refusal is trained as the content of its turn"
+    assert reason in refused(tmp_path, [user("q"), assistant(content) | {"refusal": "I can not."}])
+    call = {"name": "f", "arguments": "{}"}
+    turn = assistant(content) | {"function_call": call, "tool_calls": [call]}
+    reason = "messages.1.function_call: found a mapping with name, arguments, expected none beside tool_calls"
+    assert reason in refused(tmp_path, [user("q"), turn, assistant("a")])
+
+
+def test_other_keys_are_kept_and_listed_once(tmp_path):
+    turns = [user("q") | {"name": "Ann"}, assistant("a") | {"note": "n", "annotations": [1]}]
+    path = lines(tmp_path / "a.jsonl", {"messages": turns}, {"messages": turns, "id": 1})
+    read = read_conversations(path)
+    used = " (unless the chat template uses it)"
+    assert read.ignored == {str(path): [f"messages.note{used}", f"messages.annotations{used}", "id"]}
+    assert messages_of(read) == [turns, turns]
+    ranked = [[assistant("a") | {"mark": 1}], {"from": "gpt", "value": "b", "lang": "en"}]
+    path = lines(tmp_path / "b.jsonl", {"prompt": [user("q") | {"extra": 0}], "ranked": ranked})
+    assert read_pairs(path).ignored == {str(path): [f"prompt.extra{used}", f"ranked.mark{used}", "ranked.lang"]}
+    path = lines(tmp_path / "c.jsonl", {"question": "q", "answer": {"text": ["a"]}})
+    assert not read_conversations(path).ignored  # SQuAD's answers are no messages
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"function": "ff"}, "0.function: found 'ff', expected a function call with name and arguments"),
+        ({"type": "function"}, "0.name: found nothing, expected the name of a function"),
+        ({"name": " ", "arguments": {}}, "0.name: found ' ', expected the name of a function"),
+        ({"function": {"name": "", "arguments": {}}}, "0.function.name: found '', expected the name of a function"),
+        ({"name": "f", "arguments": 5}, "0.arguments: found 5, expected a mapping of arguments to values, or its JSON"),
+        ({"function": {"name": "f", "arguments": [1]}}, "0.function.arguments: found a list of 1, expected a mapping"),
+        ({"name": "f", "arguments": {}, "parameters": {"a": 1}}, "0.parameters: found a mapping with a, expected none"),
+        ({"name": "f", "parameters": "3"}, "0.parameters: found '3', expected the JSON text of a mapping"),
+    ],
+)
+def test_calls_that_say_nothing_a_template_could_write_are_refused(tmp_path, call, reason):
+    turn = {"role": "assistant", "tool_calls": [call]}
+    assert f"messages.1.tool_calls.{reason}" in refused(tmp_path, [user("q"), turn, assistant("a")])
+
+
+def test_parameters_of_a_call_are_its_arguments(tmp_path):
+    """As Llama 3 writes a call."""
+    calls = [{"name": "f", "parameters": {"a": 1}}, {"function": {"name": "g", "parameters": '{"b": 2}'}}]
+    row = read_one(tmp_path, [user("q"), {"role": "assistant", "tool_calls": calls}, assistant("a")])
+    assert row.messages[1].tool_calls == [
+        {"name": "f", "arguments": {"a": 1}},
+        {"function": {"name": "g", "arguments": {"b": 2}}},
+    ]
+    spoken = [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(calls[0])}]
+    read = read_conversations(lines(tmp_path / "b.jsonl", {"conversations": spoken}))
+    assert read.rows[0].messages[1].tool_calls == [
+        {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    ]
+
+
 # -- turns that are not trained -------------------------------------------------------------------------------------
 
 UNTRAINED = [
@@ -126,6 +195,13 @@ UNTRAINED = [
     {"training": False},
     {"loss": False},
     {"weight": 1, "train": False},
+    {"loss_mask": 0},
+    {"mask": True},
+    {"ignore": True},
+    {"trainable": False},
+    {"train_on_turn": False},
+    {"do_train": False},
+    {"compute_loss": False, "mask": False},
 ]
 
 
@@ -152,6 +228,12 @@ def test_a_turn_that_is_not_trained_is_context_and_no_template_sees_the_key(tmp_
     [
         (assistant("a") | {"weight": 0.5}, "messages.1.weight: found 0.5, expected 0 or 1, false or true"),
         (assistant("a") | {"train": "no"}, "messages.1.train: found 'no', expected 0 or 1, false or true"),
+        (
+            assistant("a") | {"mask": 1},
+            "messages.1.mask: found 1, expected true (not trained) or false; a mask in which",
+        ),
+        (assistant("a") | {"loss_mask": [0, 1]}, "messages.1.loss_mask: found a list of 2, expected 0 or 1"),
+        (assistant("a") | {"ignore": True}, "messages: found a dialog in which no turn is trained, expected an"),
         (assistant("a") | {"weight": 0}, "messages: found a dialog in which no turn is trained, expected an assistant"),
         (assistant("a") | {"train_detail": [{"begin_offset": 0}]}, "messages.1.train_detail: found a list of 1, expec"),
     ],
@@ -160,9 +242,12 @@ def test_other_weights_and_dialogs_without_a_trained_turn_are_refused(tmp_path, 
     assert f"a.jsonl:1: {reason}" in refused(tmp_path, [user("q"), turn])
 
 
-def test_a_user_turn_that_is_to_be_trained_is_refused(tmp_path):
-    error = refused(tmp_path, [user("q") | {"train": True}, assistant("a")])
-    assert "messages.0.train: found true in a turn of 'user', expected false: only turns of the assistant" in error
+@pytest.mark.parametrize("key", ["train", "trainable", "do_train", "loss_mask"])
+def test_a_user_turn_that_is_to_be_trained_is_refused(tmp_path, key):
+    masked = user("q") | {"mask": True, "ignore": False, "weight": 1, key: False}
+    assert read_one(tmp_path, [masked, assistant("a")]).messages[0] == Message(**user("q"))
+    error = refused(tmp_path, [user("q") | {key: True}, assistant("a")])
+    assert f"messages.0.{key}: found true in a turn of 'user', expected false: only turns of the assistant" in error
     row = read_one(tmp_path, [user("q") | {"train": False, "weight": 1}, assistant("a")])
     assert for_template(row.messages) == [user("q"), assistant("a")]
 

@@ -189,6 +189,82 @@ def test_turns_and_references_that_do_not_fit_are_refused(tmp_path, row, reason)
     assert f":1: {reason}" in fails(read_prompts, lines(tmp_path / "a.jsonl", row))
 
 
+# -- system messages and contexts that are given twice ----------------------------------------------------------------
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+HH_PROMPT = "\n\nHuman: q\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("reader", "row"),
+    [
+        (read_conversations, {"messages": [SYSTEM, *TWO_TURNS]}),
+        (read_conversations, {"conversations": [{"from": "system", "value": "Be brief."}, *TWO_TURNS]}),
+        (read_conversations, {"prompt": [SYSTEM, user("q")], "completion": "a"}),
+        (read_conversations, {"question": [SYSTEM, user("q")], "answer": "a"}),
+        (read_prompts, {"prompt": [SYSTEM, user("q")]}),
+        (read_prompts, {"messages": [SYSTEM, *TWO_TURNS]}),
+        (read_pairs, {"prompt": [SYSTEM, user("q")], "chosen": "a", "rejected": "b"}),
+        (read_pairs, {"prompt": [SYSTEM, user("q")], "ranked": ["a", "b"]}),
+        (
+            read_pairs,
+            {"chosen": [SYSTEM, user("q"), assistant("a")], "rejected": [SYSTEM, user("q"), assistant("b")]},
+        ),
+    ],
+)
+def test_a_system_column_may_only_repeat_the_dialogs_own_system_message(tmp_path, reader, row):
+    alone, same = (
+        reader(lines(tmp_path / f"{n}.jsonl", row | more)).rows
+        for n, more in enumerate(({}, {"system": "Be brief.\n"}))
+    )
+    assert alone == same
+    error = fails(reader, lines(tmp_path / "c.jsonl", row | {"system": "Be long."}))
+    assert ":1: system: found 'Be long.', expected the dialog's own system message, 'Be brief.', or no such" in error
+
+
+@pytest.mark.parametrize(
+    ("reader", "row"),
+    [
+        (read_pairs, {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}),
+        (read_pairs, {"prompt": HH_PROMPT, "chosen": "a", "rejected": "b"}),
+        (read_pairs, {"chosen": HH_PROMPT + " a", "rejected": HH_PROMPT + " b"}),
+        (read_prompts, {"prompt": HH_PROMPT}),
+        (read_prompts, {"question": [user("q")]}),
+    ],
+)
+def test_a_system_column_is_read_beside_every_form_of_a_prompt(tmp_path, reader, row):
+    (made,) = reader(lines(tmp_path / "a.jsonl", row | {"system": "Be brief."})).rows
+    assert for_template(made.prompt) == [SYSTEM, user("q")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"question": "q", "answer": "a", "system": "s", "system_prompt": "t"},
+            "system, system_prompt: found two different system messages, expected one",
+        ),
+        (
+            {"question": [user("q")], "answer": "a", "context": "c"},
+            "context: found 'c', expected none beside a dialog in question: write it into a message",
+        ),
+        (
+            {"instruction": "q", "output": "a", "input": "b", "context": "c"},
+            "input, context: found two different texts, expected one",
+        ),
+    ],
+)
+def test_of_two_columns_for_one_thing_none_is_dropped(tmp_path, row, reason):
+    assert f":1: {reason}" in fails(read_conversations, lines(tmp_path / "a.jsonl", row))
+    same = {
+        name: "s" if name in ("system_prompt", "context") and "input" not in row else value
+        for name, value in row.items()
+    }
+    same |= {"context": "b"} if "input" in row else {}
+    if not isinstance(same.get("question"), list):
+        assert len(read_conversations(lines(tmp_path / "b.jsonl", same)).rows) == 1
+
+
 # -- nesting ----------------------------------------------------------------------------------------------------------
 
 

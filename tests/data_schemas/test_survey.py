@@ -57,6 +57,25 @@ def test_guessed_columns_are_used_and_no_column_is_ignored_twice(tmp_path):
     assert [message.content for message in found.rows[0].row.messages] == ["Hi", "Yo"]
 
 
+GOOD = {"prompt": "q", "completion": "a"}
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "others"),
+    [
+        ([GOOD, GOOD, {"prompt": "q", "chosen": "a", "rejected": "a"}], "instructions", ["preferences", "prompts"]),
+        ([PAIR, PAIR, GOOD], "preferences", ["instructions", "prompts"]),
+        ([GOOD | {"label": True}] * 2, "instructions", ["preferences", "prompts"]),
+        ([PAIR, *[{"prompt": "q", "chosen": "a", "rejected": "a"}] * 3], "preferences", ["prompts"]),
+        ([{"prompt": "q", "chosen": "", "rejected": ""}], "prompts", ["preferences"]),
+    ],
+)
+def test_a_source_is_read_as_the_kind_with_the_most_valid_rows(tmp_path, rows, kind, others):
+    found = survey(Source(str(lines(tmp_path / "a.jsonl", *rows))))
+    assert (found.kind, found.other_kinds) == (kind, others)
+
+
 def test_a_file_of_no_kind_has_no_rows(tmp_path):
     found = survey(Source(str(lines(tmp_path / "a.jsonl", {"x1": 1}))))
     assert (found.kind, found.rows, found.problems, found.columns) == ("", [], [], ["x1"])

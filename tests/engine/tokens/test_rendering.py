@@ -206,6 +206,73 @@ def test_a_context_turn_that_is_left_out_is_refused_by_name(tokenizer):
         encode_turns(of_template(tokenizer, forgets), turns)
 
 
+CODE = "def f():\n    return 1"
+
+
+@pytest.mark.parametrize("code", ["split() | join(' ')", "replace('\\n', ' ')", "replace('\\n    ', '\\n\\t')"])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_white_space_within_a_content_must_stay(tokenizer, code, turn):
+    changes = of_template(tokenizer, CHATML.replace("message['content'] }}", f"message['content'].{code} }}}}"))
+    turns = [*DIALOG]
+    turns[turn] = Message(role=turns[turn].role, content=CODE)
+    with pytest.raises(
+        ConfigError, match=f"the chat template changes the white space within the content of turn {turn + 1}"
+    ):
+        encode_turns(changes, turns)
+    turns[turn] = Message(role=turns[turn].role, content=f"\n {CODE}\n\n")
+    assert encode_turns(of_template(tokenizer, TRIMMED), turns)
+
+
+def test_white_space_within_thoughts_and_arguments_must_stay(tokenizer):
+    thinks = CHATML.replace(
+        "{{ message['content'] }}", "{{ (message.thinking or '').split() | join(' ') }}\n{{ message['content'] }}"
+    )
+    turn = Message.model_validate({"role": "assistant", "content": "So.", "thinking": "One.\nTwo."})
+    with pytest.raises(ConfigError, match="the chat template changes the white space within the reasoning of turn 2"):
+        encode_turns(of_template(tokenizer, thinks), [DIALOG[0], turn])
+    call = copy.deepcopy(CALL)
+    call["function"]["arguments"]["city"] = CODE
+    turns = [DIALOG[0], Message(role="assistant", tool_calls=[call]), Message(role="tool", content="wet"), DIALOG[1]]
+    assert encode_turns(of_template(tokenizer, WITH_CALLS), turns)
+    joined = WITH_CALLS.replace(
+        "c.function | tojson", "c.function.name ~ c.function.arguments.city.split() | join(' ')"
+    )
+    with pytest.raises(ConfigError, match="leaves out the tool calls of turn 2"):
+        encode_turns(of_template(tokenizer, joined), turns)
+
+
+# -- a template that is random --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("{{ range(100) | random }}", "is random: it renders the same dialog differently"),
+        ("{{ [[1, 2]] | map('random') | join }}", "is random: it renders the same dialog differently"),
+        ("{{ lipsum(1) }}", "is random: it renders the same dialog differently"),
+        ("{{ messages[0].items }}", "renders the same dialog differently each time"),  # an address in memory
+    ],
+)
+def test_a_template_that_renders_a_dialog_differently_is_one_line(tokenizer, code, said):
+    with pytest.raises(TemplateLimit, match=f"^the chat template {said}; set another chat_template$"):
+        render(of_template(tokenizer, CHATML + code), DIALOG)
+
+
+def test_keys_that_the_template_does_not_name_are_reported_once(tokenizer):
+    turns = [Message.model_validate({"role": "user", "content": "q", "name": "Ann", "note": 1}), DIALOG[1]]
+    rows = [Conversation(messages=turns), Conversation(messages=turns), Conversation(messages=DIALOG)]
+    named = of_template(tokenizer, CHATML.replace("{{ message['role'] }}", "{{ message.name or message['role'] }}"))
+    said = []
+    for each in (tokenizer, named):
+        _, report = encode_all("train", rows, encode_of(sft, each), each, max_length=None)
+        said += [line for line in report.warnings() if line.startswith("ignored keys")]
+    start = "ignored keys of messages, which the chat template does not name:"
+    assert [sorted(line.removeprefix(start).strip().split(", ")) for line in said] == [
+        ["name (2)", "note (2)"],
+        ["note (2)"],
+    ]
+
+
 # -- equal in tokens ------------------------------------------------------------------------------------------------
 
 
