@@ -45,7 +45,7 @@ from engine.training.loop import DEFAULTS, prepare_config
 from engine.training.next_token import BlockCollator, PretrainTrainer
 from engine.training.run import train_and_save
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/pretrain.py --config configs/stages/pretrain.yaml"
 TRAITS = StageTraits(
     purpose="Trains a base model on documents, from random weights or from a given model.",

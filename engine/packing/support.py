@@ -63,10 +63,11 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
 @contextlib.contextmanager
 def _own_forward(model: torch.nn.Module) -> Iterator[None]:
     """Calls of the model are without the wrapper of accelerate, which turns autocast on inside the call."""
-    wrapper, original = (vars(model).get(name) for name in ("forward", "_original_forward"))
+    original = vars(model).get("_original_forward")
     if original is None:
         yield
         return
+    wrapper = model.forward
     model.forward = original
     try:
         yield

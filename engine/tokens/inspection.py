@@ -25,10 +25,10 @@ from engine.tokens.positions import check_positions
 from engine.tokens.rendering import TemplateLimit
 from engine.tokens.token_rows import TokenRow
 
-RowType = TypeVar("RowType", Conversation, PreferencePair)
+DialogType = TypeVar("DialogType", Conversation, PreferencePair)
 # One row in tokens, or several where the chat template renders earlier turns differently. Raises ValueError for a row
 # that can't be trained on.
-Encode = Callable[[RowType], Sequence[TokenRow]]
+Encode = Callable[[DialogType], Sequence[TokenRow]]
 NUM_NAMED_ROWS = 3  # long rows that a warning names
 NUM_CHARACTERS = 40  # shown of the first user message of such a row
 EXPECTED = "a row whose turns the chat template renders completely"  # of a row that is set aside
@@ -139,8 +139,8 @@ class TokenReport:
 
 def encode_all(
     name: str,
-    rows: Sequence[RowType],
-    encode: Encode[RowType],
+    rows: Sequence[DialogType],
+    encode: Encode[DialogType],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,

@@ -27,7 +27,7 @@ from engine.runtime.complete_folder import find_damage, move_into_place, read_ma
 from engine.runtime.stage import Stage, format_counts
 from engine.runtime.world import wait_for
 from engine.tokens.contract import backend_json, check_inputs
-from engine.tokens.inspection import Encode, encode_all
+from engine.tokens.inspection import DialogType, Encode, encode_all
 from engine.tokens.token_rows import TokenRow
 
 log = logging.getLogger(__name__)
@@ -150,8 +150,8 @@ def _read_shares(
 def tokenize(
     stage: Stage,
     name: str,
-    rows: Sequence[RowType],
-    encode: Encode[RowType],
+    rows: Sequence[DialogType],
+    encode: Encode[DialogType],
     tokenizer: PreTrainedTokenizerBase,
     *,
     version: str,

@@ -145,11 +145,11 @@ def _contradictions(listed: Summary, found: Mapping[str, Artifact]) -> list[str]
 
 def _wrong_links(run: Path, listed: Summary) -> list[str]:
     """The links in `steps`, which people follow, that lead to another folder than the summary names."""
-    folders = {step["name"]: step["folder"] for step in listed["steps"] if step["state"] in FINISHED}
+    folders = {step["name"]: step["folder"] or "" for step in listed["steps"] if step["state"] in FINISHED}
     return [
         f"steps/{link.name} does not lead to {folders[link.name]}; run the recipe again to rewrite it"
         for link in sorted(run.glob("steps/*"))
-        if link.is_symlink() and folders.get(link.name) and link.resolve() != (run / folders[link.name]).resolve()
+        if link.is_symlink() and link.name in folders and link.resolve() != (run / folders[link.name]).resolve()
     ]
 
 

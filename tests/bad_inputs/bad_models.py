@@ -387,7 +387,11 @@ CASES = [
     ),
     Case("model without weights", of_model("annotate", drop("model.safetensors")), "model cannot be loaded as a model"),
     Case("weights that are cut", of_model("annotate", cut("model.safetensors")), "model cannot be loaded as a model ("),
-    Case("weights that are text", of_model("annotate", put("model.safetensors", "weights")), "but the weights beside it have 7.0e+00 bytes"),
+    Case(
+        "weights that are text",
+        of_model("annotate", put("model.safetensors", "weights")),
+        "but the weights beside it have 7.0e+00 bytes",
+    ),
     Case(
         "weights that are not all there",
         of_model("annotate", tensors(lambda loaded: loaded.pop("model.norm.weight"))),
