@@ -7,12 +7,10 @@ runner looks up the model when it starts the step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import Values
-from pipeline.averages import with_average
-from pipeline.recipe.names import Section
+from pipeline.builder import Plan
 from pipeline.recipe.resolved import Recipe
 from pipeline.steps import (
     BestPolicy,
@@ -23,12 +21,9 @@ from pipeline.steps import (
     Reference,
     Split,
     Step,
-    make_step,
     split_of,
     training_inputs,
 )
-
-SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def make_plan(recipe: Recipe) -> list[Step]:
     return plan.steps
 
 
-def plan_data_and_base(plan: "Plan") -> Foundation:
+def plan_data_and_base(plan: Plan) -> Foundation:
     """The steps before round 0: data, base model, and a judge if the recipe names none."""
     recipe = plan.recipe
     data = plan.add_data(is_evaluated=recipe.evaluates_policies)
@@ -101,7 +96,7 @@ def plan_data_and_base(plan: "Plan") -> Foundation:
     )
 
 
-def plan_base(plan: "Plan", data: str) -> Output:
+def plan_base(plan: Plan, data: str) -> Output:
     """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared."""
     recipe = plan.recipe
     raw_base: Reference
@@ -113,7 +108,7 @@ def plan_base(plan: "Plan", data: str) -> Output:
     return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}, keys=needs_system), "model")
 
 
-def plan_pretraining(plan: "Plan", data: str) -> Output:
+def plan_pretraining(plan: Plan, data: str) -> Output:
     documents, given = split_of(data, "documents"), plan.recipe.base_model
     inputs: dict[str, Reference] = {"train_data": documents.train, "eval_data": documents.validation}
     if given is not None:
@@ -121,7 +116,7 @@ def plan_pretraining(plan: "Plan", data: str) -> Output:
     return Output(plan.add("pretrain", inputs=inputs), "model")
 
 
-def plan_judge(plan: "Plan", data: str, base: Output) -> Inputs:
+def plan_judge(plan: Plan, data: str, base: Output) -> Inputs:
     """What every evaluation reads: the held-out prompts, and a judge that is trained if the recipe names none."""
     evaluation: dict[str, Reference] = {"prompts": Output(data, "evaluation_prompts")}
     if not plan.recipe.names_judge:
@@ -134,7 +129,7 @@ def plan_judge(plan: "Plan", data: str, base: Output) -> Inputs:
     return evaluation
 
 
-def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
+def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     """A run without rounds: the stages that the recipe lists, each once, on the data of the recipe."""
     is_judged = "evaluate_policy" in stages and plan.recipe.has_judge
     data = plan.add_data(is_evaluated=is_judged)
@@ -161,7 +156,7 @@ def plan_one_pass(plan: "Plan", stages: Sequence[str]) -> None:
 
 
 def rl_inputs(
-    plan: "Plan", round_number: int | None, policy: Output | BestPolicy, prompts: Split, reward_model: Output | None
+    plan: Plan, round_number: int | None, policy: Output | BestPolicy, prompts: Split, reward_model: Output | None
 ) -> Inputs:
     """What RL reads. The newest reward model is its reward, unless the section has `reward_model: null`."""
     takes_none = plan.recipe.section("rl", round_number or 0).keys.get("reward_model", "") is None
@@ -175,7 +170,7 @@ def has_system_prompts(recipe: Recipe) -> bool:
     return any(recipe.section("rejection_sampling", number).keys.get("system_prompts") for number in rounds)
 
 
-def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Progress) -> None:
+def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progress) -> None:
     """Adds the steps of one round to the plan, and what they produce to `progress`.
 
     Raises ConfigError where the round trains no new policy.
@@ -247,102 +242,3 @@ def plan_round(plan: "Plan", number: int, foundation: Foundation, progress: Prog
         "previous": [EvaluationFolder(name) for name in progress.evaluations],
     }
     progress.evaluations.append(plan.evaluate(number, policy, inputs))
-
-
-@dataclass
-class Plan:
-    """The steps so far, in the order they run. A step that would repeat an earlier one is not added again."""
-
-    recipe: Recipe
-    steps: list[Step] = field(default_factory=list)
-
-    def add(
-        self,
-        section: Section,
-        round_number: int | None = None,
-        *,
-        name: str = "",
-        inputs: Inputs,
-        keys: Values | None = None,
-    ) -> str:
-        """Adds the step of a section and returns its name, or that of an equal earlier step."""
-        name = name or step_name(section, round_number)
-        values = self.recipe.section(section, round_number or 0).keys
-        step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
-        return self._add_unless_repeated(step)
-
-    @property
-    def asks_for_evaluation_prompts(self) -> bool:
-        return bool({"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys())
-
-    def add_data(self, *, is_evaluated: bool) -> str:
-        """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it."""
-        keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
-        return self.add("data", name="prepare_data", inputs={}, keys=keys)
-
-    def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
-        """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""
-        num_variants = len(self.recipe.section(section, round_number or 0).variants)
-        return self.train_variants(section, round_number, inputs=[inputs] * num_variants)
-
-    def train_variants(
-        self,
-        section: Section,
-        round_number: int | None,
-        *,
-        inputs: Sequence[Inputs],
-        keys: Sequence[Values] | None = None,
-    ) -> Output:
-        """Adds the steps of a section that trains, with one entry of `inputs` and of `keys` for each variant.
-
-        Each variant gets a step; where there are several, one more step averages their models. Returns the section's
-        model.
-        """
-        name, resolved = step_name(section, round_number), self.recipe.section(section, round_number or 0)
-        keys = keys or [{}] * len(inputs)
-        steps = [
-            make_step(
-                self.recipe,
-                section,
-                round_number,
-                name=f"{name}.{place}",
-                values=variant.keys,
-                inputs=inputs_of_variant,
-                keys=keys_of_variant,
-            )
-            for place, (variant, inputs_of_variant, keys_of_variant) in enumerate(
-                zip(resolved.variants, inputs, keys, strict=True), 1
-            )
-        ]
-        *parts, last = with_average(name, steps, resolved)
-        self.steps.extend(parts)
-        return Output(self._add_unless_repeated(last), "model")
-
-    def evaluate(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:
-        """Adds the evaluation of a policy and returns the name of its step."""
-        inputs = {"model_name_or_path": policy, **inputs}
-        return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
-
-    def sample_answers(self, policy: Output, data: str) -> str:
-        """Adds an evaluation without a judge, which only writes answers, and returns the name of its step.
-
-        Its prompts are those that are held out: for evaluations where the recipe asks for it, and for validation.
-        """
-        names = ["evaluation_prompts"] if self.asks_for_evaluation_prompts else []
-        prompts = [Output(data, name, optional=True) for name in (*names, "prompts.validation")]
-        given = self.recipe.section("evaluate_policy").keys
-        keys = {name: value for name, value in SAMPLES.items() if given.get(name) is None}
-        inputs = {"model_name_or_path": policy, "prompts": prompts}
-        return self.add("evaluate_policy", inputs=inputs, keys=keys | {"policy_step": policy.step})
-
-    def _add_unless_repeated(self, step: Step) -> str:
-        for earlier in self.steps:  # a reward model without new pairs is that of the round before
-            if replace(earlier, name=step.name, round=step.round) == step:
-                return earlier.name
-        self.steps.append(step)
-        return step.name
-
-
-def step_name(section: Section, round_number: int | None) -> str:
-    """The name of a section's step in a round, as in round-1.dpo, or before the rounds."""
-    return section if round_number is None else f"round-{round_number}.{section}"

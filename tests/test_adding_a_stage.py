@@ -16,7 +16,7 @@ from tests.stage_runs import ROOT
 from tests.toy_rows import pair, read_jsonl, write_jsonl
 
 PACKAGES = ("commands", "configs", "data_schemas", "docs", "engine", "pipeline", "stages", "toy_world")
-PLACE_IN_PLAN = "    winners: list[Split] = []\n"
+PLACE_IN_PLAN = '    if "rejection_sampling" in stages_of_round:\n'
 
 
 def code_of(page: str, file: str) -> str:

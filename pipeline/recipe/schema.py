@@ -86,7 +86,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         content = _without_rounds(content, where=str(path))
     recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path}, where=str(path)))
     check_rounds(recipe)
+    _check_output_dir(recipe)
     return recipe
+
+
+def _check_output_dir(recipe: Recipe) -> None:
+    """Raises ConfigError where the run's folder can't be made, since a file is in its place or above it."""
+    for place in (recipe.folder, *recipe.folder.parents):
+        if place.is_file():
+            raise ConfigError(
+                f"{recipe.path}: output_dir={recipe.output_dir!r}: {place} is a file; expected a folder, or a path "
+                "where one can be made"
+            )
 
 
 def _without_rounds(content: Keys, *, where: str) -> Keys:

@@ -1,6 +1,5 @@
 """The settings of a recipe: everything in it that is not a section of stage keys."""
 
-import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -80,16 +79,6 @@ class Settings(Mix, BaseModel):
     def _is_possible_path(cls, given: str | None) -> str | None:
         if given is not None and (problem := path_problem(given)):
             raise ValueError(problem)
-        return given
-
-    @field_validator("output_dir")
-    @classmethod
-    def _is_a_folder(cls, given: str) -> str:
-        place = Path(given).absolute()
-        with contextlib.suppress(OSError):  # a folder that may not be read
-            place = next((path for path in (place, *place.parents) if path.exists()), place)
-        if place.is_file():
-            raise ValueError(f"{place} is a file, expected a folder, or a path where one can be made")
         return given
 
     @property

@@ -23,9 +23,8 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("path=elsewhere", "toy.yaml: unknown key 'path'"),
     ("name=null", "toy.yaml: name=None: Input should be a valid string"),
     ("name=a/b", "toy.yaml: name='a/b': String should match pattern"),
-    ("output_dir=toy.yaml", "toy.yaml is a file, expected a folder, or a path where one can be made"),
-    ("output_dir=toy.yaml/runs", "toy.yaml is a file, expected a folder, or a path where one can be made"),
-    ("stages=[sft, sft]", "toy.yaml: stages=['sft', 'sft']: sft is listed twice; a run without rounds runs each"),
+    ("output_dir=toy.yaml", "toy.yaml is a file; expected a folder, or a path where one can be made"),
+    ("output_dir=toy.yaml/runs", "toy.yaml is a file; expected a folder, or a path where one can be made"),
     ("rounds=two", "toy.yaml: rounds='two': Input should be a valid integer"),
     ("rounds=-1", "toy.yaml: rounds=-1: Input should be greater than or equal to 0"),
     ("human_share=-0.1", "toy.yaml: human_share=-0.1: Input should be greater than or equal to 0"),
@@ -148,6 +147,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ),
     ("stages=[sft]", "rounds is a key of the rounds, and a recipe with `stages` has none; leave one of them out"),
     ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_policy; did"),
+    ((*NO_ROUNDS, "stages=[sft, sft]"), "sft is listed twice; a run without rounds runs each stage once"),
     ((*NO_ROUNDS, "stages=[]"), "no stage that trains; try [sft]"),
     ((*NO_ROUNDS, "stages=[sft]", "data.instructions=null"), "data.instructions is missing; sft needs conversations"),
     ((*NO_ROUNDS, "stages=[dpo]", NO_PAIRS), "data.preferences is missing; dpo needs preference pairs"),
@@ -482,7 +482,7 @@ CASES = [
     Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set ", 1),
     # -- runs
     Case("run in use", run_in_use, "HERE/runs/toy is in use by another process (pid 4711"),
-    Case("run folder that is a file", run_folder_is_a_file, "[Errno 20] Not a directory: 'HERE/runs/toy'", 1),
+    Case("run folder that is a file", run_folder_is_a_file, "HERE/runs is a file; expected a folder"),
     Case("stage that refuses", toy_run(TOY='{"prepare_base": "config"}'), "prepare_base failed: beta=9 is too much"),
     Case("stage that fails", toy_run(TOY='{"prepare_base": "fail"}'), "prepare_base failed: ended with exit code 1", 1),
     Case(

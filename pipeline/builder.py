@@ -1,0 +1,111 @@
+"""Adds steps to a plan: one for each model that a section trains, and none that would repeat an earlier one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from data_schemas.stage_keys import Values
+from pipeline.averages import with_average
+from pipeline.recipe.names import Section
+from pipeline.recipe.resolved import Recipe
+from pipeline.steps import Inputs, Output, Step, make_step
+
+SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
+
+
+@dataclass
+class Plan:
+    """The steps so far, in the order they run. A step that would repeat an earlier one is not added again."""
+
+    recipe: Recipe
+    steps: list[Step] = field(default_factory=list)
+
+    def add(
+        self,
+        section: Section,
+        round_number: int | None = None,
+        *,
+        name: str = "",
+        inputs: Inputs,
+        keys: Values | None = None,
+    ) -> str:
+        """Adds the step of a section and returns its name, or that of an equal earlier step."""
+        name = name or step_name(section, round_number)
+        values = self.recipe.section(section, round_number or 0).keys
+        step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
+        return self._add_unless_repeated(step)
+
+    @property
+    def asks_for_evaluation_prompts(self) -> bool:
+        return bool({"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys())
+
+    def add_data(self, *, is_evaluated: bool) -> str:
+        """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it."""
+        keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
+        return self.add("data", name="prepare_data", inputs={}, keys=keys)
+
+    def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
+        """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""
+        num_variants = len(self.recipe.section(section, round_number or 0).variants)
+        return self.train_variants(section, round_number, inputs=[inputs] * num_variants)
+
+    def train_variants(
+        self,
+        section: Section,
+        round_number: int | None,
+        *,
+        inputs: Sequence[Inputs],
+        keys: Sequence[Values] | None = None,
+    ) -> Output:
+        """Adds the steps of a section that trains, with one entry of `inputs` and of `keys` for each variant.
+
+        Each variant gets a step; where there are several, one more step averages their models. Returns the section's
+        model.
+        """
+        name, resolved = step_name(section, round_number), self.recipe.section(section, round_number or 0)
+        keys = keys or [{}] * len(inputs)
+        steps = [
+            make_step(
+                self.recipe,
+                section,
+                round_number,
+                name=f"{name}.{place}",
+                values=variant.keys,
+                inputs=inputs_of_variant,
+                keys=keys_of_variant,
+            )
+            for place, (variant, inputs_of_variant, keys_of_variant) in enumerate(
+                zip(resolved.variants, inputs, keys, strict=True), 1
+            )
+        ]
+        *parts, last = with_average(name, steps, resolved)
+        self.steps.extend(parts)
+        return Output(self._add_unless_repeated(last), "model")
+
+    def evaluate(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:
+        """Adds the evaluation of a policy and returns the name of its step."""
+        inputs = {"model_name_or_path": policy, **inputs}
+        return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
+
+    def sample_answers(self, policy: Output, data: str) -> str:
+        """Adds an evaluation without a judge, which only writes answers, and returns the name of its step.
+
+        Its prompts are those that are held out: for evaluations where the recipe asks for it, and for validation.
+        """
+        names = ["evaluation_prompts"] if self.asks_for_evaluation_prompts else []
+        prompts = [Output(data, name, optional=True) for name in (*names, "prompts.validation")]
+        given = self.recipe.section("evaluate_policy").keys
+        keys = {name: value for name, value in SAMPLES.items() if given.get(name) is None}
+        inputs = {"model_name_or_path": policy, "prompts": prompts}
+        return self.add("evaluate_policy", inputs=inputs, keys=keys | {"policy_step": policy.step})
+
+    def _add_unless_repeated(self, step: Step) -> str:
+        for earlier in self.steps:  # a reward model without new pairs is that of the round before
+            if replace(earlier, name=step.name, round=step.round) == step:
+                return earlier.name
+        self.steps.append(step)
+        return step.name
+
+
+def step_name(section: Section, round_number: int | None) -> str:
+    """The name of a section's step in a round, as in round-1.dpo, or before the rounds."""
+    return section if round_number is None else f"round-{round_number}.{section}"
