@@ -179,7 +179,10 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
     artifacts = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
     row: dict[str, object] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
     reasons: dict[str, str] = {}
+    planned = {step.section for step in steps}
     for column, section, metric in columns():
+        if section not in planned and not stages()[section].traits.in_every_round:
+            continue
         artifact = artifacts.get(section)
         row[column] = artifact.metrics.get(metric) if artifact else None
         if row[column] is None:
