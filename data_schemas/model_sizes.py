@@ -1,4 +1,4 @@
-"""What a model's folder says of its own size, checked before any memory is spent on it. Needs no torch.
+"""The size that a model's config.json declares, checked before any memory is spent on it. Needs no torch.
 
 A config.json may ask for more memory than any machine has, and a tokenizer may belong to another model.
 """

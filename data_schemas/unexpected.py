@@ -1,4 +1,4 @@
-"""An error that is no user's mistake, as one line: its traceback is in a file, or on stderr with -v."""
+"""An error of the system, or one that is no user's mistake, as one line; tracebacks are shown with -v only."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 
+from data_schemas.files import space_hint
 from data_schemas.text import printable
 
 TRACEBACKS = "ALIGNLOOP_TRACEBACKS"  # set in the environment of a command's program where -v was given
@@ -26,16 +27,25 @@ def report_unexpected(error: BaseException, *, tracebacks: bool) -> None:
     print(f"error: unexpected {text}{place}; this is a bug: please report it", file=sys.stderr)
 
 
+def report_os_error(error: OSError) -> None:
+    """Prints an error of the system, such as that of a folder without write permission, in one line on stderr.
+
+    On a full disk the line has the remedy.
+    """
+    hint = space_hint(error)
+    print(f"error: {printable(str(error))}{f'; {hint}' if hint else ''}", file=sys.stderr)
+
+
 def guarded(main: Callable[[], int]) -> int:
     """The exit code of a program; an error that it does not report itself is one line, and 1."""
     try:
         return main()
     except KeyboardInterrupt:
         return 130
-    except OSError as error:  # a full disk, a file without permission
+    except OSError as error:
         if os.environ.get(TRACEBACKS):
             traceback.print_exception(error)
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        report_os_error(error)
         return 1
     except Exception as error:
         report_unexpected(error, tracebacks=bool(os.environ.get(TRACEBACKS)))

@@ -39,7 +39,7 @@ from engine.training.run import train_and_save
 RECIPE_VERSION = 1
 EXAMPLE = "accelerate launch stages/rl.py --config configs/stages/rl.yaml --learning_rate 1e-6"
 TRAITS = StageTraits(
-    purpose="Trains a policy on rewards of its own answers.",
+    purpose="Trains a policy by reinforcement learning: its answers are scored by rewards.",
     position=75,
     kind="trains",
     in_every_round=False,

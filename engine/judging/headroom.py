@@ -63,7 +63,7 @@ def diagnosis(metrics: Mapping[str, Metric]) -> str | None:
     if best is None or differing is None or mean is None:
         return None
     accuracy, low, chosen = (
-        _number(metrics, f"{name}") for name in ("proxy_accuracy", "proxy_accuracy_low", "best_by_proxy")
+        _number(metrics, name) for name in ("proxy_accuracy", "proxy_accuracy_low", "best_by_proxy")
     )
     room = f"choosing the best of its answers would raise the judge's mean from {mean:.3f} to {best:.3f}"
     if differing < MIN_DIFFERING:

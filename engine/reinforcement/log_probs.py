@@ -69,7 +69,7 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
         }
         self._reference = None if reference.is_start and self._has_adapters else self._load_reference(reference)
         longest = max(map(len, self._tokens.values())) + sampling.max_new_tokens
-        # Weights that DeepSpeed holds are views of its own buffers and must stay there.
+        # Under DeepSpeed the weights are views of its buffers and must stay there.
         options: Any = {"longest": longest, "packs_weights": not self.is_deepspeed_enabled}
         self.policy_sampler = LiveSampler(self._ready_policy, tokenizer, sampling, **options)
         self.reference_sampler = LiveSampler(self._ready_reference, tokenizer, sampling, **options)

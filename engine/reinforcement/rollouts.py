@@ -37,8 +37,8 @@ class LiveSampler:
         longest: int,
         packs_weights: bool,
     ) -> None:
-        """`longest` is the length of the longest prompt with its answer, in tokens. Weights that DeepSpeed holds must
-        not be packed: they are views of its own buffers."""
+        """`longest` is the length of the longest prompt with its answer, in tokens. Under DeepSpeed the weights
+        are views of its buffers and must not be packed."""
         self.ready_model, self.tokenizer, self.settings = ready_model, tokenizer, settings
         self.longest, self.packs_weights = longest, packs_weights
         self._generator: GroupGenerator | None = None

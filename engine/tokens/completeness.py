@@ -103,7 +103,7 @@ def _missing_in_trained(region: str, message: Message) -> str:
 
 
 def _difference(region: str, said: str, name: str) -> str:
-    """How a text differs from what is said, in words: does it have the same characters without white space?"""
+    """The clause of an error that says how the rendered text differs: in white space only, or in other characters."""
     is_same = "".join(said.split()) in "".join(region.split())
     return f"changes the white space within the {name}" if is_same else f"leaves out the {name}"
 

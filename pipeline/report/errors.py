@@ -1,6 +1,5 @@
 """How a command ends that did not succeed: one line on stderr, and where its log is; tracebacks only with -v."""
 
-import errno
 import shlex
 import shutil
 import sys
@@ -9,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.errors import AlignloopError, UserError
-from data_schemas.files import DISK_FULL
 from data_schemas.text import printable
-from data_schemas.unexpected import report_unexpected
+from data_schemas.unexpected import report_os_error, report_unexpected
 from pipeline.launch.failures import StageFailed
 from pipeline.launch.processes import Interrupted
 from pipeline.report.live import short_path
 from pipeline.state.run import Run, finished_part
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -58,9 +54,8 @@ def report(error: BaseException) -> int:
         case AlignloopError():
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1
-        case OSError():  # a full disk, a folder without write permission
-            hint = f"; {DISK_FULL}" if error.errno in NO_SPACE else ""
-            print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
+        case OSError():
+            report_os_error(error)
             return 1
         case Interrupted():
             return 128 + error.number

@@ -146,8 +146,8 @@ def rounds_table(summary: Summary) -> Table:
         "decided by": lambda row: str(row.get("gate_reason") or "-").partition("; ")[0],
         "proxy's mean": lambda row: number(row["proxy_mean"]),
         "proxy's accuracy": lambda row: _interval(row, "proxy_accuracy"),
-        "best by proxy": lambda row: number(row.get("best_by_proxy")),
-        "best by judge": lambda row: number(row.get("best_by_judge")),
+        "best by proxy": lambda row: number(row["best_by_proxy"]),
+        "best by judge": lambda row: number(row["best_by_judge"]),
         "KL to first": lambda row: number(row["kl_to_first"]),
         "answer tokens": lambda row: number(row["mean_answer_tokens"]),
         "ended": lambda row: number(row["ended_share"]),
@@ -221,4 +221,4 @@ def _interval(row: Mapping[str, object], name: str) -> str:
     """A number with its interval of confidence, where the row has one."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    return number(row.get(name)) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")
+    return number(row[name]) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")
