@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 @timing.part("save")
 @progress.activity("saving in the base model's precision")
-def save_as_it_came(folder: Path, base: str) -> None:
-    """Rewrites the float32 tensors of a saved model in the 16-bit precision that the base has; else does nothing.
+def save_as_it_came(folder: Path, base: str) -> bool:
+    """Rewrites the float32 tensors of a saved model in the 16-bit precision that the base has; whether there were any.
 
     A tensor that the base lacks, as a score head, gets the precision of most of the base's. Files that are links are
     replaced, not written through.
@@ -36,10 +36,11 @@ def save_as_it_came(folder: Path, base: str) -> None:
     most = Counter(precisions.values()).most_common(1)
     usual = most[0][0] if most else None
     if not any(precision in NARROW for precision in precisions.values()):
-        return
-    num_bytes, is_changed = 0, False
+        return False
+    num_bytes, changed_files = 0, 0
     for path in sorted(folder.glob("*.safetensors")):
         tensors: dict[str, torch.Tensor] = {}
+        is_changed = False
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -48,11 +49,14 @@ def save_as_it_came(folder: Path, base: str) -> None:
                     tensor, is_changed = tensor.to(NARROW[precision]), True
                 tensors[name] = tensor
                 num_bytes += tensor.numel() * tensor.element_size()
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
-    if is_changed:
+        if is_changed:
+            partial = path.with_name(f".{path.name}.partial")
+            save_file(tensors, partial, metadata=metadata)
+            partial.replace(path)
+            changed_files += 1
+    if changed_files:
         _describe(folder, NARROW.get(str(usual)), num_bytes)
+    return bool(changed_files)
 
 
 def _describe(folder: Path, dtype: torch.dtype | None, num_bytes: int) -> None:

@@ -150,8 +150,7 @@ def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
     _describe(trainer, model, target, best)
     check_weights(target)
     check_trained(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
-    if model.model_name_or_path:
-        save_as_it_came(target, model.model_name_or_path)
+    if model.model_name_or_path and save_as_it_came(target, model.model_name_or_path):
         check_weights(target)
 
 
