@@ -13,7 +13,7 @@ from typing import Any
 
 from data_schemas.errors import ConfigError, DataError
 
-DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
+DISK_FULL = "the disk or its quota is full: free some space and run the same command again; finished work is kept"
 FILE_TOO_LARGE = (
     "a file is larger than the limit of this shell (ulimit -f) or of the file system: raise the limit, or use another "
     "folder, and run the same command again; finished work is kept"

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-DISK_FULL = "the disk is full: free some space and run the same command again; finished work is kept"
+DISK_FULL = "the disk or its quota is full: free some space and run the same command again; finished work is kept"
 READ_ONLY = "the disk has become read-only: find out why it is mounted so, and run the same command again"
 
 
