@@ -250,6 +250,10 @@ def main() -> int:
             code = 2
             continue
         show(surveys[-1], model, console)
+        if not surveys[-1].num_lines:
+            sys.stdout.flush()
+            print(f"error: {printable(text)} has no row; expected at least one", file=sys.stderr)
+            code = 2
     if any(found.kind for found in surveys):
         console.rule(plain("for the recipe", "bold"), align="left")
         console.print(plain(recipe_block(surveys)), soft_wrap=True)

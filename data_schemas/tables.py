@@ -15,8 +15,21 @@ ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
 
 
 def csv_rows(path: Path, content: bytes) -> list[Line]:
-    """The rows of a CSV. Raises DataError, with the line, where quotes are not closed or not doubled."""
-    return _separated(path, content, delimiter=DELIMITERS[".csv"], quoting=csv.QUOTE_MINIMAL)
+    """The rows of a CSV. Raises DataError, with the line, where quotes are not closed or not doubled.
+
+    Spreadsheets write semicolons where the comma is the decimal mark: the first of comma, semicolon and tab that
+    divides the header line separates the cells.
+    """
+    text = decoded(path, content)
+    delimiters = (mark for mark in (DELIMITERS[".csv"], ";", "\t") if len(_first_cells(text, mark)) > 1)
+    return _separated(path, content, delimiter=next(delimiters, DELIMITERS[".csv"]), quoting=csv.QUOTE_MINIMAL)
+
+
+def _first_cells(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error:
+        return []  # whoever reads the rows reports it
 
 
 def tsv_rows(path: Path, content: bytes) -> list[Line]:

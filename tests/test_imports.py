@@ -31,7 +31,19 @@ WINGS = {
         "training",
         "reinforcement",
     ),
-    "pipeline": ("recipe", "steps", "averages", "builder", "plan", "unused", "state", "launch", "report", "cli"),
+    "pipeline": (
+        "recipe",
+        "steps",
+        "averages",
+        "builder",
+        "plan",
+        "unused",
+        "state",
+        "launch",
+        "report",
+        "cli",
+        "entry",
+    ),
 }
 # Wings of engine that never import each other, in either direction.
 APART = {("sampling", "packing"), ("training", "sampling"), ("training", "judging"), ("models", "curation")}

@@ -146,5 +146,23 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL reads an attribute by its old name
-            with unwrap_model_for_generation(wrapped, self.accelerator) as unwrapped:
+            with unwrap_model_for_generation(wrapped, self.accelerator) as unwrapped, _own_forward_passes(wrapped):
                 yield base_model_of(cast(torch.nn.Module, unwrapped))
+
+
+@contextlib.contextmanager
+def _own_forward_passes(engine: Any) -> Iterator[None]:
+    """Lets each process call the gathered model as often as its own prompts need.
+
+    A hook of ZeRO-3 compares a number between the processes at the beginning of every forward pass. TRL's context
+    leaves it in place, since there all processes generate in step; here those without a prompt would let the others
+    wait for ever.
+    """
+    offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
+    hooks, number = offload.module._forward_pre_hooks, offload.fwd_pre_hook.id
+    hook = hooks.pop(number)
+    try:
+        yield
+    finally:
+        hooks[number] = hook
+        hooks.move_to_end(number, last=False)  # it starts a trace that the hooks after it write

@@ -60,8 +60,12 @@ class Counter:
 
     @property
     def per_second(self) -> float | None:
-        """Units a second, without the first count once there is a second one; None before the first."""
-        if self.first is None:
+        """Units a second, without the first count once there is a second one; None before the first.
+
+        The first count may have waited for what is not counted, as an evaluation before training. So where it was all
+        there is to count, there is no speed.
+        """
+        if self.first is None or self.done == self.first[1] == self.total:
             return None
         since, before = self.first if self.done > self.first[1] else (self.started, self.at_start)
         seconds, count = self.last - since, self.done - before

@@ -77,6 +77,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Every key is checked and typed here, once. Raises ConfigError for a file that is not YAML, an unknown key, a value
     of the wrong type, and a round whose stages lack something.
     """
+    try:
+        return _load(path, overrides)
+    except ConfigError as error:
+        if (override := _cause(path, overrides, str(error))) is None:
+            raise
+        raise ConfigError(f"--set {override}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _cause(path: Path, overrides: Sequence[str], message: str) -> str | None:
+    """The override without which, and without those after it, this error is not found; None: the file itself has it."""
+    for place in reversed(range(len(overrides))):
+        try:
+            _load(path, overrides[:place])
+        except ConfigError as error:
+            if str(error) == message:
+                continue
+        return None if message.startswith("--set") else overrides[place]
+    return None
+
+
+def _load(path: Path, overrides: Sequence[str]) -> Recipe:
     content = read_yaml(path)
     for override in overrides:
         _apply(override, content)

@@ -184,7 +184,7 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
 def _change(old: list[str | int], new: list[str | int]) -> str:
     """What changed in an input: the content, or, of rows from outside the run, what is given besides the path."""
     if TO_BE_HASHED in new:
-        return f"is {TO_BE_HASHED}"
+        return f"is over {SMALL // 2**20} MiB and {TO_BE_HASHED} by `run`, which then knows whether the step is reused"
     options = [str(item[1]) if len(item) == 2 else "{}" for item in (old, new)]
     is_file = all(option.startswith("{") for option in options)
     return f"{options[0]} -> {options[1]}" if old[0] == new[0] and is_file else "changed"

@@ -91,6 +91,14 @@ def test_a_file_that_cannot_be_read_is_exit_code_two_and_the_others_are_shown(fi
     assert "  preferences:\n    - pairs.jsonl" in done.stdout
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.csv", "prompt,completion\n"), ("a.json", "[]")])
+def test_a_source_without_a_row_is_exit_code_two(files, name, content):
+    (files / name).write_text(content)
+    done = data(files, name)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {name} has no row; expected at least one\n"
+
+
 def test_columns_of_no_kind_are_a_report_with_what_is_expected(files):
     (files / "odd.jsonl").write_text('{"x1": 1}\n')
     done = data(files, "odd.jsonl")

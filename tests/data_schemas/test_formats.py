@@ -234,6 +234,21 @@ def test_csv_cells_may_span_lines_and_bad_rows_have_the_line_they_begin_on(tmp_p
 @pytest.mark.parametrize(
     ("content", "rows"),
     [
+        ("q;a\nHi, you;Yo\n", ["Hi, you>Yo"]),  # as spreadsheets write it where the comma is the decimal mark
+        ('"q";"a"\nHi;"Yo; yo"\n', ["Hi>Yo; yo"]),
+        ("q\ta\nHi, you\tYo\n", ["Hi, you>Yo"]),
+        ('q,a,"x;y"\nHi; you,Yo,z\n', ["Hi; you>Yo"]),  # a comma divides the header, so it divides the rows
+    ],
+)
+def test_the_header_of_a_csv_says_what_separates_its_cells(tmp_path, content, rows):
+    path = lines(tmp_path / "a.csv", content)
+    read = read_conversations({"path": str(path), "columns": {"prompt": "q", "answer": "a"}})
+    assert [">".join(turn["content"] for turn in dialog) for dialog in messages_of(read)] == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
         ('q\ta\nHi\tYo\n"a\tb"\tc\n', ["Hi>Yo", "a\tb>c"]),  # quoted, as spreadsheets write it
         ('q\ta\nHi\tYo\n"Why?" he asked\tSo "it" is\n', ["Hi>Yo", '"Why?" he asked>So "it" is']),  # not quoted
         ('q\ta\n"open\tYo\nHi\tc"\n', ['"open>Yo', 'Hi>c"']),  # as CSV the quotes would swallow a row

@@ -23,7 +23,11 @@ def test_a_folder_with_packages_of_the_same_names_does_not_mask_ours(world):
         (("run", "gone.yaml"), "error: gone.yaml does not exist, and no shipped recipe has this name; "),
         (
             ("plan", "toy.yaml", "--set", "dpo.betta=1"),
-            "error: toy.yaml: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n",
+            "error: --set dpo.betta=1: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n",
+        ),
+        (
+            ("plan", "toy.yaml", "--set", "dpo.beta=1", "--set", "sft.seed=x", "--set", "rounds=1"),
+            "error: --set sft.seed=x: sft: seed='x' is text, expected int\n",
         ),
         (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
         (("status", "."), "error: . has no summary.json; expected the folder of a run, as in runs/demo\n"),
@@ -61,7 +65,21 @@ def test_a_shipped_recipe_is_planned_by_its_name_and_a_line_names_its_file(world
     assert (code, out) == (2, "")
     first, second = err.splitlines()
     assert first.startswith("using the recipe demo that ships with alignloop: /") and first.endswith("demo.yaml")
-    assert second.endswith("configs/demo.yaml: unknown key 'rouns'; did you mean 'rounds'?")
+    assert second == "error: --set rouns=3: unknown key 'rouns'; did you mean 'rounds'?"
+
+
+def test_a_mistake_of_the_file_is_not_put_on_a_setting(world):
+    recipe = world.work / "toy.yaml"
+    recipe.write_text(recipe.read_text() + "\nrouns: 3\n")
+    code, _, err = world.call("plan", "toy.yaml", "--set", "rounds=1")
+    assert (code, err) == (2, "error: toy.yaml: unknown key 'rouns'; did you mean 'rounds'?\n")
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path):
+    (tmp_path / "rich.py").write_text("raise KeyboardInterrupt")  # as if it came while the first library is imported
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pipeline.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_the_command_loads_neither_torch_nor_transformers_and_plans_at_once(world):

@@ -35,6 +35,13 @@ def test_the_speed_leaves_out_the_first_count_and_what_was_done_before(clock):
         assert counter.done == 13
 
 
+def test_a_training_of_one_step_has_no_speed(clock):
+    with progress.activity("training", total=1, unit="steps") as counter:
+        clock[0] += 50  # the evaluation before it
+        counter.advance()
+        assert counter.per_second is None
+
+
 def test_counts_go_to_the_innermost_activity_that_is_counted():
     progress.advance()
     with progress.activity("training", total=9) as outer, progress.activity("evaluating", total=5) as inner:

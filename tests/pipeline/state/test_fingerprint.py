@@ -112,7 +112,8 @@ def test_a_plan_does_not_hash_large_files_and_reports_it(work):
     assert after["round-0.sft"].fingerprint is None  # its input is not known
     assert after["prepare_base"].fingerprint == before["prepare_base"].fingerprint
     assert differences(steps[0], before["prepare_data"].content, after["prepare_data"].content) == [
-        f"input {work / 'pairs.jsonl'} is to be hashed"
+        f"input {work / 'pairs.jsonl'} is over 64 MiB and to be hashed by `run`, which then knows whether the step is "
+        "reused"
     ]
 
 
