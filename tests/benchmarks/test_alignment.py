@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.alignment import checkable, controls, run
+from benchmarks.alignment import checkable, controls, report, run
 
 
 def prompt_with(*constraints: str) -> list[dict[str, str]]:
@@ -72,33 +72,103 @@ def test_controls_are_independent_of_the_gold_score_or_invert_it():
 
 def test_a_pooled_interval_resamples_prompts_within_each_seed():
     """Differences between seeds do not widen the interval: without spread within a seed it is a point."""
-    assert run.pooled_interval(np.array([[0.1] * 9, [0.5] * 9])) == pytest.approx((0.3, 0.3, 0.3))
+    assert report.pooled_interval(np.array([[0.1] * 9, [0.5] * 9])) == pytest.approx((0.3, 0.3, 0.3))
     noise = np.random.default_rng(1).normal(0.0, 1.0, (4, 400))
-    mean, low, high = run.pooled_interval(noise)
+    mean, low, high = report.pooled_interval(noise)
     # The mean of 1,600 draws has standard deviation 1/40.
     assert low == pytest.approx(mean - 1.96 / 40, abs=0.01) and high == pytest.approx(mean + 1.96 / 40, abs=0.01)
 
 
-def test_the_table_compares_with_round_0_and_with_the_full_recipe():
-    full, less = np.array([[[0.0, 0.2], [0.4, 0.6]]]), np.array([[[0.0, 0.2], [0.2, 0.4]]])
-    lines = run.table({run.FULL: full, "no DPO": less})
-    assert lines[0] == "|  | round 0 | round 1 | gain over round 0 | against the full recipe |"
-    assert lines[2] == "| full recipe | 0.100 | 0.500 | +0.400 [+0.400, +0.400] | - |"
-    assert (
-        lines[3] == "| no DPO | 0.100 | 0.300 | +0.200 [+0.200, +0.200] | -0.200 [-0.200, -0.200], 0 of 1 seeds above |"
+def test_an_interval_over_seeds_is_students_t_of_their_means():
+    # Means 0.1 and 0.5: standard error 0.2, and t of one degree of freedom is 12.706.
+    found = report.seeds_interval(np.array([[0.1] * 9, [0.5] * 9]))
+    assert found == pytest.approx((0.3, 0.3 - 2.5412, 0.3 + 2.5412))
+    assert report.seeds_interval(np.array([[0.1, 0.2]])) is None
+
+
+def test_the_table_compares_with_round_0_and_with_the_full_recipe_on_the_seeds_of_both():
+    full = {0: np.array([[0.0, 0.2], [0.4, 0.6]]), 1: np.array([[0.0, 0.2], [0.8, 1.0]])}
+    less = {1: np.array([[0.0, 0.2], [0.2, 0.4]])}
+    lines = report.table({report.FULL: full, "no DPO": less})
+    assert lines[0] == (
+        "|  | seeds | round 0 | round 1 | gain over round 0 | against the full recipe: over prompts | over seeds |"
+    )
+    assert lines[2] == "| full recipe | 2 | 0.100 | 0.700 | +0.600 [+0.600, +0.600] | - | - |"
+    assert lines[3] == (
+        "| no DPO | 1 | 0.100 | 0.300 | +0.200 [+0.200, +0.200] | -0.600 [-0.600, -0.600], 0 of 1 seeds above | - |"
     )
 
 
-def test_the_verdict_names_what_differs_beyond_its_interval():
-    noise = np.random.default_rng(2).normal(0.0, 0.1, (2, 2, 400))
-    scores = dict.fromkeys(run.ABLATIONS | run.CONTROLS, noise)
-    assert run.verdict(scores).splitlines()[-1] == "- Controls that improved: none."
-    last = np.array([0.0, 1.0])[None, :, None]
-    scores |= {"no DPO": noise - 0.2 * last, "no NLL term": noise + 0.2 * last, "hash of the text": noise + 0.3 * last}
-    assert run.verdict(scores).splitlines() == [
+def noise_with(last: float, *, spread: float = 0.0) -> dict[int, np.ndarray]:
+    """Scores of three seeds, [2, 400], where the last round is higher by `last`, and by `spread` more in each seed."""
+    noise = np.random.default_rng(2).normal(0.0, 0.1, (3, 2, 400))
+    noise[:, 1] += last + spread * np.arange(3)[:, None]
+    return dict(enumerate(noise))
+
+
+def test_the_verdict_names_what_differs_beyond_both_intervals():
+    scores = {
+        report.FULL: noise_with(0.1),
+        "no DPO": noise_with(-0.1),
+        "DPO alone": noise_with(0.3, spread=0.001),
+        "no rejection sampling": noise_with(0.0, spread=0.3),  # 0.3 higher, but the seeds disagree
+        "swapped pairs": noise_with(0.0),
+        "hash of the text": noise_with(0.3),
+    }
+    assert report.verdict(scores).splitlines() == [
+        "- The full recipe's mean over the seeds rises in every round. No round of a seed falls beyond its interval.",
         "- Worse than the full recipe after the last round: no DPO.",
-        "- Better than the full recipe after the last round: no NLL term.",
-        "- Not distinguishable from the full recipe after the last round: no formatting mask, no rejection sampling, "
-        "reward model not refitted.",
+        "- Better than the full recipe after the last round: DPO alone.",
+        "- Not distinguishable from the full recipe after the last round: no rejection sampling.",
         "- Controls that improved: hash of the text.",
     ]
+
+
+def test_a_round_that_falls_is_named():
+    falls = {0: np.array([[0.0] * 9, [0.5] * 9, [0.4] * 9]), 1: np.array([[0.0] * 9, [0.5] * 9, [0.6] * 9])}
+    assert report.climb(falls) == (
+        "- The full recipe's mean over the seeds does not rise in round 2. Beyond its interval below the best policy "
+        "before it, which the gate keeps: round 2 of seed 0."
+    )
+
+
+@pytest.fixture
+def one_finished_seed(tmp_path, monkeypatch):
+    """Runs with two seeds, of which the first is finished."""
+    monkeypatch.setattr(report, "RUNS", tmp_path)
+    for seed, state in ((0, "done"), (1, "failed")):
+        folder = tmp_path / f"alignment-{seed}"
+        (folder / "summaries").mkdir(parents=True)
+        steps = []
+        for number in range(2):
+            evaluation = folder / f"round-{number}.evaluate_policy-x"
+            evaluation.mkdir()
+            candidates = [{"score": 0.2 * number}, {"score": 0.4 * number}]
+            (evaluation / "answers.jsonl").write_text(json.dumps({"candidates": candidates}) + "\n")
+            numbers = {"kl_to_first": 4.0 * number, "gold_mean": 0.3 * number, "proxy_mean": 1.0}
+            (evaluation / "artifact.json").write_text(json.dumps({"metrics": numbers}))
+            steps.append({"stage": "evaluate_policy", "folder": evaluation.name})
+        summary = {"state": state, "steps": [{"stage": "sft", "folder": "round-0.sft-x"}, *steps]}
+        for name in (report.FULL, report.STALE):
+            (folder / "summaries" / f"{name}.json").write_text(json.dumps(summary))
+    return tmp_path
+
+
+def test_only_finished_runs_are_reported(one_finished_seed, monkeypatch):
+    assert {seed: found.tolist() for seed, found in report.scores_of(report.FULL, [0, 1, 2]).items()} == {
+        0: [[0.0], [pytest.approx(0.3)]]
+    }
+    drawn = []
+    monkeypatch.setattr(report, "draw", lambda scores, path: drawn.append((list(scores), path.name)))
+    report.report(list(run.SETTINGS), [0, 1], one_finished_seed / "docs")
+    text = (one_finished_seed / "docs" / "alignment.md").read_text()
+    assert "runs 1 rounds with 1 seeds" in text and "| full recipe | 1 | 0.000 | 0.300 | +0.300" in text
+    assert drawn == [([report.FULL, report.STALE], "alignment.svg")]
+
+
+def test_the_plot_has_the_rounds_and_the_curves_over_kl(one_finished_seed):
+    pytest.importorskip("matplotlib", reason="the benchmarks' own requirement")
+    report.draw(
+        {name: report.scores_of(name, [0]) for name in (report.FULL, report.STALE)}, one_finished_seed / "a.svg"
+    )
+    assert "<svg" in (one_finished_seed / "a.svg").read_text()

@@ -1,0 +1,242 @@
+"""The report of the alignment benchmark: tables of the gold score by round with intervals, and a plot.
+
+A variation is compared with the full recipe on the seeds that both have finished, so that the report can be written
+while runs are missing. Shapes: S = seeds, R = rounds (with round 0), P = evaluation prompts.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).absolute().parents[2]
+RUNS = ROOT / "runs"
+FULL, STALE = "full recipe", "reward model not refitted"
+CONTROLS = ("shuffled labels", "swapped pairs", "hash of the text")
+NUM_RESAMPLES = 5_000
+# 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+Scores = Mapping[int, np.ndarray]  # seed -> gold score of every evaluation prompt in every round, [R, P]
+
+
+def run_folder(seed: int, name: str) -> Path:
+    """The folder in which a variation runs with a seed."""
+    return RUNS / (f"alignment-{seed}-controls" if name in CONTROLS else f"alignment-{seed}")
+
+
+def evaluations(folder: Path, summary: str) -> list[Path]:
+    """The folders of the evaluations, by round; none if the summary has no finished run."""
+    if not (folder / summary).is_file():
+        return []
+    content = json.loads((folder / summary).read_text())
+    if content["state"] != "done":
+        return []
+    return [folder / step["folder"] for step in content["steps"] if step["stage"] == "evaluate_policy"]
+
+
+def means_by_prompt(evaluation: Path) -> list[float]:
+    groups = [json.loads(line) for line in (evaluation / "answers.jsonl").read_text().splitlines()]
+    return [float(np.mean([candidate["score"] for candidate in group["candidates"]])) for group in groups]
+
+
+def scores_of(name: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
+    """The scores of a variation, of the seeds that have finished it."""
+    by_seed = {seed: evaluations(run_folder(seed, name), f"summaries/{name}.json") for seed in seeds}
+    return {seed: np.array([means_by_prompt(one) for one in found]) for seed, found in by_seed.items() if found}
+
+
+def pooled_interval(differences_SP: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval (low, high) of a paired difference, with prompts resampled within each seed."""
+    draws = np.random.default_rng(0).integers(0, differences_SP.shape[1], (NUM_RESAMPLES, *differences_SP.shape))
+    means = np.take_along_axis(differences_SP[None], draws, axis=2).mean(axis=(1, 2))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(differences_SP.mean()), float(low), float(high)
+
+
+def seeds_interval(differences_SP: np.ndarray) -> tuple[float, float, float] | None:
+    """Mean and 95 % interval (low, high) of the seeds' mean differences by Student's t; None for one seed."""
+    means_S = differences_SP.mean(axis=1)
+    if len(means_S) < 2:
+        return None
+    half = T_QUANTILES[len(means_S) - 2] * means_S.std(ddof=1) / np.sqrt(len(means_S))
+    return float(means_S.mean()), float(means_S.mean() - half), float(means_S.mean() + half)
+
+
+def last_differences(scores: Scores, full: Scores) -> np.ndarray:
+    """Difference to the full recipe after the last round on the seeds that both have, [S, P]."""
+    return np.array([scores[seed][-1] - full[seed][-1] for seed in scores.keys() & full.keys()])
+
+
+def table(scores: Mapping[str, Scores]) -> list[str]:
+    """The gold score by round, the gain over round 0, and the difference to the full recipe, a line a variation."""
+    rounds = max(len(scores_RP) for of_seeds in scores.values() for scores_RP in of_seeds.values())
+    by_round = [f"round {number}" for number in range(rounds)]
+    head = ["", "seeds", *by_round, "gain over round 0", "against the full recipe: over prompts", "over seeds"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, of_seeds in scores.items():
+        scores_SRP = np.array(list(of_seeds.values()))
+        means = [f"{value:.3f}" for value in scores_SRP.mean(axis=(0, 2))]
+        gain = pooled_interval(scores_SRP[:, -1] - scores_SRP[:, 0])
+        against, over_seeds = "-", "-"
+        if name != FULL and (differences_SP := last_differences(of_seeds, scores[FULL])).size:
+            above = int((differences_SP.mean(axis=1) > 0).sum())
+            against = f"{shown(pooled_interval(differences_SP))}, {above} of {len(differences_SP)} seeds above"
+            interval = seeds_interval(differences_SP)
+            over_seeds = shown(interval) if interval else "-"
+        cells = [name, str(len(of_seeds)), *means, shown(gain), against, over_seeds]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def verdict(scores: Mapping[str, Scores]) -> str:
+    """The table's result in words: which variations differ beyond both intervals, and which controls improved."""
+    worse, better, other = "Worse than", "Better than", "Not distinguishable from"
+    groups: dict[str, list[str]] = {worse: [], better: [], other: []}
+    for name in scores.keys() - {FULL, *CONTROLS}:
+        differences_SP = last_differences(scores[name], scores[FULL])
+        if not differences_SP.size:
+            continue
+        intervals = [pooled_interval(differences_SP), seeds_interval(differences_SP)]
+        is_worse, is_better = (
+            all(i is not None and sign * i[k] > 0 for i in intervals) for sign, k in ((-1, 2), (1, 1))
+        )
+        groups[worse if is_worse else better if is_better else other].append(name)
+    lines = [
+        f"- {relation} the full recipe after the last round: {', '.join(sorted(names))}."
+        for relation, names in groups.items()
+        if names
+    ]
+    controls = {name: np.array(list(scores[name].values())) for name in CONTROLS if name in scores}
+    gains = {name: pooled_interval(scores_SRP[:, -1] - scores_SRP[:, 0]) for name, scores_SRP in controls.items()}
+    improved = [name for name, (_, low, _) in gains.items() if low > 0]
+    if gains:
+        lines.append(f"- Controls that improved: {', '.join(improved) or 'none'}.")
+    return "\n".join([climb(scores[FULL]), *lines])
+
+
+def climb(full: Scores) -> str:
+    """Whether the full recipe rises in every round, and which rounds of which seeds fall beyond their interval."""
+    scores_SRP = np.array(list(full.values()))
+    means_R = scores_SRP.mean(axis=(0, 2))
+    falls = [number for number in range(1, len(means_R)) if means_R[number] <= means_R[number - 1]]
+    rises = f"does not rise in round {', '.join(map(str, falls))}" if falls else "rises in every round"
+    beyond = [
+        f"round {number} of seed {seed}"
+        for seed, scores_RP in full.items()
+        for number in range(1, len(scores_RP))
+        if pooled_interval((scores_RP[number] - scores_RP[:number][scores_RP[:number].mean(1).argmax()])[None])[2] < 0
+    ]
+    fallen = "No round of a seed falls beyond its interval."
+    if beyond:
+        fallen = f"Beyond its interval below the best policy before it, which the gate keeps: {', '.join(beyond)}."
+    return f"- The full recipe's mean over the seeds {rises}. {fallen}"
+
+
+def shown(interval: tuple[float, float, float]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+
+
+def proxies(name: str, seeds: Sequence[int]) -> list[tuple[list[float], list[float], list[float]]]:
+    """(KL to the first policy in nats, gold, proxy reward) by round from 1 on, of each seed that has finished."""
+    found = []
+    for seed in seeds:
+        folders = evaluations(run_folder(seed, name), f"summaries/{name}.json")[1:]
+        records = [json.loads((folder / "artifact.json").read_text())["metrics"] for folder in folders]
+        if records:
+            found.append(
+                tuple([record[key] for record in records] for key in ("kl_to_first", "gold_mean", "proxy_mean"))
+            )
+    return found
+
+
+def draw(scores: Mapping[str, Scores], path: Path) -> None:
+    """Draws the gold score by round, a line for each variation's mean and a point for each seed; and, of the refitted
+    and the stale reward model, gold and proxy over the square root of the KL (Gao et al., 2210.10760, figure 1)."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "alignloop"
+    import matplotlib.pyplot as plt
+
+    figure, (axes, curves) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
+    for position, (name, of_seeds) in enumerate(scores.items()):
+        means_SR = np.array(list(of_seeds.values())).mean(axis=2)
+        rounds = np.arange(means_SR.shape[1])
+        colour = f"C{position}"
+        style: dict[str, Any] = {"linestyle": "--" if name in CONTROLS else "-", "color": colour}
+        axes.plot(rounds, means_SR.mean(axis=0), label=name, linewidth=2.5 if name == FULL else 1.5, **style)
+        shift = (position - len(scores) / 2) * 0.012  # so that points of one round do not hide each other
+        axes.scatter(np.tile(rounds + shift, len(means_SR)), means_SR.ravel(), s=10, color=colour, alpha=0.6)
+    axes.set(xlabel="round", ylabel="mean gold score of the held-out prompts", xticks=rounds)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    for name, colour in ((FULL, "C0"), (STALE, "C3")):
+        for number, (kl, gold, proxy) in enumerate(proxies(name, list(scores.get(name, {})))):
+            label = name if not number else None
+            curves.plot(np.sqrt(kl), gold, color=colour, marker="o", markersize=3, label=label and f"gold, {label}")
+            if name == STALE:  # one reward model in all rounds, so its scores can be compared
+                scaled = np.array(proxy) - proxy[0] + gold[0]
+                curves.plot(
+                    np.sqrt(kl), scaled, color=colour, linestyle=":", label=label and "its proxy, from the same point"
+                )
+    curves.set(xlabel="square root of the KL to the first policy (nats)", ylabel="gold score")
+    curves.grid(alpha=0.3)
+    curves.legend(fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
+    """Writes alignment.md and its plot into the folder, from the finished runs."""
+    scores = {name: found for name in names if (found := scores_of(name, seeds))}
+    if FULL not in scores:
+        sys.exit("error: no seed has finished the full recipe; run `python -m benchmarks.alignment world` first")
+    (_, num_rounds, num_prompts) = np.array(list(scores[FULL].values())).shape
+    folder.mkdir(exist_ok=True)
+    draw(scores, folder / "alignment.svg")
+    text = TEXT.format(
+        seeds=len(scores[FULL]),
+        rounds=num_rounds - 1,
+        prompts=num_prompts,
+        table="\n".join(table(scores)),
+        verdict=verdict(scores),
+    )
+    if found := evaluations(RUNS / "checkable", "summary.json"):
+        checkable_RP = np.array([means_by_prompt(one) for one in found])
+        text += CHECKABLE.format(prompts=checkable_RP.shape[1], table="\n".join(table({FULL: {0: checkable_RP}})))
+    (folder / "alignment.md").write_text(text)
+    print(text)
+
+
+TEXT = """# Does the loop align?
+
+In the demo's world (`configs/demo.yaml`), the loop runs {rounds} rounds with {seeds} seeds on one pretrained base. The
+table has the mean gold score of 4 answers to each of the same {prompts} held-out prompts. Only annotation and
+evaluation ever see the gold score. Measured by `make bench-alignment`. Intervals are 95 %: over prompts, bootstrap
+intervals of paired differences with prompts resampled within each seed; over seeds, Student's t of the seeds' mean
+differences.
+
+{table}
+
+Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels that are
+independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the text.
+Differences beyond both intervals:
+
+{verdict}
+
+A small world shows what a part does there, not what it does at scale.
+
+![gold by round](alignment.svg)
+"""
+
+CHECKABLE = """
+## A real model
+
+SmolLM2-135M-Instruct is trained for one round with one seed (`benchmarks/alignment/checkable.yaml`). The table has the
+share of the constraints that the answers keep, checked by a program, with 4 answers to each of {prompts} held-out
+prompts. Round 0 is the unchanged model.
+
+{table}
+"""
