@@ -18,6 +18,7 @@ from pipeline.launch import command_line, processes
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from tests.loop_recipes import wait_until
+from tests.patience import PATIENCE
 from tests.stage_runs import metrics_of, run_here, stage_keys, weights_of
 from tests.toy_rows import write_jsonl
 
@@ -141,7 +142,8 @@ def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(profile, r
     step = Step("sft", "sft", None, "sft", {}, {}, launch)
     command, environment = command_line.launch_command(step, cut), command_line.environment(step, cut, cut)
     stage = processes.StageProcess(command, cut, environment, cores=None, grace_seconds=120)
-    wait_until(lambda: (cut / "metrics.jsonl").exists() and len(metrics_of(cut)) > 8, seconds=120, what="a few steps")
+    log = cut / "metrics.jsonl"
+    wait_until(lambda: log.exists() and len(metrics_of(cut)) > 8, seconds=PATIENCE, what="a few steps")
     processes.stop([stage])
     _, printed = stage.finish()
     outcome = read_json(cut / "outcome.json")

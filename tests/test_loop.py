@@ -240,7 +240,7 @@ def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_weights(place):
     )
     process.kill()
     process.communicate()
-    wait_until(lambda: not processes_of(run), seconds=60, what="the end of the killed runner's stage")
+    wait_until(lambda: not processes_of(run), seconds=PATIENCE, what="the end of the killed runner's stage")
     folder = place.folder("round-0.sft", name="killed")
     assert not (folder / "artifact.json").exists()
     assert "stopped: the process that ran it has ended" in place.call("status", str(run))[1]

@@ -101,7 +101,7 @@ def test_an_installed_wheel_plans_and_runs_the_demo_from_an_empty_folder(install
     )
     record = work / "runs" / "demo" / "steps" / "pretrain" / "artifact.json"
     try:
-        wait_until(record.exists, seconds=400, what="two steps", process=run)
+        wait_until(record.exists, seconds=PATIENCE, what="two steps", process=run)
     finally:
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=PATIENCE)
