@@ -27,7 +27,7 @@ from engine.tokens.inspection import encode_all
 from engine.tokens.token_rows import TokenDialog, TokenRow
 from engine.training.method import Method
 from engine.training.run import train_and_save
-from stages import annotate, evaluate_policy, pretrain, rejection_sampling
+from stages import annotate, evaluate_policy, pretrain, rejection_sampling, rl
 from stages.dpo import METHOD as DPO
 from stages.reward_model import METHOD as REWARD_MODEL
 from stages.sft import METHOD as SFT
@@ -56,6 +56,8 @@ def run_trial(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None
         _generate(trial, model, scratch, use_cpu=use_cpu)
     elif trial["stage"] in METHODS or trial["stage"] == "pretrain":
         _train(trial, model, scratch, use_cpu=use_cpu)
+    elif trial["stage"] == "rl":
+        _reinforce(trial, model, scratch, use_cpu=use_cpu)
 
 
 def _stage(trial: Trial, scratch: Path, keys: Keys) -> Stage:
@@ -82,6 +84,30 @@ def _train(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None:
         make_trainer = method.make_trainer
     trainer = make_trainer(stage, own, training, model_config, tokenizer, table, table)
     train_and_save(trainer, model_config)
+
+
+def _reinforce(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None:
+    """One window of answers to one prompt and one step on them, with an evaluation before and after.
+
+    The reward is the answer's length: a recipe's functions are not called, and its reward model may not exist yet.
+    """
+    keys = trial["keys"] | _small_training(trial["keys"], model, scratch, use_cpu=use_cpu)
+    rewards = {"reward_model": None, "reward_functions": [f"{__name__}:length"], "reward_weights": None}
+    keys |= rewards | {"num_reference_answers": 1, "num_eval_answers": 1, "steps_per_window": 1, "kl_budget": None}
+    keys["max_completion_length"] = min(NUM_TOKENS, keys.get("max_completion_length") or NUM_TOKENS)
+    answers = keys.get("num_generations") or 8
+    keys |= {"global_batch_size": answers, "per_device_train_batch_size": answers}
+    check_values("rl", keys, where=trial["section"])
+    own, training, model_config = fill(rl.ARGUMENTS, arguments.resolve_batch(keys, default_global=answers), rl.DEFAULTS)
+    sample = Prompt.model_validate({"prompt": [QUESTION]})
+    prompts = [*first_rows(trial["rows"], Prompt), sample][:1]
+    stage, tokenizer = _stage(trial, scratch, keys), load_tokenizer(model)
+    train_and_save(rl.make_trainer(stage, own, training, model_config, tokenizer, prompts, prompts), model_config)
+
+
+def length(prompt: object, answer: str, ended: bool) -> float:
+    """The reward of `_reinforce`."""
+    return float(len(answer))
 
 
 def _small_training(keys: Keys, model: str, scratch: Path, *, use_cpu: bool) -> Keys:

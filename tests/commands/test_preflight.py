@@ -57,6 +57,8 @@ def test_what_a_library_refuses_is_one_line_with_section_and_key(plan_run):
     run = plan_run(
         sft={"use_peft": True, "lora_target_modules": ["no_such_module"]},
         dpo={"lr_scheduler_type": "cosine_with_min_lr"},  # needs lr_scheduler_kwargs
+        rl={"optim": "adamw_torch", "optim_args": "betas"},  # a name without a value
+        round_stages=["annotate", "reward_model", "sft", "dpo", "rl"],
     )
     with pytest.raises(ConfigError) as raised:
         preflight(run)
@@ -64,6 +66,7 @@ def test_what_a_library_refuses_is_one_line_with_section_and_key(plan_run):
     assert "\n" not in message and "Traceback" not in message
     assert "sft.lora_target_modules=['no_such_module']" in message
     assert "dpo.lr_scheduler_type=" in message, message
+    assert "rl.optim_args=" in message, message
     assert "reward_model" not in message and "--no-preflight" in message
     assert not (run.recipe.folder / RESULT).exists()
 
@@ -80,7 +83,9 @@ def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monk
     assert len(started) == 1
 
 
-def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path):
+def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path, capfd):
     (tmp_path / "scores.py").write_text("def score(prompt, answer, ended):\n    open('called', 'w')\n    return 1.0\n")
-    preflight(plan_run(round_stages=["reward_model", "rejection_sampling", "sft"]))
+    stages = ["reward_model", "rejection_sampling", "sft", "rl"]
+    preflight(plan_run(round_stages=stages, rl={"reward_functions": ["scores:score"], "num_generations": 4}))
+    assert "not tried" not in capfd.readouterr().err
     assert not (tmp_path / "called").exists()
