@@ -187,9 +187,10 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         annotate = plan.add("annotate", number, inputs=inputs, keys={"round": number})
         progress.preferences.append(split_of(annotate, "pairs"))
 
-    # The reward model starts from the base and is trained on all pairs so far, in every round or only in the first.
+    # The reward model is trained on all pairs so far, in every round or only in the first.
     if "reward_model" in stages_of_round and (recipe.refit_reward_model or progress.reward_model is None):
-        inputs = {"model_name_or_path": foundation.base, **training_inputs(progress.preferences)}
+        start = best if recipe.reward_model_from == "best" else foundation.base
+        inputs = {"model_name_or_path": start, **training_inputs(progress.preferences)}
         progress.reward_model = plan.train("reward_model", number, inputs)
 
     if "rejection_sampling" in stages_of_round:

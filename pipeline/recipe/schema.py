@@ -43,6 +43,7 @@ KEYS_OF_ROUNDS = (
     "first_sft",
     "refit_reward_model",
     "dpo_reference",
+    "reward_model_from",
     "sft_from",
     "sft_batches",
     "annotate_policies",

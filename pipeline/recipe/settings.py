@@ -37,6 +37,9 @@ class Settings(Mix, BaseModel):
     dpo_reference: Literal["start", "first"] = Field(
         default="start", description="The reference of DPO: the model that it starts from, or the first policy."
     )
+    reward_model_from: Literal["base", "best"] = Field(
+        default="base", description="The model that the reward model starts from: the base or the best policy."
+    )
     sft_from: Literal["base", "best"] = Field(
         default="base", description="The model that SFT starts from, from round 1 on: the base or the best policy."
     )

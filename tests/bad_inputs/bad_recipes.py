@@ -32,6 +32,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo_batches=0", "dpo_batches=0: Input should be greater than or equal to 1"),
     ("sft_batches=0", "sft_batches=0: Input should be greater than or equal to 1"),
     ("sft_batches=1001", "sft_batches=1001: Input should be less than or equal to 1000"),
+    ("reward_model_from=sft", "reward_model_from='sft': Input should be 'base' or 'best'"),
     ("sft_from=worst", "sft_from='worst': Input should be 'base' or 'best'"),
     ("dpo=[1]", "dpo=[1]: Input should be a valid dictionary"),
     ("dpo={1: 2}", "dpo.1=1: Input should be a valid string"),

@@ -135,6 +135,7 @@ BAD_SETTINGS = [
     ("round_stages", ["dpo", ["dppo"], ["dpo", "sft"], 3, None, {}]),
     ("first_sft", ["maybe", 3, None, []]),
     ("sft_batches", [0, 1001, 1.5, NAN, None, True]),
+    ("reward_model_from", ["worst", True, None, 3, ""]),
     ("sft_from", ["worst", True, None, 3, ""]),
     ("launch", ["ddp", [], 3, None, {"profil": "ddp"}]),
     ("defaults", ["x", [], 3, {"betta": 1}, {"seed": -1}, {"seed": NAN}]),

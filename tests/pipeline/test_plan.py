@@ -85,7 +85,10 @@ def test_the_best_policy_so_far_samples_and_the_base_is_trained(plan):
     assert steps["round-2.rejection_sampling"].inputs["policies"] == [BestPolicy("round-1.evaluate_policy")]
     assert steps["round-2.rejection_sampling"].inputs["reward_model"] == [Output("round-2.reward_model", "model")]
     assert steps["round-2.sft"].inputs["model_name_or_path"] == [BASE]
-    assert plan("sft_from=best")["round-2.sft"].inputs["model_name_or_path"] == [BestPolicy("round-1.evaluate_policy")]
+    assert steps["round-2.reward_model"].inputs["model_name_or_path"] == [BASE]
+    from_best = plan("sft_from=best", "reward_model_from=best")
+    for name in ("round-2.sft", "round-2.reward_model"):
+        assert from_best[name].inputs["model_name_or_path"] == [BestPolicy("round-1.evaluate_policy")]
 
 
 @pytest.mark.parametrize(("batches", "rounds"), [(1, [3]), (2, [2, 3]), (9, [1, 2, 3])])
