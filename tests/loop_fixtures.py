@@ -23,7 +23,10 @@ def place(tmp_path_factory, request) -> Iterator[Place]:
         if any("lora" in getattr(item, "fixturenames", ()) for item in request.session.items):
             base = made.work / "runs" / "loop" / "steps" / "prepare_base"
             wait_until(
-                (base / "artifact.json").exists, seconds=300, what="prepare_base of the plain loop", process=process
+                (base / "artifact.json").exists,
+                seconds=PATIENCE,
+                what="prepare_base of the plain loop",
+                process=process,
             )
             made.begin_with(*DATA_AND_BASE, name="lora")
             lora = made.lora = made.start("run", *made.words(*LORA, name="lora"))

@@ -196,6 +196,31 @@ def test_the_evaluation_prompts_are_the_same_for_every_policy(place):
     assert len(ids[0]) == 6
 
 
+# -- reinforcement learning -----------------------------------------------------------------------------------------
+
+
+def test_rl_in_place_of_dpo_is_the_rounds_policy_and_the_gate_decides_about_it(place):
+    before = ("round-0.sft", "round-0.evaluate_policy", "round-1.annotate", "round-1.reward_model")
+    place.begin_with(*DATA_AND_BASE, *before, name="rl")
+    keys = "{global_batch_size: 4, num_generations: 2, max_completion_length: 8, steps_per_window: 1}"
+    stages = "round_stages=[annotate, reward_model, rl]"
+    code, _, err = place.run("rounds=1", stages, f"rl={keys}", name="rl")
+    assert code == 0, err
+    states = place.states(name="rl")
+    assert states == dict.fromkeys([*DATA_AND_BASE, *before], "reused") | {
+        "round-1.rl": "ran",
+        "round-1.evaluate_policy": "ran",
+    }
+    config = place.config("round-1.rl", name="rl")
+    assert config["reward_model"] == str(place.folder("round-1.reward_model", name="rl") / "model")
+    first, second = place.summary(name="rl")["rounds"]
+    assert (first["policy"], second["policy"]) == ("round-0.sft", "round-1.rl")
+    record = Artifact.read(place.folder("round-1.rl", name="rl"))
+    assert record is not None
+    assert (second["rl_reward"], second["rl_kl"]) == (record.metrics["eval_reward"], record.metrics["eval_kl"])
+    assert second["gate"] in ("accept", "keep")
+
+
 # -- variants -------------------------------------------------------------------------------------------------------
 
 
