@@ -20,14 +20,19 @@ def csv_rows(path: Path, content: bytes) -> list[Line]:
     Spreadsheets write semicolons where the comma is the decimal mark: the first of comma, semicolon and tab that
     divides the header line separates the cells.
     """
-    text = decoded(path, content)
+    text = _stream(path, content)
     delimiters = (mark for mark in (DELIMITERS[".csv"], ";", "\t") if len(_first_cells(text, mark)) > 1)
-    return _separated(path, content, delimiter=next(delimiters, DELIMITERS[".csv"]), quoting=csv.QUOTE_MINIMAL)
+    return _separated(path, text, delimiter=next(delimiters, DELIMITERS[".csv"]), quoting=csv.QUOTE_MINIMAL)
 
 
-def _first_cells(text: str, delimiter: str) -> list[str]:
+def _stream(path: Path, content: bytes) -> io.StringIO:
+    return io.StringIO(decoded(path, content), newline="")
+
+
+def _first_cells(text: io.StringIO, delimiter: str) -> list[str]:
+    text.seek(0)
     try:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        return next(csv.reader(text, delimiter=delimiter), [])
     except csv.Error:
         return []  # whoever reads the rows reports it
 
@@ -37,11 +42,12 @@ def tsv_rows(path: Path, content: bytes) -> list[Line]:
 
     So the file is read as quoted if that gives at least as many rows of the header's length.
     """
-    plain = _separated(path, content, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
+    text = _stream(path, content)
+    plain = _separated(path, text, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
     if b'"' not in content:
         return plain
     try:
-        quoted = _separated(path, content, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
+        quoted = _separated(path, text, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
     except DataError:
         return plain
     return quoted if _num_bad(quoted) <= _num_bad(plain) else plain
@@ -51,9 +57,9 @@ def _num_bad(lines: list[Line]) -> int:
     return sum(line.error is not None for line in lines)
 
 
-def _separated(path: Path, content: bytes, *, delimiter: str, quoting: Any) -> list[Line]:
+def _separated(path: Path, text: io.StringIO, *, delimiter: str, quoting: Any) -> list[Line]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a cell of more than 128 KiB
-    text = io.StringIO(decoded(path, content), newline="")
+    text.seek(0)
     reader = csv.reader(text, strict=True, delimiter=delimiter, quoting=quoting)
     lines: list[Line] = []
     start = 0

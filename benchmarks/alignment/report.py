@@ -17,7 +17,7 @@ RUNS = ROOT / "runs"
 FULL, STALE = "full recipe", "reward model not refitted"
 CONTROLS = ("shuffled labels", "swapped pairs", "hash of the text")
 NUM_RESAMPLES = 5_000
-# 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom.
+# 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom; with more the last one is used, which is wider.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 Scores = Mapping[int, np.ndarray]  # seed -> gold score of every evaluation prompt in every round, [R, P]
 
@@ -61,7 +61,7 @@ def seeds_interval(differences_SP: np.ndarray) -> tuple[float, float, float] | N
     means_S = differences_SP.mean(axis=1)
     if len(means_S) < 2:
         return None
-    half = T_QUANTILES[len(means_S) - 2] * means_S.std(ddof=1) / np.sqrt(len(means_S))
+    half = T_QUANTILES[min(len(means_S) - 2, len(T_QUANTILES) - 1)] * means_S.std(ddof=1) / np.sqrt(len(means_S))
     return float(means_S.mean()), float(means_S.mean() - half), float(means_S.mean() + half)
 
 

@@ -33,6 +33,8 @@ SETTINGS: dict[str, list[str]] = {
     "no DPO": ["round_stages=[annotate, reward_model, rejection_sampling, sft]"],
     "reward model not refitted": ["refit_reward_model=false"],
     "SFT from the base": ["sft_from=base"],
+    "no NLL term": ["dpo.loss_type=[sigmoid]", "dpo.loss_weights=[1.0]"],
+    "no formatting mask": ["dpo.mask_formatting=false"],
     "shuffled labels": [f"{ANNOTATOR}:shuffled"],
     "swapped pairs": [f"{ANNOTATOR}:swapped"],
     "hash of the text": [f"{ANNOTATOR}:hashed"],

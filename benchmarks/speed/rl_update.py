@@ -12,19 +12,20 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer, ModelConfig
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer
 
 from data_schemas.rows import Prompt
 from engine.models.loading import load_causal, load_tokenizer
 from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
 from engine.reinforcement.rewards import Rewards
+from engine.reinforcement.rollouts import flat
 from engine.reinforcement.trainer import PolicyGradientTrainer
 from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
@@ -36,8 +37,8 @@ COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "activation_checkpoint
 Answers = list[list[Answer]]  # [P][K]
 
 
-def draw(tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace) -> tuple[list[Prompt], Answers]:
-    """Prompts of at least `prompt_tokens` tokens, and answers of random tokens of up to `answer_tokens`."""
+def draw(tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace) -> Answers:
+    """Answers of random tokens, up to `answer_tokens` each, to prompts of at least `prompt_tokens` tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def whole(low: int, high: int) -> int:
@@ -53,7 +54,7 @@ def draw(tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace) -> t
             text += f" word {whole(0, 99)}"
         prompts.append(prompt)
     size = len(tokenizer)
-    answers = [
+    return [
         [
             Answer(
                 prompt=prompt,
@@ -66,69 +67,88 @@ def draw(tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace) -> t
         ]
         for place, prompt in enumerate(prompts)
     ]
-    return prompts, answers
 
 
-def reward_of(answer: Answer) -> float:
-    return float(sum(answer.ids) % 97)
+def our_trainer(
+    base: str,
+    folder: Path,
+    answers: Answers,
+    rewards: Mapping[str, float],
+    *,
+    limit: int,
+    micro_batch: int,
+    arguments: Mapping[str, Any],
+    **training: Any,
+) -> PolicyGradientTrainer:
+    """The stage's trainer, whose first window has these answers in one step; `rewards` are by the answer's text.
 
-
-def ours(base: str, folder: Path, prompts: list[Prompt], answers: Answers, limit: int) -> PolicyGradientTrainer:
-    """The stage's trainer, whose window has these answers in one step."""
-    count, group = sum(map(len, answers)), len(answers[0])
+    `limit` is the longest answer in tokens; `arguments` are keys of the stage, `training` those of TRL's config.
+    """
+    prompts, count, group = [one[0].prompt for one in answers], sum(map(len, answers)), len(answers[0])
     values = RLArguments(
         train_data=[],
         reward_functions=["none:none"],
         global_batch_size=count,
         num_generations=group,
         max_completion_length=limit,
-        beta=0.0,
+        **arguments,
     )
     config = PolicyGradientConfig(
-        output_dir=str(folder / "ours"),
+        output_dir=str(folder / "checkpoints"),
         num_generations=group,
-        per_device_train_batch_size=count,
-        gradient_accumulation_steps=1,
-        max_completion_length=limit,
-        loss_type="dapo",
-        **COMMON,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=count // micro_batch,
+        temperature=values.temperature,
+        loss_type="dapo" if values.loss_type == "bnpo" else values.loss_type,
+        scale_rewards=values.scale_rewards,
+        importance_sampling_level=values.importance_sampling_level,
+        **COMMON | training,
     )
     stage = Stage("rl", folder, {}, Tracker(folder, active=False), is_main=True)
-    made = rl.make_trainer(
-        stage, values, config, ModelConfig(model_name_or_path=base), load_tokenizer(base), prompts, prompts
-    )
-    made.rewards = Rewards({"planted": lambda name, given: [reward_of(answer) for answer in given]}, [1.0])
-    by_prompt = {group[0].prompt.prompt_id: group for group in answers}
-    sample: Callable[..., Answers] = lambda prompts, **_: [by_prompt[prompt.prompt_id] for prompt in prompts]  # noqa: E731
+    model = ModelConfig(model_name_or_path=base)
+    made = rl.make_trainer(stage, values, config, model, load_tokenizer(base), prompts, prompts)
+    made.rewards = Rewards({"planted": lambda name, given: [rewards[answer.text] for answer in given]}, [1.0])
+    by_prompt = {one[0].prompt.prompt_id: one for one in answers}
+
+    def sample(prompts: Sequence[Prompt], *, num_answers: int, purpose: str) -> Answers:
+        return [by_prompt[prompt.prompt_id] for prompt in prompts]
+
     made.policy_sampler.sample = sample  # pyright: ignore[reportAttributeAccessIssue]
-    made.current_gradient_accumulation_steps = 1
+    made.current_gradient_accumulation_steps = count // micro_batch
     made.model.train()
-    made._begin(0)
     return made
 
 
-def trls(base: str, folder: Path, answers: Sequence[Answer], group: int, limit: int) -> tuple[Any, Any]:
-    """TRL's trainer, and its batch of the same answers in this order."""
+def trls_trainer(
+    base: str,
+    folder: Path,
+    answers: Sequence[Answer],
+    rewards: Mapping[str, float],
+    *,
+    group: int,
+    is_rloo: bool = False,
+    **training: Any,
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """TRL's own trainer, and what it computes from the same answers, in this order, in one batch."""
     tokenizer = load_tokenizer(base)
-    by_text = {answer.text: reward_of(answer) for answer in answers}
-    made: Any = GRPOTrainer(
+    kind, config_kind = (RLOOTrainer, RLOOConfig) if is_rloo else (GRPOTrainer, GRPOConfig)
+    made: Any = kind(
         load_causal(base, dtype="float32"),
-        reward_funcs=lambda completions, **_: [by_text[text] for text in completions],
-        args=GRPOConfig(
+        reward_funcs=lambda completions, **_: [rewards[text] for text in completions],
+        args=config_kind(
             output_dir=str(folder / "trl"),
             num_generations=group,
             per_device_train_batch_size=len(answers),
-            max_completion_length=limit,
-            loss_type="dapo",
-            **COMMON,
+            **COMMON | training,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["a"] * len(answers)}),
         processing_class=tokenizer,
     )
     prompt_ids = [encode_prompt(tokenizer, answer.prompt.prompt) for answer in answers]
     texts, ids = [answer.text for answer in answers], [answer.ids for answer in answers]
-    made._generate = lambda prompts: (prompt_ids, ids, None, texts, None, {}, None, None)
-    made.eos_token_ids = [answer.ids[-1] for answer in answers]
+    of_rloo = (prompt_ids, ids, texts)
+    made._generate = lambda prompts: of_rloo if is_rloo else (prompt_ids, ids, None, texts, None, {}, None, None)
+    made.eos_token_ids = [answer.ids[-1] for answer in answers if answer.ended]
     made.current_gradient_accumulation_steps = 1
     made.model.train()
     return made, made._generate_and_score_completions([{"prompt": text} for text in texts])
@@ -144,11 +164,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed updates of each side")
     arguments = parser.parse_args()
     base, limit = arguments.base_model, arguments.answer_tokens
-    prompts, answers = draw(load_tokenizer(base), arguments)
+    answers = draw(load_tokenizer(base), arguments)
+    rewards = {answer.text: float(sum(answer.ids) % 97) for answer in flat(answers)}
+    count, training = arguments.prompts * arguments.answers, {"max_completion_length": limit}
     with tempfile.TemporaryDirectory() as scratch:
-        mine = ours(base, Path(scratch), prompts, answers, limit)
+        folder = Path(scratch)
+        mine = our_trainer(
+            base, folder, answers, rewards, limit=limit, micro_batch=count, arguments={"beta": 0.0}, **training
+        )
+        mine._begin(0)
         order = [answer for number in mine.schedule.prompts_of(0) for answer in answers[number]]
-        theirs, batch = trls(base, Path(scratch), order, arguments.answers, limit)
+        theirs, batch = trls_trainer(base, folder, order, rewards, group=arguments.answers, **training)
         (shared,) = mine._batches.values()
         sides = {"ours": (mine, shared), "TRL": (theirs, batch)}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -163,7 +189,7 @@ def main() -> None:
                 losses[name] = float(loss.detach())
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     shape = {
-        "prompt_tokens": [len(mine.tokens_of(prompt)) for prompt in prompts],
+        "prompt_tokens": [len(mine.tokens_of(group[0].prompt)) for group in answers],
         "mean_answer_tokens": statistics.mean(len(answer.ids) for answer in order),
         "answers": len(order),
     }

@@ -26,7 +26,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, create_model
 
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, UserError
 from data_schemas.stage_keys import Keys
 from data_schemas.yaml_files import load_yaml, read_yaml
 from pipeline.recipe.locations import locate
@@ -80,22 +80,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     try:
         return _load(path, overrides)
-    except ConfigError as error:
-        if (override := _cause(path, overrides, str(error))) is None:
+    except UserError as error:
+        override = _cause(path, overrides, str(error))
+        if override is None or str(error).startswith("--set"):
             raise
-        raise ConfigError(f"--set {override}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise type(error)(f"--set {override}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _cause(path: Path, overrides: Sequence[str], message: str) -> str | None:
-    """The override without which, and without those after it, this error is not found; None: the file itself has it."""
-    for place in reversed(range(len(overrides))):
+    """The override without which the recipe is read, or else the only one without which the error is another one."""
+    changing: list[str] = []
+    for place, override in enumerate(overrides):
         try:
-            _load(path, overrides[:place])
-        except ConfigError as error:
-            if str(error) == message:
-                continue
-        return None if message.startswith("--set") else overrides[place]
-    return None
+            _load(path, [*overrides[:place], *overrides[place + 1 :]])
+        except UserError as error:
+            if str(error) != message:
+                changing.append(override)
+        else:
+            return override
+    return changing[0] if len(changing) == 1 else None
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Recipe:

@@ -1,5 +1,6 @@
 """The command line: mistakes are one line, and it loads no torch."""
 
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,20 @@ def test_a_mistake_of_the_file_is_not_put_on_a_setting(world):
     recipe.write_text(recipe.read_text() + "\nrouns: 3\n")
     code, _, err = world.call("plan", "toy.yaml", "--set", "rounds=1")
     assert (code, err) == (2, "error: toy.yaml: unknown key 'rouns'; did you mean 'rounds'?\n")
+
+
+def test_a_setting_that_a_later_one_needs_is_not_blamed(world):
+    """Without the last setting the file's pipe is refused, as another kind of mistake than the first setting's."""
+    _, _, err = world.call("plan", "toy.yaml", "--set", "dpo.betta=1", "--set", "sft.seeed=1")
+    assert err.startswith("error: --set sft.seeed=1: sft: unknown key 'seeed'")  # sft is checked first
+    os.mkfifo(world.work / "pipe.jinja")
+    recipe = world.work / "toy.yaml"
+    recipe.write_text(recipe.read_text() + "\nprepare_base: {chat_template: pipe.jinja}\n")
+    good = ("--set", "prepare_base.chat_template=chatml")
+    code, _, err = world.call("plan", "toy.yaml", "--set", "dpo.betta=1", *good)
+    assert (code, err) == (2, "error: --set dpo.betta=1: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?\n")
+    code, _, err = world.call("plan", "toy.yaml", *good, "--set", "prepare_base.chat_template=pipe.jinja")
+    assert code == 2 and err.startswith("error: --set prepare_base.chat_template=pipe.jinja: ") and "named pipe" in err
 
 
 def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path):

@@ -50,12 +50,12 @@ GRPO = [
 
 @pytest.mark.parametrize("micro_batch", [K, 2 * K])
 @pytest.mark.parametrize(("arguments", "training"), GRPO)
-def test_grpo_is_that_of_trl(arguments, training, micro_batch, tiny_model, tokenizer, tmp_path):
+def test_grpo_is_that_of_trl(arguments, training, micro_batch, tiny_model, tmp_path):
     arguments = {"beta": 0.3, **arguments}
     training = {"num_iterations": 2, "max_completion_length": 9, **training}
-    mine = ours(tiny_model, tokenizer, tmp_path, arguments, micro_batch=micro_batch, **training)
+    mine = ours(tiny_model, tmp_path, arguments, micro_batch=micro_batch, **training)
     order = [PROMPTS[number] for number in mine.schedule.prompts_of(0)]
-    theirs, inputs = trls(tiny_model, tokenizer, tmp_path, order, **arguments, **training)
+    theirs, inputs = trls(tiny_model, tmp_path, order, **arguments, **training)
     mine._begin(0)
     assert torch.allclose(advantages_of(mine), inputs["advantages"], atol=1e-5)
     assert_equal_to_trl(mine, theirs, inputs)
@@ -69,18 +69,17 @@ def test_grpo_is_that_of_trl(arguments, training, micro_batch, tiny_model, token
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_rloo_is_that_of_trl(normalize, tiny_model, tokenizer, tmp_path):
+def test_rloo_is_that_of_trl(normalize, tiny_model, tmp_path):
     training = {"num_iterations": 2, "max_completion_length": 9}
     mine = ours(
         tiny_model,
-        tokenizer,
         tmp_path,
         {"algorithm": "rloo", "beta": 0.3, "normalize_advantages": normalize},
         **training,
     )
     order = [PROMPTS[number] for number in mine.schedule.prompts_of(0)]
     theirs, inputs = trls(
-        tiny_model, tokenizer, tmp_path, order, is_rloo=True, beta=0.3, normalize_advantages=normalize, **training
+        tiny_model, tmp_path, order, is_rloo=True, beta=0.3, normalize_advantages=normalize, **training
     )
     mine._begin(0)
     assert torch.allclose(advantages_of(mine), inputs["advantages"], atol=1e-5)
@@ -93,13 +92,12 @@ def test_rloo_is_that_of_trl(normalize, tiny_model, tokenizer, tmp_path):
 @pytest.mark.parametrize(("micro_batch", "computed"), [(K, [1, K]), (2 * K, [K])])
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "bnpo"])
 def test_a_group_without_variance_is_not_computed_and_changes_nothing(
-    loss_type, micro_batch, computed, tiny_model, tokenizer, tmp_path
+    loss_type, micro_batch, computed, tiny_model, tmp_path
 ):
     rewards = [1.0, 0.5, -2.0, 0.25, 2.0, 2.0, 2.0, 2.0]
     arguments = {"beta": 0.0, "loss_type": loss_type}
     mine = ours(
         tiny_model,
-        tokenizer,
         tmp_path,
         arguments,
         rewards=rewards,
@@ -107,7 +105,7 @@ def test_a_group_without_variance_is_not_computed_and_changes_nothing(
         max_completion_length=9,
     )
     order = [PROMPTS[number] for number in mine.schedule.prompts_of(0)]
-    theirs, inputs = trls(tiny_model, tokenizer, tmp_path, order, rewards=rewards, max_completion_length=9, **arguments)
+    theirs, inputs = trls(tiny_model, tmp_path, order, rewards=rewards, max_completion_length=9, **arguments)
     mine._begin(0)
     assert sorted(len(batch["advantages"]) for batch in mine._batches.values()) == computed
     assert mine._metrics["train"]["frac_reward_zero_std"] == [0.5]
@@ -115,8 +113,8 @@ def test_a_group_without_variance_is_not_computed_and_changes_nothing(
     assert_equal_to_trl(mine, theirs, inputs)
 
 
-def test_prompts_are_computed_once_for_their_answers(tiny_model, tokenizer, tmp_path):
-    mine = ours(tiny_model, tokenizer, tmp_path, {}, max_completion_length=9)
+def test_prompts_are_computed_once_for_their_answers(tiny_model, tmp_path):
+    mine = ours(tiny_model, tmp_path, {}, max_completion_length=9)
     mine._begin(0)
     for batch in mine._batches.values():
         prompt, answers = int(batch["prompt_mask"][0].sum()), int(batch["completion_mask"].sum())
