@@ -26,13 +26,14 @@ from data_schemas.locks import lock_folder
 from data_schemas.text import printable
 from data_schemas.unexpected import TRACEBACKS
 from pipeline.launch import preview
-from pipeline.launch.checks import check_machine, check_recipe
+from pipeline.launch.checks import check_machine
 from pipeline.launch.command_line import ROOT
+from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
 from pipeline.launch.runner import run_steps
-from pipeline.plan import Step, make_plan
-from pipeline.recipe.schema import Recipe, load_recipe
+from pipeline.plan import Step
+from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
 from pipeline.report import errors, live, result, run_status, terminal
 from pipeline.report.errors import command_name
@@ -294,9 +295,7 @@ def chat(
 
 def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
     """The recipe and its plan, both checked. Raises UserError."""
-    loaded = load_recipe(find_recipe(recipe), overrides or [])
-    steps = make_plan(loaded)
-    check_recipe(loaded, steps)
+    loaded, steps = load_checked(find_recipe(recipe), overrides or [])
     for sentence in check_unused(loaded, steps):
         _print(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps

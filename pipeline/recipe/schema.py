@@ -26,7 +26,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, create_model
 
-from data_schemas.errors import ConfigError, UserError
+from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys
 from data_schemas.yaml_files import load_yaml, read_yaml
 from pipeline.recipe.locations import locate
@@ -78,30 +78,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Every key is checked and typed here, once. Raises ConfigError for a file that is not YAML, an unknown key, a value
     of the wrong type, and a round whose stages lack something.
     """
-    try:
-        return _load(path, overrides)
-    except UserError as error:
-        override = _cause(path, overrides, str(error))
-        if override is None or str(error).startswith("--set"):
-            raise
-        raise type(error)(f"--set {override}: {str(error).removeprefix(f'{path}: ')}") from None
-
-
-def _cause(path: Path, overrides: Sequence[str], message: str) -> str | None:
-    """The override without which the recipe is read, or else the only one without which the error is another one."""
-    changing: list[str] = []
-    for place, override in enumerate(overrides):
-        try:
-            _load(path, [*overrides[:place], *overrides[place + 1 :]])
-        except UserError as error:
-            if str(error) != message:
-                changing.append(override)
-        else:
-            return override
-    return changing[0] if len(changing) == 1 else None
-
-
-def _load(path: Path, overrides: Sequence[str]) -> Recipe:
     content = read_yaml(path)
     for override in overrides:
         _apply(override, content)

@@ -170,6 +170,18 @@ def diagnosis(summary: Summary) -> str | None:
     return printable(str(text) if number is None else f"after round {number}, {text}")
 
 
+def judge_warning(summary: Summary) -> str | None:
+    """What is wrong with a judge that orders no more of its held-out pairs rightly than chance does."""
+    for step in summary["steps"]:
+        accuracy = step["metrics"].get("eval_accuracy")
+        if step["name"] == "judge" and isinstance(accuracy, int | float) and accuracy <= 0.5:
+            return (
+                f"the judge orders {accuracy:.0%} of its held-out pairs rightly, which is no better than chance: its "
+                "numbers and the gate say nothing of quality; raise data.judge_share or set evaluate_policy.judge_model"
+            )
+    return None
+
+
 def models_table(trained: Sequence[TrainedModel]) -> Table:
     """The trained models of a run without an evaluation, with their loss on held-out rows before and after."""
     has_accuracy = any(entry["accuracy"] is not None for entry in trained)

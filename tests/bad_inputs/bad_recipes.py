@@ -16,49 +16,49 @@ NO_ROUNDS = ("rounds=null",)
 NO_PAIRS = "data={instructions: chats.jsonl}"
 NO_ANNOTATOR = "annotate={}"
 MACHINES = "profile: ddp, num_machines: 2, device: cpu"
-# Settings of a valid recipe, and the error for the last one.
+# Settings of a valid recipe, and the error for the last one. SET stands for `error: --set` and that setting.
 SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     # -- the content of a recipe
-    ("rouns=3", "unknown key 'rouns'; did you mean 'rounds'?"),
-    ("path=elsewhere", "unknown key 'path'"),
-    ("name=null", "name=None: Input should be a valid string"),
-    ("name=a/b", "name='a/b': String should match pattern"),
+    ("rouns=3", "SET: unknown key 'rouns'; did you mean 'rounds'?"),
+    ("path=elsewhere", "SET: unknown key 'path'"),
+    ("name=null", "SET: name=None: Input should be a valid string"),
+    ("name=a/b", "SET: name='a/b': String should match pattern"),
     ("output_dir=toy.yaml", "toy.yaml is a file; expected a folder, or a path where one can be made"),
     ("output_dir=toy.yaml/runs", "toy.yaml is a file; expected a folder, or a path where one can be made"),
-    ("rounds=two", "rounds='two': Input should be a valid integer"),
-    ("rounds=-1", "rounds=-1: Input should be greater than or equal to 0"),
-    ("human_share=-0.1", "human_share=-0.1: Input should be greater than or equal to 0"),
-    ("human_share=1.5", "human_share=1.5: Input should be less than or equal to 1"),
-    ("dpo_batches=0", "dpo_batches=0: Input should be greater than or equal to 1"),
-    ("sft_batches=0", "sft_batches=0: Input should be greater than or equal to 1"),
+    ("rounds=two", "SET: rounds='two': Input should be a valid integer"),
+    ("rounds=-1", "SET: rounds=-1: Input should be greater than or equal to 0"),
+    ("human_share=-0.1", "SET: human_share=-0.1: Input should be greater than or equal to 0"),
+    ("human_share=1.5", "SET: human_share=1.5: Input should be less than or equal to 1"),
+    ("dpo_batches=0", "SET: dpo_batches=0: Input should be greater than or equal to 1"),
+    ("sft_batches=0", "SET: sft_batches=0: Input should be greater than or equal to 1"),
     ("sft_batches=1001", "sft_batches=1001: Input should be less than or equal to 1000"),
     ("reward_model_from=sft", "reward_model_from='sft': Input should be 'base' or 'best'"),
-    ("sft_from=worst", "sft_from='worst': Input should be 'base' or 'best'"),
-    ("dpo=[1]", "dpo=[1]: Input should be a valid dictionary"),
-    ("dpo={1: 2}", "dpo.1=1: Input should be a valid string"),
-    ("{}=3", "unknown key '{}'"),
-    ("round_stages=[dpo, sft]", "round_stages=['dpo', 'sft']: the order is fixed; try [sft, dpo]"),
-    ("round_stages=[evaluate_policy]", "round_stages.0='evaluate_policy': Input should be 'annotate',"),
-    ("by_round=[dpo]", "by_round=['dpo']: Input should be a valid dictionary"),
-    ("by_round.one.dpo.beta=1", "by_round.one='one': Input should be a valid integer"),
-    ("by_round.1.dpoo.beta=1", "by_round.1.dpoo='dpoo': Input should be 'data', 'pretrain', 'prepare_base',"),
-    ("by_round.3.dpo.beta=1", "by_round.3: the run has rounds 0 to 2"),
-    ("by_round.1.pretrain.seed=1", "by_round.1.pretrain: pretrain runs once, before the rounds"),
-    ("by_round.1.evaluate_policy.seed=1", "by_round.1.evaluate_policy: all policies are judged the same way"),
-    ("dpo.betta=1", "dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
-    ("by_round.1.dpo.betta=1", "by_round.1.dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
+    ("sft_from=worst", "SET: sft_from='worst': Input should be 'base' or 'best'"),
+    ("dpo=[1]", "SET: dpo=[1]: Input should be a valid dictionary"),
+    ("dpo={1: 2}", "SET: dpo.1=1: Input should be a valid string"),
+    ("{}=3", "SET: unknown key '{}'"),
+    ("round_stages=[dpo, sft]", "SET: round_stages=['dpo', 'sft']: the order is fixed; try [sft, dpo]"),
+    ("round_stages=[evaluate_policy]", "SET: round_stages.0='evaluate_policy': Input should be 'annotate',"),
+    ("by_round=[dpo]", "SET: by_round=['dpo']: Input should be a valid dictionary"),
+    ("by_round.one.dpo.beta=1", "SET: by_round.one='one': Input should be a valid integer"),
+    ("by_round.1.dpoo.beta=1", "SET: by_round.1.dpoo='dpoo': Input should be 'data', 'pretrain', 'prepare_base',"),
+    ("by_round.3.dpo.beta=1", "SET: by_round.3: the run has rounds 0 to 2"),
+    ("by_round.1.pretrain.seed=1", "SET: by_round.1.pretrain: pretrain runs once, before the rounds"),
+    ("by_round.1.evaluate_policy.seed=1", "SET: by_round.1.evaluate_policy: all policies are judged the same way"),
+    ("dpo.betta=1", "SET: dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
+    ("by_round.1.dpo.betta=1", "SET: by_round.1.dpo: unknown key 'betta' of stage dpo; did you mean 'beta'?"),
     ("defaults.max_lenth=3", "defaults: unknown key 'max_lenth': no stage has it; did you mean 'max_length'?"),
-    ("dpo.beta=high", "dpo: beta='high' is text, expected float"),
-    ("sft.max_length=2.5", "sft: max_length=2.5 is a number, expected nothing (null) | int"),
-    ("sft.on_bad_row=skip", "sft: on_bad_row='skip' is not one of error, set_aside"),
-    ("sft.keep=best_by_accuracy", "sft: keep='best_by_accuracy' is not one of best_by_loss, last"),
-    ("defaults.keep=best", "defaults: keep='best' is not one of best_by_loss, last"),
-    ("sft.seed=true", "sft: seed=True is a boolean, expected int"),
-    ("sft.seed=null", "sft: seed=None is nothing, expected int"),
+    ("dpo.beta=high", "SET: dpo: beta='high' is text, expected float"),
+    ("sft.max_length=2.5", "SET: sft: max_length=2.5 is a number, expected nothing (null) | int"),
+    ("sft.on_bad_row=skip", "SET: sft: on_bad_row='skip' is not one of error, set_aside"),
+    ("sft.keep=best_by_accuracy", "SET: sft: keep='best_by_accuracy' is not one of best_by_loss, last"),
+    ("defaults.keep=best", "SET: defaults: keep='best' is not one of best_by_loss, last"),
+    ("sft.seed=true", "SET: sft: seed=True is a boolean, expected int"),
+    ("sft.seed=null", "SET: sft: seed=None is nothing, expected int"),
     ("data.make_data_arguments=[1]", "data: make_data_arguments=[1] is a list, expected nothing (null) | dict"),
-    ("dpo.beta=0", "dpo: beta=0.0: expected a number above 0"),
-    ("dpo.use_cpu=true", "dpo.use_cpu is set by the plan; set launch: {device: cpu}"),
-    ("dpo.train_data=[a]", "dpo.train_data is set by the plan; leave it out"),
+    ("dpo.beta=0", "SET: dpo: beta=0.0: expected a number above 0"),
+    ("dpo.use_cpu=true", "SET: dpo.use_cpu is set by the plan; set launch: {device: cpu}"),
+    ("dpo.train_data=[a]", "SET: dpo.train_data is set by the plan; leave it out"),
     ("dpo.assistant_only_loss=true", "dpo: unknown key 'assistant_only_loss' of stage dpo"),
     # -- --set
     ("dpo.beta", "--set dpo.beta: expected key=value, as in --set dpo.beta=0.2"),
@@ -82,15 +82,15 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ),
     ("annotate.variants=[{}, {}]", "annotate: unknown key 'variants' of stage annotate"),
     # -- how it is launched
-    ("launch=cpu", "launch='cpu': Input should be a valid dictionary or instance of Launch"),
-    ("launch.profil=ddp", "unknown key 'launch.profil'; did you mean 'profile'?"),
-    ("launch.profile=zero4", "launch.profile='zero4': Input should be 'single', 'ddp',"),
-    ("launch.num_processes=0", "launch.num_processes=0: Input should be greater than or equal to 1"),
-    ("launch.num_machines=0", "launch.num_machines=0: Input should be greater than or equal to 1"),
-    ("launch.grace_seconds=-1", "launch.grace_seconds=-1: Input should be greater than or equal to 0"),
-    ("sft.launch=ddp", "sft.launch='ddp': expected a mapping, as in {num_processes: 2}"),
-    ("sft.launch.profil=ddp", "sft.launch: unknown key 'profil'; did you mean 'profile'?"),
-    ("data.launch.num_processes=2", "data.launch: this stage is always one process"),
+    ("launch=cpu", "SET: launch='cpu': Input should be a valid dictionary or instance of Launch"),
+    ("launch.profil=ddp", "SET: unknown key 'launch.profil'; did you mean 'profile'?"),
+    ("launch.profile=zero4", "SET: launch.profile='zero4': Input should be 'single', 'ddp',"),
+    ("launch.num_processes=0", "SET: launch.num_processes=0: Input should be greater than or equal to 1"),
+    ("launch.num_machines=0", "SET: launch.num_machines=0: Input should be greater than or equal to 1"),
+    ("launch.grace_seconds=-1", "SET: launch.grace_seconds=-1: Input should be greater than or equal to 0"),
+    ("sft.launch=ddp", "SET: sft.launch='ddp': expected a mapping, as in {num_processes: 2}"),
+    ("sft.launch.profil=ddp", "SET: sft.launch: unknown key 'profil'; did you mean 'profile'?"),
+    ("data.launch.num_processes=2", "SET: data.launch: this stage is always one process"),
     ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
     ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
     (
@@ -156,7 +156,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
         (*NO_ROUNDS, "stages=[rl]", "data={}", "rl={reward_functions: 'scores:score'}"),
         "data.prompts is missing; rl needs prompts to answer",
     ),
-    ((*NO_ROUNDS, "stages=[rl]", "rl={}"), "rl: reward_model or reward_functions is missing: nothing scores"),
+    ((*NO_ROUNDS, "stages=[rl]", "rl={}"), "toy.yaml: rl: reward_model or reward_functions is missing: nothing scores"),
     (("round_stages=[rl]", "rl={reward_functions: [scores:gold]}"), "scores:gold: HERE/scores.py defines no 'gold'"),
     (
         (*NO_ROUNDS, "stages=[pretrain]", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
@@ -187,6 +187,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
 
 def of_settings(settings: str | tuple[str, ...], says: str) -> Case:
     chosen = (settings,) if isinstance(settings, str) else settings
+    says = says.replace("SET: ", f"error: --set {chosen[-1]}: ")
     return Case(f"recipe {' '.join(chosen)}", lambda place: place.alignloop("plan", *place.recipe(*chosen)), says)
 
 
@@ -417,7 +418,8 @@ CASES = [
     Case(
         "function without a name",
         lambda place: place.alignloop("plan", *place.recipe("annotate.annotator_function=scores")),
-        "toy.yaml: annotate.annotator_function: 'scores' is no function: expected module:function",
+        "error: --set annotate.annotator_function=scores: annotate.annotator_function: 'scores' is no function: "
+        "expected module:function",
     ),
     Case(
         "base model with a long name",
@@ -478,7 +480,7 @@ CASES = [
     Case(
         "wrapper with an open quote",
         lambda place: place.alignloop("run", *place.recipe("launch.wrapper=a 'b")),
-        'launch.wrapper="a \'b": No closing quotation',
+        "error: --set launch.wrapper=a 'b: launch.wrapper=\"a 'b\": No closing quotation",
     ),
     Case("machine without a number", unnamed_machine, "which machine is this? launch.wrapper must set ", 1),
     # -- runs

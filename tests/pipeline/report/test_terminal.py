@@ -36,6 +36,19 @@ def test_status_shows_every_step_and_the_table_by_round(world):
         ]
 
 
+@pytest.mark.parametrize(("accuracy", "is_said"), [(0.0, True), (0.5, True), (0.51, False), (None, False)])
+def test_a_judge_no_better_than_chance_is_said_below_the_table(world, accuracy, is_said):
+    world.run()
+    summary = world.summary()
+    judge = {**summary["steps"][3], "name": "judge", "stage": "reward_model", "metrics": {"eval_accuracy": accuracy}}
+    (world.run_folder / "summary.json").write_text(json.dumps(summary | {"steps": [*summary["steps"], judge]}))
+    code, out, _ = world.call("status", "runs/toy")
+    text = " ".join(out.split())
+    assert code == 0
+    assert ("of its held-out pairs rightly, which is no better than chance" in text) == is_said
+    assert (f"the judge orders {accuracy or 0:.0%} of" in text) == is_said
+
+
 def test_the_reasons_of_a_plan_are_wrapped_and_its_counts_add_up(tmp_path):
     recipe = load_recipe(build_inputs(tmp_path / "work"), ["rounds=0"])
     steps = make_plan(recipe)
