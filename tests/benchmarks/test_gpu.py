@@ -252,13 +252,8 @@ def test_every_part_runs_on_a_cpu(tmp_path, monkeypatch):
     check_training(parts, ("dpo", "sft", "reward"))
     assert {one["stage"] for one in parts["losses"]["losses"]} == {"sft", "reward_model", "dpo"}
     assert all(one["is_equal"] for one in parts["losses"]["losses"]), parts["losses"]
-    assert parts["resume"] | {"part_seconds": 0} == {
-        "was_killed": True,
-        "is_equal": True,
-        "largest_difference": 0.0,
-        "kill_at": 4,
-        "part_seconds": 0,
-    }
+    resumed = {"was_killed": True, "is_equal": True, "largest_difference": 0.0, "kill_at": 4}
+    assert {name: parts["resume"].get(name) for name in resumed} == resumed
     by_name = {(one["row"], one["attention"]): one for one in parts["attention"]["attention"]}
     assert by_name["pairs", "sdpa"]["error"] < 5e-2
     assert "CPU" in by_name["pairs", "flex_attention"]["failed"] and "CPU" in by_name["pairs", "varlen_attn"]["failed"]
