@@ -24,8 +24,9 @@ from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
 from pipeline.report import errors, live, result, terminal
 from pipeline.report.errors import command_name
+from pipeline.report.page.writing import PageWriter
 from pipeline.state.fingerprint import SMALL
-from pipeline.state.run import Run
+from pipeline.state.run import Run, StepState
 from pipeline.state.summary import read as read_summary
 from pipeline.unused import check_unused
 
@@ -107,12 +108,20 @@ def run(
             partial.unlink(missing_ok=True)
         planned = Run.of(loaded, steps)
         is_live = live.can_be_live(console) and not verbose
+        page = PageWriter(loaded.folder)
         try:
             with live.RunDisplay(console, len(steps), live=is_live) as display:
-                run_steps(planned, verbose=verbose, show=display, preflight=preflight if tries_first else None)
+
+                def show(step: Step, state: StepState) -> None:
+                    display(step, state)
+                    page(step, state)
+
+                run_steps(planned, verbose=verbose, show=show, preflight=preflight if tries_first else None)
         except Interrupted:
             print_text(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
             raise
+        finally:
+            page.write()
     summary = read_summary(loaded.folder)
     result.show(console, summary, loaded.folder)
 

@@ -1,4 +1,4 @@
-"""The commands that take the folder of a run: status | verify | prune."""
+"""The commands that take the folder of a run: status | report | verify | prune."""
 
 import contextlib
 import shlex
@@ -14,6 +14,7 @@ from pipeline.cli.app import app, print_text
 from pipeline.report import run_status, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
+from pipeline.report.page.writing import write_page
 from pipeline.state import pruning, verifying
 from pipeline.state.summary import SUMMARY
 from pipeline.state.summary import read as read_summary
@@ -35,6 +36,12 @@ def status(
     if follow:
         run_status.follow(console, folder, lambda: read_summary(folder))
     run_status.show(console, folder, read_summary(folder))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write the page of a run, report.html. `run` does it too, whenever a step starts or ends."""
+    print_text(f"written: {short_path(write_page(run))}")
 
 
 @app.command()

@@ -44,6 +44,7 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
     """
     folder = run.recipe.folder
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
+    run.recipe_changes = summary.changes_since(folder, run.recipe.content)
     with processes.signals_raise(), WarmPool() as warm:
         try:
             for steps in _independent(run.steps):

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.report import terminal
+from pipeline.report import rounds, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
 from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
@@ -16,7 +16,7 @@ def show_numbers(console: Console, summary: Summary) -> None:
     """Prints the table of rounds; where no policy is judged, the models' losses on held-out rows and sample answers."""
     if summary["rounds"]:
         console.print(terminal.rounds_table(summary))
-        for said in (terminal.diagnosis(summary), terminal.judge_warning(summary)):
+        for said in (rounds.diagnosis(summary), rounds.judge_warning(summary)):
             if said:
                 console.print(Text(said))
         return

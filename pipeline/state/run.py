@@ -52,6 +52,7 @@ class Run:
     identities: Mapping[str, Identity]
     states: dict[str, StepState] = field(default_factory=dict)
     elsewhere: dict[str, Path] = field(default_factory=dict)  # steps whose folder is outside the run's folder
+    recipe_changes: list[str] = field(default_factory=list)  # from the recipe of the run before in the same folder
 
     @classmethod
     def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
