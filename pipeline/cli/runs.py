@@ -1,4 +1,4 @@
-"""The commands that take the folder of a run: status | report | verify | prune."""
+"""The commands that take the folder of a run: status | report | compare | verify | prune."""
 
 import contextlib
 import shlex
@@ -11,9 +11,10 @@ import typer
 from data_schemas.errors import ConfigError
 from data_schemas.locks import lock_folder
 from pipeline.cli.app import app, print_text
-from pipeline.report import run_status, terminal
+from pipeline.report import comparing, run_status, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
+from pipeline.report.page.compare_page import write_comparison
 from pipeline.report.page.writing import write_page
 from pipeline.state import pruning, verifying
 from pipeline.state.summary import SUMMARY
@@ -42,6 +43,30 @@ def status(
 def report(run: RunFolder) -> None:
     """Write the page of a run, report.html. `run` does it too, whenever a step starts or ends."""
     print_text(f"written: {short_path(write_page(run))}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of another run, or the same.")],
+    steps: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STEP STEP]", help="A policy of each, as in round-1.dpo.  [default: the best policy of each]"
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page, as in compare.html.  [default: none]")
+    ] = None,
+) -> None:
+    """Show what differs between two runs: the recipe, the results with intervals, and the answers."""
+    if steps and len(steps) != 2:
+        raise ConfigError(f"compare {' '.join(steps)}: found one step; expected one of each run, or none")
+    compared = comparing.compare((first, second), steps or ())
+    comparing.show(terminal.make_console(), compared)
+    if page is not None:
+        write_comparison(compared, page)
+        print_text(f"written: {short_path(page.absolute())}")
 
 
 @app.command()

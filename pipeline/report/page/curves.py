@@ -9,6 +9,7 @@ from pathlib import Path
 # An x value (the training step) and a y value.
 Point = tuple[float, float]
 MAX_POINTS = 240  # of a curve; a longer one keeps the smallest and the largest value of every stretch
+MAX_ROWS = 30  # evaluations in the table of a step; of more, every n-th is listed, and the best and the last
 # In training and on held-out rows; the first pair of which a step has a metric is shown.
 SECOND_METRICS = (
     ("rewards/accuracies", "eval_rewards/accuracies"),
@@ -35,6 +36,16 @@ class Curves:
     @property
     def is_empty(self) -> bool:
         return not (self.loss or self.eval_loss)
+
+    def listed(self) -> list[Mapping[str, float]]:
+        """The evaluations for the table."""
+        every = -(-len(self.evaluations) // MAX_ROWS)
+        last = len(self.evaluations) - 1
+        return [
+            row
+            for number, row in enumerate(self.evaluations)
+            if number % every == 0 or number == last or row["step"] == self.best_step
+        ]
 
     @property
     def remark(self) -> str:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from pipeline.report.page import svg
 from pipeline.report.page.answers import Evaluated, win_rate
+from pipeline.report.page.curves import MAX_ROWS
 from pipeline.report.page.facts import StepFacts
 from pipeline.report.page.svg import Group, Series
 from pipeline.report.rounds import number
@@ -102,7 +103,7 @@ def training(steps: Sequence[StepFacts]) -> Iterator[tuple[StepFacts, list[Figur
         columns = ["step", "held-out loss", *([curves.second] if metric else [])]
         rows = [
             [f"{row['step']:g}", f"{row['eval_loss']:.4f}", *([number(row.get(metric))] if metric else [])]
-            for row in curves.evaluations
+            for row in curves.listed()
         ]
         files = [f"{step.entry['folder']}/metrics.jsonl"]
         note = curves.remark
@@ -126,7 +127,8 @@ def training(steps: Sequence[StepFacts]) -> Iterator[tuple[StepFacts, list[Figur
 def _training_chart(
     step: str, name: str, train: Sequence[svg.Point], held_out: Sequence[svg.Point], *, best: float | None
 ) -> Markup:
-    series = [Series("in training", train, 5), Series("held-out rows", held_out, 0, has_markers=True)]
+    few = len(held_out) <= MAX_ROWS
+    series = [Series("in training", train, 5), Series("held-out rows", held_out, 0, has_markers=few)]
     return svg.chart(
         series, title=f"{name} of {step}", x_label="training step", y_label=name, mark=best, size=TRAINING_SIZE
     )

@@ -154,7 +154,7 @@ def histograms(groups: Sequence[Group], *, title: str, x_label: str) -> Markup:
     axis = ticks(min(every), max(every), 5)
     height = TOP + BOTTOM + height_of_row * len(groups)
     margin = max(LEFT, 16 + 6 * max(len(group.name) for group in groups))
-    axes = Axes((axis[0], axis[-1]), (0, 1), 420, height, axis, margin=margin)
+    axes = Axes((axis[0], axis[-1]), (0, 1), 380, height, axis, margin=margin)
     parts = [*_frame(axes, x_label, "")]
     for number, group in enumerate(groups):
         name, values = group.name, group.values

@@ -10,8 +10,6 @@ from pipeline.report.page.facts import StepFacts
 from pipeline.report.rounds import number
 from pipeline.state.summary import POLICY_STAGES, Summary, trained_models
 
-FINISHED = ("ran", "reused", "resumed", "skipped")
-
 
 def verdict(summary: Summary) -> str:
     """The best policy with its gain, or the loss of the trained models, in a sentence."""

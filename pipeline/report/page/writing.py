@@ -2,14 +2,9 @@
 
     alignloop report runs/demo
 
-While a run goes on, `alignloop run` writes it again when a step starts or ends and every few seconds, atomically. The
-page loads nothing: its style and script are inside, and its content security policy permits only these two, by hash.
-Everything that comes from models, rows and files is escaped, control characters included.
+While a run goes on, `alignloop run` writes it again when a step starts or ends and every few seconds, atomically.
 """
 
-import base64
-import functools
-import hashlib
 import importlib.metadata
 import logging
 import platform
@@ -19,20 +14,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jinja2
 import psutil
 import yaml
-from markupsafe import Markup
 
 from data_schemas.files import write_atomically
-from data_schemas.text import printable
 from pipeline.report import rounds, run_status
 from pipeline.report.live import duration
 from pipeline.report.page import sections
-from pipeline.report.page.answers import Evaluated, SideBySide, marked_words, mean, side_by_side
+from pipeline.report.page.answers import Evaluated, side_by_side
 from pipeline.report.page.facts import FactsReader, StepFacts, evaluations
 from pipeline.report.page.lineage import anchor, graph
 from pipeline.report.page.sections import Table
+from pipeline.report.page.template import LEFT_OUT, fill, shown_answers
 from pipeline.report.page.verdict import doing, next_command, verdict
 from pipeline.report.rounds import number
 from pipeline.state.run import StepState
@@ -42,7 +35,6 @@ from pipeline.steps import Step
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 REFRESH_SECONDS = 5  # between two loads of the page of a running run
 MAX_SHARE = 0.02  # of the time that the page may take from a run
 
@@ -125,8 +117,8 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "distributions": sections.distributions(evaluated),
         "wins": sections.wins(evaluated),
         "answer_files": [one.file for one in evaluated],
-        "answers": [_shown_answers(one) for one in side_by_side(compared)],
-        "samples_note": "" if shows_samples else "The recipe leaves prompts and answers out (report.samples: false).",
+        "answers": [shown_answers(one) for one in side_by_side(compared)],
+        "samples_note": "" if shows_samples else LEFT_OUT,
         "dropped": sections.dropped(steps),
         "times": sections.times(steps),
         "recipe": yaml.safe_dump(dict(recipe["content"]), sort_keys=False, allow_unicode=True) if recipe else "",
@@ -136,40 +128,7 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
     }
     present = {"rounds": context["rounds"].rows}
     contents = [(ANCHORS.get(name, name), words) for name, words in CONTENTS if present.get(name, context[name])]
-    css, js = _asset("report.css"), _asset("report.js")
-    return _template().render(
-        context,
-        contents=[*contents, ("recipe", "Recipe")],
-        css=Markup(css),
-        js=Markup(js),
-        policy=f"{POLICY}; style-src {_hash(css)}; script-src {_hash(js)}",
-    )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_visible,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _visible(value: object) -> object:
-    """A text with its control characters escaped. Runs on every expression of the template, before its escaping."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
-
-
-@functools.cache
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _hash(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+    return fill("report.html.j2", {**context, "contents": [*contents, ("recipe", "Recipe")]})
 
 
 def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
@@ -212,36 +171,6 @@ def _details(step: StepFacts) -> Mapping[str, object]:
 
 def _json(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _shown_answers(one: SideBySide) -> Mapping[str, object]:
-    """A prompt with the answers of every policy, and the words that the first policy's answer lacks."""
-    first = one.answers[0][1].text
-    change = one.change or 0.0
-    return {
-        "prompt": one.prompt,
-        "change": _change(one),
-        "kind": "up" if change > 0 else "down" if change < 0 else "same",
-        "answers": [
-            {
-                "policy": policy,
-                "judge": number(mean(answers.scores[:1])),
-                "proxy": number(mean(answers.proxies[:1])),
-                "pieces": marked_words(answers.text, first),
-                "ended": answers.ended,
-            }
-            for policy, answers in one.answers
-        ],
-    }
-
-
-def _change(one: SideBySide) -> str:
-    """`+0.35 from the first policy to the last, in the mean of 4 answers`; empty where the answers are not scored."""
-    if one.change is None:
-        return ""
-    count = len(one.answers[-1][1].scores)
-    means = f", in the mean of {count} answers" if count > 1 else ""
-    return f"{one.change:+.2f} from the first policy to the last{means}"
 
 
 def _versions(steps: Sequence[StepFacts]) -> Table:
