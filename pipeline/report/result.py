@@ -9,6 +9,7 @@ from rich.text import Text
 from pipeline.report import rounds, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
+from pipeline.report.page.writing import PAGE
 from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
 
 
@@ -40,6 +41,7 @@ def show(console: Console, summary: Summary, folder: Path) -> None:
         print(f"chat with it: {command_name()} chat {shlex.quote(short_path(folder / model))}")
     if model is not None and _could_have_samples(summary):
         print("for samples:  add evaluate_policy to `stages`; without a judge it writes sample answers")
+    print(f"its page:     {short_path(folder / PAGE)}")
     print(f"all numbers:  {short_path(folder / SUMMARY)}")
 
 

@@ -84,7 +84,7 @@ def test_the_page_has_the_difference_and_the_answers(tmp_path):
 
 def test_a_policy_that_was_not_evaluated_is_refused_with_those_that_were(tmp_path):
     run = write_run(tmp_path / "toy")
-    with pytest.raises(ConfigError, match="'round-1.dop'; expected one of round-0.sft, round-1.dpo"):
+    with pytest.raises(ConfigError, match=r"'round-1.dop'; expected one of round-0.sft, round-1.dpo"):
         comparing.compare((run, run), ("round-0.sft", "round-1.dop"))
     edit(run, steps=[], rounds=[], best_policy=None)
     with pytest.raises(ConfigError, match="has evaluated no policy; leave the step out"):
