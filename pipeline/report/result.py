@@ -9,8 +9,7 @@ from rich.text import Text
 from pipeline.report import rounds, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
-from pipeline.report.page.writing import PAGE
-from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
+from pipeline.state.summary import PAGE, POLICY_STAGES, SUMMARY, Summary, trained_models
 
 
 def show_numbers(console: Console, summary: Summary) -> None:

@@ -29,12 +29,11 @@ from pipeline.report.page.template import LEFT_OUT, fill, shown_answers
 from pipeline.report.page.verdict import doing, next_command, verdict
 from pipeline.report.rounds import number
 from pipeline.state.run import StepState
-from pipeline.state.summary import Summary, read
+from pipeline.state.summary import PAGE, Summary, read
 from pipeline.steps import Step
 
 log = logging.getLogger(__name__)
 
-PAGE = "report.html"
 REFRESH_SECONDS = 5  # between two loads of the page of a running run
 MAX_SHARE = 0.02  # of the time that the page may take from a run
 
