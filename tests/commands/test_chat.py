@@ -14,5 +14,5 @@ def test_chat_accepts_a_run_a_step_or_a_model(target, tmp_path):
     step = f"runs/toy/{world.folder('round-1.dpo').name}"
     code, out, _ = world.call("chat", target.format(step=step), "--prompt", "hi", "--temperature", "0")
     assert code == 0
-    options = ["--prompt=hi", "--temperature=0.0", "--max_new_tokens=256", "--seed=0"]
+    options = ["--prompt=hi", "--temperature=0.0", "--top_p=1.0", "--max_new_tokens=256", "--seed=0", "--dtype=auto"]
     assert out == f"{[f'{step}/model', *options]}\n"
