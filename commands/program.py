@@ -17,10 +17,9 @@ from data_schemas.model_options import OPTIONS, checked, help_of, key_of
 from data_schemas.progress import describe_progress
 from data_schemas.stage_keys import Keys
 from data_schemas.text import printable
-from engine.runtime import preemption, progress
+from engine.runtime import preemption, process, progress
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.output_file import has_finished_batches, unfinished_folder
-from engine.runtime.process import keep_memory, trust_code, use_all_cores
 
 LINE_SECONDS = 10.0  # between two plain lines
 
@@ -44,7 +43,7 @@ def options_of(command: str, arguments: argparse.Namespace) -> tuple[Keys, Gener
     Code from the model's files runs afterwards only if the options say so.
     """
     options = checked(command, vars(arguments))
-    trust_code(options["trust_remote_code"])
+    process.trust_code(options["trust_remote_code"])
     names = GenerationArguments.__dataclass_fields__
     return options, GenerationArguments(**{name: value for name, value in options.items() if name in names})
 
@@ -58,14 +57,14 @@ def imports() -> Iterator[None]:
         yield
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    use_all_cores()
-    keep_memory()
+    process.use_all_cores()
+    process.keep_memory()
 
 
 def run(work: Callable[[Console], None], *, output: Path) -> int:
     """Runs a program that writes a file; returns its exit code. Progress, warnings and errors go to stderr."""
     console = Console(stderr=True, highlight=False)
-    logging.basicConfig(handlers=[_ConsoleHandler(console)], level=logging.WARNING, force=True)
+    logging.getLogger().handlers = [_ConsoleHandler(console)]
     try:
         with displayed(console), progress.activity("preparing"):
             work(console)
@@ -116,7 +115,7 @@ class _ConsoleHandler(logging.Handler):
     """Prints warnings above the line of the progress. They quote rows: control characters are escaped."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
+        super().__init__(logging.WARNING)
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:

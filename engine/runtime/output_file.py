@@ -44,7 +44,8 @@ def unfinished_folder(path: Path) -> Path:
 
 def has_finished_batches(path: Path) -> bool:
     """Whether an interrupted attempt has left batches that the next one continues from."""
-    return any(unfinished_folder(path).glob("checkpoints/*/[0-9]*.json"))
+    folder = unfinished_folder(path)
+    return exists(folder) and any(folder.glob("checkpoints/*/[0-9]*.json"))
 
 
 def write_output(

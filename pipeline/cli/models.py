@@ -10,7 +10,7 @@ import typer
 
 from data_schemas.model_options import OPTIONS, checked, default_of, help_of, key_of
 from pipeline.cli.app import app, environment
-from pipeline.launch.command_line import ROOT
+from pipeline.launch import command_line
 from pipeline.state.models import model_of, reward_model_of
 
 REST = inspect.Parameter.VAR_KEYWORD
@@ -115,5 +115,5 @@ def _start(program: str, arguments: list[str], others: dict[str, str | None], op
             words.append(f"--{name}" if value is True else f"--{name}={value}")
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, str(ROOT / "commands" / f"{program}.py"), *words]
+    command = [sys.executable, str(command_line.ROOT / "commands" / f"{program}.py"), *words]
     os.execve(command[0], command, environment())
