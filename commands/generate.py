@@ -63,11 +63,11 @@ def generate(arguments: argparse.Namespace, console: Console) -> None:
     check_is_policy(arguments.model)
     policy = Policy(arguments.model, name_of(arguments.model))
     identity = {"MODEL": identity_of(arguments.model), "PROMPTS": digest([prompt.to_json() for prompt in prompts])}
-    doing = "continuing" if has_finished_batches(output) else "generating"
-    message = f"{doing}: {num_answers} answers to each of {len(prompts)} prompts by {policy.name}"
-    console.print(Text(printable(message)), soft_wrap=True)
 
     def sample(stage: Stage) -> list[Candidates]:
+        doing = "continuing" if has_finished_batches(output) else "generating"
+        message = f"{doing} answers to {len(prompts)} prompts, {num_answers} to each, by {policy.name}"
+        console.print(Text(printable(message)), soft_wrap=True)
         settings = SamplingSettings.of(sampling, purpose=PURPOSE)
         requests = [(prompt, None) for prompt in prompts]
         answers = sample_in_turn(stage, [policy], requests, settings, num_answers=num_answers)

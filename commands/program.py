@@ -70,8 +70,10 @@ def run(work: Callable[[Console], None], *, output: Path) -> int:
             work(console)
         return 0
     except AlignloopError as error:
-        print(f"error: {printable(' '.join(str(error).split()))}{_kept(output)}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        is_users = isinstance(error, UserError)
+        kept = "" if is_users else _kept(output)
+        print(f"error: {printable(' '.join(str(error).split()))}{kept}", file=sys.stderr)
+        return 2 if is_users else 1
     except (KeyboardInterrupt, preemption.Preempted) as error:
         print(f"interrupted{_kept(output) or '; nothing is written'}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else preemption.EXIT_CODE
