@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from data_schemas.locks import is_locked
-from data_schemas.progress import StageProgress
+from data_schemas.progress import StageProgress, describe_progress
 from data_schemas.text import printable
 from pipeline.report import live, result, terminal
 from pipeline.state.summary import StepEntry, Summary
@@ -47,7 +47,7 @@ def follow(console: Console, folder: Path, read: Callable[[], Summary]) -> None:
         if names != before or time.monotonic() - printed_at >= live.LINE_SECONDS:
             before, printed_at = names, time.monotonic()
             for step in running_steps(summary):
-                doing = live.describe_progress(_progress(step, folder))
+                doing = describe_progress(_progress(step, folder))
                 console.print(Text.assemble(_head(summary, step, folder), "  ", doing), soft_wrap=True)
         time.sleep(FOLLOW_SECONDS)
 
@@ -77,7 +77,7 @@ def running(summary: Summary, folder: Path, *, width: int) -> list[Text]:
         return []
     lines: list[Text] = []
     for step in running_steps(summary):
-        doing = live.describe_progress(_progress(step, folder))
+        doing = describe_progress(_progress(step, folder))
         place = folder / step["folder"] if step["folder"] else None
         lines += live.running_lines(_head(summary, step, folder), place, doing, width=width)
     return lines
