@@ -1,6 +1,7 @@
 """What may follow an export: a GGUF file for llama.cpp, and a repository of the Hugging Face hub."""
 
 import contextlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def push(folder: Path, repository: str, *, message: str) -> str:
     except Exception as error:  # the hub's client raises a dozen types
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise StageError(
-            f"{folder} was not pushed to {repository} ({cause}); the export is kept: `hf upload {repository} {folder}` "
-            "pushes it"
+            f"{folder} was not pushed to {repository} ({cause}); the export is kept: "
+            f"`{shlex.join(['hf', 'upload', repository, str(folder)])}` pushes it"
         ) from None
     return str(commit.commit_url)

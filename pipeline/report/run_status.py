@@ -18,7 +18,7 @@ FINISHED = ("ran", "reused", "resumed", "skipped")
 FOLLOW_SECONDS = 1.0  # between two looks at a run
 REMEDIES = {
     "stopped": "the process that ran it has ended; run the recipe again to resume",
-    "partial": "only some of its steps were selected; run the recipe without --until, --only and --from for the others",
+    "partial": "only some of its steps were selected; run the recipe again for the others",
 }
 
 

@@ -72,7 +72,13 @@ def test_results_have_intervals_and_the_settings_of_their_sampling(tmp_path):
     assert (
         "| judge | `gold` |\n| prompts | `30` |\n| temperature | `0.9` |\n| top_p | `1.0` |" in sections["Evaluation"]
     )
-    assert "round-0.sft: {learning_rate: 0.5}\nround-1.dpo: {beta: 0.2}\n" in sections["Recipe"]
+    recipe = yaml.safe_load(sections["Recipe"].split("```")[1].removeprefix("yaml"))
+    assert recipe == {
+        "prepare_data": {"seed": 3},
+        "prepare_base": {"chat_template": "x.jinja"},
+        "round-0.sft": {"learning_rate": 0.5},
+        "round-1.dpo": {"beta": 0.2},
+    }
     assert "| torch | `2.13.0` |" in sections["Versions"]
 
 

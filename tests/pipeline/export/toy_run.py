@@ -56,22 +56,24 @@ def write_run(run: Path, *, base: str = "acme/base", **sft: Any) -> dict[str, Pa
     given = {"instructions": [[PAIRS], ["acme/chats"]]}
     where = {"instructions": [{"path": "/home/ann/pairs|x.jsonl", "share": 0.5}, "acme/chats"], "seed": 3}
     data = write_step(run, "prepare_data", "prepare_data", rows, inputs=given, config=where)
-    prepared = write_step(run, "prepare_base", "prepare_base", MODEL, inputs={"model_name_or_path": [[base]]})
+    given = {"model_name_or_path": [[base]]}
+    template = {"chat_template": "/home/ann/x.jinja"}
+    prepared = write_step(run, "prepare_base", "prepare_base", MODEL, inputs=given, config=template)
     base_of = {"model_name_or_path": [[prepared[0]["fingerprint"], "model"]]}
     read = {"train_data": [[data[0]["fingerprint"], "instructions.train"]]}
-    template = {"contract": {"chat_template": "{{ messages }}"}}
+    contract = {"contract": {"chat_template": "{{ messages }}"}}
     sft_step = write_step(
         run,
         "round-0.sft",
         "sft",
         MODEL,
         inputs=base_of | read,
-        config={"learning_rate": 0.5, "output_dir": "/home/ann/runs", "chat_template": "/home/ann/x.jinja"},
-        **template | sft,
+        config={"learning_rate": 0.5, "output_dir": "/home/ann/runs"},
+        **contract | sft,
     )
     start = {"model_name_or_path": [[sft_step[0]["fingerprint"], "model"]]}
     gone = {"train_data": [["cd" * 32, "pairs.train"]]}
-    dpo = write_step(run, "round-1.dpo", "dpo", MODEL, inputs=start | gone, config={"beta": 0.2}, **template)
+    dpo = write_step(run, "round-1.dpo", "dpo", MODEL, inputs=start | gone, config={"beta": 0.2}, **contract)
     judged = {"judge": "gold", "judge_mean": 0.75, "prompts": 30}
     judge = write_step(
         run,
