@@ -41,6 +41,7 @@ WINGS = {
         "state",
         "launch",
         "report",
+        "export",
         "cli",
         "entry",
     ),

@@ -12,7 +12,6 @@ from pipeline.launch.command_line import ROOT
 from pipeline.report import errors
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -1,6 +1,7 @@
 """The commands that take a recipe, or help to write one: init | data | run | plan | check."""
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import typer
 from data_schemas.errors import UserError
 from data_schemas.locks import lock_folder
 from pipeline.cli.app import app, environment, print_text
+from pipeline.cli.completion import complete_step
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine
 from pipeline.launch.command_line import ROOT
@@ -27,6 +29,7 @@ from pipeline.report.errors import command_name
 from pipeline.report.page.writing import PageWriter
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run, StepState
+from pipeline.state.selection import Selection, check_finished, select
 from pipeline.state.summary import read as read_summary
 from pipeline.unused import check_unused
 
@@ -48,6 +51,32 @@ Preflight = Annotated[
         "--preflight/--no-preflight",
         envvar="ALIGNLOOP_PREFLIGHT",
         help="Try every section on a small model before the first step that uses a model.",
+    ),
+]
+STEP_HELP = "a step, as in round-1.dpo, or those of a section, as in dpo, or of a round, as in round-1."
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP",
+        help=f"Run the steps up to and including STEP: {STEP_HELP}  [default: all]",
+        autocompletion=complete_step,
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP",
+        help="Run only STEP, whose inputs must be finished.  [default: all]",
+        autocompletion=complete_step,
+    ),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="STEP",
+        help="Run STEP and those that follow; the ones before must be finished.  [default: all]",
+        autocompletion=complete_step,
     ),
 ]
 
@@ -90,6 +119,9 @@ def data(
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    until: Until = None,
+    only: Only = None,
+    start: From = None,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -98,15 +130,16 @@ def run(
     ] = False,
     tries_first: Preflight = True,
 ) -> None:
-    """Run the steps of a recipe. Finished steps are reused, and a stopped run is resumed."""
+    """Run the steps of a recipe, or some of them. Finished steps are reused, and a stopped run is resumed."""
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
     loaded, steps = _load(recipe, overrides)
-    check_machine(loaded, steps)
+    selection = select(steps, until=until, only=only, start=start)
+    check_machine(loaded, _selected(steps, selection))
     console = terminal.make_console()
     with lock_folder(loaded.folder):
         for partial in loaded.folder.glob(".*.partial-*"):  # a killed run was writing it
             partial.unlink(missing_ok=True)
-        planned = Run.of(loaded, steps)
+        planned = _selected_run(loaded, steps, selection)
         is_live = live.can_be_live(console) and not verbose
         page = PageWriter(loaded.folder)
         try:
@@ -118,24 +151,31 @@ def run(
 
                 run_steps(planned, verbose=verbose, show=show, preflight=preflight if tries_first else None)
         except Interrupted:
-            print_text(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
+            command = _run_command(recipe, overrides, selection)
+            print_text(errors.what_is_kept(planned, command), file=sys.stderr)
             raise
         finally:
             page.write()
     summary = read_summary(loaded.folder)
-    result.show(console, summary, loaded.folder)
+    if summary["state"] == "partial":
+        result.show_partial(console, summary, loaded.folder, rest=_run_command(recipe, overrides))
+    else:
+        result.show(console, summary, loaded.folder)
 
 
 @app.command()
-def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def plan(
+    recipe: RecipeFile, overrides: Overrides = None, until: Until = None, only: Only = None, start: From = None
+) -> None:
     """Show which steps will be reused, resumed or run, and why. Runs nothing."""
     loaded, steps = _load(recipe, overrides)
-    planned = Run.of(loaded, steps, hash_limit=SMALL)
+    selection = select(steps, until=until, only=only, start=start)
+    planned = _selected_run(loaded, steps, selection, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
     console = terminal.make_console()
     # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
     console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
-    _warn_of_machine(loaded, steps)
+    _warn_of_machine(loaded, _selected(steps, selection))
 
 
 @app.command()
@@ -168,6 +208,28 @@ def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]
     for sentence in check_unused(loaded, steps):
         print_text(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
+
+
+def _selected(steps: list[Step], selection: Selection | None) -> list[Step]:
+    return [step for step in steps if selection is None or step.name in selection.steps]
+
+
+def _selected_run(
+    recipe: Recipe, steps: list[Step], selection: Selection | None, *, hash_limit: int | None = None
+) -> Run:
+    """The run of the selected steps. Raises ConfigError where one that they need is not finished."""
+    if selection is None:
+        return Run.of(recipe, steps, hash_limit=hash_limit)
+    planned = Run.of(recipe, steps, hash_limit=hash_limit, selected=selection.steps)
+    check_finished(planned, selection)
+    return planned
+
+
+def _run_command(recipe: Path, overrides: list[str] | None, selection: Selection | None = None) -> str:
+    """The command that runs the recipe, to be copied into the shell."""
+    words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
+    words += [selection.option, selection.given] if selection else []
+    return f"{command_name()} {shlex.join(words)}"
 
 
 def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:

@@ -92,7 +92,7 @@ def make_request(run: Run) -> PreflightRequest:
             continue
         given = sorted(run.recipe.section(step.section, step.round or 0).keys.keys() & step.keys.keys())
         shape = json.dumps([step.stage, _shape(step, given)], sort_keys=True, default=str)
-        if shape not in seen and run.decide(step).action != "reuse":
+        if shape not in seen and run.decide(step).action not in ("reuse", "pending"):
             seen.append(shape)
             trials.append(
                 {

@@ -37,6 +37,7 @@ Show = Callable[[Step, StepState], None]
 
 def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] | None = None) -> None:
     """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
+    A step that the run does not select is reused where it is finished, and stays pending otherwise.
 
     `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
     the first step that uses a model and is not reused; an error of it stops the run. Raises StageFailed, Interrupted or
@@ -52,9 +53,10 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
                     preflight(run)
                     preflight = None
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
-                if steps[0].stage == "prepare_data":
+                if steps[0].stage == "prepare_data" and run.states[steps[0].name].artifact is not None:
                     check_splits(run)
-            summary.write(folder, run, "done")
+            is_partial = any(state.state == "pending" for state in run.states.values())
+            summary.write(folder, run, "partial" if is_partial else "done")
         except BaseException as error:
             ended = "interrupted" if isinstance(error, processes.Interrupted) else "failed"
             for state in run.states.values():
@@ -167,9 +169,11 @@ class Scheduler:
 def _start(
     run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: Show, *, previous: Job | None = None
 ) -> Job | None:
-    """Starts the stage of a step, again after a start that halved its batch. None where it is reused or skipped."""
+    """Starts the stage of a step, again after a start that halved its batch. None where none is started."""
     state = run.states[step.name]
     decision = run.decide(step)
+    if decision.action == "pending":
+        return None
     if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
         processes.end_leftovers(decision.folder)
         decision = run.decide(step)  # the stage of a dead runner may have finished

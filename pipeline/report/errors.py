@@ -31,7 +31,7 @@ def command_name() -> str:
     return "alignloop" if on_path and Path(on_path).absolute() == called else shlex.quote(short_path(called))
 
 
-def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
+def what_is_kept(run: Run, command: str) -> str:
     """One line for a run that was interrupted: what is kept, and the command that resumes it."""
     finished = sum(state.state in ("ran", "resumed", "reused") for state in run.states.values())
     parts = [f"{finished} of {len(run.steps)} steps are finished and kept"]
@@ -41,8 +41,7 @@ def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
             part = finished_part(state.folder)
             kept = f"resumes from {part}" if part else "has no checkpoint yet and will start from its beginning"
             parts.append(f"{step.name} {kept}")
-    words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
-    return f"interrupted: {', '.join(parts)}; to resume: {command_name()} {shlex.join(words)}"
+    return f"interrupted: {', '.join(parts)}; to resume: {command}"
 
 
 def report(error: BaseException) -> int:

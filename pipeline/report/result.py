@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from data_schemas.text import printable
 from pipeline.report import rounds, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
@@ -41,6 +42,18 @@ def show(console: Console, summary: Summary, folder: Path) -> None:
     if model is not None and _could_have_samples(summary):
         print("for samples:  add evaluate_policy to `stages`; without a judge it writes sample answers")
     print(f"its page:     {short_path(folder / PAGE)}")
+    print(f"all numbers:  {short_path(folder / SUMMARY)}")
+
+
+def show_partial(console: Console, summary: Summary, folder: Path, *, rest: str) -> None:
+    """Prints what a run has that was asked for some of its steps, and `rest`, the command that runs the others."""
+    pending = [step["name"] for step in summary["steps"] if step["state"] == "pending"]
+    if summary["best_policy"] is not None or not summary["rounds"]:
+        show_numbers(console, summary)
+    print(f"\npartial run:  {len(summary['steps']) - len(pending)} of {len(summary['steps'])} steps are finished")
+    print(f"run the rest: {rest}     # continues with {printable(pending[0])}")
+    if models := [model for model in trained_models(summary) if model["stage"] in POLICY_STAGES]:
+        print(f"chat with it: {command_name()} chat {shlex.quote(short_path(folder / models[-1]['folder']))}")
     print(f"all numbers:  {short_path(folder / SUMMARY)}")
 
 

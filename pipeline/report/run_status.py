@@ -16,6 +16,10 @@ from pipeline.state.summary import StepEntry, Summary
 
 FINISHED = ("ran", "reused", "resumed", "skipped")
 FOLLOW_SECONDS = 1.0  # between two looks at a run
+REMEDIES = {
+    "stopped": "the process that ran it has ended; run the recipe again to resume",
+    "partial": "only some of its steps were selected; run the recipe again for the others",
+}
 
 
 def show(console: Console, folder: Path, summary: Summary) -> None:
@@ -54,13 +58,19 @@ def follow(console: Console, folder: Path, read: Callable[[], Summary]) -> None:
 
 def head(summary: Summary, folder: Path) -> str:
     """The run's name and state, and how many of its steps are finished."""
-    state = summary["state"]
-    if state == "running" and not is_locked(folder):
-        state = "stopped: the process that ran it has ended; run the recipe again to resume"
-    finished = sum(step["state"] in FINISHED for step in summary["steps"])
-    return (
-        f"{printable(summary['name'])}: {printable(state)} ({finished} of {len(summary['steps'])} steps are finished)"
-    )
+    state = state_of(summary, folder)
+    said = f"{state}: {REMEDIES[state]}" if state in REMEDIES else state
+    finished, steps = num_finished(summary), len(summary["steps"])
+    return f"{printable(summary['name'])}: {printable(said)} ({finished} of {steps} steps are finished)"
+
+
+def state_of(summary: Summary, folder: Path) -> str:
+    """The state of a run, in one word: that of its summary, or stopped where its process has ended before."""
+    return "stopped" if summary["state"] == "running" and not is_locked(folder) else summary["state"]
+
+
+def num_finished(summary: Summary) -> int:
+    return sum(step["state"] in FINISHED for step in summary["steps"])
 
 
 def is_running(summary: Summary, folder: Path) -> bool:

@@ -23,7 +23,7 @@ from pipeline.state.summary import Summary, TrainedModel
 from pipeline.state.verifying import StepCheck
 from pipeline.steps import BestPolicy, File, Model, Output, Step
 
-ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed")
+ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed", "pending")
 PROMPT_WIDTH, ANSWER_WIDTH = 50, 90  # characters of a sample answer in the table
 ALWAYS_COUNTED = ("reuse", "resume", "run")
 COLOURS = {
@@ -36,6 +36,10 @@ COLOURS = {
     "run": "cyan",
     "running": "cyan",
     "failed": "red",
+    "damaged": "red",
+    "done": "green",
+    "partial": "yellow",
+    "stopped": "yellow",
     "interrupted": "yellow",
     "to be hashed": "magenta",
     "pending": "dim",

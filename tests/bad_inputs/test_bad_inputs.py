@@ -1,7 +1,7 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
-The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_keys.py, bad_models.py, bad_rewards.py,
-bad_templates.py, bad_vllm.py and bad_commands.py, by what is damaged; cases.py runs them.
+The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_exports.py, bad_keys.py, bad_models.py,
+bad_rewards.py, bad_templates.py, bad_vllm.py and bad_commands.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -15,6 +15,7 @@ import pytest
 
 from tests.bad_inputs import (
     bad_commands,
+    bad_exports,
     bad_keys,
     bad_models,
     bad_recipes,
@@ -31,6 +32,7 @@ CASES = [
     *bad_rows.CASES,
     *bad_sources.CASES,
     *bad_recipes.CASES,
+    *bad_exports.CASES,
     *bad_keys.CASES,
     *bad_models.CASES,
     *bad_rewards.CASES,
