@@ -4,6 +4,8 @@ alignloop chat MODEL_DIR --prompt "What is the capital of France?"
 """
 
 import argparse
+import codecs
+import io
 import sys
 
 import torch
@@ -48,6 +50,13 @@ def main() -> int:
         return 2
 
 
+def read_utf8_where_the_terminal_has_ascii() -> None:
+    """ASCII is what Python assumes of a terminal without a locale; what is typed there is UTF-8 as a rule."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if is_ascii else sys.stdin.encoding, errors="replace")
+
+
 def talk(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises UserError for a wrong option or a folder that holds no prepared model."""
     for name in ("temperature", "max_new_tokens"):
@@ -77,6 +86,7 @@ def talk(arguments: argparse.Namespace) -> int:
         dialog.append(Message(role="user", content=arguments.prompt))
         answer()
         return 0
+    read_utf8_where_the_terminal_has_ascii()
     print("(an empty line ends the conversation)")
     while True:
         try:
