@@ -5,7 +5,9 @@ alignloop chat MODEL_DIR --with OTHER_DIR --reward_model REWARD_MODEL_DIR
 """
 
 import argparse
+import codecs
 import contextlib
+import io
 import sys
 from collections.abc import Callable
 from typing import Self
@@ -100,6 +102,13 @@ def main() -> int:
         return 2
 
 
+def read_utf8_where_the_terminal_has_ascii() -> None:
+    """ASCII is what Python assumes of a terminal without a locale; what is typed there is UTF-8 as a rule."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if is_ascii else sys.stdin.encoding, errors="replace")
+
+
 def talk(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises UserError for a wrong option or a folder that holds no prepared model."""
     _, sampling = options_of("chat", arguments)
@@ -111,6 +120,7 @@ def talk(arguments: argparse.Namespace) -> int:
             raise ConfigError("--prompt is empty")
         ask(speakers, arguments.prompt, reward)
         return 0
+    read_utf8_where_the_terminal_has_ascii()
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 # pyright: ignore[reportUnusedImport]  # input() then edits lines and has a history
     print("(an empty line ends the conversation)")

@@ -25,6 +25,7 @@ from data_schemas.stage_keys import Keys, Values
 from data_schemas.text import printable
 from engine.runtime import (
     arguments,
+    launch_report,
     notices,
     out_of_memory,
     preemption,
@@ -186,6 +187,8 @@ def _call_main(
             filled["output_dir"] = str(folder / "checkpoints")
             filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
         instances = fill(classes, filled, defaults)
+        if stage_keys.stages()[name].traits.imports_torch:
+            launch_report.report(filled)
         if values.get("trust_remote_code"):
             log.warning("trust_remote_code is set: code from the model's files may run in this process")
         trackers = str(values.get("report_to", keys["report_to"].default))

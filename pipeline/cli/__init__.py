@@ -6,11 +6,11 @@ A user's mistake is reported in one line on stderr and ends with exit code 2. A 
 130 and SIGTERM with 143.
 """
 
-import io
 import sys
 from pathlib import Path
 
 from data_schemas.files import check_name
+from data_schemas.text import escape_what_the_terminal_lacks
 from pipeline.cli.app import app
 from pipeline.launch.processes import Interrupted
 from pipeline.report import errors
@@ -22,10 +22,7 @@ def main() -> None:
     """The entry point of the console script. Reports errors in one line, and exits with their code."""
     from typer.main import get_command
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
+    escape_what_the_terminal_lacks()
     try:
         for name in (Path.cwd(), *sys.argv[1:]):
             check_name(name)

@@ -105,7 +105,7 @@ def verify(run: RunFolder) -> None:
     console.print(terminal.verified_table(checked))
     damaged = [step for step in checked if step.problems]
     if damaged:
-        names = ", ".join(step.folder.name for step in damaged)
+        names = ", ".join(step.name for step in damaged)
         print_text(
             f"error: {names}: changed since it was written; move it away, and `run` runs the step again",
             file=sys.stderr,

@@ -109,7 +109,10 @@ class Scheduler:
                 self.fill()
                 self.poll()
         finally:
-            processes.stop([job.stage for job in self.running])
+            try:
+                processes.stop([job.stage for job in self.running])
+            finally:
+                self._keep_complete()
         if self.failures:
             raise self.failures[0]
 
@@ -140,6 +143,13 @@ class Scheduler:
                 state = self.run.states[job.step.name]
                 state.seconds = job.stage.seconds
                 self.show(job.step, state)
+
+    def _keep_complete(self) -> None:
+        """Records the steps that were stopped between their record and the end of their process: they are complete."""
+        for job in self.running:
+            with contextlib.suppress(UserError, OSError):  # a damaged record, a full disk: the first error is reported
+                if self.run.decide(job.step).action == "reuse":
+                    _finish(self.run, job, self.show)
 
     def settle(self, job: Job) -> None:
         """Records the result of a stage that has ended, or starts it again with a smaller batch."""

@@ -72,7 +72,7 @@ def verified_table(checked: Sequence[StepCheck]) -> Table:
     for step in checked:
         problems = Text("\n".join(step.problems), style="red")
         state = problems if step.problems else Text(step.state, style=COLOURS[step.state])
-        table.add_row(Text(step.folder.name), str(step.files), f"{step.bytes / 1e6:.1f}", state)
+        table.add_row(Text(step.name), str(step.files), f"{step.bytes / 1e6:.1f}", state)
     return table
 
 
