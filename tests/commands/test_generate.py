@@ -74,7 +74,7 @@ def test_an_interrupted_file_is_continued_with_the_same_settings_only(
 
 
 def test_a_killed_command_gives_the_same_file_when_it_is_typed_again(tiny_model, prompts, tmp_path):
-    settings = ("--num_answers=4", "--max_new_tokens=30", "--generation_batch_size=1", "--use_cpu")
+    settings = ("--num_answers=4", "--max_new_tokens=15", "--generation_batch_size=1", "--use_cpu")
     words = [str(word) for word in (tiny_model, prompts, *settings)]
     program = [sys.executable, str(ROOT / "commands" / "generate.py"), *words]
     output, batches = tmp_path / "killed.jsonl", tmp_path / "killed.jsonl.unfinished" / "checkpoints"

@@ -21,11 +21,8 @@ def group(prompt: Prompt, *texts: str) -> Candidates:
 
 
 def pair_of(chosen: str, rejected: str) -> PreferencePair:
-    sides = {
-        "chosen": [Message(role="assistant", content=chosen)],
-        "rejected": [Message(role="assistant", content=rejected)],
-    }
-    return PreferencePair(prompt=PROMPTS[0].prompt, **sides)
+    best, worst = ([Message(role="assistant", content=text)] for text in (chosen, rejected))
+    return PreferencePair(prompt=PROMPTS[0].prompt, chosen=best, rejected=worst)
 
 
 def test_the_printed_numbers_are_those_of_the_rows():
