@@ -8,7 +8,7 @@ import typer
 
 from data_schemas.text import printable
 from data_schemas.unexpected import TRACEBACKS
-from pipeline.launch.command_line import ROOT
+from pipeline.launch import command_line
 from pipeline.report import errors
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def common(
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(command_line.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path} | ({TRACEBACKS: "1"} if errors.shown.tracebacks else {})
 
 

@@ -14,9 +14,8 @@ from data_schemas.errors import UserError
 from data_schemas.locks import lock_folder
 from pipeline.cli.app import app, environment, print_text
 from pipeline.cli.completion import complete_step
-from pipeline.launch import preview
+from pipeline.launch import command_line, preview
 from pipeline.launch.checks import check_machine
-from pipeline.launch.command_line import ROOT
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
@@ -111,7 +110,13 @@ def data(
     ] = None,
 ) -> None:
     """Show what files of rows contain, and what to write into a recipe. Needs no recipe."""
-    command = [sys.executable, str(ROOT / "commands" / "data.py"), *(["--model", model] if model else []), "--", *files]
+    command = [
+        sys.executable,
+        str(command_line.ROOT / "commands" / "data.py"),
+        *(["--model", model] if model else []),
+        "--",
+        *files,
+    ]
     raise typer.Exit(subprocess.call(command, env=environment()))
 
 
@@ -194,7 +199,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="alignloop-check-") as scratch:
         request = Path(scratch) / "request.json"
         request.write_text(json.dumps(preview.make_request(planned, Path(scratch), num_rows_shown=rows)))
-        command = [sys.executable, str(ROOT / "commands" / "check.py"), str(request)]
+        command = [sys.executable, str(command_line.ROOT / "commands" / "check.py"), str(request)]
         code = subprocess.call(command, env=environment())
         if tries_first and not code:
             preflight(planned, keeps_result=False)

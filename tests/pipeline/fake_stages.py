@@ -131,7 +131,6 @@ def build_house(root: Path) -> Path:
         warm.preloaded_modules = lambda: []
         command_line.ROOT = Path({str(root)!r})
         processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
-        cli.ROOT = command_line.ROOT
         cli.main()
         """)
     )

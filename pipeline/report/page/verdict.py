@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_schemas.progress import describe_progress
 from pipeline.report.errors import command_name
-from pipeline.report.live import describe_progress, short_path
+from pipeline.report.live import short_path
 from pipeline.report.page.facts import StepFacts
 from pipeline.report.rounds import number
 from pipeline.state.summary import POLICY_STAGES, Summary, trained_models

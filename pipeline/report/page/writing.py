@@ -18,8 +18,8 @@ import psutil
 import yaml
 
 from data_schemas.files import write_atomically
+from data_schemas.progress import duration
 from pipeline.report import rounds, run_status
-from pipeline.report.live import duration
 from pipeline.report.page import sections
 from pipeline.report.page.answers import Evaluated, side_by_side
 from pipeline.report.page.facts import FactsReader, StepFacts, evaluations
