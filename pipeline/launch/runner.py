@@ -272,7 +272,7 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
 
     The stage decides which checkpoints are valid.
     """
-    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt"}
+    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt", "mlflow_id.txt"}
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept:
