@@ -16,6 +16,7 @@ ALLOWED = {
     "stages": {"stages", "engine", "data_schemas"},
     "commands": {"commands", "stages", "engine", "data_schemas"},
     "pipeline": {"pipeline", "data_schemas"},
+    "alignloop": {"alignloop", "pipeline", "data_schemas"},
     "toy_world": {"toy_world"},
 }
 # The wings of engine and pipeline, in order: each may import those before it, and itself.

@@ -36,10 +36,12 @@ def logged_offline(folder: Path) -> list[dict[str, Any]]:
             record = wandb_internal_pb2.Record()
             record.ParseFromString(entry)
             if record.WhichOneof("record_type") == "history":
-                row = {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
-                found.append({key: value for key, value in row.items() if not key.startswith("_")})
+                row: dict[str, Any] = {}
+                for item in record.history.item:  # of a table or page, one for each of its fields
+                    name, *inner = item.nested_key or [item.key]
+                    value = json.loads(item.value_json)
+                    row[name] = row.get(name, {}) | {inner[0]: value} if inner else value
+                found.append({name: value for name, value in row.items() if not name.startswith("_")})
     return found
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # each takes a second or more to import
 EVENTS = "tensorboard"  # the folder of TensorBoard's events, in the stage's folder
 MLFLOW_STORE, MLFLOW_FILES = "mlflow.db", "mlflow-files"  # MLflow's database and files, in the run's folder
 SECONDS_OF_EVENTS = 10  # after which TensorBoard's writer writes what it has
-SECONDS_TO_FINISH = 60.0  # for wandb to upload what is left at the end of a step
+SECONDS_TO_START, SECONDS_TO_FINISH = 30.0, 60.0  # for wandb to reach its server, and to upload the rest at the end
 LONGEST_PARAM, MOST_PARAMS = 6000, 100  # characters of a value, values of one call: MLflow's limits
 Logged = Mapping[tuple[int, str], float]  # (step, key) -> value
 
@@ -87,7 +87,12 @@ def start_wandb(run: TrackedRun) -> "wandb.Run":
         mode=mode,  # pyright: ignore[reportArgumentType]
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(
-            console="off", silent=True, disable_git=True, disable_code=True, finish_timeout=SECONDS_TO_FINISH
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            init_timeout=SECONDS_TO_START,
+            finish_timeout=SECONDS_TO_FINISH,
         ),
     )
 

@@ -10,23 +10,20 @@ from typing import Annotated
 import typer
 
 from data_schemas.errors import UserError
-from data_schemas.locks import lock_folder
 from pipeline.cli.app import app, environment, print_text
 from pipeline.launch import preview
 from pipeline.launch.checks import check_machine
 from pipeline.launch.command_line import ROOT
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
-from pipeline.launch.processes import Interrupted
-from pipeline.launch.runner import run_steps
 from pipeline.plan import Step
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
-from pipeline.report import errors, live, result, terminal
-from pipeline.report.errors import command_name
+from pipeline.report import errors, terminal
+from pipeline.report.errors import command_name, run_command
+from pipeline.report.running import run_and_show
 from pipeline.state.fingerprint import SMALL
 from pipeline.state.run import Run
-from pipeline.state.summary import read as read_summary
 from pipeline.unused import check_unused
 
 RecipeFile = Annotated[
@@ -100,21 +97,13 @@ def run(
     """Run the steps of a recipe. Finished steps are reused, and a stopped run is resumed."""
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
     loaded, steps = _load(recipe, overrides)
-    check_machine(loaded, steps)
-    console = terminal.make_console()
-    with lock_folder(loaded.folder):
-        for partial in loaded.folder.glob(".*.partial-*"):  # a killed run was writing it
-            partial.unlink(missing_ok=True)
-        planned = Run.of(loaded, steps)
-        is_live = live.can_be_live(console) and not verbose
-        try:
-            with live.RunDisplay(console, len(steps), live=is_live) as display:
-                run_steps(planned, verbose=verbose, show=display, preflight=preflight if tries_first else None)
-        except Interrupted:
-            print_text(errors.what_is_kept(planned, recipe, overrides), file=sys.stderr)
-            raise
-    summary = read_summary(loaded.folder)
-    result.show(console, summary, loaded.folder)
+    run_and_show(
+        loaded,
+        steps,
+        verbose=verbose,
+        tries_first=tries_first,
+        to_resume=lambda: run_command(recipe, overrides),
+    )
 
 
 @app.command()

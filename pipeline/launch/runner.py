@@ -35,12 +35,20 @@ POLL_SECONDS = 0.2
 Show = Callable[[Step, StepState], None]
 
 
-def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] | None = None) -> None:
+def run_steps(
+    run: Run,
+    *,
+    verbose: bool = False,
+    show: Show,
+    preflight: Callable[[Run], None] | None = None,
+    after_round: Callable[[Run, Step], None] | None = None,
+) -> None:
     """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
 
     `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
-    the first step that uses a model and is not reused; an error of it stops the run. Raises StageFailed, Interrupted or
-    UserError; the summary then has the state of every step, and all finished steps are kept.
+    the first step that uses a model and is not reused; an error of it stops the run. `after_round` is called with every
+    evaluation that has run. Raises StageFailed, Interrupted or UserError; the summary then has the state of every step,
+    and all finished steps are kept.
     """
     folder = run.recipe.folder
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
@@ -53,6 +61,8 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
                 if steps[0].stage == "prepare_data":
                     check_splits(run)
+                if after_round is not None and steps[0].stage == "evaluate_policy":
+                    after_round(run, steps[0])
             summary.write(folder, run, "done")
         except BaseException as error:
             ended = "interrupted" if isinstance(error, processes.Interrupted) else "failed"
