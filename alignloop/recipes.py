@@ -111,7 +111,7 @@ def run(loaded: LoadedRecipe, *, preflight: bool = True, verbose: bool = False) 
     on a small model before the first step that uses a model. The run's folder is locked meanwhile.
 
     Interrupt the kernel, or press Ctrl-C, to stop it: the running step saves its progress, KeyboardInterrupt is raised,
-    and a second call resumes. SIGTERM and SIGHUP stop it likewise, and are then passed on. Outside of the main thread
+    and another call resumes. SIGTERM and SIGHUP stop it likewise, and are then passed on. Outside of the main thread
     Python delivers no signals, and nothing but the end of the process stops it.
 
     Raises ConfigError or DataError for a mistake, BusyError if another process runs it, StageFailed for a stage that
