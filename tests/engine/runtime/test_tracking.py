@@ -109,7 +109,7 @@ def test_wandb_is_one_run_a_step_with_a_stable_id_and_the_names_of_metrics_jsonl
         tracker.log({"loss": 1.0, "eval_rewards/accuracies": 0.5}, step=1)
         tracker.finish()
     id = (tmp_path / "wandb_id.txt").read_text()
-    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")]
+    runs = [path.stem.removeprefix("run-") for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
     assert runs and set(runs) == {id}
     assert trackers._kept_id(tmp_path / "other.txt") != id
     numbers = {"loss": 1.0, "eval_rewards/accuracies": 0.5, "step": 1}
