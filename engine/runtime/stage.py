@@ -45,6 +45,7 @@ from engine.runtime.folder import (
 )
 from engine.runtime.keys import fill
 from engine.runtime.outcome import failed, hint_for, start_logging
+from engine.runtime.trackers import TrackedRun
 from engine.runtime.tracking import Tracker
 
 log = logging.getLogger("alignloop")
@@ -191,17 +192,19 @@ def _call_main(
             launch_report.report(filled)
         if values.get("trust_remote_code"):
             log.warning("trust_remote_code is set: code from the model's files may run in this process")
-        trackers = str(values.get("report_to", keys["report_to"].default))
-        if "tensorboard" in trackers:
-            tracker.start_tensorboard(folder)
-        if "wandb" in trackers:
-            tracker.start_wandb(
+        services = values.get("report_to", keys["report_to"].default) or []
+        tracker.start(
+            [services] if isinstance(services, str) else services,
+            TrackedRun(
                 folder,
-                name=values.get("step", name),
+                values.get("step") or name,
                 group=values.get("run_group", ""),
                 config=identity_keys(name, values),
-            )
-        return main(Stage(name, folder, values, tracker, is_main), *instances)
+            ),
+        )
+        result = main(Stage(name, folder, values, tracker, is_main), *instances)
+        tracker.log_record(result.metrics)
+        return result
     finally:
         if seconds := preemption.longest_wait():
             log.info("SIGTERM would have been answered within %.1f s", seconds)

@@ -1,7 +1,6 @@
 """The commands that take a recipe, or help to write one: init | data | run | plan | check."""
 
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -11,25 +10,21 @@ from typing import Annotated
 import typer
 
 from data_schemas.errors import UserError
-from data_schemas.locks import lock_folder
 from pipeline.cli.app import app, environment, print_text
 from pipeline.cli.completion import complete_step
 from pipeline.launch import command_line, preview
 from pipeline.launch.checks import check_machine
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
-from pipeline.launch.processes import Interrupted
-from pipeline.launch.runner import run_steps
 from pipeline.plan import Step
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
-from pipeline.report import errors, live, result, terminal
-from pipeline.report.errors import command_name
-from pipeline.report.page.writing import PageWriter
+from pipeline.report import errors, terminal
+from pipeline.report.errors import command_name, run_command
+from pipeline.report.running import run_and_show, selected, selected_run
 from pipeline.state.fingerprint import SMALL
-from pipeline.state.run import Run, StepState
-from pipeline.state.selection import Selection, check_finished, select
-from pipeline.state.summary import read as read_summary
+from pipeline.state.run import Run
+from pipeline.state.selection import select
 from pipeline.unused import check_unused
 
 RecipeFile = Annotated[
@@ -139,33 +134,14 @@ def run(
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
     loaded, steps = _load(recipe, overrides)
     selection = select(steps, until=until, only=only, start=start)
-    check_machine(loaded, _selected(steps, selection))
-    console = terminal.make_console()
-    with lock_folder(loaded.folder):
-        for partial in loaded.folder.glob(".*.partial-*"):  # a killed run was writing it
-            partial.unlink(missing_ok=True)
-        planned = _selected_run(loaded, steps, selection)
-        is_live = live.can_be_live(console) and not verbose
-        page = PageWriter(loaded.folder)
-        try:
-            with live.RunDisplay(console, len(steps), live=is_live) as display:
-
-                def show(step: Step, state: StepState) -> None:
-                    display(step, state)
-                    page(step, state)
-
-                run_steps(planned, verbose=verbose, show=show, preflight=preflight if tries_first else None)
-        except Interrupted:
-            command = _run_command(recipe, overrides, selection)
-            print_text(errors.what_is_kept(planned, command), file=sys.stderr)
-            raise
-        finally:
-            page.write()
-    summary = read_summary(loaded.folder)
-    if summary["state"] == "partial":
-        result.show_partial(console, summary, loaded.folder, rest=_run_command(recipe, overrides))
-    else:
-        result.show(console, summary, loaded.folder)
+    run_and_show(
+        loaded,
+        steps,
+        selection,
+        verbose=verbose,
+        tries_first=tries_first,
+        to_resume=lambda selection: run_command(recipe, overrides, selection),
+    )
 
 
 @app.command()
@@ -175,12 +151,12 @@ def plan(
     """Show which steps will be reused, resumed or run, and why. Runs nothing."""
     loaded, steps = _load(recipe, overrides)
     selection = select(steps, until=until, only=only, start=start)
-    planned = _selected_run(loaded, steps, selection, hash_limit=SMALL)
+    planned = selected_run(loaded, steps, selection, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
     console = terminal.make_console()
     # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
     console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
-    _warn_of_machine(loaded, _selected(steps, selection))
+    _warn_of_machine(loaded, selected(steps, selection))
 
 
 @app.command()
@@ -213,28 +189,6 @@ def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]
     for sentence in check_unused(loaded, steps):
         print_text(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
-
-
-def _selected(steps: list[Step], selection: Selection | None) -> list[Step]:
-    return [step for step in steps if selection is None or step.name in selection.steps]
-
-
-def _selected_run(
-    recipe: Recipe, steps: list[Step], selection: Selection | None, *, hash_limit: int | None = None
-) -> Run:
-    """The run of the selected steps. Raises ConfigError where one that they need is not finished."""
-    if selection is None:
-        return Run.of(recipe, steps, hash_limit=hash_limit)
-    planned = Run.of(recipe, steps, hash_limit=hash_limit, selected=selection.steps)
-    check_finished(planned, selection)
-    return planned
-
-
-def _run_command(recipe: Path, overrides: list[str] | None, selection: Selection | None = None) -> str:
-    """The command that runs the recipe, to be copied into the shell."""
-    words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
-    words += [selection.option, selection.given] if selection else []
-    return f"{command_name()} {shlex.join(words)}"
 
 
 def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:

@@ -35,13 +35,21 @@ POLL_SECONDS = 0.2
 Show = Callable[[Step, StepState], None]
 
 
-def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] | None = None) -> None:
+def run_steps(
+    run: Run,
+    *,
+    verbose: bool = False,
+    show: Show,
+    preflight: Callable[[Run], None] | None = None,
+    after_round: Callable[[Run, Step], None] | None = None,
+) -> None:
     """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
     A step that the run does not select is reused where it is finished, and stays pending otherwise.
 
     `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
-    the first step that uses a model and is not reused; an error of it stops the run. Raises StageFailed, Interrupted or
-    UserError; the summary then has the state of every step, and all finished steps are kept.
+    the first step that uses a model and is not reused; an error of it stops the run. `after_round` is called with every
+    evaluation that has run. Raises StageFailed, Interrupted or UserError; the summary then has the state of every step,
+    and all finished steps are kept.
     """
     folder = run.recipe.folder
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
@@ -55,6 +63,8 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
                 if steps[0].stage == "prepare_data" and run.states[steps[0].name].artifact is not None:
                     check_splits(run)
+                if after_round is not None and steps[0].stage == "evaluate_policy":
+                    after_round(run, steps[0])
             is_partial = any(state.state == "pending" for state in run.states.values())
             summary.write(folder, run, "partial" if is_partial else "done")
         except BaseException as error:
@@ -287,7 +297,7 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
 
     The stage decides which checkpoints are valid.
     """
-    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt"}
+    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt", "mlflow_id.txt"}
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept:

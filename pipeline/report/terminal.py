@@ -59,11 +59,14 @@ class PrintableConsole(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped."""
-    console = PrintableConsole(stderr=stderr, highlight=False, markup=False)
+    """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped.
+
+    In a notebook it prints plain lines.
+    """
+    console = PrintableConsole(stderr=stderr, highlight=False, markup=False, force_jupyter=False)
     if console.is_terminal:
         return console
-    return PrintableConsole(stderr=stderr, highlight=False, markup=False, width=220)
+    return PrintableConsole(stderr=stderr, highlight=False, markup=False, force_jupyter=False, width=220)
 
 
 def verified_table(checked: Sequence[StepCheck]) -> Table:

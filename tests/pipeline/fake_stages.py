@@ -112,6 +112,7 @@ launch: {device: cpu, grace_seconds: 0.5}
 data: {preferences: pairs.jsonl, instructions: chats.jsonl}
 annotate: {annotator_function: "scores:score"}
 evaluate_policy: {judge_function: "scores:score"}
+defaults: {report_to: none}
 """
 
 
