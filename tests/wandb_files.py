@@ -26,34 +26,36 @@ def entries(file: Path) -> Iterator[bytes]:
             entry = b""
 
 
-def logged_offline(folder: Path) -> list[dict[str, Any]]:
-    """Each call of `log` in the offline runs of a folder, in order, without the keys that wandb adds."""
+def records(folder: Path, kind: str) -> Iterator[Any]:
+    """The records of a kind in the offline runs of a folder, in order."""
     from wandb.proto import wandb_internal_pb2
 
-    found: list[dict[str, Any]] = []
     for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
         for entry in entries(file):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(entry)
-            if record.WhichOneof("record_type") == "history":
-                row: dict[str, Any] = {}
-                for item in record.history.item:  # of a table or page, one for each of its fields
-                    name, *inner = item.nested_key or [item.key]
-                    value = json.loads(item.value_json)
-                    row[name] = row.get(name, {}) | {inner[0]: value} if inner else value
-                found.append({name: value for name, value in row.items() if not name.startswith("_")})
+            if record.WhichOneof("record_type") == kind:
+                yield getattr(record, kind)
+
+
+def logged_offline(folder: Path) -> list[dict[str, Any]]:
+    """Each call of `log`, without the keys that wandb adds."""
+    found: list[dict[str, Any]] = []
+    for history in records(folder, "history"):
+        row: dict[str, Any] = {}
+        for item in history.item:  # of a table or page, one for each of its fields
+            name, *inner = item.nested_key or [item.key]
+            value = json.loads(item.value_json)
+            row[name] = row.get(name, {}) | {inner[0]: value} if inner else value
+        found.append({name: value for name, value in row.items() if not name.startswith("_")})
     return found
+
+
+def steps_of(folder: Path) -> list[int]:
+    """wandb's own step of each call of `log`."""
+    return [history.step.num for history in records(folder, "history")]
 
 
 def group_of(folder: Path) -> set[str]:
-    """The groups of the offline runs of a folder."""
-    from wandb.proto import wandb_internal_pb2
-
-    found: set[str] = set()
-    for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        for entry in entries(file):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(entry)
-            if record.WhichOneof("record_type") == "run":
-                found.add(record.run.run_group)
-    return found
+    """The groups of the runs."""
+    return {run.run_group for run in records(folder, "run")}

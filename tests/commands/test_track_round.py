@@ -17,7 +17,7 @@ from pipeline.recipe.schema import load_recipe
 from pipeline.state.run import Run, StepState
 from tests.pipeline.fake_stages import build_inputs
 from tests.toy_rows import write_jsonl
-from tests.wandb_files import group_of, logged_offline
+from tests.wandb_files import group_of, logged_offline, steps_of
 
 ROUNDS = [
     {"round": 0, "policy": "round-0.sft", "judge_mean": 0.25, "proxy_mean": None, "gate": "accept", "reasons": {}},
@@ -49,7 +49,7 @@ def test_wandb_gets_the_table_of_rounds_the_samples_and_the_page(tmp_path, monke
     call(request(tmp_path, number=0), monkeypatch)
     call(request(tmp_path, samples=[sample], page=str(page)), monkeypatch)
     first, second = logged_offline(tmp_path)
-    assert group_of(tmp_path) == {"demo"}
+    assert group_of(tmp_path) == {"demo"} and steps_of(tmp_path) == [0, 1]  # wandb drops a step that it has
     assert (first["round"], first["judge_mean"], set(first)) == (0, 0.25, {"round", "judge_mean", "rounds"})
     assert (second["round"], second["judge_mean"], second["proxy_mean"]) == (1, 0.5, 2)
     rounds = json.loads(media(tmp_path, second["rounds"]))
