@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.text import Text
 
 from data_schemas.text import printable
+from data_schemas.tracked_round import PAGE
 from pipeline.report import rounds, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
-from pipeline.state.summary import PAGE, POLICY_STAGES, SUMMARY, Summary, trained_models
+from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
 
 
 def show_numbers(console: Console, summary: Summary) -> None:

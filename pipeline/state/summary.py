@@ -19,7 +19,6 @@ from pipeline.state.samples import SampleAnswer, is_judged, samples_of
 from pipeline.steps import Step, source_steps
 
 SUMMARY = "summary.json"
-PAGE = "report.html"  # what pipeline/report/page shows of it
 
 
 class StepEntry(TypedDict):

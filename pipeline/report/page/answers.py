@@ -131,11 +131,10 @@ def side_by_side(evaluations: Sequence[Evaluated]) -> list[SideBySide]:
         return []
     common = sorted(set.intersection(*(set(one.prompts) for one in evaluations)))
     compared = {prompt: _compared(prompt, evaluations) for prompt in common}
-    scored = sorted(
-        (prompt for prompt in common if compared[prompt].change), key=lambda prompt: compared[prompt].change
-    )
-    gained = [prompt for prompt in reversed(scored) if (compared[prompt].change or 0) > 0]
-    lost = [prompt for prompt in scored if (compared[prompt].change or 0) < 0]
+    changes = {prompt: compared[prompt].change or 0.0 for prompt in common}
+    by_change = sorted(common, key=changes.__getitem__)
+    gained = [prompt for prompt in reversed(by_change) if changes[prompt] > 0]
+    lost = [prompt for prompt in by_change if changes[prompt] < 0]
     chosen: list[SideBySide] = []
     room, seen = MAX_SHOWN_CHARACTERS, set[str]()
     for prompt in (prompt for turn in itertools.zip_longest(gained, lost, common) for prompt in turn if prompt):

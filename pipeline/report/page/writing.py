@@ -19,6 +19,7 @@ import yaml
 
 from data_schemas.files import write_atomically
 from data_schemas.progress import duration
+from data_schemas.tracked_round import PAGE
 from pipeline.report import rounds, run_status
 from pipeline.report.page import sections
 from pipeline.report.page.answers import Evaluated, side_by_side
@@ -29,7 +30,7 @@ from pipeline.report.page.template import LEFT_OUT, fill, shown_answers
 from pipeline.report.page.verdict import doing, next_command, verdict
 from pipeline.report.rounds import number
 from pipeline.state.run import StepState
-from pipeline.state.summary import PAGE, Summary, read
+from pipeline.state.summary import Summary, read
 from pipeline.steps import Step
 
 log = logging.getLogger(__name__)
