@@ -202,6 +202,7 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
         prompts=num_prompts,
         table="\n".join(table(scores)),
         verdict=verdict(scores),
+        controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
     )
     if found := evaluations(RUNS / "checkable", "summary.json"):
         checkable_RP = np.array([means_by_prompt(one) for one in found])
@@ -220,15 +221,19 @@ differences.
 
 {table}
 
-Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels that are
-independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the text.
-Differences beyond both intervals:
+{controls}Differences beyond both intervals:
 
 {verdict}
 
-A small world shows what a part does there, not what it does at scale.
+A small world shows what a part does there, not what it does at scale. Parts left out and controls in two rounds of an
+earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model.
 
 ![gold by round](alignment.svg)
+"""
+
+CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
+that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
+text.
 """
 
 CHECKABLE = """

@@ -65,7 +65,7 @@ class Settings(Mix, BaseModel):
 
     # No keys of a recipe:
     path: Path = Field(exclude=True)  # the file that it was read from
-    content: dict[str, Any] = Field(default_factory=dict, exclude=True)  # of the file, with the command line's settings
+    content: dict[Any, Any] = Field(default_factory=dict, exclude=True)  # of the file, with the command line's settings
 
     @field_validator("stages")
     @classmethod
