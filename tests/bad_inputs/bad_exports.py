@@ -1,4 +1,4 @@
-"""Bad calls of `alignloop export`, and bad selections of steps for `run` and `plan`."""
+"""Bad calls of `alignloop export` and `compare`, and bad selections of steps for `run` and `plan`."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,25 @@ def not_converted(place: Place) -> Call:
     return export("out", "--gguf", "convert.py")(place)
 
 
+def compared(*steps: str) -> Callable[[Place], Call]:
+    """A comparison of a valid run with itself."""
+
+    def make(place: Place) -> Call:
+        write_run(place.folder / "runs" / "toy")
+        return place.alignloop("compare", "runs/toy", "runs/toy", *steps)
+
+    return make
+
+
 CASES = [
+    Case(
+        "comparison of one step", compared("round-1.dpo"), "compare round-1.dpo: found one step; expected one of each"
+    ),
+    Case(
+        "comparison of a policy that is not evaluated",
+        compared("round-1.dpo", "round-1.dpoo"),
+        "runs/toy has no evaluated policy 'round-1.dpo'; expected one of",
+    ),
     Case(
         "selection by two options",
         selected("--until", "dpo", "--from", "sft"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.main import get_command
 
-from commands import chat, check
+from commands import chat, check, generate, score
 from data_schemas.unexpected import guarded
 from pipeline import cli
 from pipeline.cli.app import app
@@ -27,11 +27,15 @@ WORLD_COMMANDS = {  # command -> its words, and whether it shows a name or a tex
     "init": (["init"], False),
     "plan": (["plan", RECIPE], True),
     "status": (["status", "runs/toy"], True),
+    "list": (["list"], False),
+    "report": (["report", "runs/toy"], False),
+    "compare": (["compare", "runs/toy", "runs/toy", "--page", "비교.html"], True),
+    "export": (["export", "runs/toy", "모델"], True),
     "verify": (["verify", "runs/toy"], False),
     "prune": (["prune", "runs/toy"], False),
     "run": (["run", RECIPE, "--set", "rounds=1", "--no-preflight"], False),  # it writes the summary again
 }
-OTHERS = {"data", "check", "chat"}  # programs of commands/, which have a test each below
+OTHERS = {"data", "check", "chat", "generate", "score"}  # programs of commands/, which have a test each below
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +129,16 @@ def test_chat_shows_escapes_and_reads_what_is_typed(terminal, tiny_model, monkey
     out, err = terminal(chat.main, *words, typed=typed)
     assert dialogs == [[HELLO]]
     check_ascii(out, err, shows_korean=False)
+
+
+def test_generate_and_score_show_escapes(terminal, tiny_model, tiny_reward_model, tmp_path):
+    (tmp_path / ROWS).write_text(json.dumps({"prompt": HELLO}) + "\n")
+    answers, scored = tmp_path / "답.jsonl", tmp_path / "점수.jsonl"
+    few = ("--max_new_tokens", "4", "--use_cpu")
+    for words in (
+        (generate.main, tiny_model, tmp_path / ROWS, "-o", answers, *few),
+        (score.main, tiny_reward_model, answers, "-o", scored, "--use_cpu"),
+    ):
+        out, err = terminal(*words)
+        check_ascii(out, err, shows_korean=True)
+    assert json.loads(scored.read_text(encoding="utf-8"))["prompt"][0]["content"] == HELLO
