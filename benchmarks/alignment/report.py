@@ -114,7 +114,18 @@ def verdict(scores: Mapping[str, Scores]) -> str:
     improved = [name for name, (_, low, _) in gains.items() if low > 0]
     if gains:
         lines.append(f"- Controls that improved: {', '.join(improved) or 'none'}.")
-    return "\n".join([climb(scores[FULL]), *lines])
+    return "\n".join([climb(scores[FULL]), *after_round_2(scores), *lines])
+
+
+def after_round_2(scores: Mapping[str, Scores]) -> list[str]:
+    """What the rounds after the second add, in each variation that is no control."""
+    gains = {
+        name: np.array([scores_RP[-1] - scores_RP[2] for scores_RP in of_seeds.values()])
+        for name, of_seeds in scores.items()
+        if name not in CONTROLS and all(len(scores_RP) > 3 for scores_RP in of_seeds.values())
+    }
+    added = [f"{name} {shown(pooled_interval(gain_SP))}" for name, gain_SP in gains.items()]
+    return [f"- From round 2 to the last round, over prompts: {', '.join(added)}."] if added else []
 
 
 def climb(full: Scores) -> str:
