@@ -83,11 +83,8 @@ class Artifact(BaseModel):
         """Writes the record atomically, after the files that it names are on the disk."""
         paths = [folder / name for name in self.files]
         beside = [folder / name for name in BESIDE if (folder / name).is_file()]
-        for path in {
-            *paths,
-            *beside,
-            *(path.parent for path in paths),
-        }:  # a record must not outlive its files in a power cut
+        # A record must not outlive its files in a power cut.
+        for path in {*paths, *beside, *(path.parent for path in paths)}:
             sync(path)
         self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
         self.beside = {path.name: digest for path, digest in zip(beside, hash_files(beside), strict=True)}

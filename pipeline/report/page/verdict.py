@@ -47,7 +47,7 @@ def _gain(row: Mapping[str, object]) -> str:
 
 def next_command(summary: Summary, folder: Path) -> str:
     """What to type next: a chat with the best or the newest policy, or the command that resumes the run."""
-    if summary["state"] in ("failed", "interrupted") and "recipe" in summary:
+    if summary["state"] in ("failed", "interrupted", "partial") and "recipe" in summary:
         return f"{command_name()} run {shlex.quote(short_path(Path(summary['recipe']['file'])))}"
     best = summary["best_policy"]
     policies = [entry["folder"] for entry in trained_models(summary) if entry["stage"] in POLICY_STAGES]
