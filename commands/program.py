@@ -64,9 +64,8 @@ def imports() -> Iterator[None]:
 def run(work: Callable[[Console], None], *, output: Path) -> int:
     """Runs a program that writes a file; returns its exit code. Progress, warnings and errors go to stderr."""
     console = Console(stderr=True, highlight=False)
-    logging.getLogger().handlers = [_ConsoleHandler(console)]
     try:
-        with displayed(console), progress.activity("preparing"):
+        with _warnings_on(console), displayed(console), progress.activity("preparing"):
             work(console)
         return 0
     except AlignloopError as error:
@@ -77,6 +76,17 @@ def run(work: Callable[[Console], None], *, output: Path) -> int:
     except (KeyboardInterrupt, preemption.Preempted) as error:
         print(f"interrupted{_kept(output) or '; nothing is written'}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else preemption.EXIT_CODE
+
+
+@contextlib.contextmanager
+def _warnings_on(console: Console) -> Iterator[None]:
+    """Inside, what is logged goes to the console, as a warning, and nowhere else."""
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [_ConsoleHandler(console)]
+    try:
+        yield
+    finally:
+        root.handlers = before
 
 
 def _kept(output: Path) -> str:

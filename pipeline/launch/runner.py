@@ -158,7 +158,8 @@ class Scheduler:
         """Records the steps that were stopped between their record and the end of their process: they are complete."""
         for job in self.running:
             with contextlib.suppress(UserError, OSError):  # a damaged record, a full disk: the first error is reported
-                if self.run.decide(job.step).action == "reuse":
+                is_unsettled = self.run.states[job.step.name].state == "running"
+                if is_unsettled and self.run.decide(job.step).action == "reuse":
                     _finish(self.run, job, self.show)
 
     def settle(self, job: Job) -> None:

@@ -62,12 +62,13 @@ def run_and_show(
                     preflight=preflight if tries_first else None,
                     after_round=track_round,
                 )
-        except Interrupted:
-            with contextlib.suppress(OSError):  # the terminal is closed
-                print(printable(f"{what_is_kept(planned)}; to resume: {to_resume(selection)}"), file=sys.stderr)
+        except BaseException as error:
+            page.write(warns=False)  # the error says what prevents it
+            if isinstance(error, Interrupted):
+                with contextlib.suppress(OSError):  # the terminal is closed
+                    print(printable(f"{what_is_kept(planned)}; to resume: {to_resume(selection)}"), file=sys.stderr)
             raise
-        finally:
-            page.write()
+        page.write()
     summary = read_summary(recipe.folder)
     if summary["state"] == "partial":
         result.show_partial(console, summary, recipe.folder, rest=to_resume(None))

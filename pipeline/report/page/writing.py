@@ -73,14 +73,14 @@ class PageWriter:
         took = time.monotonic() - now
         self.next_write = now + max(REFRESH_SECONDS, took / MAX_SHARE)
 
-    def write(self) -> None:
+    def write(self, *, warns: bool = True) -> None:
         """Writes the page. What prevents it is a warning: a run does not fail for its report."""
         try:
             write_atomically(self.folder / PAGE, render(self.folder, read(self.folder), self.reader))
         except Exception as error:
-            if not self.has_failed:
+            if warns and not self.has_failed:
+                self.has_failed = True
                 log.warning("%s is not written: %s: %s", self.folder / PAGE, type(error).__name__, error)
-            self.has_failed = True
 
 
 def write_page(folder: Path) -> Path:
