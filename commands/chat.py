@@ -1,23 +1,35 @@
-"""Talks with a model: one answer with --prompt, a conversation without. An empty line or Ctrl-D ends it.
+"""Talks with a model, or with two side by side: one answer with --prompt, a conversation without.
 
 alignloop chat MODEL_DIR --prompt "What is the capital of France?"
+alignloop chat MODEL_DIR --with OTHER_DIR --reward_model REWARD_MODEL_DIR
 """
 
 import argparse
+import codecs
+import contextlib
+import io
 import sys
+from collections.abc import Callable
+from typing import Self
 
-import torch
 from transformers import TextStreamer, logging
 
+from commands.generate import PURPOSE
+from commands.program import options_of, parser_for
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.rows import Message
-from data_schemas.stage_keys import check_value, stages
+from data_schemas.rows import Message, Prompt
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
-from engine.models.loading import load_causal, load_tokenizer
-from engine.runtime.process import trust_code
+from engine.judging.scoring import encode_for_scoring, load_scorer, turns_of
+from engine.judging.shared_scoring import ScoringSettings
+from engine.models.loading import check_is_policy, check_is_reward_model, load_causal, load_tokenizer, name_of
+from engine.runtime.arguments import GenerationArguments
 from engine.runtime.world import device_of
+from engine.sampling.answers import SampleRequest, SamplingSettings, end_tokens
+from engine.sampling.transformers_engine import GroupGenerator, PromptRequests
 from engine.tokens.template import encode_prompt
+
+Reward = Callable[[Prompt, str], float]
 
 
 class _Streamer(TextStreamer):
@@ -27,18 +39,60 @@ class _Streamer(TextStreamer):
         super().on_finalized_text(printable(text), stream_end)
 
 
+class Speaker:
+    """A model and its side of the conversation: what it was asked, and what it answered itself."""
+
+    def __init__(self, name: str, generator: GroupGenerator, dialog: list[Message]) -> None:
+        self.name, self.generator, self.dialog = name, generator, dialog
+
+    @classmethod
+    def load(cls, path: str, sampling: GenerationArguments, system: str | None) -> Self:
+        """The speaker with its model on this process's device. Raises UserError for what is not a prepared policy."""
+        tokenizer = load_tokenizer(path)
+        check_is_policy(path)
+        model = load_causal(path, dtype=sampling.dtype)
+        model.to(device_of(sampling.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
+        settings = SamplingSettings.of(sampling, purpose=PURPOSE)
+        end_ids = end_tokens(model, tokenizer)
+        dialog = [Message(role="system", content=system)] if system else []
+        return cls(name_of(path), GroupGenerator(model, tokenizer, settings, end_ids=end_ids, longest=0), dialog)
+
+    def answer(self, question: str) -> tuple[Prompt, str]:
+        """Prints the answer to the question, which continues the conversation; returns it with its prompt.
+
+        Where it is empty, or interrupted by Ctrl-C, the question is forgotten.
+        """
+        tokenizer, asked = self.generator.tokenizer, [*self.dialog, Message(role="user", content=question)]
+        prompt = Prompt(prompt=asked)
+        requests = PromptRequests(encode_prompt(tokenizer, asked), [SampleRequest(prompt, 0)])
+        streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+        text = self.generator.stream(requests, streamer)["text"]
+        if turns := turns_of(text):
+            self.dialog = [*asked, *turns]
+        return prompt, text
+
+
+def load_reward_of(path: str, sampling: GenerationArguments) -> Reward:
+    """The reward of an answer by this reward model. Raises UserError for what is not one."""
+    check_is_reward_model(path)
+    tokenizer, scorer = load_scorer(path, ScoringSettings.of(sampling))
+
+    def reward(prompt: Prompt, text: str) -> float:
+        row = encode_for_scoring(tokenizer, (prompt, turns_of(text)))
+        assert row is not None, "only answers that are not empty are scored"
+        return scorer.rewards([[row]])[0]
+
+    return reward
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for("chat", __doc__)
     parser.add_argument("model", help="a model folder")
+    parser.add_argument("--with", dest="other", help="a second model, which answers too")
+    parser.add_argument("--reward_model", help="a reward model, whose score of each answer is printed")
     parser.add_argument("--prompt", help="one question; its answer is printed and the program ends")
     parser.add_argument("--system", help="a system prompt")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0: always the most probable token")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer, in tokens")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
-    parser.add_argument("--use_cpu", action="store_true", help="run on the CPU even if there is a GPU")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model's files")
     arguments = parser.parse_args()
-    trust_code(arguments.trust_remote_code)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -48,35 +102,27 @@ def main() -> int:
         return 2
 
 
+def read_utf8_where_the_terminal_has_ascii() -> None:
+    """ASCII is what Python assumes of a terminal without a locale; what is typed there is UTF-8 as a rule."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if is_ascii else sys.stdin.encoding, errors="replace")
+
+
 def talk(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises UserError for a wrong option or a folder that holds no prepared model."""
-    for name in ("temperature", "max_new_tokens"):
-        check_value(getattr(arguments, name), stages()["evaluate_policy"].keys[name], where=f"--{name}")
-    tokenizer = load_tokenizer(arguments.model)
-    model = load_causal(arguments.model).to(device_of(arguments.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
-    torch.manual_seed(arguments.seed)
-    dialog = [Message(role="system", content=arguments.system)] if arguments.system else []
-
-    def answer() -> str:
-        ids = torch.tensor([encode_prompt(tokenizer, dialog)], device=model.device)
-        sampling = (
-            {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature else {"do_sample": False}
-        )
-        output = model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=arguments.max_new_tokens,
-            streamer=_Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
-            **sampling,
-        )
-        return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
-
+    _, sampling = options_of("chat", arguments)
+    paths = [arguments.model, *([arguments.other] if arguments.other else [])]
+    speakers = [Speaker.load(path, sampling, arguments.system) for path in paths]
+    reward = load_reward_of(arguments.reward_model, sampling) if arguments.reward_model else None
     if arguments.prompt is not None:
         if not arguments.prompt.strip():
             raise ConfigError("--prompt is empty")
-        dialog.append(Message(role="user", content=arguments.prompt))
-        answer()
+        ask(speakers, arguments.prompt, reward)
         return 0
+    read_utf8_where_the_terminal_has_ascii()
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 # pyright: ignore[reportUnusedImport]  # input() then edits lines and has a history
     print("(an empty line ends the conversation)")
     while True:
         try:
@@ -86,13 +132,22 @@ def talk(arguments: argparse.Namespace) -> int:
             return 0
         if not text:
             return 0
-        dialog.append(Message(role="user", content=text))
-        reply = answer()
-        if not reply.strip():
+        try:
+            ask(speakers, text, reward)
+        except KeyboardInterrupt:
+            print("\n(stopped: this answer is not part of the conversation)")
+
+
+def ask(speakers: list[Speaker], question: str, reward: Reward | None) -> None:
+    """Prints the answer of each speaker, with its name where there are several, and its reward."""
+    for speaker in speakers:
+        if len(speakers) > 1:
+            print(f"{printable(speaker.name)}: ", end="", flush=True)
+        prompt, text = speaker.answer(question)
+        if not text.strip():
             print("(no answer)")
-            dialog.pop()
-            continue
-        dialog.append(Message(role="assistant", content=reply))
+        elif reward is not None:
+            print(f"(reward {reward(prompt, text):.3f})")
 
 
 if __name__ == "__main__":

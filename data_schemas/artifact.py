@@ -14,6 +14,7 @@ from data_schemas.files import DIGEST, digest_record, hash_files, sync, write_at
 from data_schemas.stage_keys import Keys
 
 RECORD = "artifact.json"
+BESIDE = ("metrics.jsonl", "config.yaml")
 HALVED = "halved"  # kind of an outcome: out of memory, to be started again with half the micro-batch
 
 
@@ -41,6 +42,7 @@ class Artifact(BaseModel):
     outputs: dict[str, str]  # name -> file or folder, relative to this one
     files: dict[str, int]  # every file of the outputs -> bytes
     sha256: dict[str, str] = {}  # the same files -> hash of their content, computed when the record is written
+    beside: dict[str, str] = {}  # metrics.jsonl and config.yaml -> hash, for people: no step reads them, nor does reuse
     metrics: dict[str, float | int | str | None]
     reasons: dict[str, str] = {}  # metric that is null -> why
     choices: list[Choice] = []  # the policies up to this evaluation, best first
@@ -80,9 +82,12 @@ class Artifact(BaseModel):
     def write(self, folder: Path) -> None:
         """Writes the record atomically, after the files that it names are on the disk."""
         paths = [folder / name for name in self.files]
-        for path in {*paths, *(path.parent for path in paths)}:  # a record must not outlive its files in a power cut
+        beside = [folder / name for name in BESIDE if (folder / name).is_file()]
+        # A record must not outlive its files in a power cut.
+        for path in {*paths, *beside, *(path.parent for path in paths)}:
             sync(path)
         self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
+        self.beside = {path.name: digest for path, digest in zip(beside, hash_files(beside), strict=True)}
         content = json.loads(self.model_dump_json())
         if not self.warnings:
             del content["warnings"]
@@ -101,6 +106,11 @@ class Artifact(BaseModel):
         hashed = [name for name in present if name in self.sha256]
         hashes = hash_files(folder / name for name in hashed)
         changed = [name for name, digest in zip(hashed, hashes, strict=True) if digest != self.sha256[name]]
+        for name, digest in self.beside.items():
+            if not (folder / name).is_file():
+                found.append(f"{name} is missing")
+            elif hash_files([folder / name]) != [digest]:
+                changed.append(name)
         return found + [f"{name} was changed after it was written" for name in changed]
 
 

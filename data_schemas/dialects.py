@@ -219,7 +219,7 @@ def ignored_columns(raw: Fields, dialect: Dialect, row_type: type[Row]) -> list[
     known -= {column for column in BOTH_RATINGS if not isinstance(raw.get(column), list)}
     ignored = [column or "unnamed column" for column, value in raw.items() if column not in known and value is not None]
     for column in MESSAGES if row_type is not Document else ():
-        if column in known and isinstance(value := raw.get(column), list | dict):
+        if column in known and isinstance(value := raw.get(column), list | dict | str):
             ignored += unread_keys(value, column)
     return list(dict.fromkeys(ignored))
 

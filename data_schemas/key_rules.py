@@ -16,7 +16,7 @@ from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest
 from data_schemas.text import shown
 
 # Packages that only some keys need, and the extra of pyproject.toml that installs each.
-EXTRAS = {"tensorboard": "tensorboard", "bitsandbytes": "lora"}
+EXTRAS = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow", "bitsandbytes": "lora"}
 
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
@@ -62,18 +62,11 @@ def _one_of(values: Values, one: str, other: str) -> None:
 
 def _packages(given: Values) -> None:
     """Optional packages that the given values need must be installed where the stages run, which is here."""
-    trackers = given.get("report_to") or []
-    for tracker in [trackers] if isinstance(trackers, str) else trackers:
-        if tracker != "none" and not is_installed(tracker):
-            raise ConfigError(
-                f"report_to={tracker}: the package {tracker} is not installed; {_to_install(tracker)}, or set "
-                "report_to: none (metrics.jsonl is always written)"
-            )
     for key in ("load_in_4bit", "load_in_8bit"):
         if given.get(key) and not is_installed("bitsandbytes"):
             raise ConfigError(
                 f"{key}: the package bitsandbytes is not installed, which quantizes the weights; "
-                f"{_to_install('bitsandbytes')}, or leave {key} out"
+                f"{to_install('bitsandbytes')}, or leave {key} out"
             )
 
 
@@ -82,7 +75,8 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _to_install(package: str) -> str:
+def to_install(package: str) -> str:
+    """What to do where a package is missing, as a part of a sentence."""
     extra = EXTRAS.get(package)
     return (
         f"install it, as by pip install 'alignloop[{extra}]'" if extra else f"install it, as by pip install {package}"

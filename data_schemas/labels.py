@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data_schemas.errors import SetAside, WrongValue
 from data_schemas.formats import Line, describe
-from data_schemas.messages import ROW_TRAINING_KEYS, Fields
+from data_schemas.messages import ROW_TRAINING_KEYS, Fields, unpacked
 
 LABELS = ("label", "kto_tag")  # TRL's and LLaMA-Factory's
 WORDS = {"true": True, "1": True, "false": False, "0": False}  # of CSV files
@@ -78,7 +78,7 @@ def _labelled(line: Line) -> _Labelled | None:
         return None
     if any(raw.get(name) is not None and not raw[name] for name in ROW_TRAINING_KEYS):
         return None  # it is set aside
-    prompt, answer, messages = raw.get("prompt"), raw.get("completion"), raw.get("messages")
+    prompt, answer, messages = raw.get("prompt"), raw.get("completion"), unpacked(raw.get("messages"))
     if prompt is not None and answer is not None:
         return _Labelled(line, raw, prompt, answer, label)
     return _Labelled(line, raw, messages[:-1], messages[-1:], label) if isinstance(messages, list) else None

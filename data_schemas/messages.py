@@ -2,7 +2,7 @@
 
 | key of a message | meaning |
 |---|---|
-| `content` as a list of parts | their texts, one after the other; a part that is not text is refused |
+| `content` as a list of parts | their texts, one after the other; a part that is not text, or not trained, is refused |
 | `tool_calls`, `function_call` | calls (tool_calls.py); an empty list and null are no calls |
 | `weight`, `train`, `loss_mask`, … | 0 or false: the turn is context and is not trained (`Message.trained`) |
 | `mask`, `ignore`, … | true: the same |
@@ -57,6 +57,7 @@ PART_TRAINING_KEYS = ("train_detail", "training_detail")  # axolotl: parts of a 
 # No template sees them.
 READ_KEYS = frozenset((*TRAINING_KEYS, *MASKING_KEYS, *PART_TRAINING_KEYS, *MEDIA, "refusal"))
 TEXT_PARTS = ("text", "input_text", "output_text")
+PART_KEYS = READ_KEYS.union(("type", "text", "trained"))
 # Keys that a turn of ShareGPT may have besides `from` and `value`, and that are kept for the chat template.
 KEPT_KEYS = ("name", "reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id")
 KNOWN_KEYS = READ_KEYS.union(("from", "value", *KEPT_KEYS))
@@ -91,8 +92,27 @@ def messages_of(value: object, column: str) -> list[Fields]:
     return [_message(turn, f"{column}.{position}") for position, turn in enumerate(value)]
 
 
+def unpacked(value: object) -> object:
+    """The messages that are stored as JSON text, as in a CSV file; any other value as it is.
+
+    A text counts as messages where it is a list of mappings with role and content, or with from and value.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        listed = parsed(value, "")
+    except WrongValue:
+        return value
+    is_messages = isinstance(listed, list) and all(
+        isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+        for turn in listed
+    )
+    return listed if is_messages else value
+
+
 def unread_keys(value: object, column: str) -> Iterator[str]:
     """The keys of a column's messages that only some chat template may read, as in `messages.note`."""
+    value = unpacked(value)
     if isinstance(value, list):
         for turn in value:
             yield from unread_keys(turn, column)
@@ -101,6 +121,11 @@ def unread_keys(value: object, column: str) -> Iterator[str]:
         for key in value:
             if key not in known and not _is_empty(value[key]):
                 yield f"{column}.{key}{note}"
+        parts = value.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict):
+                names = (key for key in part if key not in PART_KEYS and not _is_empty(part[key]))
+                yield from (f"{column}.content.{key}" for key in names)
 
 
 def refuse_media(fields: Fields, place: str = "") -> None:
@@ -144,14 +169,19 @@ def _message(turn: object, place: str) -> Fields:
         raise WrongValue(place, describe(turn), "a message: role and content, or from and value")
     read = READ_KEYS.intersection(turn)
     if read:
-        refuse_media(turn, place)
-        if not _is_empty(turn.get("refusal")):
-            expected = "none: a refusal is trained as the content of its turn; move it there, or leave the row out"
-            raise WrongValue(f"{place}.refusal", describe(turn["refusal"]), expected)
+        _refuse_untrainable(turn, place)
     fields = _of_sharegpt(turn, place) if "from" in turn and "role" not in turn else _of_openai(turn, place)
     if calls := calls_of(fields.pop("tool_calls", None), f"{place}.tool_calls"):
         fields["tool_calls"] = calls
     return fields | _trained(turn, fields.get("role"), place) if read else fields
+
+
+def _refuse_untrainable(fields: Fields, place: str) -> None:
+    """Raises WrongValue where a message, or a part of its content, has media or a refusal."""
+    refuse_media(fields, place)
+    if not _is_empty(fields.get("refusal")):
+        expected = "none: a refusal is trained as the content of its turn; move it there, or leave the row out"
+        raise WrongValue(f"{place}.refusal", describe(fields["refusal"]), expected)
 
 
 def _of_openai(turn: Fields, place: str) -> Fields:
@@ -162,7 +192,9 @@ def _of_openai(turn: Fields, place: str) -> Fields:
     }
     content = fields.get("content")
     if isinstance(content, list):
-        fields["content"] = "".join(_text_of(part, f"{place}.content.{at}") for at, part in enumerate(content))
+        fields["content"] = "".join(
+            _text_of(part, fields.get("role"), f"{place}.content.{at}") for at, part in enumerate(content)
+        )
     elif content is None:
         fields.pop("content", None)  # OpenAI's form has `content: null` beside tool calls
     if not _is_empty(call := fields.pop("function_call", None)):  # before OpenAI had tools
@@ -186,11 +218,19 @@ def _of_sharegpt(turn: Fields, place: str) -> Fields:
     return {"role": ROLES[speaker], "content": content} | kept
 
 
-def _text_of(part: object, place: str) -> str:
-    """The text of one part of a message's content."""
+def _text_of(part: object, role: object, place: str) -> str:
+    """The text of one part of a message's content.
+
+    Raises WrongValue for a part that is not text, and for one that is not to be trained while its turn is.
+    """
     if isinstance(part, str):
         return part
     if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS and isinstance(part.get("text"), str):
+        _refuse_untrainable(part, place)
+        is_context = _trained(part, role, place) or (role == "assistant" and part.get("trained") is False)
+        if is_context:
+            expected = "none: a turn is trained in full, or not at all; give the turn the key, or make two turns"
+            raise WrongValue(place, "a part that is not trained", expected)
         return part["text"]
     found = f"a part of type {describe(part['type'])}" if isinstance(part, dict) and "type" in part else describe(part)
     raise WrongValue(place, found, "a part of type 'text' with its text (rows are text only)")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from data_schemas.errors import WrongValue
 from data_schemas.formats import describe
-from data_schemas.messages import Fields, messages_of
+from data_schemas.messages import Fields, messages_of, unpacked
 from data_schemas.questions import Question, after_system, answers, question, spoken_dialog, system_of, text_of
 
 RATING_NAMES = ("score", "rating", "reward")
@@ -123,8 +123,9 @@ def _ranking(prompt: list[Fields], best_first: list[list[Fields]], columns: str)
 
 
 def _complete_dialog(raw: Fields, column: str) -> list[Fields]:
-    if not isinstance(raw[column], str):
-        return messages_of(raw[column], column)
+    value = unpacked(raw[column])
+    if not isinstance(value, str):
+        return messages_of(value, column)
     messages = spoken_dialog(text_of(raw, column))
     if messages is None:
         expected = "a dialog of '\\n\\nHuman: …\\n\\nAssistant: …' (or a prompt column beside it)"

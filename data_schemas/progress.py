@@ -1,7 +1,7 @@
 """`progress.json`: what a running stage is doing, beside its other files until its record is written.
 
 engine/runtime/progress.py writes it about once a second; `alignloop run` and `alignloop status` read it. It is no part
-of the record, and nothing is resumed from it.
+of the record, and nothing is resumed from it. Commands that load a model describe their own activities in the same way.
 """
 
 import math
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.files import read_json
+from data_schemas.text import printable
 
 PROGRESS = "progress.json"
+STARTING = "starting"  # before the stage has reported anything: it imports its libraries
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,46 @@ def _is_valid(activity: Activity) -> bool:
         and (speed is None or (isinstance(speed, int | float) and math.isfinite(speed)))
         and isinstance(activity.loss, int | float | None)
     )
+
+
+def describe_progress(progress: StageProgress) -> str:
+    """One line: the outermost counted activity and the innermost one, as in
+    `training 40/200 steps, loss 0.512, 1.2 steps/s, 2 min left; evaluating 64/300 rows, 81 rows/s, 3 s left`."""
+    shown = progress.activities[-1:]
+    counted = next((activity for activity in progress.activities if activity.total), None)
+    if counted is not None and counted not in shown:
+        shown = (counted, *shown)
+    return "; ".join(map(_describe, shown)) or STARTING
+
+
+def _describe(activity: Activity) -> str:
+    if not activity.total:
+        return printable(activity.name)
+    parts = [f"{printable(activity.name)} {activity.done:,}/{activity.total:,} {activity.unit}"]
+    if activity.loss is not None:
+        parts.append(f"loss {activity.loss:.4g}")
+    if activity.per_second:
+        parts.append(speed(activity.per_second, activity.unit))
+    if activity.seconds_left is not None and activity.done < activity.total:
+        parts.append(f"{duration(activity.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def speed(per_second: float, unit: str) -> str:
+    """`12 rows/s`, `1.4 rows/s`, or `3.5 s per row` where less than one is done in a second."""
+    if per_second >= 1:
+        return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
+    return f"{duration(1 / per_second)} per {unit.removesuffix('s')}"
+
+
+def duration(seconds: float) -> str:
+    """`3.5 s`, `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

@@ -6,6 +6,8 @@
 | `instruction` | Alpaca's: instruction, input (or Dolly's context), system, history |
 | `question` | a prompt as text, as an HH dialog that ends with an open `Assistant:`, or as messages |
 | `answers` | the answers in other columns, without the prompt where they repeat it |
+
+Messages may be stored as JSON text everywhere.
 """
 
 import re
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 from data_schemas.errors import WrongValue
 from data_schemas.formats import describe
-from data_schemas.messages import ROLES, Fields, messages_of
+from data_schemas.messages import ROLES, Fields, messages_of, unpacked
 from data_schemas.text import is_distinctive
 
 SYSTEM_COLUMNS = ("system", "system_prompt")  # the second only beside `question` and `query` (OpenOrca)
@@ -98,14 +100,15 @@ def question(raw: Fields, column: str = "prompt") -> Question:
     is_prompt = column == "prompt"
     systems = SYSTEM_COLUMNS[:1] if is_prompt else SYSTEM_COLUMNS
     context = None if is_prompt else raw.get("context")  # a passage that the question is about
-    spoken = spoken_dialog(text_of(raw, column)) if isinstance(raw[column], str) else None
+    value = unpacked(raw[column])
+    spoken = spoken_dialog(text_of(raw, column)) if isinstance(value, str) else None
     is_spoken = spoken is not None and len(spoken) > 1 and spoken[-1] == assistant("")
-    if isinstance(raw[column], str) and not is_spoken:
-        text = f"{text_of(raw, 'context')}\n\n{raw[column]}" if context else raw[column]
+    if isinstance(value, str) and not is_spoken:
+        text = f"{text_of(raw, 'context')}\n\n{value}" if context else value
         return Question([*system_of(raw, systems), user(text)], text)
     if context:
         raise WrongValue("context", describe(context), f"none beside a dialog in {column}: write it into a message")
-    messages = spoken[:-1] if spoken is not None else messages_of(raw[column], column)
+    messages = spoken[:-1] if spoken is not None else messages_of(value, column)
     return Question(after_system(raw, messages, systems), is_spoken=is_spoken)
 
 
@@ -148,6 +151,7 @@ def _begins_with(prompt: str, text: str) -> bool:
 
 
 def _answer(asked: Question, column: str, value: object) -> list[Fields]:
+    value = unpacked(value)
     if not isinstance(value, str):
         messages = _rest(messages_of(value, column), asked.messages)
     else:

@@ -54,6 +54,7 @@ NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
 MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
 NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
+ONE_FILE_ADVICE = "correct or remove the row"  # of a command that reads a file without a recipe
 
 
 @dataclass(frozen=True)
@@ -93,24 +94,24 @@ def read_documents(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[
     """Texts to pretrain on.
 
     Like the other three readers, raises ConfigError for a path that does not exist, and DataError for a file that
-    cannot be read, has other columns, or has a bad row and on_bad_row is "error".
+    cannot be read, has other columns, or has a bad row and on_bad_row is "error". `advice` ends the last message.
     """
     return _read(paths, Document, DOCUMENTS, on_bad_row)
 
 
-def read_conversations(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Conversation]:
+def read_conversations(paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE) -> ReadRows[Conversation]:
     """Dialogs to train on, for SFT."""
-    return _read(paths, Conversation, CONVERSATIONS, on_bad_row)
+    return _read(paths, Conversation, CONVERSATIONS, on_bad_row, advice)
 
 
-def read_prompts(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Prompt]:
+def read_prompts(paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE) -> ReadRows[Prompt]:
     """Prompts to sample answers for."""
-    return _read(paths, Prompt, PROMPTS, on_bad_row)
+    return _read(paths, Prompt, PROMPTS, on_bad_row, advice)
 
 
-def read_pairs(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[PreferencePair]:
+def read_pairs(paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE) -> ReadRows[PreferencePair]:
     """Preference pairs and rankings."""
-    return _read(paths, PreferencePair, PAIRS, on_bad_row)
+    return _read(paths, PreferencePair, PAIRS, on_bad_row, advice)
 
 
 def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
@@ -178,7 +179,9 @@ def _check_share(source: Source, *, of_examples: bool) -> None:
         )
 
 
-def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow) -> ReadRows[T]:
+def _read(
+    paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow, advice: str = ADVICE
+) -> ReadRows[T]:
     read: ReadRows[T] = ReadRows([], [])
     given = [paths] if isinstance(paths, str | Path | Mapping) else paths
     for source, name, lines in sources(given):
@@ -195,7 +198,7 @@ def _read(paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad
                 read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):
-                    raise DataError(f"{name}:{line.number}: {error} ({ADVICE})") from None
+                    raise DataError(f"{name}:{line.number}: {error} ({advice})") from None
                 read.bad.append(_bad_row(name, line, error))
         if ignored:
             read.ignored[name] = list(ignored)

@@ -122,6 +122,12 @@ class Conversation(Row):
         return self
 
 
+class ScoredConversation(Conversation):
+    """A dialog whose last answer a reward model has scored. The readers of conversations leave the score out."""
+
+    score: float = Field(allow_inf_nan=False)
+
+
 class Prompt(Row):
     """One dialog up to the answer that a policy is to sample."""
 
@@ -203,6 +209,11 @@ class Candidates(Row):
     spread: float | None = Field(default=None, allow_inf_nan=False)  # standard deviation of the scores
     kept: list[int] = []  # indices into `candidates`, best first
     dropped: str | None = None  # why none was kept: a named reason
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        _check_order(self.prompt, ends_with=("user", "tool"))
+        return self
 
 
 @dataclass(frozen=True)

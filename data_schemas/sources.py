@@ -149,9 +149,16 @@ class Source:
     def _renamed(self, raw: object) -> object:
         if not isinstance(raw, dict):
             return raw
-        replaced = {*self.columns.keys(), *self.columns.values()}
-        others = {name: value for name, value in raw.items() if name not in replaced}
+        taken = set(self.columns.values())
+        others = {self._name_beside(name): value for name, value in raw.items() if name not in taken}
         return {ours: raw[column] for ours, column in self.columns.items() if column in raw} | others
+
+    def _name_beside(self, name: str) -> str:
+        """The name of a column that `columns` does not take: its own, unless it is taken from another column.
+
+        No dialect knows the other name, so the column is listed among those that are ignored.
+        """
+        return f"{name} (columns takes it from {self.columns[name]})" if name in self.columns else name
 
 
 def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, list[Line]]]:

@@ -33,7 +33,7 @@ COMMON_KEYS = (  # keys of TRL that --help shows
 ).split()
 PIPELINE_KEYS = ("step", "run_group", "fingerprint")  # set by the pipeline, left out of --help
 KEYS_FILE = Path(__file__).with_name("stage_keys.json")
-TRACKERS = ("none", "wandb", "tensorboard")  # values of report_to
+TRACKERS = ("none", "wandb", "tensorboard", "trackio", "mlflow")  # values of report_to
 LONGEST_NAME = 255  # bytes of a file's name
 LONGEST_PATH = 4095
 

@@ -1,7 +1,9 @@
 """Text from users and files: normalised for comparison, and escaped or shortened for printing."""
 
 import difflib
+import io
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -13,6 +15,13 @@ LONGEST_SHOWN = 200  # characters of a value in a message
 def printable(text: str) -> str:
     """The text with every character that is unsafe in a terminal escaped, as in `\\x1b`."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def escape_what_the_terminal_lacks() -> None:
+    """From now on, standard output and error show a character that their encoding does not have as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from data_schemas.files import space_hint
-from data_schemas.text import printable
+from data_schemas.text import escape_what_the_terminal_lacks, printable
 
 TRACEBACKS = "ALIGNLOOP_TRACEBACKS"  # set in the environment of a command's program where -v was given
 
@@ -38,6 +38,7 @@ def report_os_error(error: OSError) -> None:
 
 def guarded(main: Callable[[], int]) -> int:
     """The exit code of a program; an error that it does not report itself is one line, and 1."""
+    escape_what_the_terminal_lacks()
     try:
         return main()
     except KeyboardInterrupt:

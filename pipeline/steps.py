@@ -76,6 +76,12 @@ class Step:
     launch: Launch
 
 
+def source_steps(step: Step) -> list[str]:
+    """The steps that a step reads from, each once. For the best policy so far it is the step that chooses it."""
+    references = (item for items in step.inputs.values() for item in items)
+    return list(dict.fromkeys(item.step for item in references if not isinstance(item, File | Model)))
+
+
 class Split(NamedTuple):
     """The training rows and the validation rows that a step writes."""
 

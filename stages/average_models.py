@@ -182,7 +182,6 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
     names = arguments.part_names or [str(number) for number in range(1, len(losses) + 1)]
     metrics |= {f"eval_loss_of_{name}": loss for name, loss in zip(names, losses, strict=True)}
     metrics |= {f"weight_of_{name}": weight for name, weight in zip(names, weights, strict=True)}
-    stage.tracker.log(metrics, step=0)
     if stage.is_main:
         shutil.rmtree(stage.folder / "model", ignore_errors=True)
         average.rename(stage.folder / "model")

@@ -27,7 +27,7 @@ from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 from engine.sampling.answering import AnsweringArguments, answer_round
 from engine.sampling.answers import Answer
-from engine.sampling.prompts import Side, draw_both_sides, write_both_sides
+from engine.sampling.prompts import Side, draw_both_sides, with_system_prompt, write_both_sides
 from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 3
@@ -110,12 +110,9 @@ def request_for(prompt: Prompt, arguments: RejectionSamplingArguments) -> tuple[
     """The prompt as the policy sees it, with its temperature (None: the key's); both drawn by seed and prompt."""
     drawn = random.Random(f"{arguments.seed}/{arguments.round}/{prompt.prompt_id}")
     temperature = drawn.uniform(*arguments.temperature_range) if arguments.temperature_range else None
-    if not arguments.system_prompts or prompt.prompt[0].role == "system":
+    if not arguments.system_prompts:
         return prompt, temperature
-    system = Message(role="system", content=drawn.choice(arguments.system_prompts))
-    messages = [system, *prompt.prompt]
-    reference = {"reference": prompt.reference} if prompt.reference else {}
-    return Prompt(prompt=messages, tools=prompt.tools, group_id=prompt.group_id, **reference), temperature
+    return with_system_prompt(prompt, drawn.choice(arguments.system_prompts)), temperature
 
 
 def choose_winners(

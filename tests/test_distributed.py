@@ -65,6 +65,10 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
     checkpointing = {"save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
     record = run_stage(stage, two, profile=profile, processes=2, **checkpointing, **keys_of(stage, tiny_model, rows))
     assert record.metrics["steps"] == 2
+    line = (
+        f"2 processes on cpu with ZeRO-{profile[-1]}; global_batch_size 8 = 2 processes x 4 rows x 1 accumulation step"
+    )
+    assert line in (two / "log.txt").read_text()
     # Files that DeepSpeed writes: accelerate drops DeepSpeed silently if its environment asks for the CPU.
     shards = {path.name for path in (two / "checkpoints" / "checkpoint-2" / "global_step2").glob("*optim_states.pt")}
     assert len(shards) == 2 and all("zero_pp_rank" in name for name in shards)

@@ -16,7 +16,7 @@ from tests.loop_recipes import clean_environment, wait_until
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("commands", "configs", "data_schemas", "engine", "pipeline", "stages", "toy_world")
+PACKAGES = ("alignloop", "commands", "configs", "data_schemas", "engine", "pipeline", "stages", "toy_world")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 
 

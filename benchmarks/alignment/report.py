@@ -114,7 +114,18 @@ def verdict(scores: Mapping[str, Scores]) -> str:
     improved = [name for name, (_, low, _) in gains.items() if low > 0]
     if gains:
         lines.append(f"- Controls that improved: {', '.join(improved) or 'none'}.")
-    return "\n".join([climb(scores[FULL]), *lines])
+    return "\n".join([climb(scores[FULL]), *after_round_2(scores), *lines])
+
+
+def after_round_2(scores: Mapping[str, Scores]) -> list[str]:
+    """What the rounds after the second add, in each variation that is no control."""
+    gains = {
+        name: np.array([scores_RP[-1] - scores_RP[2] for scores_RP in of_seeds.values()])
+        for name, of_seeds in scores.items()
+        if name not in CONTROLS and all(len(scores_RP) > 3 for scores_RP in of_seeds.values())
+    }
+    added = [f"{name} {shown(pooled_interval(gain_SP))}" for name, gain_SP in gains.items()]
+    return [f"- From round 2 to the last round, over prompts: {', '.join(added)}."] if added else []
 
 
 def climb(full: Scores) -> str:
@@ -202,6 +213,7 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
         prompts=num_prompts,
         table="\n".join(table(scores)),
         verdict=verdict(scores),
+        controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
     )
     if found := evaluations(RUNS / "checkable", "summary.json"):
         checkable_RP = np.array([means_by_prompt(one) for one in found])
@@ -220,15 +232,19 @@ differences.
 
 {table}
 
-Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels that are
-independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the text.
-Differences beyond both intervals:
+{controls}Differences beyond both intervals:
 
 {verdict}
 
-A small world shows what a part does there, not what it does at scale.
+A small world shows what a part does there, not what it does at scale. Parts left out and controls in two rounds of an
+earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model.
 
 ![gold by round](alignment.svg)
+"""
+
+CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
+that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
+text.
 """
 
 CHECKABLE = """

@@ -9,21 +9,13 @@ import numpy as np
 
 from data_schemas.artifact import Artifact, Choice
 from data_schemas.errors import ConfigError, DataError
+from data_schemas.intervals import paired_interval
 from data_schemas.reading import read_rows
 from data_schemas.rows import Candidates, Prompt
 from engine.sampling.answers import Answer
 
 # Shapes: P = prompts, K = answers to each prompt.
-NUM_RESAMPLES = 2_000
-
 Metric = float | int | str | None
-
-
-def paired_interval(differences_P: np.ndarray, *, seed: int) -> tuple[float, float, float]:
-    """The mean of paired differences and its 95 % interval, by a bootstrap over prompts with 2,000 resamples."""
-    draws = np.random.default_rng(seed).integers(0, len(differences_P), (NUM_RESAMPLES, len(differences_P)))
-    low, high = np.percentile(differences_P[draws].mean(axis=1), [2.5, 97.5])
-    return float(differences_P.mean()), float(low), float(high)
 
 
 def wins(scores_PK: np.ndarray, others_PK: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engine.judging.comparison import NUM_RESAMPLES, Metric
+from data_schemas.intervals import NUM_RESAMPLES
+from engine.judging.comparison import Metric
 
 # Shapes: P = prompts, K = answers to each prompt, Q = pairs of answers to one prompt, K (K - 1) / 2.
 ACCURACY = ("proxy_accuracy", "proxy_accuracy_low", "proxy_accuracy_high")

@@ -14,7 +14,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError, StageError
-from data_schemas.rows import Candidate, Candidates, Message, for_template
+from data_schemas.rows import Candidate, Candidates, Message, Prompt, for_template
 from data_schemas.text import shown
 from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
@@ -25,6 +25,7 @@ from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
 from engine.tokens.template import encode_answer
 
+PromptAndTurns = tuple[Prompt, Sequence[Message]]  # an answer of one turn or several; without turns it is empty
 FUNCTION_BATCH = 64  # answers that a function scores between two files of the journal
 
 
@@ -168,20 +169,18 @@ class RewardModelScorer:
     @cached_property
     def kept(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
         """The tokenizer and the model that are kept between calls."""
-        return self._load()
+        return load_scorer(self.path, self.settings)
 
-    def _load(self) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
-        tokenizer = load_tokenizer(self.path)
-        model = load_reward(self.path, dtype=self.settings.dtype)
-        model.to(self.settings.device)  # pyright: ignore[reportArgumentType]
-        return tokenizer, SharedScorer(model.eval(), is_reward_model=True)
+    def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
+        """In reward units; see `score_turns`."""
+        return self.score_turns(name, [(answer.prompt, turns_of(answer.text)) for answer in answers])
 
     @timing.part("score")
-    def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
-        """In reward units. An empty answer has the lowest of all scores, so that it never wins. Raises StageError where
-        different answers all have the same score."""
-        tokenizer, scorer = self.kept if self.keeps_model else self._load()
-        encoded = [_encode(tokenizer, answer) for answer in answers]
+    def score_turns(self, name: str, answers: Sequence[PromptAndTurns]) -> list[float]:
+        """The scores of answers that may have several turns, in reward units. An empty answer has the lowest of all
+        scores, so that it never wins. Raises StageError where different answers all have the same score."""
+        tokenizer, scorer = self.kept if self.keeps_model else load_scorer(self.path, self.settings)
+        encoded = [encode_for_scoring(tokenizer, answer) for answer in answers]
         rows = [row for row in encoded if row]
         rewards = in_groups(
             self.stage,
@@ -201,12 +200,25 @@ class RewardModelScorer:
         return [next(in_order) if row else lowest for row in encoded]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> PromptAndAnswer | None:
+def turns_of(text: str) -> list[Message]:
+    """The turn of an answer that is only text; none where it is empty."""
+    return [Message(role="assistant", content=text)] if text.strip() else []
+
+
+def load_scorer(path: str, settings: ScoringSettings) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
+    """The tokenizer and the model of a reward model's folder or hub name."""
+    tokenizer = load_tokenizer(path)
+    model = load_reward(path, dtype=settings.dtype)
+    model.to(settings.device)  # pyright: ignore[reportArgumentType]
+    return tokenizer, SharedScorer(model.eval(), is_reward_model=True)
+
+
+def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, answer: PromptAndTurns) -> PromptAndAnswer | None:
     """The tokens of the prompt and the answer; None for an empty answer."""
-    if not answer.text.strip():
+    prompt, turns = answer
+    if not turns:
         return None
-    message = Message(role="assistant", content=answer.text)
-    return encode_answer(tokenizer, answer.prompt.prompt, [message], tools=answer.prompt.tools)
+    return encode_answer(tokenizer, prompt.prompt, turns, tools=prompt.tools)
 
 
 def scored_candidates(answers: Sequence[Answer], scores: Sequence[float | None]) -> Candidates:

@@ -122,10 +122,30 @@ def identity_of(path: str) -> str:
     return digest_text(json.dumps(hashes))
 
 
+def name_of(path: str) -> str:
+    """A model's name in rows and on a terminal: that of the step that wrote it, else of its folder, or its hub name."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    record = Artifact.read(folder.absolute().parent)
+    return record.step if record is not None and record.step else folder.absolute().name
+
+
 def is_reward_model(path: str) -> bool:
-    """Whether the model already has a trained score head."""
-    architectures = AutoConfig.from_pretrained(path, trust_remote_code=trusts_code()).architectures or []
-    return any("SequenceClassification" in name for name in architectures)
+    """Whether the model already has a trained score head. Raises DataError where its configuration can't be read."""
+    return any("SequenceClassification" in name for name in read_config(path).architectures or [])
+
+
+def check_is_policy(path: str) -> None:
+    """Raises DataError for a reward model: without its own head, the model would generate noise."""
+    if is_reward_model(path):
+        raise DataError(f"{path} is a reward model, expected a policy; `alignloop score` takes reward models")
+
+
+def check_is_reward_model(path: str) -> None:
+    """Raises DataError for a model without a score head: a new one would give random scores."""
+    if not is_reward_model(path):
+        raise DataError(f"{path} is not a reward model, expected the model of a step reward_model, or a run with one")
 
 
 def load_with_info(cls: ModelClass, path: str | Path, **options: Any) -> tuple[PreTrainedModel, LoadingInfo]:

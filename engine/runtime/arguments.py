@@ -33,7 +33,7 @@ class PlainStageArguments(StepArguments):
     output_dir: str = key_field("", "the folder this stage writes (required)", role="runtime")
     seed: int = key_field(42, "seed of every random choice of the stage", minimum=0, maximum=2**32 - 1)
     use_cpu: bool = key_field(False, "run on the CPU even where there is a GPU", role="runtime")
-    report_to: str | list[str] = key_field("wandb", "none, wandb, tensorboard", role="runtime", choices=TRACKERS)
+    report_to: str | list[str] = key_field("wandb", "where numbers go, or a list", role="runtime", choices=TRACKERS)
     log_level: str = key_field("info", "least level on the console", role="runtime", choices=LOG_LEVELS)
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from data_schemas.progress import PROGRESS, Activity
+from data_schemas.progress import PROGRESS, Activity, StageProgress
 
 SECONDS_BETWEEN_WRITES = 1.0
 Item = TypeVar("Item")
@@ -107,6 +107,11 @@ def advance(count: int = 1) -> None:
             return
 
 
+def current() -> StageProgress:
+    """The present activities of this process."""
+    return StageProgress(tuple(counter.report() for counter in list(_activities)))
+
+
 def each(items: Iterable[Item], name: str, *, total: int, unit: str) -> Iterator[Item]:
     """The items, each of which is counted when the next one is asked for."""
     with activity(name, total=total, unit=unit) as counter:
@@ -147,7 +152,7 @@ class _Writer(threading.Thread):
                 return
 
     def write(self) -> None:
-        activities = [asdict(counter.report()) for counter in list(_activities)]
+        activities = [asdict(activity) for activity in current().activities]
         text = json.dumps({"started": round(self.started_at, 1), "activities": activities})
         if text != self.written:
             self.partial.write_text(text, encoding="utf-8")  # not synced to the disk: after a crash nobody reads it

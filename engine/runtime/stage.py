@@ -25,6 +25,7 @@ from data_schemas.stage_keys import Keys, Values
 from data_schemas.text import printable
 from engine.runtime import (
     arguments,
+    launch_report,
     notices,
     out_of_memory,
     preemption,
@@ -44,6 +45,7 @@ from engine.runtime.folder import (
 )
 from engine.runtime.keys import fill
 from engine.runtime.outcome import failed, hint_for, start_logging
+from engine.runtime.trackers import TrackedRun
 from engine.runtime.tracking import Tracker
 
 log = logging.getLogger("alignloop")
@@ -186,19 +188,23 @@ def _call_main(
             filled["output_dir"] = str(folder / "checkpoints")
             filled["disable_tqdm"] = values.get("disable_tqdm", not sys.stderr.isatty())
         instances = fill(classes, filled, defaults)
+        if stage_keys.stages()[name].traits.imports_torch:
+            launch_report.report(filled)
         if values.get("trust_remote_code"):
             log.warning("trust_remote_code is set: code from the model's files may run in this process")
-        trackers = str(values.get("report_to", keys["report_to"].default))
-        if "tensorboard" in trackers:
-            tracker.start_tensorboard(folder)
-        if "wandb" in trackers:
-            tracker.start_wandb(
+        services = values.get("report_to", keys["report_to"].default) or []
+        tracker.start(
+            [services] if isinstance(services, str) else services,
+            TrackedRun(
                 folder,
-                name=values.get("step", name),
+                values.get("step") or name,
                 group=values.get("run_group", ""),
                 config=identity_keys(name, values),
-            )
-        return main(Stage(name, folder, values, tracker, is_main), *instances)
+            ),
+        )
+        result = main(Stage(name, folder, values, tracker, is_main), *instances)
+        tracker.log_record(result.metrics)
+        return result
     finally:
         if seconds := preemption.longest_wait():
             log.info("SIGTERM would have been answered within %.1f s", seconds)

@@ -21,28 +21,28 @@ def resolve(stage: str, values: Values) -> Keys:
     """
     if stage == "average_models":
         inner = values.get("stage_keys") or {}
-        chosen = _resolve(values["averaged_stage"], inner, is_on_cpu=_is_on_cpu(values))
+        chosen = _resolve(values["averaged_stage"], inner, on_cpu=is_on_cpu(values))
         return {**values, "stage_keys": chosen} if chosen != inner else dict(values)
-    return _resolve(stage, values, is_on_cpu=_is_on_cpu(values))
+    return _resolve(stage, values, on_cpu=is_on_cpu(values))
 
 
-def _resolve(stage: str, values: Values, *, is_on_cpu: bool) -> Keys:
+def _resolve(stage: str, values: Values, *, on_cpu: bool) -> Keys:
     is_open = bfloat16.is_open(stage, values)
-    return bfloat16.with_precision(stage, values, has_bfloat16=is_open and _has_bfloat16(is_on_cpu=is_on_cpu))
+    return bfloat16.with_precision(stage, values, has_bfloat16=is_open and _has_bfloat16(on_cpu=on_cpu))
 
 
 def report(stage: str, given: Values, resolved: Values) -> None:
     """Logs the precision where it was left open, and warns of one that this CPU only emulates."""
-    is_on_cpu = _is_on_cpu(given)
+    on_cpu = is_on_cpu(given)
     if bfloat16.is_open(stage, given):
-        device, chosen = "CPU" if is_on_cpu else "GPU", bool(resolved.get("bf16"))
+        device, chosen = "CPU" if on_cpu else "GPU", bool(resolved.get("bf16"))
         log.info(
             "bf16 is left open: the stage trains in %s, since this %s %s bfloat16",
             "bf16" if chosen else "fp32",
             device,
             "has" if chosen else "does not have",
         )
-    if resolved.get("bf16") and is_on_cpu and not bfloat16.cpu_has_bfloat16():
+    if resolved.get("bf16") and on_cpu and not bfloat16.cpu_has_bfloat16():
         notices.warn(
             log,
             "bf16: true is only emulated by this CPU, which has no bfloat16 instructions (AVX512-BF16 or AMX), and "
@@ -50,14 +50,14 @@ def report(stage: str, given: Values, resolved: Values) -> None:
         )
 
 
-def _has_bfloat16(*, is_on_cpu: bool) -> bool:
-    if is_on_cpu:
+def _has_bfloat16(*, on_cpu: bool) -> bool:
+    if on_cpu:
         return bfloat16.cpu_has_bfloat16()
     return bool(sys.modules["torch"].cuda.is_bf16_supported(including_emulation=False))
 
 
-def _is_on_cpu(values: Values) -> bool:
-    """Whether the Trainer will be on the CPU. Stages that train have imported torch."""
+def is_on_cpu(values: Values) -> bool:
+    """Whether the stage computes on the CPU. One that uses a model has imported torch."""
     if values.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return True
     torch = sys.modules.get("torch")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from data_schemas.reading import read_prompts, write_rows
-from data_schemas.rows import Prompt, Row
+from data_schemas.rows import Message, Prompt, Row
 from engine.runtime import timing
 from engine.runtime.stage import Stage
 
@@ -67,6 +67,16 @@ def draw_both_sides(keys: RoundKeys, *, purpose: str) -> Draw:
         if side == "train":
             num_seen = num_seen_before(len(rows), count, round=keys.round)
     return Draw(drawn, num_seen)
+
+
+def with_system_prompt(prompt: Prompt, text: str) -> Prompt:
+    """The prompt with this system prompt; unchanged where it has one already. It is another prompt, of the same group,
+    so that its answers have other noise."""
+    if prompt.prompt[0].role == "system":
+        return prompt
+    messages = [Message(role="system", content=text), *prompt.prompt]
+    reference = {"reference": prompt.reference} if prompt.reference else {}
+    return Prompt(prompt=messages, tools=prompt.tools, group_id=prompt.group_id, **reference)
 
 
 def write_both_sides(stage: Stage, name: str, rows: Mapping[Side, Sequence[Row]]) -> dict[str, str]:

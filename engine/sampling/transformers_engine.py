@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from engine.models import precision
 from engine.models.loading import identity_of, load_causal, load_tokenizer
@@ -149,7 +150,13 @@ class GroupGenerator:
 
     def generate(self, prompts: Sequence[PromptRequests]) -> list[list[GeneratedAnswer]]:
         """The answers to each prompt, in the order of its requests."""
-        requests = [
+        requests = self._decoding_requests(prompts)
+        decode = self.by_continuous_batching if self.shares_prompts else self.by_generate
+        answers = iter([self._to_answer(ids) for ids in decode([prompt.ids for prompt in prompts], requests)])
+        return [list(itertools.islice(answers, len(prompt.requests))) for prompt in prompts]
+
+    def _decoding_requests(self, prompts: Sequence[PromptRequests]) -> list[DecodingRequest]:
+        return [
             DecodingRequest(
                 number,
                 self.settings.temperature_of(request),
@@ -158,9 +165,6 @@ class GroupGenerator:
             for number, prompt in enumerate(prompts)
             for request in prompt.requests
         ]
-        decode = self.by_continuous_batching if self.shares_prompts else self.by_generate
-        answers = iter([self._to_answer(ids) for ids in decode([prompt.ids for prompt in prompts], requests)])
-        return [list(itertools.islice(answers, len(prompt.requests))) for prompt in prompts]
 
     def by_continuous_batching(
         self, prompts: Sequence[list[int]], requests: Sequence[DecodingRequest]
@@ -183,7 +187,18 @@ class GroupGenerator:
             progress.advance(len(requests[start : start + size]))
         return answers
 
-    def _generate_batch(self, prompts: Sequence[list[int]], requests: Sequence[DecodingRequest]) -> list[list[int]]:
+    def stream(self, prompt: PromptRequests, streamer: BaseStreamer) -> GeneratedAnswer:
+        """The answer to a prompt with one request, by generate(); `streamer` gets its tokens while it is generated."""
+        (request,) = self._decoding_requests([prompt])
+        (ids,) = self._generate_batch([prompt.ids], [request], streamer)
+        return self._to_answer(ids)
+
+    def _generate_batch(
+        self,
+        prompts: Sequence[list[int]],
+        requests: Sequence[DecodingRequest],
+        streamer: BaseStreamer | None = None,
+    ) -> list[list[int]]:
         rows, pad, device = [prompts[one.prompt] for one in requests], self.tokenizer.pad_token_id, self.model.device
         width = max(map(len, rows))
         # Padding must be on the left: generate() continues from the last column.
@@ -204,6 +219,7 @@ class GroupGenerator:
                 max_new_tokens=self.settings.max_new_tokens,
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=pad,
+                streamer=streamer,
             )
         return [self._through_end_token(row) for row in output[:, width:].tolist()]
 

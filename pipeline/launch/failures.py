@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.files import DISK_FULL, read_json
+from data_schemas.text import printable
 from pipeline.plan import Step
 
 NUM_TAIL_LINES = 20
@@ -33,6 +34,10 @@ class StageFailed(Exception):
     hint: str
     is_reported: bool  # the stage itself reported the cause
     is_users: bool  # a mistake in the configuration that only the stage could notice
+
+    def __str__(self) -> str:
+        hint = f"; hint: {self.hint}" if self.hint else ""
+        return printable(f"{self.step.name} failed: {self.cause}; log: {self.log}{hint}")
 
 
 def failure_of(step: Step, folder: Path, command: Sequence[str], *, exit_code: int, output: str) -> StageFailed:

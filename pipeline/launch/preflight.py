@@ -67,15 +67,15 @@ def _call(command: Sequence[str], env: Mapping[str, str], errors: Path) -> tuple
     """Runs the trials, and prints each section that has been tried. Returns the exit code, stdout and stderr."""
     lines: list[str] = []
     with (
-        errors.open("w") as file,
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+        errors.open("wb") as file,
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=file, encoding="utf-8") as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             if line.startswith(TRIED):
                 print(f"  tried {printable(line.removeprefix(TRIED).strip())}", file=sys.stderr, flush=True)
-    return process.returncode, "".join(lines), errors.read_text(errors="replace")
+    return process.returncode, "".join(lines), errors.read_text(encoding="utf-8", errors="replace")
 
 
 def _lines(output: str, prefix: str) -> list[str]:
@@ -92,7 +92,7 @@ def make_request(run: Run) -> PreflightRequest:
             continue
         given = sorted(run.recipe.section(step.section, step.round or 0).keys.keys() & step.keys.keys())
         shape = json.dumps([step.stage, _shape(step, given)], sort_keys=True, default=str)
-        if shape not in seen and run.decide(step).action != "reuse":
+        if shape not in seen and run.decide(step).action not in ("reuse", "pending"):
             seen.append(shape)
             trials.append(
                 {

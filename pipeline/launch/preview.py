@@ -54,7 +54,7 @@ def _prepare_data(run: Run, scratch: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(run.stage_config(step)))
     command = command_line.launch_command(step, folder)
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", check=False)
     if Artifact.read(folder) is None:
         outcome = read_json(folder / "outcome.json") or {}
         last_line = done.stderr.strip().splitlines()[-1:]

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -132,7 +133,10 @@ def _fork(
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Raises Interrupted on SIGINT, SIGTERM and SIGHUP."""
+    """Raises Interrupted on SIGINT, SIGTERM and SIGHUP. Only in the main thread: Python gives signals to no other."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def raise_interrupted(number: int, frame: object) -> None:
         raise Interrupted(number)
@@ -144,7 +148,7 @@ def signals_raise() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 def stop(stages: Sequence[StageProcess]) -> None:

@@ -35,15 +35,25 @@ POLL_SECONDS = 0.2
 Show = Callable[[Step, StepState], None]
 
 
-def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callable[[Run], None] | None = None) -> None:
+def run_steps(
+    run: Run,
+    *,
+    verbose: bool = False,
+    show: Show,
+    preflight: Callable[[Run], None] | None = None,
+    after_round: Callable[[Run, Step], None] | None = None,
+) -> None:
     """Runs every step in order, and variants of one section at the same time where `launch.devices` has room for them.
+    A step that the run does not select is reused where it is finished, and stays pending otherwise.
 
     `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
-    the first step that uses a model and is not reused; an error of it stops the run. Raises StageFailed, Interrupted or
-    UserError; the summary then has the state of every step, and all finished steps are kept.
+    the first step that uses a model and is not reused; an error of it stops the run. `after_round` is called with every
+    evaluation that has run. Raises StageFailed, Interrupted or UserError; the summary then has the state of every step,
+    and all finished steps are kept.
     """
     folder = run.recipe.folder
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
+    run.recipe_changes = summary.changes_since(folder, run.recipe.content)
     with processes.signals_raise(), WarmPool() as warm:
         try:
             for steps in _independent(run.steps):
@@ -51,9 +61,12 @@ def run_steps(run: Run, *, verbose: bool = False, show: Show, preflight: Callabl
                     preflight(run)
                     preflight = None
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
-                if steps[0].stage == "prepare_data":
+                if steps[0].stage == "prepare_data" and run.states[steps[0].name].artifact is not None:
                     check_splits(run)
-            summary.write(folder, run, "done")
+                if after_round is not None and steps[0].stage == "evaluate_policy":
+                    after_round(run, steps[0])
+            is_partial = any(state.state == "pending" for state in run.states.values())
+            summary.write(folder, run, "partial" if is_partial else "done")
         except BaseException as error:
             ended = "interrupted" if isinstance(error, processes.Interrupted) else "failed"
             for state in run.states.values():
@@ -106,7 +119,10 @@ class Scheduler:
                 self.fill()
                 self.poll()
         finally:
-            processes.stop([job.stage for job in self.running])
+            try:
+                processes.stop([job.stage for job in self.running])
+            finally:
+                self._keep_complete()
         if self.failures:
             raise self.failures[0]
 
@@ -138,6 +154,14 @@ class Scheduler:
                 state.seconds = job.stage.seconds
                 self.show(job.step, state)
 
+    def _keep_complete(self) -> None:
+        """Records the steps that were stopped between their record and the end of their process: they are complete."""
+        for job in self.running:
+            with contextlib.suppress(UserError, OSError):  # a damaged record, a full disk: the first error is reported
+                is_unsettled = self.run.states[job.step.name].state == "running"
+                if is_unsettled and self.run.decide(job.step).action == "reuse":
+                    _finish(self.run, job, self.show)
+
     def settle(self, job: Job) -> None:
         """Records the result of a stage that has ended, or starts it again with a smaller batch."""
         try:
@@ -166,9 +190,11 @@ class Scheduler:
 def _start(
     run: Run, step: Step, slot: command_line.Slot, warm: WarmPool, show: Show, *, previous: Job | None = None
 ) -> Job | None:
-    """Starts the stage of a step, again after a start that halved its batch. None where it is reused or skipped."""
+    """Starts the stage of a step, again after a start that halved its batch. None where none is started."""
     state = run.states[step.name]
     decision = run.decide(step)
+    if decision.action == "pending":
+        return None
     if decision.action != "reuse" and decision.folder is not None and decision.folder.is_dir():
         processes.end_leftovers(decision.folder)
         decision = run.decide(step)  # the stage of a dead runner may have finished
@@ -272,7 +298,7 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
 
     The stage decides which checkpoints are valid.
     """
-    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt"}
+    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt", "mlflow_id.txt"}
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept:

@@ -18,7 +18,7 @@ from data_schemas.files import write_atomically
 from data_schemas.stage_keys import INPUT_ROLES, PIPELINE_KEYS, REPLACED_KEYS, StageKey, stages
 from pipeline.recipe.names import STAGE_OF
 from pipeline.recipe.sections import Launch
-from pipeline.recipe.settings import Settings
+from pipeline.recipe.settings import Report, Settings
 
 PAGE = Path(__file__).absolute().parents[2] / "docs" / "recipe.md"
 SET_BY_PLAN = {*PIPELINE_KEYS, "output_dir"}
@@ -50,6 +50,7 @@ def reference_page() -> str:
     """The content of docs/recipe.md."""
     parts = [HEAD, "## Keys of the recipe itself\n", _table(_rows_of_model(Settings))]
     parts += ["## `launch`: where and how steps run\n", _table(_rows_of_model(Launch))]
+    parts += ["## `report`: what the pages of a run show\n", _table(_rows_of_model(Report))]
     for name, stage in stages().items():
         own = {key: value for key, value in stage.keys.items() if value.own and key not in SET_BY_PLAN}
         title = f"## `{_section_of(name)}`" + (" and `judge`" if name == "reward_model" else "")

@@ -18,6 +18,7 @@ Every mistake is reported as a ConfigError of one line. A path is relative to th
 there, to the recipe's folder.
 """
 
+import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,11 +82,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     content = read_yaml(path)
     for override in overrides:
         _apply(override, content)
-    if "path" in content:
-        raise ConfigError(f"{path}: unknown key 'path'")
+    for name in ("path", "content"):
+        if name in content:
+            raise ConfigError(f"{path}: unknown key {name!r}")
+    given = copy.deepcopy(content)
     if content.get("stages") is not None:
         content = _without_rounds(content, where=str(path))
-    recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path}, where=str(path)))
+    recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path, "content": given}, where=str(path)))
     check_rounds(recipe)
     _check_output_dir(recipe)
     return recipe

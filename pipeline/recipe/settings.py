@@ -1,14 +1,22 @@
 """The settings of a recipe: everything in it that is not a section of stage keys."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from data_schemas.stage_keys import path_problem
 from data_schemas.text import nearest
 from pipeline.recipe.names import stages_of_a_round, stages_of_every_round, stages_of_one_pass
 from pipeline.recipe.sections import Launch, Mix
+
+
+class Report(BaseModel):
+    """`report`: what the run's page shows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    samples: bool = Field(default=True, description="Whether it contains prompts and answers; false leaves them out.")
 
 
 class Settings(Mix, BaseModel):
@@ -53,7 +61,11 @@ class Settings(Mix, BaseModel):
         default="best", description="The policies that rejection sampling takes answers from."
     )
 
-    path: Path = Field(exclude=True)  # the file that the recipe was read from; not a key
+    report: Report = Field(default=Report(), description="What the run's page shows, report.html.")
+
+    # No keys of a recipe:
+    path: Path = Field(exclude=True)  # the file that it was read from
+    content: dict[Any, Any] = Field(default_factory=dict, exclude=True)  # of the file, with the command line's settings
 
     @field_validator("stages")
     @classmethod

@@ -14,6 +14,7 @@ from pipeline.launch.failures import StageFailed
 from pipeline.launch.processes import Interrupted
 from pipeline.report.live import short_path
 from pipeline.state.run import Run, finished_part
+from pipeline.state.selection import Selection
 
 
 @dataclass
@@ -25,14 +26,26 @@ shown = _Shown()  # one for the process, which runs one command
 
 
 def command_name() -> str:
-    """How this command was called, so that a printed line can be copied into the shell."""
+    """How this command was called, so that a printed line can be copied into the shell.
+
+    In another program, as a notebook, it is the command beside its Python.
+    """
     on_path = shutil.which("alignloop")
     called = Path(sys.argv[0]).absolute()
+    if called.stem not in ("alignloop", "__main__"):
+        called = Path(sys.executable).with_name("alignloop")
     return "alignloop" if on_path and Path(on_path).absolute() == called else shlex.quote(short_path(called))
 
 
-def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
-    """One line for a run that was interrupted: what is kept, and the command that resumes it."""
+def run_command(recipe: Path, overrides: Sequence[str] | None, selection: Selection | None = None) -> str:
+    """The command that runs a recipe, to be copied into the shell."""
+    words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
+    words += [selection.option, selection.given] if selection else []
+    return f"{command_name()} {shlex.join(words)}"
+
+
+def what_is_kept(run: Run) -> str:
+    """One line for a run that was interrupted."""
     finished = sum(state.state in ("ran", "resumed", "reused") for state in run.states.values())
     parts = [f"{finished} of {len(run.steps)} steps are finished and kept"]
     for step in run.steps:
@@ -41,8 +54,7 @@ def what_is_kept(run: Run, recipe: Path, overrides: list[str] | None) -> str:
             part = finished_part(state.folder)
             kept = f"resumes from {part}" if part else "has no checkpoint yet and will start from its beginning"
             parts.append(f"{step.name} {kept}")
-    words = ["run", str(recipe), *(word for setting in overrides or [] for word in ("--set", setting))]
-    return f"interrupted: {', '.join(parts)}; to resume: {command_name()} {shlex.join(words)}"
+    return f"interrupted: {', '.join(parts)}"
 
 
 def report(error: BaseException) -> int:

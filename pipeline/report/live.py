@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from data_schemas.progress import Activity, StageProgress
+from data_schemas.progress import STARTING, StageProgress, describe_progress
 from data_schemas.text import printable
 from pipeline.report.terminal import COLOURS, headline
 from pipeline.state.run import NOT_RUN_YET, StepState
@@ -23,55 +23,11 @@ from pipeline.steps import Step
 LINE_SECONDS = 15.0  # between two plain lines of a running step
 READ_SECONDS = 1.0  # between two looks at a step's progress
 INDENT = 8
-STARTING = "starting"  # before the stage has reported anything: it imports its libraries
 
 
 def can_be_live(console: Console) -> bool:
     """Whether lines can be updated in place."""
     return console.is_terminal and not console.is_dumb_terminal
-
-
-def describe_progress(progress: StageProgress) -> str:
-    """One line: the outermost counted activity and the innermost one, as in
-    `training 40/200 steps, loss 0.512, 1.2 steps/s, 2 min left; evaluating 64/300 rows, 81 rows/s, 3 s left`."""
-    shown = progress.activities[-1:]
-    counted = next((activity for activity in progress.activities if activity.total), None)
-    if counted is not None and counted not in shown:
-        shown = (counted, *shown)
-    return "; ".join(map(_describe, shown)) or STARTING
-
-
-def _describe(activity: Activity) -> str:
-    if not activity.total:
-        return printable(activity.name)
-    parts = [f"{printable(activity.name)} {activity.done:,}/{activity.total:,} {activity.unit}"]
-    if activity.loss is not None:
-        parts.append(f"loss {activity.loss:.4g}")
-    if activity.per_second:
-        parts.append(speed(activity.per_second, activity.unit))
-    if activity.seconds_left is not None and activity.done < activity.total:
-        parts.append(f"{duration(activity.seconds_left)} left")
-    return ", ".join(parts)
-
-
-def speed(per_second: float, unit: str) -> str:
-    """`12 rows/s`, `1.4 rows/s`, or `3.5 s per row` where less than one is done in a second."""
-    if per_second >= 1:
-        return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
-    return f"{duration(1 / per_second)} per {unit.removesuffix('s')}"
-
-
-def duration(seconds: float) -> str:
-    """`3.5 s`, `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 def short_path(path: Path) -> str:

@@ -9,13 +9,17 @@ from rich.live import Live
 from rich.text import Text
 
 from data_schemas.locks import is_locked
-from data_schemas.progress import StageProgress
+from data_schemas.progress import StageProgress, describe_progress
 from data_schemas.text import printable
 from pipeline.report import live, result, terminal
 from pipeline.state.summary import StepEntry, Summary
 
 FINISHED = ("ran", "reused", "resumed", "skipped")
 FOLLOW_SECONDS = 1.0  # between two looks at a run
+REMEDIES = {
+    "stopped": "the process that ran it has ended; run the recipe again to resume",
+    "partial": "only some of its steps were selected; run the recipe again for the others",
+}
 
 
 def show(console: Console, folder: Path, summary: Summary) -> None:
@@ -47,20 +51,26 @@ def follow(console: Console, folder: Path, read: Callable[[], Summary]) -> None:
         if names != before or time.monotonic() - printed_at >= live.LINE_SECONDS:
             before, printed_at = names, time.monotonic()
             for step in running_steps(summary):
-                doing = live.describe_progress(_progress(step, folder))
+                doing = describe_progress(_progress(step, folder))
                 console.print(Text.assemble(_head(summary, step, folder), "  ", doing), soft_wrap=True)
         time.sleep(FOLLOW_SECONDS)
 
 
 def head(summary: Summary, folder: Path) -> str:
     """The run's name and state, and how many of its steps are finished."""
-    state = summary["state"]
-    if state == "running" and not is_locked(folder):
-        state = "stopped: the process that ran it has ended; run the recipe again to resume"
-    finished = sum(step["state"] in FINISHED for step in summary["steps"])
-    return (
-        f"{printable(summary['name'])}: {printable(state)} ({finished} of {len(summary['steps'])} steps are finished)"
-    )
+    state = state_of(summary, folder)
+    said = f"{state}: {REMEDIES[state]}" if state in REMEDIES else state
+    finished, steps = num_finished(summary), len(summary["steps"])
+    return f"{printable(summary['name'])}: {printable(said)} ({finished} of {steps} steps are finished)"
+
+
+def state_of(summary: Summary, folder: Path) -> str:
+    """The state of a run, in one word: that of its summary, or stopped where its process has ended before."""
+    return "stopped" if summary["state"] == "running" and not is_locked(folder) else summary["state"]
+
+
+def num_finished(summary: Summary) -> int:
+    return sum(step["state"] in FINISHED for step in summary["steps"])
 
 
 def is_running(summary: Summary, folder: Path) -> bool:
@@ -77,7 +87,7 @@ def running(summary: Summary, folder: Path, *, width: int) -> list[Text]:
         return []
     lines: list[Text] = []
     for step in running_steps(summary):
-        doing = live.describe_progress(_progress(step, folder))
+        doing = describe_progress(_progress(step, folder))
         place = folder / step["folder"] if step["folder"] else None
         lines += live.running_lines(_head(summary, step, folder), place, doing, width=width)
     return lines

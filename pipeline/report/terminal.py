@@ -1,7 +1,7 @@
 """What the command prints: the tree of a plan, and the tables of a summary. Running steps are in live.py."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from rich.tree import Tree
 
 from data_schemas.stage_keys import stages
 from data_schemas.text import printable
+from pipeline.report import rounds
+from pipeline.report.rounds import number
 from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Action, Decision, Run
 from pipeline.state.samples import SampleAnswer
@@ -21,7 +23,7 @@ from pipeline.state.summary import Summary, TrainedModel
 from pipeline.state.verifying import StepCheck
 from pipeline.steps import BestPolicy, File, Model, Output, Step
 
-ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed")
+ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed", "pending")
 PROMPT_WIDTH, ANSWER_WIDTH = 50, 90  # characters of a sample answer in the table
 ALWAYS_COUNTED = ("reuse", "resume", "run")
 COLOURS = {
@@ -34,6 +36,10 @@ COLOURS = {
     "run": "cyan",
     "running": "cyan",
     "failed": "red",
+    "damaged": "red",
+    "done": "green",
+    "partial": "yellow",
+    "stopped": "yellow",
     "interrupted": "yellow",
     "to be hashed": "magenta",
     "pending": "dim",
@@ -53,11 +59,14 @@ class PrintableConsole(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped."""
-    console = PrintableConsole(stderr=stderr, highlight=False, markup=False)
+    """A console as wide as the terminal. In a file or pipe it is wide enough that no row of a table is wrapped.
+
+    In a notebook it prints plain lines.
+    """
+    console = PrintableConsole(stderr=stderr, highlight=False, markup=False, force_jupyter=False)
     if console.is_terminal:
         return console
-    return PrintableConsole(stderr=stderr, highlight=False, markup=False, width=220)
+    return PrintableConsole(stderr=stderr, highlight=False, markup=False, force_jupyter=False, width=220)
 
 
 def verified_table(checked: Sequence[StepCheck]) -> Table:
@@ -66,7 +75,7 @@ def verified_table(checked: Sequence[StepCheck]) -> Table:
     for step in checked:
         problems = Text("\n".join(step.problems), style="red")
         state = problems if step.problems else Text(step.state, style=COLOURS[step.state])
-        table.add_row(Text(step.folder.name), str(step.files), f"{step.bytes / 1e6:.1f}", state)
+        table.add_row(Text(step.name), str(step.files), f"{step.bytes / 1e6:.1f}", state)
     return table
 
 
@@ -128,58 +137,13 @@ def rounds_table(summary: Summary) -> Table:
 
     `-` is a number that does not apply; summary.json has the reason.
     """
-    judges = sorted({str(row["judge"]) for row in summary["rounds"] if row["judge"]})
-    how = "by round, " if any(row["round"] is not None for row in summary["rounds"]) else ""
-    title = f"{how}judged by {', '.join(judges)}" if judges else f"{how}no policy evaluated yet"
-    table = Table(box=MARKDOWN, title=title, title_justify="left")
+    table = Table(box=MARKDOWN, title=rounds.title(summary), title_justify="left")
     table.add_column("", no_wrap=True)
-    for row in summary["rounds"]:
-        head = "evaluate_policy" if row["round"] is None else f"round {row['round']}"
+    for head in rounds.heads(summary):
         table.add_column(head, justify="right", no_wrap=True)
-    shown: dict[str, Callable[[Mapping[str, object]], str]] = {
-        "policy": lambda row: str(row["policy"] or "-"),
-        "judge's mean": lambda row: number(row["judge_mean"]),
-        "gain vs first": lambda row: _interval(row, "score_gain_vs_first"),
-        "wins vs first": lambda row: _interval(row, "win_rate_vs_first"),
-        "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
-        "gate": lambda row: str(row.get("gate") or "-"),
-        "decided by": lambda row: str(row.get("gate_reason") or "-").partition("; ")[0],
-        "proxy's mean": lambda row: number(row["proxy_mean"]),
-        "proxy's accuracy": lambda row: _interval(row, "proxy_accuracy"),
-        "best by proxy": lambda row: number(row["best_by_proxy"]),
-        "best by judge": lambda row: number(row["best_by_judge"]),
-        "KL to first": lambda row: number(row["kl_to_first"]),
-        "answer tokens": lambda row: number(row["mean_answer_tokens"]),
-        "ended": lambda row: number(row["ended_share"]),
-        "distinct-2": lambda row: number(row["distinct_2"]),
-        "reward accuracy": lambda row: number(row["reward_accuracy"]),
-        "SFT eval loss": lambda row: number(row["sft_eval_loss"]),
-        "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
-    }
-    for name, show in shown.items():
-        table.add_row(name, *(show(row) for row in summary["rounds"]))
+    for name, cells in rounds.rows(summary):
+        table.add_row(name, *cells)
     return table
-
-
-def diagnosis(summary: Summary) -> str | None:
-    """What limits the next round, by the newest evaluation that says so."""
-    said = [(row["round"], row["diagnosis"]) for row in summary["rounds"] if row.get("diagnosis")]
-    if not said:
-        return None
-    number, text = said[-1]
-    return printable(str(text) if number is None else f"after round {number}, {text}")
-
-
-def judge_warning(summary: Summary) -> str | None:
-    """What is wrong with a judge that orders no more of its held-out pairs rightly than chance does."""
-    for step in summary["steps"]:
-        accuracy = step["metrics"].get("eval_accuracy")
-        if step["name"] == "judge" and isinstance(accuracy, int | float) and accuracy <= 0.5:
-            return (
-                f"the judge orders {accuracy:.0%} of its held-out pairs rightly, which is no better than chance: its "
-                "numbers and the gate say nothing of quality; raise data.judge_share or set evaluate_policy.judge_model"
-            )
-    return None
 
 
 def models_table(trained: Sequence[TrainedModel]) -> Table:
@@ -220,17 +184,3 @@ def steps_table(summary: Summary) -> Table:
         state = Text(step["state"], style=COLOURS.get(step["state"], "default"))
         table.add_row(name, state, f"{step['seconds']:.1f}", headline(step["stage"], step["metrics"]))
     return table
-
-
-def number(value: object) -> str:
-    """A float with three decimals; `-` for null."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _interval(row: Mapping[str, object], name: str) -> str:
-    """A number with its interval of confidence, where the row has one."""
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    return number(row[name]) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")

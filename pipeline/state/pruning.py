@@ -4,7 +4,9 @@ Only folders that the runner created are listed: those whose name ends in the di
 Everything else in a run's folder belongs to the user.
 """
 
+import contextlib
 import shutil
+import stat
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,16 @@ def _is_a_step(folder: Path) -> bool:
     return identity is not None and folder.name.endswith(f"-{digest(identity)[:8]}")
 
 
+def measure(folder: Path) -> tuple[int, float]:
+    """The bytes of all files in a folder, and when the newest was written, in seconds since the epoch."""
+    size, written = 0, 0.0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # deleted by a running stage since it was listed
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                size, written = size + status.st_size, max(written, status.st_mtime)
+    return size, written or folder.stat().st_mtime
+
+
 def _measure(folder: Path, state: str) -> UnneededFolder:
-    files = [path.lstat() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
-    written = max((file.st_mtime for file in files), default=folder.stat().st_mtime)
-    return UnneededFolder(folder, sum(file.st_size for file in files), written, state)
+    return UnneededFolder(folder, *measure(folder), state)

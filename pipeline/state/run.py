@@ -21,7 +21,7 @@ from pipeline.steps import BestPolicy, EvaluationFolder, File, Output, Reference
 IDENTITY_FILE = (
     "fingerprint.json"  # the identity that the fingerprint was computed from; a later plan reports what changed
 )
-Action = Literal["reuse", "resume", "run", "skip", "to be hashed"]
+Action = Literal["reuse", "resume", "run", "skip", "to be hashed", "pending"]
 
 
 NOT_RUN_YET = "not run yet"
@@ -52,9 +52,18 @@ class Run:
     identities: Mapping[str, Identity]
     states: dict[str, StepState] = field(default_factory=dict)
     elsewhere: dict[str, Path] = field(default_factory=dict)  # steps whose folder is outside the run's folder
+    recipe_changes: list[str] = field(default_factory=list)  # from the recipe of the run before in the same folder
+    selected: frozenset[str] | None = None  # the names of the steps that may run; None: all
 
     @classmethod
-    def of(cls, recipe: Recipe, steps: list[Step], *, hash_limit: int | None = None) -> "Run":
+    def of(
+        cls,
+        recipe: Recipe,
+        steps: list[Step],
+        *,
+        hash_limit: int | None = None,
+        selected: frozenset[str] | None = None,
+    ) -> "Run":
         """Computes the fingerprints of all steps. A file of more than `hash_limit` bytes is not hashed, unless its hash
         is in the cache; None: every file is hashed.
 
@@ -62,7 +71,7 @@ class Run:
         """
         hashes = FileHashes(recipe.folder / ".hashes.json", limit=hash_limit)
         known = identities(steps, hashes=hashes, function_folder=recipe.path.absolute().parent)
-        return cls(recipe, steps, known)
+        return cls(recipe, steps, known, selected=selected)
 
     def folder(self, name: str) -> Path | None:
         if name in self.elsewhere:
@@ -71,10 +80,16 @@ class Run:
         return self.recipe.folder / f"{name}-{fingerprint[:8]}" if fingerprint else None
 
     def decide(self, step: Step) -> Decision:
-        """Whether a step is reused, resumed, run or skipped, and why. Changes nothing.
+        """Whether a step is reused, resumed, run, skipped, or left pending as it is not selected; and why.
 
-        Raises DataError for a damaged record.
+        Changes nothing. Raises DataError for a damaged record.
         """
+        decision = self._decide(step)
+        if self.selected is None or step.name in self.selected or decision.action not in ("run", "resume"):
+            return decision
+        return Decision("pending", decision.why, decision.folder)
+
+    def _decide(self, step: Step) -> Decision:
         folder = self.folder(step.name)
         if folder is None:
             return Decision("to be hashed", self._why(step), None)

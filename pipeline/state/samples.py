@@ -34,17 +34,18 @@ def samples_of(steps: Sequence[Step], states: Mapping[str, StepState]) -> list[S
         sample
         for step in steps
         if step.stage == "evaluate_policy" and not is_judged(step)
-        for sample in _read(states[step.name], policy=str(step.keys.get("policy_step") or ""))
+        for sample in read_samples(states[step.name], policy=str(step.keys.get("policy_step") or ""))
     ]
 
 
-def _read(state: StepState, *, policy: str) -> Iterator[SampleAnswer]:
+def read_samples(state: StepState, *, policy: str, num: int = NUM_SAMPLES) -> Iterator[SampleAnswer]:
+    """The first answers that an evaluation wrote, one for each of `num` prompts. It ends at a row that is damaged."""
     name = state.artifact.outputs.get("answers") if state.artifact else None
     if state.folder is None or name is None:
         return
     try:
         with (state.folder / Path(name).name).open(encoding="utf-8") as file:
-            for line in itertools.islice(file, NUM_SAMPLES):
+            for line in itertools.islice(file, num):
                 row = json.loads(line)
                 answer = row["candidates"][0]
                 yield {

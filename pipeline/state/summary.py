@@ -13,9 +13,10 @@ from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json, write_atomically
 from data_schemas.stage_keys import stages
 from data_schemas.text import shown
+from pipeline.state.recipe_changes import recipe_changes
 from pipeline.state.run import Run, StepState
 from pipeline.state.samples import SampleAnswer, is_judged, samples_of
-from pipeline.steps import Step
+from pipeline.steps import Step, source_steps
 
 SUMMARY = "summary.json"
 
@@ -31,7 +32,9 @@ class StepEntry(TypedDict):
     state: str
     seconds: float
     metrics: Mapping[str, object]
-    warnings: NotRequired[list[str]]  # of the step's record; a summary of an older version has none
+    # A summary of an older version lacks the following.
+    warnings: NotRequired[list[str]]  # of the step's record
+    inputs: NotRequired[list[str]]  # the steps that it reads from, by the plan
 
 
 class BestEntry(TypedDict):
@@ -53,6 +56,15 @@ class TrainedModel(TypedDict):
     accuracy: float | None  # share of the held-out pairs whose chosen answer is preferred
 
 
+class RecipeEntry(TypedDict):
+    """The recipe of the run."""
+
+    file: str
+    content: Mapping[str, object]  # of the file, with the settings of the command line
+    changes: list[str]  # what differs from the recipe of the run before in the same folder
+    shows_samples: bool  # whether a report may contain prompts and answers
+
+
 class Summary(TypedDict):
     """The content of summary.json."""
 
@@ -63,6 +75,7 @@ class Summary(TypedDict):
     rounds: list[dict[str, object]]
     best_policy: BestEntry | None
     samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
+    recipe: NotRequired[RecipeEntry]  # a summary of an older version has none
 
 
 POLICY_STAGES = ("sft", "dpo", "rl")
@@ -101,11 +114,28 @@ def _check(summary: Summary) -> None:
         raise ValueError(f"rounds contains {shown(wrong_rounds[0])}, which has no number of a round")
 
 
+def changes_since(folder: Path, content: Mapping[str, object]) -> list[str]:
+    """What differs from the recipe of the run before in the same folder; of the same recipe, what differed then."""
+    try:
+        before = read(folder).get("recipe")
+    except (ConfigError, DataError):
+        return []
+    if before is None:
+        return []
+    return recipe_changes(before["content"], content) or before["changes"]
+
+
 def write(folder: Path, run: Run, state: str) -> None:
     """Writes summary.json into the run's folder, atomically. `state` is that of the whole run."""
     fingerprints = {name: identity.fingerprint for name, identity in run.identities.items()}
     content = make(run.recipe.name, state, run.steps, run.states, fingerprints)
-    write_atomically(folder / SUMMARY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    content["recipe"] = {
+        "file": str(run.recipe.path),
+        "content": run.recipe.content,
+        "changes": run.recipe_changes,
+        "shows_samples": run.recipe.report.samples,
+    }
+    write_atomically(folder / SUMMARY, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def make(
@@ -127,6 +157,7 @@ def make(
             "seconds": round(states[step.name].seconds, 2),
             "metrics": artifact.metrics if (artifact := states[step.name].artifact) else {},
             "warnings": artifact.warnings if artifact else [],
+            "inputs": source_steps(step),
         }
         for step in steps
     ]

@@ -25,6 +25,10 @@ class StepCheck:
     files: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    name: str = ""  # what is shown; by default the folder's name
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.folder.name
 
 
 def check_run(run: Path) -> Iterator[StepCheck]:
@@ -99,13 +103,16 @@ def _check_references(run: Path) -> Iterator[StepCheck]:
     """The cache of reference log-probs. Every batch in it has its digest; a killed stage may cut off the last one."""
     for folder in sorted(path for path in run.glob(f"{REFERENCES}/*") if path.is_dir()):
         files = sorted(folder.glob("*.jsonl"))
-        result = StepCheck(folder, "complete", len(files), sum(path.stat().st_size for path in files))
+        # A step leaves a note under its folder's name once it has all its numbers.
+        steps = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "an unfinished step"
+        name = f"reference log-probs of {steps}"
+        result = StepCheck(folder, "complete", len(files), sum(path.stat().st_size for path in files), name=name)
         for path in files:
             changed = sum(not _is_batch(line) for line in path.read_bytes().splitlines(keepends=True))
             if changed:
                 result.problems.append(
-                    f"{path.name}: {changed} of its batches were changed after they were written; delete the file, and "
-                    "they are computed again"
+                    f"{folder.name}/{path.name}: {changed} of its batches were changed after they were written; delete "
+                    "the file, and they are computed again"
                 )
         yield result
 

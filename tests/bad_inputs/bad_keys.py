@@ -85,7 +85,11 @@ TOGETHER = [
     ),
     ("rejection_sampling", "--temperature_range 1 0.5", "temperature_range=[1.0, 0.5]: expected [lowest, highest]"),
     ("evaluate_policy", "--judge_model m", "judge_function and judge_model are both given; set one of them to null"),
-    ("sft", "--report_to tensorbord", "report_to='tensorbord' is not one of none, wandb, tensorboard; did you mean"),
+    (
+        "sft",
+        "--report_to tensorbord",
+        "report_to='tensorbord' is not one of none, wandb, tensorboard, trackio, mlflow;",
+    ),
     ("dpo", "--loss_weights 0 0", "loss_weights=[0.0, 0.0]: nothing is trained; expected at least one above 0"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
     ("sft", "--load_in_4bit", "load_in_4bit: quantized weights cannot be trained, only adapters on them: set use_peft"),
@@ -227,14 +231,6 @@ def without_package(words: str) -> Callable[[Place], Call]:
 
 
 NOT_INSTALLED = [
-    (
-        "--report_to tensorboard",
-        "report_to=tensorboard: the package tensorboard is not installed; install it, as by pip",
-    ),
-    (
-        "--report_to none wandb",
-        "report_to=wandb: the package wandb is not installed; install it, as by pip install wandb",
-    ),
     (
         "--load_in_4bit --use_peft",
         "load_in_4bit: the package bitsandbytes is not installed, which quantizes the weights",

@@ -65,6 +65,11 @@ ROWS: list[tuple[str, Any, str]] = [
         dialog(USER | {"images": ["a.png"]}, ANSWER),
         "messages.0.images: found a list of 1, expected none",
     ),
+    (
+        "instructions",
+        dialog(USER, {"role": "assistant", "content": [{"type": "text", "text": "a", "weight": 0}]}),
+        "messages.1.content.0: found a part that is not trained, expected none: a turn is trained in full, or not at",
+    ),
     ("instructions", dialog(USER, ANSWER | {"refusal": "no"}), "messages.1.refusal: found 'no', expected none: a"),
     ("instructions", dialog(USER, ANSWER | {"mask": 1}), "messages.1.mask: found 1, expected true (not trained) or"),
     ("instructions", calling({"function": "f"}), "messages.1.tool_calls.0.function: found 'f', expected a function"),

@@ -1,7 +1,7 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
-The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_keys.py, bad_models.py, bad_rewards.py,
-bad_templates.py and bad_vllm.py, by what is damaged; cases.py runs them.
+The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_exports.py, bad_keys.py, bad_models.py,
+bad_rewards.py, bad_templates.py, bad_vllm.py and bad_commands.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bad_inputs import (
+    bad_commands,
+    bad_exports,
     bad_keys,
     bad_models,
     bad_recipes,
@@ -30,11 +32,13 @@ CASES = [
     *bad_rows.CASES,
     *bad_sources.CASES,
     *bad_recipes.CASES,
+    *bad_exports.CASES,
     *bad_keys.CASES,
     *bad_models.CASES,
     *bad_rewards.CASES,
     *bad_templates.CASES,
     *bad_vllm.CASES,
+    *bad_commands.CASES,
 ]
 MET: dict[Case, Met] = {}  # reached by the cases that have run
 # (file, function) of rules that no case can reach -> the test that reaches them, or why none can.

@@ -1,5 +1,6 @@
 """The preflight: what a library would refuse hours later is one line before the first step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def test_a_section_is_tried_once_however_many_rounds_and_numbers_it_has(plan_run
     tried = [(trial["stage"], trial["step"]) for trial in make_request(run)["trials"]]
     assert [step for stage, step in tried if stage == "dpo"] == ["round-1.dpo", "round-3.dpo"]
     assert [step for stage, step in tried if stage == "sft"] == ["round-0.sft"]
+
+
+def test_only_what_is_selected_is_tried(plan_run):
+    run = replace(plan_run(), selected=frozenset({"prepare_data", "round-0.sft"}))
+    assert [trial["step"] for trial in make_request(run)["trials"]] == ["round-0.sft"]
 
 
 def test_what_a_library_refuses_is_one_line_with_section_and_key(plan_run):

@@ -98,6 +98,74 @@ def test_a_part_that_is_not_text_is_refused(tmp_path, part, found):
     assert f"messages.0.content.1: found {found}, expected a part of type 'text'" in error
 
 
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ({"weight": 0}, ": found a part that is not trained, expected none: a turn is trained in full"),
+        ({"train": False}, ": found a part that is not trained, expected none"),
+        ({"trained": False}, ": found a part that is not trained, expected none"),
+        ({"mask": True}, ": found a part that is not trained, expected none"),
+        ({"weight": 0.5}, ".weight: found 0.5, expected 0 or 1"),
+        ({"train_detail": [{"begin_offset": 0}]}, ".train_detail: found a list of 1, expected none"),
+        ({"images": ["a.png"]}, ".images: found a list of 1, expected none"),
+        ({"refusal": "No."}, ".refusal: found 'No.', expected none"),
+    ],
+)
+def test_keys_of_a_part_that_say_what_is_trained_are_refused(tmp_path, key, problem):
+    parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "city."} | key]
+    assert f"a.jsonl:1: messages.1.content.1{problem}" in refused(tmp_path, [user("Hi"), assistant(parts)])
+
+
+def test_keys_of_a_part_that_change_nothing_are_accepted_and_others_are_listed(tmp_path):
+    asked = [{"type": "text", "text": "Hi", "weight": 0}]  # only turns of the assistant are trained
+    answer = [{"type": "text", "text": "Hello.", "weight": 1, "annotations": [], "cache_control": {"type": "x"}}]
+    read = read_conversations(lines(tmp_path / "a.jsonl", {"messages": [user(asked), assistant(answer)]}))
+    assert for_template(read.rows[0].messages) == TWO_TURNS
+    assert list(read.ignored.values()) == [["messages.content.cache_control"]]
+
+
+# -- messages as JSON text ------------------------------------------------------------------------------------------
+
+CONTEXT = [user("Hi"), assistant("Hey.") | {"weight": 0}, user("Hi"), assistant("Hello.") | {"note": "x"}]
+
+
+def test_keys_of_messages_in_json_text_mean_what_they_mean_elsewhere(tmp_path):
+    read = read_conversations(lines(tmp_path / "a.jsonl", {"messages": json.dumps(CONTEXT)}))
+    assert [turn.trained for turn in read.rows[0].messages] == [True, False, True, True]
+    assert list(read.ignored.values()) == [["messages.note (unless the chat template uses it)"]]
+    image = json.dumps([user("q") | {"images": ["a.png"]}, assistant("a")])
+    assert "messages.0.images: found a list of 1, expected none" in refused(tmp_path, image)
+
+
+def test_prompts_and_answers_in_json_text_are_messages_and_no_text_to_train(tmp_path):
+    prompt, good, bad = json.dumps([user("Hi")]), json.dumps([assistant("Hello.")]), json.dumps([assistant("No.")])
+    (row,) = read_conversations(lines(tmp_path / "a.jsonl", {"prompt": prompt, "completion": good})).rows
+    assert for_template(row.messages) == TWO_TURNS
+    (pair,) = read_pairs(lines(tmp_path / "b.jsonl", {"prompt": prompt, "chosen": good, "rejected": bad})).rows
+    assert [for_template(side) for side in (pair.prompt, pair.chosen, pair.rejected)] == [
+        [user("Hi")],
+        [assistant("Hello.")],
+        [assistant("No.")],
+    ]
+    dialogs = {
+        "chosen": json.dumps([user("Hi"), assistant("Hello.")]),
+        "rejected": json.dumps([user("Hi"), assistant("No.")]),
+    }
+    assert read_pairs(lines(tmp_path / "c.jsonl", dialogs)).rows[0].to_json() == pair.to_json()
+    labelled = [
+        {"messages": json.dumps([user("Hi"), assistant(text)]), "label": text == "Hello."} for text in ("Hello.", "No.")
+    ]
+    assert read_pairs(lines(tmp_path / "d.jsonl", *labelled)).rows[0].to_json() == pair.to_json()
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"role": "user"', '[{"a": 1}]', "[1] is a list", '[{"role": "user", "content": "a"}] is a message']
+)
+def test_a_text_that_only_begins_like_messages_stays_text(tmp_path, text):
+    (row,) = read_conversations(lines(tmp_path / "a.jsonl", {"prompt": text, "completion": "b"})).rows
+    assert for_template(row.messages) == [user(text), assistant("b")]
+
+
 @pytest.mark.parametrize("name", ["images", "videos", "audio"])
 def test_images_and_sounds_are_refused_and_empty_ones_are_ignored(tmp_path, name):
     assert f"messages.0.{name}: found a list of 1, expected none" in refused(

@@ -55,11 +55,19 @@ def test_columns_are_renamed_before_the_format_of_a_row_is_recognised(tmp_path):
     assert (first.prompt[0].content, first.chosen[0].content, first.rejected[0].content) == ("q", "a", "b")
 
 
+def test_a_column_whose_name_another_one_takes_is_listed(tmp_path):
+    path = lines(tmp_path / "p.jsonl", {"prompt": "template 7", "Q": "Why?", "A": "So."})
+    read = read_conversations({"path": str(path), "columns": {"prompt": "Q", "answer": "A"}})
+    assert [message.content for message in read.rows[0].messages] == ["Why?", "So."]
+    assert read.notes == [f"{path}: ignored columns: prompt (columns takes it from Q)"]
+
+
 def test_two_columns_can_be_swapped(tmp_path):
     path = lines(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "worse", "rejected": "better"})
     given = {"path": str(path), "columns": {"chosen": "rejected", "rejected": "chosen"}}
-    (row,) = read_pairs(given).rows
-    assert (row.chosen[0].content, row.rejected[0].content) == ("better", "worse")
+    read = read_pairs(given)
+    assert (read.rows[0].chosen[0].content, read.rows[0].rejected[0].content) == ("better", "worse")
+    assert not read.notes
 
 
 def test_a_column_that_the_file_lacks_is_named_before_anything_runs(tmp_path):

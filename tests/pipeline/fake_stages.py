@@ -58,14 +58,16 @@ if behaviour.startswith("meet "):  # wait until another step runs at the same ti
             sys.exit("nobody came")
         time.sleep(0.02)
     time.sleep(0.3)
-if behaviour in ("hang", "stubborn"):
-    if behaviour == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def hang():
     # A child in a separate session, as torch's launcher starts its ranks.
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     with (folder.parent / "hanging.txt").open("a") as file:
         file.write(f"{os.getpid()} {child.pid} ")
     time.sleep(600)
+if behaviour in ("hang", "stubborn"):
+    if behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang()
 (folder / "here.json").write_text(json.dumps(here))
 outputs = {
     "prepare_data": ["documents.train", "instructions.train", "instructions.validation", "preferences.train",
@@ -96,8 +98,11 @@ if stage == "evaluate_policy":
     gates = json.loads(os.environ.get("GATES", "{}"))
     metrics = {"judge": "gold", "judge_mean": scores[config["policy_step"]], "gold_mean": scores[config["policy_step"]],
                "gate": gates.get(step, "accept"), "gate_reason": "KL 25.000 > 20" if step in gates else "gain 1.000 > 0"}
+(folder / "metrics.jsonl").write_text(json.dumps({"step": 0} | {"eval_loss": metrics.get("eval_loss", 1.5)}))
 Artifact(stage=stage, step=step, recipe_version=1, fingerprint=config["fingerprint"], keys={}, inputs={}, outputs=made,
          files=files_below(folder, made), metrics=metrics, choices=choices, seconds=0.5).write(folder)
+if behaviour == "hang at the end":
+    hang()
 """  # noqa: E501
 RECIPE = """
 name: toy
@@ -107,6 +112,7 @@ launch: {device: cpu, grace_seconds: 0.5}
 data: {preferences: pairs.jsonl, instructions: chats.jsonl}
 annotate: {annotator_function: "scores:score"}
 evaluate_policy: {judge_function: "scores:score"}
+defaults: {report_to: none}
 """
 
 
@@ -126,7 +132,6 @@ def build_house(root: Path) -> Path:
         warm.preloaded_modules = lambda: []
         command_line.ROOT = Path({str(root)!r})
         processes.LEFTOVER_SECONDS = float(os.environ.get("GRACE", "10"))
-        cli.ROOT = command_line.ROOT
         cli.main()
         """)
     )

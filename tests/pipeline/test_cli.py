@@ -106,3 +106,17 @@ def test_the_command_loads_neither_torch_nor_transformers_and_plans_at_once(worl
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "set()\n"
     world.call("plan", "toy.yaml")
     assert cpu_seconds_of(lambda: world.call("plan", "toy.yaml")) < 4 * cpu_seconds_of(lambda: world.call("--help"))
+
+
+def test_the_shell_completes_steps_and_runs_and_a_mistake_completes_to_nothing(world):
+    def completed(*words: str) -> list[str]:
+        variables = {"COMP_WORDS": " ".join(("alignloop", *words)), "COMP_CWORD": str(len(words))}
+        code, out, err = world.call(**{"_ALIGNLOOP.PY_COMPLETE": "complete_bash"}, **variables)
+        assert (code, err) == (0, "")
+        return out.split()
+
+    world.run_folder.mkdir(parents=True)
+    (world.run_folder / "summary.json").write_text("{}")
+    assert completed("run", "toy.yaml", "--set", "rounds=1", "--until", "round-1.d") == ["round-1.dpo"]
+    assert completed("run", "gone.yaml", "--until", "r") == []
+    assert completed("status", "ru") == ["runs/toy"]

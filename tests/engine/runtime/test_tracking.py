@@ -1,15 +1,16 @@
-"""Where the numbers of a run are logged: metrics.jsonl, wandb and TensorBoard."""
+"""Where the numbers of a stage are logged: metrics.jsonl, and the services that `report_to` names."""
 
 import json
-import logging
-from typing import Any, ClassVar
+from collections.abc import Mapping
 
 import pytest
 
-from engine.runtime import notices
+from engine.runtime import notices, trackers, tracking
+from engine.runtime.trackers import TrackedRun
 from engine.runtime.tracking import Tracker
 from tests.engine.training.training_runs import data
 from tests.stage_runs import metrics_of, run_here
+from tests.wandb_files import group_of, logged_offline
 
 
 def test_each_step_and_key_is_logged_once_also_after_a_resume(tmp_path):
@@ -37,39 +38,83 @@ def test_a_failure_of_wandb_does_not_fail_the_stage(tiny_model, rows, tmp_path, 
     assert (1, "loss") in metrics_of(tmp_path / "sft")
 
 
-def test_wandb_that_fails_during_the_run_is_disabled(tmp_path, caplog):
-    class Broken:
-        calls = 0
+class Broken:
+    """A service that fails at the first number."""
 
-        def log(self, values: dict[str, Any]) -> None:
-            self.calls += 1
-            raise RuntimeError("no connection\nmore lines")
+    def __init__(self) -> None:
+        self.calls: list[str] = []
 
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self.calls.append("log")
+        raise OSError("no space\nmore lines")
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+class Kept(Broken):
+    """A service that keeps what it gets, and fails at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self.logged.append((step, dict(values)))
+
+    def finish(self) -> None:
+        raise TimeoutError
+
+
+def test_a_service_that_fails_is_one_warning_and_the_others_go_on(tmp_path, monkeypatch):
+    made = {"wandb": Broken(), "tensorboard": Kept()}
+    monkeypatch.setattr(trackers, "start", lambda name, run, logged: made[name])
+    notices.start(None)
     tracker = Tracker(tmp_path, active=True)
-    tracker._run = broken = Broken()
-    with caplog.at_level(logging.WARNING):
-        tracker.log({"loss": 1.0}, step=1)
-        tracker.log({"loss": 0.5}, step=2)
+    tracker.start(["none", "wandb", "tensorboard", "wandb"], TrackedRun(tmp_path, "sft"))
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.log({"loss": 0.5}, step=2)
     tracker.finish()
-    assert broken.calls == 1 and "no connection" in caplog.text and "more lines" not in caplog.text
+    assert made["wandb"].calls == ["log"]
+    assert made["tensorboard"].logged == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
     assert metrics_of(tmp_path) == {(1, "loss"): 1.0, (2, "loss"): 0.5}
+    assert notices.kept() == [
+        "wandb failed and is not used for the rest of this step: no space",
+        "tensorboard failed and is not used for the rest of this step: TimeoutError",
+    ]
 
 
-def test_wandb_is_one_run_a_step_with_a_stable_id_inside_the_folder(tmp_path):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
+def test_a_service_that_is_not_installed_is_one_warning(tiny_model, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "is_installed", lambda name: False)
+    keys = data(rows, "sft") | {"model_name_or_path": tiny_model, "max_steps": 1}
+    record = run_here("sft", tmp_path / "sft", report_to=["mlflow", "tensorboard"], **keys)
+    unused = "is not installed, so the numbers of this step are only in metrics.jsonl; install it, as by pip install"
+    assert record.warnings == [
+        f"report_to: mlflow {unused} 'alignloop[mlflow]'",
+        f"report_to: tensorboard {unused} 'alignloop[tensorboard]'",
+    ]
+    assert (1, "loss") in metrics_of(tmp_path / "sft")
+
+
+def test_a_stage_that_logs_nothing_while_it_runs_logs_the_numbers_of_its_record(rows, tmp_path):
+    record = run_here("prepare_data", tmp_path / "data", instructions=[rows / "conversations.jsonl"])
+    numbers = {key: value for key, value in record.metrics.items() if isinstance(value, int | float)}
+    assert numbers and metrics_of(tmp_path / "data") == {(0, key): value for key, value in numbers.items()}
+
+
+def test_wandb_is_one_run_a_step_with_a_stable_id_and_the_names_of_metrics_jsonl(tmp_path):
     for _ in ("begun", "resumed"):
-        tracker = Tracker(tmp_path / "first", active=True)
-        tracker.start_wandb(tmp_path / "first", name="round-1.sft", group="run", config={"seed": 1})
-        tracker.log({"loss": 1.0}, step=1)
+        tracker = Tracker(tmp_path, active=True)
+        tracker.start(["wandb"], TrackedRun(tmp_path, "round-1.sft", group="run", config={"seed": 1}))
+        tracker.log({"loss": 1.0, "eval_rewards/accuracies": 0.5}, step=1)
         tracker.finish()
-    id = (tmp_path / "first" / "wandb_id.txt").read_text()
-    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "first" / "wandb").glob("offline-run-*")]
+    id = (tmp_path / "wandb_id.txt").read_text()
+    runs = [path.stem.removeprefix("run-") for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
     assert runs and set(runs) == {id}
-    from engine.runtime.tracking import _run_id
-
-    assert _run_id(tmp_path / "second") != id
-    assert json.loads((tmp_path / "first" / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.0}
+    assert trackers._kept_id(tmp_path / "other.txt") != id
+    numbers = {"loss": 1.0, "eval_rewards/accuracies": 0.5, "step": 1}
+    assert logged_offline(tmp_path) == [numbers] and group_of(tmp_path) == {"run"}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == numbers
 
 
 @pytest.fixture
@@ -103,34 +148,14 @@ def test_tensorboard_has_the_numbers_of_metrics_jsonl(tiny_model, rows, tmp_path
 
 def test_a_resumed_stage_has_each_event_once(tmp_path, events):
     killed = Tracker(tmp_path, active=True)
-    killed.start_tensorboard(tmp_path)
+    killed.start(["tensorboard"], TrackedRun(tmp_path, "sft"))
     for step, loss in ((0, 3.0), (1, 2.0), (2, 1.5)):
         killed.log({"loss": loss}, step=step)
-    killed._writer.flush()
+    killed.services["tensorboard"].writer.flush()
     assert len(events(tmp_path)) == 3
     resumed = Tracker(tmp_path, active=True)  # from the checkpoint of step 1
-    resumed.start_tensorboard(tmp_path)
+    resumed.start(["tensorboard"], TrackedRun(tmp_path, "sft"))
     resumed.forget_after(1)
     resumed.log({"loss": 1.25}, step=2)
     resumed.finish()
     assert events(tmp_path) == {(0, "loss"): 3.0, (1, "loss"): 2.0, (2, "loss"): 1.25}
-
-
-def test_tensorboard_that_fails_is_disabled_and_wandb_goes_on(tmp_path):
-    class Broken:
-        def add_scalar(self, *args: Any) -> None:
-            raise OSError("no space\nmore lines")
-
-    class Run:
-        logged: ClassVar[list[dict[str, Any]]] = []
-
-        def log(self, values: dict[str, Any]) -> None:
-            self.logged.append(values)
-
-    tracker = Tracker(tmp_path, active=True)
-    tracker._writer, tracker._run = Broken(), Run()
-    notices.start(None)
-    tracker.log({"loss": 1.0}, step=1)
-    tracker.log({"loss": 0.5}, step=2)
-    assert notices.kept() == ["tensorboard failed and is not used for the rest of this step: no space"]
-    assert [values["step"] for values in Run.logged] == [1, 2] and tracker._writer is None

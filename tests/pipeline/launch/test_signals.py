@@ -28,6 +28,18 @@ def test_a_signal_stops_the_stage_and_all_its_children(world, number, exit_code,
     assert world.states()["round-0.sft"] == "interrupted"
 
 
+def test_a_step_that_is_stopped_after_its_record_is_complete(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY='{"round-0.sft": "hang at the end"}')
+    world.hanging()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("interrupted: 3 of 10 steps are finished and kept; to resume: ")
+    assert (world.summary()["state"], world.states()["round-0.sft"]) == ("interrupted", "ran")
+    (entry,) = (step for step in world.summary()["steps"] if step["name"] == "round-0.sft")
+    assert entry["metrics"] == {"eval_loss": 1.5}
+
+
 def test_the_stage_of_a_killed_runner_is_ended_before_its_step_is_run_again(world):
     process = world.start("run", "toy.yaml", *ONE_ROUND, TOY='{"round-0.sft": "hang"}')
     pids = world.hanging()

@@ -61,6 +61,17 @@ def add_weights(folder: Path) -> str:
     return "model/model-00001-of-00002.safetensors was added after the record was written"
 
 
+def change_the_metrics(folder: Path) -> str:
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace("1.5", "0.5"))
+    return "metrics.jsonl was changed after it was written"
+
+
+def remove_the_config(folder: Path) -> str:
+    (folder / "config.yaml").unlink()
+    return "config.yaml is missing"
+
+
 def remove_the_record(folder: Path) -> str:
     (folder / "artifact.json").unlink()
     return "artifact.json is missing: summary.json has this step as finished"
@@ -82,6 +93,8 @@ def remove_the_step(folder: Path) -> str:
         edit_the_identity,
         remove_the_digest,
         add_weights,
+        change_the_metrics,
+        remove_the_config,
         remove_the_record,
         remove_the_step,
     ],
@@ -161,20 +174,34 @@ def test_a_link_that_leads_to_another_step_is_found(world):
 
 def test_changed_reference_log_probs_are_found_and_a_cut_line_is_not(world):
     assert world.run()[0] == 0
-    cache = world.run_folder / "reference_log_probs" / "0123" / "1-0.jsonl"
+    cache, step = world.run_folder / "reference_log_probs" / "0123" / "1-0.jsonl", world.folder("round-1.dpo").name
     cache.parent.mkdir(parents=True)
+    (cache.parent / f"{step}.json").write_text("{}")
     lines = [with_digest(json.dumps({"pass": name, "sums": [[-1.0, -2.0]]})) for name in "ab"]
     cache.write_text(f"{lines[0]}\n{lines[1]}\n{lines[0][:40]}")
-    assert world.call("verify", "runs/toy")[0] == 0
+    code, out, _ = world.call("verify", "runs/toy")
+    assert code == 0 and f"| reference log-probs of {step} " in out
     cache.write_text(cache.read_text().replace("-1.0", "-3.0", 1))
     code, out, _ = world.call("verify", "runs/toy")
-    assert code == 1 and "1-0.jsonl: 1 of its batches were changed after they were written" in out
+    assert code == 1 and "0123/1-0.jsonl: 1 of its batches were changed after they were written" in out
+
+
+def test_what_only_people_read_decides_nothing_about_reuse(world):
+    assert world.run()[0] == 0
+    (world.folder("round-1.sft") / "metrics.jsonl").unlink()
+    remove_the_config(world.folder("round-1.dpo"))
+    assert world.run()[0] == 0
+    assert set(world.states().values()) == {"reused"}
 
 
 def test_a_record_of_an_older_version_is_reused_and_verify_reports_what_it_cannot_check(world):
     assert world.run()[0] == 0
     path = world.folder("round-1.sft") / "artifact.json"
-    older = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("digest", "sha256")}
+    older = {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name not in ("digest", "sha256", "beside")
+    }
     path.write_text(json.dumps(older))
     assert world.run()[0] == 0
     assert set(world.states().values()) == {"reused"}

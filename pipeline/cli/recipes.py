@@ -1,0 +1,199 @@
+"""The commands that take a recipe, or help to write one: init | data | run | plan | check."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_schemas.errors import UserError
+from pipeline.cli.app import app, environment, print_text
+from pipeline.cli.completion import complete_step
+from pipeline.launch import command_line, preview
+from pipeline.launch.checks import check_machine
+from pipeline.launch.loading import load_checked
+from pipeline.launch.preflight import preflight
+from pipeline.plan import Step
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.shipped import copy_recipe, find_recipe
+from pipeline.report import errors, terminal
+from pipeline.report.errors import command_name, run_command
+from pipeline.report.running import run_and_show, selected, selected_run
+from pipeline.state.fingerprint import SMALL
+from pipeline.state.run import Run
+from pipeline.state.selection import select
+from pipeline.unused import check_unused
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="A recipe, which is a YAML file, or the name of a shipped one, as in demo."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the recipe, as in --set dpo.beta=0.2. May be given several times.  [default: none]",
+    ),
+]
+Preflight = Annotated[
+    bool,
+    typer.Option(
+        "--preflight/--no-preflight",
+        envvar="ALIGNLOOP_PREFLIGHT",
+        help="Try every section on a small model before the first step that uses a model.",
+    ),
+]
+STEP_HELP = "a step, as in round-1.dpo, or those of a section, as in dpo, or of a round, as in round-1."
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP",
+        help=f"Run the steps up to and including STEP: {STEP_HELP}  [default: all]",
+        autocompletion=complete_step,
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP",
+        help="Run only STEP, whose inputs must be finished.  [default: all]",
+        autocompletion=complete_step,
+    ),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="STEP",
+        help="Run STEP and those that follow; the ones before must be finished.  [default: all]",
+        autocompletion=complete_step,
+    ),
+]
+
+
+@app.command()
+def init(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A shipped recipe to copy. Without it, a commented starter is written."),
+    ] = None,
+) -> None:
+    """Write a recipe to start from into this folder."""
+    recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd()))
+    print_text(f"written: {', '.join(map(str, (recipe, *others)))}")
+    print("set its model and data, then:")
+    print_text(f"  {command_name()} plan {recipe}     # shows every step and checks every key; runs nothing")
+    print_text(f"  {command_name()} check {recipe}    # shows the rows that each stage trains on")
+    print_text(f"  {command_name()} run {recipe}      # runs the loop")
+
+
+@app.command()
+def data(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Files or folders of rows, or hub names, as in a recipe.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A model: also show lengths in tokens, and rows in its chat template.  [default: none]",
+        ),
+    ] = None,
+) -> None:
+    """Show what files of rows contain, and what to write into a recipe. Needs no recipe."""
+    command = [
+        sys.executable,
+        str(command_line.ROOT / "commands" / "data.py"),
+        *(["--model", model] if model else []),
+        "--",
+        *files,
+    ]
+    raise typer.Exit(subprocess.call(command, env=environment()))
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Until = None,
+    only: Only = None,
+    start: From = None,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Show the output of the stages, and the traceback of an error.  [default: off]"
+        ),
+    ] = False,
+    tries_first: Preflight = True,
+) -> None:
+    """Run the steps of a recipe, or some of them. Finished steps are reused, and a stopped run is resumed."""
+    errors.shown.tracebacks = errors.shown.tracebacks or verbose
+    loaded, steps = _load(recipe, overrides)
+    selection = select(steps, until=until, only=only, start=start)
+    run_and_show(
+        loaded,
+        steps,
+        selection,
+        verbose=verbose,
+        tries_first=tries_first,
+        to_resume=lambda selection: run_command(recipe, overrides, selection),
+    )
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile, overrides: Overrides = None, until: Until = None, only: Only = None, start: From = None
+) -> None:
+    """Show which steps will be reused, resumed or run, and why. Runs nothing."""
+    loaded, steps = _load(recipe, overrides)
+    selection = select(steps, until=until, only=only, start=start)
+    planned = selected_run(loaded, steps, selection, hash_limit=SMALL)
+    decisions = {step.name: planned.decide(step) for step in steps}
+    console = terminal.make_console()
+    # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
+    console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
+    _warn_of_machine(loaded, selected(steps, selection))
+
+
+@app.command()
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="Number of rows to show of each training stage.")] = 2,
+    tries_first: Preflight = True,
+) -> None:
+    """Show the rows that each stage trains on, with the trained tokens in colour.
+
+    Also shows what is wrong with the rows, and which precision is fastest on this device. Trains nothing.
+    """
+    loaded, steps = _load(recipe, overrides)
+    planned = Run.of(loaded, steps, hash_limit=SMALL)
+    with tempfile.TemporaryDirectory(prefix="alignloop-check-") as scratch:
+        request = Path(scratch) / "request.json"
+        request.write_text(json.dumps(preview.make_request(planned, Path(scratch), num_rows_shown=rows)))
+        command = [sys.executable, str(command_line.ROOT / "commands" / "check.py"), str(request)]
+        code = subprocess.call(command, env=environment())
+        if tries_first and not code:
+            preflight(planned, keeps_result=False)
+    _warn_of_machine(loaded, steps)
+    raise typer.Exit(code)
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
+    """The recipe and its plan, both checked. Raises UserError."""
+    loaded, steps = load_checked(find_recipe(recipe), overrides or [])
+    for sentence in check_unused(loaded, steps):
+        print_text(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
+    return loaded, steps
+
+
+def _warn_of_machine(recipe: Recipe, steps: list[Step]) -> None:
+    """A line on stderr where this machine could not run the recipe."""
+    try:
+        check_machine(recipe, steps)
+    except UserError as error:
+        print_text(f"warning: {error}", file=sys.stderr)

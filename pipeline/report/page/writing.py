@@ -1,0 +1,188 @@
+"""Writes `report.html` beside `summary.json`: one file that opens from the disk, without a network or a server.
+
+    alignloop report runs/demo
+
+While a run goes on, `alignloop run` writes it again when a step starts or ends and every few seconds, atomically.
+"""
+
+import importlib.metadata
+import logging
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import yaml
+
+from data_schemas.files import write_atomically
+from data_schemas.progress import duration
+from data_schemas.tracked_round import PAGE
+from pipeline.report import rounds, run_status
+from pipeline.report.page import sections
+from pipeline.report.page.answers import Evaluated, side_by_side
+from pipeline.report.page.facts import FactsReader, StepFacts, evaluations
+from pipeline.report.page.lineage import anchor, graph
+from pipeline.report.page.sections import Table
+from pipeline.report.page.template import LEFT_OUT, fill, shown_answers
+from pipeline.report.page.verdict import doing, next_command, verdict
+from pipeline.report.rounds import number
+from pipeline.state.run import StepState
+from pipeline.state.summary import Summary, read
+from pipeline.steps import Step
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 5  # between two loads of the page of a running run
+MAX_SHARE = 0.02  # of the time that the page may take from a run
+
+CONTENTS = (
+    ("rounds", "By round"),
+    ("graph", "Steps"),
+    ("over_kl", "Proxy and judge"),
+    ("training", "Training"),
+    ("distributions", "Distributions"),
+    ("wins", "Wins"),
+    ("answers", "Answers"),
+    ("dropped", "Rows not used"),
+    ("times", "Time"),
+)
+ANCHORS = {"over_kl": "kl", "times": "time"}
+
+
+@dataclass
+class PageWriter:
+    """Keeps the page of a run up to date. A page that can't be written is reported once, and stops nothing."""
+
+    folder: Path
+    reader: FactsReader = field(init=False)
+    next_write: float = 0.0  # seconds of the monotonic clock
+    has_failed: bool = False
+
+    def __post_init__(self) -> None:
+        self.reader = FactsReader(self.folder)
+
+    def __call__(self, step: Step, state: StepState) -> None:
+        """Writes the page where a step has started or ended, and every few seconds while it runs."""
+        now = time.monotonic()
+        if state.state in ("reused", "skipped") or (state.state == "running" and now < self.next_write):
+            return
+        self.write()
+        took = time.monotonic() - now
+        self.next_write = now + max(REFRESH_SECONDS, took / MAX_SHARE)
+
+    def write(self, *, warns: bool = True) -> None:
+        """Writes the page. What prevents it is a warning: a run does not fail for its report."""
+        try:
+            write_atomically(self.folder / PAGE, render(self.folder, read(self.folder), self.reader))
+        except Exception as error:
+            if warns and not self.has_failed:
+                self.has_failed = True
+                log.warning("%s is not written: %s: %s", self.folder / PAGE, type(error).__name__, error)
+
+
+def write_page(folder: Path) -> Path:
+    """Writes the page of the run in a folder, and returns its path. Raises AlignloopError or OSError."""
+    write_atomically(folder / PAGE, render(folder, read(folder), FactsReader(folder)))
+    return folder / PAGE
+
+
+def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
+    """The page's HTML."""
+    steps = reader.read(summary)
+    evaluated = evaluations(steps)
+    is_running = run_status.is_running(summary, folder)
+    recipe = summary.get("recipe")
+    shows_samples = recipe is None or recipe["shows_samples"]
+    by_round = list(rounds.rows(summary)) if summary["rounds"] else []
+    compared = evaluated if shows_samples else []
+    context = {
+        "name": summary["name"],
+        "state": summary["state"],
+        "verdict": verdict(summary),
+        "doing": doing(steps) if is_running else [],
+        "remarks": _remarks(summary, steps, evaluated),
+        "head": run_status.head(summary, folder),
+        "command": "" if is_running else next_command(summary, folder),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "refresh": REFRESH_SECONDS if is_running else None,
+        "rounds_title": rounds.title(summary),
+        "rounds": Table(("", *rounds.heads(summary)), [[name, *cells] for name, cells in by_round]),
+        "graph": graph(steps) if steps else "",
+        "steps": [_details(step) for step in steps],
+        "over_kl": sections.over_kl(summary, _evaluation_files(summary)),
+        "training": [(step.name, figures) for step, figures in sections.training(steps)],
+        "distributions": sections.distributions(evaluated),
+        "wins": sections.wins(evaluated),
+        "answer_files": [one.file for one in evaluated],
+        "answers": [shown_answers(one) for one in side_by_side(compared)],
+        "samples_note": "" if shows_samples else LEFT_OUT,
+        "dropped": sections.dropped(steps),
+        "times": sections.times(steps),
+        "recipe": yaml.safe_dump(dict(recipe["content"]), sort_keys=False, allow_unicode=True) if recipe else "",
+        "recipe_file": recipe["file"] if recipe else "",
+        "changes": recipe["changes"] if recipe else [],
+        "versions": _versions(steps),
+    }
+    present = {"rounds": context["rounds"].rows}
+    contents = [(ANCHORS.get(name, name), words) for name, words in CONTENTS if present.get(name, context[name])]
+    return fill("report.html.j2", {**context, "contents": [*contents, ("recipe", "Recipe")]})
+
+
+def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
+    """What a reader should know before the numbers: the diagnosis, warnings, and what could not be read."""
+    said = [rounds.diagnosis(summary), rounds.judge_warning(summary)]
+    said += [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
+    said += [f"{step.name}: {step.problem}" for step in steps if step.problem]
+    said += [f"{one.policy}: {one.problem}" for one in evaluated if one.problem]
+    return [f"{text[:1].upper()}{text[1:]}" for text in said if text]
+
+
+def _evaluation_files(summary: Summary) -> dict[str, str]:
+    entries = [entry for entry in summary["steps"] if entry["stage"] == "evaluate_policy" and entry["folder"]]
+    return {entry["name"]: f"{entry['folder']}/artifact.json" for entry in entries}
+
+
+def _details(step: StepFacts) -> Mapping[str, object]:
+    """What the page has below the graph for a step."""
+    entry, record = step.entry, step.record
+    return {
+        "anchor": anchor(step.name),
+        "name": step.name,
+        "state": entry["state"],
+        "seconds": duration(entry["seconds"]),
+        "folder": entry["folder"],
+        "fingerprint": (entry["fingerprint"] or "")[:16],
+        "warnings": entry.get("warnings", []),
+        "problem": step.problem,
+        "key_table": Table(
+            ("key", "value", "default"),
+            [[name, _json(value), _json(default)] for name, (value, default) in step.keys_that_differ.items()],
+        ),
+        "input_table": Table(("key", "from"), [[key, value] for key, value in record.inputs.items()] if record else []),
+        "file_table": Table(
+            ("file", "MB"), [[name, f"{size / 1e6:.2f}"] for name, size in record.files.items()] if record else []
+        ),
+        "metric_table": Table(("metric", "value"), [[name, number(value)] for name, value in entry["metrics"].items()]),
+    }
+
+
+def _json(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _versions(steps: Sequence[StepFacts]) -> Table:
+    """The libraries that the steps ran with, and this machine."""
+    recorded: dict[str, dict[str, None]] = {}
+    for step in steps:
+        for library, version in (step.record.versions if step.record else {}).items():
+            recorded.setdefault(library, {})[version] = None
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory"
+    machine = f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} CPU cores, {memory}"
+    rows = [["alignloop", importlib.metadata.version("alignloop")], ["Python", platform.python_version()]]
+    rows += [[library, ", ".join(versions)] for library, versions in recorded.items()]
+    return Table(
+        ("of the steps, and of the machine that wrote this page", ""), [*rows, ["machine", f"{machine}, {memory}"]]
+    )

@@ -1,0 +1,80 @@
+"""The table by round, as text: what the terminal and the page both show of a summary."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from data_schemas.text import printable
+from pipeline.state.summary import Summary
+
+ROWS: Mapping[str, Callable[[Mapping[str, object]], str]] = {
+    "policy": lambda row: str(row["policy"] or "-"),
+    "judge's mean": lambda row: number(row["judge_mean"]),
+    "gain vs first": lambda row: _interval(row, "score_gain_vs_first"),
+    "wins vs first": lambda row: _interval(row, "win_rate_vs_first"),
+    "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
+    "gate": lambda row: str(row.get("gate") or "-"),
+    "decided by": lambda row: str(row.get("gate_reason") or "-").partition("; ")[0],
+    "proxy's mean": lambda row: number(row["proxy_mean"]),
+    "proxy's accuracy": lambda row: _interval(row, "proxy_accuracy"),
+    "best by proxy": lambda row: number(row["best_by_proxy"]),
+    "best by judge": lambda row: number(row["best_by_judge"]),
+    "KL to first": lambda row: number(row["kl_to_first"]),
+    "answer tokens": lambda row: number(row["mean_answer_tokens"]),
+    "ended": lambda row: number(row["ended_share"]),
+    "distinct-2": lambda row: number(row["distinct_2"]),
+    "reward accuracy": lambda row: number(row["reward_accuracy"]),
+    "SFT eval loss": lambda row: number(row["sft_eval_loss"]),
+    "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
+}
+
+
+def title(summary: Summary) -> str:
+    """`by round, judged by toy_world.gold:gold`."""
+    judges = sorted({str(row["judge"]) for row in summary["rounds"] if row["judge"]})
+    how = "by round, " if any(row["round"] is not None for row in summary["rounds"]) else ""
+    return f"{how}judged by {', '.join(judges)}" if judges else f"{how}no policy evaluated yet"
+
+
+def heads(summary: Summary) -> list[str]:
+    """The head of each column: its round, or the one evaluation of a run without rounds."""
+    return ["evaluate_policy" if row["round"] is None else f"round {row['round']}" for row in summary["rounds"]]
+
+
+def rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """The name of each row and its cells; `-` is a number that does not apply."""
+    for name, show in ROWS.items():
+        yield name, [show(row) for row in summary["rounds"]]
+
+
+def diagnosis(summary: Summary) -> str | None:
+    """What limits the next round, by the newest evaluation that says so."""
+    said = [(row["round"], row["diagnosis"]) for row in summary["rounds"] if row.get("diagnosis")]
+    if not said:
+        return None
+    number, text = said[-1]
+    return printable(str(text) if number is None else f"after round {number}, {text}")
+
+
+def judge_warning(summary: Summary) -> str | None:
+    """What is wrong with a judge that orders no more of its held-out pairs rightly than chance does."""
+    for step in summary["steps"]:
+        accuracy = step["metrics"].get("eval_accuracy")
+        if step["name"] == "judge" and isinstance(accuracy, int | float) and accuracy <= 0.5:
+            return (
+                f"the judge orders {accuracy:.0%} of its held-out pairs rightly, which is no better than chance: its "
+                "numbers and the gate say nothing of quality; raise data.judge_share or set evaluate_policy.judge_model"
+            )
+    return None
+
+
+def number(value: object) -> str:
+    """A float with three decimals; `-` for null."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _interval(row: Mapping[str, object], name: str) -> str:
+    """A number with its interval of confidence, where the row has one."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
+    return number(row[name]) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")

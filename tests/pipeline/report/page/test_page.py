@@ -1,0 +1,227 @@
+"""The page of a run: what is in it, what can't get into it, and that it never stops a run."""
+
+import base64
+import hashlib
+import json
+import re
+import signal
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from data_schemas.locks import lock_folder
+from pipeline.report.page import writing
+from pipeline.report.page.facts import FactsReader
+from pipeline.report.page.lineage import recorded_sources
+from pipeline.report.page.writing import PageWriter, write_page
+from pipeline.state.summary import read
+from tests.patience import PATIENCE
+from tests.pipeline.report.page.run_folders import write_run
+from tests.pipeline.toy_house import ONE_ROUND
+
+HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> \x1b[31mred \u202eabc\u202c \x00'
+
+
+class Page(HTMLParser):
+    """The elements of a page, its headings, and the text of each kind of element."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.open = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.open = tag
+        self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts[self.open][-1] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [attributes[name] or "" for _, attributes in self.elements if name in attributes]
+
+
+def page_of(folder) -> tuple[str, Page]:
+    content = write_page(folder).read_text(encoding="utf-8")
+    return content, Page(content)
+
+
+def test_the_sections_are_in_order_and_the_verdict_comes_first(tmp_path):
+    content, page = page_of(write_run(tmp_path / "toy"))
+    assert page.texts["h2"] == [
+        "By round",
+        "The steps and what they read",
+        "Proxy and judge over the distance from the first policy",
+        "Loss and accuracy of every training step",
+        "Rewards and lengths by policy",
+        "How often one policy wins over another",
+        "Answers side by side",
+        "Rows that were not used",
+        "Time",
+        "Recipe, versions and machine",
+    ]
+    verdict = "Best policy: round-1.dpo, with a mean of 0.750 by the judge toy:gold, a gain of 0.500 [0.375, 0.625]"
+    assert content.index(verdict) < content.index("<h2>")
+    for text in (
+        "round-1.dpo-0123abcd/model",  # what to type next
+        "The model overfits: the held-out loss was lowest at step 10 (0.5) and rose to 0.75 by step 20.",
+        "dpo.beta: 0.1 -&gt; 0.2",
+        "<mark>round-1.dpo</mark> says 2",
+        "torch</th><td>2.13.0",
+    ):
+        assert text in content
+    # Wins of round-1.dpo over round-0.sft: 1.0 > 0.0, 0.5 = 0.5, 0.0 < 0.25.
+    assert '<td class="w5">0.50</td>' in content
+    # Rows that were not used: of each of three steps; a count of zero is not listed.
+    assert content.count("dropped_too_long</td><td>4") == 2 and "rejected_rows</td><td>2" in content
+    assert "dialogs_left_out</td>" not in content.partition('id="dropped"')[2]
+
+
+def test_the_page_loads_nothing_and_its_policy_permits_only_its_own_style_and_script(tmp_path):
+    _, page = page_of(write_run(tmp_path / "toy"))
+    assert not [tag for tag, _ in page.elements if tag in ("link", "img", "iframe", "object", "embed", "base", "form")]
+    assert not page.attributes("src") and not page.attributes("style") and not page.attributes("onclick")
+    assert all(link.startswith(("#", "./")) for link in page.attributes("href"))
+    policy = next(value for value in page.attributes("content") if "default-src" in value)
+    allowed = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert allowed.pop("default-src") == "'none'"
+    for name, tag in (("style-src", "style"), ("script-src", "script")):
+        (content,) = page.texts[tag]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert allowed.pop(name) == f"'sha256-{digest}'"
+    assert set(allowed.values()) == {"'none'"}
+
+
+def test_text_of_a_model_is_shown_as_text(tmp_path):
+    folder = write_run(tmp_path / "toy", texts={"round-1.dpo": [HOSTILE] * 3})
+    content, page = page_of(folder)
+    assert [tag for tag, _ in page.elements].count("script") == 1 and not page.attributes("onerror")
+    for character in ("\x1b", "\u202e", "\x00"):
+        assert character not in content
+    shown = "".join(page.texts["mark"])
+    assert '</script><script>alert("x")</script>' in shown and "\\x1b[31mred" in shown and "\\u202eabc" in shown
+
+
+@pytest.mark.parametrize("where", ["name", "step", "warning", "recipe"])
+def test_names_from_a_foreign_run_are_shown_as_text(tmp_path, where):
+    folder = write_run(tmp_path / "toy")
+    summary = json.loads((folder / "summary.json").read_text())
+    if where == "name":
+        summary["name"] = HOSTILE
+    elif where == "step":
+        summary["steps"][1]["name"] = HOSTILE
+    elif where == "warning":
+        summary["steps"][1]["warnings"] = [HOSTILE]
+    else:
+        summary["recipe"]["content"] = {"name": HOSTILE}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    content, page = page_of(folder)
+    assert [tag for tag, _ in page.elements].count("script") == 1 and not page.attributes("onerror")
+    assert not re.search("[\x00\x1b\u202e]", content) and "alert" in content
+
+
+def test_without_samples_no_prompt_and_no_answer_is_in_the_page(tmp_path):
+    content, _ = page_of(write_run(tmp_path / "toy", shows_samples=False))
+    assert "says 1" not in content and "Name a sound" not in content
+    assert "report.samples: false" in content and "Lengths of answers" in content
+
+
+def test_six_rounds_take_less_than_500_kB(tmp_path):
+    texts = {f"round-{number}.dpo": ["word " * 300] * 3 for number in range(1, 7)}
+    folder = write_run(tmp_path / "toy", rounds=6, texts=texts)
+    for path in folder.glob("*/metrics.jsonl"):
+        lines = [{"step": step, "loss": 1 / (step + 1), "eval_loss": 2 / (step + 1)} for step in range(5_000)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    content, page = page_of(folder)
+    assert len(content.encode()) < 500_000
+    assert len([tag for tag, attributes in page.elements if (attributes.get("class") or "") == "training"]) == 7
+
+
+def test_the_arrows_of_a_finished_step_are_from_its_record_and_of_another_from_the_plan(tmp_path):
+    folder = write_run(tmp_path / "toy")
+    (folder / "round-1.evaluate_policy-0123abcd" / "artifact.json").unlink()
+    _, page = page_of(folder)
+    arrows = {(one["data-from"], one["data-to"]) for _, one in page.elements if "data-from" in one}
+    assert ("prepare_data", "round-1.dpo") in arrows
+    assert ("round-0.evaluate_policy", "round-1.dpo") not in arrows  # in the plan, not in the record
+    assert ("round-0.evaluate_policy", "round-1.evaluate_policy") in arrows
+    sources = recorded_sources(FactsReader(folder).read(read(folder)))
+    assert sources["round-1.dpo"] == ["prepare_data"] and sources["round-1.evaluate_policy"] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("artifact.json", "{", "is not a record"),
+        ("answers.jsonl", "{", "answers.jsonl could not be read to its end"),
+        ("proxy_scores.json", "x", "could not be read to its end"),
+        ("outcome.json", "[", ""),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path, file, content, said):
+    folder = write_run(tmp_path / "toy")
+    (folder / "round-1.evaluate_policy-0123abcd" / file).write_text(content)
+    shown, page = page_of(folder)
+    assert said in shown and "Loss and accuracy of every training step" in page.texts["h2"]
+
+
+def test_the_page_is_loaded_again_only_while_the_run_goes_on(tmp_path):
+    folder = write_run(tmp_path / "toy", state="running")
+    stopped, page = page_of(folder)
+    assert "the process that ran it has ended" in stopped and not page.attributes("data-refresh")
+    with lock_folder(folder):
+        _, page = page_of(folder)
+    assert page.attributes("data-refresh") == [str(writing.REFRESH_SECONDS)]
+
+
+def test_a_page_that_cannot_be_written_is_one_warning_and_no_error(tmp_path, monkeypatch, caplog):
+    folder = write_run(tmp_path / "toy")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing, "write_atomically", full)
+    writer = PageWriter(folder)
+    writer.write()
+    writer.write()
+    assert [record.message for record in caplog.records] == [
+        f"{folder / 'report.html'} is not written: OSError: [Errno 28] No space left on device"
+    ]
+
+
+def test_a_finished_step_is_read_once(tmp_path):
+    folder = write_run(tmp_path / "toy")
+    reader = FactsReader(folder)
+    before = reader.read(read(folder))
+    (folder / "round-1.dpo-0123abcd" / "metrics.jsonl").write_text("")
+    assert reader.read(read(folder))[3].curves == before[3].curves
+    assert FactsReader(folder).read(read(folder))[3].curves != before[3].curves
+
+
+def test_a_run_writes_its_page_while_it_goes_on_and_when_it_ends(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY='{"round-1.sft": "hang"}')
+    world.hanging()
+    deadline = time.monotonic() + PATIENCE
+    while "<strong>round-1.sft</strong> is running" not in (world.run_folder / "report.html").read_text():
+        assert time.monotonic() < deadline, "the page does not show the running step"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    ended = (world.run_folder / "report.html").read_text()
+    assert "data-refresh" not in ended and "interrupted (7 of 10 steps are finished)" in ended
+
+    edited = ("--set", "dpo.beta=0.3")
+    code, *_ = world.run(*edited)
+    content = (world.run_folder / "report.html").read_text()
+    assert code == 0 and "done (10 of 10 steps are finished)" in content
+    assert "dpo.beta: (not set) -&gt; 0.3" in content
+    world.run(*edited)  # the same recipe again: what differed then is still shown
+    assert "dpo.beta: (not set) -&gt; 0.3" in (world.run_folder / "report.html").read_text()

@@ -1,0 +1,40 @@
+"""Which model the folder of a run means."""
+
+import json
+
+import pytest
+
+from data_schemas.errors import ConfigError
+from pipeline.state.models import model_of, reward_model_of
+
+
+def entry(name, stage, *, metrics=True):
+    return {
+        "name": name,
+        "stage": stage,
+        "round": 1,
+        "folder": f"{name}-0123",
+        "fingerprint": None,
+        "state": "ran" if metrics else "running",
+        "seconds": 1.0,
+        "metrics": {"eval_loss": 1.0} if metrics else {},
+    }
+
+
+def run_of(folder, *steps):
+    content = {"name": "a", "state": "done", "steps": steps, "rounds": [], "best_policy": None}
+    (folder / "summary.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_of_a_run_the_newest_reward_model_is_meant(tmp_path):
+    judge, first = entry("judge", "reward_model"), entry("round-1.reward_model", "reward_model")
+    part, average = entry("round-2.reward_model.1", "reward_model"), entry("round-2.reward_model", "average_models")
+    unfinished = entry("round-3.reward_model", "reward_model", metrics=False)
+    policy = entry("round-2.dpo", "dpo")
+    run = run_of(tmp_path, judge, first, part, average, policy, unfinished)
+    assert reward_model_of(run) == f"{tmp_path}/round-2.reward_model-0123/model"
+    assert model_of(run) == f"{tmp_path}/round-2.dpo-0123/model"
+    assert reward_model_of(run_of(tmp_path, judge, policy)) == f"{tmp_path}/judge-0123/model"
+    with pytest.raises(ConfigError, match="has no finished reward model; run the recipe further, or give"):
+        reward_model_of(run_of(tmp_path, policy, unfinished))
