@@ -56,7 +56,7 @@ def test_without_a_judge_an_evaluation_answers_a_few_held_out_prompts(plan_one_p
     step = plan_one_pass("stages=[sft, evaluate_policy]")["evaluate_policy"]
     validation = Output("prepare_data", "prompts.validation", optional=True)
     assert step.inputs == {"model_name_or_path": [Output("sft", "model")], "prompts": [validation]}
-    assert step.keys == {"seed": 0, "num_prompts": 8, "num_answers": 1, "policy_step": "sft"}
+    assert step.keys == {"seed": 0, "report_to": "none", "num_prompts": 8, "num_answers": 1, "policy_step": "sft"}
     more = plan_one_pass("stages=[sft, evaluate_policy]", "evaluate_policy.num_prompts=3", "data.evaluation_share=0.2")
     assert more["evaluate_policy"].keys["num_prompts"] == 3
     assert more["evaluate_policy"].inputs["prompts"] == [

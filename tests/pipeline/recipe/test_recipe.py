@@ -71,7 +71,7 @@ def test_the_judge_takes_the_reward_models_keys_under_its_own(recipe_file):
     recipe = load_recipe(
         recipe_file, ["reward_model.learning_rate=0.5", "reward_model.max_length=9", "judge.max_length=8"]
     )
-    assert recipe.section("judge").keys == {"seed": 0, "learning_rate": 0.5, "max_length": 8}
+    assert recipe.section("judge").keys == {"seed": 0, "report_to": "none", "learning_rate": 0.5, "max_length": 8}
 
 
 def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(recipe_file):

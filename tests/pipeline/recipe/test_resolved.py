@@ -50,7 +50,8 @@ def test_a_section_has_its_keys_and_variants_in_every_round(tmp_path):
     ]
     assert [(v.keys["beta"], v.dpo_batches) for v in second.variants] == [(0.4, 3), (0.5, 2)]
     assert "max_length" not in second.keys
-    assert [dict(v.keys) for v in recipe.section("sft", 0).variants] == [{"seed": 0, "num_train_epochs": 3.0}]
+    (only,) = recipe.section("sft", 0).variants
+    assert dict(only.keys) == {"seed": 0, "report_to": "none", "num_train_epochs": 3.0}
 
 
 def test_resolved_values_cannot_be_changed(tmp_path):
