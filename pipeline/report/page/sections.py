@@ -46,14 +46,14 @@ def over_kl(summary: Summary, files: Mapping[str, str]) -> list[Figure]:
         kl = 0.0 if row is rows[0] and row["kl_to_first"] is None else _number(row["kl_to_first"])
         if kl is None or first is None:
             continue
-        x, label = math.sqrt(max(0.0, kl)), str(row["policy"])
+        x, label = math.sqrt(max(0.0, kl)), str(row["policy"] if row["round"] is None else row["round"])
         mean = _number(row["judge_mean"]) or 0.0
         judge.append((x, mean, label))
         low, high = _number(row.get("score_gain_vs_first_low")), _number(row.get("score_gain_vs_first_high"))
         gains.append((first + low, first + high) if low is not None and high is not None else (mean, mean))
         if (proxy_mean := _number(row["proxy_mean"])) is not None:
             proxy.append((x, proxy_mean, label))
-        table.append([label, f"{x:.3f}", number(row["judge_mean"]), number(row["proxy_mean"])])
+        table.append([str(row["policy"]), f"{x:.3f}", number(row["judge_mean"]), number(row["proxy_mean"])])
     if len(judge) < 2:
         return []
     numbers = Table(("policy", "√KL to the first", "judge's mean", "proxy's mean"), table)
@@ -64,7 +64,7 @@ def over_kl(summary: Summary, files: Mapping[str, str]) -> list[Figure]:
             _scatter(judge, "judge's mean", colour=0, intervals=gains),
             numbers,
             sources,
-            "The bars are the 95 % interval of the gain over the first policy.",
+            "A label is a round. The bars are the 95 % interval of the gain over the first policy.",
         )
     ]
     if proxy:
