@@ -82,7 +82,8 @@ def run(work: Callable[[Console], None], *, output: Path) -> int:
 def _warnings_on(console: Console) -> Iterator[None]:
     """Inside, what is logged goes to the console, as a warning, and nowhere else."""
     root = logging.getLogger()
-    before, root.handlers = root.handlers, [_ConsoleHandler(console)]
+    before = root.handlers
+    root.handlers = [_ConsoleHandler(console)]
     try:
         yield
     finally:

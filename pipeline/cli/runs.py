@@ -87,7 +87,8 @@ def compare(
 ) -> None:
     """Show what differs between two runs: the recipe, the results with intervals, and the answers."""
     if steps and len(steps) != 2:
-        raise ConfigError(f"compare {' '.join(steps)}: found one step; expected one of each run, or none")
+        count = f"{len(steps)} {'steps' if len(steps) > 1 else 'step'}"
+        raise ConfigError(f"compare: found {count}; expected two, one of each run, or none")
     compared = comparing.compare((first, second), steps or ())
     comparing.show(terminal.make_console(), compared)
     if page is not None:

@@ -62,7 +62,7 @@ def compared(*steps: str) -> Callable[[Place], Call]:
 
 CASES = [
     Case(
-        "comparison of one step", compared("round-1.dpo"), "compare round-1.dpo: found one step; expected one of each"
+        "comparison of one step", compared("round-1.dpo"), "compare: found 1 step; expected two, one of each run"
     ),
     Case(
         "comparison of a policy that is not evaluated",
