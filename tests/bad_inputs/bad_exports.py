@@ -61,9 +61,7 @@ def compared(*steps: str) -> Callable[[Place], Call]:
 
 
 CASES = [
-    Case(
-        "comparison of one step", compared("round-1.dpo"), "compare: found 1 step; expected two, one of each run"
-    ),
+    Case("comparison of one step", compared("round-1.dpo"), "compare: found 1 step; expected two, one of each run"),
     Case(
         "comparison of a policy that is not evaluated",
         compared("round-1.dpo", "round-1.dpoo"),
