@@ -76,12 +76,12 @@ def test_two_rounds_end_with_a_table_and_the_line_to_type_next(place):
 
 def test_the_summary_has_its_schema_and_every_number_or_a_reason(place):
     summary = json.loads((place.work / "first_summary.json").read_text())
-    assert list(summary) == ["name", "state", "steps", "rounds", "best_policy"]
+    assert list(summary) == ["name", "state", "steps", "rounds", "best_policy", "recipe"]
     assert (summary["name"], summary["state"]) == ("loop", "done")
     assert [step["name"] for step in summary["steps"]] == STEPS
     for step in summary["steps"]:
         assert list(step)[:6] == ["name", "stage", "round", "folder", "fingerprint", "state"]
-        assert list(step)[6:] == ["seconds", "metrics", "warnings"]
+        assert list(step)[6:] == ["seconds", "metrics", "warnings", "inputs"]
         assert step["state"] == "ran"
         assert step["folder"] == f"{step['name']}-{step['fingerprint'][:8]}"
         assert step["seconds"] > 0
