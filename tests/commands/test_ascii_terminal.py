@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def terminal(monkeypatch):
         assert guarded(main) == 0, printed["stderr"].getvalue().decode()
         return [stream.getvalue().decode("ascii") for stream in printed.values()]
 
-    return play
+    yield play
+    logging.disable(logging.NOTSET)  # `check` logs no information, for the rest of its process
 
 
 def test_check_shows_escapes(terminal, tiny_model, tmp_path):
