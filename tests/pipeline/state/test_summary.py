@@ -4,7 +4,7 @@
 def test_the_summary_has_its_schema_and_a_reason_for_every_null(world):
     world.run()
     summary = world.summary()
-    assert list(summary) == ["name", "state", "steps", "rounds", "best_policy"]
+    assert list(summary) == ["name", "state", "steps", "rounds", "best_policy", "recipe"]
     assert summary["state"] == "done"
     assert list(summary["steps"][0]) == [
         "name",
@@ -16,6 +16,7 @@ def test_the_summary_has_its_schema_and_a_reason_for_every_null(world):
         "seconds",
         "metrics",
         "warnings",
+        "inputs",
     ]
     rows = summary["rounds"]
     assert [(row["round"], row["policy"], row["gold_mean"]) for row in rows] == [
