@@ -10,7 +10,7 @@ from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
 from data_schemas.text import nearest, shown
 from pipeline.state.run import Run
-from pipeline.steps import BestPolicy, EvaluationFolder, Output, Step
+from pipeline.steps import BestPolicy, Step, source_steps
 
 FINISHED = ("reuse", "skip", "to be hashed")  # `plan` cannot know of a step to be hashed whether it is finished
 
@@ -90,10 +90,9 @@ def _before(run: Run, selection: Selection) -> Iterator[str]:
 
 
 def _sources(run: Run, step: Step) -> Iterator[str]:
+    """The steps that a step reads from, and those that trained the policies which an evaluation chose for it."""
+    yield from source_steps(step)
     for reference in (item for items in step.inputs.values() for item in items):
-        if not isinstance(reference, Output | BestPolicy | EvaluationFolder):
-            continue
-        yield reference.step
-        folder = run.folder(reference.step)
-        if isinstance(reference, BestPolicy) and folder and (record := Artifact.read(folder)):
+        folder = run.folder(reference.step) if isinstance(reference, BestPolicy) else None
+        if folder and isinstance(reference, BestPolicy) and (record := Artifact.read(folder)):
             yield from (choice.step for choice in record.choices[reference.rank :][:1])

@@ -1,4 +1,4 @@
-"""What is said of a running stage: its progress file, as one line with speeds and times."""
+"""The progress of a running stage as one line, with speeds and the time left."""
 
 import pytest
 

@@ -1,10 +1,11 @@
 """The curves of a training step, from its metrics.jsonl: loss and accuracy in training and on held-out rows."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from data_schemas.metrics import read_metrics
 
 # An x value (the training step) and a y value.
 Point = tuple[float, float]
@@ -69,44 +70,39 @@ class Curves:
 
 def read_curves(path: Path) -> Curves:
     """The curves in a metrics.jsonl, which a running step may still be writing. A damaged line is left out."""
-    rows = list(_read(path))
-    train, held_out = _by_step(rows, "loss"), _by_step(rows, "eval_loss")
-    pair = next((pair for pair in SECOND_METRICS if any(name in row for row in rows for name in pair)), ("", ""))
-    second_eval = _by_step(rows, pair[1])
+    logged = _read(path)
+    train, held_out = _by_step(logged, "loss"), _by_step(logged, "eval_loss")
+    names = {name for _, name in logged}
+    pair = next((pair for pair in SECOND_METRICS if names & set(pair)), ("", ""))
+    second_eval = _by_step(logged, pair[1])
     evaluations = [
         {"step": step, "eval_loss": value} | ({pair[1]: second_eval[step]} if step in second_eval else {})
         for step, value in sorted(held_out.items())
     ]
-    values = [value for row in rows for value in (row.get("loss"), row.get("eval_loss"))]
+    losses = [value for (_, name), value in logged.items() if name in ("loss", "eval_loss")]
     return Curves(
         loss=thinned(sorted(train.items())),
         eval_loss=thinned(sorted(held_out.items())),
         second=pair[0],
-        second_train=thinned(sorted(_by_step(rows, pair[0]).items())),
+        second_train=thinned(sorted(_by_step(logged, pair[0]).items())),
         second_eval=thinned(sorted(second_eval.items())),
-        num_not_finite=sum(isinstance(value, float) and not math.isfinite(value) for value in values),
+        num_not_finite=sum(isinstance(value, float) and not math.isfinite(value) for value in losses),
         evaluations=evaluations,
         best_step=min(held_out, key=lambda step: (held_out[step], step)) if held_out else None,
     )
 
 
-def _read(path: Path) -> Iterator[Mapping[str, object]]:
+def _read(path: Path) -> dict[tuple[int, str], float]:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(row, dict) and _is_number(row.get("step")):
-                    yield row
-    except OSError:
-        return
+        return read_metrics(path)
+    except OSError:  # the page shows the other steps
+        return {}
 
 
-def _by_step(rows: Sequence[Mapping[str, object]], name: str) -> dict[float, float]:
+def _by_step(logged: Mapping[tuple[int, str], float], name: str) -> dict[float, float]:
     """The finite values of a metric by step. Of a step that a resumed run logged again, the later one."""
-    return {float(row["step"]): float(row[name]) for row in rows if _is_number(row.get(name))}  # pyright: ignore
+    found = {step: value for (step, key), value in logged.items() if key == name}
+    return {float(step): float(value) for step, value in found.items() if _is_number(step) and _is_number(value)}
 
 
 def _is_number(value: object) -> bool:

@@ -30,7 +30,7 @@ from pipeline.report.page.template import LEFT_OUT, fill, shown_answers
 from pipeline.report.page.verdict import doing, next_command, verdict
 from pipeline.report.rounds import number
 from pipeline.state.run import StepState
-from pipeline.state.summary import Summary, read
+from pipeline.state.summary import RecipeEntry, Summary, read
 from pipeline.steps import Step
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,15 @@ MAX_SHARE = 0.02  # of the time that the page may take from a run
 CONTENTS = (
     ("rounds", "By round"),
     ("graph", "Steps"),
-    ("over_kl", "Proxy and judge"),
+    ("kl", "Proxy and judge"),
     ("training", "Training"),
     ("distributions", "Distributions"),
     ("wins", "Wins"),
     ("answers", "Answers"),
     ("dropped", "Rows not used"),
-    ("times", "Time"),
+    ("time", "Time"),
+    ("recipe", "Recipe"),
 )
-ANCHORS = {"over_kl": "kl", "times": "time"}
 
 
 @dataclass
@@ -96,7 +96,7 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
     is_running = run_status.is_running(summary, folder)
     recipe = summary.get("recipe")
     shows_samples = recipe is None or recipe["shows_samples"]
-    by_round = list(rounds.rows(summary)) if summary["rounds"] else []
+    by_round = [[name, *cells] for name, cells in rounds.rows(summary)] if summary["rounds"] else []
     compared = evaluated if shows_samples else []
     context = {
         "name": summary["name"],
@@ -109,10 +109,10 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "refresh": REFRESH_SECONDS if is_running else None,
         "rounds_title": rounds.title(summary),
-        "rounds": Table(("", *rounds.heads(summary)), [[name, *cells] for name, cells in by_round]),
+        "rounds": Table(("", *rounds.heads(summary)), by_round) if by_round else None,
         "graph": graph(steps) if steps else "",
         "steps": [_details(step) for step in steps],
-        "over_kl": sections.over_kl(summary, _evaluation_files(summary)),
+        "kl": sections.over_kl(summary, _evaluation_files(summary)),
         "training": [(step.name, figures) for step, figures in sections.training(steps)],
         "distributions": sections.distributions(evaluated),
         "wins": sections.wins(evaluated),
@@ -120,15 +120,12 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "answers": [shown_answers(one) for one in side_by_side(compared)],
         "samples_note": "" if shows_samples else LEFT_OUT,
         "dropped": sections.dropped(steps),
-        "times": sections.times(steps),
-        "recipe": yaml.safe_dump(dict(recipe["content"]), sort_keys=False, allow_unicode=True) if recipe else "",
-        "recipe_file": recipe["file"] if recipe else "",
-        "changes": recipe["changes"] if recipe else [],
+        "time": sections.times(steps),
+        "recipe": _recipe(recipe),
         "versions": _versions(steps),
     }
-    present = {"rounds": context["rounds"].rows}
-    contents = [(ANCHORS.get(name, name), words) for name, words in CONTENTS if present.get(name, context[name])]
-    return fill("report.html.j2", {**context, "contents": [*contents, ("recipe", "Recipe")]})
+    contents = [(name, words) for name, words in CONTENTS if context[name]]
+    return fill("report.html.j2", {**context, "contents": contents})
 
 
 def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
@@ -138,6 +135,14 @@ def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[E
     said += [f"{step.name}: {step.problem}" for step in steps if step.problem]
     said += [f"{one.policy}: {one.problem}" for one in evaluated if one.problem]
     return [f"{text[:1].upper()}{text[1:]}" for text in said if text]
+
+
+def _recipe(recipe: RecipeEntry | None) -> Mapping[str, object]:
+    """The recipe's file, its content as YAML, and its changes; empty texts for a summary of an older version."""
+    if recipe is None:
+        return {"file": "", "text": "", "changes": []}
+    text = yaml.safe_dump(dict(recipe["content"]), sort_keys=False, allow_unicode=True)
+    return {"file": recipe["file"], "text": text, "changes": recipe["changes"]}
 
 
 def _evaluation_files(summary: Summary) -> dict[str, str]:

@@ -15,7 +15,7 @@ STEP = {"stage": "sft", "round": 0, "folder": None, "fingerprint": None, "second
 
 @pytest.fixture
 def listed(tmp_path, monkeypatch, capsys):
-    """-> what `alignloop list` prints in a folder of its own: the cells of its rows, and its stderr."""
+    """What `alignloop list` prints in a separate folder: the cells of its rows, and its stderr."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str) -> tuple[list[list[str]], str, str]:
