@@ -46,7 +46,7 @@ from engine.runtime.functions import find_function
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
 TRAITS = StageTraits(
     purpose="Reads files, or the rows that a function writes, and splits them into training and held-out rows.",
