@@ -163,12 +163,22 @@ def show(console: Console, comparison: Comparison) -> None:
         console.print(Text(says), soft_wrap=not console.is_terminal)
     if comparison.answers and comparison.shows_samples:
         console.print(Text("\nanswers that differ most"))
-        changed = sorted((one for one in comparison.answers if one.change), key=lambda one: -abs(one.change or 0.0))
-        for one in changed[:NUM_SHOWN]:
-            console.print(Text(f"{one.change:+.2f}  {_one_line(one.prompt)}"))
+        for difference, one in _by_difference(comparison.answers)[:NUM_SHOWN]:
+            console.print(Text(f"{difference:+.2f}  {_one_line(one.prompt)}"))
             for label, (_, answers) in zip(comparison.labels, one.answers, strict=True):
-                score = number(mean(answers.scores[:1]))
-                console.print(Text(f"       {label}: {score}  {_one_line(answers.text)}"), soft_wrap=True)
+                says = f"       {label}: {number(answers.scores[0])}  {_one_line(answers.text)}"
+                console.print(Text(says), soft_wrap=True)
+
+
+def _by_difference(answers: Sequence[SideBySide]) -> list[tuple[float, SideBySide]]:
+    """The prompts whose first answers, which are the ones that are shown, have other scores; the largest difference
+    first."""
+    found: list[tuple[float, SideBySide]] = []
+    for one in answers:
+        before, after = (answer.scores[0] for _, answer in one.answers)
+        if before is not None and after is not None and before != after:
+            found.append((after - before, one))
+    return sorted(found, key=lambda pair: -abs(pair[0]))
 
 
 def results_table(comparison: Comparison) -> Table:

@@ -89,3 +89,15 @@ def test_a_policy_that_was_not_evaluated_is_refused_with_those_that_were(tmp_pat
     edit(run, steps=[], rounds=[], best_policy=None)
     with pytest.raises(ConfigError, match="has evaluated no policy; leave the step out"):
         comparing.compare((run, run), ("round-0.sft", "round-1.dpo"))
+
+
+def test_the_answers_that_are_shown_are_those_that_differ(tmp_path, capsys):
+    """The second prompt has other means, by its second answers; the first answers, which are shown, are equal."""
+    run = write_run(tmp_path / "toy")
+    for policy, second in (("round-0", 0.0), ("round-1", 1.0)):
+        path = run / f"{policy}.evaluate_policy-0123abcd" / "answers.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[1]["candidates"].append(rows[1]["candidates"][0] | {"k": 1, "score": second})
+        path.write_text("\n".join(map(json.dumps, rows)))
+    out = printed(comparing.compare((run, run), ("round-0.sft", "round-1.dpo")), capsys)
+    assert "+1.00  Name a colour." in out and "-0.25  Name a city." in out and "Name a sound." not in out
