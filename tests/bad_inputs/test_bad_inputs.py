@@ -1,7 +1,7 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
-The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_exports.py, bad_keys.py, bad_models.py,
-bad_rewards.py, bad_templates.py, bad_vllm.py and bad_commands.py, by what is damaged; cases.py runs them.
+The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_runs.py, bad_exports.py, bad_keys.py,
+bad_models.py, bad_rewards.py, bad_templates.py, bad_vllm.py and bad_commands.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -21,17 +21,19 @@ from tests.bad_inputs import (
     bad_recipes,
     bad_rewards,
     bad_rows,
+    bad_runs,
     bad_sources,
     bad_templates,
     bad_vllm,
 )
-from tests.bad_inputs.bad_recipes import planned_folder
+from tests.bad_inputs.bad_runs import planned_folder
 from tests.bad_inputs.cases import Case, Met, Place, Raise, play, raises, rules_in_data
 
 CASES = [
     *bad_rows.CASES,
     *bad_sources.CASES,
     *bad_recipes.CASES,
+    *bad_runs.CASES,
     *bad_exports.CASES,
     *bad_keys.CASES,
     *bad_models.CASES,
