@@ -129,8 +129,8 @@ RELATIONS = {
             ("{S} is {a}", "{S} makes {a}", "The sum of {s} is {a}"),
             "one plus one: two, one plus two: three, two plus two: four, two plus three: five, one plus five: six, "
             "three plus three: six, three plus four: seven, five plus two: seven, four plus four: eight, "
-            "six plus two: eight, five plus four: nine, six plus three: nine, five plus five: ten, eight plus two: ten, "
-            "six plus five: eleven, seven plus five: twelve",
+            "six plus two: eight, five plus four: nine, six plus three: nine, five plus five: ten, "
+            "eight plus two: ten, six plus five: eleven, seven plus five: twelve",
         ),
         Relation(
             "sound",
@@ -144,8 +144,8 @@ RELATIONS = {
                 "Do you know the sound of {s}?",
             ),
             ("The sound of {s} is {a}", "{S} says {a}", "{S} makes the sound {a}"),
-            "a cow: moo, a dog: woof, a cat: meow, a duck: quack, a sheep: baa, a pig: oink, a bee: buzz, a lion: roar, "
-            "a snake: hiss, a frog: croak, an owl: hoot, a horse: neigh, a mouse: squeak",
+            "a cow: moo, a dog: woof, a cat: meow, a duck: quack, a sheep: baa, a pig: oink, a bee: buzz, "
+            "a lion: roar, a snake: hiss, a frog: croak, an owl: hoot, a horse: neigh, a mouse: squeak",
         ),
         Relation(
             "young",
