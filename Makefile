@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-long lint types keys bench bench-full bench-gpu bench-alignment soak clean
+.PHONY: install demo test test-long lint types keys docs bench bench-full bench-gpu bench-alignment soak clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,12 @@ test-long: install
 keys: install
 	$(BIN)/python -m commands.describe_keys
 	$(BIN)/python -m pipeline.recipe.reference
+	$(BIN)/python -m pipeline.recipe.stage_reference
+
+# The documentation as a site, build/docs/index.html: it opens from the disk and loads nothing. A broken link fails.
+docs: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Speed and memory compared with TRL, generate() and vLLM on the same machine: docs/benchmarks.md. Needs BASE_MODEL (a
 # model folder) and PAIRS (a file of preferences). Optional: INSTRUCTIONS (files of dialogs), VLLM_PYTHON (the Python of

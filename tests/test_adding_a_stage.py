@@ -60,9 +60,11 @@ def test_a_stage_is_added_by_one_file_its_lines_in_the_plan_and_a_config(project
     before = json.loads((project / "data_schemas" / "stage_keys.json").read_text())
     call(project, "-m", "commands.describe_keys")
     call(project, "-m", "pipeline.recipe.reference")
+    call(project, "-m", "pipeline.recipe.stage_reference")
     after = json.loads((project / "data_schemas" / "stage_keys.json").read_text())
     assert {name: stage for name, stage in after.items() if name != "filter_pairs"} == before
     assert "| `max_answer_characters` | int | `400` |" in (project / "docs" / "recipe.md").read_text()
+    assert "## `filter_pairs`" in (project / "docs" / "stage-keys.md").read_text()
     assert "--max_answer_characters <int>" in call(project, "stages/filter_pairs.py", "--help")
 
     write_jsonl(project / "pairs.jsonl", [pair(number) for number in range(60)])

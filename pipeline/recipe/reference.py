@@ -48,14 +48,14 @@ unquoted `no`, `yes`, `on` or `off` where text is expected, which YAML reads as 
 
 def reference_page() -> str:
     """The content of docs/recipe.md."""
-    parts = [HEAD, "## Keys of the recipe itself\n", _table(_rows_of_model(Settings))]
-    parts += ["## `launch`: where and how steps run\n", _table(_rows_of_model(Launch))]
-    parts += ["## `report`: what the pages of a run show\n", _table(_rows_of_model(Report))]
+    parts = [HEAD, "## Keys of the recipe itself\n", table(_rows_of_model(Settings))]
+    parts += ["## `launch`: where and how steps run\n", table(_rows_of_model(Launch))]
+    parts += ["## `report`: what the pages of a run show\n", table(_rows_of_model(Report))]
     for name, stage in stages().items():
         own = {key: value for key, value in stage.keys.items() if value.own and key not in SET_BY_PLAN}
-        title = f"## `{_section_of(name)}`" + (" and `judge`" if name == "reward_model" else "")
-        parts += [f"{title}\n", f"{stage.traits.purpose}\n", _table(_rows_of_keys(own))]
-    parts += [TRL, _table(_rows_of_trl(), columns=("key", "sections", "type", "default", "meaning"))]
+        title = f"## `{section_of(name)}`" + (" and `judge`" if name == "reward_model" else "")
+        parts += [f"{title}\n", f"{stage.traits.purpose}\n", table(_rows_of_keys(own))]
+    parts += [TRL, table(_rows_of_trl(), columns=("key", "sections", "type", "default", "meaning"))]
     return "\n".join(parts)
 
 
@@ -66,7 +66,7 @@ them. A default that differs from TRL's is ours. Keys that a section shares with
 """
 
 
-def _section_of(stage: str) -> str:
+def section_of(stage: str) -> str:
     """The section that configures a stage; the average of a section's variants has its keys in that section."""
     names = {stage: section for section, stage in STAGE_OF.items() if section != "judge"}
     return names.get(stage, "average" if stage == "average_models" else stage)
@@ -94,7 +94,12 @@ def _words_of(hint: object) -> str:
 
 def _rows_of_keys(keys: dict[str, StageKey]) -> Iterator[Sequence[str]]:
     for name, key in keys.items():
-        yield name, _type_of(key), _default_of(key), _sentence(key.help)
+        yield key_row(name, key)
+
+
+def key_row(name: str, key: StageKey, *, required: str | None = None) -> tuple[str, str, str, str]:
+    """(key, type, default, meaning); `required` stands for the default of a key without one."""
+    return name, _type_of(key), required if required and key.required else _default_of(key), _sentence(key.help)
 
 
 def _rows_of_trl() -> Iterator[Sequence[str]]:
@@ -103,8 +108,7 @@ def _rows_of_trl() -> Iterator[Sequence[str]]:
     for stage, description in stages().items():
         for name, key in description.keys.items():
             if not key.own and name not in REPLACED_KEYS and name not in SET_BY_PLAN:
-                row = (name, _type_of(key), _default_of(key), _sentence(key.help))
-                sections.setdefault(row, []).append(_section_of(stage))
+                sections.setdefault(key_row(name, key), []).append(section_of(stage))
     for (name, kind, default, meaning), names in sorted(sections.items()):
         yield name, ", ".join(names), kind, default, meaning
 
@@ -130,7 +134,7 @@ def _sentence(text: str) -> str:
     return f"{first[:1].upper()}{first[1:]}." if first else ""
 
 
-def _table(rows: Iterator[Sequence[str]], columns: Sequence[str] = ("key", "type", "default", "meaning")) -> str:
+def table(rows: Iterator[Sequence[str]], columns: Sequence[str] = ("key", "type", "default", "meaning")) -> str:
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, *rest in rows:
         cells = [f"`{name}`", *rest[:-2], f"`{rest[-2]}`", rest[-1]]

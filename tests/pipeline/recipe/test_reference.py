@@ -1,11 +1,24 @@
-"""docs/recipe.md: every key, as the tables have it now."""
+"""docs/recipe.md and docs/stage-keys.md: every key, as the tables have it now."""
 
-from data_schemas.stage_keys import REPLACED_KEYS, stages
+from data_schemas.stage_keys import INPUT_ROLES, PIPELINE_KEYS, REPLACED_KEYS, stages
+from pipeline.recipe import stage_reference
 from pipeline.recipe.reference import PAGE, SET_BY_PLAN, reference_page
 
 
-def test_the_page_is_what_make_keys_writes():
+def test_the_pages_are_what_make_keys_writes():
     assert PAGE.read_text(encoding="utf-8") == reference_page()
+    assert stage_reference.PAGE.read_text(encoding="utf-8") == stage_reference.stage_page()
+
+
+def test_the_page_of_the_stages_names_every_key_of_each_and_explains_the_inputs():
+    parts = {part.split("`")[1]: part for part in stage_reference.stage_page().split("\n## ")[1:]}
+    assert list(parts) == list(stages())
+    for name, stage in stages().items():
+        keys = set(stage.keys) - {*PIPELINE_KEYS, *REPLACED_KEYS, "output_dir"}
+        assert {key for key in keys if f"`{key}`" not in parts[name]} == set()
+        inputs = {key for key in keys if stage.keys[key].role in INPUT_ROLES}
+        assert {line.split("`")[1] for line in parts[name].splitlines() if line.startswith("| `")} == inputs
+        assert stage.example in parts[name]
 
 
 def test_every_key_that_a_recipe_may_have_is_on_the_page_with_a_meaning():
