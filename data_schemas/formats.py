@@ -2,8 +2,8 @@
 
 Formats: .jsonl, .json (a list, an object with one list, or lines), .csv, .tsv, .txt, each also compressed as .gz or
 .zst; .parquet and .arrow. A .txt holds documents: one a paragraph (with blank lines between), or one a line in a file
-without blank lines. tables.py reads tables, folders.py chooses the files of a folder, hub.py reads data sets of the
-hub, sources.py puts them together, and dialects.py interprets the columns of rows.
+without blank lines; read as prompts, it holds one a line. tables.py reads tables, folders.py chooses the files of a
+folder, hub.py reads data sets of the hub, sources.py puts them together, dialects.py interprets the columns of rows.
 
 Line numbers are the file's own for .jsonl, .csv, .tsv and .txt; for .json, .parquet, .arrow and the hub the row's,
 from 1.
@@ -14,7 +14,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -277,3 +277,14 @@ def paragraphs(path: Path, content: bytes) -> list[Line]:
             found.append(Line(first, {"text": "\n".join(gathered)}))
             gathered = []
     return found
+
+
+def as_prompts(name: str, lines: Sequence[Line]) -> Sequence[Line]:
+    """The documents of a text file as prompts, one a line; the rows of any other file as they are."""
+    if format_of(Path(name)) != ".txt" or not all(isinstance(line.raw, dict) and "text" in line.raw for line in lines):
+        return lines  # also where `columns` calls a document a prompt
+    return [
+        Line(line.number + n, {"prompt": prompt})
+        for line in lines
+        for n, prompt in enumerate(cast(dict[str, str], line.raw)["text"].split("\n"))
+    ]

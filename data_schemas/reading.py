@@ -27,7 +27,7 @@ from data_schemas.dialects import (
 )
 from data_schemas.errors import ConfigError, DataError, SetAside, UnknownColumns, WrongValue
 from data_schemas.files import write_atomically
-from data_schemas.formats import Line, cannot_open, describe, first_lines, format_of, json_lines, shorten
+from data_schemas.formats import Line, as_prompts, cannot_open, describe, first_lines, format_of, json_lines, shorten
 from data_schemas.labels import pairs_of_labels
 from data_schemas.messages import Fields
 from data_schemas.nesting import check_depth, is_too_deep
@@ -154,7 +154,8 @@ def check_columns(source: Source, kind: str) -> None:
             continue
         if not lines:
             raise DataError(f"{file} is empty: it has no rows")
-        _check_columns(str(file), source.rename(str(file), lines), dialects)
+        renamed = source.rename(str(file), lines)
+        _check_columns(str(file), as_prompts(str(file), renamed) if dialects is PROMPTS else renamed, dialects)
 
 
 def _lines_to_check(file: Path) -> list[Line] | None:
@@ -188,6 +189,7 @@ def _read(
         _check_share(source, of_examples=row_type in (Document, Conversation))
         if not lines:
             raise DataError(f"{name} is empty: it has no rows")
+        lines = as_prompts(name, lines) if dialects is PROMPTS else lines
         _check_columns(name, lines, dialects)
         ignored: dict[str, None] = {}
         num_bad = len(read.bad)

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 from data_schemas.dialects import Dialect
 from data_schemas.errors import WrongValue
-from data_schemas.formats import Line, shorten
+from data_schemas.formats import Line, format_of, shorten
 from data_schemas.labels import pairs_of_labels
 from data_schemas.reading import KINDS, rows_of
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
@@ -99,6 +100,8 @@ def survey(source: Source) -> Survey:
         source = replace(source, columns=guess[1])
         by_file = [(name, renamed) for name, line in by_file for renamed in source.rename(name, [line])]
     kind, read = _best_of(by_file, kinds)
+    if kind == "documents" and all(format_of(Path(file)) == ".txt" for file in files):
+        kinds = [*kinds, "prompts"]  # one a line
     return Survey(
         source,
         is_guessed=guess is not None,

@@ -77,7 +77,12 @@ def chat(
 @with_options
 def generate(
     model: ModelFolder,
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="A file of prompts, in a format of docs/data.md.")],
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPTS", help="A .txt file with one prompt per line, or rows in a format of docs/data.md."
+        ),
+    ],
     output: Output,
     system: System = None,
     **options: Any,

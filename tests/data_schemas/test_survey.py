@@ -76,6 +76,12 @@ def test_a_source_is_read_as_the_kind_with_the_most_valid_rows(tmp_path, rows, k
     assert (found.kind, found.other_kinds) == (kind, others)
 
 
+def test_a_text_file_is_read_as_documents_and_may_be_prompts(tmp_path):
+    (tmp_path / "a.txt").write_text("What is 2+2?\nWho?\n")
+    found = survey(Source(str(tmp_path / "a.txt")))
+    assert (found.kind, found.other_kinds, len(found.rows)) == ("documents", ["prompts"], 2)
+
+
 def test_a_file_of_no_kind_has_no_rows(tmp_path):
     found = survey(Source(str(lines(tmp_path / "a.jsonl", {"x1": 1}))))
     assert (found.kind, found.rows, found.problems, found.columns) == ("", [], [], ["x1"])
