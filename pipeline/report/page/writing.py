@@ -188,6 +188,4 @@ def _versions(steps: Sequence[StepFacts]) -> Table:
     machine = f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} CPU cores, {memory}"
     rows = [["alignloop", importlib.metadata.version("alignloop")], ["Python", platform.python_version()]]
     rows += [[library, ", ".join(versions)] for library, versions in recorded.items()]
-    return Table(
-        ("of the steps, and of the machine that wrote this page", ""), [*rows, ["machine", f"{machine}, {memory}"]]
-    )
+    return Table(("of the steps, and of the machine that wrote this page", ""), [*rows, ["machine", machine]])

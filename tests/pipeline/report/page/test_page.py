@@ -134,6 +134,12 @@ def test_without_samples_no_prompt_and_no_answer_is_in_the_page(tmp_path):
     assert "report.samples: false" in content and "Lengths of answers" in content
 
 
+def test_the_machine_is_named_once_and_the_page_is_printed_in_light_colours(tmp_path):
+    content, _ = page_of(write_run(tmp_path / "toy"))
+    assert content.count("GiB of memory") == 1
+    assert re.findall(r"@media ([^{]*) \{", content) == ["screen and (prefers-color-scheme: dark)", "print"]
+
+
 def test_six_rounds_take_less_than_500_kB(tmp_path):
     texts = {f"round-{number}.dpo": ["word " * 300] * 3 for number in range(1, 7)}
     folder = write_run(tmp_path / "toy", rounds=6, texts=texts)
