@@ -20,7 +20,10 @@ from tests.docs.pages import Block, text_of, yaml_blocks
 from tests.toy_rows import conversation, pair, write_jsonl
 
 # Blocks that are not planned here, with the reason.
-UNTRIED = {"# configs/filtered.yaml": "names a stage that its page adds; tests/test_adding_a_stage.py runs it"}
+UNTRIED = {
+    "# configs/filtered.yaml": "names a stage that its page adds; tests/test_adding_a_stage.py runs it",
+    "# shop.yaml": "needs the tutorial's files; test_tutorial.py plans and runs it",
+}
 # A part of a recipe is planned as a part of this one.
 BASE: dict[str, Any] = {
     "name": "part",
@@ -114,7 +117,7 @@ def test_a_block_is_planned(block, reader):
 def test_there_are_complete_recipes_and_parts_and_every_reason_has_a_block():
     assert len([block for block in yaml_blocks() if is_untried(block)]) == len(UNTRIED)
     complete = [block for block in BLOCKS if "name" in yaml.safe_load(block.text)]
-    assert len(complete) >= 4 and len(BLOCKS) - len(complete) >= 10
+    assert len(complete) == 3 and len(BLOCKS) - len(complete) >= 10
 
 
 def test_an_unknown_key_of_a_part_is_refused(reader):
