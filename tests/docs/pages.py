@@ -44,6 +44,15 @@ class Command:
         return f"{self.page}:{self.line} {self.text}"
 
 
+def model_folder(folder: Path) -> None:
+    """A folder that looks like a model with a chat template to what plans a recipe, which loads no model."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "model.safetensors").touch()
+
+
 def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 

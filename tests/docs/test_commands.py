@@ -21,7 +21,7 @@ from data_schemas.stage_keys import check_required, parse_command_line, with_def
 from pipeline import cli
 from pipeline.cli.app import app
 from pipeline.launch.command_line import ROOT
-from tests.docs.pages import PAGES, Command, blocks, commands
+from tests.docs.pages import PAGES, Command, blocks, commands, model_folder
 from tests.toy_rows import conversation, pair, write_jsonl
 
 TUTORIAL = "docs/tutorial.md"  # test_tutorial.py runs its commands
@@ -65,14 +65,13 @@ def place(tmp_path_factory) -> Path:
     (folder / "texts.txt").write_text("A text.\nAnother text.\n")
     (mine,) = (block.text for block in blocks("README.md") if block.text.startswith("# mine.yaml"))
     (folder / "mine.yaml").write_text(mine)
+    for name in ("my-base", "MODEL"):
+        model_folder(folder / name)
     return folder
 
 
 @pytest.fixture
-def here(place, tiny_base, tiny_model, monkeypatch) -> Path:
-    for name, model in (("my-base", tiny_base), ("MODEL", tiny_model)):
-        if not (place / name).exists():
-            (place / name).symlink_to(model)
+def here(place, monkeypatch) -> Path:
     monkeypatch.chdir(place)
     return place
 

@@ -3,7 +3,6 @@
 import copy
 import gzip
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.launch.checks import check_recipe
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from pipeline.unused import check_unused
-from tests.docs.pages import Block, text_of, yaml_blocks
+from tests.docs.pages import Block, model_folder, text_of, yaml_blocks
 from tests.toy_rows import conversation, pair, write_jsonl
 
 # Blocks that are not planned here, with the reason.
@@ -68,7 +67,7 @@ def plan(folder: Path, content: Mapping[str, Any]) -> int:
 
 
 @pytest.fixture
-def reader(tmp_path, tiny_base, tiny_model, tiny_reward_model, monkeypatch) -> Path:
+def reader(tmp_path, monkeypatch) -> Path:
     """The folder of somebody who tries the pages: rows, models and functions under the names that the pages give."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA", str(tmp_path / "large"))
@@ -87,14 +86,8 @@ def reader(tmp_path, tiny_base, tiny_model, tiny_reward_model, monkeypatch) -> P
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "python").chmod(0o755)
-    (tmp_path / "models").mkdir()
-    for name, model in (
-        ("my-base", tiny_base),
-        ("base", tiny_base),
-        ("models/my-base", tiny_model),
-        ("models/another-reward-model", tiny_reward_model),
-    ):
-        shutil.copytree(model, tmp_path / name)
+    for name in ("my-base", "base", "models/my-base", "models/another-reward-model"):
+        model_folder(tmp_path / name)
     return tmp_path
 
 
