@@ -1,0 +1,136 @@
+"""What curation knows of the rows of one kind: an entry a row, and no text. Legend: N = rows.
+
+`analyse` reads every row once, in parallel on all cores, and applies the rules that look at a single row. What compares
+rows (duplicates, quality, phrases, the mix) works on the table, and reads back only the rows that it needs.
+"""
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_schemas.errors import DataError
+from data_schemas.text import normalise
+from engine.curation.content import Content, Finding, RawRow, content_of, row_id
+from engine.curation.row_files import RowFiles
+from engine.runtime import process, progress, world
+
+ROWS_OF_A_CHUNK = 2_000
+RowRule = Callable[[RawRow, Content], Finding | None]  # a rule that looks at one row
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What was found out about consecutive rows."""
+
+    ids: list[str]
+    hashes: list[int]
+    words: list[int]
+    scores: list[float]
+    difficulties: list[float]
+    sources: list[str]
+    tags: list[str]
+    findings: dict[int, Finding]
+
+
+@dataclass
+class Table:
+    """The rows of a kind, and why those that are dropped so far are."""
+
+    rows: RowFiles
+    ids: list[str] = field(default_factory=list)
+    hash_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # of the normalised text
+    words_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # in the text that rules see
+    score_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # reward; nan where the row has none
+    difficulty_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # spread of the rewards; nan likewise
+    sources: list[str] = field(default_factory=list)  # the step or file that a row is from
+    tags: list[str] = field(default_factory=list)
+    findings: dict[int, Finding] = field(default_factory=dict)  # of the dropped rows
+    copies: dict[int, int] = field(default_factory=dict)  # how often a kept row is written, where it is not once
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def kept(self) -> Iterator[int]:
+        """The rows that no rule has dropped so far, in order."""
+        return (index for index in range(len(self)) if index not in self.findings)
+
+    def content(self, index: int) -> Content:
+        return content_of(self.rows.kind, self.rows.row(index))
+
+
+def analyse(rows: RowFiles, rules: Sequence[RowRule]) -> Table:
+    """The table of the rows, after the rules that look at one row each; the first one that finds something counts.
+
+    Raises DataError for a line that is no stored row, and for a rule that raises, with the row's place.
+    """
+    global _work
+    _work = (rows, rules)  # the worker processes inherit it
+    ranges = [range(at, min(at + ROWS_OF_A_CHUNK, len(rows))) for at in range(0, len(rows), ROWS_OF_A_CHUNK)]
+    table = Table(rows)
+    chunks: list[Chunk] = []
+    for of_rows, chunk in zip(ranges, _chunks(ranges), strict=True):
+        chunks.append(chunk)
+        table.findings.update(chunk.findings)
+        progress.advance(len(of_rows))
+    known: dict[str, str] = {}  # equal names are one object, whichever process they are from
+    for chunk in chunks:
+        table.ids += chunk.ids
+        table.sources += [known.setdefault(name, name) for name in chunk.sources]
+        table.tags += [known.setdefault(name, name) for name in chunk.tags]
+    table.hash_N = np.concatenate([np.array(chunk.hashes, np.uint64) for chunk in chunks] or [table.hash_N])
+    table.words_N = np.concatenate([np.array(chunk.words, np.int32) for chunk in chunks] or [table.words_N])
+    table.score_N = np.concatenate([np.array(chunk.scores) for chunk in chunks] or [table.score_N])
+    table.difficulty_N = np.concatenate([np.array(chunk.difficulties) for chunk in chunks] or [table.difficulty_N])
+    return table
+
+
+_work: tuple[RowFiles, Sequence[RowRule]]
+
+
+def _chunks(ranges: Sequence[range]) -> Iterator[Chunk]:
+    """The chunks in order; on several processes where there is more than one chunk."""
+    num_workers = min(len(world.available_cores()), len(ranges))
+    if num_workers < 2:
+        yield from map(_analyse_chunk, ranges)
+        return
+    forked = multiprocessing.get_context("fork")
+    parent = {"initializer": process.end_with_the_parent, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(num_workers, mp_context=forked, **parent) as pool:
+        yield from pool.map(_analyse_chunk, ranges)
+
+
+def _analyse_chunk(indices: range) -> Chunk:
+    rows, rules = _work
+    chunk = Chunk([], [], [], [], [], [], [], {})
+    for index in indices:
+        row = rows.row(index)
+        try:
+            content = content_of(rows.kind, row)
+            finding = next(filter(None, (rule(row, content) for rule in rules)), None)
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(f"{rows.place(index)} is not a stored row of {rows.kind}") from None
+        chunk.ids.append(row_id(row))
+        chunk.hashes.append(text_hash(content))
+        chunk.words.append(len(content.text.split()))
+        chunk.scores.append(_number(row.get("score")))
+        chunk.difficulties.append(_number(row.get("difficulty")))
+        chunk.sources.append(str(row.get("source") or rows.paths[rows.file_of(index)].name))
+        chunk.tags.append(content.tag)
+        if finding is not None:
+            chunk.findings[index] = finding
+    return chunk
+
+
+def text_hash(content: Content) -> int:
+    """64 bits of the hash of the normalised text."""
+    text = normalise(content.text).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")

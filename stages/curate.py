@@ -1,0 +1,131 @@
+"""Curation: drops the rows that should not train a model, each by a named rule, and writes down which and why.
+
+The steps are those of Llama 3's post-training data (arXiv 2407.21783, 4.2.3: cleaning, quality, difficulty, semantic
+duplicates) on rows that prepare_data or a generating stage wrote; held-out rows are never an input. Needs no torch.
+
+    python stages/curate.py --instructions data/instructions.train.jsonl \\
+        --evaluation_prompts data/evaluation_prompts.jsonl --output_dir curated
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_schemas.errors import ConfigError, DataError
+from data_schemas.files import write_atomically, writing_atomically
+from data_schemas.stage_keys import StageTraits
+from engine.curation.content import KINDS, Kind
+from engine.curation.dropping import drop_exact_duplicates
+from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
+from engine.curation.row_files import RowFiles
+from engine.curation.row_rules import own_rule
+from engine.curation.table import RowRule, Table, analyse
+from engine.runtime import progress
+from engine.runtime.arguments import PlainStageArguments
+from engine.runtime.functions import find_function
+from engine.runtime.keys import key_field
+from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
+
+RECIPE_VERSION = 1
+EXAMPLE = "python stages/curate.py --instructions data/instructions.train.jsonl --output_dir curated"
+TRAITS = StageTraits(
+    purpose="Drops the rows that should not train a model, each by a named rule, and writes down which and why.",
+    position=5,
+    kind="transforms",
+    runs="once",
+    one_process=True,
+    imports_torch=False,
+    headlines=["rows", "kept"],
+)
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class CurateArguments(PlainStageArguments):
+    documents: list[str] | None = key_field(None, "stored rows to pretrain on", role="rows")
+    instructions: list[str] | None = key_field(None, "stored conversations for SFT", role="rows")
+    preferences: list[str] | None = key_field(None, "stored preference pairs", role="rows")
+    prompts: list[str] | None = key_field(None, "stored prompts to sample from", role="rows")
+    evaluation_prompts: list[str] | None = key_field(
+        None, "prompts that a policy is evaluated on; rows that contain one are dropped", role="rows"
+    )
+    row_rules: list[str] | None = key_field(
+        None, "module:function(row), each returns why a row is dropped, or None", role="function"
+    )
+    exact_duplicates: bool = key_field(True, "drop rows whose normalised text equals that of another")
+    max_dropped: float = key_field(
+        0.5, "the most of a kind's rows that the rules may drop; more is an error", minimum=0, maximum=1
+    )
+
+
+ARGUMENTS = (CurateArguments,)
+
+
+def row_rules(kind: Kind, arguments: CurateArguments) -> list[RowRule]:
+    """The rules that look at one row of a kind."""
+    return [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
+
+
+def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments) -> Table:
+    """The table of a kind after all rules."""
+    rows = RowFiles(kind, [Path(path) for path in paths])
+    with progress.activity(f"curating {kind}", total=len(rows), unit="rows"):
+        table = analyse(rows, row_rules(kind, arguments))
+    if arguments.exact_duplicates:
+        drop_exact_duplicates(table)
+    return table
+
+
+def check_share(table: Table, max_dropped: float) -> None:
+    """Raises DataError where more than a share of the rows is dropped, with the number by rule."""
+    num_dropped = len(table.findings)
+    if num_dropped and num_dropped > max_dropped * len(table):
+        by_rule = {stratum["rule"]: stratum["rows"] for stratum in funnel_of(table)[1:-1]}
+        raise DataError(
+            f"{num_dropped} of {len(table)} rows of {table.rows.kind} are dropped ({format_counts(by_rule)}), more "
+            f"than max_dropped={max_dropped:g}; see dropped.jsonl, and change the rules or max_dropped"
+        )
+
+
+def kept_lines(table: Table) -> Iterator[bytes]:
+    """The lines of the kept rows, in order."""
+    for index in table.kept():
+        yield table.rows.line(index) + b"\n"
+
+
+def main(stage: Stage, arguments: CurateArguments) -> StageResult:
+    given: dict[Kind, list[str]] = {kind: paths for kind in KINDS if (paths := getattr(arguments, kind))}
+    if not given:
+        raise ConfigError(f"curate has nothing to read: give {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    outputs: dict[str, str] = {"dropped": "dropped.jsonl", "funnel": "funnel.json"}
+    tables: list[Table] = []
+    with writing_atomically(stage.folder / "dropped.jsonl") as dropped:
+        for kind, paths in given.items():
+            table = curate(kind, paths, arguments)
+            tables.append(table)
+            dropped.writelines(lines_of_dropped(table))
+            outputs[f"{kind}.train"] = f"{kind}.train.jsonl"
+            with progress.activity("writing rows"), writing_atomically(stage.folder / outputs[f"{kind}.train"]) as file:
+                file.writelines(kept_lines(table))
+    funnel = [stratum for table in tables for stratum in funnel_of(table)]
+    write_atomically(stage.folder / "funnel.json", json.dumps(funnel, indent=1))
+    for table in tables:
+        check_share(table, arguments.max_dropped)
+    return StageResult(outputs=outputs, metrics=metrics_of(funnel))
+
+
+def metrics_of(funnel: Sequence[Stratum]) -> dict[str, float | int | str | None]:
+    """The rows read, kept and dropped by rule, over all kinds, and kept by kind."""
+    counts: dict[str, float | int | str | None] = {"rows": 0, "kept": 0}
+    for stratum in funnel:
+        name = {"read": "rows", "kept": "kept"}.get(stratum["rule"], f"dropped_{stratum['rule']}")
+        counts[name] = int(counts.get(name) or 0) + stratum["rows"]
+        if stratum["rule"] == "kept":
+            counts[f"{stratum['kind']}.train"] = stratum["rows"]
+    return counts
+
+
+if __name__ == "__main__":
+    run_stage("curate", ARGUMENTS, main)
