@@ -52,8 +52,8 @@ class Plan:
         return data
 
     def split(self, kind: str, *, optional: bool = False) -> Split:
-        """The rows of the recipe's files of a kind: those to train on, which are curated if the recipe has a section for
-        it, and those that are held out for validation.
+        """The rows of the recipe's files of a kind: those to train on, curated if the recipe has a section for it, and
+        those that are held out for validation.
         """
         of_data = split_of("prepare_data", kind, optional=optional)
         return of_data._replace(train=replace(of_data.train, step=self.training_rows))

@@ -17,7 +17,7 @@ from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import write_atomically, writing_atomically
 from data_schemas.stage_keys import StageTraits
 from engine.curation.content import KINDS, Kind
-from engine.curation.dropping import drop_exact_duplicates
+from engine.curation.dropping import drop_exact_duplicates, drop_near_duplicates
 from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
 from engine.curation.row_files import RowFiles
 from engine.curation.row_rules import own_rule
@@ -55,6 +55,12 @@ class CurateArguments(PlainStageArguments):
         None, "module:function(row), each returns why a row is dropped, or None", role="function"
     )
     exact_duplicates: bool = key_field(True, "drop rows whose normalised text equals that of another")
+    near_duplicates: float | None = key_field(
+        0.8,
+        "drop rows whose Jaccard similarity in word 5-grams to a better row is this or more; null: none",
+        above=0,
+        maximum=1,
+    )
     max_dropped: float = key_field(
         0.5, "the most of a kind's rows that the rules may drop; more is an error", minimum=0, maximum=1
     )
@@ -72,9 +78,11 @@ def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments) -> Tabl
     """The table of a kind after all rules."""
     rows = RowFiles(kind, [Path(path) for path in paths])
     with progress.activity(f"curating {kind}", total=len(rows), unit="rows"):
-        table = analyse(rows, row_rules(kind, arguments))
-    if arguments.exact_duplicates:
-        drop_exact_duplicates(table)
+        table = analyse(rows, row_rules(kind, arguments), near_duplicates=arguments.near_duplicates)
+    with progress.activity("looking for duplicates"):
+        if arguments.exact_duplicates:
+            drop_exact_duplicates(table)
+        drop_near_duplicates(table)
     return table
 
 

@@ -4,7 +4,6 @@
 rows (duplicates, quality, phrases, the mix) works on the table, and reads back only the rows that it needs.
 """
 
-import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_schemas.errors import DataError
-from data_schemas.text import normalise
 from engine.curation.content import Content, Finding, RawRow, content_of, row_id
+from engine.curation.duplicates import SignatureIndex, content_key
 from engine.curation.row_files import RowFiles
 from engine.runtime import process, progress, world
 
@@ -23,18 +22,19 @@ ROWS_OF_A_CHUNK = 2_000
 RowRule = Callable[[RawRow, Content], Finding | None]  # a rule that looks at one row
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chunk:
     """What was found out about consecutive rows."""
 
     ids: list[str]
-    hashes: list[int]
+    keys: list[bytes]
     words: list[int]
     scores: list[float]
     difficulties: list[float]
     sources: list[str]
     tags: list[str]
     findings: dict[int, Finding]
+    bands: np.ndarray | None  # of the rows' texts, see SignatureIndex
 
 
 @dataclass
@@ -43,7 +43,8 @@ class Table:
 
     rows: RowFiles
     ids: list[str] = field(default_factory=list)
-    hash_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # of the normalised text
+    keys: list[bytes] = field(default_factory=list)  # equal for exact duplicates
+    signatures: SignatureIndex | None = None  # where near duplicates are looked for
     words_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # in the text that rules see
     score_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # reward; nan where the row has none
     difficulty_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # spread of the rewards; nan likewise
@@ -59,37 +60,51 @@ class Table:
         """The rows that no rule has dropped so far, in order."""
         return (index for index in range(len(self)) if index not in self.findings)
 
+    @property
+    def quality(self) -> list[float]:
+        return self.score_N.tolist()
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether a row has a prompt and answers to it."""
+        return self.rows.kind in ("instructions", "preferences")
+
     def content(self, index: int) -> Content:
         return content_of(self.rows.kind, self.rows.row(index))
 
 
-def analyse(rows: RowFiles, rules: Sequence[RowRule]) -> Table:
+def analyse(rows: RowFiles, rules: Sequence[RowRule], *, near_duplicates: float | None = None) -> Table:
     """The table of the rows, after the rules that look at one row each; the first one that finds something counts.
+
+    `near_duplicates` is the similarity from which rows are looked for that are almost equal; None: they are not.
 
     Raises DataError for a line that is no stored row, and for a rule that raises, with the row's place.
     """
     global _work
-    _work = (rows, rules)  # the worker processes inherit it
+    _work = (rows, rules, near_duplicates)  # the worker processes inherit it
     ranges = [range(at, min(at + ROWS_OF_A_CHUNK, len(rows))) for at in range(0, len(rows), ROWS_OF_A_CHUNK)]
-    table = Table(rows)
+    table = Table(rows, signatures=SignatureIndex(near_duplicates) if near_duplicates else None)
     chunks: list[Chunk] = []
     for of_rows, chunk in zip(ranges, _chunks(ranges), strict=True):
         chunks.append(chunk)
         table.findings.update(chunk.findings)
+        if table.signatures is not None and chunk.bands is not None:
+            table.signatures.extend(chunk.bands)
+            chunk.bands = None
         progress.advance(len(of_rows))
     known: dict[str, str] = {}  # equal names are one object, whichever process they are from
     for chunk in chunks:
         table.ids += chunk.ids
+        table.keys += chunk.keys
         table.sources += [known.setdefault(name, name) for name in chunk.sources]
         table.tags += [known.setdefault(name, name) for name in chunk.tags]
-    table.hash_N = np.concatenate([np.array(chunk.hashes, np.uint64) for chunk in chunks] or [table.hash_N])
     table.words_N = np.concatenate([np.array(chunk.words, np.int32) for chunk in chunks] or [table.words_N])
     table.score_N = np.concatenate([np.array(chunk.scores) for chunk in chunks] or [table.score_N])
     table.difficulty_N = np.concatenate([np.array(chunk.difficulties) for chunk in chunks] or [table.difficulty_N])
     return table
 
 
-_work: tuple[RowFiles, Sequence[RowRule]]
+_work: tuple[RowFiles, Sequence[RowRule], float | None]
 
 
 def _chunks(ranges: Sequence[range]) -> Iterator[Chunk]:
@@ -105,8 +120,9 @@ def _chunks(ranges: Sequence[range]) -> Iterator[Chunk]:
 
 
 def _analyse_chunk(indices: range) -> Chunk:
-    rows, rules = _work
-    chunk = Chunk([], [], [], [], [], [], [], {})
+    rows, rules, near_duplicates = _work
+    chunk = Chunk([], [], [], [], [], [], [], {}, None)
+    signatures = SignatureIndex(near_duplicates) if near_duplicates else None
     for index in indices:
         row = rows.row(index)
         try:
@@ -115,7 +131,9 @@ def _analyse_chunk(indices: range) -> Chunk:
         except (KeyError, TypeError, AttributeError):
             raise DataError(f"{rows.place(index)} is not a stored row of {rows.kind}") from None
         chunk.ids.append(row_id(row))
-        chunk.hashes.append(text_hash(content))
+        chunk.keys.append(content_key(content.text))
+        if signatures is not None:
+            signatures.add(content.text)
         chunk.words.append(len(content.text.split()))
         chunk.scores.append(_number(row.get("score")))
         chunk.difficulties.append(_number(row.get("difficulty")))
@@ -123,13 +141,8 @@ def _analyse_chunk(indices: range) -> Chunk:
         chunk.tags.append(content.tag)
         if finding is not None:
             chunk.findings[index] = finding
+    chunk.bands = signatures.bands() if signatures is not None else None
     return chunk
-
-
-def text_hash(content: Content) -> int:
-    """64 bits of the hash of the normalised text."""
-    text = normalise(content.text).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def _number(value: object) -> float:
