@@ -109,6 +109,7 @@ class Conversation(Row):
     group_id: str = ""
     source: str = ""  # the step or file that it is from
     difficulty: float | None = Field(default=None, allow_inf_nan=False)  # spread of the rewards of the prompt's answers
+    score: float | None = Field(default=None, allow_inf_nan=False)  # the reward of its last answer; curation reads it
 
     @model_validator(mode="after")
     def _check_messages(self) -> Self:
@@ -120,12 +121,6 @@ class Conversation(Row):
         if not any(message.trained for message in self.messages if message.role == "assistant"):
             raise WrongValue("", "a dialog in which no turn is trained", "an assistant turn without weight 0")
         return self
-
-
-class ScoredConversation(Conversation):
-    """A dialog whose last answer a reward model has scored. The readers of conversations leave the score out."""
-
-    score: float = Field(allow_inf_nan=False)
 
 
 class Prompt(Row):

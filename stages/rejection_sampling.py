@@ -18,7 +18,7 @@ import numpy as np
 
 from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
-from data_schemas.rows import Candidate, Candidates, Dropped, Message, Prompt, ScoredConversation
+from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt
 from data_schemas.stage_keys import StageTraits
 from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
@@ -137,11 +137,11 @@ def apply_threshold(groups: Sequence[Candidates], arguments: RejectionSamplingAr
     return keep_scores_above(groups, threshold, Dropped(f"below_{arguments.keep_by}"))
 
 
-def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_prompt: bool) -> list[ScoredConversation]:
+def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_prompt: bool) -> list[Conversation]:
     """A training row for each winner with its reward; with the original prompt, or the system prompt drawn for it."""
     messages = group.prompt if keep_system_prompt else prompt.prompt
     return [
-        ScoredConversation(
+        Conversation(
             messages=[*messages, Message(role="assistant", content=group.candidates[index].text)],
             tools=prompt.tools,
             group_id=prompt.group_id,
@@ -154,7 +154,7 @@ def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_promp
 
 
 def metrics_of(
-    groups: Sequence[Candidates], winners: Mapping[Side, Sequence[ScoredConversation]], dropped: Mapping[str, int]
+    groups: Sequence[Candidates], winners: Mapping[Side, Sequence[Conversation]], dropped: Mapping[str, int]
 ) -> dict[str, float | int | str | None]:
     candidates = [candidate for group in groups for candidate in group.candidates]
     rewards = [reward_of(group, index) for group in groups for index in range(len(group.candidates))]
@@ -186,7 +186,7 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
 
     groups = [choose_winners(*scored, arguments) for scored in zip(answers, scores, strict=True)]
     groups = apply_threshold(groups, arguments)
-    winners: dict[Side, list[ScoredConversation]] = {"train": [], "validation": []}
+    winners: dict[Side, list[Conversation]] = {"train": [], "validation": []}
     for (side, prompt), group in zip(drawn, groups, strict=True):
         winners[side] += rows_of(
             group, prompt, source=arguments.step or stage.name, keep_system_prompt=arguments.keep_system_prompt

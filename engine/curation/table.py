@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_schemas.errors import DataError
+from data_schemas.errors import ConfigError, DataError
 from engine.curation.content import Content, Finding, RawRow, content_of, row_id
 from engine.curation.duplicates import SignatureIndex, content_key
 from engine.curation.row_files import RowFiles
@@ -128,6 +128,8 @@ def _analyse_chunk(indices: range) -> Chunk:
         try:
             content = content_of(rows.kind, row)
             finding = next(filter(None, (rule(row, content) for rule in rules)), None)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, on {rows.place(index)}") from None
         except (KeyError, TypeError, AttributeError):
             raise DataError(f"{rows.place(index)} is not a stored row of {rows.kind}") from None
         chunk.ids.append(row_id(row))

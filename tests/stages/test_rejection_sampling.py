@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_schemas.reading import read_prompts, read_rows
-from data_schemas.rows import Candidates, Dropped, Message, Prompt, ScoredConversation
+from data_schemas.rows import Candidates, Conversation, Dropped, Message, Prompt
 from stages import rejection_sampling
 from stages.rejection_sampling import keep_scores_above, pick_winners, request_for, rows_of
 from tests.stage_runs import run_here
@@ -127,7 +127,7 @@ def test_two_processes_sample_the_same_rows_as_one(
     assert all([candidate.k for candidate in group.candidates] == [0, 1, 2] for group in groups)
     sources = [str(tiny_model), str(tied_model), str(tiny_model)]
     assert all([candidate.policy for candidate in group.candidates] == sources for group in groups)
-    winners = read_rows(tmp_path / "one" / "winners.train.jsonl", ScoredConversation)
+    winners = read_rows(tmp_path / "one" / "winners.train.jsonl", Conversation)
     kept = [(group, group.candidates[group.kept[0]]) for group in groups if group.kept]
     assert [row.messages[-1].content for row in winners] == [winner.text for _, winner in kept]
     assert all(winner.score == max(c.score for c in group.candidates) for group, winner in kept)

@@ -1,0 +1,142 @@
+"""curate: which rows are dropped, why, and that neither their order nor the number of processes matters."""
+
+import json
+import random
+
+import pytest
+
+from data_schemas.files import read_json
+from engine.curation import table
+from tests.stage_runs import call_stage, run_here
+from tests.toy_rows import read_jsonl, write_jsonl
+
+LONG = " ".join(f"word{number}" for number in range(60))
+FUNCTIONS = """
+def short(row):
+    return "one word" if " " not in row["messages"][-1]["content"] else None
+def broken(row):
+    raise ValueError("no such column")
+def number(row):
+    return 3
+"""
+
+
+def dialog(question: str, answer: str, **fields):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **fields}
+
+
+@pytest.fixture
+def rows():
+    """24 different dialogs, an exact duplicate of one, and a near duplicate of another with a better score."""
+    different = [dialog(f"What is {n} times {n + 1}? Explain number {n}.", f"It is {n * (n + 1)}.") for n in range(24)]
+    copy = dialog("what is 3 times 4?  EXPLAIN number 3", "It is 12.")
+    long = dialog("Write a long text.", LONG, score=0.1)
+    better = dialog("Write a long text.", f"{LONG} indeed", score=0.9)
+    return [*different, copy, long, better]
+
+
+def dropped_of(folder):
+    return {(row["rule"], row["row"]["messages"][-1]["content"][-12:]) for row in read_jsonl(folder / "dropped.jsonl")}
+
+
+def test_of_duplicates_the_best_row_stays_and_the_dropped_one_names_it(tmp_path, rows):
+    record = run_here("curate", tmp_path / "out", instructions=[write_jsonl(tmp_path / "rows.jsonl", rows)])
+    kept, dropped = (read_jsonl(tmp_path / "out" / f"{name}.jsonl") for name in ("instructions.train", "dropped"))
+    assert len(kept) == 25
+    assert [row for row in kept if row.get("score")] == [rows[-1]]
+    near = next(row for row in dropped if row["rule"] == "near_duplicate")
+    assert near["row"] == rows[-2]
+    # 62 and 63 shared 5-grams of the question's 4 words and the answer's 60 or 61
+    assert near["value"] == pytest.approx(60 / 61)
+    assert (near["threshold"], near["place"]) == (0.8, f"{tmp_path}/rows.jsonl:26")
+    exact = next(row for row in dropped if row["rule"] == "exact_duplicate")
+    assert exact["partner"] in {row["row_id"] for row in dropped} ^ {exact["partner"]}
+    assert record.metrics == {
+        "rows": 27,
+        "kept": 25,
+        "instructions.train": 25,
+        "dropped_exact_duplicate": 1,
+        "dropped_near_duplicate": 1,
+    }
+
+
+def test_the_kept_rows_depend_neither_on_the_order_nor_on_the_processes(tmp_path, rows, monkeypatch):
+    run_here("curate", tmp_path / "one", instructions=[write_jsonl(tmp_path / "rows.jsonl", rows)])
+    random.Random(1).shuffle(rows)
+    files = [write_jsonl(tmp_path / f"{part}.jsonl", rows[part::2]) for part in (0, 1)]
+    monkeypatch.setattr(table, "ROWS_OF_A_CHUNK", 5)
+    monkeypatch.setattr(table.world, "available_cores", lambda: [0, 1])
+    run_here("curate", tmp_path / "two", instructions=files)
+    one, two = (
+        sorted((tmp_path / name / "instructions.train.jsonl").read_text().splitlines()) for name in ("one", "two")
+    )
+    assert one == two
+    assert dropped_of(tmp_path / "one") == dropped_of(tmp_path / "two")
+    assert (
+        read_json(tmp_path / "one" / "artifact.json")["metrics"]
+        == read_json(tmp_path / "two" / "artifact.json")["metrics"]
+    )
+
+
+def test_pairs_of_one_prompt_stay_and_equal_ones_go(tmp_path):
+    def pair(chosen, rejected):
+        answers = {"chosen": chosen, "rejected": rejected}
+        content = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+        return {"prompt": [{"role": "user", "content": LONG}], **content}
+
+    pairs = [pair("Yes.", "No."), pair("No.", "Yes."), pair("Yes.", "Perhaps."), pair("yes", "no")]
+    run_here("curate", tmp_path / "out", preferences=[write_jsonl(tmp_path / "pairs.jsonl", pairs)])
+    assert len(read_jsonl(tmp_path / "out" / "preferences.train.jsonl")) == 3
+
+
+def test_a_rule_of_ones_own_drops_with_its_reason(tmp_path, monkeypatch):
+    (tmp_path / "own_rules.py").write_text(FUNCTIONS)
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    given = [dialog("Is it?", "Yes."), dialog("Is it so?", "It is not.")]
+    file = write_jsonl(tmp_path / "rows.jsonl", given)
+    run_here("curate", tmp_path / "out", instructions=[file], row_rules=["own_rules:short"])
+    (dropped,) = read_jsonl(tmp_path / "out" / "dropped.jsonl")
+    assert (dropped["rule"], dropped["value"], dropped["row"]) == ("short", "one word", given[0])
+    assert (tmp_path / "out" / "instructions.train.jsonl").read_text() == json.dumps(given[1]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("broken", "own_rules:broken raised ValueError: no such column, on FILE:1"),
+        ("number", "own_rules:number returned 3; expected a reason as text, or None"),
+    ],
+)
+def test_a_rule_that_fails_is_one_line_with_the_row(tmp_path, monkeypatch, rule, message):
+    (tmp_path / "own_rules.py").write_text(FUNCTIONS)
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    file = write_jsonl(tmp_path / "rows.jsonl", [dialog("Is it?", "Yes.")])
+    assert call_stage("curate", tmp_path / "out", instructions=[file], row_rules=[f"own_rules:{rule}"]) == 2
+    cause = read_json(tmp_path / "out" / "outcome.json")["cause"]
+    assert message.replace("FILE", str(file)) in cause
+
+
+def test_more_drops_than_allowed_stop_with_the_funnel(tmp_path, rows):
+    file = write_jsonl(tmp_path / "rows.jsonl", [rows[0]] * 5 + rows[1:3])
+    assert call_stage("curate", tmp_path / "out", instructions=[file]) == 2
+    assert (
+        "4 of 7 rows of instructions are dropped (exact_duplicate 4), more than max_dropped=0.5"
+        in read_json(tmp_path / "out" / "outcome.json")["cause"]
+    )
+    funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
+    assert [(stratum["rule"], stratum["rows"]) for stratum in funnel] == [
+        ("read", 7),
+        ("exact_duplicate", 4),
+        ("kept", 3),
+    ]
+    assert len(read_jsonl(tmp_path / "out" / "dropped.jsonl")) == 4
+    run_here("curate", tmp_path / "more", instructions=[file], max_dropped=0.6)
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"text": "a"}', '{"messages": [{"content": "a"}]}', '{"messages": 3}', "{"])
+def test_a_line_that_is_no_stored_row_is_named(tmp_path, rows, line):
+    file = write_jsonl(tmp_path / "rows.jsonl", rows[:2])
+    file.write_text(file.read_text() + line + "\n")
+    assert call_stage("curate", tmp_path / "out", instructions=[file]) == 2
+    assert f"{file}:3 is not a stored row of instructions" in read_json(tmp_path / "out" / "outcome.json")["cause"]
