@@ -37,7 +37,7 @@ Text = Callable[[int], str]  # the text of a row by its index, read again from i
 
 def content_key(text: str) -> bytes:
     """16 bytes that are equal for exact duplicates: the hash of the words and signs, or of a text without any."""
-    hashes = word_hashes(text, signs=True)
+    hashes = word_hashes(text, "signs")
     content = hashes.tobytes() or " ".join(text.split()).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(content, digest_size=16).digest()
 
@@ -80,7 +80,7 @@ class SignatureIndex:
         return sum(part.shape[1] for part in self._parts) + len(self._waiting)
 
     def add(self, text: str) -> None:
-        self._waiting.append(_padded(word_hashes(text, signs=True)))
+        self._waiting.append(_padded(word_hashes(text, "signs")))
         if len(self._waiting) >= ROWS_AT_ONCE:
             self._sign()
 
@@ -176,7 +176,7 @@ def _jaccard(one: set[int], other: set[int], threshold: float) -> float:
 
 def _shingle_set(text: Text, row: int) -> set[int]:
     content = text(row)
-    hashes = word_hashes(content, signs=True)
+    hashes = word_hashes(content, "signs")
     if not len(hashes):  # emoji, or nothing
         return {hash(" ".join(content.split()))} if content.strip() else set()
     return set(ngram_hashes(_padded(hashes), SHINGLE).tolist())

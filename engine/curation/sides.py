@@ -14,7 +14,7 @@ from data_schemas.errors import DataError
 from data_schemas.reading import BadRow
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
-from engine.curation.decontamination import (
+from engine.curation.contamination import (
     most_frequent_causes,
     without_documents_that_contain,
     without_later_prompts,

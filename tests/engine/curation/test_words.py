@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from engine.curation.words import ngram_hashes, word_hashes
+from engine.curation.words import Marks, ngram_hashes, word_hashes
 
 
-def same(one: str, other: str, **options: bool) -> bool:
-    return np.array_equal(word_hashes(one, **options), word_hashes(other, **options))
+def same(one: str, other: str, marks: Marks = "none") -> bool:
+    return np.array_equal(word_hashes(one, marks), word_hashes(other, marks))
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def same(one: str, other: str, **options: bool) -> bool:
         ("Hello, World!", "hello world"),
         ("a_b\n\tc", "a b c"),
         ("ＡＢＣ １２", "abc 12"),  # wide forms
-        ("naïve “Straße”", "naïve STRASSE"),
+        ("naïve “Straße”", "nai\u0308ve STRASSE"),
         ("well-known", "well known"),
         ("한국어를 배워요", "한국어 를배워요"),  # the spaces of Korean are often left out
     ],
@@ -31,8 +31,14 @@ def test_other_letters_other_order_and_other_cuts_are_different():
 
 
 def test_signs_of_arithmetic_count_only_where_asked_for():
-    assert same("3 + 4", "3 - 4") and not same("3 + 4", "3 - 4", signs=True)
-    assert same("x=3", "x = 3!", signs=True)
+    assert same("3 + 4", "3 - 4") and not same("3 + 4", "3 - 4", "signs")
+    assert same("x=3", "x = 3!", "signs")
+
+
+def test_every_mark_counts_where_asked_for():
+    counts = {"": 0, "Well... it's 3 + 4!": 11, "a_b": 2, "\tcafé\n": 1, "हिन्दी": 1, "😀": 1}
+    assert {text: len(word_hashes(text, "all")) for text in counts} == counts
+    assert not same("Really?", "Really!", "all")
 
 
 def test_a_word_has_one_hash_wherever_it_is():
