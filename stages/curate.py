@@ -10,18 +10,22 @@ duplicates) on rows that prepare_data or a generating stage wrote; held-out rows
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import write_atomically, writing_atomically
+from data_schemas.reading import read_prompts
+from data_schemas.sources import Source, SourceValue
 from data_schemas.stage_keys import StageTraits
+from engine.curation.contamination import EvaluationIndex
 from engine.curation.content import KINDS, Kind
 from engine.curation.dropping import drop_exact_duplicates, drop_near_duplicates
 from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
 from engine.curation.row_files import RowFiles
-from engine.curation.row_rules import own_rule
-from engine.curation.table import RowRule, Table, analyse
+from engine.curation.row_rules import evaluation_index, of_content, own_rule
+from engine.curation.table import Analysis, RowRule, Table, analyse
 from engine.runtime import progress
 from engine.runtime.arguments import PlainStageArguments
 from engine.runtime.functions import find_function
@@ -48,8 +52,16 @@ class CurateArguments(PlainStageArguments):
     instructions: list[str] | None = key_field(None, "stored conversations for SFT", role="rows")
     preferences: list[str] | None = key_field(None, "stored preference pairs", role="rows")
     prompts: list[str] | None = key_field(None, "stored prompts to sample from", role="rows")
-    evaluation_prompts: list[str] | None = key_field(
-        None, "prompts that a policy is evaluated on; rows that contain one are dropped", role="rows"
+    evaluation_prompts: list[str] | None = key_field(None, "stored prompts that policies are evaluated on", role="rows")
+    decontaminate_against: list[SourceValue] | None = key_field(
+        None, "more evaluation sets: files of prompts in any format", role="rows"
+    )
+    contamination_rules: list[Literal["llama3_exact_prompt", "tulu3_8gram"]] = key_field(
+        ["llama3_exact_prompt", "tulu3_8gram"],
+        "drop rows whose prompt equals an evaluation prompt, or that have most of its words in 8-grams",
+    )
+    contaminated_share: float = key_field(
+        0.5, "with tulu3_8gram: the share of an evaluation prompt's words that a row has at most", minimum=0, below=1
     )
     row_rules: list[str] | None = key_field(
         None, "module:function(row), each returns why a row is dropped, or None", role="function"
@@ -69,16 +81,26 @@ class CurateArguments(PlainStageArguments):
 ARGUMENTS = (CurateArguments,)
 
 
-def row_rules(kind: Kind, arguments: CurateArguments) -> list[RowRule]:
-    """The rules that look at one row of a kind."""
-    return [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
+def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
+    """The prompts of the evaluation sets, by the name of their file. None where there is none."""
+    given = [*(arguments.evaluation_prompts or []), *(arguments.decontaminate_against or [])]
+    sets = {Path(Source.of(value).path).name.partition(".")[0]: read_prompts([value]).rows for value in given}
+    return evaluation_index(sets, max_covered=arguments.contaminated_share) if sets else None
 
 
-def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments) -> Table:
+def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> list[RowRule]:
+    """The rules that look at one row of a kind, in their order."""
+    own = [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
+    leaks = evaluation.rules() if evaluation else {}
+    return [*own, *(of_content(leaks[name]) for name in arguments.contamination_rules if name in leaks)]
+
+
+def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments, evaluation: EvaluationIndex | None) -> Table:
     """The table of a kind after all rules."""
     rows = RowFiles(kind, [Path(path) for path in paths])
     with progress.activity(f"curating {kind}", total=len(rows), unit="rows"):
-        table = analyse(rows, row_rules(kind, arguments), near_duplicates=arguments.near_duplicates)
+        rules = row_rules(kind, arguments, evaluation)
+        table = analyse(rows, Analysis(rules, evaluation, arguments.near_duplicates))
     with progress.activity("looking for duplicates"):
         if arguments.exact_duplicates:
             drop_exact_duplicates(table)
@@ -108,10 +130,11 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
     if not given:
         raise ConfigError(f"curate has nothing to read: give {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     outputs: dict[str, str] = {"dropped": "dropped.jsonl", "funnel": "funnel.json"}
+    evaluation = evaluation_sets(arguments)
     tables: list[Table] = []
     with writing_atomically(stage.folder / "dropped.jsonl") as dropped:
         for kind, paths in given.items():
-            table = curate(kind, paths, arguments)
+            table = curate(kind, paths, arguments, evaluation)
             tables.append(table)
             dropped.writelines(lines_of_dropped(table))
             outputs[f"{kind}.train"] = f"{kind}.train.jsonl"
@@ -119,6 +142,10 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
                 file.writelines(kept_lines(table))
     funnel = [stratum for table in tables for stratum in funnel_of(table)]
     write_atomically(stage.folder / "funnel.json", json.dumps(funnel, indent=1))
+    if evaluation:
+        report = {name: asdict(of_set) for name, of_set in evaluation.report().items()}
+        write_atomically(stage.folder / "contamination.json", json.dumps(report, indent=1, ensure_ascii=False))
+        outputs["contamination"] = "contamination.json"
     for table in tables:
         check_share(table, arguments.max_dropped)
     return StageResult(outputs=outputs, metrics=metrics_of(funnel))

@@ -1,12 +1,22 @@
-"""The rules that look at one row: those of a user. Needs no torch."""
+"""The rules that look at one row, in the order in which they are applied: a user's own, then those of curation.
 
-from collections.abc import Callable
+Needs no torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from data_schemas.errors import ConfigError
+from data_schemas.rows import Prompt
 from data_schemas.text import shown
-from engine.curation.content import Content, Finding, RawRow
+from engine.curation.contamination import EvaluationIndex
+from engine.curation.content import Content, Finding, RawRow, Rule, content_of
 from engine.curation.table import RowRule
+
+
+def of_content(rule: Rule) -> RowRule:
+    """The rule of a row's content as one of the row."""
+    return lambda _, content: rule(content)
 
 
 def own_rule(reference: str, function: Callable[[RawRow], Any]) -> RowRule:
@@ -28,3 +38,12 @@ def own_rule(reference: str, function: Callable[[RawRow], Any]) -> RowRule:
         return Finding(name, reason)
 
     return rule
+
+
+def evaluation_index(sets: Mapping[str, Iterable[Prompt]], *, max_covered: float) -> EvaluationIndex:
+    """The prompts of evaluation sets, as training rows are compared with them: their user messages."""
+    texts = {
+        name: [content_of("prompts", prompt.model_dump()).prompt for prompt in prompts]
+        for name, prompts in sets.items()
+    }
+    return EvaluationIndex(texts, max_covered=max_covered)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_schemas.errors import ConfigError, DataError
+from engine.curation.contamination import EvaluationIndex, Seen
 from engine.curation.content import Content, Finding, RawRow, content_of, row_id
 from engine.curation.duplicates import SignatureIndex, content_key
 from engine.curation.row_files import RowFiles
@@ -35,6 +36,7 @@ class Chunk:
     tags: list[str]
     findings: dict[int, Finding]
     bands: np.ndarray | None  # of the rows' texts, see SignatureIndex
+    seen: Seen | None  # of the evaluation sets
 
 
 @dataclass
@@ -73,17 +75,24 @@ class Table:
         return content_of(self.rows.kind, self.rows.row(index))
 
 
-def analyse(rows: RowFiles, rules: Sequence[RowRule], *, near_duplicates: float | None = None) -> Table:
-    """The table of the rows, after the rules that look at one row each; the first one that finds something counts.
+@dataclass(frozen=True)
+class Analysis:
+    """What is done with each row."""
 
-    `near_duplicates` is the similarity from which rows are looked for that are almost equal; None: they are not.
+    rules: Sequence[RowRule]
+    evaluation: EvaluationIndex | None = None  # counts what its rules, which are among the others, see
+    near_duplicates: float | None = None  # the similarity from which almost equal rows are looked for
+
+
+def analyse(rows: RowFiles, analysis: Analysis) -> Table:
+    """The table of the rows, after the rules that look at one row each; the first one that finds something counts.
 
     Raises DataError for a line that is no stored row, and for a rule that raises, with the row's place.
     """
     global _work
-    _work = (rows, rules, near_duplicates)  # the worker processes inherit it
+    _work = (rows, analysis)  # the worker processes inherit it
     ranges = [range(at, min(at + ROWS_OF_A_CHUNK, len(rows))) for at in range(0, len(rows), ROWS_OF_A_CHUNK)]
-    table = Table(rows, signatures=SignatureIndex(near_duplicates) if near_duplicates else None)
+    table = Table(rows, signatures=_signatures(analysis))
     chunks: list[Chunk] = []
     for of_rows, chunk in zip(ranges, _chunks(ranges), strict=True):
         chunks.append(chunk)
@@ -91,6 +100,9 @@ def analyse(rows: RowFiles, rules: Sequence[RowRule], *, near_duplicates: float 
         if table.signatures is not None and chunk.bands is not None:
             table.signatures.extend(chunk.bands)
             chunk.bands = None
+        if analysis.evaluation is not None and chunk.seen is not None:
+            analysis.evaluation.add(chunk.seen)
+            chunk.seen = None
         progress.advance(len(of_rows))
     known: dict[str, str] = {}  # equal names are one object, whichever process they are from
     for chunk in chunks:
@@ -104,7 +116,7 @@ def analyse(rows: RowFiles, rules: Sequence[RowRule], *, near_duplicates: float 
     return table
 
 
-_work: tuple[RowFiles, Sequence[RowRule], float | None]
+_work: tuple[RowFiles, Analysis]
 
 
 def _chunks(ranges: Sequence[range]) -> Iterator[Chunk]:
@@ -120,14 +132,14 @@ def _chunks(ranges: Sequence[range]) -> Iterator[Chunk]:
 
 
 def _analyse_chunk(indices: range) -> Chunk:
-    rows, rules, near_duplicates = _work
-    chunk = Chunk([], [], [], [], [], [], [], {}, None)
-    signatures = SignatureIndex(near_duplicates) if near_duplicates else None
+    rows, analysis = _work
+    chunk = Chunk([], [], [], [], [], [], [], {}, None, None)
+    signatures = _signatures(analysis)
     for index in indices:
         row = rows.row(index)
         try:
             content = content_of(rows.kind, row)
-            finding = next(filter(None, (rule(row, content) for rule in rules)), None)
+            finding = next(filter(None, (rule(row, content) for rule in analysis.rules)), None)
         except ConfigError as error:
             raise ConfigError(f"{error}, on {rows.place(index)}") from None
         except (KeyError, TypeError, AttributeError):
@@ -144,7 +156,12 @@ def _analyse_chunk(indices: range) -> Chunk:
         if finding is not None:
             chunk.findings[index] = finding
     chunk.bands = signatures.bands() if signatures is not None else None
+    chunk.seen = analysis.evaluation.take() if analysis.evaluation is not None else None
     return chunk
+
+
+def _signatures(analysis: Analysis) -> SignatureIndex | None:
+    return SignatureIndex(analysis.near_duplicates) if analysis.near_duplicates else None
 
 
 def _number(value: object) -> float:
