@@ -21,7 +21,7 @@ from data_schemas.sources import Source, SourceValue
 from data_schemas.stage_keys import StageTraits
 from engine.curation.contamination import EvaluationIndex
 from engine.curation.content import KINDS, Kind
-from engine.curation.dropping import drop_exact_duplicates, drop_near_duplicates
+from engine.curation.dropping import drop_easy, drop_exact_duplicates, drop_low_scores, drop_near_duplicates
 from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
 from engine.curation.row_files import RowFiles
 from engine.curation.row_rules import evaluation_index, of_content, own_rule
@@ -73,6 +73,13 @@ class CurateArguments(PlainStageArguments):
         above=0,
         maximum=1,
     )
+    min_score: float | None = key_field(None, "drop rows with a lower reward; null: none")
+    top_share: float | None = key_field(
+        None, "keep this share of the rows with a reward, the best; 0.25 is the top quartile", above=0, maximum=1
+    )
+    min_difficulty: float | None = key_field(
+        None, "drop rows whose prompt's answers have a smaller spread of rewards; null: none", minimum=0
+    )
     max_dropped: float = key_field(
         0.5, "the most of a kind's rows that the rules may drop; more is an error", minimum=0, maximum=1
     )
@@ -105,6 +112,8 @@ def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments, evaluat
         if arguments.exact_duplicates:
             drop_exact_duplicates(table)
         drop_near_duplicates(table)
+    drop_low_scores(table, min_score=arguments.min_score, top_share=arguments.top_share)
+    drop_easy(table, min_difficulty=arguments.min_difficulty)
     return table
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
-from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt
+from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt, tag_of
 from data_schemas.stage_keys import StageTraits
 from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
@@ -148,6 +148,7 @@ def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_promp
             source=source,
             difficulty=group.spread,
             score=reward_of(group, index),
+            **tag_of(prompt),
         )
         for index in group.kept
     ]

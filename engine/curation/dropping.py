@@ -4,6 +4,8 @@ Which row of several is kept never depends on their order: see engine/curation/d
 reward, where it has one.
 """
 
+import numpy as np
+
 from engine.curation.content import Finding
 from engine.curation.duplicates import find_exact_duplicates, find_near_duplicates
 from engine.curation.table import Table
@@ -30,3 +32,32 @@ def drop_near_duplicates(table: Table) -> None:
     )
     for row, (kept, similarity) in dropped.items():
         table.findings[row] = Finding("near_duplicate", similarity, table.signatures.threshold, table.ids[kept])
+
+
+def drop_low_scores(table: Table, *, min_score: float | None, top_share: float | None) -> None:
+    """Drops the rows with a reward below `min_score`, and below the best `top_share` of the rows that have one.
+
+    The top quartile of the rewards is Llama 3's high quality (arXiv 2407.21783, 4.2.3). Rows without a reward stay.
+    """
+    scored = np.array([index for index in table.kept() if not np.isnan(table.score_N[index])], dtype=np.int64)
+    if not len(scored):
+        return
+    limits = {"min_score": min_score}
+    if top_share is not None:
+        limits["top_share"] = float(np.quantile(table.score_N[scored], 1 - top_share))
+    _drop_below(table, scored, table.score_N, limits)
+
+
+def drop_easy(table: Table, *, min_difficulty: float | None) -> None:
+    """Drops the rows whose difficulty, the spread of the rewards of their prompt's answers, is below a limit. Rows
+    without one stay."""
+    rated = np.array([index for index in table.kept() if not np.isnan(table.difficulty_N[index])], dtype=np.int64)
+    _drop_below(table, rated, table.difficulty_N, {"min_difficulty": min_difficulty})
+
+
+def _drop_below(table: Table, rows: np.ndarray, value_N: np.ndarray, limits: dict[str, float | None]) -> None:
+    """Drops those of the rows whose value is below a limit; the rule is named after the first."""
+    for name, limit in limits.items():
+        for index in map(int, rows) if limit is not None else ():
+            if value_N[index] < limit and index not in table.findings:
+                table.findings[index] = Finding(name, float(value_N[index]), limit)

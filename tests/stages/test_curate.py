@@ -140,3 +140,41 @@ def test_a_line_that_is_no_stored_row_is_named(tmp_path, rows, line):
     file.write_text(file.read_text() + line + "\n")
     assert call_stage("curate", tmp_path / "out", instructions=[file]) == 2
     assert f"{file}:3 is not a stored row of instructions" in read_json(tmp_path / "out" / "outcome.json")["cause"]
+
+
+def test_quality_and_difficulty_drop_rows_that_have_them(tmp_path):
+    """Eight rewards 0.0, 0.1, ...: the top quartile are two. A human row has no reward, and stays."""
+    scored = [dialog(f"What is {n}?", f"It is {n} {n}.", score=n / 10, difficulty=n / 100) for n in range(8)]
+    file = write_jsonl(tmp_path / "rows.jsonl", [*scored, dialog("Who are you?", "A person.")])
+
+    def kept(name, **keys):
+        run_here("curate", tmp_path / name, instructions=[file], max_dropped=1, **keys)
+        return [row.get("score") for row in read_jsonl(tmp_path / name / "instructions.train.jsonl")]
+
+    assert kept("quartile", top_share=0.25) == [0.6, 0.7, None]
+    assert kept("score", min_score=0.5) == [0.5, 0.6, 0.7, None]
+    assert kept("both", min_score=0.65, top_share=0.5) == [0.7, None]
+    assert kept("difficulty", min_difficulty=0.07) == [0.7, None]
+    dropped = read_jsonl(tmp_path / "both" / "dropped.jsonl")
+    assert {(row["rule"], row["threshold"]) for row in dropped} == {("min_score", 0.65)}
+
+
+def test_a_row_with_an_evaluation_prompt_is_dropped_and_reported_by_set(tmp_path):
+    question = "How many apples does Anna have after she has given three of her seven apples to her brother Tom today"
+    rows = [
+        dialog(f"{question}?", "Four."),
+        dialog(f"Please: {question}, and why?", "4."),
+        dialog("Who is Anna?", "Me."),
+    ]
+    (tmp_path / "arithmetic.csv").write_text(f"question,answer\n{question},4\n")
+    evaluation = write_jsonl(tmp_path / "evaluation_prompts.jsonl", [{"prompt": [{"role": "user", "content": "Who?"}]}])
+    given = {"evaluation_prompts": [evaluation], "decontaminate_against": [tmp_path / "arithmetic.csv"]}
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    run_here("curate", tmp_path / "out", instructions=[file], near_duplicates=None, max_dropped=1, **given)
+    dropped = {row["rule"]: row["row"] for row in read_jsonl(tmp_path / "out" / "dropped.jsonl")}
+    assert dropped == {"llama3_exact_prompt": rows[0], "tulu3_8gram": rows[1]}
+    report = json.loads((tmp_path / "out" / "contamination.json").read_text())
+    assert {name: (of_set["num_prompts"], of_set["num_contaminated"]) for name, of_set in report.items()} == {
+        "evaluation_prompts": (1, 0),
+        "arithmetic": (1, 1),
+    }
