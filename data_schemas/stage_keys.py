@@ -36,6 +36,7 @@ KEYS_FILE = Path(__file__).with_name("stage_keys.json")
 TRACKERS = ("none", "wandb", "tensorboard", "trackio", "mlflow")  # values of report_to
 LONGEST_NAME = 255  # bytes of a file's name
 LONGEST_PATH = 4095
+MOST_LISTED = 20  # valid names that a message lists
 
 # Keys of TRL that this project replaces. They are refused with a remedy.
 REPLACED_KEYS = {
@@ -190,7 +191,8 @@ def _check_names(mapping: Values, key: StageKey, *, where: str) -> None:
 
 def _check_text(text: str, key: StageKey, *, where: str) -> None:
     if key.choices and text not in key.choices:
-        raise ConfigError(f"{where}={shown(text)} is not one of {', '.join(key.choices)}{nearest(text, key.choices)}")
+        listed = [*key.choices[:MOST_LISTED], *(["…"] if len(key.choices) > MOST_LISTED else [])]
+        raise ConfigError(f"{where}={shown(text)} is not one of {', '.join(listed)}{nearest(text, key.choices)}")
     if "\0" in text:
         raise ConfigError(f"{where}={shown(text)} contains a null character; remove it")
     if key.role in ("rows", "model") and (problem := path_problem(text)):

@@ -20,7 +20,9 @@ from data_schemas.reading import read_prompts
 from data_schemas.sources import Source, SourceValue
 from data_schemas.stage_keys import StageTraits
 from engine.curation.contamination import EvaluationIndex
-from engine.curation.content import KINDS, Kind
+from engine.curation.content import KINDS, Kind, Rule
+from engine.curation.dialog_rules import ANSWER_CHECKS, PROMPT_CHECKS, dialog_rules
+from engine.curation.document_rules import CHECKS, document_rules
 from engine.curation.dropping import drop_easy, drop_exact_duplicates, drop_low_scores, drop_near_duplicates
 from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
 from engine.curation.row_files import RowFiles
@@ -66,6 +68,19 @@ class CurateArguments(PlainStageArguments):
     row_rules: list[str] | None = key_field(
         None, "module:function(row), each returns why a row is dropped, or None", role="function"
     )
+    document_rules: list[Literal["gopher", "c4", "fineweb"]] = key_field(
+        [], "published rules for documents of the web; a document that breaks one is dropped"
+    )
+    dialog_rules: list[str] = key_field(
+        [name for name in (*ANSWER_CHECKS, *PROMPT_CHECKS) if name != "refusal"],
+        "rules for conversations, prompts, and the best answers of preference pairs",
+        choices=(*ANSWER_CHECKS, *PROMPT_CHECKS),
+    )
+    thresholds: dict[str, float | None] | None = key_field(
+        None,
+        "thresholds of rules, as in {refusal: 60, gopher_min_words: null}; null leaves a rule out",
+        choices=(*ANSWER_CHECKS, *PROMPT_CHECKS, *CHECKS),
+    )
     exact_duplicates: bool = key_field(True, "drop rows whose normalised text equals that of another")
     near_duplicates: float | None = key_field(
         0.8,
@@ -98,8 +113,17 @@ def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
 def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> list[RowRule]:
     """The rules that look at one row of a kind, in their order."""
     own = [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
+    rules: list[Rule] = []
+    if kind == "documents":
+        families = arguments.document_rules
+        known = document_rules(arguments.thresholds)
+        rules += [rule for name, rule in known.items() if name.partition("_")[0] in families]
+    else:
+        known = dialog_rules(arguments.thresholds, kind)
+        rules += [rule for name, rule in known.items() if name in arguments.dialog_rules]
     leaks = evaluation.rules() if evaluation else {}
-    return [*own, *(of_content(leaks[name]) for name in arguments.contamination_rules if name in leaks)]
+    rules += [leaks[name] for name in arguments.contamination_rules if name in leaks]
+    return [*own, *map(of_content, rules)]
 
 
 def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments, evaluation: EvaluationIndex | None) -> Table:
