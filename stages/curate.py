@@ -25,6 +25,7 @@ from engine.curation.dialog_rules import ANSWER_CHECKS, PROMPT_CHECKS, dialog_ru
 from engine.curation.document_rules import CHECKS, document_rules
 from engine.curation.dropping import drop_easy, drop_exact_duplicates, drop_low_scores, drop_near_duplicates
 from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
+from engine.curation.language import language_rules
 from engine.curation.row_files import RowFiles
 from engine.curation.row_rules import evaluation_index, of_content, own_rule
 from engine.curation.table import Analysis, RowRule, Table, analyse
@@ -81,6 +82,9 @@ class CurateArguments(PlainStageArguments):
         "thresholds of rules, as in {refusal: 60, gopher_min_words: null}; null leaves a rule out",
         choices=(*ANSWER_CHECKS, *PROMPT_CHECKS, *CHECKS),
     )
+    languages: list[str] | None = key_field(
+        None, "the languages that are kept, by ISO 639-1 codes as en; null: all. Needs the extra data"
+    )
     exact_duplicates: bool = key_field(True, "drop rows whose normalised text equals that of another")
     near_duplicates: float | None = key_field(
         0.8,
@@ -121,6 +125,8 @@ def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationInde
     else:
         known = dialog_rules(arguments.thresholds, kind)
         rules += [rule for name, rule in known.items() if name in arguments.dialog_rules]
+    if arguments.languages:
+        rules += language_rules(arguments.languages, kind).values()
     leaks = evaluation.rules() if evaluation else {}
     rules += [leaks[name] for name in arguments.contamination_rules if name in leaks]
     return [*own, *map(of_content, rules)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from data_schemas import key_rules
 from tests.bad_inputs.cases import Call, Case, Place
 
 RULES = """
@@ -24,6 +25,11 @@ def curate(rows: list[Any] | None = None, **keys: Any) -> Callable[[Place], Call
         return place.stage("curate", **{"instructions": [file]} | keys)
 
     return make
+
+
+def without_py3langid(place: Place) -> Call:
+    place.patch.setattr(key_rules, "is_installed", lambda package: False)
+    return curate(languages=["en"])(place)
 
 
 def in_recipe(*settings: str) -> Callable[[Place], Call]:
@@ -50,6 +56,22 @@ CASES = [
         "curate equal rows",
         curate([dialog("Is it?")] * 3),
         "2 of 3 rows of instructions are dropped (exact_duplicate 2), more than max_dropped=0.5; see dropped.jsonl",
+    ),
+    Case(
+        "curate an unknown language",
+        curate(languages=["english"]),
+        "languages: 'english' is not a language that py3langid knows; expected codes of ISO 639-1, as 'en'",
+    ),
+    Case(
+        "curate without py3langid",
+        without_py3langid,
+        "languages: the package py3langid is not installed; install it, as by pip install 'alignloop[data]'",
+    ),
+    Case("a threshold of no rule", curate(thresholds={"refusl": 3}), "thresholds='refusl' is not one of empty_answer,"),
+    Case(
+        "a threshold that is text",
+        curate(thresholds={"refusal": "x"}),
+        "thresholds.refusal='x' is text, expected a number or nothing (null)",
     ),
     Case(
         "curate_sft and a share of the human rows",
