@@ -77,6 +77,8 @@ def _packages(given: Values) -> None:
 
 
 def _curate(values: Values) -> None:
+    if values["semantic_duplicates"] and not values["embedding_model"]:
+        raise ConfigError("semantic_duplicates: embedding_model is missing: the folder of a model that embeds the rows")
     if values["languages"] and not is_installed("py3langid"):
         raise ConfigError(f"languages: the package py3langid is not installed; {to_install('py3langid')}")
 

@@ -7,7 +7,7 @@ from data_schemas.stage_keys import Values
 from pipeline.averages import with_average
 from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import Inputs, Output, Split, Step, make_step, split_of
+from pipeline.steps import Inputs, Model, Output, Reference, Split, Step, make_step, split_of
 
 CURATED = ("documents", "instructions", "preferences", "prompts")  # kinds of rows, as prepare_data names them
 SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
@@ -47,9 +47,20 @@ class Plan:
         data = self.add("data", name="prepare_data", inputs={}, keys=keys)
         if self.recipe.section("curate").is_in_file:
             inputs = {kind: Output(data, f"{kind}.train", optional=True) for kind in CURATED}
-            held_out = Output(data, "evaluation_prompts", optional=True)
-            self.training_rows = self.add("curate", inputs={**inputs, "evaluation_prompts": held_out})
+            given = self.recipe.base_model
+            base = Model(given) if given else None  # one that is pretrained here exists only after curation
+            self.training_rows = self.add_curation("curate", None, inputs, base)
         return data
+
+    def add_curation(
+        self, section: Section, round_number: int | None, inputs: Inputs, embedding_model: Reference | None
+    ) -> str:
+        """Adds a step that curates rows. The model embeds them where the section wants it and names no other."""
+        keys = self.recipe.section(section, round_number or 0).keys
+        embeds = keys.get("semantic_duplicates") and not keys.get("embedding_model")
+        held_out = Output("prepare_data", "evaluation_prompts", optional=True)
+        model = {"embedding_model": embedding_model} if embeds else {}
+        return self.add(section, round_number, inputs={**inputs, "evaluation_prompts": held_out, **model})
 
     def split(self, kind: str, *, optional: bool = False) -> Split:
         """The rows of the recipe's files of a kind: those to train on, curated if the recipe has a section for it, and

@@ -155,14 +155,11 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
         plan.sample_answers(policy, data)
 
 
-def plan_curation_for_sft(plan: Plan, number: int, splits: Sequence[Split]) -> Output:
+def plan_curation_for_sft(plan: Plan, number: int, splits: Sequence[Split], base: Output) -> Output:
     """Adds the step that curates what SFT is trained on in a round, winners and human rows together. Returns its
     rows."""
-    inputs = {
-        "instructions": [split.train for split in splits],
-        "evaluation_prompts": Output("prepare_data", "evaluation_prompts", optional=True),
-    }
-    return Output(plan.add("curate_sft", number, inputs=inputs), "instructions.train")
+    inputs = {"instructions": [split.train for split in splits]}
+    return Output(plan.add_curation("curate_sft", number, inputs, base), "instructions.train")
 
 
 def rl_inputs(
@@ -219,7 +216,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         keys = [{"train_data_shares": [1.0] * len(winners) + [s] if 0 < s < 1 else None} for s in shares]
         inputs = [start | training_inputs(splits) for splits in data]
         if recipe.section("curate_sft", number).is_in_file:  # all variants are then trained on the same rows
-            curated = plan_curation_for_sft(plan, number, data[0])
+            curated = plan_curation_for_sft(plan, number, data[0], foundation.base)
             inputs = [of_variant | {"train_data": curated} for of_variant in inputs]
         policy = plan.train_variants("sft", number, inputs=inputs, keys=keys)
 

@@ -23,13 +23,20 @@ from engine.curation.contamination import EvaluationIndex
 from engine.curation.content import KINDS, Kind, Rule
 from engine.curation.dialog_rules import ANSWER_CHECKS, PROMPT_CHECKS, dialog_rules
 from engine.curation.document_rules import CHECKS, document_rules
-from engine.curation.dropping import drop_easy, drop_exact_duplicates, drop_low_scores, drop_near_duplicates
+from engine.curation.dropping import (
+    drop_easy,
+    drop_exact_duplicates,
+    drop_low_scores,
+    drop_near_duplicates,
+    drop_semantic_duplicates,
+    lines_of_pairs,
+)
 from engine.curation.funnel import Stratum, funnel_of, lines_of_dropped
 from engine.curation.language import language_rules
 from engine.curation.row_files import RowFiles
 from engine.curation.row_rules import evaluation_index, of_content, own_rule
 from engine.curation.table import Analysis, RowRule, Table, analyse
-from engine.runtime import progress
+from engine.runtime import progress, world
 from engine.runtime.arguments import PlainStageArguments
 from engine.runtime.functions import find_function
 from engine.runtime.keys import key_field
@@ -92,6 +99,13 @@ class CurateArguments(PlainStageArguments):
         above=0,
         maximum=1,
     )
+    semantic_duplicates: float | None = key_field(
+        None,
+        "drop conversations whose embedding has this cosine or more to that of a better one; null: none",
+        above=0,
+        maximum=1,
+    )
+    embedding_model: str | None = key_field(None, "the model whose mean hidden state is the embedding", role="model")
     min_score: float | None = key_field(None, "drop rows with a lower reward; null: none")
     top_share: float | None = key_field(
         None, "keep this share of the rows with a reward, the best; 0.25 is the top quartile", above=0, maximum=1
@@ -147,6 +161,19 @@ def curate(kind: Kind, paths: Sequence[str], arguments: CurateArguments, evaluat
     return table
 
 
+def drop_paraphrases(stage: Stage, table: Table, arguments: CurateArguments) -> str:
+    """Drops semantic duplicates, and writes the pairs nearest to the threshold; returns the name of their file."""
+    from engine.models.embedding import embed  # torch, which no other rule needs
+
+    assert arguments.embedding_model and arguments.semantic_duplicates, "key_rules.py checks it"
+    rows = list(table.kept())
+    device = world.device_of(arguments.use_cpu)
+    vectors = embed(arguments.embedding_model, [table.content(row).text for row in rows], device)
+    nearest = drop_semantic_duplicates(table, rows, vectors, arguments.semantic_duplicates)
+    write_atomically(stage.folder / "semantic_pairs.jsonl", "".join(lines_of_pairs(table, nearest)))
+    return "semantic_pairs.jsonl"
+
+
 def check_share(table: Table, max_dropped: float) -> None:
     """Raises DataError where more than a share of the rows is dropped, with the number by rule."""
     num_dropped = len(table.findings)
@@ -174,6 +201,8 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
     with writing_atomically(stage.folder / "dropped.jsonl") as dropped:
         for kind, paths in given.items():
             table = curate(kind, paths, arguments, evaluation)
+            if kind == "instructions" and arguments.semantic_duplicates:
+                outputs["semantic_pairs"] = drop_paraphrases(stage, table, arguments)
             tables.append(table)
             dropped.writelines(lines_of_dropped(table))
             outputs[f"{kind}.train"] = f"{kind}.train.jsonl"

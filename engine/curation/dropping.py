@@ -4,10 +4,14 @@ Which row of several is kept never depends on their order: see engine/curation/d
 reward, where it has one.
 """
 
+import json
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from engine.curation.content import Finding
 from engine.curation.duplicates import find_exact_duplicates, find_near_duplicates
+from engine.curation.semantic import Nearest, Vectors, find_semantic_duplicates
 from engine.curation.table import Table
 
 
@@ -32,6 +36,30 @@ def drop_near_duplicates(table: Table) -> None:
     )
     for row, (kept, similarity) in dropped.items():
         table.findings[row] = Finding("near_duplicate", similarity, table.signatures.threshold, table.ids[kept])
+
+
+def drop_semantic_duplicates(table: Table, rows: Sequence[int], vectors_ND: Vectors, threshold: float) -> Nearest:
+    """Drops those of the rows, whose embeddings are given, that repeat a better one in other words. Returns the pairs
+    nearest to the threshold, by row."""
+    dropped, nearest = find_semantic_duplicates(
+        vectors_ND,
+        threshold,
+        ids=[table.ids[row] for row in rows],
+        quality=table.score_N[rows].tolist(),
+        difficulty=table.difficulty_N[rows].tolist(),
+    )
+    for place, (kept, cosine) in dropped.items():
+        table.findings[rows[place]] = Finding("semantic_duplicate", cosine, threshold, table.ids[rows[kept]])
+    return Nearest(*([(cosine, rows[one], rows[other]) for cosine, one, other in side] for side in nearest.sides))
+
+
+def lines_of_pairs(table: Table, nearest: Nearest) -> Iterator[str]:
+    """A line of JSON for each pair near the threshold, with both texts: whether it is right is for people to see."""
+    for is_dropped, pairs in zip((True, False), nearest.sides, strict=True):
+        for cosine, row, kept in pairs:
+            texts = {"text": table.content(row).text, "kept_text": table.content(kept).text}
+            fields = {"dropped": is_dropped, "cosine": round(cosine, 4), "row_id": table.ids[row], **texts}
+            yield json.dumps(fields | {"partner": table.ids[kept]}, ensure_ascii=False) + "\n"
 
 
 def drop_low_scores(table: Table, *, min_score: float | None, top_share: float | None) -> None:

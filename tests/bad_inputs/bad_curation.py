@@ -67,6 +67,16 @@ CASES = [
         without_py3langid,
         "languages: the package py3langid is not installed; install it, as by pip install 'alignloop[data]'",
     ),
+    Case(
+        "embeddings without a model",
+        curate(semantic_duplicates=0.9),
+        "semantic_duplicates: embedding_model is missing: the folder of a model that embeds the rows",
+    ),
+    Case(
+        "embeddings by a base that is pretrained later",
+        in_recipe("curate={semantic_duplicates: 0.9}", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
+        "curate: semantic_duplicates: embedding_model is missing: the folder of a model",
+    ),
     Case("a threshold of no rule", curate(thresholds={"refusl": 3}), "thresholds='refusl' is not one of empty_answer,"),
     Case(
         "a threshold that is text",

@@ -342,3 +342,13 @@ def test_a_section_curate_stands_between_the_files_and_what_trains_on_them(plan)
 def test_without_a_section_nothing_is_curated(plan):
     assert not any(step.stage == "curate" for step in plan().values())
     assert "round-1.curate_sft" not in plan("curate={}")
+
+
+def test_rows_are_embedded_by_the_base_unless_a_section_names_a_model(plan, tmp_path):
+    steps = plan("curate={semantic_duplicates: 0.9}", "curate_sft={semantic_duplicates: 0.9}")
+    base = Model(str(tmp_path / "work" / "base"))
+    assert steps["curate"].inputs["embedding_model"] == [base]
+    assert steps["round-1.curate_sft"].inputs["embedding_model"] == [BASE]
+    named = plan(f"curate={{semantic_duplicates: 0.9, embedding_model: {base.path}}}")["curate"]
+    assert named.inputs["embedding_model"] == [base]
+    assert "embedding_model" not in plan("curate={}")["curate"].inputs

@@ -178,3 +178,16 @@ def test_a_row_with_an_evaluation_prompt_is_dropped_and_reported_by_set(tmp_path
         "evaluation_prompts": (1, 0),
         "arithmetic": (1, 1),
     }
+
+
+def test_paraphrases_go_and_the_pairs_near_the_threshold_are_shown(tmp_path, rows, tiny_base):
+    """With a threshold below all cosines every cluster keeps its best row."""
+    file = write_jsonl(tmp_path / "rows.jsonl", rows[:24])
+    keys = {"embedding_model": tiny_base, "near_duplicates": None, "max_dropped": 1}
+    run_here("curate", tmp_path / "out", instructions=[file], semantic_duplicates=0.01, **keys)
+    kept, dropped = (read_jsonl(tmp_path / "out" / f"{name}.jsonl") for name in ("instructions.train", "dropped"))
+    assert 1 <= len(kept) <= 4  # of 4 = sqrt(24) clusters
+    assert {row["rule"] for row in dropped} == {"semantic_duplicate"}
+    pairs = read_jsonl(tmp_path / "out" / "semantic_pairs.jsonl")
+    assert [pair["cosine"] for pair in pairs] == sorted(pair["cosine"] for pair in pairs)
+    assert all(pair["dropped"] and pair["text"] != pair["kept_text"] for pair in pairs)
