@@ -19,7 +19,7 @@ ROWS_OF_KMEANS = 100_000  # that the clusters are computed from
 STEPS_OF_KMEANS = 10
 ROWS_AT_ONCE = 4096  # whose cosines to the centres are in memory
 NUM_NEAREST = 10  # pairs on each side of the threshold that are reported
-Vectors = NDArray[np.float32]
+Vectors = NDArray[np.float16] | NDArray[np.float32]
 
 
 @dataclass
