@@ -47,7 +47,7 @@ def find_exact_duplicates(
 ) -> dict[int, int]:
     """The dropped rows, each with the row of the same `content_key` that is kept: the best by quality, then by id."""
     alive = _alive(len(keys), excluded)
-    best = _ranking(ids, quality)
+    best = ranking(ids, quality)
     halves = np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2)[alive]
     dropped: dict[int, int] = {}
     for group in split_groups(*groups_of_equals(combined(halves[:, 0], halves[:, 1]))):
@@ -128,7 +128,7 @@ def find_near_duplicates(
     two short answers to one long prompt differ. Rows in `excluded` are neither dropped nor repeated.
     """
     alive = _alive(len(ids), excluded)
-    best = _ranking(ids, quality)
+    best = ranking(ids, quality)
     bands = signatures.bands()[:, alive]
     _, first, of_signature = np.unique(reduce(combined, bands), return_index=True, return_inverse=True)
     buckets = Buckets.of(bands[:, first])
@@ -202,7 +202,7 @@ def _alive(num_rows: int, excluded: Collection[int]) -> Indices:
     return np.flatnonzero(is_alive)
 
 
-def _ranking(ids: Sequence[str], quality: Sequence[float] | None) -> Callable[[int], tuple[float, str, int]]:
+def ranking(ids: Sequence[str], quality: Sequence[float] | None) -> Callable[[int], tuple[float, str, int]]:
     """A key that sorts rows from the best to the worst. A quality of nan is the lowest. Equal ids are equal rows."""
 
     def key(row: int) -> tuple[float, str, int]:
