@@ -3,15 +3,22 @@
 Needs no torch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import ConfigError
-from data_schemas.rows import Prompt
+from data_schemas.reading import read_prompts
+from data_schemas.sources import Source
 from data_schemas.text import shown
+from engine.curation.arguments import CurateArguments
 from engine.curation.contamination import EvaluationIndex
-from engine.curation.content import Content, Finding, RawRow, Rule, content_of
+from engine.curation.content import Content, Finding, Kind, RawRow, Rule, content_of
+from engine.curation.dialog_rules import dialog_rules
+from engine.curation.document_rules import document_rules
+from engine.curation.language import language_rules
 from engine.curation.table import RowRule
+from engine.runtime.functions import find_function
 
 
 def of_content(rule: Rule) -> RowRule:
@@ -40,10 +47,30 @@ def own_rule(reference: str, function: Callable[[RawRow], Any]) -> RowRule:
     return rule
 
 
-def evaluation_index(sets: Mapping[str, Iterable[Prompt]], *, max_covered: float) -> EvaluationIndex:
-    """The prompts of evaluation sets, as training rows are compared with them: their user messages."""
+def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
+    """The prompts of the evaluation sets, by the name of their file. None where there is none."""
+    given = [*(arguments.evaluation_prompts or []), *(arguments.decontaminate_against or [])]
+    sets = {Path(Source.of(value).path).name.partition(".")[0]: read_prompts([value]).rows for value in given}
     texts = {
         name: [content_of("prompts", prompt.model_dump()).prompt for prompt in prompts]
         for name, prompts in sets.items()
     }
-    return EvaluationIndex(texts, max_covered=max_covered)
+    return EvaluationIndex(texts, max_covered=arguments.contaminated_share) if texts else None
+
+
+def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> list[RowRule]:
+    """The rules that look at one row of a kind, in their order."""
+    own = [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
+    rules: list[Rule] = []
+    if kind == "documents":
+        families = arguments.document_rules
+        known = document_rules(arguments.thresholds)
+        rules += [rule for name, rule in known.items() if name.partition("_")[0] in families]
+    else:
+        known = dialog_rules(arguments.thresholds, kind)
+        rules += [rule for name, rule in known.items() if name in arguments.dialog_rules]
+    if arguments.languages:
+        rules += language_rules(arguments.languages, kind).values()
+    leaks = evaluation.rules() if evaluation else {}
+    rules += [leaks[name] for name in arguments.contamination_rules if name in leaks]
+    return [*own, *map(of_content, rules)]

@@ -2,10 +2,13 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 
 from data_schemas.files import read_json
+from data_schemas.reading import read_prompts
+from data_schemas.rows import Prompt
 from engine.curation import table
 from tests.stage_runs import call_stage, run_here
 from tests.toy_rows import read_jsonl, write_jsonl
@@ -191,3 +194,70 @@ def test_paraphrases_go_and_the_pairs_near_the_threshold_are_shown(tmp_path, row
     pairs = read_jsonl(tmp_path / "out" / "semantic_pairs.jsonl")
     assert [pair["cosine"] for pair in pairs] == sorted(pair["cosine"] for pair in pairs)
     assert all(pair["dropped"] and pair["text"] != pair["kept_text"] for pair in pairs)
+
+
+def test_personal_data_is_masked_before_rows_are_compared(tmp_path):
+    rows = [dialog("Who helps?", f"Write to {name}@anna.org, please.", source="mail") for name in ("tom", "eva")]
+    rows.append(dialog("And who else?", "Nobody."))
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    record = run_here("curate", tmp_path / "out", instructions=[file], mask_personal_data=True)
+    kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
+    assert kept == [dialog("Who helps?", "Write to <EMAIL>, please.", source="mail"), rows[2]]
+    assert (record.metrics["masked_email"], record.metrics["dropped_exact_duplicate"]) == (2, 1)
+
+
+def test_an_overused_phrase_keeps_its_share_of_the_best_rows(tmp_path):
+    sorry = [dialog(f"What is {n}?", f"I'm sorry, number {n} is {n}.", score=float(n)) for n in range(6)]
+    others = [dialog(f"Who is number {n}?", f"Number {n} is a friend of {n + 1}.") for n in range(6)]
+    file = write_jsonl(tmp_path / "rows.jsonl", sorry + others)
+    run_here("curate", tmp_path / "out", instructions=[file], max_phrase_share=0.25, near_duplicates=None)
+    kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
+    assert [row["score"] for row in kept if "score" in row] == [4.0, 5.0]  # 2 of 8
+    dropped = read_jsonl(tmp_path / "out" / "dropped.jsonl")
+    assert {(row["rule"], row["value"], row["partner"]) for row in dropped} == {("overused_phrase", 0.5, "I'm sorry")}
+
+
+def test_a_mix_writes_rows_by_tag_and_counts_what_it_leaves_out(tmp_path):
+    """Each row has eight words: 80 of math and 320 of code. In equal shares both have 80 of a budget of 160."""
+    rows = [
+        dialog(f"Please write the number {n}", f"{n} {n} {n}", tag=tag)
+        for tag, numbers in (("math", range(10)), ("code", range(100, 140)))
+        for n in numbers
+    ]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    keys = {"mix_by": "tag", "mix_temperature": 1e9, "mix_words": 160, "near_duplicates": None}
+    record = run_here("curate", tmp_path / "out", instructions=[file], **keys)
+    kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
+    assert Counter(row["tag"] for row in kept) == {"math": 10, "code": 10}
+    (mixed,) = json.loads((tmp_path / "out" / "mix.json").read_text()).values()
+    assert [(line["source"], line["tokens_before"], line["tokens_after"]) for line in mixed] == [
+        ("code", 320, 80),
+        ("math", 80, 80),
+    ]
+    assert record.metrics == {"rows": 50, "kept": 20, "instructions.train": 20}  # none is dropped by a rule
+    funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
+    assert [(stratum["rule"], stratum["rows"], stratum["words"]) for stratum in funnel] == [
+        ("read", 50, 400),
+        ("left_out_by_mix", 30, 240),
+        ("kept", 20, 160),
+    ]
+    run_here("curate", tmp_path / "twice", instructions=[file], max_epochs=2, **keys | {"mix_words": 320})
+    again = read_jsonl(tmp_path / "twice" / "instructions.train.jsonl")
+    assert Counter(row["tag"] for row in again) == {"math": 20, "code": 20}
+
+
+def test_variants_of_prompts_are_in_the_group_of_their_prompt(tmp_path):
+    texts = [f"Describe the quick town number {n} in detail" for n in range(3)]
+    stored = [Prompt.model_validate({"prompt": [{"role": "user", "content": text}]}) for text in texts]
+    file = write_jsonl(tmp_path / "rows.jsonl", [json.loads(prompt.to_json()) for prompt in stored])
+    (tmp_path / "synonyms.txt").write_text("quick, fast\ntown, village\n")
+    keys = {"num_variants": 4, "synonyms": [tmp_path / "synonyms.txt"], "near_duplicates": None}
+    run_here("curate", tmp_path / "out", prompts=[file], **keys)
+    written = read_prompts(tmp_path / "out" / "prompts.train.jsonl").rows
+    links = read_jsonl(tmp_path / "out" / "variants.jsonl")
+    assert written[:3] == stored
+    assert len(written) == 3 + len(links) == 15
+    group_of = {prompt.prompt_id: prompt.group_id for prompt in stored}
+    for variant, link in zip(written[3:], links, strict=True):
+        assert (variant.prompt_id, variant.group_id) == (link["prompt_id"], group_of[link["from"]])
+    assert "fast" in written[3].prompt[0].content or "village" in written[3].prompt[0].content
