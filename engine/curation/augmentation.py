@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.errors import DataError
+from data_schemas.formats import cannot_open
 
 ALPHA = 0.1  # share of the words that an operation changes
 Synonyms = Mapping[str, Sequence[str]]  # by the word in lower case
@@ -34,10 +35,16 @@ class Variant:
 def read_synonyms(path: Path) -> dict[str, list[str]]:
     """Synonyms from a text file: in each line words or phrases of one meaning, separated by commas.
 
-    Raises DataError for a line with a single one.
+    Raises DataError for a line with a single one, and for a file that cannot be read as text.
     """
     synonyms: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(cannot_open(path, error)) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text") from None
+    for number, line in enumerate(lines, 1):
         words = [word.strip() for word in line.split(",") if word.strip()]
         if len(words) == 1:
             raise DataError(f"{path}:{number}: only {words[0]!r}, expected words of one meaning, separated by commas")

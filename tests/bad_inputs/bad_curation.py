@@ -32,6 +32,15 @@ def without_py3langid(place: Place) -> Call:
     return curate(languages=["en"])(place)
 
 
+def varied(synonyms: Callable[[Place], Any]) -> Callable[[Place], Call]:
+    def make(place: Place) -> Call:
+        file = place.write("prompts.jsonl", [{"prompt": [{"role": "user", "content": "Is the town quick?"}]}])
+        keys = {"prompts": [file], "num_variants": 2, "synonyms": [synonyms(place)]}
+        return curate(instructions=None, **keys)(place)
+
+    return make
+
+
 def in_recipe(*settings: str) -> Callable[[Place], Call]:
     return lambda place: place.alignloop("plan", *place.recipe(*settings))
 
@@ -76,6 +85,17 @@ CASES = [
         "embeddings by a base that is pretrained later",
         in_recipe("curate={semantic_duplicates: 0.9}", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
         "curate: semantic_duplicates: embedding_model is missing: the folder of a model",
+    ),
+    Case("no file of synonyms", varied(lambda place: "gone.txt"), "gone.txt does not exist"),
+    Case(
+        "synonyms that are not text",
+        varied(lambda place: place.write("synonyms.txt", b"\xff\xfe")),
+        "HERE/synonyms.txt is not UTF-8 text",
+    ),
+    Case(
+        "a word without a synonym",
+        varied(lambda place: place.write("synonyms.txt", "quick, fast\ntown\n")),
+        "HERE/synonyms.txt:2: only 'town', expected words of one meaning, separated by commas",
     ),
     Case("a threshold of no rule", curate(thresholds={"refusl": 3}), "thresholds='refusl' is not one of empty_answer,"),
     Case(
