@@ -4,6 +4,7 @@
     python -m benchmarks.alignment world --only "DPO alone" --seeds 0 1
     python -m benchmarks.alignment smollm2 --base_model DIR     # one round on prompts that a program can check
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
+    python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
 
 Every run is an ordinary `alignloop run`, and finished runs are reused. In the world it is configs/demo.yaml with a few
 keys set, on a shared base. The recipe and its ablations share a folder for each seed, and so do the controls, so that
@@ -11,18 +12,15 @@ steps that two of them have in common run once. As many folders are written in p
 """
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.alignment.report import CONTROLS, FULL, ROOT, RUNS, report, run_folder
+from benchmarks.alignment import reinforcement
+from benchmarks.alignment.launching import alignloop, make_base, on_cores
+from benchmarks.alignment.report import CONTROLS, FULL, ROOT, report, run_folder
 
-BASE = "alignment-base"
 SEEDS = (0, 1, 2, 3, 4)
 ROUNDS = 6
 ANNOTATOR = "annotate.annotator_function=benchmarks.alignment.controls"
@@ -41,18 +39,6 @@ SETTINGS: dict[str, list[str]] = {
 }
 
 
-def alignloop(settings: Sequence[str], *, recipe: str = "configs/demo.yaml", core: int | None = None) -> None:
-    """Runs a recipe, on one core if it is given. Raises CalledProcessError if the run fails."""
-    words = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / recipe), *words]
-
-    def pin() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
-    subprocess.run(command, cwd=ROOT, preexec_fn=pin, stdout=subprocess.PIPE, check=True)
-
-
 def run_variations(seed: int, names: Iterable[str], base: Path, *, core: int) -> None:
     """Runs variations with one seed, one after the other, and copies the summary of each to its own name."""
     for name in names:
@@ -67,28 +53,15 @@ def run_variations(seed: int, names: Iterable[str], base: Path, *, core: int) ->
 
 def run_world(seeds: Sequence[int], names: Sequence[str]) -> None:
     """Runs the named variations with every seed."""
-    started = time.monotonic()
-    alignloop([f"name={BASE}", "rounds=0"])
-    base = RUNS / BASE / "steps" / "prepare_base" / "model"
-    cores = sorted(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(len(cores)) as pool:
-        free = list(cores)
-
-        def run_folder_of(part: tuple[int, Iterable[str]]) -> None:
-            core = free.pop()
-            try:
-                run_variations(*part, base.resolve(), core=core)
-            finally:
-                free.append(core)
-
-        groups = [[name for name in names if (name in CONTROLS) == is_control] for is_control in (False, True)]
-        list(pool.map(run_folder_of, [(seed, group) for group in groups if group for seed in seeds]))
-    print(f"{len(seeds)} seeds in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
+    base = make_base()
+    groups = [[name for name in names if (name in CONTROLS) == is_control] for is_control in (False, True)]
+    parts = [(seed, group) for group in groups if group for seed in seeds]
+    on_cores(lambda part, core: run_variations(*part, base, core=core), parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["world", "smollm2", "report"], help="what to run; each writes the report")
+    parser.add_argument("part", choices=["world", "smollm2", "report", "rl"], help="what to run; each writes a report")
     parser.add_argument(
         "--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a model folder or a name on the hub"
     )
@@ -96,6 +69,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="variations of the world")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
+    if arguments.part == "rl":
+        reinforcement.main(arguments.seeds, arguments.docs)
+        return
     if arguments.part == "world":
         run_world(arguments.seeds, arguments.only)
     if arguments.part == "smollm2":

@@ -5,6 +5,7 @@ held-out reward. It is nan beyond the KL budget: such a model is never the best.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from engine.reinforcement.log_probs import AnswerLogProbs
 from engine.reinforcement.rewards import Rewards
 from engine.reinforcement.rollouts import flat
 from engine.reinforcement.schedule import Schedule
-from engine.runtime import preemption, progress
+from engine.runtime import notices, preemption, progress
 from engine.sampling.answers import Answer
 
 # Shapes: P = prompts, K = answers to each, N = P x K.
 
+log = logging.getLogger(__name__)
 REFERENCE_REWARDS = "reference_rewards.json"  # in the checkpoints' folder
 
 
@@ -152,7 +154,18 @@ class HeldOutRewards(AnswerLogProbs):
                 f"kl_budget={budget:g} is spent before the first step: the policy is already {kl:.3g} nats an answer "
                 "from its reference; raise kl_budget, or leave out reference_model"
             )
+        found = f"the KL to the reference is {kl:.3g} nats an answer on held-out prompts"
+        self.warn_of_end(f"{found}, above kl_budget={budget:g}")
         self.control.should_training_stop = True
+
+    def has_ended(self) -> bool:
+        """Also where an evaluation that a resumed run does not repeat was beyond the KL budget."""
+        budget, history = self.stage_arguments.kl_budget, self.stage.tracker.history("eval_kl")
+        return super().has_ended() or (budget is not None and any(kl > budget for kl in history.values()))
+
+    def warn_of_end(self, reason: str) -> None:
+        state = self.state
+        notices.warn(log, "training ended after step %d of %d: %s", state.global_step, state.max_steps, reason)
 
     def _kl_of_answers(self, answers: Sequence[Answer]) -> float:
         """Mean over answers of log p(answer) - log p_reference(answer), in nats an answer."""

@@ -29,6 +29,7 @@ from engine.reinforcement.schedule import Schedule
 from engine.runtime import preemption, progress
 from engine.sampling.answers import Answer
 from engine.tokens.token_rows import TokenPrompt
+from engine.training import checkpoints
 from engine.training.host import Batch
 
 # Shapes: P = prompts of a window, K = answers to each, N = answers of a window or batch, C = tokens of the longest.
@@ -57,6 +58,7 @@ class PolicyGradientTrainer(HeldOutRewards):
         self._batches: dict[int, Batch] = {}  # of this process in the present window, by the number of the first answer
         self._flat_windows = 0  # in a row, up to the present one
         self._has_learned = False  # a window had a group with variance
+        self._counters: dict[str, int] = {}  # the two above as of the last step
         self._is_postponed = {"should_save": False, "should_evaluate": False}  # to the end of the window
         super().__init__(*args, reward_funcs=[_scored_by_this_project], **kwargs)
 
@@ -76,8 +78,21 @@ class PolicyGradientTrainer(HeldOutRewards):
         try:
             return super().train(*args, **kwargs)
         except _TrainingEnds as end:
-            log.info("training ends after step %d: %s", self.state.global_step, end)
+            self.warn_of_end(str(end))
             return TrainOutput(self.state.global_step, 0.0, {})
+
+    def counters(self) -> dict[str, int]:
+        return self._counters
+
+    def remember_step(self) -> None:
+        super().remember_step()
+        self._counters = {"flat_windows": self._flat_windows, "has_learned": int(self._has_learned)}
+
+    def restore(self, progress: checkpoints.Progress) -> None:
+        super().restore(progress)
+        self._counters = progress.counters
+        self._flat_windows = progress.counters.get("flat_windows", 0)
+        self._has_learned = bool(progress.counters.get("has_learned"))
 
     def answer_sigterm(self) -> None:
         """Inside a window saving and evaluating are postponed to its end, and SIGTERM is answered there."""

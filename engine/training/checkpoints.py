@@ -31,6 +31,7 @@ class Progress:
     skipped_steps: int = 0
     recent_losses: list[float] = field(default_factory=list)
     unlogged: dict[str, object] | None = None  # what the next line of the log adds up (unlogged.py)
+    counters: dict[str, int] = field(default_factory=dict)  # those of one kind of trainer, by name
 
 
 def publish(folder: Path, progress: Progress) -> Path:

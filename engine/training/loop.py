@@ -72,6 +72,10 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self.skipped_steps, self.recent_losses = progress.skipped_steps, progress.recent_losses
         self._unlogged = Unlogged.read(progress.unlogged)
 
+    def counters(self) -> dict[str, int]:
+        """What a kind of trainer counts beyond the Trainer, as of the last step, for the checkpoint."""
+        return {}
+
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -129,11 +133,15 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         if self._unlogged:
             self._unlogged.give_back(self)
             self._unlogged = None
-        has_ended = self.state.global_step >= self.state.max_steps
-        if has_ended or self._is_out_of_patience(self.stage.tracker.history("eval_loss")):
+        if self.has_ended():
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def has_ended(self) -> bool:
+        """Whether training has ended by the steps taken and the evaluations logged so far."""
+        is_last = self.state.global_step >= self.state.max_steps
+        return is_last or self._is_out_of_patience(self.stage.tracker.history("eval_loss"))
 
     @timing.part("evaluate")
     def evaluate_once(self) -> dict[str, float]:
@@ -193,6 +201,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
                 skipped_steps=self.skipped_steps,
                 recent_losses=list(self.recent_losses),
                 unlogged=unlogged.content() if unlogged else None,
+                counters=self.counters(),
             )
             self.stage.tracker.save(Path(self._get_output_dir(trial)) / f"checkpoint-{progress.step}")
             checkpoints.publish(folder, progress)

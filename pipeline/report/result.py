@@ -18,9 +18,8 @@ def show_numbers(console: Console, summary: Summary) -> None:
     """Prints the table of rounds; where no policy is judged, the models' losses on held-out rows and sample answers."""
     if summary["rounds"]:
         console.print(terminal.rounds_table(summary))
-        for said in (rounds.diagnosis(summary), rounds.judge_warning(summary)):
-            if said:
-                console.print(Text(said))
+        for said in rounds.remarks(summary):
+            console.print(Text(said))
         return
     if trained := trained_models(summary):
         console.print(terminal.models_table(trained))

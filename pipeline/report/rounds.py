@@ -1,9 +1,10 @@
 """The table by round, as text: what the terminal and the page both show of a summary."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 from data_schemas.text import printable
-from pipeline.state.summary import Summary
+from pipeline.state.summary import Summary, trained_models
 
 ROWS: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "policy": lambda row: str(row["policy"] or "-"),
@@ -64,6 +65,29 @@ def judge_warning(summary: Summary) -> str | None:
                 "numbers and the gate say nothing of quality; raise data.judge_share or set evaluate_policy.judge_model"
             )
     return None
+
+
+def exploited_rewards(summary: Summary) -> list[str]:
+    """The policies for which RL raised its reward while the judge prefers the policy before, beyond the interval."""
+    trained = {model["step"]: model for model in trained_models(summary) if model["stage"] == "rl"}
+    said = []
+    for before, row in itertools.pairwise(summary["rounds"]):
+        model, high = trained.get(str(row["policy"])), row["win_rate_vs_previous_high"]
+        if model is None or model["loss_before"] is None or model["loss_after"] is None:
+            continue
+        if isinstance(high, int | float) and high < 0.5 and model["loss_after"] < model["loss_before"]:
+            said.append(
+                f"{model['step']} exploits its reward: that rose on held-out prompts from {-model['loss_before']:.3f} "
+                f"to {-model['loss_after']:.3f}, and the judge's mean fell from {number(before['judge_mean'])} to "
+                f"{number(row['judge_mean'])}; lower rl.kl_budget, set rl.reward_shaping, or change the reward"
+            )
+    return said
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a reader of the table should know: what limits the next round, a useless judge, and exploited rewards."""
+    said = (diagnosis(summary), judge_warning(summary), *exploited_rewards(summary))
+    return [text for text in said if text]
 
 
 def number(value: object) -> str:

@@ -1,16 +1,22 @@
 """Reinforcement learning of a tiny policy: rewards, guards, windows, and what a run leaves."""
 
+import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from data_schemas.artifact import Artifact
 from data_schemas.files import read_json
+from engine.reinforcement.schedule import Schedule
+from engine.reinforcement.trainer import PolicyGradientTrainer
 from engine.training import run
 from tests.engine.training.training_runs import assert_equal_weights, steps_with
-from tests.stage_runs import call_stage, metrics_of, run_here
+from tests.stage_runs import COMMON, call_stage, metrics_of, run_here
 from tests.toy_rows import conversation, write_jsonl
 
 FUNCTIONS = """
@@ -24,6 +30,10 @@ def finished(prompt, answer, ended):
 
 def constant(prompt, answer, ended):
     return 0.5
+
+def length_for_some(prompt, answer, ended):
+    with open(__file__ + ".prompts") as file:
+        return float(len(answer)) if str(prompt) in file.read().splitlines() else 0.5
 
 def fails_later(prompt, answer, ended):
     with open(__file__ + ".calls", "a+") as file:  # the module is imported again for each window
@@ -150,9 +160,6 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_sigterm_inside_a_window_is_answered_at_its_end(uninterrupted, tiny_model, files, tmp_path, monkeypatch):
-    import os
-    import signal
-
     folder = tmp_path / "rl"
     ends = run.TrackingCallback.on_step_end
 
@@ -212,6 +219,22 @@ def test_a_hackable_reward_is_stopped_by_the_budget(tiny_model, files, tmp_path)
     assert over or "above kl_budget=2" in log_of(tmp_path / "guarded")
 
 
+def test_training_that_the_budget_ended_is_not_resumed(tiny_model, files, tmp_path, monkeypatch):
+    """It is killed after the evaluation beyond the budget, before its record is written."""
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    given = keys(tiny_model, files, **HACKABLE | saving | {"learning_rate": 2e-2, "kl_budget": 0.5})
+    uninterrupted = run_here("rl", tmp_path / "uninterrupted", **given)
+    reached = metrics_of(tmp_path / "uninterrupted")
+    assert reached[uninterrupted.metrics["steps"], "eval_kl"] > 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_publish", Mock(side_effect=KeyboardInterrupt))
+        assert call_stage("rl", tmp_path / "rl", **given) == 130
+    resumed = run_here("rl", tmp_path / "rl", **given)
+    assert resumed.metrics == uninterrupted.metrics and metrics_of(tmp_path / "rl") == reached
+    ended = f"training ended after step {uninterrupted.metrics['steps']} of 12: the KL to the reference is "
+    assert resumed.warnings == uninterrupted.warnings and resumed.warnings[0].startswith(ended)
+
+
 def test_a_budget_that_is_spent_at_the_start_is_an_error(tiny_model, tied_model, files, tmp_path):
     given = keys(tiny_model, files, reference_model=tied_model, kl_budget=0.5)
     assert call_stage("rl", tmp_path / "rl", **given) == 2
@@ -224,6 +247,63 @@ def test_windows_without_variance_end_training(tiny_model, files, tmp_path):
     assert error_of(folder).startswith("in 3 windows in a row all 4 answers to each prompt have the same reward")
     assert "a checkpoint of step 2 is kept" in error_of(folder)
     assert (folder / "checkpoints" / "checkpoint-2").is_dir()
+
+
+FLAT_LATER = {"reward_functions": ["toy_rewards:length_for_some"], "global_batch_size": 4, "max_steps": 8}
+FLAT_LATER |= SAVING | {"save_strategy": "steps"}
+
+
+@pytest.fixture
+def flat_from_window_2(files) -> None:
+    """Only the prompts of the first two windows have answers with different rewards."""
+    schedule = Schedule(
+        num_prompts=12,
+        num_generations=4,
+        global_batch_size=4,
+        steps_per_window=1,
+        num_iterations=1,
+        seed=COMMON["seed"],
+        round=1,
+    )
+    rows, held_out = (
+        [json.loads(line) for line in (files / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("prompts", "held_out")
+    )
+    texts = [str(row["prompt"]) for row in held_out]
+    texts += [str(rows[number]["prompt"]) for window in range(2) for number in schedule.prompts_of(window)]
+    (files / "toy_rewards.py.prompts").write_text("\n".join(texts))
+
+
+def stop_in_flat_window(patch: pytest.MonkeyPatch, signal_number: int) -> None:
+    """The signal comes while the answers of the fourth window, the second flat one, are sampled."""
+    begin = PolicyGradientTrainer._make_batches
+
+    def stop(self: Any, *args: Any) -> None:
+        begin(self, *args)
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal_number)
+
+    patch.setattr(PolicyGradientTrainer, "_make_batches", stop)
+
+
+@pytest.mark.usefixtures("flat_from_window_2")
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_flat_windows_are_counted_across_a_resume(signal_number, status, tiny_model, files, tmp_path, monkeypatch):
+    """Windows 0 and 1 have variance and the next three have none: training ends before the fifth step is taken."""
+    given = keys(tiny_model, files, **FLAT_LATER)
+    uninterrupted = run_here("rl", tmp_path / "uninterrupted", **given)
+    assert uninterrupted.metrics["steps"] == 4
+    ended = "training ended after step 4 of 8: in 3 windows in a row all 4 answers to each prompt have the same reward"
+    assert uninterrupted.warnings[0] == ended
+    folder = tmp_path / "rl"
+    with monkeypatch.context() as patch:
+        stop_in_flat_window(patch, signal_number)
+        assert call_stage("rl", folder, **given) == status
+    resumed = run_here("rl", folder, **given)
+    assert "resuming from step 3\n" in log_of(folder)
+    assert resumed.metrics == uninterrupted.metrics and resumed.warnings == uninterrupted.warnings
+    assert_equal_weights(folder / "model", tmp_path / "uninterrupted" / "model")
+    assert metrics_of(folder) == metrics_of(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,12 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
 
 
 def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
-    """What a reader should know before the numbers: the diagnosis, warnings, and what could not be read."""
-    said = [rounds.diagnosis(summary), rounds.judge_warning(summary)]
+    """What a reader should know before the numbers: the table's remarks, warnings, and what could not be read."""
+    said = rounds.remarks(summary)
     said += [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
     said += [f"{step.name}: {step.problem}" for step in steps if step.problem]
     said += [f"{one.policy}: {one.problem}" for one in evaluated if one.problem]
-    return [f"{text[:1].upper()}{text[1:]}" for text in said if text]
+    return [f"{text[:1].upper()}{text[1:]}" for text in said]
 
 
 def _recipe(recipe: RecipeEntry | None) -> Mapping[str, object]:

@@ -1,5 +1,6 @@
 """What the terminal shows: verbose output, status, and the plan."""
 
+import html
 import io
 import json
 import sys
@@ -47,6 +48,31 @@ def test_a_judge_no_better_than_chance_is_said_below_the_table(world, accuracy, 
     assert code == 0
     assert ("of its held-out pairs rightly, which is no better than chance" in text) == is_said
     assert (f"the judge orders {accuracy or 0:.0%} of" in text) == is_said
+
+
+@pytest.mark.parametrize(
+    ("stage", "loss", "high", "is_said"),
+    [("rl", -2.0, 0.49, True), ("rl", -2.0, 0.5, False), ("rl", 1.0, 0.49, False), ("dpo", -2.0, 0.49, False)],
+)
+def test_a_reward_that_rose_while_the_judge_prefers_the_policy_before_is_named(world, stage, loss, high, is_said):
+    """Below the table and on the page. A loss is minus a reward, and 0.5 is a win rate within its interval."""
+    world.run()
+    summary = world.summary()
+    metrics = {"eval_loss_at_step_0": -0.5, "eval_loss": loss}
+    policy = {**summary["steps"][3], "name": "round-1.rl", "stage": stage, "metrics": metrics, "folder": None}
+    first, second = summary["rounds"]
+    fell = second | {"policy": "round-1.rl", "judge_mean": -0.25, "win_rate_vs_previous_high": high}
+    changed = summary | {"steps": [*summary["steps"], policy], "rounds": [first | {"judge_mean": 0.25}, fell]}
+    (world.run_folder / "summary.json").write_text(json.dumps(changed))
+    code, out, _ = world.call("status", "runs/toy")
+    sentence = (
+        "round-1.rl exploits its reward: that rose on held-out prompts from 0.500 to 2.000, and the judge's mean fell "
+        "from 0.250 to -0.250; lower rl.kl_budget, set rl.reward_shaping, or change the reward"
+    )
+    assert code == 0 and (sentence in " ".join(out.split())) == is_said
+    assert world.call("report", "runs/toy")[0] == 0
+    page = html.unescape((world.run_folder / "report.html").read_text())
+    assert (sentence[:1].upper() + sentence[1:] in page) == is_said
 
 
 def test_the_reasons_of_a_plan_are_wrapped_and_its_counts_add_up(tmp_path):
