@@ -4,6 +4,7 @@
     python -m benchmarks.alignment world --only "DPO alone" --seeds 0 1
     python -m benchmarks.alignment smollm2 --base_model DIR     # one round on prompts that a program can check
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
+    python -m benchmarks.alignment curation                     # SFT on dirty rows, as they are and curated
     python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
 
 Every run is an ordinary `alignloop run`, and finished runs are reused. In the world it is configs/demo.yaml with a few
