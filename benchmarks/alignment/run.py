@@ -4,6 +4,7 @@
     python -m benchmarks.alignment world --only "DPO alone" --seeds 0 1
     python -m benchmarks.alignment smollm2 --base_model DIR     # one round on prompts that a program can check
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
+    python -m benchmarks.alignment curation                     # SFT on dirty rows, as they are and curated
     python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
 
 Every run is an ordinary `alignloop run`, and finished runs are reused. In the world it is configs/demo.yaml with a few
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.alignment import reinforcement
+from benchmarks.alignment import curation, reinforcement
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
 from benchmarks.alignment.report import CONTROLS, FULL, ROOT, report, run_folder
 
@@ -61,7 +62,9 @@ def run_world(seeds: Sequence[int], names: Sequence[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["world", "smollm2", "report", "rl"], help="what to run; each writes a report")
+    parser.add_argument(
+        "part", choices=["world", "smollm2", "report", "rl", "curation"], help="what to run; each writes a report"
+    )
     parser.add_argument(
         "--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a model folder or a name on the hub"
     )
@@ -71,6 +74,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.part == "rl":
         reinforcement.main(arguments.seeds, arguments.docs)
+        return
+    if arguments.part == "curation":
+        curation.main(arguments.seeds)
         return
     if arguments.part == "world":
         run_world(arguments.seeds, arguments.only)

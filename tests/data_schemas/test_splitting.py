@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data_schemas.rows import Document, Message, Prompt, group_of
 from data_schemas.splitting import Shares, assign, becomes_instruction, lowest_groups, split_documents
-from engine.curation.decontamination import contained
+from engine.curation.contamination import contained
 
 HALVES = Shares(evaluation=0.1, judge=0.1, validation=0.1)
 

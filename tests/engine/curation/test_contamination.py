@@ -3,7 +3,7 @@
 import pytest
 
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt
-from engine.curation.decontamination import (
+from engine.curation.contamination import (
     IN_DOCUMENT,
     IN_LATER_TURN,
     most_frequent_causes,

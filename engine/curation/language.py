@@ -1,0 +1,75 @@
+"""Rows in other languages than those that are wanted, by py3langid (the extra `data`). Needs no torch.
+
+Prompt and answers are judged apart, as a dialog can be asked in one language and answered in another. The rules abstain
+below 20 characters, of which nothing reliable can be told, outside blocks of code, and where the model is not sure.
+"""
+
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from typing import Protocol
+
+from data_schemas.errors import ConfigError
+from engine.curation.content import Content, Finding, Kind, Rule
+from engine.curation.dialog_rules import prose_of
+
+MIN_CHARACTERS = 20
+MAX_CHARACTERS = 300  # from the start: more of a text tells little, and takes its time
+MIN_CONFIDENCE = 0.85
+NO_LANGUAGE = "zxx"  # what the model says of formulas and addresses
+PROMPT, ANSWER = "prompt_language", "answer_language"
+
+
+class Identifier(Protocol):
+    """What is used of py3langid."""
+
+    @property
+    def labels(self) -> list[str]: ...
+
+    def classify(self, text: str) -> tuple[str, float]: ...
+
+
+def language_rules(
+    languages: Iterable[str], kind: Kind = "instructions", *, min_confidence: float = MIN_CONFIDENCE
+) -> dict[str, Rule]:
+    """A rule for prompts and one for answers: dropped where the language is none of these, by their ISO 639-1 codes.
+
+    Of a preference row only the best answer is judged. Raises ConfigError for a language that py3langid doesn't know.
+    """
+    wanted = frozenset(languages)
+    unknown = sorted(wanted - set(_identifier().labels))
+    if unknown:
+        raise ConfigError(
+            f"languages: {unknown[0]!r} is not a language that py3langid knows; expected codes of ISO 639-1, as 'en'"
+        )
+    known = wanted | {"", NO_LANGUAGE}
+    shown = ",".join(sorted(wanted))
+
+    def rule_of(name: str) -> Rule:
+        def rule(content: Content) -> Finding | None:
+            answers = content.answers[:1] if kind == "preferences" else content.answers
+            for text in [content.prompt] if name == PROMPT else answers:
+                language, confidence = language_of(text)
+                if language not in known and confidence >= min_confidence:
+                    return Finding(name, language, shown)
+            return None
+
+        return rule
+
+    names = {"prompts": [PROMPT], "documents": [ANSWER]}.get(kind, [PROMPT, ANSWER])
+    return {name: rule_of(name) for name in names}
+
+
+@lru_cache(maxsize=4)
+def language_of(text: str) -> tuple[str, float]:
+    """The language of a text and the probability that it is; no language for a text that is too short."""
+    prose = " ".join(prose_of(text)[: 2 * MAX_CHARACTERS].split())[:MAX_CHARACTERS]
+    if sum(map(str.isalpha, prose)) < MIN_CHARACTERS:
+        return "", 0.0
+    return _identifier().classify(prose)
+
+
+@cache
+def _identifier() -> Identifier:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # it is in an extra; key_rules.py has checked it
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,76 @@
+"""The rules that look at one row, in the order in which they are applied: a user's own, then those of curation.
+
+Needs no torch.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_schemas.errors import ConfigError
+from data_schemas.reading import read_prompts
+from data_schemas.sources import Source
+from data_schemas.text import shown
+from engine.curation.arguments import CurateArguments
+from engine.curation.contamination import EvaluationIndex
+from engine.curation.content import Content, Finding, Kind, RawRow, Rule, content_of
+from engine.curation.dialog_rules import dialog_rules
+from engine.curation.document_rules import document_rules
+from engine.curation.language import language_rules
+from engine.curation.table import RowRule
+from engine.runtime.functions import find_function
+
+
+def of_content(rule: Rule) -> RowRule:
+    """The rule of a row's content as one of the row."""
+    return lambda _, content: rule(content)
+
+
+def own_rule(reference: str, function: Callable[[RawRow], Any]) -> RowRule:
+    """A user's rule `module:function(row) -> reason | None`. Its name is the function's; the reason is its value.
+
+    The rule raises ConfigError where the function raises, or returns something else.
+    """
+    name = reference.rpartition(":")[2]
+
+    def rule(row: RawRow, _: Content) -> Finding | None:
+        try:
+            reason = function(row)
+        except Exception as error:
+            raise ConfigError(f"{reference} raised {type(error).__name__}: {error}") from None
+        if reason is None:
+            return None
+        if not isinstance(reason, str) or not reason:
+            raise ConfigError(f"{reference} returned {shown(reason)}; expected a reason as text, or None")
+        return Finding(name, reason)
+
+    return rule
+
+
+def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
+    """The prompts of the evaluation sets, by the name of their file. None where there is none."""
+    given = [*(arguments.evaluation_prompts or []), *(arguments.decontaminate_against or [])]
+    sets = {Path(Source.of(value).path).name.partition(".")[0]: read_prompts([value]).rows for value in given}
+    texts = {
+        name: [content_of("prompts", prompt.model_dump()).prompt for prompt in prompts]
+        for name, prompts in sets.items()
+    }
+    return EvaluationIndex(texts, max_covered=arguments.contaminated_share) if texts else None
+
+
+def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> list[RowRule]:
+    """The rules that look at one row of a kind, in their order."""
+    own = [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
+    rules: list[Rule] = []
+    if kind == "documents":
+        families = arguments.document_rules
+        known = document_rules(arguments.thresholds)
+        rules += [rule for name, rule in known.items() if name.partition("_")[0] in families]
+    else:
+        known = dialog_rules(arguments.thresholds, kind)
+        rules += [rule for name, rule in known.items() if name in arguments.dialog_rules]
+    if arguments.languages:
+        rules += language_rules(arguments.languages, kind).values()
+    leaks = evaluation.rules() if evaluation else {}
+    rules += [leaks[name] for name in arguments.contamination_rules if name in leaks]
+    return [*own, *map(of_content, rules)]
