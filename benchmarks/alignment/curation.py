@@ -23,7 +23,11 @@ from toy_world.make import make
 DUPLICATE_SHARE, NOISE_SHARE = 0.3, 0.2  # of the dirty rows
 NUM_COPIED = 20  # dialogs that the duplicates are copies of
 RAW, CURATED = "raw rows", "curated rows"
-RULES = "dialog_rules: [empty_answer, looping_answer, broken_html, refusal], max_dropped: 0.6"
+# Questions of the world share 8-grams with held-out ones by their form, so only equal prompts count as leaks.
+RULES = (
+    "dialog_rules: [empty_answer, looping_answer, broken_html, refusal], max_dropped: 0.6, "
+    "contamination_rules: [llama3_exact_prompt]"
+)
 SETTINGS = {RAW: [], CURATED: [f"curate={{{RULES}}}"]}
 PLACEHOLDERS = ("N/A", "n/a", "TODO", "...")
 REFUSALS = ("I'm sorry, but I can't help with that.", "As an AI language model, I cannot answer this question.")
