@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.alignment import checkable, controls, report, run
+from benchmarks.alignment import checkable, controls, curation, report, run
+from tests.stage_runs import run_here
+from tests.toy_rows import write_jsonl
+from toy_world.make import make
 
 
 def prompt_with(*constraints: str) -> list[dict[str, str]]:
@@ -172,3 +175,37 @@ def test_the_plot_has_the_rounds_and_the_curves_over_kl(one_finished_seed):
         {name: report.scores_of(name, [0]) for name in (report.FULL, report.STALE)}, one_finished_seed / "a.svg"
     )
     assert "<svg" in (one_finished_seed / "a.svg").read_text()
+
+
+def test_dirty_rows_are_half_the_worlds_and_curation_finds_the_others(tmp_path):
+    curation.dirty(tmp_path, seed=1, num_instructions=200, num_documents=1, num_prompts=1)
+    make(tmp_path / "clean", seed=1, num_instructions=200, num_documents=1, num_prompts=1)
+    clean = (tmp_path / "clean" / "instructions.jsonl").read_text().splitlines()
+    dirty = (tmp_path / "instructions.jsonl").read_text().splitlines()
+    assert len(dirty) == 400
+    assert set(clean) <= set(dirty)
+    rules = {"dialog_rules": ["empty_answer", "looping_answer", "broken_html", "refusal"], "max_dropped": 0.6}
+    record = run_here("curate", tmp_path / "out", instructions=[tmp_path / "instructions.jsonl"], **rules)
+    kept = (tmp_path / "out" / "instructions.train.jsonl").read_text().splitlines()
+    noise = sum(record.metrics[f"dropped_{rule}"] for rule in rules["dialog_rules"])
+    assert noise == pytest.approx(80, abs=8)  # an answer of two words, repeated, may be no loop
+    assert len(set(clean) - set(kept)) < 30  # rows that people wrote twice, or a disguised copy with a lower hash
+
+
+def test_the_table_of_curation_has_the_paired_difference(tmp_path, monkeypatch):
+    monkeypatch.setattr(curation, "RUNS", tmp_path)
+    for seed in (0, 1):
+        for name, scores in ((curation.RAW, [0.1, 0.3]), (curation.CURATED, [0.2 + seed / 10, 0.4 + seed / 10])):
+            steps = curation.folder_of(seed, name) / "steps"
+            (steps / "round-0.evaluate_policy").mkdir(parents=True)
+            groups = [{"candidates": [{"score": score}, {"score": score}]} for score in scores]
+            write_jsonl(steps / "round-0.evaluate_policy" / "answers.jsonl", groups)
+            step = steps / ("curate" if name == curation.CURATED else "prepare_data")
+            step.mkdir()
+            rows = 100 if name == curation.RAW else 60
+            (step / "artifact.json").write_text(json.dumps({"metrics": {"instructions.train": rows}}))
+    raw, curated, _, verdict = curation.table([0, 1])[2:]
+    assert raw == "| raw rows | 100 | 0.200 |"
+    assert curated == "| curated rows | 60 | 0.350 |"
+    assert verdict.startswith("Curated above raw: +0.150 [+0.150, +0.150] over prompts, ")
+    assert verdict.endswith("2 of 2 seeds above.")
