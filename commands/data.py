@@ -1,6 +1,6 @@
 """Shows what files of rows contain, and what to write into a recipe to use them. Needs no torch without --model.
 
-alignloop data FILE... [--model FOLDER]
+alignloop data FILE... [--model FOLDER] [--evaluation FILE]
 """
 
 import argparse
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from commands.data_rules import rules_of
 from data_schemas.errors import ConfigError, DataError, UserError
 from data_schemas.formats import format_of
 from data_schemas.reading import KINDS
@@ -75,8 +76,8 @@ def dialogs_of(row: Row) -> list[tuple[str, Sequence[Message]]]:
     raise AssertionError(type(row))
 
 
-def show(found: Survey, model: Model | None, console: Console) -> None:
-    """Prints a report on one source."""
+def show(found: Survey, model: Model | None, evaluation: Sequence[str], console: Console) -> None:
+    """Prints a report on one source. Raises UserError for an evaluation set that cannot be read."""
     console.rule(plain(str(found.source.path), "bold"), align="left")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True, style="dim")
@@ -86,6 +87,8 @@ def show(found: Survey, model: Model | None, console: Console) -> None:
     console.print(facts)
     if found.rows:
         console.print(lengths_of(found, model))
+        for part in rules_of(found, evaluation):
+            console.print(part)
     for problem in found.problems:
         console.print(plain(problem_line(problem), "yellow"))
     for number, item in enumerate(found.rows[:NUM_ROWS_SHOWN], 1):
@@ -232,6 +235,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="a file, a folder, a hub name, or a mapping as in a recipe")
     parser.add_argument("--model", help="a model's folder or hub name: lengths in tokens, rows in its chat template")
+    parser.add_argument("--evaluation", action="append", default=[], help="an evaluation set: overlap with its prompts")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     surveys: list[Survey] = []
@@ -244,12 +248,12 @@ def main() -> int:
     for text in arguments.files:
         try:
             surveys.append(survey(read_argument(text)))
+            show(surveys[-1], model, arguments.evaluation, console)
         except UserError as error:
             sys.stdout.flush()
             print(f"error: {printable(str(error))}", file=sys.stderr)
             code = 2
             continue
-        show(surveys[-1], model, console)
         if not surveys[-1].num_lines:
             sys.stdout.flush()
             print(f"error: {printable(text)} has no row; expected at least one", file=sys.stderr)

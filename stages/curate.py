@@ -54,7 +54,21 @@ ARGUMENTS = (CurateArguments,)
 
 
 def curate(stage: Stage, kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> Table:
-    """The table of a kind after all rules, from those that look at one row to those that compare rows."""
+    """The table of a kind after all rules."""
+    table = compare(kind, arguments, evaluation)
+    if kind == "instructions" and arguments.semantic_duplicates:
+        drop_paraphrases(stage, table, arguments)
+    drop_low_scores(table, min_score=arguments.min_score, top_share=arguments.top_share)
+    drop_easy(table, min_difficulty=arguments.min_difficulty)
+    if kind == "instructions" and arguments.max_phrase_share is not None:
+        drop_overused_phrases(table, arguments)
+    if kind in ("documents", "instructions"):
+        mix(table, arguments)
+    return table
+
+
+def compare(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> Table:
+    """The table of a kind after the rules that look at one row, and without rows that repeat others."""
     rows = RowFiles(kind, [Path(path) for path in getattr(arguments, kind)])
     change = mask_row if arguments.mask_personal_data else None
     with progress.activity(f"curating {kind}", total=len(rows), unit="rows"):
@@ -64,14 +78,6 @@ def curate(stage: Stage, kind: Kind, arguments: CurateArguments, evaluation: Eva
         if arguments.exact_duplicates:
             drop_exact_duplicates(table)
         drop_near_duplicates(table)
-    if kind == "instructions" and arguments.semantic_duplicates:
-        drop_paraphrases(stage, table, arguments)
-    drop_low_scores(table, min_score=arguments.min_score, top_share=arguments.top_share)
-    drop_easy(table, min_difficulty=arguments.min_difficulty)
-    if kind == "instructions" and arguments.max_phrase_share is not None:
-        drop_overused_phrases(table, arguments)
-    if kind in ("documents", "instructions"):
-        mix(table, arguments)
     return table
 
 

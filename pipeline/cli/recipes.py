@@ -103,12 +103,17 @@ def data(
             help="A model: also show lengths in tokens, and rows in its chat template.  [default: none]",
         ),
     ] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="An evaluation set: also show which of its prompts the rows contain."),
+    ] = None,
 ) -> None:
-    """Show what files of rows contain, and what to write into a recipe. Needs no recipe."""
+    """Show what files of rows contain, what curation would drop, and what to write into a recipe. Needs no recipe."""
     command = [
         sys.executable,
         str(command_line.ROOT / "commands" / "data.py"),
         *(["--model", model] if model else []),
+        *(word for file in evaluation or [] for word in ("--evaluation", file)),
         "--",
         *files,
     ]

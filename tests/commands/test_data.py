@@ -122,3 +122,20 @@ def test_without_a_model_nothing_heavy_is_imported(files):
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_it_shows_what_curation_would_drop_and_which_evaluation_prompts_the_rows_contain(tmp_path):
+    long = " ".join(f"word{number}" for number in range(40))
+    answers = ["Yes.", "yes", long, f"{long} too", "N/A"]
+    rows = [{"prompt": "Is the question that people ask here the right one?", "response": text} for text in answers]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "asked.txt").write_text("Is the question that people ask here the right one\nWho?\n")
+    done = data(tmp_path, "rows.jsonl", columns=120)
+    shown = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 4}
+    assert [shown.get(rule) for rule in ("exact_duplicate", "near_duplicate", "empty_answer")] == ["1", "1", "1"]
+    assert "line 5: Is the question" in done.stdout
+    done = data(tmp_path, "rows.jsonl", "--evaluation", "asked.txt", columns=120)
+    overlap = "asked: 1 of its 2 prompts are in these rows (1 completely), 1 share an 8-gram; longest span 10 words"
+    assert overlap in " ".join(done.stdout.split())
+    done = data(tmp_path, "rows.jsonl", "--evaluation", "gone.txt")
+    assert (done.returncode, done.stderr) == (2, "error: gone.txt does not exist (nor is it a hub name, owner/name)\n")

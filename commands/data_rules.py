@@ -1,0 +1,72 @@
+"""What the rules of curation would drop of a file of rows, for `alignloop data`. Needs no torch."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from data_schemas.reading import write_rows
+from data_schemas.survey import Survey, excerpt
+from data_schemas.text import printable
+from engine.curation.arguments import CurateArguments
+from engine.curation.contamination import EvaluationIndex
+from engine.curation.content import KINDS, Kind
+from engine.curation.dialog_rules import ANSWER_CHECKS, PROMPT_CHECKS
+from engine.curation.row_rules import evaluation_sets
+from engine.curation.table import Table as Rows
+from stages.curate import compare
+
+MAX_EXAMPLE = 60  # characters of a row
+
+
+def rules_of(found: Survey, evaluation: Sequence[str]) -> list[Table | Text]:
+    """What each rule would drop of the rows, with an example, and the overlap with evaluation sets.
+
+    All rules are tried, those too that a recipe has to ask for. Raises what reading an evaluation set raises.
+    """
+    kinds: dict[str, Kind] = {**{kind: kind for kind in KINDS}, "evaluation_prompts": "prompts"}
+    kind = kinds[str(found.kind)]
+    with tempfile.TemporaryDirectory(prefix="alignloop-data-") as folder:
+        file = Path(folder) / "rows.jsonl"
+        write_rows(file, [item.row for item in found.rows])
+        arguments = CurateArguments(
+            decontaminate_against=list(evaluation) or None,
+            document_rules=["gopher", "c4", "fineweb"],
+            dialog_rules=[*ANSWER_CHECKS, *PROMPT_CHECKS],
+        )
+        setattr(arguments, kind, [str(file)])
+        sets = evaluation_sets(arguments)
+        rows = compare(kind, arguments, sets)
+        shown: list[Table | Text] = [_of_rules(rows, found)] if rows.findings else []
+    return [*shown, *(_of_sets(sets) if sets else [])]
+
+
+def _of_rules(rows: Rows, found: Survey) -> Table:
+    table = Table("rule of curation", "rows", "value", "example", box=box.SIMPLE_HEAD, header_style="dim")
+    table.columns[1].justify = "right"
+    table.columns[3].overflow = "fold"
+    for rule, count, _ in rows.dropped_by_rule():
+        index = min(row for row, finding in rows.findings.items() if finding.rule == rule)
+        finding = rows.findings[index]
+        value = f"{finding.value:.3g}" if isinstance(finding.value, float) else str(finding.value)
+        text = excerpt(rows.content(index).text.replace("\n", " "), MAX_EXAMPLE)
+        line = found.rows[index].place.rpartition(":")[2]
+        cells = (excerpt(value, 20), f"line {line}: {text}")
+        table.add_row(rule, f"{count:,}", *(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _of_sets(sets: EvaluationIndex) -> list[Text]:
+    return [
+        Text(
+            printable(
+                f"{name}: {report.num_contaminated} of its {report.num_prompts} prompts are in these rows "
+                f"({report.num_equal} completely), {report.num_sharing} share an 8-gram; longest span "
+                f"{report.longest_span} words"
+            )
+        )
+        for name, report in sets.report().items()
+    ]
