@@ -3,7 +3,7 @@
 Needs no torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,16 @@ def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationInde
         rules += [rule for name, rule in known.items() if name in arguments.dialog_rules]
     if arguments.languages:
         rules += language_rules(arguments.languages, kind).values()
-    leaks = evaluation.rules() if evaluation else {}
-    rules += [leaks[name] for name in arguments.contamination_rules if name in leaks]
+    if evaluation:
+        rules.append(_all_of([evaluation.rules()[name] for name in arguments.contamination_rules]))
     return [*own, *map(of_content, rules)]
+
+
+def _all_of(rules: Sequence[Rule]) -> Rule:
+    """The first finding of these rules, all of which see every row: they count what they find."""
+
+    def rule(content: Content) -> Finding | None:
+        found = [one(content) for one in rules]
+        return next(filter(None, found), None)
+
+    return rule
