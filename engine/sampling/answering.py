@@ -18,6 +18,9 @@ class AnsweringArguments(GenerationArguments):
     prompts: list[str] = required_field("files of prompts", role="rows")
     validation_prompts: list[str] | None = key_field(None, "held-out prompts: their rows are eval rows", role="rows")
     policies: list[str] = required_field("one or more policies that answer, in turn", role="model")
+    other_policies: list[str] | None = key_field(
+        None, "more models that answer, after those: folders, or names of endpoints", role="model"
+    )
     policy_names: list[str] | None = key_field(None, "their names, for the rows", role="runtime")
 
 
@@ -32,5 +35,6 @@ def answer_round(
     """`num_answers` answers to each (prompt, temperature), by prompt, with the noise of this stage and round."""
     names = arguments.policy_names or arguments.policies
     policies = [Policy(path, names[place]) for place, path in enumerate(arguments.policies)]
+    policies += [Policy.of(name, arguments.endpoints) for name in arguments.other_policies or []]
     settings = SamplingSettings.of(arguments, purpose=f"{stage.name}/{round}")
     return sample_in_turn(stage, policies, prompts, settings, num_answers=num_answers)

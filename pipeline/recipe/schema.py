@@ -27,6 +27,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, create_model
 
+from data_schemas.endpoints import Endpoint, parse_endpoints
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys
 from data_schemas.yaml_files import load_yaml, read_yaml
@@ -88,10 +89,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     given = copy.deepcopy(content)
     if content.get("stages") is not None:
         content = _without_rounds(content, where=str(path))
+    if content.get("endpoints") is not None:  # by itself, since no error may show what might be a key
+        content = content | {"endpoints": _endpoints(content["endpoints"], path)}
     recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path, "content": given}, where=str(path)))
     check_rounds(recipe)
     _check_output_dir(recipe)
     return recipe
+
+
+def _endpoints(values: object, path: Path) -> dict[str, Endpoint]:
+    """The recipe's endpoints. Raises ConfigError where a section could mean a file of the same name."""
+    endpoints = parse_endpoints(values, where=f"{path}: endpoints")
+    for name in endpoints:
+        if (located := Path(locate(name, path.absolute().parent, where=f"{path}: endpoints"))).exists():
+            raise ConfigError(f"{path}: endpoints.{name}: {located} has this name too; rename the endpoint")
+    return endpoints
 
 
 def _check_output_dir(recipe: Recipe) -> None:
