@@ -53,19 +53,21 @@ def length_controlled(
     if difficulty_P is not None and difficulty_P.std() > 0:
         terms.append(((difficulty_P - difficulty_P.mean()) / difficulty_P.std())[prompt_R])
     terms_RF, points_R = np.stack(terms, axis=1), points_PK.ravel()[has_verdict_R]
-    mean = float(_rates(terms_RF, points_R, np.ones((1, len(points_R))))[0])
+    all_1R, start_1F = np.ones((1, len(points_R))), np.zeros((1, terms_RF.shape[1]))
+    start_1F = _fit(terms_RF, points_R, all_1R, start_1F)
+    mean = float(_rates(terms_RF, all_1R, start_1F)[0])
     random = np.random.default_rng(seed)
     rates: list[np.ndarray] = []
     for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
         drawn = random.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), RESAMPLES_AT_ONCE)
-        rates.append(_rates(terms_RF, points_R, drawn[:, prompt_R].astype(float)))
+        weights_BR = drawn[:, prompt_R].astype(float)
+        rates.append(_rates(terms_RF, weights_BR, _fit(terms_RF, points_R, weights_BR, start_1F)))
     low, high = np.nanpercentile(np.concatenate(rates), [2.5, 97.5])
     return WinRate(mean, float(low), float(high))
 
 
-def _rates(terms_RF: np.ndarray, points_R: np.ndarray, weights_BR: np.ndarray) -> np.ndarray:
+def _rates(terms_RF: np.ndarray, weights_BR: np.ndarray, coefficients_BF: np.ndarray) -> np.ndarray:
     """The controlled rate for each set of row weights, [B]; nan where all weights are 0."""
-    coefficients_BF = _fit(terms_RF, points_R, weights_BR)
     without_length_RF = terms_RF.copy()
     without_length_RF[:, 1] = 0.0
     won_BR = _sigmoid(coefficients_BF @ without_length_RF.T)
@@ -73,19 +75,20 @@ def _rates(terms_RF: np.ndarray, points_R: np.ndarray, weights_BR: np.ndarray) -
         return (won_BR * weights_BR).sum(axis=1) / weights_BR.sum(axis=1)
 
 
-def _fit(terms_RF: np.ndarray, points_R: np.ndarray, weights_BR: np.ndarray) -> np.ndarray:
+def _fit(terms_RF: np.ndarray, points_R: np.ndarray, weights_BR: np.ndarray, start_1F: np.ndarray) -> np.ndarray:
     """The coefficients with the highest posterior, [B, F], by Newton's method."""
+    products_RFF = (terms_RF[:, :, None] * terms_RF[:, None, :]).reshape(len(terms_RF), -1)  # flat: one product
     prior_FF = np.eye(terms_RF.shape[1]) / PRIOR_SD**2
-    coefficients_BF = np.zeros((len(weights_BR), terms_RF.shape[1]))
+    coefficients_BF = np.repeat(start_1F, len(weights_BR), axis=0)
     for _ in range(NUM_STEPS):
         won_BR = _sigmoid(coefficients_BF @ terms_RF.T)
         gradient_BF = (weights_BR * (points_R - won_BR)) @ terms_RF - coefficients_BF @ prior_FF
         curvature_BR = weights_BR * won_BR * (1 - won_BR)
-        hessian_BFF = np.einsum("br,rf,rg->bfg", curvature_BR, terms_RF, terms_RF, optimize=True) + prior_FF
+        hessian_BFF = (curvature_BR @ products_RFF).reshape(-1, *prior_FF.shape) + prior_FF
         step_BF = np.linalg.solve(hessian_BFF, gradient_BF[..., None])[..., 0]
         # Far from the optimum Newton's step may overshoot; a bounded one cannot diverge.
         coefficients_BF += np.clip(step_BF, -2.0, 2.0)
-        if np.abs(step_BF).max() < 1e-8:
+        if np.abs(step_BF).max() < 1e-6:
             break
     return coefficients_BF
 

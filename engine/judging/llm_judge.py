@@ -125,7 +125,7 @@ class LLMJudge:
         )
 
     def metrics(self, prefix: str) -> dict[str, Metric]:
-        """The report on the judge for the step's record. Warns of a preference for length and of unreadable verdicts."""
+        """The report on the judge for the record; warns of a preference for length and of unreadable verdicts."""
         report = report_of(self.comparisons)
         longer = report.prefers_longer
         if longer is not None and longer > LONGER_LIMIT and report.num_decided >= MIN_COMPARED:
