@@ -101,7 +101,7 @@ def _parse(value: object, *, where: str) -> Endpoint:
             "OPENAI_API_KEY; the key itself must not be in a file"
         )
     if endpoint.budget.money is not None and endpoint.price is None:
-        raise ConfigError(f"{where}.budget.money needs {where}.price, as in {{input: 2.5, output: 10}}")
+        raise ConfigError(f"{where}.budget.money needs a price beside it, as in price: {{input: 2.5, output: 10}}")
     if taken := [field for field in OF_REQUESTS if field in endpoint.request]:
         raise ConfigError(f"{where}.request.{taken[0]} is set by each request; leave it out")
     return endpoint

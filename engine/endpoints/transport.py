@@ -91,10 +91,8 @@ class Transport:
                         raise httpx2.ReadTimeout("")
                     if len(body) > LONGEST_BODY:
                         raise StageError(f"{self.title} answered more than {LONGEST_BODY >> 20} MiB to one request")
-        except httpx2.ConnectError as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise TryAgain(f"no connection to {self.endpoint.base_url} ({self._quote(str(error))})") from None
-        except httpx2.ConnectTimeout:
-            raise TryAgain(f"no connection to {self.endpoint.base_url} in {SECONDS_TO_CONNECT:g} seconds") from None
         except httpx2.TimeoutException:
             cause = f"no complete answer in timeout_seconds={self.endpoint.timeout_seconds:g}"
             raise TryAgain(cause, may_be_billed=True) from None

@@ -1,14 +1,18 @@
 """What the stages share that let policies answer the prompts of a round: `annotate` and `rejection_sampling`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from data_schemas.rows import Prompt
+from transformers import PreTrainedTokenizerBase
+
+from data_schemas.rows import Message, Prompt
+from engine.models.loading import load_tokenizer
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
+from engine.tokens.template import encode_answer
 
 
 @dataclass(kw_only=True)
@@ -37,4 +41,17 @@ def answer_round(
     policies = [Policy(path, names[place]) for place, path in enumerate(arguments.policies)]
     policies += [Policy.of(name, arguments.endpoints) for name in arguments.other_policies or []]
     settings = SamplingSettings.of(arguments, purpose=f"{stage.name}/{round}")
-    return sample_in_turn(stage, policies, prompts, settings, num_answers=num_answers)
+    answers = sample_in_turn(stage, policies, prompts, settings, num_answers=num_answers)
+    if not any(policy.endpoint for policy in policies):
+        return answers
+    tokenizer = load_tokenizer(arguments.policies[0])
+    return [[_with_tokens(tokenizer, answer) for answer in group] for group in answers]
+
+
+def _with_tokens(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> Answer:
+    """An endpoint's answer with the tokens that it has in our model's template; one that was cut off has no end."""
+    if answer.ids or not answer.text.strip():
+        return answer
+    turn = [Message(role="assistant", content=answer.text)]
+    _, ids = encode_answer(tokenizer, answer.prompt.prompt, turn, tools=answer.prompt.tools)
+    return replace(answer, ids=ids if answer.ended else ids[:-1])

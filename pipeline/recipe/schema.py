@@ -160,6 +160,12 @@ def _check_by_round(file: RecipeFile) -> None:
                 raise ConfigError(f"{file.path}: by_round.{number}.{name}: all policies are judged the same way")
 
 
+def shown_setting(override: str) -> str:
+    """A `key=value` of the command line for a message: that of an endpoint without its value, which may be a key."""
+    name, _, _ = override.partition("=")
+    return f"{name}=…" if name.partition(".")[0] == "endpoints" else override
+
+
 def _apply(override: str, content: Keys) -> None:
     """Sets one `key=value` of the command line in a recipe's content. Raises ConfigError where it cannot be set."""
     name, equals, text = override.partition("=")
@@ -168,7 +174,7 @@ def _apply(override: str, content: Keys) -> None:
     try:
         value = load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML; put it in quotes") from None
+        raise ConfigError(f"--set {shown_setting(override)}: the value is not YAML; put it in quotes") from None
     mapping: dict[str | int, object] = content  # pyright: ignore[reportAssignmentType]
     *parents, last = (int(part) if part.isdigit() else part for part in name.split("."))
     for parent in parents:
@@ -176,6 +182,6 @@ def _apply(override: str, content: Keys) -> None:
             mapping[parent] = {}
         inner = mapping[parent]
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {parent} is not a section")
+            raise ConfigError(f"--set {shown_setting(override)}: {parent} is not a section")
         mapping = inner
     mapping[last] = value

@@ -59,6 +59,13 @@ class Hang:
 Action = Say | Fail | CutOff | Drip | Hang
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has gone is no error of the server's."""
+
+
 class ScriptedServer:
     def __init__(self, script: Callable[[Request], Action], *, port: int = 0) -> None:
         self.script = script
@@ -68,8 +75,7 @@ class ScriptedServer:
         self.lock = threading.Lock()
         self.stopped = threading.Event()
         self.num_open = self.most_open = 0
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", port), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
