@@ -23,10 +23,10 @@ from tests.processes import within
 from tests.stage_runs import call_stage, run_here, stage_keys
 
 
-def annotating(server: ScriptedServer, model: Path, other: Path, rows: Path, **endpoint: Any) -> dict[str, Any]:
+def annotating(server: ScriptedServer, policy: Path, other: Path, rows: Path, **endpoint: Any) -> dict[str, Any]:
     return {
         "prompts": [rows / "prompts.jsonl"],
-        "policies": [model, other],
+        "policies": [policy, other],
         "annotator_llm": "judge",
         "endpoints": {"judge": server.endpoint(**endpoint)},
         "max_new_tokens": 6,
@@ -57,7 +57,7 @@ def test_a_killed_step_asks_for_no_answer_twice(tiny_model, tied_model, rows, tm
     allowed = 7
 
     def script(request: Request) -> Action:
-        return judge(by_text)(request) if sum(server.answered.values()) + server.num_open <= allowed else Hang()
+        return judge(by_text)(request) if len(server.requests) <= allowed else Hang()
 
     with ScriptedServer(script) as server:
         keys = annotating(server, tiny_model, tied_model, rows, concurrency=1)
