@@ -113,7 +113,8 @@ def test_pairs_have_the_judges_strength_and_its_reasons_are_kept(tiny_model, tie
         record = run_here("annotate", tmp_path / "run" / "step", **keys)
     pairs = read_pairs([tmp_path / "run" / "step" / "pairs.train.jsonl"]).rows
     assert {pair.strength for pair in pairs} == {"slightly_better"}
-    assert all(len(pair.chosen[0].content) > len(pair.rejected[0].content) for pair in pairs)
+    shown = [(pair.chosen[0].content.strip(), pair.rejected[0].content.strip()) for pair in pairs]
+    assert shown and all(len(chosen) > len(rejected) for chosen, rejected in shown)
     said = (tmp_path / "run" / "step" / "comparisons.jsonl").read_text()
     assert said.count("Both were read.") == 2 * record.metrics["annotator_comparisons"]  # pyright: ignore
     assert str(record.metrics["annotator"]).startswith("judge-1, rubric ")
@@ -152,6 +153,7 @@ def test_a_teacher_behind_an_endpoint_answers_beside_the_policy(tiny_model, tiny
             num_answers=4,
             max_new_tokens=8,
             min_answer_tokens=2,
+            keep_unfinished=True,
         )
         assert {request["model"] for request in server.requests} == {"teacher-1"}
     groups = read_rows(tmp_path / "run" / "step" / "candidates.jsonl", Candidates)
