@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.limits import Limits
 from data_schemas.splitting import Shares
@@ -54,16 +55,18 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
         _training(values)
         _packages(given)
         vllm_options(values)
+        parse_endpoints(values.get("endpoints") or {}, where="endpoints")
         RULES.get(stage, lambda _: None)(values)
     except UserError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _one_of(values: Values, one: str, other: str) -> None:
-    if values[one] and values[other]:
-        raise ConfigError(f"{one} and {other} are both given; set one of them to null")
-    if not values[one] and not values[other]:
-        raise ConfigError(f"{one} or {other} is missing")
+def _one_of(values: Values, *names: str) -> None:
+    given = [name for name in names if values[name]]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} are both given; set one of them to null")
+    if not given:
+        raise ConfigError(f"{', '.join(names[:-1])} or {names[-1]} is missing")
 
 
 def _packages(given: Values) -> None:
@@ -153,8 +156,8 @@ def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: i
 
 
 def _annotate(values: Values) -> None:
-    _one_of(values, "annotator_function", "annotator_models")
-    number, policies, margins = values["num_answers"], len(values["policies"] or []), values["strength_margins"]
+    _one_of(values, "annotator_function", "annotator_models", "annotator_llm")
+    number, policies, margins = values["num_answers"], _num_policies(values), values["strength_margins"]
     if number < max(2, policies):
         raise ConfigError(
             f"num_answers={number} is too few to compare answers of {policies} policies; try {max(2, policies)}"
@@ -165,13 +168,17 @@ def _annotate(values: Values) -> None:
         raise ConfigError("keep_rankings: true keeps all answers in order; it does not support rejected: random")
 
 
+def _num_policies(values: Values) -> int:
+    return len(values["policies"] or []) + len(values["other_policies"] or [])
+
+
 def _prepare_data(values: Values) -> None:
     evaluation = 0.0 if values["evaluation_prompts"] or values["make_data"] else values["evaluation_share"]
     Shares(evaluation=evaluation, judge=values["judge_share"], validation=values["validation_share"])
 
 
 def _rejection_sampling(values: Values) -> None:
-    number, least = values["num_answers"], max(2, len(values["policies"] or []))
+    number, least = values["num_answers"], max(2, _num_policies(values))
     if number < least:
         raise ConfigError(f"num_answers={number} is too few to choose the best answer among them; try {least}")
     if (values["keep_by"] == "min_score") != (values["min_score"] is not None):
@@ -182,15 +189,22 @@ def _rejection_sampling(values: Values) -> None:
 
 
 def _evaluate_policy(values: Values) -> None:
-    if values["judge_function"] or values["judge_model"]:
-        _one_of(values, "judge_function", "judge_model")
+    judges = ("judge_function", "judge_model", "judge_llm")
+    if any(values[name] for name in judges):
+        _one_of(values, *judges)
         return
     defaults = with_defaults("evaluate_policy", {})
-    for name in ("previous", "proxy_model", "first_policy", *(key for key in values if key.startswith("gate_"))):
+    for name in (
+        "previous",
+        "proxy_model",
+        "first_policy",
+        "baseline",
+        *(key for key in values if key.startswith("gate_")),
+    ):
         if values[name] != defaults[name]:
             raise ConfigError(
-                f"{name} is given without a judge; expected judge_function or judge_model, which compares the "
-                "policies; without one, only sample answers are written: leave it out"
+                f"{name} is given without a judge; expected judge_function, judge_model or judge_llm, which compares "
+                "the policies; without one, only sample answers are written: leave it out"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from data_schemas import bfloat16
+from data_schemas.endpoints import ENDPOINT_KEYS, Endpoint
 from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_values
 from data_schemas.sources import Source, SourceValue
@@ -14,7 +15,9 @@ from pipeline.recipe.resolved import Recipe
 from pipeline.recipe.sections import Launch
 
 # Keys that the runner sets when it starts a step.
-RUNNER_KEYS = ("output_dir", "step", "run_group", "fingerprint", "policy_names", "use_cpu")
+RUNNER_KEYS = ("output_dir", "step", "run_group", "fingerprint", "policy_names", "use_cpu", "endpoints")
+
+REMEDIES = {"use_cpu": "set launch: {device: cpu}", "endpoints": "write `endpoints` beside the sections"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,15 @@ class Model:
     path: str
 
 
-Reference = Output | BestPolicy | EvaluationFolder | File | Model
+@dataclass(frozen=True)
+class Served:
+    """A model behind an endpoint of the recipe. Its name at the server is its identity, the endpoint's name is not."""
+
+    name: str
+    endpoint: Endpoint
+
+
+Reference = Output | BestPolicy | EvaluationFolder | File | Model | Served
 # Key of a stage -> where its value comes from. None: the plan decides that the key has no value.
 Inputs = Mapping[str, Reference | Sequence[Reference] | None]
 
@@ -79,7 +90,7 @@ class Step:
 def source_steps(step: Step) -> list[str]:
     """The steps that a step reads from, each once. For the best policy so far it is the step that chooses it."""
     references = (item for items in step.inputs.values() for item in items)
-    return list(dict.fromkeys(item.step for item in references if not isinstance(item, File | Model)))
+    return list(dict.fromkeys(item.step for item in references if not isinstance(item, File | Model | Served)))
 
 
 class Split(NamedTuple):
@@ -121,14 +132,19 @@ def make_step(
             references[key] = list(given) if isinstance(given, Sequence) else [given]
     for key, value in values.items():
         if value is not None and (key in inputs or key in keys or key in RUNNER_KEYS):
-            remedy = "set launch: {device: cpu}" if key == "use_cpu" else "leave it out"
+            remedy = REMEDIES.get(key, "leave it out")
             raise ConfigError(f"{where}.{key} is set by the plan; {remedy}")
     for key, value in values.items():
         if known[key].role in ("rows", "model") and value is not None:
             items = value if isinstance(value, list) else [value]
-            references[key] = [_file(item) if known[key].role == "rows" else Model(item) for item in items]
+            references[key] = [
+                _file(item) if known[key].role == "rows" else _model(recipe, key, item) for item in items
+            ]
     step_keys = {key: value for key, value in values.items() if key not in references}
     step_keys |= {key: value for key, value in keys.items() if value is not None}
+    served = [item for items in references.values() for item in items if isinstance(item, Served)]
+    if served:
+        step_keys["endpoints"] = {item.name: item.endpoint.model_dump(exclude_unset=True) for item in served}
     launch = recipe.section(section, round_number or 0).launch
     step_keys = with_open_precision(stage, step_keys, launch)
     step = Step(name, stage, round_number, section, step_keys, references, launch)
@@ -146,6 +162,11 @@ def with_open_precision(stage: str, values: Values, launch: Launch) -> Keys:
     else:  # the GPUs of other machines are not known here
         has_bfloat16 = launch.wrapper is not None or bfloat16.gpus_have_bfloat16()
     return bfloat16.with_precision(stage, values, has_bfloat16=has_bfloat16)
+
+
+def _model(recipe: Recipe, key: str, name: str) -> Reference:
+    is_endpoint = key in ENDPOINT_KEYS and name in recipe.endpoints
+    return Served(name, recipe.endpoints[name]) if is_endpoint else Model(name)
 
 
 def _file(value: SourceValue) -> File:

@@ -3,7 +3,8 @@
 As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where two are given. Its step in
 which people edit the chosen answer is not implemented. With more than two answers the best is chosen, and the worst
 (RLHFlow) or a random other one (Tülu 3, arXiv 2411.15124) is rejected, or the complete ranking is kept. The annotator
-is a Python function, or one or more reward models. Equal, identical and empty answers are dropped and counted.
+is a Python function, one or more reward models, or a language model that compares each two answers in both orders.
+Equal, identical and empty answers are dropped and counted.
 
     accelerate launch stages/annotate.py --config configs/stages/annotate.yaml
 """
@@ -18,7 +19,9 @@ from typing import Literal, TypedDict
 from data_schemas.errors import ConfigError
 from data_schemas.rows import STRENGTHS, Dropped, Message, PreferencePair, Strength, tag_of
 from data_schemas.stage_keys import StageTraits
+from engine.endpoints.paid_answers import endpoint_metrics
 from engine.judging.annotators import Annotator, FunctionAnnotator, Judgement, RewardModelAnnotator
+from engine.judging.llm_judge import LLMAnnotator, LLMJudge, LLMJudgeArguments, write_comparisons
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
 from engine.runtime.keys import key_field
@@ -40,9 +43,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class AnnotateArguments(AnsweringArguments):
+class AnnotateArguments(LLMJudgeArguments, AnsweringArguments):
     annotator_function: str | None = key_field(None, "module:function(prompt, answer, ended) -> score", role="function")
     annotator_models: list[str] | None = key_field(None, "reward models as the annotator; several vote", role="model")
+    annotator_llm: str | None = key_field(
+        None, "a language model as the annotator: a folder, or the name of an endpoint", role="model"
+    )
     vote: Literal["mean", "majority"] = key_field("mean", "how several reward models agree on an order")
     num_answers: int = key_field(2, "answers to each prompt, over all policies", minimum=1, maximum=100_000)
     rejected: Literal["worst", "random"] = key_field("worst", "which of the answers below the best is rejected")
@@ -72,7 +78,8 @@ def rank_answers(
     answers: Sequence[Answer], judgement: Judgement, *, keep_unfinished: bool = False
 ) -> list[int] | Dropped:
     """Indices of two or more different answers, best first; or why there are none: empty, identical, equal_score,
-    unfinished_chosen. Of identical answers, and of answers with equal scores, only the first is ranked."""
+    unfinished_chosen, or what the judgement says. Of identical answers, and of answers with equal scores, only the
+    first is ranked."""
     scores_N = judgement.scores_N
     left = [i for i, answer in enumerate(answers) if answer.text.strip()]
     if len(left) < 2:
@@ -80,6 +87,8 @@ def rank_answers(
     left = list({answers[i].text.strip(): i for i in reversed(left)}.values())
     if len(left) < 2:
         return Dropped("identical")
+    if judgement.dropped:
+        return Dropped(judgement.dropped)
     left = list({scores_N[i]: i for i in sorted(left, reverse=True)}.values())
     if len(left) < 2:
         return Dropped("equal_score")
@@ -127,7 +136,8 @@ def compare_answers(
         rejected=messages[worst],
         tools=prompt.tools,
         group_id=prompt.group_id,
-        strength=judgement.strength or strength_of(scores_N[best] - scores_N[worst], margins),
+        strength=(judgement.strengths or {}).get((best, worst))
+        or strength_of(scores_N[best] - scores_N[worst], margins),
         chosen_from=answers[best].policy,
         rejected_from=answers[worst].policy,
         chosen_score=scores_N[best],
@@ -140,6 +150,8 @@ def compare_answers(
 def annotator_of(stage: Stage, arguments: AnnotateArguments) -> Annotator:
     if arguments.annotator_function:
         return FunctionAnnotator(stage, arguments.annotator_function, arguments.function_timeout)
+    if arguments.annotator_llm:
+        return LLMAnnotator(LLMJudge.of(stage, arguments, arguments.annotator_llm))
     paths = arguments.annotator_models or []
     return RewardModelAnnotator(stage, paths, arguments.vote, ScoringSettings.of(arguments))
 
@@ -183,6 +195,9 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
         else:
             pairs[side].append(pair)
     outputs = write_both_sides(stage, "pairs", pairs)
+    judge = annotator.judge if isinstance(annotator, LLMAnnotator) else None
+    if judge:
+        outputs |= write_comparisons(stage, judge.comparisons)
     if not pairs["train"]:
         raise ConfigError(
             f"no pair is left of {len(drawn)} prompts: {format_counts(dropped)}; see max_new_tokens, keep_unfinished "
@@ -191,6 +206,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
     all_pairs = pairs["train"] + pairs["validation"]
     log.info("%d pairs, dropped: %s", len(all_pairs), format_counts(dropped) or "none")
     metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(all_pairs, judgements, dropped)
+    metrics |= (judge.metrics("annotator") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
     return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 

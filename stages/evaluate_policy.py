@@ -11,7 +11,7 @@ best is kept, or the run stops. Without a judge the stage writes sample answers,
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy as np
 from data_schemas.artifact import Choice
 from data_schemas.reading import read_prompts, write_rows
 from data_schemas.stage_keys import StageTraits
+from engine.endpoints.paid_answers import endpoint_metrics
 from engine.judging.comparison import (
-    EarlierEvaluation,
     EarlierPolicies,
     Metric,
     compare_policies,
@@ -30,6 +30,8 @@ from engine.judging.comparison import (
 from engine.judging.divergence import kl_to_first
 from engine.judging.gate import GateArguments, decide
 from engine.judging.headroom import ACCURACY, HEADROOM_METRICS, PROXY_METRICS, diagnosis, headroom
+from engine.judging.llm_judge import LLMJudge, LLMJudgeArguments, write_comparisons
+from engine.judging.paired_evaluation import AnswersPK, paired_metrics, points_against
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime import timing
@@ -58,6 +60,18 @@ TRAITS = StageTraits(
             "win_rate_vs_first",
             "win_rate_vs_first_low",
             "win_rate_vs_first_high",
+            "lc_win_rate_vs_first",
+            "lc_win_rate_vs_first_low",
+            "lc_win_rate_vs_first_high",
+            "win_rate_vs_baseline",
+            "win_rate_vs_baseline_low",
+            "win_rate_vs_baseline_high",
+            "lc_win_rate_vs_baseline",
+            "lc_win_rate_vs_baseline_low",
+            "lc_win_rate_vs_baseline_high",
+            "judge_position_consistency",
+            "judge_tie_rate",
+            "judge_prefers_longer",
             "win_rate_vs_previous",
             "win_rate_vs_previous_low",
             "win_rate_vs_previous_high",
@@ -84,7 +98,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class EvaluatePolicyArguments(GateArguments):
+class EvaluatePolicyArguments(LLMJudgeArguments, GateArguments):
     prompts: list[str] = required_field("files of held-out prompts, frozen for the run", role="rows")
     model_name_or_path: str = required_field("the policy under test", role="model")
     policy_step: str = key_field("", "name of the step that trained the policy")
@@ -96,6 +110,12 @@ class EvaluatePolicyArguments(GateArguments):
         None, "module:function(prompt, answer, ended) -> score, the gold score", role="function"
     )
     judge_model: str | None = key_field(None, "a reward model no round optimises, where there is no gold", role="model")
+    judge_llm: str | None = key_field(
+        None, "a language model that compares answers: a folder, or the name of an endpoint", role="model"
+    )
+    baseline: str | None = key_field(
+        None, "one more model to compare with: a folder, or the name of an endpoint", role="model"
+    )
     proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
     num_answers: int = key_field(4, "answers to each prompt", minimum=1, maximum=100_000)
     function_timeout: float = key_field(
@@ -111,9 +131,11 @@ ARGUMENTS = (EvaluatePolicyArguments,)
 class Scores:
     """The scores of a policy's answers by the judge and by the round's reward model."""
 
-    judge_PK: np.ndarray
+    judge_PK: np.ndarray  # by an LLM judge: the points against the first policy, nan where a verdict has no code
+    points: dict[str, np.ndarray]  # by an LLM judge: against each other policy, [P, K]; else empty
+    baseline_PK: np.ndarray | None  # of the baseline's answers, by a judge that scores
     proxy: list[float] | None  # prompt by prompt
-    proxy_of_best: list[float] | None  # of the answers of the best policy so far
+    proxy_of: dict[str, np.ndarray]  # of the answers of other policies, [P, K]
 
 
 def judge_of(stage: Stage, arguments: EvaluatePolicyArguments) -> Scorer:
@@ -126,39 +148,62 @@ def judge_of(stage: Stage, arguments: EvaluatePolicyArguments) -> Scorer:
 def score(
     stage: Stage,
     arguments: EvaluatePolicyArguments,
-    answers: Sequence[Sequence[Answer]],
-    best: EarlierEvaluation | None,
+    answers: AnswersPK,
+    others: Mapping[str, AnswersPK],
+    judge: LLMJudge | None,
 ) -> Scores:
-    """Scores the answers, [P][K], by the judge; by the proxy too, and those of the best policy so far with it."""
-    judge_PK = np.array(score_by_prompt(judge_of(stage, arguments), "judge", answers))
+    """Scores the answers by the judge, and by the proxy too, with those of the other policies that it matters for."""
+    baseline_PK, points = None, {}
+    if judge:
+        points = points_against(judge, answers, others)
+        judge_PK = points["first"] if "first" in points else np.full((len(answers), arguments.num_answers), 0.5)
+    else:
+        judge_PK = np.array(score_by_prompt(judge_of(stage, arguments), "judge", answers))
+        if "baseline" in others:
+            scores = score_by_prompt(judge_of(stage, arguments), "judge-baseline", others["baseline"])
+            baseline_PK = np.array(scores)
     if not arguments.proxy_model:
-        return Scores(judge_PK, None, None)
+        return Scores(judge_PK, points, baseline_PK, None, {})
     proxy = RewardModelScorer(stage, arguments.proxy_model, ScoringSettings.of(arguments))
     proxy_scores = proxy("proxy", _flat(answers))
-    return Scores(judge_PK, proxy_scores, proxy("proxy-of-best", _flat(best.answers)) if best else None)
+    wanted = others if judge else {name: other for name, other in others.items() if name == "best"}
+    proxy_of = {name: np.array(score_by_prompt(proxy, f"proxy-of-{name}", other)) for name, other in wanted.items()}
+    return Scores(judge_PK, points, baseline_PK, proxy_scores, proxy_of)
 
 
 def compare(
     stage: Stage,
     arguments: EvaluatePolicyArguments,
-    answers: Sequence[Answer],
+    answers: AnswersPK,
+    others: Mapping[str, AnswersPK],
     scores: Scores,
     earlier: EarlierPolicies,
+    judge: LLMJudge | None,
 ) -> dict[str, Metric]:
     """The metrics of the policy beside those of earlier policies; None where there is nothing to compare with."""
     proxy_PK = np.reshape(scores.proxy, scores.judge_PK.shape) if scores.proxy else None
-    metrics = compare_policies(scores.judge_PK, earlier.scores, seed=arguments.seed)
-    metrics |= headroom(scores.judge_PK, proxy_PK, seed=arguments.seed)
-    ended_share = float(np.mean([answer.ended for answer in answers]))
-    mean_answer_tokens = float(np.mean([len(answer.ids) for answer in answers]))
-    judge_mean, best, kl, proxy_gain = float(scores.judge_PK.mean()), earlier.best, 0.0, None
+    if judge:
+        names = [*earlier.compared, *(["baseline"] if arguments.baseline else [])]
+        difficulties = {name: -proxy_of_PK.mean(axis=1) for name, proxy_of_PK in scores.proxy_of.items()}
+        metrics = paired_metrics(
+            names, scores.points, answers, others, difficulties, judge=judge.name, seed=arguments.seed
+        )
+        metrics |= dict.fromkeys(HEADROOM_METRICS)  # of answers by one policy, which it has not compared
+    else:
+        baseline = {} if scores.baseline_PK is None else {"baseline": scores.baseline_PK}
+        metrics = compare_policies(scores.judge_PK, earlier.scores | baseline, seed=arguments.seed)
+        metrics |= headroom(scores.judge_PK, proxy_PK, seed=arguments.seed)
+    flat = _flat(answers)
+    ended_share = float(np.mean([answer.ended for answer in flat]))
+    mean_answer_tokens = float(np.mean([len(answer.ids) for answer in flat]))
+    judge_mean, best, kl, proxy_gain = float(np.nanmean(scores.judge_PK)), earlier.best, 0.0, None
     if arguments.first_policy:
         settings, policy = ScoringSettings.of(arguments), arguments.model_name_or_path
-        kl = kl_to_first(stage, answers, settings, policy=policy, first_policy=arguments.first_policy)
-    if scores.proxy and scores.proxy_of_best:
-        proxy_gain = float(np.mean(scores.proxy) - np.mean(scores.proxy_of_best))
+        kl = kl_to_first(stage, flat, settings, policy=policy, first_policy=arguments.first_policy)
+    if scores.proxy and "best" in scores.proxy_of:
+        proxy_gain = float(np.mean(scores.proxy) - np.mean(scores.proxy_of["best"]))
     metrics |= {
-        "judge": judge_name(arguments),
+        "judge": judge_name(arguments, judge),
         "judge_mean": judge_mean,
         "gold_mean": judge_mean if arguments.judge_function else None,
         "proxy_mean": float(np.mean(scores.proxy)) if scores.proxy else None,
@@ -168,14 +213,15 @@ def compare(
         "length_growth": mean_answer_tokens / best.mean_answer_tokens if best else None,
         "ended_share": ended_share,
         "unfinished_share": 1 - ended_share,
-        "distinct_2": distinct_2([answer.text for answer in answers]),
+        "distinct_2": distinct_2([answer.text for answer in flat]),
         "prompts": len(scores.judge_PK),
     }
+    metrics |= (judge.metrics("judge") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
     return metrics | {"diagnosis": diagnosis(metrics)}
 
 
-def judge_name(arguments: EvaluatePolicyArguments) -> str:
-    return arguments.judge_function or "held-out reward model"
+def judge_name(arguments: EvaluatePolicyArguments, judge: LLMJudge | None) -> str:
+    return judge.name if judge else arguments.judge_function or "held-out reward model"
 
 
 def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -> dict[str, str]:
@@ -186,7 +232,10 @@ def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -
     if not arguments.proxy_model:
         names = ("proxy_mean", "proxy_gain_vs_best", *PROXY_METRICS)
         reasons |= dict.fromkeys(names, "no reward model is optimised up to here")
-    if arguments.num_answers == 1:
+    if arguments.judge_llm:
+        names = (*HEADROOM_METRICS, "diagnosis")
+        reasons |= dict.fromkeys(names, "the judge compares policies, not the answers of one policy")
+    elif arguments.num_answers == 1:
         names = (*HEADROOM_METRICS, "diagnosis")
         reasons |= dict.fromkeys(names, "num_answers is 1: there are no answers to choose from")
     elif not metrics["compared_pairs"]:
@@ -197,7 +246,8 @@ def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -
 def write(stage: Stage, answers: Sequence[Sequence[Answer]], scores: Scores) -> dict[str, str]:
     """Writes the answers with the judge's scores, and the proxy's scores; returns the outputs, name -> file."""
     if stage.is_main:
-        by_prompt = zip(answers, scores.judge_PK.tolist(), strict=True)
+        scores_PK = [[None if np.isnan(score) else score for score in group] for group in scores.judge_PK.tolist()]
+        by_prompt = zip(answers, scores_PK, strict=True)
         write_rows(stage.folder / "answers.jsonl", [scored_candidates(*scored) for scored in by_prompt])
         if scores.proxy:
             (stage.folder / "proxy_scores.json").write_text(json.dumps(scores.proxy), encoding="utf-8")
@@ -228,23 +278,32 @@ def write_samples(stage: Stage, answers: Sequence[Sequence[Answer]]) -> StageRes
 def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     path, name = arguments.model_name_or_path, arguments.policy_step or arguments.model_name_or_path
     prompts = read_prompts(arguments.prompts).rows[: arguments.num_prompts]
-    earlier = read_earlier(arguments.previous or [], judge_name(arguments), prompts, arguments.num_answers)
-    settings = SamplingSettings.of(arguments, purpose=stage.name)
+    judge = LLMJudge.of(stage, arguments, arguments.judge_llm) if arguments.judge_llm else None
+    named = judge_name(arguments, judge)
+    earlier = read_earlier(arguments.previous or [], named, prompts, arguments.num_answers)
     requests = [(prompt, None) for prompt in prompts]
-    answers = sample_in_turn(stage, [Policy(path, name)], requests, settings, num_answers=arguments.num_answers)
-    if not (arguments.judge_function or arguments.judge_model):
+
+    def sample(policy: Policy) -> list[list[Answer]]:
+        settings = SamplingSettings.of(arguments, purpose=stage.name)
+        return sample_in_turn(stage, [policy], requests, settings, num_answers=arguments.num_answers)
+
+    answers = sample(Policy(path, name))
+    if not (judge or arguments.judge_function or arguments.judge_model):
         return write_samples(stage, answers)
 
-    scores = score(stage, arguments, answers, earlier.best)
-    metrics = compare(stage, arguments, _flat(answers), scores, earlier)
+    others: dict[str, AnswersPK] = {key: one.answers for key, one in earlier.compared.items() if one}
+    if arguments.baseline:
+        others["baseline"] = sample(Policy.of(arguments.baseline, arguments.endpoints))
+    scores = score(stage, arguments, answers, others, judge)
+    metrics = compare(stage, arguments, answers, others, scores, earlier, judge)
     decision = decide(metrics, arguments)
     metrics |= {"gate": decision.action, "gate_reason": decision.reason}
-    outputs = write(stage, answers, scores)
+    outputs = write(stage, answers, scores) | write_comparisons(stage, judge.comparisons if judge else [])
 
-    folder, judge_mean = os.path.relpath(path, stage.folder.parent), float(scores.judge_PK.mean())
+    folder, judge_mean = os.path.relpath(path, stage.folder.parent), float(np.nanmean(scores.judge_PK))
     policy = Choice(step=name, folder=folder, score=judge_mean)
     ranking = earlier.ranked(policy, is_best=decision.action == "accept")
-    log.info("mean score %.4f by %s", judge_mean, judge_name(arguments))
+    log.info("mean score %.4f by %s", judge_mean, named)
     log.info("gate: %s (%s); best policy so far: %s", decision.action, decision.reason, ranking[0].step)
     log.info("diagnosis: %s", metrics["diagnosis"] or "none")
     return StageResult(outputs=outputs, metrics=metrics, reasons=reasons_of(metrics, arguments), choices=ranking)

@@ -20,6 +20,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt, tag_of
 from data_schemas.stage_keys import StageTraits
+from engine.endpoints.paid_answers import endpoint_metrics
 from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
@@ -203,6 +204,7 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
         )
     log.info("%d winners, dropped: %s", sum(map(len, winners.values())), format_counts(dropped) or "none")
     metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(groups, winners, dropped)
+    metrics |= endpoint_metrics(stage.folder, arguments.endpoints)
     return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
 
 

@@ -23,6 +23,7 @@ ALLOWED = {
 WINGS = {
     "engine": (
         "runtime",
+        "endpoints",
         "tokens",
         "curation",
         "models",

@@ -1,10 +1,10 @@
 """Annotators decide which answer is better: they take answers grouped by prompt and return one judgement per prompt.
 
-A judgement has a number for each answer: a score, a share of votes, or a rank; and a strength where the annotator gives
-one. An annotator does not know how answers were sampled or how pairs are formed.
+A judgement has a number for each answer: a score, a share of votes, or a rank; and strengths where the annotator gives
+them. An annotator does not know how answers were sampled or how pairs are formed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -22,7 +22,9 @@ from engine.sampling.answers import Answer
 @dataclass(frozen=True)
 class Judgement:
     scores_N: Sequence[float]  # higher is better; answers with equal scores are not ordered
-    strength: Strength | None = None  # of the best over the worst, where the annotator gives it; else by the margin
+    # (better, worse) -> strength, where the annotator gives it; else it follows from the difference of the scores
+    strengths: Mapping[tuple[int, int], Strength] | None = None
+    dropped: str = ""  # why the answers cannot be ordered: the reason by which their prompt is dropped
     votes_VN: Sequence[Sequence[float]] | None = None  # the scores by each of several voters
 
     def disagreement(self, chosen: int, rejected: int) -> float | None:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class EarlierEvaluation:
     groups: Sequence[Candidates]
     choices: Sequence[Choice]  # the policies up to then, the best first
 
-    @property
+    @cached_property
     def answers(self) -> list[list[Answer]]:
         """Its answers by prompt, without their tokens."""
         return [
@@ -95,14 +96,15 @@ class EarlierPolicies:
         return next((one for one in self.evaluations if choices and one.policy == choices[0].step), None)
 
     @property
+    def compared(self) -> dict[str, EarlierEvaluation | None]:
+        """The evaluations with which a new one is compared; None for the first policy of a run."""
+        first, previous = (self.evaluations[0], self.evaluations[-1]) if self.evaluations else (None, None)
+        return {"first": first, "previous": previous, "best": self.best}
+
+    @property
     def scores(self) -> dict[str, np.ndarray | None]:
-        """The scores of the policies with which a new one is compared, each [P, K]; None for the first policy."""
-        best = self.best
-        return {
-            "first": self.evaluations[0].scores_PK if self.evaluations else None,
-            "previous": self.evaluations[-1].scores_PK if self.evaluations else None,
-            "best": best.scores_PK if best else None,
-        }
+        """Their scores, each [P, K]."""
+        return {name: one.scores_PK if one else None for name, one in self.compared.items()}
 
     def ranked(self, policy: Choice, *, is_best: bool) -> list[Choice]:
         """All policies with the new one, the best first and the others by score. An annotation uses the second one."""

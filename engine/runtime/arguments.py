@@ -129,6 +129,11 @@ class GenerationArguments(LoadingArguments):
         "gpu_memory_utilization, max_model_len",
         role="runtime",
     )
+    endpoints: Keys | None = key_field(
+        None,
+        "name: {base_url, model, api_key_env, price, budget, …}: servers whose models may answer or judge",
+        role="runtime",
+    )
     temperature: float = key_field(1.0, "softmax temperature; 0 takes the most probable token", minimum=0)
     top_p: float = key_field(1.0, "nucleus: the smallest set of tokens with this much probability", above=0, maximum=1)
     max_new_tokens: int = key_field(256, "longest answer, in tokens", minimum=1, maximum=10**7)

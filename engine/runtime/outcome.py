@@ -81,7 +81,7 @@ def start_logging(folder: Path, level: str, *, is_main: bool) -> None:
             sys.modules["transformers"].utils.logging.disable_progress_bar()
         if "datasets" in sys.modules:
             sys.modules["datasets"].disable_progress_bars()
-    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "torch", "deepspeed", "DeepSpeed", "datasets"):
+    for noisy in ("httpx", "httpx2", "urllib3", "filelock", "fsspec", "torch", "deepspeed", "DeepSpeed", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, TypedDict
+from typing import NotRequired, Protocol, Self, TypedDict
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from data_schemas.endpoints import Endpoint, parse_endpoints
 from data_schemas.rows import Prompt
 from data_schemas.stage_keys import Values
 from engine.runtime.arguments import GenerationArguments
@@ -15,8 +16,15 @@ from engine.runtime.arguments import GenerationArguments
 class Policy:
     """A model that answers, and its name in the rows that are written."""
 
-    path: str
+    path: str  # of one behind an endpoint, the endpoint's name
     name: str
+    endpoint: Endpoint | None = None
+
+    @classmethod
+    def of(cls, path: str, endpoints: Values | None, *, name: str = "") -> Self:
+        """The policy in a folder, or that behind the endpoint of this name."""
+        endpoint = parse_endpoints(endpoints or {}, where="endpoints").get(path)
+        return cls(path, name or path, endpoint)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Answer:
     ids: list[int]  # tokens, the end token included; empty in an answer that was read from rows
     ended: bool  # by the end token, not by max_new_tokens
     policy: str = ""  # name of the policy
+    problem: str = ""  # of an endpoint: "refused" by its model, "rejected" by the server
 
 
 class GeneratedAnswer(TypedDict):
@@ -46,6 +55,7 @@ class GeneratedAnswer(TypedDict):
     text: str
     ids: list[int]
     ended: bool
+    problem: NotRequired[str]
 
 
 @dataclass(frozen=True, kw_only=True)

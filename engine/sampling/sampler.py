@@ -1,4 +1,4 @@
-"""Samples answers to prompts from one or more policies, by the engine that the settings name.
+"""Samples answers to prompts from one or more policies, by the engine that the settings name, or by an endpoint.
 
 The noise of an answer depends only on (seed, prompt id, k, position), and batches are formed before they are divided
 among processes. So any number of processes gives the same answers, and another batch size changes rounding at most.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from data_schemas.rows import Prompt
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer, Engine, Policy, SampleRequest, SamplingSettings
+from engine.sampling.endpoint_engine import EndpointEngine
 from engine.sampling.transformers_engine import TransformersEngine
 from engine.sampling.vllm_engine import VLLMEngine
 
@@ -41,4 +42,5 @@ def _sample(
     stage: Stage, name: str, policy: Policy, requests: Sequence[SampleRequest], settings: SamplingSettings
 ) -> list[Answer]:
     """The engine is freed on return: one policy is in memory at a time."""
-    return ENGINES[settings.engine](stage, name, policy, settings).sample(requests)
+    engine = EndpointEngine if policy.endpoint else ENGINES[settings.engine]
+    return engine(stage, name, policy, settings).sample(requests)

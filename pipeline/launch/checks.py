@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_schemas.endpoints import ENDPOINT_KEYS
 from data_schemas.errors import ConfigError, DataError, UnknownColumns, UserError
 from data_schemas.files import check_regular, exists, read_json
 from data_schemas.formats import format_of
@@ -130,7 +131,10 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
     if not exists(path):
         is_on_hub = given.source.is_on_hub() if isinstance(given, File) else _looks_like_hub_name(given.path)
         if not is_on_hub:
-            raise ConfigError(f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe")
+            hint = "; no endpoint of the recipe has this name either" if key in ENDPOINT_KEYS else ""
+            raise ConfigError(
+                f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe{hint}"
+            )
     elif isinstance(given, File) and step.stage == "prepare_data":
         try:
             check_columns(given.source, key)
@@ -140,7 +144,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
     elif isinstance(given, Model):
-        needs_template = step.stage == "prepare_base" and not has_template
+        needs_template = (step.stage == "prepare_base" and not has_template) or key in ENDPOINT_KEYS
         check_model_folder(
             path, where=where, needs_template=needs_template, only_tokenizer=key == "tokenizer_name_or_path"
         )
@@ -231,6 +235,13 @@ def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
                 f"{_place_of_launch(recipe, step)}: this machine has no GPU; "
                 "to use the CPU, set launch: {device: cpu} in the recipe"
             )
+        for name, endpoint in (step.keys.get("endpoints") or {}).items():
+            variable = endpoint.get("api_key_env")
+            if variable and not os.environ.get(variable, "").strip() and step.launch.wrapper is None:
+                raise ConfigError(
+                    f"{recipe.path}: endpoints.{name}.api_key_env: the environment variable {variable} is not set; "
+                    "export the key before the run"
+                )
         if step.keys.get("engine") == "vllm" and not runs_elsewhere:
             try:
                 check_interpreter(step.keys["vllm"]["python"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from data_schemas.errors import UserError
 from pipeline.launch.checks import check_recipe
 from pipeline.plan import Step, make_plan
-from pipeline.recipe.schema import Recipe, load_recipe
+from pipeline.recipe.schema import Recipe, load_recipe, shown_setting
 
 
 def load_checked(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Step]]:
@@ -17,7 +17,7 @@ def load_checked(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Ste
         override = _cause(path, overrides, str(error))
         if override is None or str(error).startswith("--set"):
             raise
-        raise type(error)(f"--set {override}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise type(error)(f"--set {shown_setting(override)}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _load(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Step]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from data_schemas.artifact import HALVED
+from data_schemas.endpoints import PAID_ANSWERS
 from data_schemas.errors import UserError
 from data_schemas.files import read_json, write_atomically
 from data_schemas.key_rules import Values
@@ -298,7 +299,7 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
 
     The stage decides which checkpoints are valid.
     """
-    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt", "mlflow_id.txt"}
+    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt", "mlflow_id.txt", PAID_ANSWERS}
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept:

@@ -14,6 +14,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from data_schemas.endpoints import Endpoint
 from data_schemas.files import write_atomically
 from data_schemas.stage_keys import INPUT_ROLES, PIPELINE_KEYS, REPLACED_KEYS, StageKey, stages
 from pipeline.recipe.names import SECOND_OF_A_STAGE, STAGE_OF
@@ -52,6 +53,7 @@ def reference_page() -> str:
     parts = [HEAD, "## Keys of the recipe itself\n", table(_rows_of_model(Settings))]
     parts += ["## `launch`: where and how steps run\n", table(_rows_of_model(Launch))]
     parts += ["## `report`: what the pages of a run show\n", table(_rows_of_model(Report))]
+    parts += ["## `endpoints`: servers whose models answer or judge\n", table(_rows_of_model(Endpoint))]
     for name, stage in stages().items():
         own = {key: value for key, value in stage.keys.items() if value.own and key not in SET_BY_PLAN}
         title = f"## `{section_of(name)}`" + (" and `judge`" if name == "reward_model" else "")
@@ -88,7 +90,7 @@ def _words_of(hint: object) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) is UnionType:
         return " or ".join(map(_words_of, get_args(hint)))
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
+    if get_origin(hint) is dict or (isinstance(hint, type) and issubclass(hint, BaseModel)):
         return "mapping"
     return {"NoneType": "null"}.get(name := getattr(hint, "__name__", ""), str(hint) if get_args(hint) else name)
 

@@ -68,9 +68,9 @@ class Recipe(Settings):
 
     @property
     def names_judge(self) -> bool:
-        """Whether the recipe names a judge, a function or a model. Otherwise a judge is trained on separate pairs."""
+        """Whether the recipe names a judge: a function or a model. Otherwise a judge is trained on separate pairs."""
         keys = self.section("evaluate_policy").keys
-        return bool(keys.get("judge_function") or keys.get("judge_model"))
+        return any(keys.get(name) for name in ("judge_function", "judge_model", "judge_llm"))
 
     def names_annotator(self, round_number: int) -> bool:
         """Whether the recipe names the annotator of a round.
@@ -78,8 +78,8 @@ class Recipe(Settings):
         A named annotator also annotates round 1. Otherwise the reward model of the round before annotates.
         """
         keys = self.section("annotate", round_number).keys
-        has_annotator = keys.get("annotator_function") or keys.get("annotator_models")
-        return "annotate" in self.round_stages and bool(has_annotator)
+        names = ("annotator_function", "annotator_models", "annotator_llm")
+        return "annotate" in self.round_stages and any(keys.get(name) for name in names)
 
     def named_reward_models(self, round_number: int) -> list[str]:
         """The reward models that the recipe names and a round optimises: of rejection sampling, rl and annotators."""

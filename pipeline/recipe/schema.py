@@ -27,6 +27,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, create_model
 
+from data_schemas.endpoints import Endpoint, parse_endpoints
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys
 from data_schemas.yaml_files import load_yaml, read_yaml
@@ -88,10 +89,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     given = copy.deepcopy(content)
     if content.get("stages") is not None:
         content = _without_rounds(content, where=str(path))
+    if content.get("endpoints") is not None:  # by itself, since no error may show what might be a key
+        content = content | {"endpoints": _endpoints(content["endpoints"], path)}
     recipe = _type_and_resolve(parse(_file_model(), {**content, "path": path, "content": given}, where=str(path)))
     check_rounds(recipe)
     _check_output_dir(recipe)
     return recipe
+
+
+def _endpoints(values: object, path: Path) -> dict[str, Endpoint]:
+    """The recipe's endpoints. Raises ConfigError where a section could mean a file of the same name."""
+    endpoints = parse_endpoints(values, where=f"{path}: endpoints")
+    for name in endpoints:
+        if (located := Path(locate(name, path.absolute().parent, where=f"{path}: endpoints"))).exists():
+            raise ConfigError(f"{path}: endpoints.{name}: {located} has this name too; rename the endpoint")
+    return endpoints
 
 
 def _check_output_dir(recipe: Recipe) -> None:
@@ -148,6 +160,12 @@ def _check_by_round(file: RecipeFile) -> None:
                 raise ConfigError(f"{file.path}: by_round.{number}.{name}: all policies are judged the same way")
 
 
+def shown_setting(override: str) -> str:
+    """A `key=value` of the command line for a message: that of an endpoint without its value, which may be a key."""
+    name, _, _ = override.partition("=")
+    return f"{name}=…" if name.partition(".")[0] == "endpoints" else override
+
+
 def _apply(override: str, content: Keys) -> None:
     """Sets one `key=value` of the command line in a recipe's content. Raises ConfigError where it cannot be set."""
     name, equals, text = override.partition("=")
@@ -156,7 +174,7 @@ def _apply(override: str, content: Keys) -> None:
     try:
         value = load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML; put it in quotes") from None
+        raise ConfigError(f"--set {shown_setting(override)}: the value is not YAML; put it in quotes") from None
     mapping: dict[str | int, object] = content  # pyright: ignore[reportAssignmentType]
     *parents, last = (int(part) if part.isdigit() else part for part in name.split("."))
     for parent in parents:
@@ -164,6 +182,6 @@ def _apply(override: str, content: Keys) -> None:
             mapping[parent] = {}
         inner = mapping[parent]
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {parent} is not a section")
+            raise ConfigError(f"--set {shown_setting(override)}: {parent} is not a section")
         mapping = inner
     mapping[last] = value

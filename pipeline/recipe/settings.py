@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from data_schemas.endpoints import Endpoint
 from data_schemas.stage_keys import path_problem
 from data_schemas.text import nearest
 from pipeline.recipe.names import stages_of_a_round, stages_of_every_round, stages_of_one_pass
@@ -61,6 +62,9 @@ class Settings(Mix, BaseModel):
         default="best", description="The policies that rejection sampling takes answers from."
     )
 
+    endpoints: dict[str, Endpoint] = Field(
+        default_factory=dict, description="Servers whose models may answer or judge, by the name that sections use."
+    )
     report: Report = Field(default=Report(), description="What the run's page shows, report.html.")
 
     # No keys of a recipe:

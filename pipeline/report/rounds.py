@@ -26,6 +26,11 @@ ROWS: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "SFT eval loss": lambda row: number(row["sft_eval_loss"]),
     "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
 }
+# Of an LLM judge or a baseline; shown beside the row of this name where a round has them.
+OPTIONAL_ROWS: Mapping[str, Mapping[str, str]] = {
+    "wins vs first": {"at equal length": "lc_win_rate_vs_first"},
+    "wins vs previous": {"wins vs baseline": "win_rate_vs_baseline", "at equal length ": "lc_win_rate_vs_baseline"},
+}
 
 
 def title(summary: Summary) -> str:
@@ -44,6 +49,9 @@ def rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
     """The name of each row and its cells; `-` is a number that does not apply."""
     for name, show in ROWS.items():
         yield name, [show(row) for row in summary["rounds"]]
+        for optional, metric in OPTIONAL_ROWS.get(name, {}).items():
+            if any(row.get(metric) is not None for row in summary["rounds"]):
+                yield optional, [_interval(row, metric) for row in summary["rounds"]]
 
 
 def diagnosis(summary: Summary) -> str | None:
@@ -101,4 +109,4 @@ def _interval(row: Mapping[str, object], name: str) -> str:
     """A number with its interval of confidence, where the row has one."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    return number(row[name]) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")
+    return number(row.get(name)) + (f" [{low:.2f}, {high:.2f}]" if has_interval else "")

@@ -21,7 +21,7 @@ from pipeline.state.run import Action, Decision, Run
 from pipeline.state.samples import SampleAnswer
 from pipeline.state.summary import Summary, TrainedModel
 from pipeline.state.verifying import StepCheck
-from pipeline.steps import BestPolicy, File, Model, Output, Step
+from pipeline.steps import BestPolicy, File, Model, Output, Served, Step
 
 ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed", "pending")
 PROMPT_WIDTH, ANSWER_WIDTH = 50, 90  # characters of a sample answer in the table
@@ -121,6 +121,8 @@ def sources(step: Step) -> list[str]:
                 names[f"{'best' if rank == 0 else 'second best'} by {name}"] = None
             case Output(name):
                 names[name] = None
+            case Served(_, endpoint):
+                names[endpoint.model] = None
             case File(path) | Model(path):
                 names[path if "/" in path and not path.startswith("/") else Path(path).name] = None
     return list(names)

@@ -18,7 +18,7 @@ from typing import TypedDict
 from data_schemas.files import canonical_json, digest, read_json, write_atomically
 from data_schemas.functions import source_hash
 from data_schemas.stage_keys import Keys, Values, identity_of, stages
-from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Step
+from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Served, Step
 
 SMALL = 64 * 2**20  # bytes; `alignloop plan` hashes files up to this size
 TO_BE_HASHED = "to be hashed"
@@ -139,6 +139,8 @@ def _identify(reference: Reference, known: Mapping[str, Identity], hashes: FileH
             return [_hash_of(path, hashes), *([canonical_json(options)] if options else [])]
         case Model(path):
             return [_hash_of(path, hashes)]
+        case Served(_, endpoint):
+            return ["endpoint", *endpoint.identity]
 
 
 def _hash_of(path: str, hashes: FileHashes) -> str:
@@ -185,12 +187,16 @@ def _change(old: list[str | int], new: list[str | int]) -> str:
     """What changed in an input: the content, or, of rows from outside the run, what is given besides the path."""
     if TO_BE_HASHED in new:
         return f"is over {SMALL // 2**20} MiB and {TO_BE_HASHED} by `run`, which then knows whether the step is reused"
+    if old[:1] == new[:1] == ["endpoint"]:
+        return " -> ".join(" ".join(map(str, item[1:])) for item in (old, new))
     options = [str(item[1]) if len(item) == 2 else "{}" for item in (old, new)]
     is_file = all(option.startswith("{") for option in options)
     return f"{options[0]} -> {options[1]}" if old[0] == new[0] and is_file else "changed"
 
 
 def _source(reference: Reference) -> str:
+    if isinstance(reference, Served):
+        return reference.name
     return reference.path if isinstance(reference, File | Model) else reference.step
 
 

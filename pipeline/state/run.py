@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from data_schemas.artifact import Artifact
+from data_schemas.endpoints import PAID_ANSWERS
 from data_schemas.errors import DataError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, check_required, stages
 from pipeline.recipe.resolved import Recipe
 from pipeline.state import reference_log_probs
 from pipeline.state.fingerprint import FileHashes, Identity, differences, identities
-from pipeline.steps import BestPolicy, EvaluationFolder, File, Output, Reference, Step
+from pipeline.steps import BestPolicy, EvaluationFolder, File, Output, Reference, Served, Step
 
 IDENTITY_FILE = (
     "fingerprint.json"  # the identity that the fingerprint was computed from; a later plan reports what changed
@@ -173,6 +174,8 @@ class Run:
                 if optional:
                     return None
                 raise DataError(f"{name} wrote no {output}: the split is empty; it needs more rows ({folder})")
+            case Served(name):
+                return name
             case _:
                 return reference.path
 
@@ -222,4 +225,5 @@ def finished_part(folder: Path) -> str:
     numbers = [path.parent.name.partition("-")[2] for path in folder.glob("checkpoints/checkpoint-*/whole.json")]
     if steps := [int(step) for step in numbers if step.isdigit()]:
         return f"checkpoint-{max(steps)}"
-    return "the answers it finished" if any(folder.glob("checkpoints/*/[0-9]*.json")) else ""
+    has_answers = any(folder.glob("checkpoints/*/[0-9]*.json")) or (folder / PAID_ANSWERS).exists()
+    return "the answers it finished" if has_answers else ""

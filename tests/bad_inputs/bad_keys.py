@@ -67,7 +67,7 @@ LIMITS = [
 ]
 TOGETHER = [
     ("annotate", "--annotator_models m", "annotator_function and annotator_models are both given; set one of them to"),
-    ("annotate", "--annotator_function null", "annotator_function or annotator_models is missing"),
+    ("annotate", "--annotator_function null", "annotator_function, annotator_models or annotator_llm is missing"),
     ("annotate", "--num_answers 1", "num_answers=1 is too few to compare answers of 1 policies; try 2"),
     ("annotate", "--policies a b c", "num_answers=2 is too few to compare answers of 3 policies; try 3"),
     ("annotate", "--strength_margins 0.5 1 0.2", "strength_margins=[0.5, 1.0, 0.2]: expected three falling score"),

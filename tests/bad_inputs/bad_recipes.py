@@ -139,7 +139,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     # -- runs without rounds
     (
         (*NO_ROUNDS, "stages=[sft, evaluate_policy]", "data.preferences=null", "evaluate_policy={gate_max_kl: 3}"),
-        "gate_max_kl is given without a judge; expected judge_function or judge_model, which compares the policies;",
+        "gate_max_kl is given without a judge; expected judge_function, judge_model or judge_llm, which compares the",
     ),
     ("stages=[sft]", "rounds is a key of the rounds, and a recipe with `stages` has none; leave one of them out"),
     ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_policy; did"),

@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ NO_REFUSALS = {
     "ConnectionError",
     "TimeoutExpired",
     "Preempted",
+    "TryAgain",
+    "MalformedReply",
     "Interrupted",
     "NotImplementedError",
     "_TookTooLong",
@@ -123,10 +126,12 @@ def lines_that_raise() -> Iterator[set[tuple[str, int]]]:
 
     before = sys.gettrace()
     sys.settrace(enter)
+    threading.settrace(enter)  # those that start from here on
     try:
         yield found
     finally:
         sys.settrace(before)
+        threading.settrace(before)  # pyright: ignore[reportArgumentType] - None is allowed
 
 
 # -- cases ----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ REFUSED = [
         "stage_keys.eval_data is a key of average_models itself",
     ),
     ("average_models", AVERAGE | {"part_names": ["one"]}, "1 part_names for 2 models; give one for each"),
-    ("annotate", {"policies": ["p"]}, "annotator_function or annotator_models is missing"),
+    ("annotate", {"policies": ["p"]}, "annotator_function, annotator_models or annotator_llm is missing"),
     (
         "annotate",
         ANNOTATE | {"annotator_models": ["m"]},
@@ -114,8 +114,8 @@ REFUSED = [
     (
         "evaluate_policy",
         {"previous": ["e"]},
-        "previous is given without a judge; expected judge_function or judge_model, which compares the policies; "
-        "without one, only sample answers are written: leave it out",
+        "previous is given without a judge; expected judge_function, judge_model or judge_llm, which compares the "
+        "policies; without one, only sample answers are written: leave it out",
     ),
     (
         "evaluate_policy",

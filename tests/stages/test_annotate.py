@@ -97,8 +97,10 @@ def test_a_random_lower_answer_is_the_rejected_one_if_configured():
     assert ranking_of("abcd", scores, draw=random.Random(3)) == ranking_of("abcd", scores, draw=random.Random(3))
 
 
-def test_an_annotator_may_give_the_strength_and_voters_their_disagreement():
-    judgement = Judgement([0.0, 9.0], strength="slightly_better", votes_VN=[[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
+def test_an_annotator_may_give_strengths_and_voters_their_disagreement():
+    judgement = Judgement(
+        [0.0, 9.0], strengths={(1, 0): "slightly_better"}, votes_VN=[[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]]
+    )
     pair = annotate.compare_answers([answered("a"), answered("b")], judgement, margins=MARGINS)
     assert not isinstance(pair, Dropped)
     assert (pair.strength, pair.disagreement) == ("slightly_better", pytest.approx(1 / 3))
