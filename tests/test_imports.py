@@ -41,6 +41,7 @@ WINGS = {
         "unused",
         "state",
         "launch",
+        "planner",
         "report",
         "export",
         "cli",

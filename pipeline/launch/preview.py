@@ -31,7 +31,7 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
 
     Raises ConfigError or StageError where `prepare_data` fails in the scratch folder.
     """
-    _prepare_data(run, scratch)
+    prepare_data(run, scratch)
     steps, missing = _training_rows(run)
     return {
         "tokenizer": tokenizer_source(run),
@@ -44,7 +44,7 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
     }
 
 
-def _prepare_data(run: Run, scratch: Path) -> None:
+def prepare_data(run: Run, scratch: Path) -> None:
     """Runs `prepare_data` in the scratch folder, unless the run has its rows already."""
     step = next(step for step in run.steps if step.stage == "prepare_data")
     if run.decide(step).action == "reuse":
