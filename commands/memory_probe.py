@@ -25,8 +25,14 @@ from datasets import Dataset
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl.trainer import dpo_trainer, sft_trainer
 
 from commands.trials import METHODS
@@ -39,6 +45,7 @@ from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
 from engine.tokens.token_rows import TokenDialog, TokenPair, TokenRanking, TokenRow
 from stages import pretrain
+
 NUM_STEPS = 2  # the first optimizer step allocates the moments; the second is like all others
 MICRO_BATCHES = 2  # of an accumulating step: the second meets the gradients of the first
 PROBED_LAYERS = (1, 2)

@@ -138,6 +138,9 @@ def run(
         ),
     ] = False,
     tries_first: Preflight = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where a step cannot fit into memory.  [default: off]")
+    ] = False,
 ) -> None:
     """Run the steps of a recipe, or some of them. Finished steps are reused, and a stopped run is resumed."""
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
@@ -149,6 +152,7 @@ def run(
         selection,
         verbose=verbose,
         tries_first=tries_first,
+        forced=force,
         to_resume=lambda selection: run_command(recipe, overrides, selection),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_schemas.check_request import ModelSource
 from data_schemas.cost_request import ModelAnswer, Probe, ProbeAnswer
 from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.launch import preview
 from pipeline.planner import history
@@ -28,6 +29,10 @@ BYTES_OF_TOKEN = 5  # of a row's text
 BYTES_OF_ROW = 400  # of a row's other fields
 CHECKPOINTS_AT_A_TIME = 3  # save_total_limit and the one that is being written
 UNFINISHED = ("run", "resume", "to be hashed")
+
+
+class UnknownSizes(ConfigError):
+    """The sizes of the base model are not known on this machine."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class StepEstimate:
     device: Device | None
     work: Work
     trainable: int  # 0 for a step that trains nothing
-    parameters: int
+    parameters: int  # with adapters
+    base_parameters: int
     memory: Memory | None
     seconds: Seconds | None
     disk: float  # bytes that stay
@@ -113,15 +119,14 @@ class RunEstimate:
 class Planner:
     """Estimates the steps of a run. `asks` is the program with torch; without it only the model states are known."""
 
-    def __init__(self, run: Run, asks: Estimator | None, *, gpu: str | None = None) -> None:
-        self.run, self.asks, self.gpu = run, asks, gpu
+    def __init__(self, run: Run, asks: Estimator | None, *, gpu: str | None = None, probes: bool = True) -> None:
+        self.run, self.asks, self.gpu, self.probes = run, asks, gpu, probes
         self.probed: dict[str, ProbeAnswer] = {}
         self.notes: dict[str, None] = {}
         self.cpu_rate: float | None = None
         self.model = self._model(_source(run))
-        files = existing_files(run)
-        tokenizer = preview.tokenizer_source(run)
-        self.rows = RowsOfRun(run, asks.row_lengths(tokenizer, files) if asks else {})
+        lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}
+        self.rows = RowsOfRun(run, lengths)
         if any(not rows.is_exact for rows in self.rows.known.values()):
             self._note("the tokenizer can't be read here: four characters count as a token")
 
@@ -152,12 +157,14 @@ class Planner:
         if launch.price_per_gpu_hour is not None and seconds is not None and launch.device == "gpu":
             price = seconds.middle / 3600 * launch.num_processes * launch.price_per_gpu_hour
         kept, temporary = disk_of(step, work, model, parameters=parameters, trainable=trainable)
-        return StepEstimate(step, action, device, work, trainable, parameters, memory, seconds, kept, temporary, price)
+        return StepEstimate(
+            step, action, device, work, trainable, parameters, model.parameters, memory, seconds, kept, temporary, price
+        )
 
     def memory(self, step: Step, work: Work) -> Memory | None:
         """The memory of a step with this work; None for a stage that holds no model on a device."""
         model = self.model
-        probe = self.probe if self.asks else None
+        probe = self.probe if self.asks and self.probes else None
         return memory_of(
             step,
             model.config,
@@ -193,14 +200,14 @@ class Planner:
         if answer["problem"]:
             known = known_model(source)
             if known["problem"]:
-                raise ConfigError(
+                raise UnknownSizes(
                     f"{self.run.recipe.path}: base_model: the sizes of {name} are not known: {answer['problem']}"
                 )
             self._note(f"{name} can't be read here: its sizes are from the planner's own table")
             answer = known
         shape = Shape.of(answer["config"])
         if shape is None:
-            raise ConfigError(
+            raise UnknownSizes(
                 f"{self.run.recipe.path}: base_model: {name} has no sizes of a decoder that the planner knows; "
                 "run without --cost"
             )
@@ -231,8 +238,7 @@ def known_model(source: ModelSource) -> ModelAnswer:
     path = source.get("path")
     config: Keys = dict(source.get("architecture", {}))
     if path is not None:
-        file = Path(path) / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else dict(KNOWN.get(path, {}))
+        config = read_json(Path(path) / "config.json") or dict(KNOWN.get(path, {}))
     shape = Shape.of(config)
     if shape is None:
         return {"config": {}, "parameters": 0, "problem": "its config.json can't be read on this machine"}
@@ -259,12 +265,12 @@ def free_disk(recipe: Recipe) -> int:
 
 
 @contextlib.contextmanager
-def planner_of(run: Run, scratch: Path, *, gpu: str | None = None) -> Iterator[Planner]:
-    """A planner with its program. Runs `prepare_data` in the scratch folder where it has not run, to know the rows.
+def planner_of(run: Run, scratch: Path, *, gpu: str | None = None, probes: bool = True) -> Iterator[Planner]:
+    """A planner with its program; without `probes` activations are left out.
 
-    Raises ConfigError for a GPU or a model that is not known, and ConfigError or StageError where the data can't be
-    prepared.
+    Runs `prepare_data` in the scratch folder where it has not run, to know the rows. Raises ConfigError for a GPU or a
+    model that is not known, and ConfigError or StageError where the data can't be prepared.
     """
     preview.prepare_data(run, scratch)
     with estimator(run.steps[0], run.recipe.path.absolute().parent) as asks:
-        yield Planner(run, asks, gpu=gpu)
+        yield Planner(run, asks, gpu=gpu, probes=probes)

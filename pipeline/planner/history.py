@@ -1,6 +1,5 @@
 """What finished steps took, from their outcome.json: of this run, and of the other runs in the same folder."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +8,9 @@ from data_schemas.files import read_json
 from pipeline.planner.devices import key_of
 from pipeline.planner.speed import FinishedStep
 from pipeline.planner.work import Work
+from pipeline.state.costs import ESTIMATE
 from pipeline.state.run import Run
 
-ESTIMATE = "estimate.json"  # in a step's folder: what was estimated before it ran
 WORKING = ("train", "evaluate", "generate", "score")  # parts of outcome.json's seconds that grow with the rows
 MAX_OTHERS = 200  # folders of other runs that are looked at
 
@@ -54,7 +53,3 @@ def _of_folder(folder: Path, stage: str, flops: float, parameters: int) -> Itera
         working_seconds=working,
         other_seconds=sum(seconds.values()) - working,
     )
-
-
-def write_estimate(folder: Path, content: Mapping[str, object]) -> None:
-    (folder / ESTIMATE).write_text(json.dumps(content, indent=1), encoding="utf-8")

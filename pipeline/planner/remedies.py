@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from data_schemas.stage_keys import Keys, stages, with_defaults
+from pipeline.planner.devices import GIB
 from pipeline.planner.estimate import Planner, RunEstimate, StepEstimate
 from pipeline.planner.memory import needed
 from pipeline.planner.work import checkpoints_activations, micro_batch_of, work_of
@@ -32,6 +33,19 @@ def remedies_of(planner: Planner, estimate: RunEstimate) -> dict[str, Remedy | N
     First each change alone, then the first two together, and so on.
     """
     return {step.step.name: _remedy(planner, step) for step in estimate.to_run if step.fits is False}
+
+
+def does_not_fit(estimate: StepEstimate, remedy: Remedy | None) -> str:
+    """One sentence: what the step needs, what there is, and what to change."""
+    assert estimate.needed is not None and estimate.device is not None and estimate.memory is not None
+    least = "" if estimate.memory.is_probed else "at least "
+    change = "no change of batch, checkpointing, ZeRO, offload or LoRA makes it fit"
+    if remedy is not None:
+        change = f"the nearest change that fits is {remedy.text}, with {least}{remedy.needed / GIB:.1f} GiB"
+    return (
+        f"{estimate.step.name} needs {least}{estimate.needed / GIB:.1f} GiB, and {estimate.device.name} has room for "
+        f"{estimate.device.usable / GIB:.1f} GiB; {change}"
+    )
 
 
 def _remedy(planner: Planner, estimate: StepEstimate) -> Remedy | None:

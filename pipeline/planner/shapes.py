@@ -14,6 +14,8 @@ KNOWN: dict[str, dict[str, Any]] = {
         **_LLAMA_3, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64
     },
 }  # fmt: skip
+HIDDEN, LAYERS = ("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer")
+HEADS = ("num_attention_heads", "n_head")
 NOT_GATED = ("gpt2", "gpt_neox", "gpt_neo", "opt", "bloom", "phi", "falcon")  # two matrices in a feed-forward layer
 
 
@@ -34,20 +36,20 @@ class Shape:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape | None":
         """The shape of a config.json; None where it does not have the sizes of a decoder."""
-        config = config.get("text_config") or config
-        hidden = config.get("hidden_size") or config.get("n_embd")
-        layers = config.get("num_hidden_layers") or config.get("n_layer")
-        heads = config.get("num_attention_heads") or config.get("n_head")
-        if not (hidden and layers and heads and config.get("vocab_size")):
+        inner = config.get("text_config")
+        config = inner if isinstance(inner, Mapping) else config
+        hidden, layers, heads = (_number(config, *names) for names in (HIDDEN, LAYERS, HEADS))
+        vocabulary = _number(config, "vocab_size")
+        if not (hidden and layers and heads and vocabulary):
             return None
         return cls(
             hidden=hidden,
             layers=layers,
             heads=heads,
-            key_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or hidden // heads,
-            feed_forward=config.get("intermediate_size") or config.get("n_inner") or 4 * hidden,
-            vocabulary=config["vocab_size"],
+            key_heads=_number(config, "num_key_value_heads") or heads,
+            head_size=_number(config, "head_dim") or max(1, hidden // heads),
+            feed_forward=_number(config, "intermediate_size", "n_inner") or 4 * hidden,
+            vocabulary=vocabulary,
             is_tied=bool(config.get("tie_word_embeddings", False)),
             is_gated=config.get("model_type") not in NOT_GATED,
         )
@@ -93,3 +95,9 @@ class Shape:
         query, key = self.hidden + self.heads * self.head_size, self.hidden + self.key_heads * self.head_size
         sums = 2 * query + 2 * key + (3 if self.is_gated else 2) * (self.hidden + self.feed_forward)
         return self.layers * rank * (sums if all_linear else query + key)
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these keys that is a whole number; 0 where none is."""
+    values = (config.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), 0)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.planner.estimate import RunEstimate, StepEstimate
 from pipeline.planner.memory import Memory
-from pipeline.planner.remedies import Remedy
+from pipeline.planner.remedies import Remedy, does_not_fit
 
 GIB = 2**30
 COLUMNS = ("step", "rows", "tokens", "params", "trained", "FLOPs", "GiB", "of", "disk GB", "hours", "price", "verdict")
@@ -113,17 +113,6 @@ def verdicts(estimate: RunEstimate, remedies: dict[str, Remedy | None]) -> Itera
     for step in estimate.to_run:
         if step.fits is False:
             yield Text(does_not_fit(step, remedies.get(step.step.name)), style="red")
-
-
-def does_not_fit(step: StepEstimate, remedy: Remedy | None) -> str:
-    """One sentence: what the step needs, what there is, and what to change."""
-    assert step.needed is not None and step.device is not None
-    change = f"; nearest change that fits: {remedy.text} ({remedy.needed / GIB:.1f} GiB)" if remedy else ""
-    none = "" if remedy else "; no change of batch, checkpointing, ZeRO, offload or LoRA makes it fit"
-    return (
-        f"{step.step.name} needs {step.needed / GIB:.1f} GiB, and {step.device.name} has room for "
-        f"{step.device.usable / GIB:.1f} GiB{change or none}"
-    )
 
 
 def basis(estimate: RunEstimate) -> Iterator[Text]:
