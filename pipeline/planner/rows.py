@@ -88,11 +88,26 @@ class RowsOfRun:
         if known is not None or output.step in self.finished:
             return known or Rows(0, [])
         step, (name, _, side) = self.steps[output.step], output.name.partition(".")
+        if earlier := self._earlier(step, output.name, side):
+            return earlier
         if name == "pairs":
             return self._sampled(step, side, answers=with_defaults(step.stage, step.keys)["num_answers"])
         if name == "winners":
             return self._sampled(step, side, answers=1)
         return Rows(0, [], is_assumed=True)
+
+    def _earlier(self, step: Step, name: str, side: str) -> Rows | None:
+        """Rows like those that the newest finished step of the same stage wrote: as many for each prompt, as long."""
+        alike = [
+            other
+            for other in self.steps.values()
+            if other.stage == step.stage and f"{other.name}/{name}" in self.known and self.prompts(other, side).count
+        ]
+        if not alike:
+            return None
+        rows = self.known[f"{alike[-1].name}/{name}"]
+        share = self.prompts(step, side).count / self.prompts(alike[-1], side).count
+        return replace(rows, count=rows.count * share, is_assumed=True)
 
     def prompts(self, step: Step, side: str = "train") -> Rows:
         """The prompts that a step answers on one side: as many as it asks for, or all."""
