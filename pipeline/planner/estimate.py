@@ -197,20 +197,15 @@ class Planner:
         """The run's base model. Raises ConfigError where its sizes are not known."""
         name = source.get("path", "the model that pretrain builds")
         answer = self.asks.model(source) if self.asks else known_model(source)
-        if answer["problem"]:
-            known = known_model(source)
-            if known["problem"]:
-                raise UnknownSizes(
-                    f"{self.run.recipe.path}: base_model: the sizes of {name} are not known: {answer['problem']}"
-                )
-            self._note(f"{name} can't be read here: its sizes are from the planner's own table")
-            answer = known
         shape = Shape.of(answer["config"])
+        if shape is None and self.asks:
+            known = known_model(source)
+            if not known["problem"]:
+                self._note(f"{name} can't be read here: its sizes are from the planner's own table")
+                answer, shape = known, Shape.of(known["config"])
         if shape is None:
-            raise UnknownSizes(
-                f"{self.run.recipe.path}: base_model: {name} has no sizes of a decoder that the planner knows; "
-                "run without --cost"
-            )
+            why = answer["problem"] or "it has no sizes of a decoder"
+            raise UnknownSizes(f"{self.run.recipe.path}: base_model: the sizes of {name} are not known: {why}")
         prepared = next((step.keys.get("dtype") for step in self.run.steps if step.stage == "prepare_base"), None)
         dtype = str(prepared or answer["config"].get("dtype") or answer["config"].get("torch_dtype") or "float32")
         return SizedModel(shape, answer["config"], answer["parameters"], 2 if "16" in dtype else 4, name)

@@ -15,6 +15,8 @@ from data_schemas.errors import StageError
 from pipeline.launch.command_line import ROOT, environment
 from pipeline.steps import Step
 
+PROGRAM = "commands.estimate"
+
 
 class Estimator:
     """The running program. Every method raises StageError where it has ended."""
@@ -51,7 +53,7 @@ def estimator(step: Step, functions: Path) -> Iterator[Estimator]:
     """The program, in the environment of a step that has the whole machine, ended when the context is left."""
     with tempfile.TemporaryDirectory(prefix="alignloop-estimate-") as scratch:
         errors = Path(scratch) / "errors.txt"
-        command = [sys.executable, "-P", "-m", "commands.estimate"]
+        command = [sys.executable, "-P", "-m", PROGRAM]
         env = environment(step, Path(scratch), functions)
         with errors.open("wb") as file:
             process = _start(command, env, file)
