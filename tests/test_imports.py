@@ -42,6 +42,7 @@ WINGS = {
         "unused",
         "state",
         "launch",
+        "planner",
         "report",
         "export",
         "cli",

@@ -47,6 +47,7 @@ from engine.runtime.keys import fill
 from engine.runtime.outcome import failed, hint_for, start_logging
 from engine.runtime.trackers import TrackedRun
 from engine.runtime.tracking import Tracker
+from engine.runtime.usage import used
 
 log = logging.getLogger("alignloop")
 
@@ -218,7 +219,14 @@ def _finish(name: str, folder: Path, values: Values, result: StageResult, *, sec
     for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-    outcome = {"state": "done", "cause": "", "hint": "", "kind": "", "seconds": timing.by_part()}
+    outcome = {
+        "state": "done",
+        "cause": "",
+        "hint": "",
+        "kind": "",
+        "seconds": timing.by_part(),
+        "used": used(on_cpu=training_precision.is_on_cpu(values)),
+    }
     write_atomically(folder / "outcome.json", json.dumps(outcome))
     Artifact(
         stage=name,

@@ -17,9 +17,11 @@ from pipeline.launch.checks import check_machine
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
 from pipeline.plan import Step
+from pipeline.planner.estimate import planner_of
+from pipeline.planner.remedies import remedies_of
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import copy_recipe, find_recipe
-from pipeline.report import errors, terminal
+from pipeline.report import cost_table, errors, terminal
 from pipeline.report.errors import command_name, run_command
 from pipeline.report.running import run_and_show, selected, selected_run
 from pipeline.state.fingerprint import SMALL
@@ -71,6 +73,13 @@ From = Annotated[
         metavar="STEP",
         help="Run STEP and those that follow; the ones before must be finished.  [default: all]",
         autocompletion=complete_step,
+    ),
+]
+
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", metavar="NAME", help="The GPU to estimate for, as in h100.  [default: launch.gpu, or this machine's]"
     ),
 ]
 
@@ -134,6 +143,9 @@ def run(
         ),
     ] = False,
     tries_first: Preflight = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where a step cannot fit into memory.  [default: off]")
+    ] = False,
 ) -> None:
     """Run the steps of a recipe, or some of them. Finished steps are reused, and a stopped run is resumed."""
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
@@ -145,13 +157,25 @@ def run(
         selection,
         verbose=verbose,
         tries_first=tries_first,
+        forced=force,
         to_resume=lambda selection: run_command(recipe, overrides, selection),
     )
 
 
 @app.command()
 def plan(
-    recipe: RecipeFile, overrides: Overrides = None, until: Until = None, only: Only = None, start: From = None
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Until = None,
+    only: Only = None,
+    start: From = None,
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost", help="Also show what each step will need: memory, disk, hours and money.  [default: off]"
+        ),
+    ] = False,
+    gpu: Gpu = None,
 ) -> None:
     """Show which steps will be reused, resumed or run, and why. Runs nothing."""
     loaded, steps = _load(recipe, overrides)
@@ -161,6 +185,13 @@ def plan(
     console = terminal.make_console()
     # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
     console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
+    if cost:
+        with (
+            tempfile.TemporaryDirectory(prefix="alignloop-plan-") as scratch,
+            planner_of(planned, Path(scratch), gpu=gpu) as planner,
+        ):
+            estimate = planner.estimate()
+            cost_table.show(console, estimate, remedies_of(planner, estimate))
     _warn_of_machine(loaded, selected(steps, selection))
 
 

@@ -32,9 +32,7 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
 
     Raises ConfigError or StageError where such a step fails in the scratch folder.
     """
-    for step in run.steps:
-        if step.name in ROW_STEPS and run.decide(step).action != "reuse":
-            _write_rows(run, step, scratch)
+    prepare_data(run, scratch)
     steps, missing = _training_rows(run)
     return {
         "tokenizer": tokenizer_source(run),
@@ -47,8 +45,15 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
     }
 
 
+def prepare_data(run: Run, scratch: Path) -> None:
+    """Runs the steps that write the rows of the files, prepare_data and curate, in the scratch folder, unless the run
+    has these rows already."""
+    for step in run.steps:
+        if step.name in ROW_STEPS and run.decide(step).action != "reuse":
+            _write_rows(run, step, scratch)
+
+
 def _write_rows(run: Run, step: Step, scratch: Path) -> None:
-    """Runs a step that writes rows, in the scratch folder."""
     folder = run.elsewhere[step.name] = scratch / step.name
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(run.stage_config(step)))

@@ -28,6 +28,7 @@ from pipeline.launch.rows import ROW_STEPS, check_splits
 from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
 from pipeline.state import summary
+from pipeline.state.costs import write_estimate
 from pipeline.state.run import IDENTITY_FILE, Decision, Run, StepState, record_of
 
 NUM_HALVED = 2  # batches that a stage may halve: that of training, and that of evaluation
@@ -218,6 +219,8 @@ def _start(
     config = run.stage_config(step)
     with lock_folder(folder):  # a stage that was started by hand, or on another machine, may be writing
         _prepare_folder(folder, config, run.identities[step.name].content, resume=decision.action == "resume")
+        if step.name in run.estimates:
+            write_estimate(folder, run.estimates[step.name])
     _link(run.recipe.folder / "steps" / step.name, folder)  # so that people find the folder while the step runs
     started = previous.stage.started if previous else time.monotonic()
 

@@ -48,6 +48,12 @@ class Launch(BaseModel):
     devices: list[int] | None = Field(
         default=None, description="GPUs, or on the CPU cores, that a step may use; null: all."
     )
+    gpu: str | None = Field(
+        default=None, description="Name of the GPU, as in h100, for `plan --cost`; null: the one of this machine."
+    )
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0.0, le=1e6, description="Price of an hour of one GPU, in any currency, for `plan --cost`."
+    )
     grace_seconds: float = Field(
         default=60.0, ge=0.0, le=1e6, description="Time that a stage has after SIGTERM to save a checkpoint."
     )

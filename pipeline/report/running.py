@@ -12,6 +12,7 @@ from pipeline.launch.processes import Interrupted
 from pipeline.launch.round_tracking import track_round
 from pipeline.launch.runner import run_steps
 from pipeline.plan import Step
+from pipeline.planner.admission import check_states, check_steps
 from pipeline.recipe.resolved import Recipe
 from pipeline.report import live, result, terminal
 from pipeline.report.errors import what_is_kept
@@ -32,13 +33,14 @@ def run_and_show(
     *,
     verbose: bool,
     tries_first: bool,
+    forced: bool = False,
     to_resume: Command,
 ) -> Summary:
     """Runs the steps, or the selected ones, with lines about them on stdout, keeps the run's page up to date, and
     prints the numbers of the finished run.
 
-    `to_resume` says how an interrupted run is resumed, and how the rest of a partial one is run. Raises UserError,
-    StageFailed or Interrupted.
+    `forced` goes on where a step cannot fit into memory. `to_resume` says how an interrupted run is resumed, and how
+    the rest of a partial one is run. Raises UserError, StageFailed or Interrupted.
     """
     check_machine(recipe, selected(steps, selection))
     console = terminal.make_console()
@@ -46,10 +48,15 @@ def run_and_show(
         for partial in recipe.folder.glob(".*.partial-*"):  # a killed run was writing it
             partial.unlink(missing_ok=True)
         planned = selected_run(recipe, steps, selection)
+        check_states(planned, forced=forced)
         is_live = live.can_be_live(console) and not verbose
         page = PageWriter(recipe.folder)
         try:
             with live.RunDisplay(console, len(steps), live=is_live) as display:
+
+                def before_models(run: Run) -> None:
+                    check_steps(run, forced=forced)
+                    preflight(run)
 
                 def show(step: Step, state: StepState) -> None:
                     display(step, state)
@@ -59,7 +66,7 @@ def run_and_show(
                     planned,
                     verbose=verbose,
                     show=show,
-                    preflight=preflight if tries_first else None,
+                    preflight=before_models if tries_first else None,
                     after_round=track_round,
                 )
         except BaseException as error:

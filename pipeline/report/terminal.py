@@ -16,6 +16,7 @@ from data_schemas.stage_keys import stages
 from data_schemas.text import printable
 from pipeline.report import rounds
 from pipeline.report.rounds import number
+from pipeline.state.costs import Cost
 from pipeline.state.pruning import UnneededFolder
 from pipeline.state.run import Action, Decision, Run
 from pipeline.state.samples import SampleAnswer
@@ -174,6 +175,15 @@ def _one_line(text: str, longest: int) -> str:
     return words if len(words) <= longest else f"{words[: longest - 1]}…"
 
 
+def cost_cells(cost: Cost | None) -> list[str]:
+    """The estimated seconds, the measured memory and the estimated one, in GiB."""
+    if cost is None:
+        return ["", "", ""]
+    seconds = cost["estimated_seconds"]
+    memory = [f"{value / 2**30:.2f}" if value else "" for value in (cost["memory"], cost["estimated_memory"])]
+    return [f"{seconds[0]:.0f}-{seconds[1]:.0f}" if seconds else "", *memory]
+
+
 def steps_table(summary: Summary) -> Table:
     """The state, time and numbers of every step. A step is named by its folder."""
     table = Table(box=MARKDOWN)
@@ -181,8 +191,14 @@ def steps_table(summary: Summary) -> Table:
     table.add_column("step", min_width=max(map(len, names), default=4))
     table.add_column("state", min_width=7)
     table.add_column("seconds", justify="right", min_width=7)
+    costs = [step.get("cost") for step in summary["steps"]]
+    if any(costs):
+        table.add_column("estimated", justify="right")
+        table.add_column("GiB", justify="right")
+        table.add_column("estimated", justify="right")
     table.add_column("numbers")
     for name, step in zip(names, summary["steps"], strict=True):
         state = Text(step["state"], style=COLOURS.get(step["state"], "default"))
-        table.add_row(name, state, f"{step['seconds']:.1f}", headline(step["stage"], step["metrics"]))
+        beside = cost_cells(step.get("cost")) if any(costs) else []
+        table.add_row(name, state, f"{step['seconds']:.1f}", *beside, headline(step["stage"], step["metrics"]))
     return table

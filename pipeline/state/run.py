@@ -16,6 +16,7 @@ from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, check_required, stages
 from pipeline.recipe.resolved import Recipe
 from pipeline.state import reference_log_probs
+from pipeline.state.costs import Estimated
 from pipeline.state.fingerprint import FileHashes, Identity, differences, identities
 from pipeline.steps import BestPolicy, EvaluationFolder, File, Output, Reference, Served, Step
 
@@ -55,6 +56,7 @@ class Run:
     elsewhere: dict[str, Path] = field(default_factory=dict)  # steps whose folder is outside the run's folder
     recipe_changes: list[str] = field(default_factory=list)  # from the recipe of the run before in the same folder
     selected: frozenset[str] | None = None  # the names of the steps that may run; None: all
+    estimates: dict[str, Estimated] = field(default_factory=dict)  # of steps, by name, where the run was estimated
 
     @classmethod
     def of(

@@ -13,6 +13,7 @@ from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json, write_atomically
 from data_schemas.stage_keys import stages
 from data_schemas.text import shown
+from pipeline.state.costs import Cost, read_cost
 from pipeline.state.recipe_changes import recipe_changes
 from pipeline.state.run import Run, StepState
 from pipeline.state.samples import SampleAnswer, is_judged, samples_of
@@ -35,6 +36,7 @@ class StepEntry(TypedDict):
     # A summary of an older version lacks the following.
     warnings: NotRequired[list[str]]  # of the step's record
     inputs: NotRequired[list[str]]  # the steps that it reads from, by the plan
+    cost: NotRequired[Cost | None]  # the estimate beside what was measured; null where nothing was estimated
 
 
 class BestEntry(TypedDict):
@@ -158,6 +160,7 @@ def make(
             "metrics": artifact.metrics if (artifact := states[step.name].artifact) else {},
             "warnings": artifact.warnings if artifact else [],
             "inputs": source_steps(step),
+            "cost": read_cost(states[step.name].folder, states[step.name].seconds) if artifact else None,
         }
         for step in steps
     ]

@@ -83,6 +83,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("launch.num_processes=0", "SET: launch.num_processes=0: Input should be greater than or equal to 1"),
     ("launch.num_machines=0", "SET: launch.num_machines=0: Input should be greater than or equal to 1"),
     ("launch.grace_seconds=-1", "SET: launch.grace_seconds=-1: Input should be greater than or equal to 0"),
+    ("launch.price_per_gpu_hour=-1", "SET: launch.price_per_gpu_hour=-1: Input should be greater than or equal to 0"),
     ("sft.launch=ddp", "SET: sft.launch='ddp': expected a mapping, as in {num_processes: 2}"),
     ("sft.launch.profil=ddp", "SET: sft.launch: unknown key 'profil'; did you mean 'profile'?"),
     ("data.launch.num_processes=2", "SET: data.launch: this stage is always one process"),
@@ -167,6 +168,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("launch.main_process_port=0", "launch.main_process_port=0: Input should be greater than or equal to 1"),
     ("launch.main_process_port=65536", "launch.main_process_port=65536: Input should be less than or equal to 65535"),
     ("launch.grace_seconds=1000001", "launch.grace_seconds=1000001: Input should be less than or equal to 1000000"),
+    ("launch.price_per_gpu_hour=1e7", "price_per_gpu_hour=10000000.0: Input should be less than or equal to 1000000"),
     ("dpo_batches=1001", "dpo_batches=1001: Input should be less than or equal to 1000"),
     # -- the files and models it names
     ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in HERE nor beside the"),

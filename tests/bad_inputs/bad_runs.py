@@ -158,7 +158,28 @@ def planned_beside(name: str, content: Any) -> Callable[[Place], Call]:
     return make
 
 
+ON_GPUS = ("launch.device=gpu", "launch.wrapper=env")
+
+
+def too_large(place: Place) -> Call:
+    settings = (*ON_GPUS, "launch.gpu=t4", "base_model=meta-llama/Llama-3.1-70B")
+    return place.alignloop("run", *place.recipe(*settings))
+
+
+def plan_without_its_program(place: Place) -> Call:
+    place.toy_stages()
+    place.patch.setattr("pipeline.planner.questions.PROGRAM", "no_such_module")
+    return place.alignloop("plan", *place.recipe(), "--cost")
+
+
 CASES = [
+    Case(
+        "run on a GPU that nothing is known of",
+        lambda place: place.alignloop("run", *place.recipe(*ON_GPUS, "launch.gpu=h1000")),
+        "launch.gpu='h1000' is no GPU of the planner's table: b200, h200, h100",
+    ),
+    Case("run that cannot fit", too_large, "GiB, and t4 has room for"),
+    Case("plan without its program", plan_without_its_program, "commands/estimate.py ended without an answer", 1),
     Case("run in use", run_in_use, "HERE/runs/toy is in use by another process (pid 4711"),
     Case("run folder that is a file", run_folder_is_a_file, "HERE/runs is a file; expected a folder"),
     Case("stage that refuses", toy_run(TOY='{"prepare_base": "config"}'), "prepare_base failed: beta=9 is too much"),

@@ -150,6 +150,8 @@ BAD_LAUNCH = [
     ("main_process_port", [0, 70_000, -1, 1.5, "x"]),
     ("devices", [[], [-1], [0, 0], ["x"], 3, [True]]),
     ("grace_seconds", [-1, NAN, INFINITE, 1e9, "x", None]),
+    ("gpu", [1, [], {}]),
+    ("price_per_gpu_hour", [-1, NAN, INFINITE, 1e9, "x"]),
     ("device", ["tpu", None, 3]),
     ("wrapper", [3, "'open", []]),
     ("warm", ["yes", 1, None]),

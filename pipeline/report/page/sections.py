@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.report import terminal
 from pipeline.report.page import svg
 from pipeline.report.page.answers import Evaluated, win_rate
 from pipeline.report.page.curves import MAX_ROWS
@@ -210,6 +211,16 @@ def times(steps: Sequence[StepFacts]) -> Figure | None:
     table.append(["all steps", *total, _seconds(everything)])
     files = [f"{step.entry['folder']}/outcome.json" for step in steps if step.entry["folder"] and step.seconds_by_part]
     return Figure("Seconds by step and part", picture, Table(("step", *names, "total"), table), files)
+
+
+def costs(steps: Sequence[StepFacts]) -> Table | None:
+    """What each finished step was estimated to need, beside what it took; None where no step was estimated."""
+    rows = [
+        [step.name, f"{cost['seconds']:.1f}", *terminal.cost_cells(cost)]
+        for step in steps
+        if (cost := step.entry.get("cost"))
+    ]
+    return Table(("step", "seconds", "estimated", "GiB", "estimated"), rows) if rows else None
 
 
 def _parts(step: StepFacts) -> list[tuple[str, float]]:

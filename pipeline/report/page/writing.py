@@ -48,6 +48,7 @@ CONTENTS = (
     ("answers", "Answers"),
     ("dropped", "Rows not used"),
     ("time", "Time"),
+    ("costs", "Estimated"),
     ("recipe", "Recipe"),
 )
 
@@ -121,6 +122,7 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "samples_note": "" if shows_samples else LEFT_OUT,
         "dropped": sections.dropped(steps),
         "time": sections.times(steps),
+        "costs": sections.costs(steps),
         "recipe": _recipe(recipe),
         "versions": _versions(steps),
     }

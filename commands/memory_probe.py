@@ -1,0 +1,318 @@
+"""The memory of a training step, measured on tensors without content, on no device.
+
+The stage's own trainer computes the loss of its own collator's batch: shared rows, chunked logits, LoRA and activation
+checkpointing are those of the stage. The model has the recipe's sizes and one or two layers. Its weights are fake
+tensors (torch's FakeTensorMode), which have shapes and no memory, while the few thousand token ids are real, since
+shapes depend on them. torch's MemTracker counts what lives at the same time.
+
+Memory grows linearly with the layers, so the difference of two layers and one gives that of all. Two cases are
+measured: one micro-batch in an optimizer step, where the activations are freed while gradients are allocated, and
+several, where all gradients exist when the activations are at their peak.
+"""
+
+import copy
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl.trainer import dpo_trainer, sft_trainer
+
+from commands.trials import METHODS
+from data_schemas.cost_request import Probe, ProbeAnswer, RowSample
+from data_schemas.stage_keys import Keys, stages
+from engine.models.miniature import small_model
+from engine.runtime import arguments
+from engine.runtime.keys import fill
+from engine.runtime.stage import Stage
+from engine.runtime.tracking import Tracker
+from engine.tokens.token_rows import TokenDialog, TokenPair, TokenRanking, TokenRow
+from stages import pretrain
+
+NUM_STEPS = 2  # the first optimizer step allocates the moments; the second is like all others
+MICRO_BATCHES = 2  # of an accumulating step: the second meets the gradients of the first
+PROBED_LAYERS = (1, 2)
+
+
+def measure(probe: Probe) -> ProbeAnswer:
+    """The memory of a training step for all layers; with a `problem` where the stage can't be run without content."""
+    started = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="alignloop-probe-") as scratch:
+            bench = Bench.of(probe, Path(scratch))
+            found = _extrapolated(bench, probe)
+    except Exception as error:  # a library may refuse tensors without content in any way
+        logging.getLogger(__name__).debug("probe", exc_info=True)
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        found = {"peak": 0.0, "activations": 0.0, "logits": 0.0, "parameters": 0, "trainable": 0, "problem": problem}
+    return {**found, "seconds": round(time.monotonic() - started, 2)}  # pyright: ignore[reportReturnType]
+
+
+def _extrapolated(bench: "Bench", probe: Probe) -> dict[str, Any]:
+    """Both cases for one and two layers, continued to all layers."""
+    layers = probe["layers"]
+    few = [count for count in PROBED_LAYERS if count <= layers]
+    accumulated = [bench.run(count, micro_batches=MICRO_BATCHES) for count in few]
+    activations = _continued([run.activations for run in accumulated], few, layers)
+    constant = _continued([run.activations for run in accumulated], few, 0)
+    parameters, trainable = (
+        _continued([getattr(run, name) for run in accumulated], few, layers) for name in ("parameters", "trainable")
+    )
+    states = _continued([run.states for run in accumulated], few, layers)
+    if probe["accumulates"]:
+        peak = states + activations
+    else:
+        # The peak is at the start of the backward pass, with all activations and no gradients, or after it. It is
+        # convex in the number of layers, so the larger of both continuations is right, except where they meet.
+        single = [bench.run(count, micro_batches=1) for count in few]
+        without_gradients = _continued([run.states - run.gradients for run in accumulated], few, layers)
+        peak = max(without_gradients + activations, _continued([run.peak for run in single], few, layers))
+        peak = min(peak, states + activations)
+    return {
+        "peak": peak,
+        "activations": activations,
+        "logits": max(0.0, min(constant, activations)),
+        "parameters": round(parameters),
+        "trainable": round(trainable),
+        "problem": "",
+    }
+
+
+def _continued(values: Sequence[float], layers: Sequence[int], all_layers: int) -> float:
+    """The straight line through the values at the last two numbers of layers, at `all_layers`."""
+    if len(values) == 1:
+        return float(values[0])
+    slope = (values[-1] - values[-2]) / (layers[-1] - layers[-2])
+    return values[-1] + slope * (all_layers - layers[-1])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bytes of a run with few layers. `states` are weights, gradients and moments; `activations` is all else."""
+
+    peak: float
+    parameters: float  # numbers, not bytes
+    trainable: float
+    weights: float
+    gradients: float
+
+    @property
+    def states(self) -> float:
+        return self.weights + 3 * self.gradients  # Adam's moments have the sizes of the gradients
+
+    @property
+    def activations(self) -> float:
+        return max(0.0, self.peak - self.states)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The stage's trainer on a small real model, whose loss is called with models of the recipe's sizes."""
+
+    trainer: Any
+    collator: Callable[[list[dict[str, list]]], dict[str, torch.Tensor]]
+    heads: list[Callable[[torch.nn.Module], object]]  # what replaced the head of the trainer's model
+    probe: Probe
+
+    @classmethod
+    def of(cls, probe: Probe, scratch: Path) -> "Bench":
+        """Builds the trainer, and tries the loss once on the real model: it then knows what the architecture supports.
+
+        Raises what the stage raises.
+        """
+        tokenizer = pretrain.train_tokenizer(["some words to read"], vocab_size=300, special_tokens=[])
+        config = config_of(probe, layers=min(2, probe["layers"]))
+        config.vocab_size = len(tokenizer)
+        config.eos_token_id = config.pad_token_id = config.bos_token_id = None
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        small_model(config).save_pretrained(scratch / "model")
+        tokenizer.save_pretrained(scratch / "model")
+        with _recorded_heads() as heads:
+            trainer = _trainer(probe, tokenizer, scratch)
+        bench = cls(trainer, trainer.data_collator, heads, probe)
+        trainer.model.train()
+        bench.loss(trainer.model, short(probe))
+        return bench
+
+    def loss(self, model: torch.nn.Module, rows: Sequence[RowSample]) -> torch.Tensor:
+        """The stage's loss of a batch of these rows."""
+        columns = [token_row(self.probe["stage"], row).columns() for row in rows]
+        inputs: dict[str, torch.Tensor] = self.collator(columns)
+        if self.probe["stage"] == "dpo":
+            inputs |= {f"ref_{side}_logps": torch.zeros(len(rows)) for side in ("chosen", "rejected")}
+        is_autocast = self.probe["precision"] == "autocast"
+        with torch.autocast("cpu", torch.bfloat16) if is_autocast else nullcontext():
+            return self.trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(1))
+
+    def run(self, layers: int, *, micro_batches: int) -> Run:
+        """NUM_STEPS optimizer steps of a model with so many layers."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = self.model(layers)
+        tracker = MemTracker()
+        tracker.track_external(model)
+        with tracker, Content():
+            # The tracker refuses a second call of a module unless its counts are cleared.
+            self.train(model, micro_batches=micro_batches, before=tracker.reset_mod_stats)
+        (peak,) = (values["Total"] for values in tracker.get_tracker_snapshot("peak").values())
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        return Run(
+            peak=peak,
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            trainable=sum(weight.numel() for weight in trained),
+            weights=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+            gradients=sum(weight.numel() * weight.element_size() for weight in trained),
+        )
+
+    def train(self, model: torch.nn.Module, *, micro_batches: int, before: Callable[[], object] = lambda: None) -> None:
+        """NUM_STEPS optimizer steps; `before` is called before each micro-batch."""
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, foreach=False)
+        for _ in range(NUM_STEPS):
+            for _ in range(micro_batches):
+                before()
+                self.loss(model, self.probe["micro_batch"]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def model(self, layers: int) -> PreTrainedModel:
+        """The recipe's model with fewer layers and random weights, with the adapters and the head of the trainer's."""
+        config = config_of(self.probe, layers=layers)
+        dtype = torch.bfloat16 if self.probe["precision"] == "bfloat16" else torch.float32
+        if self.probe["stage"] == "reward_model":
+            config.num_labels = 1
+            config.pad_token_id = 0
+            model: Any = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        small = self.trainer.model
+        if hasattr(small, "peft_config"):
+            from peft import get_peft_model
+
+            model = get_peft_model(model, copy.deepcopy(small.peft_config["default"]))
+        for add in self.heads[:1]:
+            add(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        if self.trainer.args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(self.trainer.args.gradient_checkpointing_kwargs)
+            model.enable_input_require_grads() if hasattr(small, "peft_config") else None
+        return model.train()
+
+
+class Content(TorchDispatchMode):
+    """Answers what tensors without content can't: the value of a scalar, and how many elements a mask keeps."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten.index.Tensor and isinstance(args[0], FakeTensor):
+            args = (args[0], [part for index in args[1] for part in _as_numbers(index)])
+        return func(*args, **kwargs or {})
+
+
+@contextmanager
+def _recorded_heads() -> Iterator[list[Callable[[torch.nn.Module], object]]]:
+    """Inside, the calls with which TRL replaces the head of a model by its chunked one are listed, to be repeated."""
+    calls: list[Callable[[torch.nn.Module], object]] = []
+    original = sft_trainer.add_fused_lm_head
+
+    def add(model: torch.nn.Module, *args: Any, **options: Any) -> object:
+        calls.append(lambda other: original(other, *args, **options))
+        return original(model, *args, **options)
+
+    modules = (sft_trainer, dpo_trainer)
+    for module in modules:
+        module.add_fused_lm_head = add
+    try:
+        yield calls
+    finally:
+        for module in modules:
+            module.add_fused_lm_head = original
+
+
+def _as_numbers(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+    """A mask with content as the numbers of the elements that it keeps; any other index as it is."""
+    is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+    return index.nonzero(as_tuple=True) if is_mask else [index]
+
+
+def config_of(probe: Probe, *, layers: int) -> PretrainedConfig:
+    """The configuration of the recipe's model with fewer layers."""
+    keys = dict(probe["config"])
+    kind = str(keys.pop("model_type"))
+    for name, value in keys.items():
+        if isinstance(value, list) and len(value) == probe["layers"] and name != "architectures":
+            keys[name] = value[:layers]
+    keys["n_layer" if "n_layer" in keys else "num_hidden_layers"] = layers
+    for name in ("architectures", "torch_dtype", "dtype", "transformers_version", "quantization_config"):
+        keys.pop(name, None)
+    return AutoConfig.for_model(kind, **keys)
+
+
+def token_row(stage: str, row: RowSample) -> TokenRow:
+    """A row in tokens with these lengths. Branches begin with different tokens, so they share the prompt only."""
+    shared, answers = [5] * row["shared"], [[10 + number] + [6] * (n - 1) for number, n in enumerate(row["branches"])]
+    if stage == "reward_model":
+        return TokenRanking(answers=[shared + answer for answer in answers])
+    if stage == "dpo":
+        chosen, rejected = answers[0], answers[-1]
+        flags = [[True] * len(chosen), [True] * len(rejected)]
+        return TokenPair(shared, chosen, flags[0], flags[0], rejected, flags[1], flags[1])
+    ids = [token for answer in answers for token in answer]
+    trained = max(1, min(row["trained"], len(ids)))
+    return TokenDialog(input_ids=ids, labels=[-100] * (len(ids) - trained) + ids[-trained:])
+
+
+def short(probe: Probe) -> list[RowSample]:
+    """A few tokens in rows of the probe's form."""
+    count = max(2, len(probe["micro_batch"][0]["branches"])) if probe["stage"] in ("reward_model", "dpo") else 1
+    return [{"shared": 3 if count > 1 else 0, "branches": [4] * count, "trained": 3}]
+
+
+def _trainer(probe: Probe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Any:
+    """The stage's trainer on the small model, as in a trial (commands/trials.py)."""
+    name = probe["stage"]
+    method = METHODS.get(name)
+    classes = method.arguments if method else pretrain.ARGUMENTS
+    defaults = method.defaults if method else pretrain.DEFAULTS
+    rows = short(probe)
+    keys: Keys = probe["keys"] | {
+        "model_name_or_path": str(scratch / "model"),
+        "train_data": [],
+        "eval_data": None,
+        "output_dir": str(scratch / "checkpoints"),
+        "global_batch_size": len(rows),
+        "per_device_train_batch_size": len(rows),
+        "max_steps": 1,
+        "report_to": "none",
+        "bf16": False,
+        "fp16": False,
+        "use_cpu": True,
+        "torch_compile": False,
+        "push_to_hub": False,
+        "reference_model": None,
+        "tokenizer_name_or_path": None,
+        "load_in_4bit": False,
+        "load_in_8bit": False,
+    }
+    keys = {key: value for key, value in keys.items() if key in stages()[name].keys}
+    own, training, model = fill(classes, arguments.resolve_batch(keys, default_global=len(rows)), defaults)
+    stage = Stage(name, scratch, keys, Tracker(scratch, active=False), is_main=True)
+    table = Dataset.from_list([token_row(name, row).columns() for row in rows])
+    make: Callable[..., Any] = method.make_trainer if method else pretrain.make_trainer
+    return make(stage, own, training, model, tokenizer, table, table)

@@ -1,0 +1,271 @@
+"""The estimate of a run: one StepEstimate a step, with totals and the critical path."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_schemas.check_request import ModelSource
+from data_schemas.cost_request import ModelAnswer, Probe, ProbeAnswer
+from data_schemas.errors import ConfigError
+from data_schemas.files import read_json
+from data_schemas.stage_keys import Keys, stages, with_defaults
+from pipeline.launch import preview
+from pipeline.planner import history
+from pipeline.planner.devices import Device, device_of
+from pipeline.planner.memory import Memory, memory_of, needed, trained_model
+from pipeline.planner.questions import Estimator, estimator
+from pipeline.planner.rows import RowsOfRun, existing_files
+from pipeline.planner.shapes import KNOWN, Shape
+from pipeline.planner.speed import Seconds, seconds_of
+from pipeline.planner.work import Work, work_of
+from pipeline.recipe.resolved import Recipe
+from pipeline.state.run import Run
+from pipeline.steps import Step, source_steps
+
+BYTES_OF_TOKEN = 5  # of a row's text
+BYTES_OF_ROW = 400  # of a row's other fields
+CHECKPOINTS_AT_A_TIME = 3  # save_total_limit and the one that is being written
+UNFINISHED = ("run", "resume", "to be hashed")
+
+
+class UnknownSizes(ConfigError):
+    """The sizes of the base model are not known on this machine."""
+
+
+@dataclass(frozen=True)
+class SizedModel:
+    """The base model of a run."""
+
+    shape: Shape
+    config: Keys
+    parameters: int
+    width: int  # bytes of a saved parameter
+    name: str
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """What one step will need. A step that is reused needs nothing."""
+
+    step: Step
+    action: str
+    device: Device | None
+    work: Work
+    trainable: int  # 0 for a step that trains nothing
+    parameters: int  # with adapters
+    base_parameters: int
+    memory: Memory | None
+    seconds: Seconds | None
+    disk: float  # bytes that stay
+    temporary_disk: float  # bytes of checkpoints while it runs
+    price: float | None  # in the unit of price_per_gpu_hour, for the middle of the time
+
+    @property
+    def needed(self) -> float | None:
+        """Bytes of memory that the step needs of its device; None where one of them is not known."""
+        if self.memory is None or self.device is None:
+            return None
+        return needed(self.memory, self.step, self.device)
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.needed is None or self.device is None else self.needed <= self.device.usable
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """The estimates of all steps, in the order of the plan."""
+
+    steps: Sequence[StepEstimate]
+    model: SizedModel
+    free_disk: int
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def to_run(self) -> list[StepEstimate]:
+        return [estimate for estimate in self.steps if estimate.action in UNFINISHED]
+
+    def total_seconds(self) -> tuple[float, float] | None:
+        """The range of the sum over all steps that run, which run one after the other."""
+        known = [estimate.seconds for estimate in self.to_run if estimate.seconds]
+        if len(known) < len(self.to_run):
+            return None
+        return sum(seconds.low for seconds in known), sum(seconds.high for seconds in known)
+
+    def critical_path(self) -> tuple[list[str], float]:
+        """The chain of steps, each reading from the one before, that takes the longest, and its middle in seconds."""
+        longest: dict[str, tuple[list[str], float]] = {}
+        for estimate in self.to_run:
+            before = [longest[name] for name in source_steps(estimate.step) if name in longest]
+            chain, seconds = max(before, key=lambda item: item[1], default=([], 0.0))
+            own = estimate.seconds.middle if estimate.seconds else 0.0
+            longest[estimate.step.name] = ([*chain, estimate.step.name], seconds + own)
+        return max(longest.values(), key=lambda item: item[1], default=([], 0.0))
+
+    def total_price(self) -> float | None:
+        prices = [estimate.price for estimate in self.to_run]
+        known = [price for price in prices if price is not None]
+        return sum(known) if known else None
+
+    def disk(self) -> float:
+        """Bytes that the run adds to the disk at most: what stays, and the largest set of checkpoints."""
+        kept = sum(estimate.disk for estimate in self.to_run)
+        return kept + max((estimate.temporary_disk for estimate in self.to_run), default=0.0)
+
+
+class Planner:
+    """Estimates the steps of a run. `asks` is the program with torch; without it only the model states are known."""
+
+    def __init__(self, run: Run, asks: Estimator | None, *, gpu: str | None = None, probes: bool = True) -> None:
+        self.run, self.asks, self.gpu, self.probes = run, asks, gpu, probes
+        self.probed: dict[str, ProbeAnswer] = {}
+        self.notes: dict[str, None] = {}
+        self.cpu_rate: float | None = None
+        self.model = self._model(_source(run))
+        lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}
+        self.rows = RowsOfRun(run, lengths)
+        if any(not rows.is_exact for rows in self.rows.known.values()):
+            self._note("the tokenizer can't be read here: four characters count as a token")
+
+    def estimate(self) -> RunEstimate:
+        works = {step.name: work_of(step, self.rows, self.model.shape) for step in self.run.steps}
+        finished = history.finished_steps(self.run, works, self.model.parameters)
+        estimates = [self.of_step(step, works[step.name], finished) for step in self.run.steps]
+        if any(estimate.device is None for estimate in estimates):
+            self._note("no GPU is known: name one with --gpu, as in --gpu h100, or launch: {gpu: h100}")
+        return RunEstimate(estimates, self.model, free_disk(self.run.recipe), list(self.notes))
+
+    def of_step(self, step: Step, work: Work, finished: Sequence[history.FinishedStep] = ()) -> StepEstimate:
+        """The estimate of a step with this work."""
+        model, launch = self.model, step.launch
+        device = self._device(step)
+        action = self.run.decide(step).action
+        parameters = trainable = model.parameters
+        if stages()[step.stage].traits.kind == "trains":
+            trained = trained_model(step, with_defaults(step.stage, step.keys), model.shape, model.parameters)
+            parameters, trainable = trained.parameters, trained.trainable
+        else:
+            trainable = 0
+        memory = None
+        if action != "reuse":
+            memory = self.memory(step, work)
+        seconds = seconds_of(step, work, model.shape, device, parameters=model.parameters, finished=finished)
+        price = None
+        if launch.price_per_gpu_hour is not None and seconds is not None and launch.device == "gpu":
+            price = seconds.middle / 3600 * launch.num_processes * launch.price_per_gpu_hour
+        kept, temporary = disk_of(step, work, model, parameters=parameters, trainable=trainable)
+        return StepEstimate(
+            step, action, device, work, trainable, parameters, model.parameters, memory, seconds, kept, temporary, price
+        )
+
+    def memory(self, step: Step, work: Work) -> Memory | None:
+        """The memory of a step with this work; None for a stage that holds no model on a device."""
+        model = self.model
+        probe = self.probe if self.asks and self.probes else None
+        return memory_of(
+            step,
+            model.config,
+            model.shape,
+            work,
+            parameters=model.parameters,
+            saved_width=model.width,
+            probe=probe,
+        )
+
+    def probe(self, probe: Probe) -> ProbeAnswer:
+        """The memory of a micro-batch, asked once for steps that are alike."""
+        assert self.asks is not None
+        alike = {**probe, "keys": {name: value for name, value in probe["keys"].items() if name not in WITHOUT_EFFECT}}
+        key = json.dumps(alike, sort_keys=True, default=str)
+        if key not in self.probed:
+            self.probed[key] = self.asks.probe(probe)
+            if problem := self.probed[key]["problem"]:
+                self._note(f"{probe['stage']}: activations are not known ({problem})")
+        return self.probed[key]
+
+    def _device(self, step: Step) -> Device | None:
+        device = device_of(step.launch, gpu=self.gpu, where=f"{self.run.recipe.path}: {step.section}.launch")
+        if device is not None and device.is_cpu and self.asks is not None:
+            self.cpu_rate = self.cpu_rate or self.asks.cpu_rate()
+            device = replace(device, peak=self.cpu_rate)
+        return device
+
+    def _model(self, source: ModelSource) -> SizedModel:
+        """The run's base model. Raises ConfigError where its sizes are not known."""
+        name = source.get("path", "the model that pretrain builds")
+        answer = self.asks.model(source) if self.asks else known_model(source)
+        shape = Shape.of(answer["config"])
+        if shape is None and self.asks:
+            known = known_model(source)
+            if not known["problem"]:
+                self._note(f"{name} can't be read here: its sizes are from the planner's own table")
+                answer, shape = known, Shape.of(known["config"])
+        if shape is None:
+            why = answer["problem"] or "it has no sizes of a decoder"
+            raise UnknownSizes(f"{self.run.recipe.path}: base_model: the sizes of {name} are not known: {why}")
+        prepared = next((step.keys.get("dtype") for step in self.run.steps if step.stage == "prepare_base"), None)
+        dtype = str(prepared or answer["config"].get("dtype") or answer["config"].get("torch_dtype") or "float32")
+        return SizedModel(shape, answer["config"], answer["parameters"], 2 if "16" in dtype else 4, name)
+
+    def _note(self, text: str) -> None:
+        self.notes[text] = None
+
+
+# Keys without an effect on memory.
+WITHOUT_EFFECT = frozenset(("seed", "learning_rate", "beta", "num_train_epochs", "max_steps", "warmup_steps"))
+
+
+def _source(run: Run) -> ModelSource:
+    """Where the sizes of the base model are; an architecture has the vocabulary of the tokenizer that is trained."""
+    source = preview.model_source(run)
+    if "architecture" not in source:
+        return source
+    pretrain = next(step for step in run.steps if step.stage == "pretrain")
+    vocabulary = with_defaults("pretrain", pretrain.keys)["vocab_size"]
+    return {"architecture": {"vocab_size": vocabulary, **source["architecture"]}}
+
+
+def known_model(source: ModelSource) -> ModelAnswer:
+    """The sizes of a model without torch: of a folder's config.json, an architecture, or the planner's table."""
+    path = source.get("path")
+    config: Keys = dict(source.get("architecture", {}))
+    if path is not None:
+        config = read_json(Path(path) / "config.json") or dict(KNOWN.get(path, {}))
+    shape = Shape.of(config)
+    if shape is None:
+        return {"config": {}, "parameters": 0, "problem": "its config.json can't be read on this machine"}
+    return {"config": config, "parameters": shape.parameters(), "problem": ""}
+
+
+def disk_of(step: Step, work: Work, model: SizedModel, *, parameters: int, trainable: int) -> tuple[float, float]:
+    """Bytes that a step's folder keeps, and those of its checkpoints while it runs."""
+    keys = with_defaults(step.stage, step.keys)
+    kind = stages()[step.stage].traits.kind
+    if kind == "trains":
+        whole = 4 * model.parameters
+        checkpoint = 4 * parameters + 8 * trainable if keys.get("save_strategy") != "no" else 0
+        return model.width * model.parameters, CHECKPOINTS_AT_A_TIME * checkpoint + whole
+    if step.stage in ("prepare_base", "average_models"):
+        return model.width * model.parameters, 0.0
+    return work.new_tokens * BYTES_OF_TOKEN + work.answers * BYTES_OF_ROW, 0.0
+
+
+def free_disk(recipe: Recipe) -> int:
+    """Free bytes on the disk of the run's folder."""
+    place = next(folder for folder in (recipe.folder, *recipe.folder.parents) if folder.is_dir())
+    return shutil.disk_usage(place).free
+
+
+@contextlib.contextmanager
+def planner_of(run: Run, scratch: Path, *, gpu: str | None = None, probes: bool = True) -> Iterator[Planner]:
+    """A planner with its program; without `probes` activations are left out.
+
+    Runs `prepare_data` in the scratch folder where it has not run, to know the rows. Raises ConfigError for a GPU or a
+    model that is not known, and ConfigError or StageError where the data can't be prepared.
+    """
+    preview.prepare_data(run, scratch)
+    with estimator(run.steps[0], run.recipe.path.absolute().parent) as asks:
+        yield Planner(run, asks, gpu=gpu, probes=probes)

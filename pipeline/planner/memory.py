@@ -1,0 +1,179 @@
+"""The memory of a step by bucket, on each device and on each machine's host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from data_schemas.cost_request import Probe, ProbeAnswer
+from data_schemas.stage_keys import Keys, with_defaults
+from pipeline.planner.devices import GIB, Device
+from pipeline.planner.model_states import NF4_BITS, ModelStates, TrainedModel, model_states
+from pipeline.planner.rows import heaviest_micro_batch, tokens_of
+from pipeline.planner.shapes import Shape
+from pipeline.planner.work import Work, micro_batch_of
+from pipeline.steps import Step
+
+PROCESS = 0.7 * GIB  # of Python with torch, transformers and trl on a CPU; on a GPU also the libraries of CUDA
+GPU_PROCESS = 3.0 * GIB
+LOGITS_COPIES = 3  # of a step of generation: logits, sorted, probabilities; float32
+ProbeMemory = Callable[[Probe], ProbeAnswer]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. On a CPU it is the memory of the machine."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    reference: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    kv_cache: float = 0.0
+    host: float = 0.0  # on each machine, beside its devices
+    is_probed: bool = False  # activations are measured on tensors without content; else they are left out
+
+    @property
+    def device(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self) if field.name not in ("host", "is_probed"))
+
+
+def is_mixed(keys: Keys) -> bool:
+    return bool(keys.get("bf16") or keys.get("fp16"))
+
+
+def trained_model(step: Step, keys: Keys, shape: Shape, parameters: int) -> TrainedModel:
+    """The parameters of a training step, with adapters where it has them. `parameters` are those of the base model."""
+    if step.stage == "reward_model" and not shape.is_tied:
+        parameters += shape.hidden - shape.head
+    trainable = parameters
+    if keys.get("use_peft"):
+        targets = keys.get("lora_target_modules")
+        trainable = shape.adapters(keys["lora_r"], all_linear=bool(targets) and targets != ["q_proj", "v_proj"])
+        parameters += trainable
+    return TrainedModel(parameters, trainable, shape.largest_layer, bool(keys.get("load_in_4bit")))
+
+
+def states_of(step: Step, keys: Keys, model: TrainedModel) -> ModelStates:
+    """Weights, gradients and optimizer of a training step."""
+    launch = step.launch
+    states = model_states(
+        model,
+        profile=launch.profile,
+        processes=launch.num_processes,
+        machines=launch.num_machines,
+        mixed=is_mixed(keys),
+    )
+    if launch.num_processes > 1 and launch.profile == "ddp":  # the buckets in which DDP averages gradients
+        states = ModelStates(states.weights, 2 * states.gradients, states.optimizer)
+    return states
+
+
+def training_probe(step: Step, keys: Keys, config: Keys, shape: Shape, work: Work) -> Probe:
+    """The question about a step's heaviest micro-batch."""
+    size = micro_batch_of(step, keys)
+    share = max(1, keys["global_batch_size"] // step.launch.num_processes)
+    is_zero = step.launch.profile.startswith("zero")
+    precision = ("bfloat16" if is_zero else "autocast") if is_mixed(keys) else "float32"
+    return {
+        "stage": step.stage if step.stage != "rl" else "sft",
+        "keys": dict(step.keys),
+        "config": dict(config),
+        "layers": shape.layers,
+        "micro_batch": heaviest_micro_batch(work.samples, size=size, batches=round(work.updates * share / size) or 1),
+        "accumulates": is_zero or share > size,
+        "precision": precision,
+    }  # pyright: ignore[reportReturnType]
+
+
+def training_memory(
+    step: Step, keys: Keys, config: Keys, shape: Shape, work: Work, *, parameters: int, probe: ProbeMemory | None
+) -> Memory:
+    """The memory of a training step. Without `probe`, or rows, it is that of the model states only."""
+    model = trained_model(step, keys, shape, parameters)
+    states = states_of(step, keys, model)
+    activations = logits = 0.0
+    is_probed = False
+    if probe is not None and work.samples:
+        found = probe(training_probe(step, keys, config, shape, work))
+        is_probed = not found["problem"]
+        logits, activations = found["logits"], found["activations"] - found["logits"]
+        if is_probed and step.launch.profile == "single":
+            # One process without ZeRO is what the probe measures. At its peak some gradients may not exist yet.
+            activations = min(activations, max(0.0, found["peak"] - states.weights - states.optimizer - logits))
+            gradients = max(0.0, found["peak"] - states.weights - states.optimizer - logits - activations)
+            states = ModelStates(states.weights, gradients, states.optimizer)
+    size = model.parameters * (2 if is_mixed(keys) else 4)
+    reference = size / (step.launch.num_processes if states.gathered else 1) if keys.get("sync_ref_model") else 0.0
+    return Memory(
+        weights=states.weights + states.gathered,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        reference=reference,
+        activations=activations,
+        logits=logits,
+        host=host_memory(step, model, keys) + states.host,
+        is_probed=is_probed,
+    )
+
+
+def host_memory(step: Step, model: TrainedModel, keys: Keys) -> float:
+    """Bytes on each machine: its processes, and the model that each of them loads; under ZeRO-3 they share one."""
+    processes = max(1, step.launch.num_processes // step.launch.num_machines)
+    if step.launch.device == "cpu":
+        return processes * PROCESS
+    width = NF4_BITS / 8 if model.is_quantised else 4 if str(keys.get("dtype") or "float32") == "float32" else 2
+    copies = 1 if step.launch.profile.startswith("zero3") else processes
+    return processes * GPU_PROCESS + copies * model.parameters * width
+
+
+def generation_memory(step: Step, keys: Keys, shape: Shape, work: Work, *, parameters: int, saved_width: int) -> Memory:
+    """The memory of a stage that samples answers: weights, and the cache of a batch of complete answers.
+
+    Policies are sampled from in turn. `saved_width` is that of `dtype: auto`, in bytes.
+    """
+    width = 2 if keys["dtype"] in ("bfloat16", "float16") or (keys["dtype"] == "auto" and saved_width == 2) else 4
+    batch = keys["generation_batch_size"]
+    context = work.mean_context + work.new_tokens / max(1, work.answers) / 2
+    if step.launch.profile == "zero3":
+        weights = parameters * width / step.launch.num_processes + 2 * shape.largest_layer * width
+    else:
+        weights = parameters * width
+    processes = max(1, step.launch.num_processes // step.launch.num_machines)
+    is_cpu = step.launch.device == "cpu"
+    return Memory(
+        weights=weights,
+        logits=batch * shape.vocabulary * 4 * LOGITS_COPIES,
+        kv_cache=shape.cache(batch * context, width=width),
+        host=processes * (PROCESS if is_cpu else GPU_PROCESS + parameters * width),
+        is_probed=True,
+    )
+
+
+def memory_of(
+    step: Step,
+    config: Keys,
+    shape: Shape,
+    work: Work,
+    *,
+    parameters: int,
+    saved_width: int,
+    probe: ProbeMemory | None,
+) -> Memory | None:
+    """The memory of a step; None for a stage that holds no model, or only copies weights on the host."""
+    keys = with_defaults(step.stage, step.keys)
+    if step.stage in ("pretrain", "sft", "reward_model", "dpo", "rl"):
+        return training_memory(step, keys, config, shape, work, parameters=parameters, probe=probe)
+    if step.stage in ("annotate", "rejection_sampling", "evaluate_policy"):
+        return generation_memory(step, keys, shape, work, parameters=parameters, saved_width=saved_width)
+    return None
+
+
+def needed(memory: Memory, step: Step, device: Device) -> float:
+    """Bytes that the step needs of what `device.usable` counts: of one GPU, or of the machine whose CPU computes."""
+    if not device.is_cpu:
+        return memory.device
+    return memory.device * max(1, step.launch.num_processes // step.launch.num_machines) + memory.host
+
+
+def micro_batch_tokens(probe: Probe) -> int:
+    return sum(map(tokens_of, probe["micro_batch"]))

@@ -1,0 +1,70 @@
+"""The bytes of weights, gradients and optimizer states on each device, and in the memory of the host.
+
+With mixed precision under DeepSpeed a parameter has 2 bytes of weights, 2 of gradients, and 12 of the optimizer:
+float32 weights and Adam's two moments (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1). Without
+DeepSpeed, `bf16` is autocast: weights, gradients and moments are float32, 4 + 4 + 8. Over g processes
+
+    ddp, single   16            zero2   2 + 14 / g
+    zero1         4 + 12 / g    zero3   16 / g
+
+bytes for each trained parameter. A frozen parameter (LoRA) has weights only. Offload keeps 16 bytes in the host's
+memory and on the GPU only the layers that are computed.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Profile = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+NF4_BITS = 4.127  # of a quantised weight, with double quantisation (QLoRA, arXiv 2305.14314, section 3)
+PINNED = 1.5  # DeepSpeed's own estimators: buffers of pinned memory, as a multiple of what is offloaded
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the parameters that a step trains."""
+
+    parameters: int
+    trainable: int
+    largest_layer: int  # parameters that are gathered at the same time under ZeRO-3
+    is_quantised: bool = False  # the frozen matrices in four bits
+
+    @property
+    def frozen(self) -> int:
+        return self.parameters - self.trainable
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """Bytes on each device, and on each machine's host."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float = 0.0  # the layers that ZeRO-3 has gathered
+    host: float = 0.0
+
+    @property
+    def device(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.gathered
+
+
+def model_states(
+    model: TrainedModel, *, profile: Profile, processes: int, machines: int = 1, mixed: bool = True
+) -> ModelStates:
+    """The model states of a step with AdamW. `mixed`: bf16 or fp16 rather than float32, which matters under ZeRO."""
+    zero = int(profile[4]) if profile.startswith("zero") else 0
+    width = 2 if zero and mixed else 4  # bytes of a weight and of a gradient
+    moments = 12 if zero and mixed else 8
+    frozen = model.frozen * (NF4_BITS / 8 if model.is_quantised else width)
+    weights, gradients = model.trainable * width + frozen, model.trainable * width
+    optimizer = model.trainable * moments
+    gathered = 2 * model.largest_layer * width if zero == 3 and processes > 1 else 0.0
+    if profile == "zero3_offload":
+        host = PINNED * (weights + gradients + optimizer) / machines
+        return ModelStates(0.0, 0.0, 0.0, 2.0 * model.largest_layer * width, host)
+    return ModelStates(
+        weights=weights / (processes if zero == 3 else 1),
+        gradients=gradients / (processes if zero >= 2 else 1),
+        optimizer=optimizer / (processes if zero else 1),
+        gathered=gathered,
+    )

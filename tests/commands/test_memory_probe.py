@@ -1,0 +1,106 @@
+"""The predicted peak of memory beside what a process measures that runs the same steps with real weights.
+
+Both are peaks above what the process held before the model existed. Each case is measured in a fork, whose allocations
+of more than MMAP_BYTES are returned to the system when they are freed.
+"""
+
+import ctypes
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from commands.memory_probe import MICRO_BATCHES, Bench, measure
+from data_schemas.cost_request import Probe, RowSample
+
+TOLERANCE = 0.10
+M_MMAP_THRESHOLD, MMAP_BYTES = -3, 1 << 16
+SIZES = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 4000,
+    "max_position_embeddings": 4096,
+}
+
+
+def probe_of(
+    stage: Any, *, layers: int, length: int, rows: int, checkpointing: bool, accumulates: bool = False, **keys: object
+) -> Probe:
+    """A micro-batch of `rows` rows, of `length` tokens each with all their answers."""
+    row: RowSample = {"shared": 0, "branches": [length], "trained": length // 2}
+    if stage in ("dpo", "reward_model"):
+        row = {"shared": length // 2, "branches": [length // 4] * 2, "trained": length // 2}
+    return {
+        "stage": stage,
+        "keys": {"activation_checkpointing": checkpointing, **keys},
+        "config": {**SIZES, "num_hidden_layers": layers},
+        "layers": layers,
+        "micro_batch": [row] * rows,
+        "accumulates": accumulates,
+        "precision": "float32",
+    }
+
+
+def measured_peak(probe: Probe, scratch: Path) -> int:
+    """Bytes at the peak of the steps with real weights, above what the process holds before."""
+    bench = Bench.of(probe, scratch)
+    file = scratch / "peak.json"
+    pid = os.fork()
+    if not pid:
+        try:
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+            torch.set_num_threads(1)
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+            before = _status("VmRSS")
+            model = bench.model(probe["layers"])
+            bench.train(model, micro_batches=MICRO_BATCHES if probe["accumulates"] else 1)
+            file.write_text(json.dumps(_status("VmHWM") - before))
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    return json.loads(file.read_text())
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+GRID = [
+    ("sft", {"layers": 4, "length": 1024, "rows": 2, "checkpointing": False}),
+    ("sft", {"layers": 8, "length": 512, "rows": 4, "checkpointing": True}),
+    ("sft", {"layers": 6, "length": 1024, "rows": 2, "checkpointing": False, "accumulates": True}),
+    ("reward_model", {"layers": 4, "length": 1024, "rows": 2, "checkpointing": False}),
+    ("reward_model", {"layers": 8, "length": 512, "rows": 4, "checkpointing": True}),
+    ("dpo", {"layers": 4, "length": 1024, "rows": 2, "checkpointing": False}),
+    ("dpo", {"layers": 8, "length": 512, "rows": 4, "checkpointing": True}),
+]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize(("stage", "case"), GRID)
+def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(stage, case, tmp_path):
+    probe = probe_of(stage, **case)
+    predicted = measure(probe)
+    assert predicted["problem"] == ""
+    measured = measured_peak(probe, tmp_path)
+    print(f"{stage} {case}: predicted {predicted['peak'] / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB")
+    assert predicted["peak"] == pytest.approx(measured, rel=TOLERANCE)
+
+
+def test_adapters_leave_gradients_and_moments_to_the_adapters():
+    full = measure(probe_of("sft", layers=2, length=64, rows=1, checkpointing=False))
+    lora = measure(probe_of("sft", layers=2, length=64, rows=1, checkpointing=False, use_peft=True, lora_r=4))
+    assert lora["problem"] == ""
+    # q and v projections: 4 * (256 + 256) and 4 * (256 + 128) for each of two layers
+    assert lora["trainable"] == 2 * 4 * (512 + 384)
+    assert full["trainable"] == full["parameters"]
+    assert lora["peak"] < full["peak"] - 2 * 4 * full["parameters"]
