@@ -21,7 +21,7 @@ from rich.text import Text
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from data_schemas.errors import ConfigError, UserError
+from data_schemas.errors import UserError
 from data_schemas.reading import read_documents
 from data_schemas.stage_keys import Keys, with_defaults
 from data_schemas.text import printable
@@ -32,7 +32,7 @@ from engine.runtime.keys import fill
 from engine.runtime.process import trust_code, use_all_cores
 from engine.runtime.stage import Stage, format_counts
 from engine.runtime.tracking import Tracker
-from engine.tokens.inspection import encode_all
+from engine.tokens.inspection import check_rows_left, encode_all
 from engine.tokens.positions import max_positions
 from engine.tokens.token_rows import TokenRow
 from engine.training.method import Method
@@ -161,9 +161,7 @@ def check_step(
         console.print(f"{side}: {report.summary}{of_all}", markup=False)
         for line in report.warnings():
             console.print(Text(printable(f"  {side}: {line}"), style="yellow"))
-        if not encoded:
-            found = f": {format_counts(report.counts(side))}" if report.counts(side) else ""
-            raise ConfigError(f"{side}: nothing is left of {len(of_side)} rows{found}")
+        check_rows_left(side, encoded, len(of_side), report.counts(side))
         shown = shown or encoded[:show]
     if rows.dropped:
         console.print(f"dropped: {format_counts(rows.dropped)}", markup=False)

@@ -33,18 +33,19 @@ from engine.models.loading import read_config
 from engine.models.miniature import CannotBeSmall, small_model
 from engine.runtime.world import available_cores
 
-SECONDS_A_TRIAL = 60  # a trial that takes longer is ended, and counts as passed
+SECONDS_A_TRIAL = 60  # a trial that takes longer is ended, and reported as not tried
 MAX_BLAMED = 12  # keys that are left out in turn to find the one to blame
-PASSED, REFUSED, UNKNOWN = 0, 3, 4  # exit codes of a trial's process
+PASSED, REFUSED, UNKNOWN, TOO_LONG = 0, 3, 4, 5  # exit codes of a trial's process
 
 
 def in_own_process(work: Callable[[], None], log_file: Path) -> tuple[int, str]:
-    """Runs `work` in a fork; returns its exit code and the last line that it wrote.
+    """Runs `work` in a fork; returns its exit code and the reason for it.
 
     A fork has the imports, and leaves nothing behind: accelerate and TRL keep state in their modules.
     """
     pid = start(work, log_file)
-    return wait([pid])[pid], last_line(log_file)
+    code = wait([pid])[pid]
+    return code, reason(code, log_file)
 
 
 def start(work: Callable[[], None], log_file: Path) -> int:
@@ -82,7 +83,7 @@ def _outcome(work: Callable[[], None]) -> int:
 
 
 def wait(pids: list[int]) -> dict[int, int]:
-    """The exit codes of forks, by process id. One that runs for too long is ended and UNKNOWN."""
+    """The exit codes of forks, by process id. One that runs for too long is ended: TOO_LONG."""
     codes: dict[int, int] = {}
     deadline = time.monotonic() + SECONDS_A_TRIAL
     while len(codes) < len(pids):
@@ -94,12 +95,15 @@ def wait(pids: list[int]) -> dict[int, int]:
                 elif time.monotonic() > deadline:
                     os.kill(pid, 9)
                     os.waitpid(pid, 0)
-                    codes[pid] = UNKNOWN
+                    codes[pid] = TOO_LONG
         time.sleep(0.01)
-    return {pid: code if code in (PASSED, REFUSED) else UNKNOWN for pid, code in codes.items()}
+    return {pid: code if code in (PASSED, REFUSED, TOO_LONG) else UNKNOWN for pid, code in codes.items()}
 
 
-def last_line(log_file: Path) -> str:
+def reason(code: int, log_file: Path) -> str:
+    """Why a fork ended with this code: the last line that it wrote, or that it took too long."""
+    if code == TOO_LONG:
+        return f"it took more than {SECONDS_A_TRIAL} seconds; is the machine busy?"
     lines = log_file.read_text(errors="replace").strip().splitlines() if log_file.exists() else []
     return lines[-1].strip() if lines else "it ended without a message"
 
@@ -131,9 +135,13 @@ def try_all(request: PreflightRequest, model: Path, scratch: Path) -> Iterator[s
         pids = {start(_work(request, trial, model, scratch), logs[n]): (n, trial) for n, trial in batch}
         for pid, code in wait(list(pids)).items():
             number, trial = pids[pid]
-            print(f"{TRIED}{trial['section']}", flush=True)
+            message = reason(code, logs[number])
+            if code in (PASSED, REFUSED):
+                print(f"{TRIED}{trial['section']}", flush=True)
+            else:
+                print(f"{NOT_TRIED}{trial['section']}: {message}", flush=True)
             if code == REFUSED:
-                yield refusal(request, trial, model, scratch, last_line(logs[number]))
+                yield refusal(request, trial, model, scratch, message)
 
 
 def refusal(request: PreflightRequest, trial: Trial, model: Path, scratch: Path, message: str) -> str:
@@ -169,7 +177,7 @@ def main() -> int:
     if code == REFUSED:
         print(f"error: base model: {printable(message)}", file=sys.stderr)
         return 2
-    if code == UNKNOWN:
+    if code != PASSED:
         print(f"{NOT_TRIED}{message}")
         return 0
     lines = list(try_all(request, model, scratch))

@@ -16,7 +16,7 @@ from data_schemas.check_request import Trial
 from data_schemas.key_rules import check_values
 from data_schemas.rows import Conversation, PreferencePair, Prompt, Row
 from data_schemas.stage_keys import Keys
-from engine.models.loading import load_tokenizer
+from engine.models.loading import load_tokenizer, read_config
 from engine.runtime import arguments
 from engine.runtime.keys import fill
 from engine.runtime.stage import Stage
@@ -24,6 +24,7 @@ from engine.runtime.tracking import Tracker
 from engine.sampling.answers import Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from engine.tokens.inspection import encode_all
+from engine.tokens.positions import max_positions
 from engine.tokens.token_rows import TokenDialog, TokenRow
 from engine.training.method import Method
 from engine.training.run import train_and_save
@@ -80,7 +81,8 @@ def _train(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None:
         table = _table(pretrain.blocks(["word " * SMALL_BLOCK * 4], tokenizer, size=SMALL_BLOCK)[:NUM_ROWS])
         make_trainer: Callable[..., Any] = pretrain.make_trainer
     else:
-        table = _table(_token_rows(method, trial, own, training.max_length, tokenizer))
+        limits = {"max_length": training.max_length, "positions": max_positions(read_config(model))}
+        table = _table(_token_rows(method, trial, own, tokenizer, **limits))
         make_trainer = method.make_trainer
     trainer = make_trainer(stage, own, training, model_config, tokenizer, table, table)
     train_and_save(trainer, model_config)
@@ -137,13 +139,29 @@ def _small_training(keys: Keys, model: str, scratch: Path, *, use_cpu: bool) -> 
 
 
 def _token_rows(
-    method: Method, trial: Trial, own: Any, max_length: int | None, tokenizer: PreTrainedTokenizerBase
+    method: Method,
+    trial: Trial,
+    own: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    positions: int | None,
 ) -> list[TokenRow]:
-    """Two rows that fit: of the recipe's data where there are any, else of a sample."""
+    """Two rows that fit: of the recipe's data where there are any, else of a sample. `positions` are the model's, in
+    tokens. Raises ConfigError where rows are longer."""
     encode, _ = method.encoder(tokenizer, own)
 
     def encoded(rows: list[DialogType], sample: DialogType) -> list[TokenRow]:
-        token_rows, _ = encode_all("train", rows, encode, tokenizer, max_length=max_length, on_bad_row="set_aside")
+        token_rows, _ = encode_all(
+            "train",
+            rows,
+            encode,
+            tokenizer,
+            max_length=max_length,
+            on_long_row=own.on_long_row,
+            on_bad_row="set_aside",
+            max_positions=positions,
+        )
         if len(token_rows) < NUM_ROWS:
             token_rows, _ = encode_all("train", [sample] * NUM_ROWS, encode, tokenizer, max_length=None)
         return token_rows[:NUM_ROWS]

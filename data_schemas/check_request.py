@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, TypedDict
 
-ROW_NOTES = "row_notes.json"  # in the folder of prepare_data: what a user should know of the files that were read
 NOT_TRIED = "not tried: "  # commands/preflight.py begins a line with it that says why there was no preflight
 TRIED = "tried: "  # likewise, with the section that has been tried
 

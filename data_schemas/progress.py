@@ -13,6 +13,7 @@ from data_schemas.text import printable
 
 PROGRESS = "progress.json"
 STARTING = "starting"  # before the stage has reported anything: it imports its libraries
+WORKING = "working"  # between two activities, as while its parts are put together
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def describe_progress(progress: StageProgress) -> str:
     counted = next((activity for activity in progress.activities if activity.total), None)
     if counted is not None and counted not in shown:
         shown = (counted, *shown)
-    return "; ".join(map(_describe, shown)) or STARTING
+    return "; ".join(map(_describe, shown)) or (STARTING if progress.started is None else WORKING)
 
 
 def _describe(activity: Activity) -> str:

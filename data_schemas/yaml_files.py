@@ -1,9 +1,11 @@
 """YAML files that people write: read by the safe loader, with every key given once and within bounds of size.
 
-The safe loader itself takes the last of two equal keys, and follows aliases however often they multiply a value.
+The safe loader itself takes the last of two equal keys, follows aliases however often they multiply a value, and reads
+`1:30` as 90 and `010` as 8, as YAML 1.1 says.
 """
 
 import datetime
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ class RefusedYaml(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that is given twice in one mapping."""
+    """The safe loader, which refuses a key that is given twice in one mapping, and numbers that mean others."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -34,13 +36,38 @@ class _Loader(yaml.SafeLoader):
                 line = key_node.start_mark.line + 1
                 if name in lines:
                     first = f" in line {lines[name]}" if lines[name] != line else ""
-                    raise _refused(key_node, f"the key {shown(name)} is given twice, first{first or ' in this line'}")
+                    raise _refused(
+                        key_node,
+                        f"the key {shown(name)} is given twice, first{first or ' in this line'}; write each key once",
+                    )
                 lines[name] = line
         return super().construct_mapping(node, deep=deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        written = str(node.value).replace("_", "")
+        if not re.match("[-+]?0[bx]", written) and (":" in written or int(written) != value):
+            raise _refused_number(node, value)
+        return value
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = super().construct_yaml_float(node)
+        if ":" in str(node.value):
+            raise _refused_number(node, value)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _refused(node: yaml.Node, problem: str) -> RefusedYaml:
     return RefusedYaml(problem=problem, problem_mark=node.start_mark)
+
+
+def _refused_number(node: yaml.ScalarNode, value: float) -> RefusedYaml:
+    text = shown(node.value)
+    return _refused(node, f"YAML reads {text} as the number {value}; write it as a decimal number, or in quotes")
 
 
 def _check_bounds(root: yaml.Node) -> None:
@@ -50,17 +77,19 @@ def _check_bounds(root: yaml.Node) -> None:
 
     def size(node: yaml.Node) -> int:
         if id(node) in above:
-            raise _refused(node, "an anchor contains itself")
+            raise _refused(node, "an anchor contains itself; write repeated values out")
         if id(node) in sizes:
             return sizes[id(node)]
         if len(above) >= MAX_DEPTH:
-            raise _refused(node, f"more than {MAX_DEPTH} lists and mappings are inside each other")
+            raise _refused(node, f"more than {MAX_DEPTH} lists and mappings are inside each other; write them flat")
         above.add(id(node))
         total = 1
         for child in _children(node):
             total += size(child)
             if total > MAX_VALUES:
-                raise _refused(node, f"more than {MAX_VALUES} values, those of aliases counted at each use")
+                raise _refused(
+                    node, f"more than {MAX_VALUES} values, those of aliases counted at each use; is it a data file?"
+                )
         above.discard(id(node))
         sizes[id(node)] = total
         return total
@@ -80,7 +109,7 @@ def load_yaml(text: str) -> Any:
     """The value of a YAML text, by the safe loader.
 
     Raises YAMLError, also for impossible dates, for 1000 brackets and for a tag without a meaning; RefusedYaml for a
-    key that is given twice and for a document beyond the bounds.
+    key that is given twice, for a number of base 8 or 60, and for a document beyond the bounds.
     """
     loader = None
     try:
@@ -102,9 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = load_yaml(_read_text(path))
     except RefusedYaml as error:
-        raise ConfigError(
-            f"{path}{_place(error)}: {error.problem}; write each key once, and repeated values out"
-        ) from None
+        raise ConfigError(f"{path}{_place(error)}: {error.problem}") from None
     except yaml.YAMLError as error:
         problem = " ".join(str(getattr(error, "problem", error)).split())
         raise ConfigError(f"{path}{_place(error)} is not YAML: {problem}") from None
@@ -144,7 +171,9 @@ def kind_of(value: object) -> str:
 
 
 def unquoted_hint(value: object) -> str:
-    """The remedy where text was expected and YAML read a boolean; empty for another value."""
+    """The remedy where text was expected and YAML read a boolean or a date; empty for another value."""
+    if isinstance(value, datetime.date):
+        return "; YAML reads an unquoted date as a date, not as text: write it in quotes"
     if value is False:
         return '; YAML reads an unquoted no, off or false as a boolean: write it in quotes, as in "no"'
     if value is True:

@@ -8,7 +8,6 @@ and so are dialogs of another group that ask one in a later turn. Needs no torch
 """
 
 import inspect
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from data_schemas.check_request import ROW_NOTES
 from data_schemas.errors import ConfigError
-from data_schemas.files import write_atomically
 from data_schemas.reading import (
     ReadRows,
     read_conversations,
@@ -167,15 +164,15 @@ def write(
     for name, of_file in files.items():
         write_rows(stage.folder / f"{name}.jsonl", of_file)
     write_rows(stage.folder / "rejected_rows.jsonl", rows.bad)
-    if rows.notes:  # `alignloop check` shows them
-        write_atomically(stage.folder / ROW_NOTES, json.dumps(rows.notes, ensure_ascii=False))
     shutil.rmtree(stage.folder / "made", ignore_errors=True)
     counts = {name: len(of_file) for name, of_file in files.items()} | {"rejected_rows": len(rows.bad)} | left_out
     log.info("%s", ", ".join(f"{name} {count}" for name, count in counts.items() if count))
     if not files["evaluation_prompts"] and needs_prompts:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
     outputs = {name: f"{name}.jsonl" for name, of_file in files.items() if of_file}
-    return StageResult(outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts))
+    return StageResult(
+        outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts), warnings=rows.notes
+    )
 
 
 def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from data_schemas.errors import ConfigError
 from engine.runtime import notices
 from engine.sampling.answers import Answer, GeneratedAnswer, Policy, SampleRequest
+from engine.tokens.positions import has_rotary_positions, max_positions
 from engine.tokens.template import encode_prompt
 
 log = logging.getLogger(__name__)
@@ -60,15 +62,16 @@ def answer_in_length_order(
     ]
 
 
-def warn_beyond_context(config: PretrainedConfig, *, longest: int, max_new_tokens: int) -> int | None:
-    """The model's context length in tokens, None where it has no limit; a warning is logged where answers exceed it."""
-    limit: int | None = getattr(config, "max_position_embeddings", None)
+def check_context(config: PretrainedConfig, *, longest: int, max_new_tokens: int) -> int | None:
+    """The model's context length in tokens, None where it has no limit; a warning is logged where answers exceed it.
+
+    Raises ConfigError where they do and the model has no rotary positions: it would fail there.
+    """
+    limit = max_positions(config)
     if limit and longest + max_new_tokens > limit:
-        notices.warn(
-            log,
-            "prompts of up to %d tokens + max_new_tokens=%d exceed the model's context of %d tokens",
-            longest,
-            max_new_tokens,
-            limit,
-        )
+        found = f"prompts of up to {longest} tokens + max_new_tokens={max_new_tokens} exceed the model's"
+        if not has_rotary_positions(config):
+            remedy = f"set max_new_tokens: {limit - longest} or less" if longest < limit else "leave out longer prompts"
+            raise ConfigError(f"{found} {limit} positions; {remedy}")
+        notices.warn(log, "%s context of %d tokens", found, limit)
     return limit

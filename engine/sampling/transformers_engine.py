@@ -24,9 +24,9 @@ from engine.sampling.answers import Answer, GeneratedAnswer, Policy, SampleReque
 from engine.sampling.batching import (
     EncodedRequest,
     answer_in_length_order,
+    check_context,
     encode_requests,
     longest_prompt,
-    warn_beyond_context,
 )
 from engine.sampling.decoding import DecodingRequest, SamplingLimits, generate_answers, supports_shared_prompts
 from engine.sampling.packed_weights import packed_weights
@@ -81,7 +81,7 @@ class TransformersEngine:
         """One answer for each request, in order. Raises StageError where the device's memory is full."""
         encoded = encode_requests(self.tokenizer, requests)
         longest = longest_prompt(encoded)
-        warn_beyond_context(self.model.config, longest=longest, max_new_tokens=self.settings.max_new_tokens)
+        check_context(self.model.config, longest=longest, max_new_tokens=self.settings.max_new_tokens)
         if not precision.has_fast_matmul(self.model.device, self.model.dtype):
             notices.warn(log, "this CPU emulates bfloat16, which takes several times as long; set dtype: float32")
         group = GroupGenerator(

@@ -30,9 +30,9 @@ from engine.sampling.answers import Answer, GeneratedAnswer, Policy, SampleReque
 from engine.sampling.batching import (
     EncodedRequest,
     answer_in_length_order,
+    check_context,
     encode_requests,
     longest_prompt,
-    warn_beyond_context,
 )
 from engine.sampling.vllm_process import VLLM, environment, version_of
 
@@ -190,7 +190,7 @@ def _context(longest: int, max_new_tokens: int, config: PretrainedConfig, given:
             f"vllm.max_model_len={given} is too little for prompts of up to {longest} tokens + "
             f"max_new_tokens={max_new_tokens}; try {needed}, or leave it out"
         )
-    limit = warn_beyond_context(config, longest=longest, max_new_tokens=max_new_tokens)
+    limit = check_context(config, longest=longest, max_new_tokens=max_new_tokens)
     return given if limit and needed > limit else given or needed
 
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from data_schemas.reading import BadRow, OnBadRow
 from data_schemas.rows import Conversation, Dropped, PreferencePair
 from data_schemas.text import printable
 from engine.runtime import progress
+from engine.runtime.stage import format_counts
 from engine.tokens.completeness import REASONING
 from engine.tokens.positions import check_positions
 from engine.tokens.rendering import TemplateLimit
@@ -185,7 +186,7 @@ def encode_all(
                 report.dropped[token_row.reason] = report.dropped.get(token_row.reason, 0) + 1
                 continue
             report.num_answers_dropped += len(one.sequences) - len(token_row.sequences)
-            kept = token_row.truncated(max_length) if on_long_row == "truncate" else token_row.fit(max_length)
+            kept = token_row.within(max_length, truncate=on_long_row == "truncate")
             if kept is not None:
                 token_rows.append(kept)
             report.count(token_row, kept)
@@ -212,6 +213,15 @@ def encode_all(
         )
     check_positions(name, report.lengths, max_positions)
     return token_rows, report
+
+
+def check_rows_left(name: str, encoded: Sequence[TokenRow], num_rows: int, counts: Mapping[str, int]) -> None:
+    """Raises DataError where none of the rows is left after encoding; `counts` are those dropped or set aside."""
+    if not encoded:
+        found = f": {format_counts(counts)}" if counts else ""
+        raise DataError(
+            f"{name}: nothing is left of {num_rows} rows (all are too long, or have nothing to train){found}"
+        )
 
 
 def _keys_of(row: Conversation | PreferencePair) -> set[str]:

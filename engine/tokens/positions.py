@@ -29,6 +29,12 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return max(limit, int((original or 0) * factor))
 
 
+def has_rotary_positions(config: PretrainedConfig) -> bool:
+    """Whether the model computes on beyond its limit; one with learned positions fails there."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta"))
+
+
 def check_positions(name: str, lengths: Sequence[int], limit: int | None) -> None:
     """Raises ConfigError where one of `lengths`, in tokens, is over the model's limit."""
     too_long = sum(length > limit for length in lengths) if limit else 0

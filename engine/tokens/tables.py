@@ -24,10 +24,10 @@ from data_schemas.rows import Conversation, PreferencePair, Prompt, Row
 from engine.runtime import notices, progress, timing
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.complete_folder import find_damage, move_into_place, read_marker, write_marker
-from engine.runtime.stage import Stage, format_counts
+from engine.runtime.stage import Stage
 from engine.runtime.world import wait_for
 from engine.tokens.contract import backend_json, check_inputs
-from engine.tokens.inspection import DialogType, Encode, encode_all
+from engine.tokens.inspection import DialogType, Encode, check_rows_left, encode_all
 from engine.tokens.token_rows import TokenRow
 
 log = logging.getLogger(__name__)
@@ -226,11 +226,7 @@ def _table(
             log.warning("%s is written again: %s", path.name, damage)
         with progress.activity(f"tokenizing {len(rows):,} rows"):
             encoded, counts = build()
-        if not encoded:
-            found = f": {format_counts(counts)}" if counts else ""
-            raise DataError(
-                f"{name}: nothing is left of {len(rows)} rows (all are too long, or have nothing to train){found}"
-            )
+        check_rows_left(name, encoded, len(rows), counts)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         Dataset.from_list([row.columns() for row in encoded]).save_to_disk(str(partial))
         write_marker(partial, {"counts": dict(counts)})

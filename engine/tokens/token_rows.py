@@ -41,13 +41,6 @@ class TokenRow(ABC):
     def names(self) -> list[str]:
         """A display name for each of `sequences`; empty where the row has only one."""
 
-    @abstractmethod
-    def truncated(self, max_length: int | None) -> Self | None:
-        """The row with its sequences cut after max_length tokens; None where nothing is left to train.
-
-        Returns the row itself where it already fits. A `max_length` of None means no limit.
-        """
-
     def distinct(self) -> Self | Dropped:
         """The row without an answer that has the same tokens as a better one; dropped where nothing is compared then.
 
@@ -55,16 +48,23 @@ class TokenRow(ABC):
         """
         return self
 
-    def fit(self, max_length: int | None) -> Self | None:
-        """The row if all its sequences fit into max_length tokens, otherwise None.
+    def within(self, max_length: int | None, *, truncate: bool = False) -> Self | None:
+        """What a limit of max_length tokens a sequence leaves of the row; None where that is nothing to train on.
 
-        A row is left out complete: one that is cut in the middle of an answer teaches a turn without an end token.
+        A row whose sequences all fit, or without a limit (None), is returned itself. Otherwise it is left out, or with
+        `truncate` its sequences are cut at the end: then it teaches a turn without an end token.
         """
-        return self if self.fits(max_length) else None
+        if max_length is None or all(len(ids) <= max_length for ids in self.sequences):
+            return self
+        return self._truncated(max_length) if truncate else self._without_long_sequences(max_length)
 
-    def fits(self, max_length: int | None) -> bool:
-        """Whether no sequence has more than max_length tokens. None means no limit."""
-        return max_length is None or all(len(ids) <= max_length for ids in self.sequences)
+    @abstractmethod
+    def _truncated(self, max_length: int) -> Self | None:
+        """The row with its sequences cut after max_length tokens; None where nothing is left to train."""
+
+    def _without_long_sequences(self, max_length: int) -> Self | None:
+        """The row without its sequences over max_length tokens; None where the others can't be trained on."""
+        return None
 
     def columns(self) -> dict[str, list]:
         """The row as one row of a table."""
@@ -100,9 +100,7 @@ class TokenDialog(TokenRow):
     def names(self) -> list[str]:
         return [""]
 
-    def truncated(self, max_length: int | None) -> Self | None:
-        if self.fits(max_length):
-            return self
+    def _truncated(self, max_length: int) -> Self | None:
         cut = type(self)(self.input_ids[:max_length], self.labels[:max_length])
         return cut if any(cut.trained[0]) else None
 
@@ -132,17 +130,13 @@ class TokenRanking(TokenRow):
             return self
         return self._with_at_least_two([list(ids) for ids in answers]) or Dropped(EQUAL_IN_TOKENS)
 
-    def fit(self, max_length: int | None) -> Self | None:
+    def _without_long_sequences(self, max_length: int) -> Self | None:
         """The ranking without the answers that are too long; None where fewer than two answers are left."""
-        if self.fits(max_length):
-            return self
-        return self._with_at_least_two([ids for ids in self.answers if len(ids) <= (max_length or 0)])
+        return self._with_at_least_two([ids for ids in self.answers if len(ids) <= max_length])
 
-    def truncated(self, max_length: int | None) -> Self | None:
+    def _truncated(self, max_length: int) -> Self | None:
         """The ranking with its answers cut. Of answers that become identical only the better one is kept; None where
         fewer than two different answers are left."""
-        if self.fits(max_length):
-            return self
         distinct = dict.fromkeys(tuple(ids[:max_length]) for ids in self.answers)
         return self._with_at_least_two([list(ids) for ids in distinct])
 
@@ -182,11 +176,9 @@ class TokenPair(TokenRow):
     def distinct(self) -> Self | Dropped:
         return self if self.chosen_ids != self.rejected_ids else Dropped(EQUAL_IN_TOKENS)
 
-    def truncated(self, max_length: int | None) -> Self | None:
+    def _truncated(self, max_length: int) -> Self | None:
         """The pair with its answers cut; None where the answers become identical or a mask has nothing left."""
-        if self.fits(max_length):
-            return self
-        room = max(0, (max_length or 0) - len(self.prompt_ids))
+        room = max(0, max_length - len(self.prompt_ids))
         columns: Mapping[str, Sequence] = self.columns()
         cut = type(self)(
             **{name: values if name == "prompt_ids" else values[:room] for name, values in columns.items()}
@@ -213,6 +205,6 @@ class TokenPrompt(TokenRow):
     def names(self) -> list[str]:
         return [""]
 
-    def truncated(self, max_length: int | None) -> Self | None:
-        """The prompt if it fits, otherwise None: a prompt that is cut has no generation prompt."""
-        return self.fit(max_length)
+    def _truncated(self, max_length: int) -> Self | None:
+        """None: a prompt that is cut has no generation prompt."""
+        return None

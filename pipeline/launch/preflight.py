@@ -56,7 +56,7 @@ def preflight(run: Run, *, keeps_result: bool = True) -> None:
     if refused:
         raise ConfigError(f"{run.recipe.path}: {'; '.join(refused)} ({REMEDY})")
     if code or not_tried:
-        cause = [*not_tried, *errors.strip().splitlines()[-1:], f"exit code {code}"][0]
+        cause = "; ".join(not_tried) or [*errors.strip().splitlines()[-1:], f"exit code {code}"][0]
         print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
     elif keeps_result:
         result.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from data_schemas.artifact import Artifact
-from data_schemas.check_request import ROW_NOTES, CheckRequest, ModelSource, Precision, TokenizerSource, TrainingRows
+from data_schemas.check_request import CheckRequest, ModelSource, Precision, TokenizerSource, TrainingRows
 from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages, with_defaults
@@ -70,11 +70,11 @@ def _write_rows(run: Run, step: Step, scratch: Path) -> None:
 
 
 def _notes(run: Run) -> list[str]:
-    """What prepare_data found in the files that it read; nothing for a folder of an earlier version."""
+    """What prepare_data found in the files that it read: ignored columns, and rows that were left out."""
     step = next(step for step in run.steps if step.stage == "prepare_data")
     folder = run.folder(step.name)
-    path = folder / ROW_NOTES if folder else None
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else []
+    artifact = Artifact.read(folder) if folder else None
+    return artifact.warnings if artifact else []
 
 
 def _training_rows(run: Run) -> tuple[list[TrainingRows], list[str]]:

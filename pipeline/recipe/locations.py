@@ -28,7 +28,7 @@ def locate(value: str, folder: Path, *, where: str) -> str:
     Raises ConfigError, which begins with `where`, for a variable that is not set, the home folder of a user that does
     not exist, and a path that is not UTF-8.
     """
-    expanded = value if _existing(value, folder) else _expand(value, where=where)
+    expanded = expand(value, folder, where=where)
     path = _existing(expanded, folder)
     if path is not None:
         check_name(path)
@@ -60,7 +60,12 @@ def _existing(value: str, folder: Path) -> Path | None:
     return next((path for path in candidates if exists(path)), None)
 
 
-def _expand(value: str, *, where: str) -> str:
+def expand(value: str, folder: Path, *, where: str) -> str:
+    """`value` with environment variables and `~` expanded; unchanged where it exists as it is written, in the working
+    directory or in `folder`. Raises ConfigError as `locate` does."""
+    if _existing(value, folder):
+        return value
+
     def value_of(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if not os.environ.get(name):

@@ -30,8 +30,8 @@ from pydantic import Field, create_model
 from data_schemas.endpoints import Endpoint, parse_endpoints
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys
-from data_schemas.yaml_files import load_yaml, read_yaml
-from pipeline.recipe.locations import locate
+from data_schemas.yaml_files import RefusedYaml, load_yaml, read_yaml
+from pipeline.recipe.locations import expand, locate
 from pipeline.recipe.names import Section, all_sections, runs_once, stages_of_a_round
 from pipeline.recipe.resolved import Recipe, TypedSections, resolve
 from pipeline.recipe.round_rules import check_rounds
@@ -144,6 +144,7 @@ def _type_and_resolve(file: RecipeFile) -> Recipe:
     in_file = frozenset(name for name in sections if name in file.model_fields_set)
     defaults = type_defaults(file.defaults, folder, where=f"{file.path}: defaults")
     settings = {name: getattr(file, name) for name in Settings.model_fields}
+    settings["output_dir"] = expand(file.output_dir, Path.cwd(), where=f"{file.path}: output_dir")
     if file.base_model:
         settings["base_model"] = locate(file.base_model, folder, where=f"{file.path}: base_model")
     return resolve(Settings(**settings), TypedSections(defaults, sections, in_file, by_round))
@@ -173,6 +174,8 @@ def _apply(override: str, content: Keys) -> None:
         raise ConfigError(f"--set {override}: expected key=value, as in --set dpo.beta=0.2")
     try:
         value = load_yaml(text)
+    except RefusedYaml as error:
+        raise ConfigError(f"--set {override}: {error.problem}") from None
     except yaml.YAMLError:
         raise ConfigError(f"--set {shown_setting(override)}: the value is not YAML; put it in quotes") from None
     mapping: dict[str | int, object] = content  # pyright: ignore[reportAssignmentType]

@@ -28,7 +28,10 @@ class Settings(Mix, BaseModel):
     base_model: str | None = Field(
         default=None, description="A folder or a hub name; null: a base model is pretrained."
     )
-    output_dir: str = Field(default="runs", description="Folder of the runs, relative to the working directory.")
+    output_dir: str = Field(
+        default="runs",
+        description="Folder of the runs, relative to the working directory; `~` and `$VARIABLE` are expanded.",
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every stage whose section sets none.")
     launch: Launch = Field(default=Launch(), description="Where and how steps run; a section may override it.")
 

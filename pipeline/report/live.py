@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from data_schemas.progress import STARTING, StageProgress, describe_progress
+from data_schemas.progress import STARTING, WORKING, StageProgress, describe_progress
 from data_schemas.text import printable
 from pipeline.report.terminal import COLOURS, headline
 from pipeline.state.run import NOT_RUN_YET, StepState
@@ -105,7 +105,9 @@ class RunDisplay:
         running.head = head
         if now - running.read_at >= READ_SECONDS:
             running.read_at = now
-            running.doing = describe_progress(StageProgress.read(state.folder) if state.folder else StageProgress())
+            progress = StageProgress.read(state.folder) if state.folder else StageProgress()
+            has_ended = progress.started is None and running.doing != STARTING  # and its process is about to
+            running.doing = WORKING if has_ended else describe_progress(progress)
         if self.live:
             self.live.update(self._running_group())
         elif starts:

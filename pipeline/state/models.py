@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
+from data_schemas.hub import is_hub_name
 from pipeline.state import summary
 from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
 
@@ -25,8 +26,8 @@ def reward_model_of(name: str) -> str:
 def _model_of(name: str, of_run: Callable[[Path, Summary], str]) -> str:
     folder = Path(name)
     if not folder.exists():
-        if name.count("/") == 1 and not folder.parent.exists():
-            return name  # a hub name
+        if is_hub_name(name):
+            return name
         raise ConfigError(f"{name} does not exist")
     if (folder / SUMMARY).is_file():
         return str(folder / of_run(folder, summary.read(folder)))

@@ -95,7 +95,8 @@ class Run:
     def _decide(self, step: Step) -> Decision:
         folder = self.folder(step.name)
         if folder is None:
-            return Decision("to be hashed", self._why(step), None)
+            why = self._why(step)
+            return Decision("run" if why == NOT_RUN_YET else "to be hashed", why, None)
         if reason := self._stopped_before(step) or self._without_prompts(step):
             return Decision("skip", reason, folder)
         artifact = Artifact.read(folder)

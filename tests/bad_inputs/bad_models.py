@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import ByT5Tokenizer, LlamaModel
+from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, LlamaModel
 
 from commands.check import check_step
 from data_schemas.rows import Message
@@ -112,6 +112,13 @@ def of_rows(stage: str, rows: list[Any], **keys: Any) -> Callable[[Place], Call]
 
 def as_it_is(folder: Path) -> None:
     pass
+
+
+def with_learned_positions(folder: Path) -> None:
+    """Replaces the model by a GPT-2 with 64 positions."""
+    size = len(AutoTokenizer.from_pretrained(folder))
+    config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained(folder)
 
 
 def put(name: str, content: Any) -> Spoil:
@@ -498,6 +505,11 @@ CASES = [
         of_little_memory("annotate", 1),
         "out of memory with generation_batch_size=32: lower generation_batch_size, which is part of the step's",
         1,
+    ),
+    Case(
+        "answers beyond learned positions",
+        of_model("annotate", with_learned_positions, max_new_tokens=62),
+        "max_new_tokens=62 exceed the model's 64 positions; set max_new_tokens: ",
     ),
     # -- averages
     Case("part that is not there", of_parts(shutil.rmtree), "other is not a model folder (no config.json); an average"),

@@ -58,6 +58,8 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     # -- --set
     ("dpo.beta", "--set dpo.beta: expected key=value, as in --set dpo.beta=0.2"),
     ("name=[", "--set name=[: the value is not YAML; put it in quotes"),
+    ("name=2024-01-31", "Input should be a valid string; YAML reads an unquoted date as a date, not as text: write it"),
+    ("seed=017", "--set seed=017: YAML reads '017' as the number 15; write it as a decimal number, or in quotes"),
     ("name=2024-13-45", "--set name=2024-13-45: the value is not YAML; put it in quotes"),
     ("name.x=1", "--set name.x=1: name is not a section"),
     # -- variants

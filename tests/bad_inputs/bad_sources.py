@@ -52,6 +52,7 @@ SETTINGS: list[tuple[str, str]] = [
         "instructions='$NO_SUCH_ONE/a.jsonl': the environment variable NO_SUCH_ONE is not set",
     ),
     ("base_model=~nosuchuser9/m", "base_model='~nosuchuser9/m': ~nosuchuser9 is no home folder: this machine knows no"),
+    ("output_dir=~nosuchuser9/r", "output_dir='~nosuchuser9/r': ~nosuchuser9 is no home folder: this machine knows no"),
     ("data.prompts=~nosuchuser9/p", "data: prompts='~nosuchuser9/p': ~nosuchuser9 is no home folder: this machine"),
     ("base_model=bad-\udcff", "base_model=bad-\\udcff has a name that is not UTF-8; rename the file or the folder"),
     (f"base_model={'x' * 5000}", "is too long for a path: expected at most 255 bytes for each name and 4095 in all"),

@@ -1,5 +1,8 @@
 """The preflight: what a library would refuse hours later is one line before the first step."""
 
+import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from commands import preflight as trials
 from data_schemas.errors import ConfigError
 from data_schemas.files import read_json
 from pipeline.launch import preflight as launch
@@ -14,6 +18,8 @@ from pipeline.launch.preflight import RESULT, make_request, preflight
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from pipeline.state.run import Run
+from tests.patience import PATIENCE
+from tests.stage_runs import run_here
 from tests.toy_rows import pair, write_jsonl
 
 SCORES = "def score(prompt, answer, ended):\n    return float(len(answer))\n"
@@ -87,6 +93,33 @@ def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monk
     assert not started
     preflight(run)
     assert len(started) == 1
+
+
+def test_a_trial_that_takes_too_long_is_reported_and_tried_again(plan_run, tmp_path, monkeypatch, capfd):
+    """On a busy machine: it has neither passed nor been refused."""
+    monkeypatch.setattr(trials, "SECONDS_A_TRIAL", 0.1)
+    monkeypatch.setattr(trials, "run_trial", lambda *words, **keys: time.sleep(PATIENCE))
+    run = replace(plan_run(), selected=frozenset({"round-1.dpo"}))
+    assert not list(trials.try_all(make_request(run), tmp_path, tmp_path))
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[0] == "not tried: dpo: it took more than 0.1 seconds; is the machine busy?"
+    monkeypatch.setattr(launch, "_call", lambda *words: (0, "\n".join(printed[:1]), ""))
+    preflight(run)
+    assert "the recipe was not tried on a small model: dpo: it took more than 0.1 seconds" in capfd.readouterr().err
+    assert not (run.recipe.folder / RESULT).exists()
+
+
+def test_rows_beyond_the_positions_of_the_model_are_refused(plan_run, tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "short")
+    config = tmp_path / "short" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 20}))
+    with pytest.raises(
+        ConfigError, match=r"sft .*rows are longer than the model's 20 positions, the longest has \d+ tok"
+    ):
+        run = plan_run(base_model=str(tmp_path / "short"), rounds=0)
+        step = run.steps[0]
+        run_here("prepare_data", run.folder(step.name), **run.stage_config(step))
+        preflight(run)
 
 
 def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path, capfd):

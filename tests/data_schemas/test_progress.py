@@ -8,6 +8,8 @@ from tests.progress_files import EVALUATING, TRAINING, write_progress
 
 def test_the_progress_of_a_stage_is_one_line(tmp_path):
     assert describe_progress(StageProgress.read(tmp_path)) == "starting"
+    write_progress(tmp_path)
+    assert describe_progress(StageProgress.read(tmp_path)) == "working"
     write_progress(tmp_path, {"name": "loading the model\x1b[2J"})
     assert describe_progress(StageProgress.read(tmp_path)) == "loading the model\\x1b[2J"
     write_progress(tmp_path, TRAINING, {"name": "saving"}, EVALUATING)

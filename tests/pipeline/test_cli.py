@@ -37,6 +37,7 @@ def test_a_folder_with_packages_of_the_same_names_does_not_mask_ours(world):
         (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
         (("status", "."), "error: . has no summary.json; expected the folder of a run, as in runs/demo\n"),
         (("chat", "gone"), "error: gone does not exist\n"),
+        (("chat", "~nosuchuser9/model"), "error: ~nosuchuser9/model does not exist\n"),
         (
             ("chat", "."),
             "error: . is not a model, a step or a run: no config.json, no record of a model, no summary.json\n",

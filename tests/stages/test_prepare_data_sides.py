@@ -1,7 +1,5 @@
 """prepare_data: what is left out or set aside is reported, and rows with one first user message are split."""
 
-import json
-
 from tests.stage_runs import run_here
 from tests.toy_rows import read_jsonl, write_jsonl
 
@@ -10,10 +8,6 @@ def dialog(*texts, system=None):
     roles = ("user", "assistant")
     turns = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns]}
-
-
-def notes_of(folder):
-    return json.loads((folder / "row_notes.json").read_text(encoding="utf-8"))
 
 
 def test_a_short_evaluation_prompt_leaves_nothing_out_and_a_long_one_is_reported(tmp_path):
@@ -33,7 +27,7 @@ def test_a_short_evaluation_prompt_leaves_nothing_out_and_a_long_one_is_reported
         ]
         assert len(trained) == 34 - left_out
         assert record.metrics["dialogs_left_out"] == 2 * left_out  # the dialogs and their prompts
-    assert notes_of(folder) == [
+    assert record.warnings == [
         f"{tmp_path}/held_out.jsonl: ignored columns: topic",
         "left out: 4 of 34 dialogs that ask an evaluation prompt in a later turn, 0 of 0 documents that contain one; "
         "most because of 'Please say more of it' (4)",
@@ -47,9 +41,21 @@ def test_rows_with_one_first_user_message_are_split_by_their_system_messages(tmp
     rows = [dialog("Summarise the text.", "Yes.", system=f"Text: it is number {number}.") for number in range(40)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     shares = {"evaluation_share": 0.2, "validation_share": 0.2}
-    run_here("prepare_data", tmp_path / "out", instructions=[tmp_path / "rows.jsonl"], **shares)
+    record = run_here("prepare_data", tmp_path / "out", instructions=[tmp_path / "rows.jsonl"], **shares)
     held_out = read_jsonl(tmp_path / "out" / "evaluation_prompts.jsonl")
     train = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
     assert len(held_out) > 2 and len(train) > 10
     assert not {row["group_id"] for row in held_out} & {row["group_id"] for row in train}
-    assert not (tmp_path / "out" / "row_notes.json").exists()
+    assert not record.warnings
+
+
+def test_rows_that_are_set_aside_are_a_warning_of_the_record(tmp_path):
+    rows = [dialog(f"Question {number} about a town?", "Yes.") for number in range(20)]
+    shares = {"evaluation_share": 0.3, "validation_share": 0.2}
+    write_jsonl(tmp_path / "rows.jsonl", [*rows, dialog("Why?")])
+    record = run_here(
+        "prepare_data", tmp_path / "out", instructions=[tmp_path / "rows.jsonl"], on_bad_row="set_aside", **shares
+    )
+    assert record.warnings == [
+        f"{tmp_path}/rows.jsonl: 1 set aside of 21 rows: messages: a last message from 'user' (1)"
+    ]

@@ -48,9 +48,9 @@ def test_rows_over_max_length_are_left_out_and_their_share_of_all_tokens_is_repo
 
 def test_a_ranking_loses_its_longer_answers_and_stays_as_long_as_two_are_left(tokenizer):
     row = TokenRanking([[1] * 5, [1] * 9, [1] * 4])
-    assert row.fit(8) == TokenRanking([[1] * 5, [1] * 4])
-    assert row.fit(4) is None
-    assert row.fit(None) is row and row.fit(9) is row
+    assert row.within(8) == TokenRanking([[1] * 5, [1] * 4])
+    assert row.within(4) is None
+    assert row.within(None) is row and row.within(9) is row
     ranking = PreferencePair.model_validate(
         pair(1) | {"between": [[{"role": "assistant", "content": "Middling. " * 30}]]}
     )
@@ -61,9 +61,9 @@ def test_a_ranking_loses_its_longer_answers_and_stays_as_long_as_two_are_left(to
 
 def test_a_row_that_is_cut_off_keeps_its_start_and_is_left_out_where_it_then_trains_nothing(tokenizer):
     row = TokenDialog(input_ids=[1, 2, 3, 4], labels=[-100, -100, 3, 4])
-    assert row.truncated(3) == TokenDialog([1, 2, 3], [-100, -100, 3])
-    assert row.truncated(2) is None  # only the prompt is left
-    assert row.truncated(4) is row and row.truncated(None) is row
+    assert row.within(3, truncate=True) == TokenDialog([1, 2, 3], [-100, -100, 3])
+    assert row.within(2, truncate=True) is None  # only the prompt is left
+    assert row.within(4, truncate=True) is row and row.within(None, truncate=True) is row
     pair_row = TokenPair(
         prompt_ids=[1, 2],
         chosen_ids=[3, 4, 5],
@@ -73,15 +73,19 @@ def test_a_row_that_is_cut_off_keeps_its_start_and_is_left_out_where_it_then_tra
         chosen_content=[False, True, False],
         rejected_content=[False, True],
     )
-    assert pair_row.truncated(4) == dataclasses.replace(
+    assert pair_row.within(4, truncate=True) == dataclasses.replace(
         pair_row, chosen_ids=[3, 4], chosen_trained=[True] * 2, chosen_content=[False, True]
     )
-    assert dataclasses.replace(pair_row, rejected_ids=[3, 4]).truncated(4) is None  # both answers become identical
-    assert pair_row.truncated(3) is None  # nothing of an answer's content is left
-    assert pair_row.truncated(2) is None and pair_row.truncated(1) is None
+    assert (
+        dataclasses.replace(pair_row, rejected_ids=[3, 4]).within(4, truncate=True) is None
+    )  # both answers become identical
+    assert pair_row.within(3, truncate=True) is None  # nothing of an answer's content is left
+    assert pair_row.within(2, truncate=True) is None and pair_row.within(1, truncate=True) is None
     ranking = TokenRanking([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6]])
-    assert ranking.truncated(3) == TokenRanking([[1, 2, 3], [1, 2, 6]])  # of two identical ones the better is kept
-    assert ranking.truncated(2) is None
+    assert ranking.within(3, truncate=True) == TokenRanking(
+        [[1, 2, 3], [1, 2, 6]]
+    )  # of two identical ones the better is kept
+    assert ranking.within(2, truncate=True) is None
 
 
 def test_a_rows_columns_are_those_that_tables_on_disk_have_in_their_order():

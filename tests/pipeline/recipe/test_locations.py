@@ -42,6 +42,15 @@ def test_variables_and_home_are_expanded_in_paths_of_rows_and_models(work, monke
     assert locate("$MINE/gone", work, where="x") == f"{work}/gone"  # so that an error shows what was looked for
 
 
+def test_the_folder_of_the_runs_is_expanded_too(work, monkeypatch):
+    """Otherwise a folder named `~` is made in the working directory."""
+    monkeypatch.setenv("HOME", str(work))
+    for given, expected in (("~/runs", work / "runs"), ("$HOME/r", work / "r"), ("runs", Path.cwd() / "runs")):
+        assert load_recipe(work / "toy.yaml", [f"output_dir={given}"]).folder == expected / "toy"
+    Path("~").mkdir()
+    assert load_recipe(work / "toy.yaml", ["output_dir='~'"]).folder == Path.cwd() / "~" / "toy"
+
+
 def test_a_name_that_exists_as_written_is_not_expanded(work):
     (work / "$x[1].jsonl").write_text(ROW)
     assert locate_rows("$x[1].jsonl", work, where="x") == [str(work / "$x[1].jsonl")]
@@ -58,7 +67,7 @@ def test_an_unset_variable_and_an_unknown_user_are_one_line(work, monkeypatch):
     assert refused(work, "data.prompts=[a, '${EMPTY}/x']") == (
         "data: prompts='${EMPTY}/x': the environment variable EMPTY is not set"
     )
-    for key in ("base_model", "evaluate_policy.judge_model", "annotate.vllm.python"):
+    for key in ("output_dir", "base_model", "evaluate_policy.judge_model", "annotate.vllm.python"):
         assert "~nosuchuser9 is no home folder: this machine knows no such user" in refused(
             work, f"{key}=~nosuchuser9/x"
         )

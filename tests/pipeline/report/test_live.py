@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from data_schemas.artifact import Artifact
+from data_schemas.progress import PROGRESS
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from pipeline.report import live
@@ -60,11 +61,14 @@ def test_without_a_terminal_a_running_step_is_never_silent_for_long(tmp_path):
         now[0] = state.seconds = tenth / 10
         if tenth == 200:
             write_progress(tmp_path, TRAINING)
+        if tenth == 400:
+            (tmp_path / PROGRESS).unlink()
         display(step_of("sft"), state)
     lines = printed(console)
     assert [line.split()[3:5] for line in lines] == [["0.0", "s"], ["15.0", "s"], ["30.0", "s"], ["45.0", "s"]]
     assert lines[0].endswith(str(tmp_path)) and lines[1].endswith("starting")
     assert lines[2].endswith("training 40/200 steps, loss 0.5123, 1.6 steps/s, 2 min left")
+    assert lines[3].endswith("working")  # the file is gone, and the process not yet
 
 
 def test_the_warnings_of_a_step_follow_its_line_once(tmp_path):

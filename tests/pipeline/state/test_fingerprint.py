@@ -1,5 +1,6 @@
 """Fingerprints: what changes one, what does not, and how a plan reports it."""
 
+import json
 import os
 
 import pytest
@@ -9,6 +10,7 @@ from data_schemas.functions import find_module, source_hash
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from pipeline.state.fingerprint import FileHashes, differences, identities
+from pipeline.state.run import IDENTITY_FILE, Run
 from tests.pipeline.fake_stages import build_inputs
 
 AFTER_ROUND_1_DPO = {
@@ -115,6 +117,17 @@ def test_a_plan_does_not_hash_large_files_and_reports_it(work):
         f"input {work / 'pairs.jsonl'} is over 64 MiB and to be hashed by `run`, which then knows whether the step is "
         "reused"
     ]
+
+
+def test_a_step_that_was_never_run_will_run_whatever_its_large_files_hold(work):
+    recipe = load_recipe(work / "toy.yaml")
+    steps = make_plan(recipe)
+    run = Run.of(recipe, steps, hash_limit=1)
+    assert (run.decide(steps[0]).action, run.decide(steps[0]).why) == ("run", "not run yet")
+    earlier = recipe.folder / f"{steps[0].name}-01234567"
+    earlier.mkdir(parents=True)
+    (earlier / IDENTITY_FILE).write_text(json.dumps(run.identities[steps[0].name].content))
+    assert run.decide(steps[0]).action == "to be hashed"
 
 
 def test_a_functions_source_is_part_of_the_steps_that_call_it(work):

@@ -1,0 +1,24 @@
+"""Numbers of a YAML file mean what is written."""
+
+import pytest
+
+from data_schemas.yaml_files import RefusedYaml, load_yaml
+
+
+def test_numbers_of_every_ordinary_form_are_read():
+    text = "[0, -3, +5, 1_000, 0x1F, 0b11, 01, 1.5, -2.0e-3, .inf, '1:30', '010', 2024-01-31]"
+    *numbers, date = load_yaml(text)
+    assert numbers == [0, -3, 5, 1000, 31, 3, 1, 1.5, -0.002, float("inf"), "1:30", "010"]
+    assert str(date) == "2024-01-31"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("1:30", "90"), ("-1:30:00", "-5400"), ("010", "8"), ("-0_17", "-15"), ("2:30.25", "150.25")]
+)
+def test_a_number_that_yaml_reads_in_base_8_or_60_is_refused(written, read):
+    with pytest.raises(RefusedYaml) as caught:
+        load_yaml(f"time_limit: {written}")
+    assert (
+        caught.value.problem
+        == f"YAML reads {written!r} as the number {read}; write it as a decimal number, or in quotes"
+    )
