@@ -237,8 +237,8 @@ differences.
 {verdict}
 
 A small world shows what a part does there, not what it does at scale. Parts left out and controls in two rounds of an
-earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model. RL beside DPO at equal KL,
-and a reward that can be exploited, are on [a third one](alignment-rl.md).
+earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model. RL beside DPO at equal
+KL, and a reward that can be exploited, are on [a third one](alignment-rl.md).
 
 ![gold by round](alignment.svg)
 """
