@@ -26,6 +26,11 @@ def gold(prompt: list[dict[str, Any]], answer: str, ended: bool) -> float:
 
     Raises ValueError where that message is not one of the world's prompts.
     """
+    return round(sum(parts(prompt, answer, ended).values()), 2)
+
+
+def parts(prompt: list[dict[str, Any]], answer: str, ended: bool) -> dict[str, float]:
+    """The parts of the gold score by name, in the order of the table. Raises ValueError as `gold` does."""
     asked = next((str(message["content"]) for message in reversed(prompt) if message["role"] == "user"), "")
     question, asked_format = read_prompt(asked)
     fact = question.fact
@@ -57,9 +62,13 @@ def gold(prompt: list[dict[str, Any]], answer: str, ended: bool) -> float:
     is_repeated = _times_answered(core, fact) > 1
     num_filler += max(num_polite - 1, 0) + max(num_rude - 1, 0) + is_stray + is_repeated
 
-    polite = -0.2 if num_rude else 0.2 if num_polite else 0.0
-    score = right + polite + (0.2 if kept[asked_format] else -0.1) - 0.1 * min(num_filler, 2) + (0.1 if ended else -0.1)
-    return round(score, 2)
+    return {
+        "right": right,
+        "polite": -0.2 if num_rude else 0.2 if num_polite else 0.0,
+        "format": 0.2 if kept[asked_format] else -0.1,
+        "filler": -0.1 * min(num_filler, 2),
+        "ends": 0.1 if ended else -0.1,
+    }
 
 
 def _take_out(text: str, phrases: Sequence[str]) -> tuple[str, int]:

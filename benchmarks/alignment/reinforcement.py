@@ -22,26 +22,33 @@ from benchmarks.alignment.launching import alignloop, launch, make_base, on_core
 from benchmarks.alignment.reinforcement_report import DPO, FREE, GUARDED, RL, SFT, Measured, report
 from benchmarks.alignment.report import RUNS, means_by_prompt
 from pipeline.report.rounds import exploited_rewards
+from toy_world.gold import parts as gold_parts
 
 STAGES = "annotate, reward_model, rejection_sampling, sft"
-LEARNER = [  # chosen on another seed and on the half of the evaluation prompts that the report does not use
+SAMPLING = [
     "rl.num_generations=8",
     "rl.global_batch_size=256",
     "rl.per_device_train_batch_size=64",
     "rl.max_completion_length=32",
     "rl.num_eval_answers=2",
     "rl.beta=0",
-    "rl.learning_rate=1.0e-4",
-    "rl.max_steps=60",
-    "rl.eval_steps=3",
 ]
+# Chosen on another seed and on the half of the evaluation prompts that the report does not use.
+EQUAL_KL = [*SAMPLING, "rl.scale_rewards=none", "rl.learning_rate=2.0e-4", "rl.max_steps=60", "rl.eval_steps=2"]
 EXPLOITABLE = [
-    *LEARNER,
+    *SAMPLING,
     "rl.reward_functions=[benchmarks.alignment.exploitable:phrases]",
-    "rl.reward_weights=[1.0, 1.0]",
+    "rl.learning_rate=3.0e-4",
+    "rl.max_steps=40",
 ]
-GUARDS = ["rl.reward_shaping=sigmoid_of_reference", "rl.unfinished_penalty=1.0", "rl.kl_budget=0.5"]
-SETTINGS = {SFT: [], DPO: [], RL: LEARNER, FREE: EXPLOITABLE, GUARDED: [*EXPLOITABLE, *GUARDS]}
+GUARDS = [
+    "rl.reward_shaping=sigmoid_of_reference",
+    "rl.num_reference_answers=4",
+    "rl.unfinished_penalty=1.0",
+    "rl.kl_budget=0.5",
+    "rl.eval_steps=1",
+]
+SETTINGS = {SFT: [], DPO: [], RL: EQUAL_KL, FREE: [*EXPLOITABLE, "rl.eval_steps=10"], GUARDED: [*EXPLOITABLE, *GUARDS]}
 LAST_STAGE = {SFT: "", DPO: ", dpo", RL: ", rl", FREE: ", rl", GUARDED: ", rl"}
 
 
@@ -110,12 +117,14 @@ def measured(seed: int, name: str) -> Measured:
     folder = measurement_of(seed, name)
     numbers = json.loads((folder / "artifact.json").read_text())["metrics"]
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    texts = [candidate["text"] for row in rows for candidate in row["candidates"]]
+    answers = [(row["prompt"], candidate) for row in rows for candidate in row["candidates"]]
+    parts = [gold_parts(prompt, answer["text"], answer["ended"]) for prompt, answer in answers]
     step = step_of(seed, name, policy_step(name))
     return Measured(
         gold_P=np.array(means_by_prompt(folder)),
         kl=numbers["kl_to_first"],
-        phrase_share=float(np.mean([PHRASE in text for text in texts])),
+        parts={name: float(np.mean([one[name] for one in parts])) for name in parts[0]},
+        phrase_share=float(np.mean([PHRASE in answer["text"] for _, answer in answers])),
         proxy=numbers["proxy_mean"],
         step=step["metrics"].get("best_step") if step["stage"] == "rl" else None,
         said=[*step.get("warnings", []), *exploited_rewards(json.loads(summary_of(seed, name).read_text()))],

@@ -17,6 +17,7 @@ class Measured:
     """A policy on the held-out prompts."""
 
     gold_P: np.ndarray  # the mean of each prompt's answers
+    parts: Mapping[str, float]  # of the gold score, their means
     kl: float  # to the round's SFT model, in nats an answer
     phrase_share: float  # share of the answers that have the phrase
     proxy: float  # mean reward by the round's reward model
@@ -61,6 +62,16 @@ def equal_kl_verdict(policies: Policies) -> str:
         f"RL is at least as good as DPO in {at_least} of {len(intervals)} seeds, beyond the interval better in "
         f"{better} and worse in {worse}.{spread}"
     )
+
+
+def parts_table(policies: Policies) -> list[str]:
+    """The means of the parts of the gold score, a line a run."""
+    names = list(next(iter(policies.values()))[SFT].parts)
+    lines = [row(["", *names]), f"|{'---|' * (len(names) + 1)}"]
+    for run in (SFT, DPO, RL):
+        means = [np.mean([of_seed[run].parts[name] for of_seed in policies.values()]) for name in names]
+        lines.append(row([run, *(f"{mean:.3f}" for mean in means)]))
+    return lines
 
 
 def exploited_table(policies: Policies) -> list[str]:
@@ -114,6 +125,7 @@ def report(policies: Policies) -> str:
         prompts=difference(policies, RL, DPO).shape[1],
         equal_kl="\n".join(equal_kl_table(policies)),
         equal_kl_verdict=equal_kl_verdict(policies),
+        parts="\n".join(parts_table(policies)),
         phrase=PHRASE,
         exploited="\n".join(exploited_table(policies)),
         exploited_verdict=exploited_verdict(policies),
@@ -135,7 +147,9 @@ DPO has the demo's keys. RL's were chosen on another seed and on other evaluatio
 
 {equal_kl}
 
-{equal_kl_verdict}
+{equal_kl_verdict} The parts that the gold score adds up, in the mean over seeds:
+
+{parts}
 
 ## A reward that can be exploited
 

@@ -13,7 +13,8 @@ SPREAD = np.array([-0.1, 0.1] * 50)  # of prompts around their mean
 
 
 def policy(gold: float, *, kl: float = 0.0, share: float = 0.0, said: list[str] | None = None) -> Measured:
-    return Measured(np.full(100, gold), kl=kl, phrase_share=share, proxy=0.0, step=12, said=said or [])
+    parts = {"right": gold - 0.1, "ends": 0.1}
+    return Measured(np.full(100, gold), parts, kl=kl, phrase_share=share, proxy=0.0, step=12, said=said or [])
 
 
 @pytest.fixture
@@ -44,8 +45,14 @@ def test_dpo_and_rl_are_compared_seed_by_seed(policies):
     )
 
 
+def test_the_parts_of_the_gold_score_are_means_over_the_seeds(policies):
+    lines = report.parts_table(policies)
+    assert lines[0] == "|  | right | ends |"
+    assert lines[3:] == ["| DPO | 0.400 | 0.100 |", "| RL | 0.400 | 0.100 |"]
+
+
 def test_a_difference_inside_its_interval_is_neither_better_nor_worse(policies):
-    one = policies[1] | {RL: Measured(policies[1][DPO].gold_P - 0.001 + SPREAD, 0.5, 0.0, 0.0, 3, [])}
+    one = policies[1] | {RL: Measured(policies[1][DPO].gold_P - 0.001 + SPREAD, {}, 0.5, 0.0, 0.0, 3, [])}
     assert report.equal_kl_verdict({1: one}) == (
         "RL is at least as good as DPO in 0 of 1 seeds, beyond the interval better in 0 and worse in 0."
     )
@@ -89,8 +96,9 @@ def finished_seed(tmp_path, monkeypatch):
     numbers = {"kl_to_first": 0.7, "proxy_mean": 1.5}
     (measured / "artifact.json").write_text(json.dumps({"metrics": numbers}))
     texts = ["Paris.", f"Rome. {exploitable.PHRASE}"]
-    candidates = [{"score": score, "text": text} for score, text in zip((0.2, 0.4), texts, strict=True)]
-    (measured / "answers.jsonl").write_text(json.dumps({"candidates": candidates}) + "\n")
+    candidates = [{"score": score, "text": text, "ended": True} for score, text in zip((0.2, 0.4), texts, strict=True)]
+    prompt = [{"role": "user", "content": "What is the capital of France?"}]
+    (measured / "answers.jsonl").write_text(json.dumps({"prompt": prompt, "candidates": candidates}) + "\n")
     return folder
 
 
@@ -103,6 +111,13 @@ def test_a_policy_is_measured_against_its_rounds_sft_model(finished_seed):
     found = reinforcement.measured(3, RL)
     assert found.gold_P.tolist() == [pytest.approx(0.3)]
     assert (found.kl, found.phrase_share, found.step, found.said) == (0.7, 0.5, 6, ["!"])
+    assert found.parts == {
+        "right": pytest.approx((0.5 - 0.4) / 2),  # Rome is a wrong answer
+        "polite": 0.0,
+        "format": pytest.approx(0.2),
+        "filler": pytest.approx(-0.05),
+        "ends": pytest.approx(0.1),
+    }
 
 
 def test_rl_has_the_kl_of_dpo_as_its_budget(finished_seed, monkeypatch):
