@@ -72,7 +72,7 @@ def reader(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA", str(tmp_path / "large"))
     dialogs = [conversation(number) for number in range(40)]
-    for name in ("chats", "instructions", "more_chats/chats", "large/part-1", "large/part-2"):
+    for name in ("chats", "math", "gsm8k_test", "instructions", "more_chats/chats", "large/part-1", "large/part-2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_jsonl(tmp_path / f"{name}.jsonl", dialogs)
     (tmp_path / "pairs").mkdir()
