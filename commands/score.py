@@ -17,7 +17,7 @@ from commands.program import imports, options_of, parser_for, run
 from data_schemas.answers import read_answers
 from data_schemas.errors import DataError
 from data_schemas.files import digest
-from data_schemas.rows import Candidates, Conversation, Message, PreferencePair, Prompt, Row, ScoredConversation
+from data_schemas.rows import Candidates, Conversation, Message, PreferencePair, Prompt, Row
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
 from engine.runtime.output_file import check_output, write_output
@@ -94,7 +94,7 @@ def with_scores(row: Row, scores: Sequence[float]) -> Row:
         case PreferencePair():
             return row.model_copy(update={"chosen_score": scores[0], "rejected_score": scores[1]})
         case Conversation():
-            return ScoredConversation(**row.model_dump(exclude_unset=True), score=scores[0])
+            return row.model_copy(update={"score": scores[0]})
     raise AssertionError(type(row))
 
 
@@ -121,8 +121,8 @@ def scores_of(row: Row) -> list[float]:
             return [candidate.score or 0.0 for candidate in row.candidates]
         case PreferencePair():
             return [row.chosen_score or 0.0, row.rejected_score or 0.0]
-        case ScoredConversation():
-            return [row.score]
+        case Conversation():
+            return [row.score or 0.0]
     raise AssertionError(type(row))
 
 

@@ -19,6 +19,7 @@ fields of the row type itself (`tools`, `group_id`, `strength`, …), so that a 
 messages.py has what the keys of a message mean, pair_dialects.py the ratings beside pairs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -160,6 +161,7 @@ def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
     """The columns that are fields of the row itself.
 
     In files from elsewhere a `source` or `prompt_id` may hold anything: text is carried, other values are recomputed.
+    So may a `score`: a number is carried.
     """
     carried: Fields = {}
     for name, field in row_type.model_fields.items():
@@ -169,9 +171,15 @@ def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
             carried |= _tools(raw["tools"])
         elif name == "reference" and raw.get(name):
             carried[name] = _reference(raw[name])
+        elif name == "score" and not _is_number(raw.get(name)):
+            continue
         elif name in raw and not field.is_required() and (field.default is None or isinstance(raw[name], str)):
             carried[name] = raw[name]
     return carried
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _tools(value: object) -> Fields:
@@ -217,6 +225,7 @@ def ignored_columns(raw: Fields, dialect: Dialect, row_type: type[Row]) -> list[
         known |= {*MEDIA, *ROW_TRAINING_KEYS}
     known |= {column for column in LABELS if row_type is Conversation and as_label(raw.get(column)) is not None}
     known -= {column for column in BOTH_RATINGS if not isinstance(raw.get(column), list)}
+    known |= {"score"} if "score" in row_type.model_fields and _is_number(raw.get("score")) else set()
     ignored = [column or "unnamed column" for column, value in raw.items() if column not in known and value is not None]
     for column in MESSAGES if row_type is not Document else ():
         if column in known and isinstance(value := raw.get(column), list | dict | str):

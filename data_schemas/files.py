@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_schemas.errors import ConfigError, DataError
 
@@ -113,10 +113,17 @@ def verified_text(line: str) -> str | None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    with writing_atomically(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write what replaces `path` when the block ends. Where it raises, `path` is as before."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -16,7 +16,13 @@ from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest
 from data_schemas.text import shown
 
 # Packages that only some keys need, and the extra of pyproject.toml that installs each.
-EXTRAS = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow", "bitsandbytes": "lora"}
+EXTRAS = {
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+    "bitsandbytes": "lora",
+    "py3langid": "data",
+}
 
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
@@ -68,6 +74,13 @@ def _packages(given: Values) -> None:
                 f"{key}: the package bitsandbytes is not installed, which quantizes the weights; "
                 f"{to_install('bitsandbytes')}, or leave {key} out"
             )
+
+
+def _curate(values: Values) -> None:
+    if values["semantic_duplicates"] and not values["embedding_model"]:
+        raise ConfigError("semantic_duplicates: embedding_model is missing: the folder of a model that embeds the rows")
+    if values["languages"] and not is_installed("py3langid"):
+        raise ConfigError(f"languages: the package py3langid is not installed; {to_install('py3langid')}")
 
 
 def is_installed(package: str) -> bool:
@@ -262,4 +275,5 @@ RULES: dict[str, Callable[[Values], None]] = {
     "average_models": _average_models,
     "dpo": _dpo,
     "rl": _rl,
+    "curate": _curate,
 }

@@ -31,6 +31,7 @@ from data_schemas.formats import Line, cannot_open, describe, first_lines, forma
 from data_schemas.labels import pairs_of_labels
 from data_schemas.messages import Fields
 from data_schemas.nesting import check_depth, is_too_deep
+from data_schemas.row_errors import first_error
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import Source, SourceValue, lines_of, sources
 from data_schemas.splitting import num_copies
@@ -133,7 +134,7 @@ def read_rows(path: Path, row_type: type[T]) -> list[T]:
                 try:
                     rows.append(row_type.model_validate_json(content))
                 except ValidationError as error:
-                    bad = _first_error(error, row_type)
+                    bad = first_error(error, row_type)
                     raise DataError(f"{path}:{line}: {bad} (not a stored {row_type.__name__})") from None
     except OSError as error:
         raise DataError(cannot_open(path, error)) from None
@@ -194,6 +195,7 @@ def _read(
         for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
+                rows = [_tagged(row, source.tag) for row in rows]
                 read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))
                 read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
@@ -208,6 +210,11 @@ def _read(
             read.notes.append(_report(name, bad, len(lines)))
             log.warning("%s", read.notes[-1])
     return read
+
+
+def _tagged(row: T, tag: str | None) -> T:
+    """The row with the tag of its source, unless it has one itself. Documents have none."""
+    return row.model_copy(update={"tag": tag}) if tag and not getattr(row, "tag", tag) else row
 
 
 def _unit_of(row: Row) -> str:
@@ -263,7 +270,7 @@ def rows_of(
         rows = [_row(raw, part, row_type) for part in parts if not isinstance(part, SetAside)]
         return rows, [part for part in parts if isinstance(part, SetAside)]
     except ValidationError as error:
-        raise _first_error(error, row_type) from None
+        raise first_error(error, row_type) from None
 
 
 def _row(raw: Fields, converted: Fields, row_type: type[T]) -> T:
@@ -271,34 +278,3 @@ def _row(raw: Fields, converted: Fields, row_type: type[T]) -> T:
     if fields.get("reference", "") is None:
         del fields["reference"]
     return row_type.model_validate(fields)
-
-
-EXPECTED = {  # pydantic's type of an error -> what the error names as expected
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "missing": "a value",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than_equal": "{le:g} or less",
-    "extra_forbidden": "no such field",
-    "json_invalid": "one JSON object",
-}
-
-
-def _first_error(error: ValidationError, row_type: type[Row]) -> WrongValue:
-    first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"])) or next(iter(row_type.model_fields))
-    context = first.get("ctx", {})
-    if isinstance(cause := context.get("error"), WrongValue):  # raised by a validator in rows.py
-        return WrongValue(cause.field or field, cause.found, cause.expected)
-    found = "nothing" if first["type"] == "missing" else describe(first["input"])
-    if first["type"] == "literal_error":
-        return WrongValue(field, found, str(context.get("expected")))
-    if first["type"] == "json_invalid":
-        field = "line"
-    expected = EXPECTED.get(first["type"], first["msg"].removeprefix("Input should be "))
-    return WrongValue(field, found, expected.format(**context) if first["type"] in EXPECTED else expected)

@@ -108,7 +108,9 @@ class Conversation(Row):
     tools: list[JSONObject] | None = None
     group_id: str = ""
     source: str = ""  # the step or file that it is from
+    tag: str = ""  # the capability that it teaches, as in math; from its file, the recipe, or a user's rule
     difficulty: float | None = Field(default=None, allow_inf_nan=False)  # spread of the rewards of the prompt's answers
+    score: float | None = Field(default=None, allow_inf_nan=False)  # the reward of its last answer; curation reads it
 
     @model_validator(mode="after")
     def _check_messages(self) -> Self:
@@ -122,12 +124,6 @@ class Conversation(Row):
         return self
 
 
-class ScoredConversation(Conversation):
-    """A dialog whose last answer a reward model has scored. The readers of conversations leave the score out."""
-
-    score: float = Field(allow_inf_nan=False)
-
-
 class Prompt(Row):
     """One dialog up to the answer that a policy is to sample."""
 
@@ -136,6 +132,7 @@ class Prompt(Row):
     group_id: str = ""
     prompt_id: str = ""  # 16 hex digits of the hash of all messages and tools; sampling noise depends on it
     reference: str | None = None  # a good answer, for functions that judge; policies do not see it
+    tag: str = ""  # the capability that it asks for
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
@@ -158,6 +155,7 @@ class PreferencePair(Row):
     between: list[list[Message]] | None = None  # ranked between the two, best first
     tools: list[JSONObject] | None = None
     group_id: str = ""
+    tag: str = ""  # the capability that its prompt asks for
     strength: Strength | None = None  # by how much `chosen` is better than `rejected`
     disagreement: float | None = Field(default=None, ge=0, le=1)  # share of the annotators that prefer `rejected`
     chosen_from: str = ""  # the policy or file that the answer is from
@@ -206,6 +204,7 @@ class Candidates(Row):
     group_id: str
     tools: list[JSONObject] | None = None
     candidates: list[Candidate]
+    tag: str = ""  # of the prompt
     spread: float | None = Field(default=None, allow_inf_nan=False)  # standard deviation of the scores
     kept: list[int] = []  # indices into `candidates`, best first
     dropped: str | None = None  # why none was kept: a named reason
@@ -214,6 +213,11 @@ class Candidates(Row):
     def _check_prompt(self) -> Self:
         _check_order(self.prompt, ends_with=("user", "tool"))
         return self
+
+
+def tag_of(row: Conversation | Prompt | PreferencePair) -> dict[str, Any]:
+    """The field `tag` for a row that is derived from this one; nothing where it has none, so that no row gets it."""
+    return {"tag": row.tag} if row.tag else {}
 
 
 @dataclass(frozen=True)

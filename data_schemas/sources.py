@@ -31,7 +31,7 @@ from data_schemas.hub import hub_rows, is_hub_name
 from data_schemas.tables import arrow_rows, csv_rows, parquet_rows, tsv_rows
 from data_schemas.text import nearest
 
-KEYS = ("path", "split", "name", "revision", "columns", "share")
+KEYS = ("path", "split", "name", "revision", "columns", "share", "tag")
 TEXT_READERS = {".jsonl": json_lines, ".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".txt": paragraphs}
 BINARY_READERS = {".parquet": parquet_rows, ".arrow": arrow_rows}
 SourceValue = str | Path | Mapping[str, Any]  # a source as a config gives it
@@ -47,6 +47,7 @@ class Source:
     revision: str | None = None  # of a hub data set
     columns: Mapping[str, str] = field(default_factory=dict)  # name that a dialect knows -> column of the source
     share: float = 1.0  # below 1: a random share of the dialogs; above: copies of the rows
+    tag: str | None = None  # the capability that its rows ask for, where they do not have a tag themselves
 
     @classmethod
     def of(cls, value: SourceValue, *, where: str = "") -> "Source":
@@ -63,7 +64,7 @@ class Source:
         given = {key: item for key, item in value.items() if item is not None}
         if not given.get("path"):
             raise ConfigError(f"{prefix}path is missing; expected a mapping as in {{path: pairs.csv, share: 0.5}}")
-        for key in ("path", "split", "name", "revision"):
+        for key in ("path", "split", "name", "revision", "tag"):
             if not isinstance(given.get(key, "text"), str):
                 raise ConfigError(f"{prefix}{key}={given[key]!r}: expected text")
         columns, share = given.get("columns", {}), given.get("share", 1.0)
@@ -75,7 +76,7 @@ class Source:
             raise ConfigError(f"{prefix}share={share!r}: expected a number above 0")
         named = cls._of_text(given["path"])
         split, revision = given.get("split", named.split), given.get("revision", named.revision)
-        return cls(named.path, split, given.get("name"), revision, columns, float(share))
+        return cls(named.path, split, given.get("name"), revision, columns, float(share), given.get("tag"))
 
     @classmethod
     def _of_text(cls, text: str) -> "Source":

@@ -36,6 +36,7 @@ KEYS_FILE = Path(__file__).with_name("stage_keys.json")
 TRACKERS = ("none", "wandb", "tensorboard", "trackio", "mlflow")  # values of report_to
 LONGEST_NAME = 255  # bytes of a file's name
 LONGEST_PATH = 4095
+MOST_LISTED = 20  # valid names that a message lists
 
 # Keys of TRL that this project replaces. They are refused with a remedy.
 REPLACED_KEYS = {
@@ -173,13 +174,25 @@ def _check_allowed(value: object, key: StageKey, *, where: str) -> None:
                 if isinstance(value, list):
                     expected = expected.replace("a number", "numbers", 1)
                 raise ConfigError(f"{where}={shown(value)}: expected {expected}")
-        elif isinstance(item, dict) and (problem := _problem_of_mapping(item)):
-            raise ConfigError(f"{where}={shown(value)} {problem}")
+        elif isinstance(item, dict):
+            if problem := _problem_of_mapping(item):
+                raise ConfigError(f"{where}={shown(value)} {problem}")
+            _check_names(item, key, where=where)
+
+
+def _check_names(mapping: Values, key: StageKey, *, where: str) -> None:
+    """Raises ConfigError where the key lists the names that its mapping of names to numbers may have, and one is not
+    among them, or where a value is neither a number nor null."""
+    for name, value in mapping.items() if key.choices else ():
+        _check_text(str(name), key, where=where)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"{where}.{name}={shown(value)} is {kind_of(value)}, expected a number or nothing (null)")
 
 
 def _check_text(text: str, key: StageKey, *, where: str) -> None:
     if key.choices and text not in key.choices:
-        raise ConfigError(f"{where}={shown(text)} is not one of {', '.join(key.choices)}{nearest(text, key.choices)}")
+        listed = [*key.choices[:MOST_LISTED], *(["…"] if len(key.choices) > MOST_LISTED else [])]
+        raise ConfigError(f"{where}={shown(text)} is not one of {', '.join(listed)}{nearest(text, key.choices)}")
     if "\0" in text:
         raise ConfigError(f"{where}={shown(text)} contains a null character; remove it")
     if key.role in ("rows", "model") and (problem := path_problem(text)):

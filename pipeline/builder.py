@@ -7,8 +7,9 @@ from data_schemas.stage_keys import Values
 from pipeline.averages import with_average
 from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import Inputs, Output, Step, make_step
+from pipeline.steps import Inputs, Model, Output, Reference, Split, Step, make_step, split_of
 
+CURATED = ("documents", "instructions", "preferences", "prompts")  # kinds of rows, as prepare_data names them
 SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
 
 
@@ -18,6 +19,7 @@ class Plan:
 
     recipe: Recipe
     steps: list[Step] = field(default_factory=list)
+    training_rows: str = "prepare_data"  # the step that writes the rows of the files that are trained on
 
     def add(
         self,
@@ -39,9 +41,33 @@ class Plan:
         return bool({"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys())
 
     def add_data(self, *, is_evaluated: bool) -> str:
-        """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it."""
+        """Adds the step that prepares the data, and one that curates its training rows if the recipe has a section for
+        it. Where nothing is judged, no dialog is held out for it. Returns the name of the first."""
         keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
-        return self.add("data", name="prepare_data", inputs={}, keys=keys)
+        data = self.add("data", name="prepare_data", inputs={}, keys=keys)
+        if self.recipe.section("curate").is_in_file:
+            inputs = {kind: Output(data, f"{kind}.train", optional=True) for kind in CURATED}
+            given = self.recipe.base_model
+            base = Model(given) if given else None  # one that is pretrained here exists only after curation
+            self.training_rows = self.add_curation("curate", None, inputs, base)
+        return data
+
+    def add_curation(
+        self, section: Section, round_number: int | None, inputs: Inputs, embedding_model: Reference | None
+    ) -> str:
+        """Adds a step that curates rows. The model embeds them where the section wants it and names no other."""
+        keys = self.recipe.section(section, round_number or 0).keys
+        embeds = keys.get("semantic_duplicates") and not keys.get("embedding_model")
+        held_out = Output("prepare_data", "evaluation_prompts", optional=True)
+        model = {"embedding_model": embedding_model} if embeds else {}
+        return self.add(section, round_number, inputs={**inputs, "evaluation_prompts": held_out, **model})
+
+    def split(self, kind: str, *, optional: bool = False) -> Split:
+        """The rows of the recipe's files of a kind: those to train on, curated if the recipe has a section for it, and
+        those that are held out for validation.
+        """
+        of_data = split_of("prepare_data", kind, optional=optional)
+        return of_data._replace(train=replace(of_data.train, step=self.training_rows))
 
     def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
         """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""

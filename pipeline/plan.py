@@ -75,7 +75,7 @@ def make_plan(recipe: Recipe) -> list[Step]:
     if recipe.has_preferences and recipe.rounds:
         # The data set must have training pairs, unless a named annotator adds pairs in round 1.
         optional = recipe.names_annotator(1)
-        progress.preferences.append(split_of("prepare_data", "preferences", optional=optional))
+        progress.preferences.append(plan.split("preferences", optional=optional))
     for number in range(1, recipe.rounds + 1):
         plan_round(plan, number, foundation, progress)
     return plan.steps
@@ -85,31 +85,31 @@ def plan_data_and_base(plan: Plan) -> Foundation:
     """The steps before round 0: data, base model, and a judge if the recipe names none."""
     recipe = plan.recipe
     data = plan.add_data(is_evaluated=recipe.evaluates_policies)
-    prompts = split_of(data, "prompts")
-    base = plan_base(plan, data)
+    prompts = plan.split("prompts")
+    base = plan_base(plan)
     evaluation = plan_judge(plan, data, base) if recipe.evaluates_policies else None
     return Foundation(
         base=base,
-        instructions=split_of(data, "instructions"),
+        instructions=plan.split("instructions"),
         prompts={"prompts": prompts.train, "validation_prompts": prompts.validation},
         evaluation=evaluation,
     )
 
 
-def plan_base(plan: Plan, data: str) -> Output:
+def plan_base(plan: Plan) -> Output:
     """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared."""
     recipe = plan.recipe
     raw_base: Reference
     if recipe.base_model is None or recipe.section("pretrain").is_in_file:
-        raw_base = plan_pretraining(plan, data)
+        raw_base = plan_pretraining(plan)
     else:
         raw_base = Model(recipe.base_model)
     needs_system = {"needs_system_role": True} if has_system_prompts(recipe) else {}
     return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}, keys=needs_system), "model")
 
 
-def plan_pretraining(plan: Plan, data: str) -> Output:
-    documents, given = split_of(data, "documents"), plan.recipe.base_model
+def plan_pretraining(plan: Plan) -> Output:
+    documents, given = plan.split("documents"), plan.recipe.base_model
     inputs: dict[str, Reference] = {"train_data": documents.train, "eval_data": documents.validation}
     if given is not None:
         inputs["model_name_or_path"] = Model(given)
@@ -134,25 +134,32 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     is_judged = "evaluate_policy" in stages and plan.recipe.has_judge
     data = plan.add_data(is_evaluated=is_judged)
     if set(stages) == {"pretrain"}:
-        plan_pretraining(plan, data)
+        plan_pretraining(plan)
         return
-    base = policy = plan_base(plan, data)
+    base = policy = plan_base(plan)
     if "sft" in stages:
-        inputs = {"model_name_or_path": base, **training_inputs([split_of(data, "instructions")])}
+        inputs = {"model_name_or_path": base, **training_inputs([plan.split("instructions")])}
         policy = plan.train("sft", None, inputs)
-    pairs = training_inputs([split_of(data, "preferences")])
+    pairs = training_inputs([plan.split("preferences")])
     reward_model = None
     if "reward_model" in stages:
         reward_model = plan.train("reward_model", None, {"model_name_or_path": base, **pairs})
     if "dpo" in stages:
         policy = plan.train("dpo", None, {"model_name_or_path": policy, **pairs})
     if "rl" in stages:
-        inputs = rl_inputs(plan, None, policy, split_of(data, "prompts"), reward_model)
+        inputs = rl_inputs(plan, None, policy, plan.split("prompts"), reward_model)
         policy = Output(plan.add("rl", inputs=inputs), "model")
     if is_judged:
         plan.evaluate(None, policy, plan_judge(plan, data, base))
     elif "evaluate_policy" in stages:
         plan.sample_answers(policy, data)
+
+
+def plan_curation_for_sft(plan: Plan, number: int, splits: Sequence[Split], base: Output) -> Output:
+    """Adds the step that curates what SFT is trained on in a round, winners and human rows together. Returns its
+    rows."""
+    inputs = {"instructions": [split.train for split in splits]}
+    return Output(plan.add_curation("curate_sft", number, inputs, base), "instructions.train")
 
 
 def rl_inputs(
@@ -206,12 +213,12 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         winners = progress.winners[-recipe.sft_batches :]
         shares = [variant.human_share for variant in recipe.section("sft", number).variants]
         data = [[*winners, foundation.instructions] if share else winners for share in shares]
-        policy = plan.train_variants(
-            "sft",
-            number,
-            inputs=[start | training_inputs(splits) for splits in data],
-            keys=[{"train_data_shares": [1.0] * len(winners) + [s] if 0 < s < 1 else None} for s in shares],
-        )
+        keys = [{"train_data_shares": [1.0] * len(winners) + [s] if 0 < s < 1 else None} for s in shares]
+        inputs = [start | training_inputs(splits) for splits in data]
+        if recipe.section("curate_sft", number).is_in_file:  # all variants are then trained on the same rows
+            curated = plan_curation_for_sft(plan, number, data[0], foundation.base)
+            inputs = [of_variant | {"train_data": curated} for of_variant in inputs]
+        policy = plan.train_variants("sft", number, inputs=inputs, keys=keys)
 
     # DPO starts from the SFT model of the round, or the best policy where it has none, on the most recent pairs.
     if "dpo" in stages_of_round:
@@ -223,7 +230,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
 
     # RL goes on from that policy; its rewards are the round's reward model, functions, or both.
     if "rl" in stages_of_round:
-        prompts = split_of("prepare_data", "prompts")
+        prompts = plan.split("prompts")
         inputs = rl_inputs(plan, number, policy, prompts, progress.reward_model)
         policy = Output(plan.add("rl", number, inputs=inputs, keys={"round": number}), "model")
 

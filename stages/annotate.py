@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from data_schemas.errors import ConfigError
-from data_schemas.rows import STRENGTHS, Dropped, Message, PreferencePair, Strength
+from data_schemas.rows import STRENGTHS, Dropped, Message, PreferencePair, Strength, tag_of
 from data_schemas.stage_keys import StageTraits
 from engine.judging.annotators import Annotator, FunctionAnnotator, Judgement, RewardModelAnnotator
 from engine.judging.shared_scoring import ScoringSettings
@@ -132,6 +132,7 @@ def compare_answers(
         rejected_from=answers[worst].policy,
         chosen_score=scores_N[best],
         rejected_score=scores_N[worst],
+        **tag_of(prompt),
         **optional,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_schemas.errors import ConfigError
 from data_schemas.reading import write_rows
-from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt
+from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt, tag_of
 from data_schemas.stage_keys import StageTraits
 from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
@@ -30,7 +30,7 @@ from engine.sampling.answers import Answer
 from engine.sampling.prompts import Side, draw_both_sides, with_system_prompt, write_both_sides
 from engine.tokens.contract import contract_of
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 EXAMPLE = (
     "accelerate launch stages/rejection_sampling.py --config configs/stages/rejection_sampling.yaml --num_answers 8"
 )
@@ -138,7 +138,7 @@ def apply_threshold(groups: Sequence[Candidates], arguments: RejectionSamplingAr
 
 
 def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_prompt: bool) -> list[Conversation]:
-    """A training row for each winner, with the original prompt, or with the system prompt that was drawn for it."""
+    """A training row for each winner with its reward; with the original prompt, or the system prompt drawn for it."""
     messages = group.prompt if keep_system_prompt else prompt.prompt
     return [
         Conversation(
@@ -147,6 +147,8 @@ def rows_of(group: Candidates, prompt: Prompt, *, source: str, keep_system_promp
             group_id=prompt.group_id,
             source=source,
             difficulty=group.spread,
+            score=reward_of(group, index),
+            **tag_of(prompt),
         )
         for index in group.kept
     ]

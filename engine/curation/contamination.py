@@ -116,6 +116,10 @@ def _first_user_message(prompt: Prompt) -> list[Message]:
     return [message for message in prompt.prompt if message.role == "user"][:1]
 
 
+# Numbers of evaluation prompts, and for each the share of its words, the longest span, and whether a prompt equals it.
+Seen = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class SetReport:
     """What the rows that were looked up contain of an evaluation set, in numbers of its prompts."""
@@ -182,6 +186,21 @@ class EvaluationIndex:
                 longest_span=int(self._spans[part].max(initial=0)),
             )
         return found
+
+    def take(self) -> Seen:
+        """What the rules have seen since the last call: the prompts that a row shares something with, the share and
+        the span of each, and whether it equals a row's prompt. For `add` of the same index in another process."""
+        numbers = np.flatnonzero((self._shares > 0) | self._is_equal)
+        seen = (numbers, self._shares[numbers], self._spans[numbers], self._is_equal[numbers])
+        self._shares[:], self._spans[:], self._is_equal[:] = 0, 0, False
+        return seen
+
+    def add(self, seen: Seen) -> None:
+        """Adds what this index saw in another process."""
+        numbers, shares, spans, is_equal = seen
+        self._shares[numbers] = np.maximum(self._shares[numbers], shares)
+        self._spans[numbers] = np.maximum(self._spans[numbers], spans)
+        self._is_equal[numbers] |= is_equal
 
     def _add(self, name: str, prompt: str) -> Hashes:
         self._equal[content_key(prompt)].append(len(self._labels))

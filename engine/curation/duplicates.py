@@ -84,6 +84,12 @@ class SignatureIndex:
         if len(self._waiting) >= ROWS_AT_ONCE:
             self._sign()
 
+    def extend(self, bands: NDArray[np.uint64]) -> None:
+        """Adds texts by their band hashes, B x N, which another index of the same threshold has computed."""
+        if self._waiting:
+            self._sign()
+        self._parts.append(bands)
+
     def bands(self) -> NDArray[np.uint64]:
         """The hash of each band of each text: B x N."""
         if self._waiting:

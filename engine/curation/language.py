@@ -33,8 +33,7 @@ def language_rules(
 ) -> dict[str, Rule]:
     """A rule for prompts and one for answers: dropped where the language is none of these, by their ISO 639-1 codes.
 
-    Of a preference row only the best answer is judged. Raises ConfigError where py3langid is not installed, or for a
-    language that it doesn't know.
+    Of a preference row only the best answer is judged. Raises ConfigError for a language that py3langid doesn't know.
     """
     wanted = frozenset(languages)
     unknown = sorted(wanted - set(_identifier().labels))
@@ -71,11 +70,6 @@ def language_of(text: str) -> tuple[str, float]:
 
 @cache
 def _identifier() -> Identifier:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise ConfigError(
-            "languages: the package py3langid is not installed, which tells languages apart; install it, as by "
-            "pip install 'alignloop[data]'"
-        ) from None
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # it is in an extra; key_rules.py has checked it
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from data_schemas.errors import DataError
 from data_schemas.reading import BadRow
-from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
+from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row, tag_of
 from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
 from engine.curation.contamination import (
     most_frequent_causes,
@@ -94,6 +94,7 @@ def move_chosen_answers(rows: SourceRows, share: float) -> SourceRows:
             tools=pair.tools,
             group_id=pair.group_id,
             source="preferences.chosen",
+            **tag_of(pair),
         )
         for pair, is_moved in zip(rows.pairs, moved, strict=True)
         if is_moved
@@ -174,11 +175,11 @@ def split_rows(
 
 def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[PreferencePair]) -> list[Prompt]:
     """The prompts of the other rows: that of each pair, and each conversation up to its last answer."""
-    prompts = [Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id) for pair in pairs]
+    prompts = [Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id, **tag_of(pair)) for pair in pairs]
     for row in conversations:
         before = list(row.messages[:-1])
         if before and before[-1].role in ("user", "tool"):
-            prompts.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id))
+            prompts.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id, **tag_of(row)))
     return prompts
 
 

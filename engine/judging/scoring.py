@@ -14,7 +14,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError, StageError
-from data_schemas.rows import Candidate, Candidates, Message, Prompt, for_template
+from data_schemas.rows import Candidate, Candidates, Message, Prompt, for_template, tag_of
 from data_schemas.text import shown
 from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
 from engine.models.loading import identity_of, load_reward, load_tokenizer
@@ -229,6 +229,7 @@ def scored_candidates(answers: Sequence[Answer], scores: Sequence[float | None])
         prompt_id=prompt.prompt_id,
         group_id=prompt.group_id,
         tools=prompt.tools,
+        **tag_of(prompt),
         candidates=[
             Candidate(
                 text=answer.text,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -36,7 +37,7 @@ ALIGNMENT = 64  # bytes
 GPU_ATTENTION: str | None = None
 ModelOptions = dict[str, Any]  # keyword arguments of from_pretrained
 LoadingInfo = Mapping[str, Collection[object]]  # "missing_keys", "unexpected_keys", … -> the tensors' names
-ModelClass = type[AutoModelForCausalLM | AutoModelForSequenceClassification]
+ModelClass = type[AutoModel | AutoModelForCausalLM | AutoModelForSequenceClassification]
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
 
@@ -76,6 +77,11 @@ def load_causal(path: str, *, dtype: str = "auto", **options: Any) -> PreTrained
     `options` are keyword arguments of from_pretrained. Raises DataError where the model can't be loaded completely.
     """
     return _load(AutoModelForCausalLM, path, dtype=dtype, options=options)
+
+
+def load_encoder(path: str, *, dtype: str = "auto") -> PreTrainedModel:
+    """The layers of a model without a head, of whatever kind it is; raises as `load_causal` does."""
+    return _load(AutoModel, path, dtype=dtype, options={})
 
 
 def load_reward(path: str, *, dtype: str = "auto", **options: Any) -> PreTrainedModel:

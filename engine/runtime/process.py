@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +35,19 @@ def end_with_the_runner() -> None:
             time.sleep(0.3)
 
     threading.Thread(target=watch, name="end-with-the-runner", daemon=True).start()
+
+
+def end_with_the_parent(parent: int) -> None:
+    """Ends this worker process when the one that forked it, whose number is given, has ended, however that happened."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.3)
+        os._exit(70)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=watch, name="end-with-the-parent", daemon=True).start()
 
 
 def use_all_cores() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from data_schemas.reading import read_prompts, write_rows
-from data_schemas.rows import Message, Prompt, Row
+from data_schemas.rows import Message, Prompt, Row, tag_of
 from engine.runtime import timing
 from engine.runtime.stage import Stage
 
@@ -76,7 +76,7 @@ def with_system_prompt(prompt: Prompt, text: str) -> Prompt:
         return prompt
     messages = [Message(role="system", content=text), *prompt.prompt]
     reference = {"reference": prompt.reference} if prompt.reference else {}
-    return Prompt(prompt=messages, tools=prompt.tools, group_id=prompt.group_id, **reference)
+    return Prompt(prompt=messages, tools=prompt.tools, group_id=prompt.group_id, **reference, **tag_of(prompt))
 
 
 def write_both_sides(stage: Stage, name: str, rows: Mapping[Side, Sequence[Row]]) -> dict[str, str]:

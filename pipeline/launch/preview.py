@@ -1,7 +1,7 @@
 """Prepares the request of `alignloop check`: the training rows of a recipe that exist already, the tokenizer and the
 sizes of its base model, and the precision of its steps. commands/check.py, which has torch, shows them.
 
-If `prepare_data` has not run, it runs in a scratch folder. Nothing is written into the run.
+If `prepare_data` and `curate` have not run, they run in a scratch folder. Nothing is written into the run.
 """
 
 import json
@@ -17,6 +17,7 @@ from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.launch import command_line
+from pipeline.launch.rows import ROW_STEPS
 from pipeline.plan import Model, Output, Step
 from pipeline.state.run import Run
 
@@ -29,9 +30,11 @@ RowFile = tuple[Output, Path | None]  # an output of rows, and its file if that 
 def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckRequest:
     """What commands/check.py shows of a run.
 
-    Raises ConfigError or StageError where `prepare_data` fails in the scratch folder.
+    Raises ConfigError or StageError where such a step fails in the scratch folder.
     """
-    _prepare_data(run, scratch)
+    for step in run.steps:
+        if step.name in ROW_STEPS and run.decide(step).action != "reuse":
+            _write_rows(run, step, scratch)
     steps, missing = _training_rows(run)
     return {
         "tokenizer": tokenizer_source(run),
@@ -44,11 +47,8 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
     }
 
 
-def _prepare_data(run: Run, scratch: Path) -> None:
-    """Runs `prepare_data` in the scratch folder, unless the run has its rows already."""
-    step = next(step for step in run.steps if step.stage == "prepare_data")
-    if run.decide(step).action == "reuse":
-        return
+def _write_rows(run: Run, step: Step, scratch: Path) -> None:
+    """Runs a step that writes rows, in the scratch folder."""
     folder = run.elsewhere[step.name] = scratch / step.name
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(run.stage_config(step)))

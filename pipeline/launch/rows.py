@@ -1,4 +1,5 @@
-"""Whether the splits that prepare_data wrote have the rows that later steps need, before any model is loaded."""
+"""Whether the splits that prepare_data wrote, and curation has left, have the rows that later steps need, before any
+model is loaded."""
 
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ from data_schemas.stage_keys import stages, with_defaults
 from pipeline.state.run import Run, record_of
 from pipeline.steps import Output, Step
 
+ROW_STEPS = ("prepare_data", "curate")  # the steps that write the rows of the recipe's files
 # A split of prepare_data, by the end of its name -> what gives it more rows.
 REMEDIES = {
     "judge": "raise data.judge_share, or give more data.preferences",
@@ -14,14 +16,12 @@ REMEDIES = {
 }
 
 
-def check_splits(run: Run) -> None:
-    """Raises DataError where a split that a step needs has no row, or a single one of which none can be held out.
+def check_splits(run: Run, data: Step) -> None:
+    """Raises DataError where a split of the step `data` that a later one needs has no row, or one that is not enough to
+    hold one out.
 
     Raises ConfigError where a step's batch has more rows than its split, and can't be lowered to them.
     """
-    data = next((step for step in run.steps if step.stage == "prepare_data"), None)
-    if data is None:
-        return
     counts = record_of(run.folder(data.name)).metrics
     for step in run.steps:
         for output in _outputs(step, data.name):

@@ -23,7 +23,7 @@ from data_schemas.locks import lock_folder
 from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import StageFailed, failure_of
-from pipeline.launch.rows import check_splits
+from pipeline.launch.rows import ROW_STEPS, check_splits
 from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
 from pipeline.state import summary
@@ -61,8 +61,8 @@ def run_steps(
                     preflight(run)
                     preflight = None
                 Scheduler(run, steps, warm, verbose=verbose, show=show).run_all()
-                if steps[0].stage == "prepare_data" and run.states[steps[0].name].artifact is not None:
-                    check_splits(run)
+                if steps[0].name in ROW_STEPS and run.states[steps[0].name].artifact is not None:
+                    check_splits(run, steps[0])
                 if after_round is not None and steps[0].stage == "evaluate_policy":
                     after_round(run, steps[0])
             is_partial = any(state.state == "pending" for state in run.states.values())

@@ -3,7 +3,9 @@
 from data_schemas.stage_keys import StageTraits, stages
 
 Section = str  # "dpo"; the section of a recipe that configures a stage
-STAGE_OF: dict[Section, str] = {"data": "prepare_data", "judge": "reward_model"}  # others are named after their stage
+# Others are named after their stage.
+STAGE_OF: dict[Section, str] = {"data": "prepare_data", "judge": "reward_model", "curate_sft": "curate"}
+SECOND_OF_A_STAGE = ("judge", "curate_sft")  # sections of a stage that has another section already
 
 # Keys that mean something else in a stage than in all others, so `defaults` does not set them there: TRL's
 # pad_to_multiple_of pads rows, that of prepare_base the vocabulary.
@@ -20,15 +22,18 @@ def traits_of(section: Section) -> StageTraits:
 
 
 def all_sections() -> list[Section]:
-    """Every section that a recipe may have, in the order of the loop; `judge` is a second reward model."""
-    section_of = {stage: section for section, stage in STAGE_OF.items() if section != "judge"}
+    """Every section that a recipe may have, in the order of the loop.
+
+    `judge` is a second reward model, and `curate_sft` the curation of what SFT is trained on in a round.
+    """
+    section_of = {stage: section for section, stage in STAGE_OF.items() if section not in SECOND_OF_A_STAGE}
     sections = [section_of.get(name, name) for name, stage in stages().items() if stage.traits.runs != "by_plan"]
-    return [*sections, "judge"]
+    return [*sections, *SECOND_OF_A_STAGE]
 
 
 def runs_once(section: Section) -> bool:
     """Whether the section runs once, before the rounds."""
-    return section == "judge" or traits_of(section).runs == "once"
+    return section == "judge" or (traits_of(section).runs == "once" and section != "curate_sft")
 
 
 def may_have_variants(section: Section) -> bool:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from data_schemas.files import write_atomically
 from data_schemas.stage_keys import INPUT_ROLES, PIPELINE_KEYS, REPLACED_KEYS, StageKey, stages
-from pipeline.recipe.names import STAGE_OF
+from pipeline.recipe.names import SECOND_OF_A_STAGE, STAGE_OF
 from pipeline.recipe.sections import Launch
 from pipeline.recipe.settings import Report, Settings
 
@@ -26,7 +26,8 @@ SET_BY_PLAN = {*PIPELINE_KEYS, "output_dir"}
 HEAD = """# Every key of a recipe
 
 A recipe is one YAML file. Its own keys come first; every other key belongs to a section, and a section is named after
-the stage that it configures (`data` configures `prepare_data`, and `judge` a reward model that is trained separately).
+the stage that it configures (`data` configures `prepare_data`, `judge` a reward model that is trained separately, and
+`curate_sft` the stage `curate` on what SFT is trained on in each round).
 A section may hold the keys of its stage that are listed here: those of this project, and those of TRL.
 
 ```yaml
@@ -68,7 +69,7 @@ them. A default that differs from TRL's is ours. Keys that a section shares with
 
 def _section_of(stage: str) -> str:
     """The section that configures a stage; the average of a section's variants has its keys in that section."""
-    names = {stage: section for section, stage in STAGE_OF.items() if section != "judge"}
+    names = {stage: section for section, stage in STAGE_OF.items() if section not in SECOND_OF_A_STAGE}
     return names.get(stage, "average" if stage == "average_models" else stage)
 
 

@@ -29,7 +29,19 @@ def check_rounds(recipe: Recipe) -> None:
         raise ConfigError(f"{where}: nothing trains on the winners of rejection_sampling: add sft, or leave it out")
     if "sft" in stages and "rejection_sampling" not in stages and not recipe.human_share:
         raise ConfigError(f"{where}: sft has no rows: add rejection_sampling, or human_share > 0")
+    for number in range(1, recipe.rounds + 1):
+        _check_curation_for_sft(recipe, number)
     _check_first_pairs(recipe)
+
+
+def _check_curation_for_sft(recipe: Recipe, number: int) -> None:
+    """Raises ConfigError where SFT takes a share of the human rows that a curation of winners and human rows cannot."""
+    shares = {variant.human_share for variant in recipe.section("sft", number).variants}
+    if recipe.section("curate_sft", number).is_in_file and (len(shares) > 1 or not shares <= {0.0, 1.0}):
+        raise ConfigError(
+            f"{recipe.path}: human_share={max(shares - {1.0}):g} takes a part of the human rows, and curate_sft "
+            "writes them and the winners into one file; leave one of the two out"
+        )
 
 
 def _names_reward(recipe: Recipe, round_number: int) -> bool:

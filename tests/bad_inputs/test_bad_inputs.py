@@ -1,7 +1,7 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
 The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_runs.py, bad_exports.py, bad_keys.py,
-bad_models.py, bad_rewards.py, bad_templates.py, bad_vllm.py and bad_commands.py, by what is
+bad_models.py, bad_curation.py, bad_rewards.py, bad_templates.py, bad_vllm.py and bad_commands.py, by what is
 damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
@@ -16,6 +16,7 @@ import pytest
 
 from tests.bad_inputs import (
     bad_commands,
+    bad_curation,
     bad_exports,
     bad_keys,
     bad_models,
@@ -42,6 +43,7 @@ CASES = [
     *bad_templates.CASES,
     *bad_vllm.CASES,
     *bad_commands.CASES,
+    *bad_curation.CASES,
 ]
 MET: dict[Case, Met] = {}  # reached by the cases that have run
 # (file, function) of rules that no case can reach -> the test that reaches them, or why none can.

@@ -4,7 +4,7 @@ import pytest
 
 from commands.score import summary, with_scores
 from data_schemas.reading import read_conversations, read_rows
-from data_schemas.rows import Candidates, Message, PreferencePair, Prompt, ScoredConversation
+from data_schemas.rows import Candidates, Conversation, Message, PreferencePair, Prompt
 from engine.judging.scoring import RewardModelScorer
 from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime.arguments import GenerationArguments
@@ -66,9 +66,10 @@ def test_pairs_and_dialogs_are_scored_in_their_own_rows(tiny_reward_model, tmp_p
     dialogs = [*map(conversation, range(3)), {"messages": mixed}, {"prompt": "Hi?", "response": "Ho."}]
     write_jsonl(tmp_path / "dialogs.jsonl", dialogs)
     assert call("score", tiny_reward_model, tmp_path / "dialogs.jsonl", "-o", tmp_path / "d.jsonl") == 0
-    scored = read_rows(tmp_path / "d.jsonl", ScoredConversation)
+    scored = read_rows(tmp_path / "d.jsonl", Conversation)
     assert [row.messages[-1].content for row in scored[3:]] == ["!", "Ho."]
-    assert read_conversations(tmp_path / "d.jsonl").rows == read_conversations(tmp_path / "dialogs.jsonl").rows
+    read_back = [row.model_copy(update={"score": None}) for row in read_conversations(tmp_path / "d.jsonl").rows]
+    assert read_back == read_conversations(tmp_path / "dialogs.jsonl").rows
     # The pair and the dialog with the same prompt and answer have the same score.
     assert [pairs[place].chosen_score for place in (1, 2)] == pytest.approx(
         [row.score for row in scored[1:3]], abs=1e-5

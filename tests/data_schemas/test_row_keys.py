@@ -141,8 +141,8 @@ def test_ignored_columns_are_listed_once_for_each_file(tmp_path, caplog):
     row = {"conversations": turns, "system": "s", "id": 3, "source": "web", "score": 5, "empty": None}
     first = lines(tmp_path / "a.jsonl", row, {"messages": TWO_TURNS, "id": 4, "topic": "x"})
     read = read_conversations([first, lines(tmp_path / "b.jsonl", {"messages": TWO_TURNS, "system": "s"})])
-    assert read.ignored == {str(first): ["id", "score", "conversations.lang", "topic"]}
-    assert read.notes == [f"{first}: ignored columns: id, score, conversations.lang, topic"]
+    assert read.ignored == {str(first): ["id", "conversations.lang", "topic"]}
+    assert read.notes == [f"{first}: ignored columns: id, conversations.lang, topic"]
     assert caplog.messages == read.notes
     assert read_pairs(lines(tmp_path / "c.jsonl", PAIR | {"margin": 1, "rating": [2, 1], "score": 3})).ignored == {
         str(tmp_path / "c.jsonl"): ["margin", "score"]

@@ -164,3 +164,11 @@ def test_a_wrong_mapping_is_one_line(given, complaint):
     with pytest.raises(ConfigError) as caught:
         Source.of(given, where="here")
     assert str(caught.value).startswith(complaint)
+
+
+def test_a_source_gives_its_rows_a_tag_and_a_row_keeps_its_own(tmp_path):
+    rows = [{"prompt": "1 + 1?", "response": "2"}, {"prompt": "print?", "response": "print()", "tag": "code"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_conversations([{"path": str(tmp_path / "a.jsonl"), "tag": "math"}])
+    assert [row.tag for row in read.rows] == ["math", "code"]
+    assert "tag" not in read_conversations([tmp_path / "a.jsonl"]).rows[0].to_json()

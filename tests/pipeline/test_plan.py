@@ -316,3 +316,39 @@ def test_a_run_may_have_no_round(plan):
 def test_a_key_that_the_plan_sets_is_refused(plan):
     with pytest.raises(ConfigError, match=r"rejection_sampling\.reward_model is set by the plan"):
         plan("rejection_sampling.reward_model=x")
+
+
+def test_a_section_curate_stands_between_the_files_and_what_trains_on_them(plan):
+    """Held-out rows are read from prepare_data: no rule of curation touches them."""
+    steps = plan("curate={}", "curate_sft={}", "base_model=null", "pretrain={block_size: 32}")
+    assert list(steps)[:3] == ["prepare_data", "curate", "pretrain"]
+    kinds = ("documents", "instructions", "preferences", "prompts")
+    curated = {kind: [Output("prepare_data", f"{kind}.train", optional=True)] for kind in kinds}
+    held_out = {"evaluation_prompts": [Output("prepare_data", "evaluation_prompts", optional=True)]}
+    assert steps["curate"].inputs == curated | held_out
+    assert steps["pretrain"].inputs["train_data"] == [Output("curate", "documents.train")]
+    assert steps["round-0.sft"].inputs["train_data"] == [Output("curate", "instructions.train")]
+    assert steps["round-0.sft"].inputs["eval_data"] == [both("prepare_data", "instructions")[1]]
+    assert steps["round-1.annotate"].inputs["prompts"] == [Output("curate", "prompts.train")]
+    winners, human = both("round-2.rejection_sampling", "winners"), both("prepare_data", "instructions")
+    assert steps["round-2.curate_sft"].inputs == {
+        "instructions": [winners[0], Output("curate", "instructions.train")],
+        **held_out,
+    }
+    assert steps["round-2.sft"].inputs["train_data"] == [Output("round-2.curate_sft", "instructions.train")]
+    assert steps["round-2.sft"].inputs["eval_data"] == [winners[1], human[1]]
+
+
+def test_without_a_section_nothing_is_curated(plan):
+    assert not any(step.stage == "curate" for step in plan().values())
+    assert "round-1.curate_sft" not in plan("curate={}")
+
+
+def test_rows_are_embedded_by_the_base_unless_a_section_names_a_model(plan, tmp_path):
+    steps = plan("curate={semantic_duplicates: 0.9}", "curate_sft={semantic_duplicates: 0.9}")
+    base = Model(str(tmp_path / "work" / "base"))
+    assert steps["curate"].inputs["embedding_model"] == [base]
+    assert steps["round-1.curate_sft"].inputs["embedding_model"] == [BASE]
+    named = plan(f"curate={{semantic_duplicates: 0.9, embedding_model: {base.path}}}")["curate"]
+    assert named.inputs["embedding_model"] == [base]
+    assert "embedding_model" not in plan("curate={}")["curate"].inputs

@@ -1,0 +1,101 @@
+"""Bad rows, rules and sections, given to the stage curate."""
+
+from collections.abc import Callable
+from typing import Any
+
+from data_schemas import key_rules
+from tests.bad_inputs.cases import Call, Case, Place
+
+RULES = """
+def broken(row): raise KeyError("a\\nb")
+def number(row): return 3
+"""
+
+
+def dialog(question: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]}
+
+
+def curate(rows: list[Any] | None = None, **keys: Any) -> Callable[[Place], Call]:
+    """The stage on two rows, or on these."""
+
+    def make(place: Place) -> Call:
+        place.write("rules.py", RULES)
+        file = place.write("rows.jsonl", rows or [dialog("Is it?"), dialog("Is that so?")])
+        return place.stage("curate", **{"instructions": [file]} | keys)
+
+    return make
+
+
+def without_py3langid(place: Place) -> Call:
+    place.patch.setattr(key_rules, "is_installed", lambda package: False)
+    return curate(languages=["en"])(place)
+
+
+def in_recipe(*settings: str) -> Callable[[Place], Call]:
+    return lambda place: place.alignloop("plan", *place.recipe(*settings))
+
+
+CASES = [
+    Case("curate nothing", curate(instructions=None), "curate has nothing to read: give documents, instructions,"),
+    Case("curate a missing file", curate(instructions=["gone.jsonl"]), "gone.jsonl does not exist"),
+    Case("curate text", curate(["text\n"]), "HERE/rows.jsonl:1 is not a stored row of instructions; expected what"),
+    Case("curate other rows", curate([{"text": "a"}]), "rows.jsonl:1 is not a stored row of instructions; expected"),
+    Case("curate half a row", curate([{"messages": 3}]), "HERE/rows.jsonl:1 is not a stored row of instructions"),
+    Case(
+        "curate by a broken rule",
+        curate(row_rules=["rules:broken"]),
+        "rules:broken raised KeyError: 'a\\nb', on HERE/rows.jsonl:1",
+    ),
+    Case(
+        "curate by a rule that counts",
+        curate(row_rules=["rules:number"]),
+        "rules:number returned 3; expected a reason as text, or None, on HERE/rows.jsonl:1",
+    ),
+    Case(
+        "curate equal rows",
+        curate([dialog("Is it?")] * 3),
+        "2 of 3 rows of instructions are dropped (exact_duplicate 2), more than max_dropped=0.5; see dropped.jsonl",
+    ),
+    Case(
+        "curate an unknown language",
+        curate(languages=["english"]),
+        "languages: 'english' is not a language that py3langid knows; expected codes of ISO 639-1, as 'en'",
+    ),
+    Case(
+        "curate without py3langid",
+        without_py3langid,
+        "languages: the package py3langid is not installed; install it, as by pip install 'alignloop[data]'",
+    ),
+    Case(
+        "embeddings without a model",
+        curate(semantic_duplicates=0.9),
+        "semantic_duplicates: embedding_model is missing: the folder of a model that embeds the rows",
+    ),
+    Case(
+        "embeddings by a base that is pretrained later",
+        in_recipe("curate={semantic_duplicates: 0.9}", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
+        "curate: semantic_duplicates: embedding_model is missing: the folder of a model",
+    ),
+    Case("a threshold of no rule", curate(thresholds={"refusl": 3}), "thresholds='refusl' is not one of empty_answer,"),
+    Case(
+        "a threshold that is text",
+        curate(thresholds={"refusal": "x"}),
+        "thresholds.refusal='x' is text, expected a number or nothing (null)",
+    ),
+    Case(
+        "curate_sft and a share of the human rows",
+        in_recipe("curate_sft={}", "human_share=0.5"),
+        "human_share=0.5 takes a part of the human rows, and curate_sft writes them and the winners into one file",
+    ),
+    Case(
+        "curate with a launch",
+        in_recipe("curate={launch: {num_processes: 2}}"),
+        "curate.launch: this stage is always one process",
+    ),
+    Case(
+        "curate_sft before the rounds",
+        in_recipe("by_round={1: {curate: {near_duplicates: 0.9}}}"),
+        "by_round.1.curate: curate runs once, before the rounds",
+    ),
+]
