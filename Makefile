@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-long lint types keys docs bench bench-full bench-gpu bench-alignment soak clean
+.PHONY: install demo test test-long lint types keys docs bench bench-full bench-gpu bench-data bench-alignment soak clean
 
 install: $(VENV)/.installed
 
@@ -61,6 +61,11 @@ bench-full: install
 # command again measures the parts that are missing. Without a GPU it tries everything with tiny models.
 bench-gpu: install
 	$(BIN)/python -m benchmarks.speed gpu $(OPTIONS)
+
+# Curation of synthetic chat rows with planted duplicates, contamination and another language: minutes, memory, recall.
+# 100,000 and a million rows, 3 GB of files in runs/bench-data; OPTIONS="--rows 20000" is a trial.
+bench-data: install
+	$(BIN)/python -m benchmarks.data $(OPTIONS)
 
 # Five seeds of the demo's world, with ablations and controls: docs/alignment.md. Finished runs are reused.
 bench-alignment: install

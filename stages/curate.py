@@ -105,7 +105,7 @@ def check_share(table: Table, max_dropped: float) -> None:
 
 
 def main(stage: Stage, arguments: CurateArguments) -> StageResult:
-    given = [kind for kind in KINDS if getattr(arguments, kind)]
+    given: list[Kind] = [kind for kind in KINDS if getattr(arguments, kind)]
     if not given:
         raise ConfigError(f"curate has nothing to read: give {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     evaluation = evaluation_sets(arguments)

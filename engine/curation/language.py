@@ -13,8 +13,9 @@ from engine.curation.content import Content, Finding, Kind, Rule
 from engine.curation.dialog_rules import prose_of
 
 MIN_CHARACTERS = 20
-MAX_CHARACTERS = 300  # from the start: more of a text tells little, and takes its time
+MAX_CHARACTERS = 160  # from the start: twice as many take twice the time, and change 2 % of the verdicts
 MIN_CONFIDENCE = 0.85
+NEAR_ENGLISH = "pcm"  # Nigerian Pidgin, for which the model takes English with rare words
 NO_LANGUAGE = "zxx"  # what the model says of formulas and addresses
 PROMPT, ANSWER = "prompt_language", "answer_language"
 
@@ -41,7 +42,7 @@ def language_rules(
         raise ConfigError(
             f"languages: {unknown[0]!r} is not a language that py3langid knows; expected codes of ISO 639-1, as 'en'"
         )
-    known = wanted | {"", NO_LANGUAGE}
+    known = wanted | {"", NO_LANGUAGE} | ({NEAR_ENGLISH} if "en" in wanted else set())
     shown = ",".join(sorted(wanted))
 
     def rule_of(name: str) -> Rule:

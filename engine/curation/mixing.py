@@ -56,7 +56,7 @@ def mix_rows(
     """
     tokens = np.asarray(num_tokens, dtype=np.int64)
     names, of_source = np.unique(np.asarray(sources, dtype=object).astype(str), return_inverse=True)
-    available = np.bincount(of_source, weights=tokens, minlength=len(names))
+    available = _sums(of_source, tokens, len(names)).astype(np.float64)
     wanted = np.array([(weights or {}).get(name, 1.0) for name in names]) * available ** (1 / temperature)
     wanted[available == 0] = 0.0
     most = np.array([max_epochs.get(name, 1.0) if isinstance(max_epochs, Mapping) else max_epochs for name in names])
@@ -64,8 +64,8 @@ def mix_rows(
     copies = np.zeros(len(tokens), dtype=np.int64)
     for number, name in enumerate(names):
         rows = np.flatnonzero(of_source == number)
-        order = rows[np.argsort([_place(seed, str(name), ids[row]) for row in rows], kind="stable")]
-        copies[order] = copies_of(tokens[order], targets[number])
+        order = rows[np.argsort([_place(seed, str(name), ids[int(row)]) for row in rows], kind="stable")]
+        copies[order] = copies_of(tokens[order], float(targets[number]))
     return Mix(copies, _table(names, of_source, tokens, copies))
 
 
@@ -101,11 +101,18 @@ def _place(seed: int, source: str, row_id: str) -> bytes:
     return hashlib.blake2b(f"{seed}\0{source}\0{row_id}".encode(), digest_size=8).digest()
 
 
+def _sums(of_source: NDArray[np.intp], values: NDArray[np.int64], num_sources: int) -> NDArray[np.int64]:
+    """The sum of the values of each source."""
+    sums = np.zeros(num_sources, dtype=np.int64)
+    np.add.at(sums, of_source, values)
+    return sums
+
+
 def _table(
     names: NDArray[np.str_], of_source: NDArray[np.intp], tokens: NDArray[np.int64], copies: NDArray[np.int64]
 ) -> list[SourceShare]:
     def of_each(values: NDArray[np.int64]) -> list[int]:
-        return [int(value) for value in np.bincount(of_source, weights=values, minlength=len(names))]
+        return _sums(of_source, values, len(names)).tolist()
 
     before, after = of_each(tokens), of_each(tokens * copies)
     return [
