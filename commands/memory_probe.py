@@ -226,29 +226,30 @@ class Content(TorchDispatchMode):
 
 
 @contextmanager
-def _recorded_heads() -> Iterator[list[Callable[[torch.nn.Module], object]]]:
+def _recorded_heads() -> Iterator[list[Callable[[PreTrainedModel], object]]]:
     """Inside, the calls with which TRL replaces the head of a model by its chunked one are listed, to be repeated."""
-    calls: list[Callable[[torch.nn.Module], object]] = []
+    calls: list[Callable[[PreTrainedModel], object]] = []
     original = sft_trainer.add_fused_lm_head
 
-    def add(model: torch.nn.Module, *args: Any, **options: Any) -> object:
+    def add(model: PreTrainedModel, *args: Any, **options: Any) -> object:
         calls.append(lambda other: original(other, *args, **options))
         return original(model, *args, **options)
 
     modules = (sft_trainer, dpo_trainer)
     for module in modules:
-        module.add_fused_lm_head = add
+        vars(module)["add_fused_lm_head"] = add
     try:
         yield calls
     finally:
         for module in modules:
-            module.add_fused_lm_head = original
+            vars(module)["add_fused_lm_head"] = original
 
 
 def _as_numbers(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
     """A mask with content as the numbers of the elements that it keeps; any other index as it is."""
-    is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-    return index.nonzero(as_tuple=True) if is_mask else [index]
+    if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
+        return [index]
+    return index.nonzero(as_tuple=True)
 
 
 def config_of(probe: Probe, *, layers: int) -> PretrainedConfig:

@@ -38,7 +38,7 @@ class ModelAnswer(TypedDict):
 class Probe(TypedDict):
     """A training step on one micro-batch whose memory is measured on tensors without content."""
 
-    stage: Literal["pretrain", "sft", "reward_model", "dpo"]
+    stage: str  # pretrain, sft, reward_model or dpo
     keys: dict[str, Any]  # of the stage, typed
     config: dict[str, Any]  # of the model
     layers: int  # of the model; the probe has fewer

@@ -81,7 +81,7 @@ def test_the_summary_has_its_schema_and_every_number_or_a_reason(place):
     assert [step["name"] for step in summary["steps"]] == STEPS
     for step in summary["steps"]:
         assert list(step)[:6] == ["name", "stage", "round", "folder", "fingerprint", "state"]
-        assert list(step)[6:] == ["seconds", "metrics", "warnings", "inputs"]
+        assert list(step)[6:] == ["seconds", "metrics", "warnings", "inputs", "cost"]
         assert step["state"] == "ran"
         assert step["folder"] == f"{step['name']}-{step['fingerprint'][:8]}"
         assert step["seconds"] > 0

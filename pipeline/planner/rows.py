@@ -57,7 +57,9 @@ def existing_files(run: Run) -> dict[str, RowFiles]:
     for step in run.steps:
         folder = run.folder(step.name)
         record = Artifact.read(folder) if folder else None
-        for name, file in record.outputs.items() if record and folder else ():
+        if folder is None or record is None:
+            continue
+        for name, file in record.outputs.items():
             kind = KINDS.get(name.partition(".")[0])
             if kind and file.endswith(".jsonl"):
                 found[f"{step.name}/{name}"] = {"kind": kind, "files": [str(folder / file)]}
