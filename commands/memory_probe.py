@@ -128,7 +128,7 @@ class Bench:
 
     trainer: Any
     collator: Callable[[list[dict[str, list]]], dict[str, torch.Tensor]]
-    heads: list[Callable[[torch.nn.Module], object]]  # what replaced the head of the trainer's model
+    heads: list[Callable[[PreTrainedModel], object]]  # what replaced the head of the trainer's model
     probe: Probe
 
     @classmethod
