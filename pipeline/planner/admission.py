@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_schemas.errors import ConfigError, DataError, StageError
 from data_schemas.text import printable
+from pipeline.planner.devices import gpu_named
 from pipeline.planner.estimate import Planner, RunEstimate, StepEstimate, UnknownSizes, planner_of
 from pipeline.planner.remedies import does_not_fit, remedies_of
 from pipeline.state.costs import Estimated
@@ -19,6 +20,9 @@ def check_states(run: Run, *, forced: bool) -> None:
 
     Raises ConfigError for such a step unless `forced`, and for a name of a GPU that is not known.
     """
+    for step in run.steps:
+        if step.launch.gpu:
+            gpu_named(step.launch.gpu, where=f"{run.recipe.path}: launch.gpu")
     try:
         planner = Planner(run, None)
         _refuse(run, planner, planner.estimate(), forced=forced)

@@ -36,7 +36,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("round_stages=[evaluate_policy]", "SET: round_stages.0='evaluate_policy': Input should be 'annotate',"),
     ("by_round=[dpo]", "SET: by_round=['dpo']: Input should be a valid dictionary"),
     ("by_round.one.dpo.beta=1", "SET: by_round.one='one': Input should be a valid integer"),
-    ("by_round.1.dpoo.beta=1", "SET: by_round.1.dpoo='dpoo': Input should be 'data', 'pretrain', 'prepare_base',"),
+    ("by_round.1.dpoo.beta=1", "SET: by_round.1.dpoo='dpoo': Input should be 'data', 'curate', 'pretrain',"),
     ("by_round.3.dpo.beta=1", "SET: by_round.3: the run has rounds 0 to 2"),
     ("by_round.1.pretrain.seed=1", "SET: by_round.1.pretrain: pretrain runs once, before the rounds"),
     ("by_round.1.evaluate_policy.seed=1", "SET: by_round.1.evaluate_policy: all policies are judged the same way"),
@@ -170,7 +170,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("launch.main_process_port=0", "launch.main_process_port=0: Input should be greater than or equal to 1"),
     ("launch.main_process_port=65536", "launch.main_process_port=65536: Input should be less than or equal to 65535"),
     ("launch.grace_seconds=1000001", "launch.grace_seconds=1000001: Input should be less than or equal to 1000000"),
-    ("launch.price_per_gpu_hour=1e7", "price_per_gpu_hour=10000000.0: Input should be less than or equal to 1000000"),
+    (
+        "launch.price_per_gpu_hour=10000000.0",
+        "price_per_gpu_hour=10000000.0: Input should be less than or equal to 1000000",
+    ),
     ("dpo_batches=1001", "dpo_batches=1001: Input should be less than or equal to 1000"),
     # -- the files and models it names
     ("data.preferences=gone.jsonl", "data.preferences='gone.jsonl' does not exist, neither in HERE nor beside the"),

@@ -56,6 +56,8 @@ def test_overrides_are_typed_yaml_on_dotted_keys_and_reach_rounds_and_launch(rec
         "devices": None,
         "grace_seconds": 0.5,
         "warm": True,
+        "gpu": None,
+        "price_per_gpu_hour": None,
     }
     assert recipe.section("annotate").keys["seed"] == 7
 
