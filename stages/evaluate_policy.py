@@ -43,6 +43,20 @@ from engine.sampling.sampler import sample_in_turn
 # Shapes: P = prompts, K = answers to each prompt.
 RECIPE_VERSION = 3
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
+OF_LLM_JUDGES = (  # columns of the table of rounds that only an LLM judge gives
+    "lc_win_rate_vs_first",
+    "lc_win_rate_vs_first_low",
+    "lc_win_rate_vs_first_high",
+    "win_rate_vs_baseline",
+    "win_rate_vs_baseline_low",
+    "win_rate_vs_baseline_high",
+    "lc_win_rate_vs_baseline",
+    "lc_win_rate_vs_baseline_low",
+    "lc_win_rate_vs_baseline_high",
+    "judge_position_consistency",
+    "judge_tie_rate",
+    "judge_prefers_longer",
+)
 TRAITS = StageTraits(
     purpose="Samples answers to held-out prompts, has them judged, and chooses the best policy so far.",
     position=90,
@@ -60,18 +74,7 @@ TRAITS = StageTraits(
             "win_rate_vs_first",
             "win_rate_vs_first_low",
             "win_rate_vs_first_high",
-            "lc_win_rate_vs_first",
-            "lc_win_rate_vs_first_low",
-            "lc_win_rate_vs_first_high",
-            "win_rate_vs_baseline",
-            "win_rate_vs_baseline_low",
-            "win_rate_vs_baseline_high",
-            "lc_win_rate_vs_baseline",
-            "lc_win_rate_vs_baseline_low",
-            "lc_win_rate_vs_baseline_high",
-            "judge_position_consistency",
-            "judge_tie_rate",
-            "judge_prefers_longer",
+            *OF_LLM_JUDGES,
             "win_rate_vs_previous",
             "win_rate_vs_previous_low",
             "win_rate_vs_previous_high",
@@ -227,6 +230,8 @@ def judge_name(arguments: EvaluatePolicyArguments, judge: LLMJudge | None) -> st
 def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -> dict[str, str]:
     """Why metrics are missing."""
     reasons = {name: "this is the first policy" for name, value in metrics.items() if value is None}
+    if not arguments.judge_llm:
+        reasons |= dict.fromkeys(OF_LLM_JUDGES, "no judge_llm is given")
     if not arguments.judge_function:
         reasons["gold_mean"] = "the recipe gives no judge_function"
     if not arguments.proxy_model:
