@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -286,7 +287,15 @@ def stop_in_flat_window(patch: pytest.MonkeyPatch, signal_number: int) -> None:
     patch.setattr(PolicyGradientTrainer, "_make_batches", stop)
 
 
-@pytest.mark.usefixtures("flat_from_window_2")
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which it does not install in a job that a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("flat_from_window_2", "interruptible")
 @pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_flat_windows_are_counted_across_a_resume(signal_number, status, tiny_model, files, tmp_path, monkeypatch):
     """Windows 0 and 1 have variance and the next three have none: training ends before the fifth step is taken."""

@@ -33,6 +33,8 @@ def test_the_record_comes_last_and_names_everything(words, tmp_path):
     assert {"torch", "trl"} <= set(record.versions)
     outcome = read_json(tmp_path / "out" / "outcome.json")
     assert outcome is not None and abs(sum(outcome.pop("seconds").values()) - record.seconds) < 0.5
+    used = outcome.pop("used")
+    assert (used["processes"], used["peak_memory"] > 10**6, bool(used["device"])) == (1, True, True)
     assert outcome == {"state": "done", "cause": "", "hint": "", "kind": ""}
     newest = max((path for path in (tmp_path / "out").iterdir()), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name in ("artifact.json", "log.txt")  # it is logged afterwards
