@@ -123,10 +123,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-data"), help="a folder for each number of rows")
     arguments = parser.parse_args()
-    lines = []
+    print(HEAD, flush=True)
     for num_rows in arguments.rows:
-        lines.append(measure(num_rows, arguments.folder / str(num_rows)).line)
-    print(HEAD, *lines, sep="\n")
+        print(measure(num_rows, arguments.folder / str(num_rows)).line, flush=True)
 
 
 if __name__ == "__main__":
