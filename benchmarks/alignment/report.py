@@ -214,6 +214,7 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
         table="\n".join(table(scores)),
         verdict=verdict(scores),
         controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
+        reinforcement=REINFORCEMENT if (folder / "alignment-rl.md").exists() else "",
     )
     if found := evaluations(RUNS / "checkable", "summary.json"):
         checkable_RP = np.array([means_by_prompt(one) for one in found])
@@ -237,11 +238,13 @@ differences.
 {verdict}
 
 A small world shows what a part does there, not what it does at scale. Parts left out and controls in two rounds of an
-earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model. RL beside DPO at equal
-KL, and a reward that can be exploited, are on [a third one](alignment-rl.md).
+earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model.{reinforcement}
 
 ![gold by round](alignment.svg)
 """
+
+REINFORCEMENT = """
+[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md), are on a third one."""
 
 CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
 that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
