@@ -55,9 +55,15 @@ def measured_peak(probe: Probe, scratch: Path) -> int:
     pid = os.fork()
     if not pid:
         try:
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+            library = ctypes.CDLL(None)
+            library.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
             torch.set_num_threads(1)
+            # The pages of the libraries are no part of a fork's memory until it runs them, so they are run once before.
+            small = bench.model(1)
+            bench.train(small, micro_batches=MICRO_BATCHES)
+            del small
             gc.collect()
+            library.malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
             before = _status("VmRSS")
             model = bench.model(probe["layers"])
