@@ -195,6 +195,8 @@ def _check_text(text: str, key: StageKey, *, where: str) -> None:
         raise ConfigError(f"{where}={shown(text)} is not one of {', '.join(listed)}{nearest(text, key.choices)}")
     if "\0" in text:
         raise ConfigError(f"{where}={shown(text)} contains a null character; remove it")
+    if key.role in ("rows", "model") and not text:
+        raise ConfigError(f"{where}='' is empty text; expected a path")
     if key.role in ("rows", "model") and (problem := path_problem(text)):
         raise ConfigError(f"{where}={shown(text)} {problem}")
 

@@ -92,11 +92,12 @@ class RowsOfRun:
         step, (name, _, side) = self.steps[output.step], output.name.partition(".")
         if earlier := self._earlier(step, output.name, side):
             return earlier
-        if name == "pairs":
-            return self._sampled(step, side, answers=with_defaults(step.stage, step.keys)["num_answers"])
+        if name == "pairs" and (answers := with_defaults(step.stage, step.keys).get("num_answers")):
+            return self._sampled(step, side, answers=answers)
         if name == "winners":
             return self._sampled(step, side, answers=1)
-        return Rows(0, [], is_assumed=True)
+        read = step.inputs.get(name) or step.inputs.get("train_data") or []  # a step that keeps some of its rows
+        return replace(self.of(read), is_assumed=True)
 
     def _earlier(self, step: Step, name: str, side: str) -> Rows | None:
         """Rows like those that the newest finished step of the same stage wrote: as many for each prompt, as long."""

@@ -17,6 +17,7 @@ def test_the_summary_has_its_schema_and_a_reason_for_every_null(world):
         "metrics",
         "warnings",
         "inputs",
+        "cost",
     ]
     rows = summary["rounds"]
     assert [(row["round"], row["policy"], row["gold_mean"]) for row in rows] == [
