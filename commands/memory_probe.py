@@ -203,26 +203,15 @@ class Bench:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         small = self.trainer.model
         if hasattr(small, "peft_config"):
-            model = _with_adapters(model, small.peft_config["default"])
+            from peft import get_peft_model
+
+            model = get_peft_model(model, copy.deepcopy(small.peft_config["default"]))
         for add in self.heads[:1]:
             add(model.get_base_model() if hasattr(model, "get_base_model") else model)
         if self.trainer.args.gradient_checkpointing:
             model.gradient_checkpointing_enable(self.trainer.args.gradient_checkpointing_kwargs)
             model.enable_input_require_grads() if hasattr(small, "peft_config") else None
         return model.train()
-
-
-def _with_adapters(model: PreTrainedModel, config: Any) -> Any:
-    """The model with adapters. PEFT moves them to the device of their layer, where they are already, and a module whose
-    tensors have no content can't be moved."""
-    from peft import get_peft_model
-
-    move = torch.nn.Module.to
-    torch.nn.Module.to = lambda module, *_, **__: module  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        return get_peft_model(model, copy.deepcopy(config))
-    finally:
-        torch.nn.Module.to = move
 
 
 class Content(TorchDispatchMode):

@@ -97,6 +97,11 @@ CASES = [
         varied(lambda place: place.write("synonyms.txt", "quick, fast\ntown\n")),
         "HERE/synonyms.txt:2: only 'town', expected words of one meaning, separated by commas",
     ),
+    Case(
+        "an empty path",
+        in_recipe("curate={synonyms: ['']}"),
+        "curate: synonyms='' is empty text; expected a path",
+    ),
     Case("a threshold of no rule", curate(thresholds={"refusl": 3}), "thresholds='refusl' is not one of empty_answer,"),
     Case(
         "a threshold that is text",
