@@ -25,30 +25,34 @@ from pipeline.report.rounds import exploited_rewards
 from toy_world.gold import parts as gold_parts
 
 STAGES = "annotate, reward_model, rejection_sampling, sft"
-SAMPLING = [
+ANSWERS = ["rl.max_completion_length=32", "rl.num_eval_answers=2", "rl.beta=0"]
+EQUAL_KL = [  # chosen on another seed and on the half of the evaluation prompts that the report does not use
+    *ANSWERS,
+    "rl.num_generations=16",
+    "rl.global_batch_size=1024",
+    "rl.per_device_train_batch_size=64",
+    "rl.scale_rewards=none",
+    "rl.learning_rate=1.5e-4",
+    "rl.max_steps=60",
+    "rl.eval_steps=1",
+]
+EXPLOITABLE = [
+    *ANSWERS,
     "rl.num_generations=8",
     "rl.global_batch_size=256",
     "rl.per_device_train_batch_size=64",
-    "rl.max_completion_length=32",
-    "rl.num_eval_answers=2",
-    "rl.beta=0",
-]
-# Chosen on another seed and on the half of the evaluation prompts that the report does not use.
-EQUAL_KL = [*SAMPLING, "rl.scale_rewards=none", "rl.learning_rate=2.0e-4", "rl.max_steps=60", "rl.eval_steps=2"]
-EXPLOITABLE = [
-    *SAMPLING,
     "rl.reward_functions=[benchmarks.alignment.exploitable:phrases]",
-    "rl.learning_rate=3.0e-4",
-    "rl.max_steps=40",
+    "rl.reward_weights=[1.0, 3.0]",
+    "rl.learning_rate=5.0e-4",
+    "rl.max_steps=60",
 ]
 GUARDS = [
     "rl.reward_shaping=sigmoid_of_reference",
-    "rl.num_reference_answers=4",
     "rl.unfinished_penalty=1.0",
     "rl.kl_budget=0.5",
     "rl.eval_steps=1",
 ]
-SETTINGS = {SFT: [], DPO: [], RL: EQUAL_KL, FREE: [*EXPLOITABLE, "rl.eval_steps=10"], GUARDED: [*EXPLOITABLE, *GUARDS]}
+SETTINGS = {SFT: [], DPO: [], RL: EQUAL_KL, FREE: [*EXPLOITABLE, "rl.eval_steps=20"], GUARDED: [*EXPLOITABLE, *GUARDS]}
 LAST_STAGE = {SFT: "", DPO: ", dpo", RL: ", rl", FREE: ", rl", GUARDED: ", rl"}
 
 

@@ -153,7 +153,7 @@ DPO has the demo's keys. RL's were chosen on another seed and on other evaluatio
 
 ## A reward that can be exploited
 
-The reward is that of the reward model plus 1 for each time that the answer has "{phrase}". The gold score deducts
+The reward is that of the reward model plus 3 for each time that the answer has "{phrase}". The gold score deducts
 0.1 for it, and 0.2 where it is repeated. The guards are `reward_shaping: sigmoid_of_reference`, `unfinished_penalty`
 and `kl_budget`. "Seeds below" are those whose policy is below its SFT model beyond the interval over prompts.
 
