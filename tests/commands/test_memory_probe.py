@@ -18,7 +18,9 @@ from commands.memory_probe import MICRO_BATCHES, Bench, measure
 from data_schemas.cost_request import Probe, RowSample
 
 TOLERANCE = 0.10
-M_MMAP_THRESHOLD, MMAP_BYTES = -3, 1 << 16
+MMAP_BYTES = 1 << 16
+# M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_MMAP_MAX of malloc.h: a stage that ran in this process may have set them.
+MALLOC = {-1: 1 << 17, -3: MMAP_BYTES, -4: 1 << 16}
 SIZES = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -56,7 +58,8 @@ def measured_peak(probe: Probe, scratch: Path) -> int:
     if not pid:
         try:
             library = ctypes.CDLL(None)
-            library.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+            for setting, value in MALLOC.items():
+                library.mallopt(setting, value)
             torch.set_num_threads(1)
             # The pages of the libraries are no part of a fork's memory until it runs them, so they are run once before.
             small = bench.model(1)
