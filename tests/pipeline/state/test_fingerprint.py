@@ -119,7 +119,8 @@ def test_a_plan_does_not_hash_large_files_and_reports_it(work):
     ]
 
 
-def test_a_step_that_was_never_run_will_run_whatever_its_large_files_hold(work):
+def test_a_step_that_was_never_run_will_run_whatever_its_large_files_hold(work, monkeypatch):
+    monkeypatch.chdir(work)  # the run's folder is made there
     recipe = load_recipe(work / "toy.yaml")
     steps = make_plan(recipe)
     run = Run.of(recipe, steps, hash_limit=1)
