@@ -13,8 +13,8 @@ from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.limits import Limits
 from data_schemas.splitting import Shares
-from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest, with_defaults
-from data_schemas.text import shown
+from data_schemas.stage_keys import Keys, StageKey, Values, check_value, with_defaults
+from data_schemas.text import nearest, shown
 
 # Packages that only some keys need, and the extra of pyproject.toml that installs each.
 EXTRAS = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_schemas import key_rules, stage_keys
+from data_schemas import key_rules, stage_command_line, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import check_name, write_atomically
@@ -90,13 +90,13 @@ def run_stage(
     """
     words = list(sys.argv[1:] if words is None else words)
     if {"-h", "--help", "--help-all"} & set(words):
-        print(stage_keys.help_text(name, everything="--help-all" in words))
+        print(stage_command_line.help_text(name, everything="--help-all" in words))
         sys.exit(0)
     gc.freeze()  # half a million objects of modules, which would cost each collection a fifth of a second
     try:
         for path in (Path.cwd(), *words):
             check_name(path)
-        values = stage_keys.parse_command_line(name, words)
+        values = stage_command_line.parse_command_line(name, words)
         stage_keys.check_required(name, values, where=name)
         key_rules.check_values(name, values, where=name)
         if not values.get("output_dir"):
