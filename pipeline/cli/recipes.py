@@ -13,7 +13,7 @@ from data_schemas.errors import UserError
 from pipeline.cli.app import app, environment, print_text
 from pipeline.cli.completion import complete_step
 from pipeline.launch import command_line, preview
-from pipeline.launch.checks import check_machine
+from pipeline.launch.checks import check_machine, emulated_precision
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
 from pipeline.plan import Step
@@ -222,7 +222,7 @@ def check(
 def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
     """The recipe and its plan, both checked. Raises UserError."""
     loaded, steps = load_checked(find_recipe(recipe), overrides or [])
-    for sentence in check_unused(loaded, steps):
+    for sentence in (*check_unused(loaded, steps), *emulated_precision(steps)):
         print_text(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_schemas import bfloat16
 from data_schemas.endpoints import ENDPOINT_KEYS
 from data_schemas.errors import ConfigError, DataError, UnknownColumns, UserError
 from data_schemas.files import check_regular, exists, read_json
@@ -247,6 +248,23 @@ def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
                 check_interpreter(step.keys["vllm"]["python"])
             except UserError as error:
                 raise ConfigError(f"{recipe.path}: {step.section}.{error}") from None
+
+
+def emulated_precision(steps: Sequence[Step]) -> list[str]:
+    """A sentence for each key that makes steps compute in bfloat16 on a CPU that only emulates it."""
+    if bfloat16.cpu_has_bfloat16():
+        return []
+    here = [step for step in steps if step.launch.device == "cpu" and step.launch.wrapper is None]
+    here = [step for step in here if step.stage != "prepare_base"]  # it only writes weights
+    sentences = []
+    for key, value, remedy in (("bf16", True, "false"), ("dtype", "bfloat16", "float32")):
+        sections = dict.fromkeys(step.section for step in here if step.keys.get(key) == value)
+        if sections:
+            sentences.append(
+                f"{key}: {str(value).lower()} (in {', '.join(sections)}) is only emulated by this CPU, which has no "
+                f"bfloat16 instructions, and takes several times as long; set {key}: {remedy}"
+            )
+    return sentences
 
 
 def _check_devices(launch: Launch, *, where: str) -> None:
