@@ -17,6 +17,7 @@ from pipeline.launch.checks import check_machine, emulated_precision
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
 from pipeline.plan import Step
+from pipeline.planner.devices import gpu_named
 from pipeline.planner.estimate import planner_of
 from pipeline.planner.remedies import remedies_of
 from pipeline.recipe.schema import Recipe
@@ -79,7 +80,9 @@ From = Annotated[
 Gpu = Annotated[
     str | None,
     typer.Option(
-        "--gpu", metavar="NAME", help="The GPU to estimate for, as in h100.  [default: launch.gpu, or this machine's]"
+        "--gpu",
+        metavar="NAME",
+        help="The GPU to estimate the cost for, as in h100.  [default: launch.gpu, or this machine's]",
     ),
 ]
 
@@ -178,6 +181,8 @@ def plan(
     gpu: Gpu = None,
 ) -> None:
     """Show which steps will be reused, resumed or run, and why. Runs nothing."""
+    if gpu is not None:
+        gpu_named(gpu, where="--gpu")
     loaded, steps = _load(recipe, overrides)
     selection = select(steps, until=until, only=only, start=start)
     planned = selected_run(loaded, steps, selection, hash_limit=SMALL)
@@ -185,7 +190,7 @@ def plan(
     console = terminal.make_console()
     # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
     console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
-    if cost:
+    if cost or gpu is not None:
         with (
             tempfile.TemporaryDirectory(prefix="alignloop-plan-") as scratch,
             planner_of(planned, Path(scratch), gpu=gpu) as planner,
