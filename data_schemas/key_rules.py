@@ -188,7 +188,19 @@ def _rejection_sampling(values: Values) -> None:
         raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
 
 
+def _evaluate_tasks(values: Values) -> None:
+    tasks = ("ifeval", "gsm8k", "function_calls", "multiple_choice")
+    if not any(values[name] for name in tasks):
+        raise ConfigError(f"{', '.join(tasks[:-1])} or {tasks[-1]} is missing: the file of a benchmark")
+    if values["ifeval"] and not is_installed("py3langid"):
+        raise ConfigError(f"ifeval: the package py3langid is not installed; {to_install('py3langid')}")
+    if bool(values["num_examples"]) != bool(values["gsm8k_examples"]):
+        raise ConfigError("num_examples and gsm8k_examples need each other; set both or neither")
+
+
 def _evaluate_policy(values: Values) -> None:
+    if values["gate_max_task_fall"] is not None and not values["tasks"]:
+        raise ConfigError("gate_max_task_fall has no tasks to compare; add a section evaluate_tasks, or leave it out")
     judges = ("judge_function", "judge_model", "judge_llm")
     if any(values[name] for name in judges):
         _one_of(values, *judges)
@@ -199,6 +211,7 @@ def _evaluate_policy(values: Values) -> None:
         "proxy_model",
         "first_policy",
         "baseline",
+        "tasks",
         *(key for key in values if key.startswith("gate_")),
     ):
         if values[name] != defaults[name]:
@@ -286,6 +299,7 @@ RULES: dict[str, Callable[[Values], None]] = {
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,
+    "evaluate_tasks": _evaluate_tasks,
     "average_models": _average_models,
     "dpo": _dpo,
     "rl": _rl,
