@@ -108,7 +108,7 @@ def answer(stage: Stage, arguments: EvaluateTasksArguments, questions: Sequence[
 
 def metrics_of(grades: Sequence[Grade], *, seed: int) -> dict[str, Metric]:
     """Every measure with its interval, and the questions of every task."""
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {"task_scores": ", ".join(names[0] for names in measures_of(grades).values())}
     points = points_by_measure(grades)
     for task, measures in measures_of(grades).items():
         for measure in measures:

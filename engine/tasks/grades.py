@@ -145,8 +145,8 @@ def read_grades(folder: Path) -> list[Grade]:
 
 
 def measures_of(grades: Sequence[Grade]) -> dict[str, list[str]]:
-    """The measures of each task, its own score first."""
-    return {grade.task: list(grade.points) for grade in reversed(grades)}
+    """The measures of each task, its own score first, in the order of the tasks."""
+    return {grade.task: list(grade.points) for grade in grades}
 
 
 def points_by_measure(grades: Sequence[Grade]) -> dict[str, dict[str, Points]]:

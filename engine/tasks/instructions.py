@@ -112,7 +112,7 @@ def number_placeholders(answer: str, given: Arguments) -> bool:
 
 
 def postscript(answer: str, given: Arguments) -> bool:
-    marker = given["postscript_marker"]
+    marker: str = given["postscript_marker"]
     patterns = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     return re.search(patterns.get(marker, re.escape(marker.lower())), answer.lower()) is not None
 
