@@ -23,8 +23,18 @@ EXTRAS = {
     "mlflow": "mlflow",
     "bitsandbytes": "lora",
     "py3langid": "data",
+    "lm-eval": "eval",
 }
 
+# Keys inside the key `lm_eval_options`: options of its command line that change the scores.
+LM_EVAL_OPTIONS = (
+    "num_fewshot",
+    "limit",
+    "apply_chat_template",
+    "fewshot_as_multiturn",
+    "system_instruction",
+    "gen_kwargs",
+)
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
     "python": StageKey(type="str"),  # the interpreter of vLLM's own environment
@@ -189,11 +199,19 @@ def _rejection_sampling(values: Values) -> None:
 
 
 def _evaluate_tasks(values: Values) -> None:
-    tasks = ("ifeval", "gsm8k", "function_calls", "multiple_choice")
+    tasks = ("ifeval", "gsm8k", "function_calls", "multiple_choice", "lm_eval_tasks")
     if not any(values[name] for name in tasks):
         raise ConfigError(f"{', '.join(tasks[:-1])} or {tasks[-1]} is missing: the file of a benchmark")
     if values["ifeval"] and not is_installed("py3langid"):
         raise ConfigError(f"ifeval: the package py3langid is not installed; {to_install('py3langid')}")
+    if values["lm_eval_tasks"] and not values["lm_eval_python"] and not is_installed("lm_eval"):
+        raise ConfigError(
+            f"lm_eval_tasks: the package lm-eval is not installed; {to_install('lm-eval')}, or set lm_eval_python "
+            "to the interpreter of an environment that has it"
+        )
+    for name in values["lm_eval_options"] or {}:
+        if name not in LM_EVAL_OPTIONS:
+            raise ConfigError(f"lm_eval_options: unknown key {name!r}{nearest(str(name), LM_EVAL_OPTIONS)}")
     if bool(values["num_examples"]) != bool(values["gsm8k_examples"]):
         raise ConfigError("num_examples and gsm8k_examples need each other; set both or neither")
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_schemas.stage_keys import StageTraits
+from data_schemas.stage_keys import Keys, StageTraits
 from engine.judging.comparison import Metric
 from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime import timing
@@ -28,6 +28,7 @@ from engine.tasks.function_calls import read_function_calls
 from engine.tasks.grades import GRADES, Grade, measures_of, points_by_measure, score_of, write_grades
 from engine.tasks.gsm8k import read_gsm8k
 from engine.tasks.ifeval import read_ifeval
+from engine.tasks.lm_eval import LMEval, evaluate
 from engine.tasks.multiple_choice import choose, read_choices
 from engine.tasks.questions import ChoiceQuestion, Question
 
@@ -63,6 +64,16 @@ class EvaluateTasksArguments(GenerationArguments):
     )
     choices_by: Literal["text", "letter"] = key_field(
         "text", "what is compared: the choices' own texts, or their letters after a list in the question"
+    )
+    lm_eval_tasks: list[str] | None = key_field(
+        None, "tasks of lm-evaluation-harness, which runs in a separate process"
+    )
+    lm_eval_files: list[str] | None = key_field(None, "folders of task files for lm-evaluation-harness", role="rows")
+    lm_eval_options: Keys | None = key_field(
+        None, "its options: num_fewshot, limit, apply_chat_template (true), fewshot_as_multiturn, gen_kwargs, …"
+    )
+    lm_eval_python: str | None = key_field(
+        None, "the interpreter of the environment with lm-eval; null: this one, with the extra `eval`", role="runtime"
     )
     num_questions: int | None = key_field(None, "the first questions of each task; null: all", minimum=1)
     temperature: float = key_field(0.0, "softmax temperature; 0 takes the most probable token", minimum=0)
@@ -124,6 +135,19 @@ def main(stage: Stage, arguments: EvaluateTasksArguments) -> StageResult:
     first = read_evaluation(arguments.first)[1] if arguments.first else None
     grades = answer(stage, arguments, questions)
     grades += choose(stage, choices, arguments.model_name_or_path, ScoringSettings.of(arguments))
+    grades += evaluate(
+        stage,
+        arguments.model_name_or_path,
+        LMEval(
+            arguments.lm_eval_tasks or [],
+            arguments.lm_eval_python,
+            arguments.lm_eval_files or [],
+            arguments.lm_eval_options or {},
+        ),
+        dtype=arguments.dtype,
+        batch_size=arguments.generation_batch_size,
+        use_cpu=arguments.use_cpu,
+    )
     metrics = metrics_of(grades, seed=arguments.seed)
     if first is not None:
         metrics |= changes(grades, first, "first", seed=arguments.seed)

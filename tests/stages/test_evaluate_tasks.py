@@ -1,4 +1,4 @@
-"""evaluate_tasks: a policy's scores on benchmarks with their intervals, and the gate of evaluate_policy that reads them."""
+"""evaluate_tasks: a policy's scores on benchmarks, and the gate of evaluate_policy that reads them."""
 
 import json
 
