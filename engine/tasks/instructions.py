@@ -1,9 +1,10 @@
 """The 25 kinds of instructions of IFEval that a program can check (Zhou et al., arXiv 2311.07911, table 1).
 
 A checker takes an answer and the instruction's arguments, as `kwargs` of the published file gives them. The checks are
-those of the authors' code, with three differences, since theirs need downloaded data or draw at random: sentences are
+those of the authors' code, with four differences, since theirs need downloaded data or draw at random: sentences are
 split by `split_sentences` in place of nltk's trained model, words in capitals by a regular expression in place of
-nltk's tokenizer, and the language is that of py3langid, which is deterministic, in place of langdetect.
+nltk's tokenizer, the language is that of py3langid, which is deterministic, in place of langdetect, and a letter that
+is a character like `#` is counted, where the authors' code draws another letter.
 """
 
 import json
