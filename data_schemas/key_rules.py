@@ -23,8 +23,18 @@ EXTRAS = {
     "mlflow": "mlflow",
     "bitsandbytes": "lora",
     "py3langid": "data",
+    "lm-eval": "eval",
 }
 
+# Keys inside the key `lm_eval_options`: options of its command line that change the scores.
+LM_EVAL_OPTIONS = (
+    "num_fewshot",
+    "limit",
+    "apply_chat_template",
+    "fewshot_as_multiturn",
+    "system_instruction",
+    "gen_kwargs",
+)
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
     "python": StageKey(type="str"),  # the interpreter of vLLM's own environment
@@ -188,7 +198,27 @@ def _rejection_sampling(values: Values) -> None:
         raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
 
 
+def _evaluate_tasks(values: Values) -> None:
+    tasks = ("ifeval", "gsm8k", "function_calls", "multiple_choice", "lm_eval_tasks")
+    if not any(values[name] for name in tasks):
+        raise ConfigError(f"{', '.join(tasks[:-1])} or {tasks[-1]} is missing: the file of a benchmark")
+    if values["ifeval"] and not is_installed("py3langid"):
+        raise ConfigError(f"ifeval: the package py3langid is not installed; {to_install('py3langid')}")
+    if values["lm_eval_tasks"] and not values["lm_eval_python"] and not is_installed("lm_eval"):
+        raise ConfigError(
+            f"lm_eval_tasks: the package lm-eval is not installed; {to_install('lm-eval')}, or set lm_eval_python "
+            "to the interpreter of an environment that has it"
+        )
+    for name in values["lm_eval_options"] or {}:
+        if name not in LM_EVAL_OPTIONS:
+            raise ConfigError(f"lm_eval_options: unknown key {name!r}{nearest(str(name), LM_EVAL_OPTIONS)}")
+    if bool(values["num_examples"]) != bool(values["gsm8k_examples"]):
+        raise ConfigError("num_examples and gsm8k_examples need each other; set both or neither")
+
+
 def _evaluate_policy(values: Values) -> None:
+    if values["gate_max_task_fall"] is not None and not values["tasks"]:
+        raise ConfigError("gate_max_task_fall has no tasks to compare; add a section evaluate_tasks, or leave it out")
     judges = ("judge_function", "judge_model", "judge_llm")
     if any(values[name] for name in judges):
         _one_of(values, *judges)
@@ -199,6 +229,7 @@ def _evaluate_policy(values: Values) -> None:
         "proxy_model",
         "first_policy",
         "baseline",
+        "tasks",
         *(key for key in values if key.startswith("gate_")),
     ):
         if values[name] != defaults[name]:
@@ -286,6 +317,7 @@ RULES: dict[str, Callable[[Values], None]] = {
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,
+    "evaluate_tasks": _evaluate_tasks,
     "average_models": _average_models,
     "dpo": _dpo,
     "rl": _rl,

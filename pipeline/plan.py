@@ -41,6 +41,7 @@ class Progress:
     """What the rounds so far have produced."""
 
     policies: list[Output]  # the first one is that of round 0
+    tasks: list[str] = field(default_factory=list)  # the evaluation on tasks of each policy
     evaluations: list[str] = field(default_factory=list)  # the evaluation step of each policy
     preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
     winners: list[Split] = field(default_factory=list)  # batches of rejection sampling's winners, likewise
@@ -70,8 +71,9 @@ def make_plan(recipe: Recipe) -> list[Step]:
         inputs = {"model_name_or_path": foundation.base, **training_inputs([foundation.instructions])}
         first_policy = plan.train("sft", 0, inputs)
     progress = Progress([first_policy])
+    tasks = plan_tasks(plan, 0, progress)
     if foundation.evaluation:
-        progress.evaluations.append(plan.evaluate(0, first_policy, foundation.evaluation))
+        progress.evaluations.append(plan.evaluate(0, first_policy, {**foundation.evaluation, **tasks}))
     if recipe.has_preferences and recipe.rounds:
         # The data set must have training pairs, unless a named annotator adds pairs in round 1.
         optional = recipe.names_annotator(1)
@@ -149,8 +151,9 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     if "rl" in stages:
         inputs = rl_inputs(plan, None, policy, plan.split("prompts"), reward_model)
         policy = Output(plan.add("rl", inputs=inputs), "model")
+    tasks = plan_tasks(plan, None, Progress([policy])) if "evaluate_tasks" in stages else {}
     if is_judged:
-        plan.evaluate(None, policy, plan_judge(plan, data, base))
+        plan.evaluate(None, policy, {**plan_judge(plan, data, base), **tasks})
     elif "evaluate_policy" in stages:
         plan.sample_answers(policy, data)
 
@@ -169,6 +172,16 @@ def rl_inputs(
     takes_none = plan.recipe.section("rl", round_number or 0).keys.get("reward_model", "") is None
     reward = {"reward_model": reward_model} if reward_model and not takes_none else {}
     return {"model_name_or_path": policy, "train_data": prompts.train, "eval_data": prompts.validation, **reward}
+
+
+def plan_tasks(plan: Plan, number: int | None, progress: Progress) -> Inputs:
+    """Adds the evaluation of the newest policy on standard benchmarks, if the recipe has a section for it. Returns what
+    its other evaluation reads of it, whose gate compares it with the best policy so far."""
+    if not plan.recipe.evaluates_tasks:
+        return {}
+    first = EvaluationFolder(progress.tasks[0]) if progress.tasks else None
+    progress.tasks.append(plan.evaluate_tasks(number, progress.policies[-1], {"first": first}))
+    return {"tasks": [EvaluationFolder(name) for name in progress.tasks]}
 
 
 def has_system_prompts(recipe: Recipe) -> bool:
@@ -240,11 +253,13 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
             "rejection_sampling with sft, nor dpo, nor rl"
         )
     progress.policies.append(policy)
+    tasks = plan_tasks(plan, number, progress)
     if foundation.evaluation is None:
         return
     named = [Model(name) for name in recipe.named_reward_models(number)]
     inputs = {
         **foundation.evaluation,
+        **tasks,
         "first_policy": progress.policies[0],
         "proxy_model": progress.reward_model or next(iter(named), None),  # what the round optimises
         "previous": [EvaluationFolder(name) for name in progress.evaluations],

@@ -39,6 +39,7 @@ from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
+from engine.tasks.changes import changes_to_best
 
 # Shapes: P = prompts, K = answers to each prompt.
 RECIPE_VERSION = 3
@@ -118,6 +119,9 @@ class EvaluatePolicyArguments(LLMJudgeArguments, GateArguments):
     )
     baseline: str | None = key_field(
         None, "one more model to compare with: a folder, or the name of an endpoint", role="model"
+    )
+    tasks: list[str] | None = key_field(
+        None, "folders of evaluate_tasks: those of the earlier policies and of this one, oldest first", role="rows"
     )
     proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
     num_answers: int = key_field(4, "answers to each prompt", minimum=1, maximum=100_000)
@@ -301,6 +305,9 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
         others["baseline"] = sample(Policy.of(arguments.baseline, arguments.endpoints))
     scores = score(stage, arguments, answers, others, judge)
     metrics = compare(stage, arguments, answers, others, scores, earlier, judge)
+    if arguments.tasks:
+        best = earlier.choices[0].step if earlier.choices else None
+        metrics |= changes_to_best(arguments.tasks, best, seed=arguments.seed)
     decision = decide(metrics, arguments)
     metrics |= {"gate": decision.action, "gate_reason": decision.reason}
     outputs = write(stage, answers, scores) | write_comparisons(stage, judge.comparisons if judge else [])

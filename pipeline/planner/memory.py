@@ -163,7 +163,7 @@ def memory_of(
     keys = with_defaults(step.stage, step.keys)
     if step.stage in ("pretrain", "sft", "reward_model", "dpo", "rl"):
         return training_memory(step, keys, config, shape, work, parameters=parameters, probe=probe)
-    if step.stage in ("annotate", "rejection_sampling", "evaluate_policy"):
+    if step.stage in ("annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy"):
         return generation_memory(step, keys, shape, work, parameters=parameters, saved_width=saved_width)
     return None
 

@@ -61,6 +61,11 @@ class Recipe(Settings):
         return self.section("evaluate_policy").is_in_file or self.has_judge
 
     @property
+    def evaluates_tasks(self) -> bool:
+        """Whether policies are evaluated on standard benchmarks, which the recipe gives."""
+        return self.section("evaluate_tasks").is_in_file
+
+    @property
     def has_judge(self) -> bool:
         """Whether the recipe names a judge, or has a section or a share of the pairs to train one."""
         is_trained = self.section("judge").is_in_file or bool(self.section("data").keys.get("judge_share"))

@@ -52,6 +52,17 @@ def rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
         for optional, metric in OPTIONAL_ROWS.get(name, {}).items():
             if any(row.get(metric) is not None for row in summary["rounds"]):
                 yield optional, [_interval(row, metric) for row in summary["rounds"]]
+    yield from _task_rows(summary)
+
+
+def _task_rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """The score of each task, and its change from the first policy: what alignment costs."""
+    tasks = [found if isinstance(found := row.get("tasks"), Mapping) else {} for row in summary["rounds"]]
+    names = dict.fromkeys(name for row in tasks for name in str(row.get("task_scores") or "").split(", ") if name)
+    for name in names:
+        yield name, [_interval(row, name) for row in tasks]
+        if any(row.get(f"{name}_vs_first") is not None for row in tasks):
+            yield f"{name} vs first", [_interval(row, f"{name}_vs_first") for row in tasks]
 
 
 def diagnosis(summary: Summary) -> str | None:

@@ -73,7 +73,8 @@ class Summary(TypedDict):
     name: str
     state: str
     steps: list[StepEntry]
-    # `round` (null where there are no rounds), `policy`, the columns that stages declare, and `reasons` for nulls
+    # `round` (null where there are no rounds), `policy`, the columns that stages declare, `reasons` for nulls, and
+    # `tasks` where policies are evaluated on tasks: the numbers of every task, by the names of the step's record
     rounds: list[dict[str, object]]
     best_policy: BestEntry | None
     samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
@@ -223,7 +224,13 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
             skipped = states[evaluation.name].state == "skipped"
             why = states[evaluation.name].why if skipped else _reason(section, metric, artifacts, evaluation)
             reasons[column] = why
-    return row | {"reasons": reasons}
+    tasks = artifacts.get("evaluate_tasks")
+    if tasks is None:
+        return row | {"reasons": reasons}
+    own, judged = tasks.metrics, artifacts.get(evaluation.section)
+    to_best = {name: value for name, value in judged.metrics.items() if "_vs_best" in name} if judged else {}
+    to_best = {name: value for name, value in to_best.items() if name.partition("_vs_")[0] in own}
+    return row | {"tasks": own | to_best, "reasons": reasons}
 
 
 def columns() -> list[tuple[str, str, str]]:

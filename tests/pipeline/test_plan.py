@@ -352,3 +352,24 @@ def test_rows_are_embedded_by_the_base_unless_a_section_names_a_model(plan, tmp_
     named = plan(f"curate={{semantic_duplicates: 0.9, embedding_model: {base.path}}}")["curate"]
     assert named.inputs["embedding_model"] == [base]
     assert "embedding_model" not in plan("curate={}")["curate"].inputs
+
+
+def test_every_policy_is_evaluated_on_tasks_before_the_gate_compares_them(plan, tmp_path):
+    (tmp_path / "work" / "math.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    steps = plan("evaluate_tasks={gsm8k: math.jsonl}", "evaluate_policy.gate_max_task_fall=0.05")
+    order = list(steps)
+    for number in range(3):
+        name = f"round-{number}.evaluate_tasks"
+        assert order.index(name) + 1 == order.index(f"round-{number}.evaluate_policy")
+        policy = steps[f"round-{number}.evaluate_policy"].inputs["model_name_or_path"]
+        assert steps[name].inputs["model_name_or_path"] == policy
+        assert steps[name].inputs.get("first", []) == [EvaluationFolder("round-0.evaluate_tasks")] * bool(number)
+        assert steps[name].inputs["gsm8k"] == [File(str(tmp_path / "work" / "math.jsonl"))]
+        assert steps[name].keys["policy_step"] == policy[0].step
+        tasks = [EvaluationFolder(f"round-{earlier}.evaluate_tasks") for earlier in range(number + 1)]
+        assert steps[f"round-{number}.evaluate_policy"].inputs["tasks"] == tasks
+
+
+def test_a_limit_for_tasks_needs_tasks(plan):
+    with pytest.raises(ConfigError, match="gate_max_task_fall has no tasks to compare"):
+        plan("evaluate_policy.gate_max_task_fall=0.05")
