@@ -137,12 +137,14 @@ def start_adapters(model: Any, continued: Path | None) -> None:
     """Gives a trainer's new adapters the weights of the one that is continued, in place.
 
     On a quantised base TRL rounds adapters, heads and rows of new tokens to bfloat16, which loses small updates and
-    changes what is continued. They are float32 here, as on any other base.
+    changes what is continued. Here they have the precision they have on any other base: adapters float32, whose inputs
+    PEFT casts, and heads and rows that of the model.
     """
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        for weight in model.parameters():
+        dtype = model.get_input_embeddings().weight.dtype
+        for name, weight in model.named_parameters():
             if weight.requires_grad:
-                weight.data = weight.data.float()
+                weight.data = weight.data.to(torch.float32 if ".lora_" in name else dtype)
     if continued is not None:
         from peft import load_peft_weights, set_peft_model_state_dict
 

@@ -154,6 +154,13 @@ def test_a_killed_stage_with_adapters_resumes_to_the_same_model(form, tiny_model
     assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward_model"])
+def test_a_quantised_base_in_bfloat16_trains_its_head_and_new_rows_in_that_precision(stage, tiny_model, rows, tmp_path):
+    keys = keys_of("quantised merged") | data(rows, stage) | {"dtype": "bfloat16", "max_steps": 1}
+    record = run_here(stage, tmp_path / stage, model_name_or_path=tiny_model, **keys)
+    assert math.isfinite(record.metrics["eval_loss"])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo"])
 def test_two_processes_under_zero3_train_the_adapters_of_one(stage, run_stage, tiny_model, rows, tmp_path):
