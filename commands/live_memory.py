@@ -77,10 +77,8 @@ def without_content(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     made: dict[int, torch.Tensor] = {}  # tied weights stay tied
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in list(tensors.items()):
-                    if tensor is not None:
-                        tensors[name] = made.setdefault(id(tensor), _fake(tensor))  # pyright: ignore[reportArgumentType]
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                setattr(module, name, made.setdefault(id(tensor), _fake(tensor)))
     return model
 
 

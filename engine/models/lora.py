@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
@@ -186,7 +187,7 @@ def _quantization_of(complete: PreTrainedModel, model: ModelConfig) -> Quantizat
     modules = [
         name.removesuffix(".base_layer")
         for name, module in complete.named_modules()
-        if type(module._parameters.get("weight")).__name__ in QUANTISED
+        if type(dict(module.named_parameters(recurse=False)).get("weight")).__name__ in QUANTISED
     ]
     if not modules:
         return None
