@@ -20,11 +20,15 @@ BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that sha
 
 
 class LiveMemory(TorchDispatchMode):
-    """Inside, `peak` is the most bytes that all tensors had at the same time since the last `restart`."""
+    """Inside, `peak` is the most bytes that all tensors had at the same time since the last `restart`, and
+    `peak_beside_gradients` that of all but the gradients of the `trained` weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, trained: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.bytes = self.peak = self.peak_beside_gradients = 0
+        self._gradients = 0
+        for weight in trained:
+            weight.register_post_accumulate_grad_hook(self._add_gradient)
         self._known: dict[int, int] = {}  # id of a storage -> its bytes
 
     def add(self, *tensors: torch.Tensor) -> None:
@@ -36,9 +40,16 @@ class LiveMemory(TorchDispatchMode):
                 self.bytes += storage.nbytes()
                 weakref.finalize(storage, self._freed, id(storage)).atexit = False
         self.peak = max(self.peak, self.bytes)
+        self.peak_beside_gradients = max(self.peak_beside_gradients, self.bytes - self._gradients)
 
     def restart(self) -> None:
-        self.peak = self.bytes
+        """Forgets the peaks. No weight has a gradient then."""
+        self._gradients = 0
+        self.peak = self.peak_beside_gradients = self.bytes
+
+    def _add_gradient(self, weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        self._gradients += weight.grad.untyped_storage().nbytes()
 
     def _freed(self, number: int) -> None:
         self.bytes -= self._known.pop(number)

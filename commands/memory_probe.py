@@ -5,9 +5,9 @@ checkpointing are those of the stage. The model has the recipe's sizes and one o
 tensors (torch's FakeTensorMode), which have shapes and no memory, while the few thousand token ids are real, since
 shapes depend on them. commands/live_memory.py counts what lives at the same time.
 
-Memory grows linearly with the layers, so the difference of two layers and one gives that of all. Two cases are
-measured: a step with one micro-batch, where the activations are freed while gradients are allocated, and one whose
-gradients exist already, as those of earlier micro-batches. The optimizer's moments exist in both.
+Memory grows linearly with the layers, so the difference of two layers and one gives that of all. The second optimizer
+step is measured, when the moments exist. Activations are what lives beside weights, moments and gradients: a step
+with several micro-batches has all gradients when its activations are at their peak.
 """
 
 import copy
@@ -63,25 +63,22 @@ def measure(probe: Probe) -> ProbeAnswer:
 
 
 def _extrapolated(bench: "Bench", probe: Probe) -> dict[str, Any]:
-    """Both cases for one and two layers, continued to all layers."""
+    """One and two layers, continued to all layers."""
     layers = probe["layers"]
     few = [count for count in PROBED_LAYERS if count <= layers]
-    accumulated = [bench.run(count, has_gradients=True) for count in few]
-    activations = _continued([run.activations for run in accumulated], few, layers)
-    constant = _continued([run.activations for run in accumulated], few, 0)
+    runs = [bench.run(count) for count in few]
+    activations = _continued([run.activations for run in runs], few, layers)
+    constant = _continued([run.activations for run in runs], few, 0)
     parameters, trainable = (
-        _continued([getattr(run, name) for run in accumulated], few, layers) for name in ("parameters", "trainable")
+        _continued([getattr(run, name) for run in runs], few, layers) for name in ("parameters", "trainable")
     )
-    states = _continued([run.states for run in accumulated], few, layers)
-    if probe["accumulates"]:
-        peak = states + activations
-    else:
+    states = _continued([run.states for run in runs], few, layers)
+    peak = states + activations
+    if not probe["accumulates"]:
         # The peak is at the start of the backward pass, with all activations and no gradients, or after it. It is
         # convex in the number of layers, so the larger of both continuations is right, except where they meet.
-        single = [bench.run(count, has_gradients=False) for count in few]
-        without_gradients = _continued([run.states - run.gradients for run in accumulated], few, layers)
-        peak = max(without_gradients + activations, _continued([run.peak for run in single], few, layers))
-        peak = min(peak, states + activations)
+        without_gradients = _continued([run.states - run.gradients for run in runs], few, layers)
+        peak = min(peak, max(without_gradients + activations, _continued([run.peak for run in runs], few, layers)))
     return {
         "peak": peak,
         "activations": activations,
@@ -105,6 +102,7 @@ class Run:
     """Bytes of a run with few layers. `states` are weights, gradients and moments; `activations` is all else."""
 
     peak: float
+    beside_gradients: float  # the peak of everything but gradients
     parameters: float  # numbers, not bytes
     trainable: float
     weights: float
@@ -116,7 +114,7 @@ class Run:
 
     @property
     def activations(self) -> float:
-        return max(0.0, self.peak - self.states)
+        return max(0.0, self.beside_gradients - (self.states - self.gradients))
 
 
 @dataclass(frozen=True)
@@ -158,23 +156,24 @@ class Bench:
         with torch.autocast("cpu", torch.bfloat16) if is_autocast else nullcontext():
             return self.trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(1))
 
-    def run(self, layers: int, *, has_gradients: bool) -> Run:
-        """One optimizer step of a model with so many layers; `has_gradients`: there were micro-batches before."""
+    def run(self, layers: int) -> Run:
+        """An optimizer step with one micro-batch of a model with so many layers, after the first such step."""
         model = without_content(lambda: self.model(layers))
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        memory = LiveMemory()
+        memory = LiveMemory(trained)
         memory.add(*model.parameters(), *model.buffers())
         with memory, Content():
             optimizer = torch.optim.AdamW(trained, foreach=False)
-            _allocate_gradients(trained)
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
             optimizer.step()  # allocates the moments
-            if not has_gradients:
-                optimizer.zero_grad()
+            optimizer.zero_grad()
             memory.restart()
             self.loss(model, self.probe["micro_batch"]).backward()
             optimizer.step()
         return Run(
             peak=memory.peak,
+            beside_gradients=memory.peak_beside_gradients,
             parameters=_num_parameters(model),
             trainable=sum(weight.numel() for weight in trained),
             weights=_bytes_of([*model.parameters(), *_scales_of(model)]),
@@ -200,18 +199,16 @@ class Bench:
         if hasattr(small, "peft_config"):
             from peft import get_peft_model
 
-            model = get_peft_model(model, copy.deepcopy(small.peft_config["default"]))
+            adapters = copy.deepcopy(small.peft_config["default"])
+            # PEFT lists the matrices of the small model by their full names; here they are those of every layer.
+            adapters.target_modules = {name.rpartition(".")[2] for name in adapters.target_modules}
+            model = get_peft_model(model, adapters)
         for add in self.heads[:1]:
             add(model.get_base_model() if hasattr(model, "get_base_model") else model)
         if self.trainer.args.gradient_checkpointing:
             model.gradient_checkpointing_enable(self.trainer.args.gradient_checkpointing_kwargs)
             model.enable_input_require_grads() if hasattr(small, "peft_config") else None
         return model.train()
-
-
-def _allocate_gradients(trained: Sequence[torch.Tensor]) -> None:
-    for weight in trained:
-        weight.grad = torch.zeros_like(weight)
 
 
 def _num_parameters(model: torch.nn.Module) -> int:
