@@ -116,6 +116,8 @@ def _training(values: Values) -> None:
             "float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
             "bf16: true, or force_fp16: true to use it anyway"
         )
+    if values.get("at_end") == "keep" and not values.get("use_peft", True):
+        raise ConfigError("at_end: keep saves an adapter, and none is trained: set use_peft: true, or leave at_end out")
     if values.get("load_in_4bit") and values.get("load_in_8bit"):
         raise ConfigError("load_in_4bit and load_in_8bit are both set; leave one of them out")
     for key in ("load_in_4bit", "load_in_8bit"):

@@ -31,8 +31,8 @@ from data_schemas.model_sizes import check_fits
 from data_schemas.reading import read_documents
 from data_schemas.rows import Document
 from data_schemas.stage_keys import StageTraits
-from engine.models.loading import load_causal, load_tokenizer, training_options
-from engine.models.lora import lora_config
+from engine.models.loading import load_tokenizer
+from engine.models.lora import adapters_of, load_policy
 from engine.runtime import progress
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.keys import key_field
@@ -157,7 +157,7 @@ def make_model(
 ) -> PreTrainedModel:
     """The model to continue from, or the architecture with random weights drawn by `seed`."""
     if model.model_name_or_path:
-        return load_causal(model.model_name_or_path, **training_options(model))
+        return load_policy(model)
     keys = dict(arguments.architecture or {})
     model_type = str(keys.pop("model_type", "llama"))
     try:
@@ -222,7 +222,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model, made, tokenizer),
+        adapters=adapters_of(model, made, tokenizer),
         stage=stage,
         stage_arguments=arguments,
         muon_learning_rate=arguments.muon_learning_rate,

@@ -197,6 +197,11 @@ def _check_launch(recipe: Recipe, step: Step) -> None:
     if launch.profile == "single" and launch.num_processes > 1:
         raise ConfigError(f"{where}: num_processes={launch.num_processes} with profile single; try profile: ddp")
     _check_devices(launch, where=where)
+    if launch.profile.startswith("zero3") and (step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit")):
+        raise ConfigError(
+            f"{where}: profile {launch.profile} divides weights among processes, which quantized ones do not support; "
+            "try profile: zero2, or leave load_in_4bit and load_in_8bit out"
+        )
     if launch.num_machines == 1:
         return
     if launch.profile == "single":

@@ -46,6 +46,7 @@ NO_REFUSALS = {
     "NotImplementedError",
     "_TookTooLong",
     "_TrainingEnds",
+    "UnsupportedAdapter",
     "Exit",
 }
 # Part of the message for a field beyond its limit. The limits themselves are in the classes.

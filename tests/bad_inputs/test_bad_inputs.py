@@ -1,8 +1,8 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
 The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_runs.py, bad_exports.py, bad_keys.py,
-bad_models.py, bad_curation.py, bad_rewards.py, bad_templates.py, bad_vllm.py, bad_endpoints.py, bad_tasks.py and
-bad_commands.py, by what is damaged; cases.py runs them.
+bad_models.py, bad_adapters.py, bad_curation.py, bad_rewards.py, bad_templates.py, bad_vllm.py, bad_endpoints.py,
+bad_tasks.py and bad_commands.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bad_inputs import (
+    bad_adapters,
     bad_commands,
     bad_curation,
     bad_endpoints,
@@ -41,6 +42,7 @@ CASES = [
     *bad_exports.CASES,
     *bad_keys.CASES,
     *bad_models.CASES,
+    *bad_adapters.CASES,
     *bad_rewards.CASES,
     *bad_templates.CASES,
     *bad_vllm.CASES,
@@ -56,6 +58,9 @@ ELSEWHERE = {
         "data_schemas/artifact.py",
         "files_below",
     ): "a file that vanishes while the record is written: test_damaged_files",
+    ("engine/models/adapters.py", "Quantization.restored"): "the keys refuse it before: test_adapters",
+    ("engine/models/loading.py", "_load_with_adapter"): "quantized, it needs bitsandbytes: test_lora_boundaries",
+    ("engine/models/loading.py", "training_options"): "ZeRO-3 on a quantized base: the recipe refuses it before",
     ("engine/models/miniature.py", "small_model"): "an architecture that no recipe can have: test_miniature",
     ("data_schemas/splitting.py", "Shares.__post_init__"): "the limits of the keys come first: test_splitting",
     ("pipeline/launch/preflight.py", "preflight"): "it needs a model: tests/commands/test_preflight.py",
