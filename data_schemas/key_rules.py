@@ -6,6 +6,7 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 import datetime
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,8 +156,33 @@ def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: i
     raise ConfigError(f"global_batch_size={global_batch_size} {problem}; try {nearest_valid}")
 
 
+def _people(values: Values) -> None:
+    """Rules of the stages in which people compare answers."""
+    names = values["people"] or []
+    if not names and (values["people_budget"] is not None or values["people_overlap"] != 0.2):
+        raise ConfigError("people is missing: the names of those who compare answers, as in people: [ana, ben]")
+    for name in names:  # a page and a file bear it
+        if not re.fullmatch("[A-Za-z0-9_-]{1,40}", name):
+            raise ConfigError(f"people={shown(name)}: expected a name of at most 40 letters, digits, - and _")
+    if len({name.lower() for name in names}) < len(names):
+        raise ConfigError(f"people={shown(names)}: two of the names are the same; give each person a separate one")
+
+
 def _annotate(values: Values) -> None:
-    _one_of(values, "annotator_function", "annotator_models", "annotator_llm")
+    models = ("annotator_function", "annotator_models", "annotator_llm")
+    _people(values)
+    if values["people"] and not values["people_budget"]:
+        if named := [name for name in models if values[name]]:
+            raise ConfigError(
+                f"people and {named[0]} are both given; set people_budget, how many comparisons go to people after "
+                f"{named[0]} has judged, or leave one of them out"
+            )
+        if values["num_answers"] != 2:
+            raise ConfigError(f"people compare two answers to each prompt; num_answers={values['num_answers']}: set 2")
+    else:
+        _one_of(values, *models)
+    if values["second_opinion"] and not values["people_budget"]:
+        raise ConfigError("second_opinion chooses what people compare; set people and people_budget, or leave it out")
     number, policies, margins = values["num_answers"], _num_policies(values), values["strength_margins"]
     if number < max(2, policies):
         raise ConfigError(
