@@ -216,6 +216,11 @@ def _rejection_sampling(values: Values) -> None:
 
 def _evaluate_policy(values: Values) -> None:
     judges = ("judge_function", "judge_model", "judge_llm")
+    _people(values)
+    if values["people"] and values["people_budget"] is None:
+        raise ConfigError("people_budget is missing: how many of the evaluation's comparisons people label, as in 200")
+    if values["people"] and values["people_against"] == "baseline" and not values["baseline"]:
+        raise ConfigError("people_against: baseline needs baseline, the model to compare with; give it")
     if any(values[name] for name in judges):
         _one_of(values, *judges)
         return
@@ -225,6 +230,7 @@ def _evaluate_policy(values: Values) -> None:
         "proxy_model",
         "first_policy",
         "baseline",
+        "people",
         *(key for key in values if key.startswith("gate_")),
     ):
         if values[name] != defaults[name]:

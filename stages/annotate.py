@@ -242,7 +242,12 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
     metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(all_pairs, judgements, dropped)
     metrics |= (judge.metrics("annotator") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
     metrics |= people.metrics() if people else {}
-    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
+    return StageResult(
+        outputs=outputs,
+        metrics=metrics,
+        reasons={name: "too few labels by several people" for name, value in metrics.items() if value is None},
+        contract=contract_of(load_tokenizer(arguments.policies[0])),
+    )
 
 
 if __name__ == "__main__":

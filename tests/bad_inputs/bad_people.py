@@ -101,4 +101,16 @@ CASES = [
         of_recipe("annotate.second_opinion=base"),
         "second_opinion chooses what people compare; set people and people_budget, or leave it out",
     ),
+    Case(
+        "people who correct an evaluation without a budget",
+        of_recipe("evaluate_policy.people=[ana]"),
+        "people_budget is missing: how many of the evaluation's comparisons people label, as in 200",
+    ),
+    Case(
+        "people who compare with a baseline that is not there",
+        of_recipe(
+            "evaluate_policy={judge_function: 'scores:score', people: [a], people_budget: 9, people_against: baseline}"
+        ),
+        "people_against: baseline needs baseline, the model to compare with; give it",
+    ),
 ]

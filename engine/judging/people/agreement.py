@@ -1,12 +1,16 @@
-"""How far people agree: Cohen's kappa on the winner, and Krippendorff's ordinal alpha on the levels."""
+"""What people did, and how far they agree: Cohen's kappa on the winner, Krippendorff's ordinal alpha on the levels."""
 
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 from data_schemas.people import Label
+
+NO_AGREEMENT = ("people_kappa", "people_alpha")
+Metric = float | int | str | None
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
@@ -62,3 +66,26 @@ def agreement_metrics(labels: Sequence[Mapping[str, Label]]) -> dict[str, float 
 
 def _sign(level: int) -> int:
     return (level > 0) - (level < 0)
+
+
+def people_metrics(labels: Mapping[str, Mapping[str, Label]]) -> dict[str, Metric]:
+    """What people did, from the labels of each row: counts, speed, a preference for A, and agreement."""
+    given = [label for row in labels.values() for label in row.values()]
+    if not given:
+        return {"people_rows": 0}
+    decided = [label for label in given if label.verdict in ("one", "other")]
+    return {
+        "people_rows": len(labels),
+        "people_labels": len(given),
+        "people_skipped": sum(label.verdict == "skipped" for label in given),
+        "people_ties": sum(label.verdict == "tie" for label in given),
+        "people_edited": sum(label.edited is not None for label in given),
+        "people_seconds_per_row": statistics.median(label.seconds for label in given),
+        "people_prefer_first": share([label.verdict == label.first for label in decided]),
+        **agreement_metrics(list(labels.values())),
+    }
+
+
+def share(holds: Sequence[bool]) -> float | None:
+    """The share of what holds; None of nothing."""
+    return sum(holds) / len(holds) if holds else None

@@ -4,14 +4,13 @@ A prompt is doubtful where the model gave no winner, where its voters disagree, 
 model, prefers the other answer; after those, the smallest margins come first. On all others the model's verdict stays.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_schemas.people import Label
 from data_schemas.rows import STRENGTHS
 from engine.judging.annotators import Annotator, Judgement
-from engine.judging.people.agreement import agreement_metrics
+from engine.judging.people.agreement import people_metrics, share
 from engine.judging.people.asking import PeopleArguments, PeopleRow, ask_people
 from engine.judging.scoring import RewardModelScorer, score_by_prompt
 from engine.runtime.stage import Stage
@@ -110,21 +109,8 @@ class PeopleAnnotator:
 
     def metrics(self) -> dict[str, Metric]:
         """What the people did, how far they agree, and with the model where one judged first."""
-        labels = [label for row in self.labels.values() for label in row.values()]
-        if not labels:
-            return {"people_rows": 0}
-        judged = [label for label in labels if label.verdict in ("one", "other")]
-        metrics: dict[str, Metric] = {
-            "people_rows": len(self.labels),
-            "people_labels": len(labels),
-            "people_skipped": sum(label.verdict == "skipped" for label in labels),
-            "people_ties": sum(label.verdict == "tie" for label in labels),
-            "people_edited": sum(label.edited is not None for label in labels),
-            "people_seconds_per_row": statistics.median(label.seconds for label in labels),
-            "people_prefer_first": _share([label.verdict == label.first for label in judged]),
-            **agreement_metrics(list(self.labels.values())),
-        }
-        return metrics | ({"people_agree_with_model": _share(self.agreements)} if self.first else {})
+        shares = {"people_agree_with_model": share(self.agreements)} if self.first else {}
+        return people_metrics(self.labels) | shares
 
 
 def candidate_of(
@@ -183,7 +169,3 @@ def judgement_of(num_answers: int, pair: Sequence[int], labels: Mapping[str, Lab
         ranked=pair,
         edited={one if level > 0 else other: edits[0]} if edits and level else {},
     )
-
-
-def _share(holds: Sequence[bool]) -> float | None:
-    return sum(holds) / len(holds) if holds else None
