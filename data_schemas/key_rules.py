@@ -6,6 +6,7 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 import datetime
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,8 +168,33 @@ def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: i
     raise ConfigError(f"global_batch_size={global_batch_size} {problem}; try {nearest_valid}")
 
 
+def _people(values: Values) -> None:
+    """Rules of the stages in which people compare answers."""
+    names = values["people"] or []
+    if not names and (values["people_budget"] is not None or values["people_overlap"] != 0.2):
+        raise ConfigError("people is missing: the names of those who compare answers, as in people: [ana, ben]")
+    for name in names:  # a page and a file bear it
+        if not re.fullmatch("[A-Za-z0-9_-]{1,40}", name):
+            raise ConfigError(f"people={shown(name)}: expected a name of at most 40 letters, digits, - and _")
+    if len({name.lower() for name in names}) < len(names):
+        raise ConfigError(f"people={shown(names)}: two of the names are the same; give each person a separate one")
+
+
 def _annotate(values: Values) -> None:
-    _one_of(values, "annotator_function", "annotator_models", "annotator_llm")
+    models = ("annotator_function", "annotator_models", "annotator_llm")
+    _people(values)
+    if values["people"] and not values["people_budget"]:
+        if named := [name for name in models if values[name]]:
+            raise ConfigError(
+                f"people and {named[0]} are both given; set people_budget, how many comparisons go to people after "
+                f"{named[0]} has judged, or leave one of them out"
+            )
+        if values["num_answers"] != 2:
+            raise ConfigError(f"people compare two answers to each prompt; num_answers={values['num_answers']}: set 2")
+    else:
+        _one_of(values, *models)
+    if values["second_opinion"] and not values["people_budget"]:
+        raise ConfigError("second_opinion chooses what people compare; set people and people_budget, or leave it out")
     number, policies, margins = values["num_answers"], _num_policies(values), values["strength_margins"]
     if number < max(2, policies):
         raise ConfigError(
@@ -222,6 +248,11 @@ def _evaluate_policy(values: Values) -> None:
     if values["gate_max_task_fall"] is not None and not values["tasks"]:
         raise ConfigError("gate_max_task_fall has no tasks to compare; add a section evaluate_tasks, or leave it out")
     judges = ("judge_function", "judge_model", "judge_llm")
+    _people(values)
+    if values["people"] and values["people_budget"] is None:
+        raise ConfigError("people_budget is missing: how many of the evaluation's comparisons people label, as in 200")
+    if values["people"] and values["people_against"] == "baseline" and not values["baseline"]:
+        raise ConfigError("people_against: baseline needs baseline, the model to compare with; give it")
     if any(values[name] for name in judges):
         _one_of(values, *judges)
         return
@@ -232,6 +263,7 @@ def _evaluate_policy(values: Values) -> None:
         "first_policy",
         "baseline",
         "tasks",
+        "people",
         *(key for key in values if key.startswith("gate_")),
     ):
         if values[name] != defaults[name]:

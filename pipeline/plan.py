@@ -202,8 +202,11 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
     # A named annotator compares answers from round 1 on; else the newest reward model does, and round 1 has no step.
     if "annotate" in stages_of_round and (recipe.names_annotator(number) or progress.reward_model):
         policies = best_two if recipe.annotate_policies == "best_two" else [best]
-        annotator = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
-        inputs = {**foundation.prompts, "policies": policies, **annotator}
+        if recipe.asks_people_second(number) and recipe.names_annotator(number):
+            judges = {"second_opinion": progress.reward_model}
+        else:
+            judges = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
+        inputs = {**foundation.prompts, "policies": policies, **judges}
         annotate = plan.add("annotate", number, inputs=inputs, keys={"round": number})
         progress.preferences.append(split_of(annotate, "pairs"))
 

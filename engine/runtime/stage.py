@@ -86,7 +86,7 @@ def run_stage(
     """Runs a stage from its command line and ends the process.
 
     `main` takes the Stage and an instance of each of `classes`. The exit code is 0 for success, 2 for a user's mistake,
-    130 for Ctrl-C, 143 for SIGTERM, and 1 for anything else.
+    3 for a stage that waits for people, 130 for Ctrl-C, 143 for SIGTERM, and 1 for anything else.
     """
     words = list(sys.argv[1:] if words is None else words)
     if {"-h", "--help", "--help-all"} & set(words):

@@ -10,7 +10,8 @@ from pipeline.planner.rows import Rows, RowsOfRun, longest, tokens_of
 from pipeline.planner.shapes import Shape
 from pipeline.steps import Step
 
-JUDGES = ("reward_model", "judge_model", "proxy_model", "annotator_models")  # inputs that score every answer
+# Inputs that score every answer.
+JUDGES = ("reward_model", "judge_model", "proxy_model", "annotator_models", "second_opinion")
 EVALUATIONS = 10  # of a training with the default eval_steps, besides the one before its first step
 
 

@@ -30,6 +30,7 @@ ROWS: Mapping[str, Callable[[Mapping[str, object]], str]] = {
 OPTIONAL_ROWS: Mapping[str, Mapping[str, str]] = {
     "wins vs first": {"at equal length": "lc_win_rate_vs_first"},
     "wins vs previous": {"wins vs baseline": "win_rate_vs_baseline", "at equal length ": "lc_win_rate_vs_baseline"},
+    "gate": {"wins, judge alone": "judged_win_rate", "corrected by people": "corrected_win_rate"},
 }
 
 

@@ -82,7 +82,7 @@ class Summary(TypedDict):
 
 
 POLICY_STAGES = ("sft", "dpo", "rl")
-State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "interrupted", "failed"]
+State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "interrupted", "failed", "waiting"]
 
 
 def read(folder: Path) -> Summary:

@@ -40,6 +40,7 @@ NO_REFUSALS = {
     "ConnectionError",
     "TimeoutExpired",
     "Preempted",
+    "WaitingForPeople",
     "TryAgain",
     "MalformedReply",
     "Interrupted",

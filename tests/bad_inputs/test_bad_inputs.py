@@ -2,7 +2,7 @@
 
 The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_runs.py, bad_exports.py, bad_keys.py,
 bad_models.py, bad_adapters.py, bad_curation.py, bad_rewards.py, bad_templates.py, bad_vllm.py, bad_endpoints.py,
-bad_tasks.py and bad_commands.py, by what is damaged; cases.py runs them.
+bad_tasks.py, bad_people.py and bad_commands.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -22,6 +22,7 @@ from tests.bad_inputs import (
     bad_exports,
     bad_keys,
     bad_models,
+    bad_people,
     bad_recipes,
     bad_rewards,
     bad_rows,
@@ -50,6 +51,7 @@ CASES = [
     *bad_commands.CASES,
     *bad_curation.CASES,
     *bad_tasks.CASES,
+    *bad_people.CASES,
 ]
 MET: dict[Case, Met] = {}  # reached by the cases that have run
 # (file, function) of rules that no case can reach -> the test that reaches them, or why none can.

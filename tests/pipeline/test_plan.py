@@ -285,7 +285,7 @@ def test_a_given_judge_asks_for_no_pairs(plan):
         ),
         (
             ["round_stages=[annotate, dpo]", "annotate.annotator_function=null"],
-            "round_stages: annotate has no annotator: give annotate.annotator_function or annotate.annotator_models",
+            "round_stages: annotate has no annotator: give annotate.annotator_function, annotate.annotator_models or",
         ),
         (["round_stages=[annotate, sft]"], "round_stages: nothing trains on the pairs of annotate"),
         (
@@ -373,3 +373,20 @@ def test_every_policy_is_evaluated_on_tasks_before_the_gate_compares_them(plan, 
 def test_a_limit_for_tasks_needs_tasks(plan):
     with pytest.raises(ConfigError, match="gate_max_task_fall has no tasks to compare"):
         plan("evaluate_policy.gate_max_task_fall=0.05")
+
+
+def test_people_who_compare_everything_annotate_round_one(plan):
+    steps = plan("annotate={people: [ana, ben]}")
+    for number in (1, 2):
+        step = steps[f"round-{number}.annotate"]
+        assert not {"annotator_models", "second_opinion"} & step.inputs.keys() and step.keys["people"] == ["ana", "ben"]
+
+
+def test_people_after_a_model_get_the_reward_model_as_the_second_opinion(plan):
+    steps = plan("annotate.people=[ana]", "annotate.people_budget=9")
+    assert "second_opinion" not in steps["round-1.annotate"].inputs
+    assert steps["round-2.annotate"].inputs["second_opinion"] == [Output("round-1.reward_model", "model")]
+    steps = plan("annotate={people: [ana], people_budget: 9}")  # the reward model judges first
+    assert "round-1.annotate" not in steps
+    assert steps["round-2.annotate"].inputs["annotator_models"] == [Output("round-1.reward_model", "model")]
+    assert "second_opinion" not in steps["round-2.annotate"].inputs
