@@ -47,6 +47,8 @@ VLLM_KEYS = {
 }
 
 
+ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")  # kinds of scaling that transformers knows
+
 # Keys of average_models itself, which `stage_keys` of the stage that it evaluates with can't set.
 KEYS_OF_AVERAGE = (
     "output_dir",
@@ -343,11 +345,23 @@ def _prepare_base(values: Values) -> None:
         datetime.date.fromisoformat(values["template_date"] or "2000-01-01")
     except ValueError:
         raise ConfigError(f"template_date={shown(values['template_date'])}: expected a date as YYYY-MM-DD") from None
+    if bool(values["extend_tokenizer"]) != bool(values["num_new_tokens"]):
+        raise ConfigError("extend_tokenizer and num_new_tokens need each other; set both or neither")
+
+
+def _pretrain(values: Values) -> None:
+    scaling = values["rope_scaling"]
+    if scaling is not None and scaling.get("rope_type") not in ROPE_TYPES:
+        raise ConfigError(
+            f"rope_scaling={shown(scaling)}: expected rope_type with one of {', '.join(ROPE_TYPES)}, as in "
+            "{rope_type: yarn, factor: 4.0}"
+        )
 
 
 RULES: dict[str, Callable[[Values], None]] = {
     "prepare_base": _prepare_base,
     "prepare_data": _prepare_data,
+    "pretrain": _pretrain,
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,

@@ -99,22 +99,32 @@ def plan_data_and_base(plan: Plan) -> Foundation:
 
 
 def plan_base(plan: Plan) -> Output:
-    """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared."""
+    """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared.
+
+    A given model whose tokenizer is extended is prepared first, so that its new tokens are pretrained.
+    """
     recipe = plan.recipe
-    raw_base: Reference
-    if recipe.base_model is None or recipe.section("pretrain").is_in_file:
-        raw_base = plan_pretraining(plan)
-    else:
-        raw_base = Model(recipe.base_model)
-    needs_system = {"needs_system_role": True} if has_system_prompts(recipe) else {}
-    return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}, keys=needs_system), "model")
+    given = None if recipe.base_model is None else Model(recipe.base_model)
+    if given is None:
+        return prepare(plan, plan_pretraining(plan, None))
+    if not recipe.section("pretrain").is_in_file:
+        return prepare(plan, given)
+    if recipe.section("prepare_base").keys.get("extend_tokenizer"):
+        return plan_pretraining(plan, prepare(plan, given))
+    return prepare(plan, plan_pretraining(plan, given))
 
 
-def plan_pretraining(plan: Plan) -> Output:
-    documents, given = plan.split("documents"), plan.recipe.base_model
+def prepare(plan: Plan, model: Reference) -> Output:
+    needs_system = {"needs_system_role": True} if has_system_prompts(plan.recipe) else {}
+    return Output(plan.add("prepare_base", inputs={"model_name_or_path": model}, keys=needs_system), "model")
+
+
+def plan_pretraining(plan: Plan, start: Reference | None) -> Output:
+    """The step that pretrains a model from `start`; None: from random weights."""
+    documents = plan.split("documents")
     inputs: dict[str, Reference] = {"train_data": documents.train, "eval_data": documents.validation}
-    if given is not None:
-        inputs["model_name_or_path"] = Model(given)
+    if start is not None:
+        inputs["model_name_or_path"] = start
     return Output(plan.add("pretrain", inputs=inputs), "model")
 
 
@@ -136,7 +146,7 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     is_judged = "evaluate_policy" in stages and plan.recipe.has_judge
     data = plan.add_data(is_evaluated=is_judged)
     if set(stages) == {"pretrain"}:
-        plan_pretraining(plan)
+        plan_pretraining(plan, None if plan.recipe.base_model is None else Model(plan.recipe.base_model))
         return
     base = policy = plan_base(plan)
     if "sft" in stages:

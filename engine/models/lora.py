@@ -68,9 +68,9 @@ def keys_of(model: ModelConfig) -> Keys:
     return {name: getattr(model, name) for name in (*FORM, *PRECISION)}
 
 
-def load_policy(model: ModelConfig) -> PreTrainedModel:
-    """The model that the adapters are added to, or whose weights are trained."""
-    path, options = path_of(model), training_options(model)
+def load_policy(model: ModelConfig, **given: Any) -> PreTrainedModel:
+    """The model that the adapters are added to, or whose weights are trained; `given` goes to from_pretrained."""
+    path, options = path_of(model), training_options(model) | given
     if folder := continued_adapter(model):
         base = AdapterBase.read(folder)
         check_base(folder, base)

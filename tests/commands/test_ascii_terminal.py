@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.main import get_command
 
-from commands import assess, chat, check, generate, score
+from commands import assess, chat, check, generate, scale, score
 from data_schemas.unexpected import guarded
 from pipeline import cli
 from pipeline.cli.app import app
@@ -36,7 +36,9 @@ WORLD_COMMANDS = {  # command -> its words, and whether it shows a name or a tex
     "prune": (["prune", "runs/toy"], False),
     "run": (["run", RECIPE, "--set", "rounds=1", "--no-preflight"], False),  # it writes the summary again
 }
-OTHERS = {"data", "check", "chat", "generate", "score", "assess"}  # programs of commands/, which have a test each below
+OTHERS = {  # programs of commands/, which have a test each below
+    *("data", "check", "chat", "generate", "scale", "score", "assess"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,13 @@ def test_data_shows_escapes(tmp_path):
     assert done.returncode == 0, done.stderr
     check_ascii(done.stdout, done.stderr, shows_korean=True)
     assert f"user: {ESCAPED}\n" in done.stdout
+
+
+def test_scale_shows_escapes(terminal, tmp_path):
+    rows = [f"{n * 1e6},{d * 1e8},{1.7 + n**-0.3 + d**-0.3}" for n in (1, 2, 4) for d in (1, 2, 4)]
+    (tmp_path / "표 🙂.csv").write_text("\n".join(["parameters,tokens,loss", *rows]))
+    out, err = terminal(scale.main, tmp_path / "표 🙂.csv")
+    check_ascii(out, err, shows_korean=True)
 
 
 @pytest.fixture

@@ -42,6 +42,19 @@ def test_the_base_is_given_or_pretrained(plan, tmp_path):
     assert steps["prepare_base"].inputs == {"model_name_or_path": [Output("pretrain", "model")]}
 
 
+def test_a_given_base_is_prepared_before_it_is_pretrained_only_if_its_tokenizer_is_extended(plan, tmp_path):
+    given = Model(str(tmp_path / "work" / "base"))
+    steps = plan("pretrain={block_size: 32}")
+    assert steps["pretrain"].inputs["model_name_or_path"] == [given]
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [Output("pretrain", "model")]}
+    (tmp_path / "work" / "ko.txt").write_text("안녕하세요\n")
+    steps = plan("pretrain={block_size: 32}", "prepare_base={extend_tokenizer: ko.txt, num_new_tokens: 9}")
+    corpus = File(str(tmp_path / "work" / "ko.txt"))
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [given], "extend_tokenizer": [corpus]}
+    assert steps["pretrain"].inputs["model_name_or_path"] == [BASE]
+    assert steps["round-1.reward_model"].inputs["model_name_or_path"] == [Output("pretrain", "model")]
+
+
 def test_raw_files_are_inputs_of_prepare_data(plan, tmp_path):
     assert plan()["prepare_data"].inputs == {
         "preferences": [File(str(tmp_path / "work" / "pairs.jsonl"))],
