@@ -4,7 +4,11 @@ BIN := $(VENV)/bin
 
 .PHONY: install demo test test-long lint types keys docs bench bench-full bench-gpu bench-data bench-alignment soak clean
 
+# EXTRAS adds optional packages, as in `make install EXTRAS=lora` or EXTRAS=lora,data.
 install: $(VENV)/.installed
+ifneq ($(EXTRAS),)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+endif
 
 $(VENV)/.installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("alignloop needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12 " ) if sys.version_info < (3, 11) else None'

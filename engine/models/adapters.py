@@ -10,6 +10,7 @@ arXiv 2305.14314) quantised and restored. s is alpha / r, or alpha / sqrt(r) wit
 A folder with an adapter has PEFT's two files, BASE, and config.json and tokenizer of the complete model.
 """
 
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,7 @@ class Quantization:
                 "the adapter was trained on a quantized base, and the package bitsandbytes is not installed, which "
                 f"quantizes its weights; {to_install('bitsandbytes')}"
             )
-        from bitsandbytes import functional
-
+        functional: Any = importlib.import_module("bitsandbytes.functional")  # an extra, so pyright may not find it
         if self.kind == "int8":
             rows_OI, scales_O, _ = functional.int8_vectorwise_quant(weight_OI.to(torch.float16))
             return functional.int8_vectorwise_dequant(rows_OI, scales_O).float()

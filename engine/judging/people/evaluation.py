@@ -74,7 +74,8 @@ def correct(
     human_L = np.array([points[place] for place in labelled], dtype=float)
     metrics = _rates(points_PK, labelled, human_L, tags_P, seed=arguments.seed)
     winners = [(points_PK[place, k], points[place]) for place, k in labelled.items() if place in rows]
-    agreements = [(judged > 0.5) == (own > 0.5) for judged, own in winners if own != 0.5 and judged in (0, 1)]
+    decided = [(judged, own) for judged, own in winners if own is not None and own != 0.5 and judged in (0, 1)]
+    agreements = [(judged > 0.5) == (own > 0.5) for judged, own in decided]
     metrics |= people_metrics(labels) | {"people_agree_with_model": share(agreements)}
     return Correction(metrics, labels)
 
