@@ -63,6 +63,8 @@ OF_LLM_JUDGES = (  # columns of the table of rounds that only an LLM judge gives
     "judge_tie_rate",
     "judge_prefers_longer",
 )
+# Columns that only people give.
+OF_PEOPLE = (*people.COLUMNS, "people_against", "people_agree_with_model")
 TRAITS = StageTraits(
     purpose="Samples answers to held-out prompts, has them judged, and chooses the best policy so far.",
     position=90,
@@ -81,9 +83,7 @@ TRAITS = StageTraits(
             "win_rate_vs_first_low",
             "win_rate_vs_first_high",
             *OF_LLM_JUDGES,
-            *people.COLUMNS,
-            "people_against",
-            "people_agree_with_model",
+            *OF_PEOPLE,
             "win_rate_vs_previous",
             "win_rate_vs_previous_low",
             "win_rate_vs_previous_high",
@@ -266,7 +266,7 @@ def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -
     if not arguments.judge_llm:
         reasons |= dict.fromkeys(OF_LLM_JUDGES, "no judge_llm is given")
     if not arguments.people:
-        reasons |= dict.fromkeys((*people.COLUMNS, "people_against", "people_agree_with_model"), "no people are asked")
+        reasons |= dict.fromkeys(OF_PEOPLE, "no people are asked")
     elif metrics["people_against"]:
         reasons |= dict.fromkeys(NO_AGREEMENT, "too few labels by several people")
     if not arguments.judge_function:
@@ -342,7 +342,7 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
         best = earlier.choices[0].step if earlier.choices else None
         metrics |= changes_to_best(arguments.tasks, best, seed=arguments.seed)
     correction = correct(stage, arguments, answers, others, scores, earlier)
-    metrics |= dict.fromkeys((*people.COLUMNS, "people_against", "people_agree_with_model"))
+    metrics |= dict.fromkeys(OF_PEOPLE)
     metrics |= {"people_against": arguments.people_against} | correction.metrics if correction else {}
     decision = decide(metrics, arguments)
     metrics |= {"gate": decision.action, "gate_reason": decision.reason}

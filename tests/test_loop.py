@@ -18,7 +18,7 @@ from data_schemas.artifact import Artifact
 from data_schemas.text import normalise
 from pipeline.launch.checks import has_gpu
 from pipeline.launch.command_line import ROOT, available_cores
-from stages.evaluate_policy import OF_LLM_JUDGES
+from stages.evaluate_policy import OF_LLM_JUDGES, OF_PEOPLE
 from tests.loop_recipes import DATA_AND_BASE, STEPS, launches, processes_of, python_by_hand, wait_until
 from tests.patience import PATIENCE
 from tests.processes import cpu_seconds_of
@@ -94,8 +94,8 @@ def test_the_summary_has_its_schema_and_every_number_or_a_reason(place):
         (2, "round-2.dpo"),
     ]
     for row in summary["rounds"]:
-        assert set(row) == {"round", "policy", "reasons", *COLUMNS[True], *COLUMNS[False], *OF_LLM_JUDGES}
-        missing = [*OF_LLM_JUDGES, *(COLUMNS[False] if row["round"] == 0 else [])]
+        assert set(row) == {"round", "policy", "reasons", *COLUMNS[True], *COLUMNS[False], *OF_LLM_JUDGES, *OF_PEOPLE}
+        missing = [*OF_LLM_JUDGES, *OF_PEOPLE, *(COLUMNS[False] if row["round"] == 0 else [])]
         assert sorted(name for name, value in row.items() if value is None) == sorted(missing)
         assert sorted(row["reasons"]) == sorted(missing)
         assert all(row["reasons"].values())

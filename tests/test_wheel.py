@@ -37,7 +37,7 @@ def test_a_wheel_holds_every_package_and_every_shipped_file(wheel):
     shipped = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
     expected = {str(path.relative_to(ROOT)) for path in shipped if "__pycache__" not in path.parts}
     kinds = {Path(name).suffix for name in expected}
-    assert kinds == {".py", ".yaml", ".jinja", ".json", ".css", ".j2", ".js"}, (
+    assert kinds == {".py", ".yaml", ".jinja", ".json", ".css", ".html", ".j2", ".js"}, (
         "a new kind of file: is it in [tool.setuptools.package-data]?"
     )
     with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""The commands that take the folder of a run: list | status | report | compare | verify | prune | export."""
+"""The commands that take the folder of a run: list, status, report, calibrate, compare, verify, prune, export."""
 
 import contextlib
 import shlex
@@ -15,7 +15,7 @@ from pipeline.cli.completion import complete_model, complete_run
 from pipeline.export import folder as exporting
 from pipeline.export import publish
 from pipeline.export.card import UNKNOWN, Card
-from pipeline.report import comparing, run_list, run_status, terminal
+from pipeline.report import calibration, comparing, run_list, run_status, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
 from pipeline.report.page.compare_page import write_comparison
@@ -69,6 +69,12 @@ def status(
 def report(run: RunFolder) -> None:
     """Write the page of a run, report.html. `run` does it too, whenever a step starts or ends."""
     print_text(f"written: {short_path(write_page(run))}")
+
+
+@app.command()
+def calibrate(run: RunFolder) -> None:
+    """Show how far the judges, reward models and people of a run can be trusted, in one table."""
+    terminal.make_console().print(calibration.table(calibration.raters_of(read_summary(run), run)))
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_schemas.people import read_labels
 from tests.bad_inputs.cases import Call, Case, Place
 from tests.data_schemas.test_people import BATCH, label, lines_of
+from tests.pipeline.report.page.run_folders import write_run
 
 
 def of_file(lines: Sequence[str] | bytes, *more: Sequence[str]) -> Callable[[Place], Call]:
@@ -22,6 +23,18 @@ def of_file(lines: Sequence[str] | bytes, *more: Sequence[str]) -> Callable[[Pla
 
 def of_recipe(*settings: str) -> Callable[[Place], Call]:
     return lambda place: place.alignloop("plan", *place.recipe(*settings))
+
+
+def of_calibrate(damage: Callable[[Path], None], *, answers: int = 2) -> Callable[[Place], Call]:
+    def make(place: Place) -> Call:
+        damage(write_run(place.folder / "run", answers=answers))
+        return place.alignloop("calibrate", "run")
+
+    return make
+
+
+def cut_rewards(run: Path) -> None:
+    (run / "round-1.evaluate_policy-0123abcd" / "proxy_scores.json").write_text("[1.0]")
 
 
 GOOD = lines_of([label("row-1"), label("row-2", "tie")])
@@ -112,5 +125,15 @@ CASES = [
             "evaluate_policy={judge_function: 'scores:score', people: [a], people_budget: 9, people_against: baseline}"
         ),
         "people_against: baseline needs baseline, the model to compare with; give it",
+    ),
+    Case(
+        "calibrate a run without comparisons",
+        of_calibrate(lambda run: None, answers=1),
+        "run: no judge, reward model or person has compared answers in a finished step yet",
+    ),
+    Case(
+        "calibrate with damaged rewards",
+        of_calibrate(cut_rewards),
+        "run/round-1.evaluate_policy-0123abcd is not as its step wrote it (list index out of range); see verify",
     ),
 ]

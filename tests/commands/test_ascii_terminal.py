@@ -16,6 +16,7 @@ from pipeline import cli
 from pipeline.cli.app import app
 from tests.loop_recipes import COMMAND
 from tests.patience import PATIENCE
+from tests.pipeline.report.page.run_folders import write_run
 from tests.pipeline.toy_house import World
 
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
@@ -37,7 +38,7 @@ WORLD_COMMANDS = {  # command -> its words, and whether it shows a name or a tex
     "run": (["run", RECIPE, "--set", "rounds=1", "--no-preflight"], False),  # it writes the summary again
 }
 OTHERS = {  # programs of commands/, which have a test each below
-    *("data", "check", "chat", "generate", "scale", "score", "assess"),
+    *("data", "check", "chat", "generate", "scale", "score", "assess", "calibrate"),
 }
 
 
@@ -79,6 +80,16 @@ def test_a_command_of_recipes_and_runs_shows_escapes(name, world):
 def test_a_mistake_is_one_line_with_escapes(words, world):
     code, out, err = world.call(*words, **ASCII)
     assert (code, out, err.count("\n")) == (2, "", 1)
+    check_ascii(out, err, shows_korean=True)
+
+
+def test_calibrate_shows_escapes(world, tmp_path):
+    run = write_run(tmp_path / "toy", answers=2)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["steps"][-1]["name"] = HELLO
+    (run / "summary.json").write_text(json.dumps(summary))
+    code, out, err = world.call("calibrate", str(run), **ASCII)
+    assert code == 0, err
     check_ascii(out, err, shows_korean=True)
 
 

@@ -73,9 +73,12 @@ def correct(
     labelled = {place: chosen[place] for place in drawn if points[place] is not None}  # the others were skipped
     human_L = np.array([points[place] for place in labelled], dtype=float)
     metrics = _rates(points_PK, labelled, human_L, tags_P, seed=arguments.seed)
-    winners = [(points_PK[place, k], points[place]) for place, k in labelled.items() if place in rows]
-    decided = [(judged, own) for judged, own in winners if own is not None and own != 0.5 and judged in (0, 1)]
-    agreements = [(judged > 0.5) == (own > 0.5) for judged, own in decided]
+    judged_L = [points_PK[place, k] for place, k in labelled.items()]
+    agreements = [
+        bool(judged > 0.5) == bool(own > 0.5)
+        for place, judged, own in zip(labelled, judged_L, human_L, strict=True)
+        if place in rows and own != 0.5 and judged in (0, 1)
+    ]
     metrics |= people_metrics(labels) | {"people_agree_with_model": share(agreements)}
     return Correction(metrics, labels)
 

@@ -39,8 +39,11 @@ def write_run(
     state: str = "done",
     shows_samples: bool = True,
     rounds: int = 1,
+    answers: int = 1,
 ) -> Path:
     """A run whose evaluations have one answer to each of PROMPTS; `texts` replaces the answers of a policy.
+
+    More answers are longer by a letter, and a quarter better each; the reward model likes each less, by 1.
 
     With more than one round, the steps of round 1 are repeated under other names.
     """
@@ -50,7 +53,7 @@ def write_run(
         metrics = _metrics(name, stage)
         step_folder = folder / f"{name}-0123abcd"
         step_folder.mkdir(parents=True)
-        _write_step(step_folder, name, stage, metrics, texts or {})
+        _write_step(step_folder, name, stage, metrics, texts or {}, num_answers=answers)
         entries.append(
             {
                 "name": name,
@@ -101,7 +104,9 @@ def _metrics(name: str, stage: str) -> dict[str, float | int | str | None]:
     return {"eval_loss_at_step_0": 1.0, "eval_loss": 0.5, "dropped_too_long": 4}
 
 
-def _write_step(folder: Path, name: str, stage: str, metrics: Mapping, texts: Mapping[str, Sequence[str]]) -> None:
+def _write_step(
+    folder: Path, name: str, stage: str, metrics: Mapping, texts: Mapping[str, Sequence[str]], *, num_answers: int
+) -> None:
     outputs, inputs, keys = {}, {}, {}
     if stage == "evaluate_policy":
         policy = _policy(name)
@@ -113,14 +118,18 @@ def _write_step(folder: Path, name: str, stage: str, metrics: Mapping, texts: Ma
             {
                 "prompt": [{"role": "user", "content": prompt}],
                 "prompt_id": f"{number:016x}",
-                "candidates": [{"text": answers[number], "k": 0, "num_tokens": 3, "ended": True, "score": score}],
+                "candidates": [
+                    {"text": answers[number] + "!" * k, "k": k, "num_tokens": 3, "ended": True, "score": score + k / 4}
+                    for k in range(num_answers)
+                ],
             }
             for number, (prompt, score) in enumerate(zip(PROMPTS, scores, strict=True))
         ]
         (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
         if policy != "round-0.sft":
             outputs["proxy_scores"] = "proxy_scores.json"
-            (folder / "proxy_scores.json").write_text("[3.0, 3.5, 4.0]")
+            rewards = [reward - k for reward in (3.0, 3.5, 4.0) for k in range(num_answers)]
+            (folder / "proxy_scores.json").write_text(json.dumps(rewards))
     elif stage in ("sft", "dpo"):
         inputs["train_data"] = str(folder.parent / "prepare_data-0123abcd" / "pairs.jsonl")
         (folder / "metrics.jsonl").write_text(
