@@ -79,18 +79,20 @@ def _from_python(text: str, parameters: Mapping[str, Sequence[str]]) -> list[Cal
     try:
         body = ast.parse(text, mode="eval").body
         nodes = body.elts if isinstance(body, ast.List | ast.Tuple) else [body]
-        return [_python_call(node, parameters) for node in nodes]
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        calls = [_python_call(node, parameters) for node in nodes]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # also of an argument that is no literal
         return []
+    found = [call for call in calls if call is not None]
+    return found if len(found) == len(calls) else []
 
 
-def _python_call(node: ast.expr, parameters: Mapping[str, Sequence[str]]) -> Call:
-    """Raises ValueError for an expression that is no call with literal arguments."""
+def _python_call(node: ast.expr, parameters: Mapping[str, Sequence[str]]) -> Call | None:
+    """The call of an expression; None for one that is no call, or has arguments without names."""
     if not isinstance(node, ast.Call):
-        raise ValueError("no call")
+        return None
     name = ast.unparse(node.func)
     names = parameters.get(name, ())
     if len(node.args) > len(names) or any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError("arguments without names")
+        return None
     given = dict(zip(names, map(ast.literal_eval, node.args), strict=False))
     return Call(name, given | {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords})

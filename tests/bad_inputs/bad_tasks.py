@@ -85,6 +85,11 @@ def two(**candidate: Any) -> dict[str, Any]:
 SERVED = {"base_url": "https://api.example.com/v1", "model": "m"}
 CASES = [
     Case(
+        "a limit for tasks without tasks",
+        lambda place: place.alignloop("plan", *place.recipe("evaluate_policy.gate_max_task_fall=0.1")),
+        "gate_max_task_fall has no tasks to compare; add a section evaluate_tasks",
+    ),
+    Case(
         "no task", lambda place: place.stage("evaluate_tasks", model_name_or_path="m"), "lm_eval_tasks is missing: the"
     ),
     Case("ifeval without languages", without("py3langid", "ifeval", ["x"]), "the package py3langid is not installed"),
@@ -114,7 +119,9 @@ CASES = [
     Case("a task without a text", tasks("gsm8k", {"question": 3}), "rows.jsonl:1: question: found 3, expected text"),
     Case("a problem without a number", tasks("gsm8k", PROBLEM | {"answer": "1"}), "rows.jsonl:1: answer: found '1'"),
     Case(
-        "no instructions", tasks("ifeval", IFEVAL | {"instruction_id_list": []}), "instruction_id_list: found an empty"
+        "no instructions",
+        tasks("ifeval", IFEVAL | {"instruction_id_list": []}),
+        "instruction_id_list: found a list of 0",
     ),
     Case("too few kwargs", tasks("ifeval", IFEVAL | {"kwargs": []}), "expected a list of 1 mappings, one for each"),
     Case(
@@ -144,9 +151,7 @@ CASES = [
         ),
         "the relation 'about' is neither 'less than' nor 'at least'",
     ),
-    Case(
-        "one choice", tasks("multiple_choice", CHOICE | {"choices": ["a"]}), "choices: found a list of one, expected a"
-    ),
+    Case("one choice", tasks("multiple_choice", CHOICE | {"choices": ["a"]}), "choices: found a list of 1, expected a"),
     Case(
         "a wrong choice",
         tasks("multiple_choice", CHOICE | {"answer": 2}),
@@ -158,7 +163,9 @@ CASES = [
         "ground_truth: found 'add', expected a",
     ),
     Case(
-        "a question of numbers", tasks("function_calls", CALLS | {"question": [3]}), "question: found a list, expected"
+        "a question of numbers",
+        tasks("function_calls", CALLS | {"question": [3]}),
+        "question: found a list of 1, expected",
     ),
     Case(
         "a question without roles",

@@ -65,6 +65,9 @@ ELSEWHERE = {
     ("engine/models/loading.py", "training_options"): "ZeRO-3 on a quantized base: the recipe refuses it before",
     ("engine/models/miniature.py", "small_model"): "an architecture that no recipe can have: test_miniature",
     ("data_schemas/splitting.py", "Shares.__post_init__"): "the limits of the keys come first: test_splitting",
+    ("engine/tasks/changes.py", "changes"): "evaluations of other questions: tests/stages/test_evaluate_tasks.py",
+    ("engine/tasks/changes.py", "changes_to_best"): "an evaluation that is not given: test_evaluate_tasks.py",
+    ("engine/tasks/grades.py", "read_grades"): "a damaged file beside a valid record: test_evaluate_tasks.py",
     ("pipeline/launch/preflight.py", "preflight"): "it needs a model: tests/commands/test_preflight.py",
     (
         "engine/models/verification.py",

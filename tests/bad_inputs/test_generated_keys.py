@@ -97,7 +97,7 @@ def to_yaml(content: object) -> str:
 def test_every_generated_value_is_refused_in_one_line_or_legal_for_a_reason(folder, monkeypatch):
     monkeypatch.chdir(folder)
     whole = yaml.safe_load((folder / "toy.yaml").read_text())
-    whole |= {"round_stages": stages_of_a_round(), "rounds": 1}
+    whole |= {"round_stages": stages_of_a_round(), "rounds": 1, "evaluate_tasks": {"gsm8k": "chats.jsonl"}}
     assert refusal(folder, whole) == ""
     (folder / "texts.txt").write_text("A text.\n")
     pretrained = whole | {"data": whole["data"] | {"documents": "texts.txt"}}

@@ -81,6 +81,9 @@ def test_the_task_that_fell_most_from_the_best_policy_is_named(tmp_path):
         changes_to_best([a, other], "a", seed=0)
     with pytest.raises(DataError, match="no finished evaluation on tasks"):
         changes_to_best([str(tmp_path)], "a", seed=0)
+    (tmp_path / "c" / "grades.jsonl").write_text('{"task": "math"}\n')
+    with pytest.raises(DataError, match="has no grades of a policy"):
+        changes_to_best([a, c], "a", seed=0)
 
 
 @pytest.mark.parametrize(("limit", "gate"), [(0.2, "accept"), (0.05, "keep")])

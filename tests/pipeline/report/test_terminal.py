@@ -14,8 +14,9 @@ from data_schemas.text import printable
 from pipeline import cli
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
-from pipeline.report import terminal
+from pipeline.report import rounds, terminal
 from pipeline.report.terminal import make_console
+from pipeline.state import summary
 from pipeline.state.run import Decision, Run
 from tests.pipeline.fake_stages import build_inputs
 
@@ -114,3 +115,16 @@ def test_status_of_a_run_with_any_name_is_readable(name, tmp_path, capsys, monke
     assert not end.value.code
     assert "\x1b" not in out
     assert out.startswith(f"{printable(name)}: done")
+
+
+def test_the_table_by_round_shows_what_each_task_costs():
+    columns = dict.fromkeys(column for column, _, _ in summary.columns())
+    first = {"task_scores": "gsm8k", "gsm8k": 0.4, "gsm8k_low": 0.31, "gsm8k_high": 0.5}
+    second = first | {"gsm8k": 0.35, "gsm8k_vs_first": -0.05, "gsm8k_vs_first_low": -0.12, "gsm8k_vs_first_high": 0.02}
+    rounds_of = [
+        {"round": number, "policy": "p", "reasons": {}, "tasks": tasks} | columns
+        for number, tasks in enumerate((first, second))
+    ]
+    shown = dict(rounds.rows({"rounds": rounds_of}))  # pyright: ignore[reportArgumentType]
+    assert shown["gsm8k"] == ["0.400 [0.31, 0.50]", "0.350 [0.31, 0.50]"]
+    assert shown["gsm8k vs first"] == ["-", "-0.050 [-0.12, 0.02]"]
