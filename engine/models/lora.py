@@ -70,12 +70,12 @@ def keys_of(model: ModelConfig) -> Keys:
 
 def load_policy(model: ModelConfig) -> PreTrainedModel:
     """The model that the adapters are added to, or whose weights are trained."""
-    path, options = path_of(model), training_options(model)
-    if folder := continued_adapter(model):
-        base = AdapterBase.read(folder)
-        check_base(folder, base)
-        path, options = base.resolved(folder), options | {"revision": base.revision}
-    return load_causal(path, **options)
+    folder = continued_adapter(model)
+    if folder is None:
+        return load_causal(path_of(model), **training_options(model))
+    base = AdapterBase.read(folder)
+    check_base(folder, base)
+    return load_causal(base.resolved(folder), **training_options(model) | {"revision": base.revision})
 
 
 def reference_options(path: str, options: ModelOptions) -> ModelOptions:
