@@ -36,7 +36,7 @@ def adapted(base: Path, folder: Path, *, quantization: Any = None, **form: Any) 
     config = ModelConfig(
         model_name_or_path=str(base), dtype="float32", use_peft=True, use_bnb_nested_quant=nested, **keys
     )
-    for path in Path(base).glob("*token*"):
+    for path in (*Path(base).glob("*token*"), *Path(base).glob("*.jinja")):
         shutil.copyfile(path, folder / path.name)
     describe_adapter(model, config, folder, continued=None)
     return model

@@ -25,7 +25,6 @@ from data_schemas.files import read_json
 from engine.models.adapters import BASE, CONFIG, WEIGHTS, Adapter, AdapterBase, UnsupportedAdapter, is_adapter
 from engine.models.card import CARD
 from engine.models.loading import (
-    adapter_for,
     check_base,
     is_reward_model,
     load_causal,
@@ -33,6 +32,7 @@ from engine.models.loading import (
     read_config,
     without_launcher,
 )
+from engine.models.merged_in_memory import adapter_for
 from engine.runtime import progress, timing
 from engine.runtime.world import wait_until_exists
 

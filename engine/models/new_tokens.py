@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError
 from data_schemas.rows import Message
-from engine.models.loading import gathered
+from engine.models.merged_in_memory import gathered
 from engine.tokens.template import render
 
 # Shapes: V = rows of the embeddings, H = hidden size.

@@ -37,7 +37,7 @@ def with_another_base(folder: Path) -> None:
 def with_an_unknown_tensor(folder: Path) -> None:
     path = folder / "model" / WEIGHTS
     tensors = load_file(path)
-    tensors |= {name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}
+    tensors |= {name.replace("layers.0", "layers.7"): tensor.clone() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
