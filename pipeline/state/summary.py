@@ -20,6 +20,7 @@ from pipeline.state.samples import SampleAnswer, is_judged, samples_of
 from pipeline.steps import Step, source_steps
 
 SUMMARY = "summary.json"
+TAGGED = "tag/"  # how the names of an evaluation's numbers by tag begin, see engine/judging/groups.py
 
 
 class StepEntry(TypedDict):
@@ -73,7 +74,8 @@ class Summary(TypedDict):
     name: str
     state: str
     steps: list[StepEntry]
-    # `round` (null where there are no rounds), `policy`, the columns that stages declare, and `reasons` for nulls
+    # `round` (null where there are no rounds), `policy`, the columns that stages declare, `by_tag` where
+    # the prompts have tags, and `reasons` for nulls
     rounds: list[dict[str, object]]
     best_policy: BestEntry | None
     samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
@@ -223,7 +225,18 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
             skipped = states[evaluation.name].state == "skipped"
             why = states[evaluation.name].why if skipped else _reason(section, metric, artifacts, evaluation)
             reasons[column] = why
-    return row | {"reasons": reasons}
+    by_tag = metrics_by_tag(artifact.metrics) if (artifact := artifacts.get("evaluate_policy")) else {}
+    return row | ({"by_tag": by_tag} if by_tag else {}) | {"reasons": reasons}
+
+
+def metrics_by_tag(metrics: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """The numbers of an evaluation by its prompts' tags: tag -> metric -> number."""
+    found: dict[str, dict[str, object]] = {}
+    for name, value in metrics.items():
+        if name.startswith(TAGGED):
+            tag, _, metric = name.removeprefix(TAGGED).rpartition("/")
+            found.setdefault(tag, {})[metric] = value
+    return found
 
 
 def columns() -> list[tuple[str, str, str]]:
