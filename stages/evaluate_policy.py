@@ -292,7 +292,7 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     named = judge_name(arguments, judge)
     earlier = read_earlier(arguments.previous or [], named, prompts, arguments.num_answers)
     requests = [(prompt, None) for prompt in prompts]
-    check_tags(prompts, arguments.gate_max_tag_loss)
+    check_tags(prompts, arguments.gate_max_tag_fall)
 
     def sample(policy: Policy) -> list[list[Answer]]:
         settings = SamplingSettings.of(arguments, purpose=stage.name)

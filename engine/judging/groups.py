@@ -68,19 +68,19 @@ def group_metrics(
     return metrics
 
 
-def check_tags(prompts: Sequence[Prompt], max_tag_loss: float | None) -> None:
+def check_tags(prompts: Sequence[Prompt], max_tag_fall: float | None) -> None:
     """Raises ConfigError for a rule by tag where no tag has enough prompts; warns of the tags that it does not see."""
-    if max_tag_loss is None:
+    if max_tag_fall is None:
         return
     sizes = {name.partition("/")[2]: len(members) for name, members in groups_of([row.tag for row in prompts]).items()}
     few = [name for name, size in sizes.items() if size < MIN_PROMPTS]
     if len(few) == len(sizes):
         raise ConfigError(
-            f"gate_max_tag_loss={max_tag_loss:g}: no tag has {MIN_PROMPTS} of the {len(prompts)} evaluation prompts or "
+            f"gate_max_tag_fall={max_tag_fall:g}: no tag has {MIN_PROMPTS} of the {len(prompts)} evaluation prompts or "
             "more; give the prompts a column tag, or leave the rule out"
         )
     if few:
-        notices.warn(log, "gate_max_tag_loss: %s: less than %d prompts, not checked", ", ".join(few), MIN_PROMPTS)
+        notices.warn(log, "gate_max_tag_fall: %s: less than %d prompts, not checked", ", ".join(few), MIN_PROMPTS)
 
 
 def lowest_gains(metrics: Mapping[str, Metric], kind: GroupKind) -> Iterator[tuple[str, float, float]]:

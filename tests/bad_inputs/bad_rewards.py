@@ -97,7 +97,7 @@ CASES = [
     ),
     Case(
         "a condition for tags that have few prompts",
-        evaluation(gate_max_tag_loss=0.1),
-        "gate_max_tag_loss=0.1: no tag has 10 of the 4 evaluation prompts or more; give the prompts a column tag, or",
+        evaluation(gate_max_tag_fall=0.1),
+        "gate_max_tag_fall=0.1: no tag has 10 of the 4 evaluation prompts or more; give the prompts a column tag, or",
     ),
 ]

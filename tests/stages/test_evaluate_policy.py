@@ -116,7 +116,7 @@ def test_an_evaluation_has_its_numbers_by_tag_and_the_gate_takes_a_condition_for
         "judge_function": "tagged_judge:score",
         "num_answers": 1,
         "max_new_tokens": 2,
-        "gate_max_tag_loss": 0.5,
+        "gate_max_tag_fall": 0.5,
     }
     first = run_here("evaluate_policy", tmp_path / "a", model_name_or_path=tiny_model, policy_step="a", **keys)
     assert (first.metrics["gate"], first.metrics["tag/code/prompts"]) == ("accept", 10)

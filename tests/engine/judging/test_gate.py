@@ -40,12 +40,12 @@ NUMBERS = {
             ("keep", "unfinished 0.050 > 0.01"),
         ),
         (
-            {"gate_max_tag_loss": 0.1},
+            {"gate_max_tag_fall": 0.1},
             {"tag/math/score_gain_vs_best": 0.0, "tag/math/score_gain_vs_best_low": -0.1},
             ("accept", "gain 0.100 > 0"),
         ),
         (  # a tag that may have lost more than is allowed, and one that has not
-            {"gate_max_tag_loss": 0.1, "gate_stop": ["max_tag_loss"]},
+            {"gate_max_tag_fall": 0.1, "gate_stop": ["max_tag_fall"]},
             {
                 "tag/math/score_gain_vs_best": 0.05,
                 "tag/math/score_gain_vs_best_low": -0.11,

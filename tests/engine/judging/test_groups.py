@@ -55,11 +55,11 @@ def test_a_condition_by_tag_needs_tags_and_names_those_it_does_not_see():
         return [row.model_copy(update={"tag": tag}) for tag, count in counts.items() for row in PROMPTS[:1] * count]
 
     check_tags(tagged(math=3), None)
-    with pytest.raises(ConfigError, match=r"gate_max_tag_loss=0.1: no tag has 10 of the 9 evaluation prompts or more"):
+    with pytest.raises(ConfigError, match=r"gate_max_tag_fall=0.1: no tag has 10 of the 9 evaluation prompts or more"):
         check_tags(tagged(math=9), 0.1)
     with pytest.raises(ConfigError, match=r"no tag has 10 of the 7 evaluation prompts"):
         check_tags(PROMPTS, 0.1)
     notices.start(None)
     check_tags(tagged(math=10, code=9), 0.1)
-    assert notices.kept() == ["gate_max_tag_loss: code: less than 10 prompts, not checked"]
+    assert notices.kept() == ["gate_max_tag_fall: code: less than 10 prompts, not checked"]
     notices.start(None)
