@@ -63,9 +63,10 @@ bench-gpu: install
 	$(BIN)/python -m benchmarks.speed gpu $(OPTIONS)
 
 # Curation of synthetic chat rows with planted duplicates, contamination and another language: minutes, memory, recall.
-# 100,000 and a million rows, 3 GB of files in runs/bench-data; OPTIONS="--rows 20000" is a trial.
+# 100,000 and a million rows, 3 GB of files in runs/bench-data: docs/benchmarks-data.md. A trial has
+# OPTIONS="--rows 20000 --page trial.md".
 bench-data: install
-	$(BIN)/python -m benchmarks.data $(OPTIONS)
+	$(BIN)/python -m benchmarks.data --page docs/benchmarks-data.md $(OPTIONS)
 
 # Five seeds of the demo's world, with ablations and controls: docs/alignment.md. Finished runs are reused.
 bench-alignment: install

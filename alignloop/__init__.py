@@ -15,7 +15,7 @@ The import takes a tenth of a second and loads no torch; each function imports w
 import importlib
 from typing import TYPE_CHECKING
 
-from data_schemas.errors import AlignloopError, BusyError, ConfigError, DataError, UserError
+from data_schemas.errors import AlignloopError, BusyError, ConfigError, DataError, UserError, WaitingForPeople
 
 if TYPE_CHECKING:
     from alignloop.models import best_policy, load_best_policy
@@ -32,6 +32,7 @@ __all__ = [
     "StageFailed",
     "Table",
     "UserError",
+    "WaitingForPeople",
     "best_policy",
     "load_best_policy",
     "load_recipe",

@@ -115,7 +115,7 @@ def run(loaded: LoadedRecipe, *, preflight: bool = True, verbose: bool = False) 
     Python delivers no signals, and nothing but the end of the process stops it.
 
     Raises ConfigError or DataError for a mistake, BusyError if another process runs it, StageFailed for a stage that
-    failed.
+    failed, WaitingForPeople where people have to compare answers before it goes on.
     """
     try:
         run_and_show(

@@ -22,10 +22,10 @@ from data_schemas.formats import format_of
 from data_schemas.reading import KINDS
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
 from data_schemas.sources import Source
-from data_schemas.stage_keys import load_yaml
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
+from data_schemas.yaml_files import load_yaml
 
 NUM_ROWS_SHOWN = 3
 MAX_TOKENIZED_ROWS = 10_000

@@ -3,15 +3,16 @@
 The stage's own trainer computes the loss of its own collator's batch: shared rows, chunked logits, LoRA and activation
 checkpointing are those of the stage. The model has the recipe's sizes and one or two layers. Its weights are fake
 tensors (torch's FakeTensorMode), which have shapes and no memory, while the few thousand token ids are real, since
-shapes depend on them. torch's MemTracker counts what lives at the same time.
+shapes depend on them. commands/live_memory.py counts what lives at the same time.
 
-Memory grows linearly with the layers, so the difference of two layers and one gives that of all. Two cases are
-measured: one micro-batch in an optimizer step, where the activations are freed while gradients are allocated, and
-several, where all gradients exist when the activations are at their peak.
+Memory grows linearly with the layers, so the difference of two layers and one gives that of all. The second optimizer
+step is measured, when the moments exist. Activations are what lives beside weights, moments and gradients: a step
+with several micro-batches has all gradients when its activations are at their peak.
 """
 
 import copy
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,6 +33,7 @@ from transformers import (
 )
 from trl.trainer import dpo_trainer, sft_trainer
 
+from commands.live_memory import Content, FourBitLinear, LiveMemory, quantise, without_content
 from commands.trials import METHODS
 from data_schemas.cost_request import Probe, ProbeAnswer, RowSample
 from data_schemas.stage_keys import Keys, stages
@@ -46,8 +45,6 @@ from engine.runtime.tracking import Tracker
 from engine.tokens.token_rows import TokenDialog, TokenPair, TokenRanking, TokenRow
 from stages import pretrain
 
-NUM_STEPS = 2  # the first optimizer step allocates the moments; the second is like all others
-MICRO_BATCHES = 2  # of an accumulating step: the second meets the gradients of the first
 PROBED_LAYERS = (1, 2)
 
 
@@ -66,25 +63,22 @@ def measure(probe: Probe) -> ProbeAnswer:
 
 
 def _extrapolated(bench: "Bench", probe: Probe) -> dict[str, Any]:
-    """Both cases for one and two layers, continued to all layers."""
+    """One and two layers, continued to all layers."""
     layers = probe["layers"]
     few = [count for count in PROBED_LAYERS if count <= layers]
-    accumulated = [bench.run(count, micro_batches=MICRO_BATCHES) for count in few]
-    activations = _continued([run.activations for run in accumulated], few, layers)
-    constant = _continued([run.activations for run in accumulated], few, 0)
+    runs = [bench.run(count) for count in few]
+    activations = _continued([run.activations for run in runs], few, layers)
+    constant = _continued([run.activations for run in runs], few, 0)
     parameters, trainable = (
-        _continued([getattr(run, name) for run in accumulated], few, layers) for name in ("parameters", "trainable")
+        _continued([getattr(run, name) for run in runs], few, layers) for name in ("parameters", "trainable")
     )
-    states = _continued([run.states for run in accumulated], few, layers)
-    if probe["accumulates"]:
-        peak = states + activations
-    else:
+    states = _continued([run.states for run in runs], few, layers)
+    peak = states + activations
+    if not probe["accumulates"]:
         # The peak is at the start of the backward pass, with all activations and no gradients, or after it. It is
         # convex in the number of layers, so the larger of both continuations is right, except where they meet.
-        single = [bench.run(count, micro_batches=1) for count in few]
-        without_gradients = _continued([run.states - run.gradients for run in accumulated], few, layers)
-        peak = max(without_gradients + activations, _continued([run.peak for run in single], few, layers))
-        peak = min(peak, states + activations)
+        without_gradients = _continued([run.states - run.gradients for run in runs], few, layers)
+        peak = min(peak, max(without_gradients + activations, _continued([run.peak for run in runs], few, layers)))
     return {
         "peak": peak,
         "activations": activations,
@@ -108,6 +102,7 @@ class Run:
     """Bytes of a run with few layers. `states` are weights, gradients and moments; `activations` is all else."""
 
     peak: float
+    beside_gradients: float  # the peak of everything but gradients
     parameters: float  # numbers, not bytes
     trainable: float
     weights: float
@@ -119,7 +114,7 @@ class Run:
 
     @property
     def activations(self) -> float:
-        return max(0.0, self.peak - self.states)
+        return max(0.0, self.beside_gradients - (self.states - self.gradients))
 
 
 @dataclass(frozen=True)
@@ -161,39 +156,36 @@ class Bench:
         with torch.autocast("cpu", torch.bfloat16) if is_autocast else nullcontext():
             return self.trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(1))
 
-    def run(self, layers: int, *, micro_batches: int) -> Run:
-        """NUM_STEPS optimizer steps of a model with so many layers."""
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            model = self.model(layers)
-        tracker = MemTracker()
-        tracker.track_external(model)
-        with tracker, Content():
-            # The tracker refuses a second call of a module unless its counts are cleared.
-            self.train(model, micro_batches=micro_batches, before=tracker.reset_mod_stats)
-        (peak,) = (values["Total"] for values in tracker.get_tracker_snapshot("peak").values())
+    def run(self, layers: int) -> Run:
+        """An optimizer step with one micro-batch of a model with so many layers, after the first such step."""
+        model = without_content(lambda: self.model(layers))
         trained = [weight for weight in model.parameters() if weight.requires_grad]
+        memory = LiveMemory(trained)
+        memory.add(*model.parameters(), *model.buffers())
+        with memory, Content():
+            optimizer = torch.optim.AdamW(trained, foreach=False)
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
+            optimizer.step()  # allocates the moments
+            optimizer.zero_grad()
+            memory.restart()
+            self.loss(model, self.probe["micro_batch"]).backward()
+            optimizer.step()
         return Run(
-            peak=peak,
-            parameters=sum(weight.numel() for weight in model.parameters()),
+            peak=memory.peak,
+            beside_gradients=memory.peak_beside_gradients,
+            parameters=_num_parameters(model),
             trainable=sum(weight.numel() for weight in trained),
-            weights=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-            gradients=sum(weight.numel() * weight.element_size() for weight in trained),
+            weights=_bytes_of([*model.parameters(), *_scales_of(model)]),
+            gradients=_bytes_of(trained),
         )
 
-    def train(self, model: torch.nn.Module, *, micro_batches: int, before: Callable[[], object] = lambda: None) -> None:
-        """NUM_STEPS optimizer steps; `before` is called before each micro-batch."""
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, foreach=False)
-        for _ in range(NUM_STEPS):
-            for _ in range(micro_batches):
-                before()
-                self.loss(model, self.probe["micro_batch"]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
     def model(self, layers: int) -> PreTrainedModel:
-        """The recipe's model with fewer layers and random weights, with the adapters and the head of the trainer's."""
-        config = config_of(self.probe, layers=layers)
+        """The recipe's model with fewer layers, with the adapters and the head of the trainer's.
+
+        On the device that is the default where it is called.
+        """
+        config, keys = config_of(self.probe, layers=layers), self.probe["keys"]
         dtype = torch.bfloat16 if self.probe["precision"] == "bfloat16" else torch.float32
         if self.probe["stage"] == "reward_model":
             config.num_labels = 1
@@ -201,11 +193,16 @@ class Bench:
             model: Any = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if keys.get("load_in_4bit"):
+            quantise(model, dtype=dtype, nested=bool(keys.get("use_bnb_nested_quant")))
         small = self.trainer.model
         if hasattr(small, "peft_config"):
             from peft import get_peft_model
 
-            model = get_peft_model(model, copy.deepcopy(small.peft_config["default"]))
+            adapters = copy.deepcopy(small.peft_config["default"])
+            # PEFT lists the matrices of the small model by their full names; here they are those of every layer.
+            adapters.target_modules = {name.rpartition(".")[2] for name in adapters.target_modules}
+            model = get_peft_model(model, adapters)
         for add in self.heads[:1]:
             add(model.get_base_model() if hasattr(model, "get_base_model") else model)
         if self.trainer.args.gradient_checkpointing:
@@ -214,15 +211,19 @@ class Bench:
         return model.train()
 
 
-class Content(TorchDispatchMode):
-    """Answers what tensors without content can't: the value of a scalar, and how many elements a mask keeps."""
+def _num_parameters(model: torch.nn.Module) -> int:
+    """Those of a layer of four bits are counted as if it were not."""
+    packed = [module for module in model.modules() if isinstance(module, FourBitLinear)]
+    others = sum(weight.numel() for weight in model.parameters()) - sum(layer.weight.numel() for layer in packed)
+    return others + sum(math.prod(layer.shape_OI) for layer in packed)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1.0 if args[0].is_floating_point() else 1
-        if func is torch.ops.aten.index.Tensor and isinstance(args[0], FakeTensor):
-            args = (args[0], [part for index in args[1] for part in _as_numbers(index)])
-        return func(*args, **kwargs or {})
+
+def _bytes_of(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _scales_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [scales for module in model.modules() if isinstance(module, FourBitLinear) for scales in module.buffers()]
 
 
 @contextmanager
@@ -243,13 +244,6 @@ def _recorded_heads() -> Iterator[list[Callable[[PreTrainedModel], object]]]:
     finally:
         for module in modules:
             vars(module)["add_fused_lm_head"] = original
-
-
-def _as_numbers(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
-    """A mask with content as the numbers of the elements that it keeps; any other index as it is."""
-    if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
-        return [index]
-    return index.nonzero(as_tuple=True)
 
 
 def config_of(probe: Probe, *, layers: int) -> PretrainedConfig:

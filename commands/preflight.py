@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -43,8 +43,7 @@ def in_own_process(work: Callable[[], None], log_file: Path) -> tuple[int, str]:
 
     A fork has the imports, and leaves nothing behind: accelerate and TRL keep state in their modules.
     """
-    pid = start(work, log_file)
-    code = wait([pid])[pid]
+    _, code = first_to_end({start(work, log_file): time.monotonic() + SECONDS_A_TRIAL})
     return code, reason(code, log_file)
 
 
@@ -82,22 +81,19 @@ def _outcome(work: Callable[[], None]) -> int:
     return PASSED
 
 
-def wait(pids: list[int]) -> dict[int, int]:
-    """The exit codes of forks, by process id. One that runs for too long is ended: TOO_LONG."""
-    codes: dict[int, int] = {}
-    deadline = time.monotonic() + SECONDS_A_TRIAL
-    while len(codes) < len(pids):
-        for pid in pids:
-            if pid not in codes:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-                elif time.monotonic() > deadline:
-                    os.kill(pid, 9)
-                    os.waitpid(pid, 0)
-                    codes[pid] = TOO_LONG
+def first_to_end(deadlines: Mapping[int, float]) -> tuple[int, int]:
+    """Process id and exit code of the first of these forks that ends. One past its deadline is ended: TOO_LONG."""
+    while True:
+        for pid, deadline in deadlines.items():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                return pid, code if code in (PASSED, REFUSED) else UNKNOWN
+            if time.monotonic() > deadline:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+                return pid, TOO_LONG
         time.sleep(0.01)
-    return {pid: code if code in (PASSED, REFUSED, TOO_LONG) else UNKNOWN for pid, code in codes.items()}
 
 
 def reason(code: int, log_file: Path) -> str:
@@ -126,22 +122,26 @@ def write_small_model(request: PreflightRequest, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def try_all(request: PreflightRequest, model: Path, scratch: Path) -> Iterator[str]:
-    """Runs the trials, as many at a time as there are cores; one line for each that is refused."""
-    waiting = list(enumerate(request["trials"]))
-    while waiting:
-        batch = [waiting.pop(0) for _ in range(min(len(waiting), len(available_cores())))]
-        logs = {number: scratch / f"trial-{number}.txt" for number, _ in batch}
-        pids = {start(_work(request, trial, model, scratch), logs[n]): (n, trial) for n, trial in batch}
-        for pid, code in wait(list(pids)).items():
-            number, trial = pids[pid]
-            message = reason(code, logs[number])
-            if code in (PASSED, REFUSED):
-                print(f"{TRIED}{trial['section']}", flush=True)
-            else:
-                print(f"{NOT_TRIED}{trial['section']}: {message}", flush=True)
-            if code == REFUSED:
-                yield refusal(request, trial, model, scratch, message)
+def try_all(request: PreflightRequest, model: Path, scratch: Path) -> list[str]:
+    """Runs the trials, as many at a time as there are cores. Returns a line for each refused one, in their order."""
+    waiting, refused = list(enumerate(request["trials"])), dict[int, str]()
+    running, deadlines = dict[int, tuple[int, Trial]](), dict[int, float]()
+    while waiting or running:
+        while waiting and len(running) < len(available_cores()):
+            number, trial = waiting.pop(0)
+            pid = start(_work(request, trial, model, scratch), scratch / f"trial-{number}.txt")
+            running[pid], deadlines[pid] = (number, trial), time.monotonic() + SECONDS_A_TRIAL
+        pid, code = first_to_end(deadlines)
+        del deadlines[pid]
+        number, trial = running.pop(pid)
+        message = reason(code, scratch / f"trial-{number}.txt")
+        if code in (PASSED, REFUSED):
+            print(f"{TRIED}{trial['section']}", flush=True)
+        else:
+            print(f"{NOT_TRIED}{trial['section']}: {message}", flush=True)
+        if code == REFUSED:
+            refused[number] = refusal(request, trial, model, scratch, message)
+    return [refused[number] for number in sorted(refused)]
 
 
 def refusal(request: PreflightRequest, trial: Trial, model: Path, scratch: Path, message: str) -> str:
@@ -180,7 +180,7 @@ def main() -> int:
     if code != PASSED:
         print(f"{NOT_TRIED}{message}")
         return 0
-    lines = list(try_all(request, model, scratch))
+    lines = try_all(request, model, scratch)
     for line in lines:
         print(f"error: {printable(line)}", file=sys.stderr)
     return 2 if lines else 0

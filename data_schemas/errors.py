@@ -8,6 +8,7 @@ AlignloopError
     BusyError          another process holds the folder
   StageError         exit code 1: the stage ran and failed; its input was accepted
     RunAgain           the stage stopped on purpose, and continues when the same command is run again
+  WaitingForPeople   exit code 3: nothing failed; the step goes on when people have sent their files back
 """
 
 
@@ -41,6 +42,10 @@ class StageError(AlignloopError):
 
 class RunAgain(StageError):
     """The stage stopped on purpose and continues when the same command is run again."""
+
+
+class WaitingForPeople(AlignloopError):
+    """The step needs labels from people, and goes on when their files are there. Ends it with exit code 3."""
 
 
 class WrongValue(ValueError):

@@ -6,6 +6,7 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 import datetime
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.limits import Limits
 from data_schemas.splitting import Shares
-from data_schemas.stage_keys import Keys, StageKey, Values, check_value, nearest, with_defaults
-from data_schemas.text import shown
+from data_schemas.stage_keys import Keys, StageKey, Values, check_value, with_defaults
+from data_schemas.text import nearest, shown
 
 # Packages that only some keys need, and the extra of pyproject.toml that installs each.
 EXTRAS = {
@@ -23,8 +24,18 @@ EXTRAS = {
     "mlflow": "mlflow",
     "bitsandbytes": "lora",
     "py3langid": "data",
+    "lm-eval": "eval",
 }
 
+# Keys inside the key `lm_eval_options`: options of its command line that change the scores.
+LM_EVAL_OPTIONS = (
+    "num_fewshot",
+    "limit",
+    "apply_chat_template",
+    "fewshot_as_multiturn",
+    "system_instruction",
+    "gen_kwargs",
+)
 # Keys inside the key `vllm`.
 VLLM_KEYS = {
     "python": StageKey(type="str"),  # the interpreter of vLLM's own environment
@@ -35,6 +46,8 @@ VLLM_KEYS = {
     "max_model_len": StageKey(type="int", limits=Limits(minimum=1)),  # tokens of a prompt and its answer
 }
 
+
+ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")  # kinds of scaling that transformers knows
 
 # Keys of average_models itself, which `stage_keys` of the stage that it evaluates with can't set.
 KEYS_OF_AVERAGE = (
@@ -116,6 +129,8 @@ def _training(values: Values) -> None:
             "float16 overflows where log-probs and rewards are summed, and training ends in nan: set "
             "bf16: true, or force_fp16: true to use it anyway"
         )
+    if values.get("at_end") == "keep" and not values.get("use_peft", True):
+        raise ConfigError("at_end: keep saves an adapter, and none is trained: set use_peft: true, or leave at_end out")
     if values.get("load_in_4bit") and values.get("load_in_8bit"):
         raise ConfigError("load_in_4bit and load_in_8bit are both set; leave one of them out")
     for key in ("load_in_4bit", "load_in_8bit"):
@@ -165,8 +180,33 @@ def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: i
     raise ConfigError(f"global_batch_size={global_batch_size} {problem}; try {nearest_valid}")
 
 
+def _people(values: Values) -> None:
+    """Rules of the stages in which people compare answers."""
+    names = values["people"] or []
+    if not names and (values["people_budget"] is not None or values["people_overlap"] != 0.2):
+        raise ConfigError("people is missing: the names of those who compare answers, as in people: [ana, ben]")
+    for name in names:  # a page and a file bear it
+        if not re.fullmatch("[A-Za-z0-9_-]{1,40}", name):
+            raise ConfigError(f"people={shown(name)}: expected a name of at most 40 letters, digits, - and _")
+    if len({name.lower() for name in names}) < len(names):
+        raise ConfigError(f"people={shown(names)}: two of the names are the same; give each person a separate one")
+
+
 def _annotate(values: Values) -> None:
-    _one_of(values, "annotator_function", "annotator_models", "annotator_llm")
+    models = ("annotator_function", "annotator_models", "annotator_llm")
+    _people(values)
+    if values["people"] and not values["people_budget"]:
+        if named := [name for name in models if values[name]]:
+            raise ConfigError(
+                f"people and {named[0]} are both given; set people_budget, how many comparisons go to people after "
+                f"{named[0]} has judged, or leave one of them out"
+            )
+        if values["num_answers"] != 2:
+            raise ConfigError(f"people compare two answers to each prompt; num_answers={values['num_answers']}: set 2")
+    else:
+        _one_of(values, *models)
+    if values["second_opinion"] and not values["people_budget"]:
+        raise ConfigError("second_opinion chooses what people compare; set people and people_budget, or leave it out")
     number, policies, margins = values["num_answers"], _num_policies(values), values["strength_margins"]
     if number < max(2, policies):
         raise ConfigError(
@@ -198,8 +238,33 @@ def _rejection_sampling(values: Values) -> None:
         raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
 
 
+def _evaluate_tasks(values: Values) -> None:
+    tasks = ("ifeval", "gsm8k", "function_calls", "multiple_choice", "lm_eval_tasks")
+    if not any(values[name] for name in tasks):
+        raise ConfigError(f"{', '.join(tasks[:-1])} or {tasks[-1]} is missing: the file of a benchmark")
+    if values["ifeval"] and not is_installed("py3langid"):
+        raise ConfigError(f"ifeval: the package py3langid is not installed; {to_install('py3langid')}")
+    if values["lm_eval_tasks"] and not values["lm_eval_python"] and not is_installed("lm_eval"):
+        raise ConfigError(
+            f"lm_eval_tasks: the package lm-eval is not installed; {to_install('lm-eval')}, or set lm_eval_python "
+            "to the interpreter of an environment that has it"
+        )
+    for name in values["lm_eval_options"] or {}:
+        if name not in LM_EVAL_OPTIONS:
+            raise ConfigError(f"lm_eval_options: unknown key {name!r}{nearest(str(name), LM_EVAL_OPTIONS)}")
+    if bool(values["num_examples"]) != bool(values["gsm8k_examples"]):
+        raise ConfigError("num_examples and gsm8k_examples need each other; set both or neither")
+
+
 def _evaluate_policy(values: Values) -> None:
+    if values["gate_max_task_fall"] is not None and not values["tasks"]:
+        raise ConfigError("gate_max_task_fall has no tasks to compare; add a section evaluate_tasks, or leave it out")
     judges = ("judge_function", "judge_model", "judge_llm")
+    _people(values)
+    if values["people"] and values["people_budget"] is None:
+        raise ConfigError("people_budget is missing: how many of the evaluation's comparisons people label, as in 200")
+    if values["people"] and values["people_against"] == "baseline" and not values["baseline"]:
+        raise ConfigError("people_against: baseline needs baseline, the model to compare with; give it")
     if any(values[name] for name in judges):
         _one_of(values, *judges)
         return
@@ -209,6 +274,8 @@ def _evaluate_policy(values: Values) -> None:
         "proxy_model",
         "first_policy",
         "baseline",
+        "tasks",
+        "people",
         *(key for key in values if key.startswith("gate_")),
     ):
         if values[name] != defaults[name]:
@@ -288,14 +355,27 @@ def _prepare_base(values: Values) -> None:
         datetime.date.fromisoformat(values["template_date"] or "2000-01-01")
     except ValueError:
         raise ConfigError(f"template_date={shown(values['template_date'])}: expected a date as YYYY-MM-DD") from None
+    if bool(values["extend_tokenizer"]) != bool(values["num_new_tokens"]):
+        raise ConfigError("extend_tokenizer and num_new_tokens need each other; set both or neither")
+
+
+def _pretrain(values: Values) -> None:
+    scaling = values["rope_scaling"]
+    if scaling is not None and scaling.get("rope_type") not in ROPE_TYPES:
+        raise ConfigError(
+            f"rope_scaling={shown(scaling)}: expected rope_type with one of {', '.join(ROPE_TYPES)}, as in "
+            "{rope_type: yarn, factor: 4.0}"
+        )
 
 
 RULES: dict[str, Callable[[Values], None]] = {
     "prepare_base": _prepare_base,
     "prepare_data": _prepare_data,
+    "pretrain": _pretrain,
     "annotate": _annotate,
     "rejection_sampling": _rejection_sampling,
     "evaluate_policy": _evaluate_policy,
+    "evaluate_tasks": _evaluate_tasks,
     "average_models": _average_models,
     "dpo": _dpo,
     "rl": _rl,

@@ -17,6 +17,7 @@ OPTIONS = {
     "generate": ("num_answers", *SAMPLING, "engine", "vllm", *BATCHES, *LOADING),
     "score": (*BATCHES, *LOADING),
     "chat": (*SAMPLING, "dtype", *LOADING),
+    "assess": (*SAMPLING, "engine", "vllm", *BATCHES, *LOADING),
 }
 OTHER_HELP = {
     "vllm": "how vLLM is started, as in '{python: /opt/vllm/bin/python}'",
@@ -25,7 +26,11 @@ OTHER_HELP = {
     "engine": "what generates",
     "generation_batch_size": "answers generated or scored at a time; another size changes rounding at most",
 }
-OTHER_DEFAULTS = {"generate": {"num_answers": 1}, "chat": {"temperature": 0.7, "seed": 0}}
+OTHER_DEFAULTS = {
+    "generate": {"num_answers": 1},
+    "chat": {"temperature": 0.7, "seed": 0},
+    "assess": {"temperature": 0.0},
+}
 
 
 def key_of(name: str) -> StageKey:

@@ -123,6 +123,11 @@ class Plan:
         inputs = {"model_name_or_path": policy, **inputs}
         return self.add("evaluate_policy", round_number, inputs=inputs, keys={"policy_step": policy.step})
 
+    def evaluate_tasks(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:
+        """Adds the evaluation of a policy on standard benchmarks and returns the name of its step."""
+        inputs = {"model_name_or_path": policy, **inputs}
+        return self.add("evaluate_tasks", round_number, inputs=inputs, keys={"policy_step": policy.step})
+
     def sample_answers(self, policy: Output, data: str) -> str:
         """Adds an evaluation without a judge, which only writes answers, and returns the name of its step.
 

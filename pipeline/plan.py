@@ -41,6 +41,7 @@ class Progress:
     """What the rounds so far have produced."""
 
     policies: list[Output]  # the first one is that of round 0
+    tasks: list[str] = field(default_factory=list)  # the evaluation on tasks of each policy
     evaluations: list[str] = field(default_factory=list)  # the evaluation step of each policy
     preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
     winners: list[Split] = field(default_factory=list)  # batches of rejection sampling's winners, likewise
@@ -70,8 +71,9 @@ def make_plan(recipe: Recipe) -> list[Step]:
         inputs = {"model_name_or_path": foundation.base, **training_inputs([foundation.instructions])}
         first_policy = plan.train("sft", 0, inputs)
     progress = Progress([first_policy])
+    tasks = plan_tasks(plan, 0, progress)
     if foundation.evaluation:
-        progress.evaluations.append(plan.evaluate(0, first_policy, foundation.evaluation))
+        progress.evaluations.append(plan.evaluate(0, first_policy, {**foundation.evaluation, **tasks}))
     if recipe.has_preferences and recipe.rounds:
         # The data set must have training pairs, unless a named annotator adds pairs in round 1.
         optional = recipe.names_annotator(1)
@@ -111,22 +113,32 @@ def plan_data(plan: Plan, *, is_evaluated: bool, is_pretrained: bool) -> str:
 
 
 def plan_base(plan: Plan) -> Output:
-    """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared."""
+    """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared.
+
+    A given model whose tokenizer is extended is prepared first, so that its new tokens are pretrained.
+    """
     recipe = plan.recipe
-    raw_base: Reference
-    if recipe.base_model is None or recipe.section("pretrain").is_in_file:
-        raw_base = plan_pretraining(plan)
-    else:
-        raw_base = Model(recipe.base_model)
-    needs_system = {"needs_system_role": True} if has_system_prompts(recipe) else {}
-    return Output(plan.add("prepare_base", inputs={"model_name_or_path": raw_base}, keys=needs_system), "model")
+    given = None if recipe.base_model is None else Model(recipe.base_model)
+    if given is None:
+        return prepare(plan, plan_pretraining(plan, None))
+    if not recipe.section("pretrain").is_in_file:
+        return prepare(plan, given)
+    if recipe.section("prepare_base").keys.get("extend_tokenizer"):
+        return plan_pretraining(plan, prepare(plan, given))
+    return prepare(plan, plan_pretraining(plan, given))
 
 
-def plan_pretraining(plan: Plan) -> Output:
-    documents, given = plan.split("documents"), plan.recipe.base_model
+def prepare(plan: Plan, model: Reference) -> Output:
+    needs_system = {"needs_system_role": True} if has_system_prompts(plan.recipe) else {}
+    return Output(plan.add("prepare_base", inputs={"model_name_or_path": model}, keys=needs_system), "model")
+
+
+def plan_pretraining(plan: Plan, start: Reference | None) -> Output:
+    """The step that pretrains a model from `start`; None: from random weights."""
+    documents = plan.split("documents")
     inputs: dict[str, Reference] = {"train_data": documents.train, "eval_data": documents.validation}
-    if given is not None:
-        inputs["model_name_or_path"] = Model(given)
+    if start is not None:
+        inputs["model_name_or_path"] = start
     return Output(plan.add("pretrain", inputs=inputs), "model")
 
 
@@ -148,7 +160,7 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     is_judged = "evaluate_policy" in stages and plan.recipe.has_judge
     data = plan_data(plan, is_evaluated=is_judged, is_pretrained="pretrain" in stages)
     if set(stages) == {"pretrain"}:
-        plan_pretraining(plan)
+        plan_pretraining(plan, None if plan.recipe.base_model is None else Model(plan.recipe.base_model))
         return
     base = policy = plan_base(plan)
     if "sft" in stages:
@@ -163,8 +175,9 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     if "rl" in stages:
         inputs = rl_inputs(plan, None, policy, plan.split("prompts"), reward_model)
         policy = Output(plan.add("rl", inputs=inputs), "model")
+    tasks = plan_tasks(plan, None, Progress([policy])) if "evaluate_tasks" in stages else {}
     if is_judged:
-        plan.evaluate(None, policy, plan_judge(plan, data, base))
+        plan.evaluate(None, policy, {**plan_judge(plan, data, base), **tasks})
     elif "evaluate_policy" in stages:
         plan.sample_answers(policy, data)
 
@@ -189,6 +202,16 @@ def rl_inputs(
     return {"model_name_or_path": policy, "train_data": prompts.train, "eval_data": prompts.validation, **reward}
 
 
+def plan_tasks(plan: Plan, number: int | None, progress: Progress) -> Inputs:
+    """Adds the evaluation of the newest policy on standard benchmarks, if the recipe has a section for it. Returns what
+    its other evaluation reads of it, whose gate compares it with the best policy so far."""
+    if not plan.recipe.evaluates_tasks:
+        return {}
+    first = EvaluationFolder(progress.tasks[0]) if progress.tasks else None
+    progress.tasks.append(plan.evaluate_tasks(number, progress.policies[-1], {"first": first}))
+    return {"tasks": [EvaluationFolder(name) for name in progress.tasks]}
+
+
 def has_system_prompts(recipe: Recipe) -> bool:
     """Whether a round samples answers under system messages, which the base model's chat template must support."""
     rounds = range(1, recipe.rounds + 1) if "rejection_sampling" in recipe.round_stages else ()
@@ -207,8 +230,11 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
     # A named annotator compares answers from round 1 on; else the newest reward model does, and round 1 has no step.
     if "annotate" in stages_of_round and (recipe.names_annotator(number) or progress.reward_model):
         policies = best_two if recipe.annotate_policies == "best_two" else [best]
-        annotator = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
-        inputs = {**foundation.prompts, "policies": policies, **annotator}
+        if recipe.asks_people_second(number) and recipe.names_annotator(number):
+            judges = {"second_opinion": progress.reward_model}
+        else:
+            judges = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
+        inputs = {**foundation.prompts, "policies": policies, **judges}
         annotate = plan.add("annotate", number, inputs=inputs, keys={"round": number})
         progress.preferences.append(split_of(annotate, "pairs"))
 
@@ -258,11 +284,13 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
             "rejection_sampling with sft, nor dpo, nor rl"
         )
     progress.policies.append(policy)
+    tasks = plan_tasks(plan, number, progress)
     if foundation.evaluation is None:
         return
     named = [Model(name) for name in recipe.named_reward_models(number)]
     inputs = {
         **foundation.evaluation,
+        **tasks,
         "first_policy": progress.policies[0],
         "proxy_model": progress.reward_model or next(iter(named), None),  # what the round optimises
         "previous": [EvaluationFolder(name) for name in progress.evaluations],

@@ -1,10 +1,11 @@
 """Preference annotation: samples answers from one or more policies, compares them, and writes pairs with a strength.
 
-As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where two are given. Its step in
-which people edit the chosen answer is not implemented. With more than two answers the best is chosen, and the worst
-(RLHFlow) or a random other one (Tülu 3, arXiv 2411.15124) is rejected, or the complete ranking is kept. The annotator
-is a Python function, one or more reward models, or a language model that compares each two answers in both orders.
-Equal, identical and empty answers are dropped and counted.
+As in Llama 3 (arXiv 2407.21783, 4.2.1) the two answers come from different models where two are given, and people may
+edit the chosen answer, which gives a ranking: edited, chosen, rejected. With more than two answers the best is chosen,
+and the worst (RLHFlow) or a random other one (Tülu 3, arXiv 2411.15124) is rejected, or the complete ranking is kept.
+The annotator is a Python function, one or more reward models, a language model that compares each two answers in both
+orders, or people, who may also compare only the answers of which one of the others is least sure. Equal, identical and
+empty answers are dropped and counted.
 
     accelerate launch stages/annotate.py --config configs/stages/annotate.yaml
 """
@@ -22,6 +23,9 @@ from data_schemas.stage_keys import StageTraits
 from engine.endpoints.paid_answers import endpoint_metrics
 from engine.judging.annotators import Annotator, FunctionAnnotator, Judgement, RewardModelAnnotator
 from engine.judging.llm_judge import LLMAnnotator, LLMJudge, LLMJudgeArguments, write_comparisons
+from engine.judging.people.annotator import PeopleAnnotator
+from engine.judging.people.asking import PeopleArguments, write_labels
+from engine.judging.scoring import RewardModelScorer
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
 from engine.runtime.keys import key_field
@@ -43,11 +47,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class AnnotateArguments(LLMJudgeArguments, AnsweringArguments):
+class AnnotateArguments(PeopleArguments, LLMJudgeArguments, AnsweringArguments):
     annotator_function: str | None = key_field(None, "module:function(prompt, answer, ended) -> score", role="function")
     annotator_models: list[str] | None = key_field(None, "reward models as the annotator; several vote", role="model")
     annotator_llm: str | None = key_field(
         None, "a language model as the annotator: a folder, or the name of an endpoint", role="model"
+    )
+    second_opinion: str | None = key_field(
+        None,
+        "a reward model: where it prefers the other answer, the row goes to people first",
+        role="model",
+        omitted_at_default=True,
     )
     vote: Literal["mean", "majority"] = key_field("mean", "how several reward models agree on an order")
     num_answers: int = key_field(2, "answers to each prompt, over all policies", minimum=1, maximum=100_000)
@@ -81,7 +91,8 @@ def rank_answers(
     unfinished_chosen, or what the judgement says. Of identical answers, and of answers with equal scores, only the
     first is ranked."""
     scores_N = judgement.scores_N
-    left = [i for i, answer in enumerate(answers) if answer.text.strip()]
+    compared = range(len(answers)) if judgement.ranked is None else judgement.ranked
+    left = [i for i in compared if answers[i].text.strip()]
     if len(left) < 2:
         return Dropped("empty")
     left = list({answers[i].text.strip(): i for i in reversed(left)}.values())
@@ -127,18 +138,22 @@ def compare_answers(
     optional = _Optional()
     if judgement.votes_VN:
         optional["disagreement"] = judgement.disagreement(best, worst)
-    if keep_rankings and len(order) > 2:
-        optional["between"] = [messages[i] for i in order[1:-1]]
+    between = [messages[i] for i in order[1:-1]] if keep_rankings else []
+    chosen, edited = messages[best], judgement.edited.get(best, "").strip()
+    if edited and edited not in [answers[i].text.strip() for i in order]:
+        chosen, between = [Message(role="assistant", content=edited)], [chosen, *between]
+    if between:
+        optional["between"] = between
     prompt, scores_N = answers[best].prompt, judgement.scores_N
     return PreferencePair(
         prompt=prompt.prompt,
-        chosen=messages[best],
+        chosen=chosen,
         rejected=messages[worst],
         tools=prompt.tools,
         group_id=prompt.group_id,
         strength=(judgement.strengths or {}).get((best, worst))
         or strength_of(scores_N[best] - scores_N[worst], margins),
-        chosen_from=answers[best].policy,
+        chosen_from=answers[best].policy if chosen is messages[best] else "people",
         rejected_from=answers[worst].policy,
         chosen_score=scores_N[best],
         rejected_score=scores_N[worst],
@@ -147,24 +162,38 @@ def compare_answers(
     )
 
 
-def annotator_of(stage: Stage, arguments: AnnotateArguments) -> Annotator:
+def model_annotator_of(stage: Stage, arguments: AnnotateArguments) -> Annotator | None:
+    """The function or model that judges; None where people judge everything."""
     if arguments.annotator_function:
         return FunctionAnnotator(stage, arguments.annotator_function, arguments.function_timeout)
     if arguments.annotator_llm:
         return LLMAnnotator(LLMJudge.of(stage, arguments, arguments.annotator_llm))
-    paths = arguments.annotator_models or []
-    return RewardModelAnnotator(stage, paths, arguments.vote, ScoringSettings.of(arguments))
+    if arguments.annotator_models:
+        settings = ScoringSettings.of(arguments)
+        return RewardModelAnnotator(stage, arguments.annotator_models, arguments.vote, settings)
+    return None
+
+
+def people_of(stage: Stage, arguments: AnnotateArguments, first: Annotator | None) -> PeopleAnnotator:
+    """People as the annotator, alone or after `first`."""
+    second = arguments.second_opinion
+    return PeopleAnnotator.of(
+        stage,
+        arguments,
+        rubric=arguments.rubric,
+        keep_unfinished=arguments.keep_unfinished,
+        first=first,
+        second_opinion=RewardModelScorer(stage, second, ScoringSettings.of(arguments)) if second else None,
+    )
 
 
 def metrics_of(
     pairs: Sequence[PreferencePair], judgements: Sequence[Judgement], dropped: Counter[str]
 ) -> dict[str, float | int | str | None]:
-    scores = [score for judgement in judgements for score in judgement.scores_N]
-    metrics: dict[str, float | int | str | None] = {
-        "prompts": len(judgements),
-        "pairs": len(pairs),
-        "score_mean": sum(scores) / len(scores),
-    }
+    scores = [score for judgement in judgements if judgement.ranked is None for score in judgement.scores_N]
+    metrics: dict[str, float | int | str | None] = {"prompts": len(judgements), "pairs": len(pairs)}
+    if scores:  # by the model; people give none
+        metrics["score_mean"] = sum(scores) / len(scores)
     if pairs[0].disagreement is not None:
         metrics["disagreement_mean"] = sum(pair.disagreement or 0.0 for pair in pairs) / len(pairs)
     metrics |= {str(level): count for level, count in Counter(pair.strength for pair in pairs).items()}
@@ -172,7 +201,10 @@ def metrics_of(
 
 
 def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
-    annotator = annotator_of(stage, arguments)
+    model = model_annotator_of(stage, arguments)
+    people = people_of(stage, arguments, model) if arguments.people else None
+    annotator = people or model
+    assert annotator, "one of the annotators is given"
     draw = draw_both_sides(arguments, purpose="annotate")
     drawn = draw.prompts
     prompts = [(prompt, None) for _, prompt in drawn]
@@ -195,9 +227,11 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
         else:
             pairs[side].append(pair)
     outputs = write_both_sides(stage, "pairs", pairs)
-    judge = annotator.judge if isinstance(annotator, LLMAnnotator) else None
+    judge = model.judge if isinstance(model, LLMAnnotator) else None
     if judge:
         outputs |= write_comparisons(stage, judge.comparisons)
+    if people:
+        outputs |= write_labels(stage, people.labels)
     if not pairs["train"]:
         raise ConfigError(
             f"no pair is left of {len(drawn)} prompts: {format_counts(dropped)}; see max_new_tokens, keep_unfinished "
@@ -207,7 +241,13 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
     log.info("%d pairs, dropped: %s", len(all_pairs), format_counts(dropped) or "none")
     metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(all_pairs, judgements, dropped)
     metrics |= (judge.metrics("annotator") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
-    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
+    metrics |= people.metrics() if people else {}
+    return StageResult(
+        outputs=outputs,
+        metrics=metrics,
+        reasons={name: "too few labels by several people" for name, value in metrics.items() if value is None},
+        contract=contract_of(load_tokenizer(arguments.policies[0])),
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ each of its parts are evaluated on the same held-out rows with the training stag
     accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy
 """
 
+import dataclasses
 import gc
 import json
 import logging
@@ -25,6 +26,7 @@ from data_schemas.stage_keys import Keys, StageTraits, check_keys
 from engine.curation.pair_selection import all_pairs
 from engine.models.averaging import check_same_architecture, greedy_weights, normalised, write_average, write_slerp
 from engine.models.loading import load_tokenizer, read_config
+from engine.models.merging import plain_folder
 from engine.models.verification import check_weights
 from engine.runtime import progress
 from engine.runtime.arguments import LoadingArguments
@@ -52,6 +54,7 @@ METHODS: dict[str, Method] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": D
 # Keys of every evaluation: the parts are plain models, their adapters merged.
 PLAIN = {
     "use_peft": False,
+    "at_end": "merge",
     "load_in_4bit": False,
     "load_in_8bit": False,
     "activation_checkpointing": False,
@@ -165,11 +168,20 @@ def choose_weights(
     return normalised([1.0] * len(arguments.models))
 
 
+def with_plain_models(stage: Stage, arguments: AverageModelsArguments) -> AverageModelsArguments:
+    """The arguments with complete models: the mean of two adapters is not the adapter of the mean, as each is a product
+    of two matrices."""
+    checkpoints = stage.folder / "checkpoints"
+    models = [plain_folder(folder, checkpoints, writes=stage.is_main) for folder in arguments.models]
+    return dataclasses.replace(arguments, models=models)
+
+
 def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
-    check_same_architecture([Path(folder) for folder in arguments.models])
     if stage.is_main:  # those of an interrupted attempt may be incomplete
         for leftover in stage.folder.glob("checkpoints/average-*"):
             shutil.rmtree(leftover)
+    arguments = with_plain_models(stage, arguments)
+    check_same_architecture([Path(folder) for folder in arguments.models])
     evaluate = Evaluation(stage, arguments)
     losses = [evaluate(folder)["eval_loss"] for folder in arguments.models]
 

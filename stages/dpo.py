@@ -23,7 +23,7 @@ from data_schemas.rows import PreferencePair
 from data_schemas.stage_keys import StageTraits
 from engine.curation.pair_selection import all_pairs, select_pairs
 from engine.models.loading import load_causal, path_of, training_options
-from engine.models.lora import lora_config
+from engine.models.lora import adapters_of, load_policy, reference_options
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
@@ -109,8 +109,9 @@ def make_trainer(
     held_out: Dataset,
 ) -> DPOLoopTrainer:
     prepare_config(training)
-    path, options = path_of(model), training_options(model)
+    path = path_of(model)
     reference_path = arguments.reference_model or path
+    options = reference_options(reference_path, training_options(model))
     reference = ref_model = None
     if training.sync_ref_model:
         log.info("sync_ref_model: the reference changes, so it stays in memory and is run in every step")
@@ -119,7 +120,7 @@ def make_trainer(
         is_start = Path(reference_path).resolve() == Path(path).resolve()
         reference = Reference(reference_path, is_start=is_start, options=options)
     training.precompute_ref_log_probs = not training.sync_ref_model  # if False, TRL keeps a reference model in memory
-    policy = load_causal(path, **options)
+    policy = load_policy(model)
     return DPOLoopTrainer(
         policy,
         ref_model=ref_model,
@@ -128,7 +129,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model, policy, tokenizer),
+        adapters=adapters_of(model, policy, tokenizer),
         stage=stage,
         stage_arguments=arguments,
         nll_per=arguments.nll_per,

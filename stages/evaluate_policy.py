@@ -5,6 +5,8 @@ model that no round optimises. The score of the round's own reward model, the pr
 through the rule `gate_overoptimised`. The gate's rules decide whether the policy becomes the best so far, the previous
 best is kept, or the run stops. Without a judge the stage writes sample answers, and compares and decides nothing.
 
+People may compare a part of the answers: their labels correct the judge's win rate, which is shown beside it.
+
     accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml
 """
 
@@ -33,6 +35,9 @@ from engine.judging.groups import check_tags, group_metrics, groups_of, values_b
 from engine.judging.headroom import ACCURACY, HEADROOM_METRICS, PROXY_METRICS, diagnosis, headroom
 from engine.judging.llm_judge import LLMJudge, LLMJudgeArguments, write_comparisons
 from engine.judging.paired_evaluation import AnswersPK, paired_metrics, points_against
+from engine.judging.people import evaluation as people
+from engine.judging.people.agreement import NO_AGREEMENT
+from engine.judging.people.asking import write_labels
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime import timing
@@ -40,6 +45,7 @@ from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
+from engine.tasks.changes import changes_to_best
 
 # Shapes: P = prompts, K = answers to each prompt.
 RECIPE_VERSION = 3
@@ -76,6 +82,9 @@ TRAITS = StageTraits(
             "win_rate_vs_first_low",
             "win_rate_vs_first_high",
             *OF_LLM_JUDGES,
+            *people.COLUMNS,
+            "people_against",
+            "people_agree_with_model",
             "win_rate_vs_previous",
             "win_rate_vs_previous_low",
             "win_rate_vs_previous_high",
@@ -102,7 +111,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class EvaluatePolicyArguments(LLMJudgeArguments, GateArguments):
+class EvaluatePolicyArguments(people.CorrectionArguments, LLMJudgeArguments, GateArguments):
     prompts: list[str] = required_field("files of held-out prompts, frozen for the run", role="rows")
     model_name_or_path: str = required_field("the policy under test", role="model")
     policy_step: str = key_field("", "name of the step that trained the policy")
@@ -119,6 +128,9 @@ class EvaluatePolicyArguments(LLMJudgeArguments, GateArguments):
     )
     baseline: str | None = key_field(
         None, "one more model to compare with: a folder, or the name of an endpoint", role="model"
+    )
+    tasks: list[str] | None = key_field(
+        None, "folders of evaluate_tasks: those of the earlier policies and of this one, oldest first", role="rows"
     )
     proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
     num_answers: int = key_field(4, "answers to each prompt", minimum=1, maximum=100_000)
@@ -228,6 +240,27 @@ def compare(
     return metrics | {"diagnosis": diagnosis(metrics)}
 
 
+def correct(
+    stage: Stage,
+    arguments: EvaluatePolicyArguments,
+    answers: AnswersPK,
+    others: Mapping[str, AnswersPK],
+    scores: Scores,
+    earlier: EarlierPolicies,
+) -> people.Correction | None:
+    """The win rate that people correct; None where nobody is asked, or the policy to compare with is not there."""
+    name = arguments.people_against
+    if not arguments.people or name not in others:
+        return None
+    if name in scores.points:
+        points_PK = scores.points[name]
+    else:
+        other_PK = scores.baseline_PK if name == "baseline" else earlier.scores[name]
+        assert other_PK is not None, "the other policy has been judged"
+        points_PK = (scores.judge_PK > other_PK) + 0.5 * (scores.judge_PK == other_PK)
+    return people.correct(stage, arguments, answers, others[name], points_PK)
+
+
 def judge_name(arguments: EvaluatePolicyArguments, judge: LLMJudge | None) -> str:
     return judge.name if judge else arguments.judge_function or "held-out reward model"
 
@@ -237,6 +270,10 @@ def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -
     reasons = {name: "this is the first policy" for name, value in metrics.items() if value is None}
     if not arguments.judge_llm:
         reasons |= dict.fromkeys(OF_LLM_JUDGES, "no judge_llm is given")
+    if not arguments.people:
+        reasons |= dict.fromkeys((*people.COLUMNS, "people_against", "people_agree_with_model"), "no people are asked")
+    elif metrics["people_against"]:
+        reasons |= dict.fromkeys(NO_AGREEMENT, "too few labels by several people")
     if not arguments.judge_function:
         reasons["gold_mean"] = "the recipe gives no judge_function"
     if not arguments.proxy_model:
@@ -307,9 +344,16 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
         others["baseline"] = sample(Policy.of(arguments.baseline, arguments.endpoints))
     scores = score(stage, arguments, answers, others, judge)
     metrics = compare(stage, arguments, answers, others, scores, earlier, judge)
+    if arguments.tasks:
+        best = earlier.choices[0].step if earlier.choices else None
+        metrics |= changes_to_best(arguments.tasks, best, seed=arguments.seed)
+    correction = correct(stage, arguments, answers, others, scores, earlier)
+    metrics |= dict.fromkeys((*people.COLUMNS, "people_against", "people_agree_with_model"))
+    metrics |= {"people_against": arguments.people_against} | correction.metrics if correction else {}
     decision = decide(metrics, arguments)
     metrics |= {"gate": decision.action, "gate_reason": decision.reason}
     outputs = write(stage, answers, scores) | write_comparisons(stage, judge.comparisons if judge else [])
+    outputs |= write_labels(stage, correction.labels if correction else {})
 
     folder, judge_mean = os.path.relpath(path, stage.folder.parent), float(np.nanmean(scores.judge_PK))
     policy = Choice(step=name, folder=folder, score=judge_mean)

@@ -2,6 +2,7 @@
 
 Many base models lack a chat template, have no row in the embeddings for a template's tokens, or pad with their end
 token, so that masking padding by id hides the end token and the model never learns to stop.
+`extend_tokenizer` adds tokens for another language, so that the model can be pretrained on it.
 
     python stages/prepare_base.py --model_name_or_path BASE --chat_template chatml --output_dir prepared
 """
@@ -16,14 +17,18 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.model_sizes import check_tokenizer_size
+from data_schemas.reading import read_documents
 from data_schemas.rows import Message
+from data_schemas.sources import SourceValue
 from data_schemas.stage_keys import StageTraits
+from engine.models.extended_rows import initialise_rows, loss_per_byte
 from engine.models.loading import load_causal, read_tokenizer
 from engine.models.verification import check_weights
 from engine.runtime.arguments import LoadingArguments
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.tokens.contract import contract_of
+from engine.tokens.extension import Extension, extend_tokenizer, tokens_per_character
 from engine.tokens.rendering import DEFAULT_DATE, refuses_system, with_fixed_date, writes_date
 from engine.tokens.template import encode_turns, end_of_turn, read_template
 
@@ -37,6 +42,7 @@ TRAITS = StageTraits(
     one_process=True,
 )
 PAD = "<|pad|>"
+HELD_OUT = 10  # every tenth text of extend_tokenizer
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +58,16 @@ class PrepareBaseArguments(LoadingArguments):
         None,
         "the number of embedding rows becomes a multiple of this, as 64, which a GPU multiplies faster; rows "
         "beyond the tokens start as the mean of the others; null: as many rows as the model has or its tokens need",
+        omitted_at_default=True,
+        minimum=1,
+        maximum=10**6,
+    )
+    extend_tokenizer: list[SourceValue] | None = key_field(
+        None, "files of texts, as in another language, from which num_new_tokens tokens are learnt", role="rows"
+    )
+    num_new_tokens: int | None = key_field(
+        None,
+        "tokens that extend_tokenizer adds behind the tokenizer's own, which keep their ids",
         omitted_at_default=True,
         minimum=1,
         maximum=10**6,
@@ -142,6 +158,46 @@ def fit_embeddings(model: PreTrainedModel, num_tokens: int, *, multiple_of: int 
     return num_rows - before
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """The texts that a tokenizer is extended on."""
+
+    learnt_from: list[str]
+    held_out: list[str]  # every tenth text, which the figures are measured on; of fewer than ten, all
+
+    @classmethod
+    def read(cls, sources: list[SourceValue]) -> "Corpus":
+        texts = [document.text for document in read_documents(sources).rows]
+        if len(texts) < HELD_OUT:
+            return cls(texts, texts)
+        kept = [text for place, text in enumerate(texts) if place % HELD_OUT]
+        return cls(kept, texts[::HELD_OUT])
+
+
+def fit_extension(
+    model: PreTrainedModel, old: PreTrainedTokenizerBase, extension: Extension, texts: list[str]
+) -> dict[str, float]:
+    """Gives the new tokens their rows, in place; returns tokens a character and the loss of the texts before and after.
+
+    The embeddings have a row for every token already.
+    """
+    before = loss_per_byte(model, old, texts)
+    initialise_rows(model, extension.pieces)
+    figures = {
+        "tokens_per_character_before": tokens_per_character(old, texts),
+        "tokens_per_character": tokens_per_character(extension.tokenizer, texts),
+        "loss_per_byte_before": before,
+        "loss_per_byte": loss_per_byte(model, extension.tokenizer, texts),
+    }
+    log.info(
+        "%d tokens learnt from extend_tokenizer: %.3f tokens a character before, %.3f now; before training the loss is "
+        "%.3f nats a byte with the old tokens, %.3f with the new ones",
+        len(extension.pieces),
+        *figures.values(),
+    )
+    return {name: round(value, 6) for name, value in figures.items()}
+
+
 def _embedding_weight(model: PreTrainedModel) -> torch.Tensor:
     """[vocabulary, hidden]"""
     weight = model.get_input_embeddings().weight
@@ -154,6 +210,11 @@ def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     tokenizer = read_tokenizer(source, revision=arguments.model_revision)
     check_tokenizer_size(Path(source), where="model_name_or_path")
     original_end_id = tokenizer.eos_token_id
+    old, extension, corpus = tokenizer, None, None
+    if arguments.extend_tokenizer and arguments.num_new_tokens:
+        corpus = Corpus.read(arguments.extend_tokenizer)
+        extension = extend_tokenizer(tokenizer, corpus.learnt_from, num_tokens=arguments.num_new_tokens)
+        tokenizer = extension.tokenizer
     notes = prepare_tokenizer(
         tokenizer,
         arguments.chat_template,
@@ -166,6 +227,7 @@ def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     num_added = fit_embeddings(model, len(tokenizer), multiple_of=arguments.pad_to_multiple_of or 1)
     num_rows = _embedding_weight(model).size(0)
     num_new = max(0, len(tokenizer) - (num_rows - num_added))
+    figures = fit_extension(model, old, extension, corpus.held_out) if extension and corpus else {}
     ends = list(dict.fromkeys(token for token in (tokenizer.eos_token_id, original_end_id) if token is not None))
     # Only end and pad tokens: the model's own top_k or temperature would otherwise be used in every later sampling.
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
@@ -176,7 +238,7 @@ def main(stage: Stage, arguments: PrepareBaseArguments) -> StageResult:
     log.info("end token %s, pad token %s, %d new embedding rows", tokenizer.eos_token, tokenizer.pad_token, num_added)
     return StageResult(
         outputs={"model": "model"},
-        metrics={"new_tokens": num_new, "parameters": model.num_parameters()},
+        metrics={"new_tokens": num_new, "parameters": model.num_parameters(), **figures},
         contract=contract_of(tokenizer),
     )
 

@@ -31,8 +31,9 @@ from data_schemas.model_sizes import check_fits
 from data_schemas.reading import read_documents
 from data_schemas.rows import Document
 from data_schemas.stage_keys import StageTraits
-from engine.models.loading import load_causal, load_tokenizer, training_options
-from engine.models.lora import lora_config
+from engine.models.loading import ModelOptions, load_tokenizer, read_config
+from engine.models.lora import adapters_of, load_policy
+from engine.models.rotary import change_rotary_positions
 from engine.runtime import progress
 from engine.runtime.arguments import TrainingStageArguments
 from engine.runtime.keys import key_field
@@ -70,6 +71,19 @@ class PretrainArguments(TrainingStageArguments):
     vocab_size: int = key_field(8192, "tokens of the tokenizer that is trained on train_data", minimum=1, maximum=10**7)
     special_tokens: list[str] = key_field([], "tokens of that tokenizer besides end and pad, such as a template's")
     block_size: int = key_field(1024, "tokens a row", minimum=2, maximum=10**8)
+    rope_theta: float | None = key_field(
+        None,
+        "base of the rotary positions of a model that is pretrained further, as 500000.0 for longer rows; null: "
+        "the model's own",
+        omitted_at_default=True,
+        above=0,
+        maximum=1e12,
+    )
+    rope_scaling: dict[str, object] | None = key_field(
+        None,
+        "scaling of its rotary positions, as in {rope_type: yarn, factor: 4.0}; null: its own",
+        omitted_at_default=True,
+    )
     mask_documents: bool = key_field(True, "attention and positions start again with each document of a block")
     muon_learning_rate: float | None = key_field(
         None, "learning rate of Muon on the hidden matrices, AdamW keeps the rest; null: TRL's optim alone", above=0
@@ -157,7 +171,16 @@ def make_model(
 ) -> PreTrainedModel:
     """The model to continue from, or the architecture with random weights drawn by `seed`."""
     if model.model_name_or_path:
-        return load_causal(model.model_name_or_path, **training_options(model))
+        changed: ModelOptions = {}
+        if arguments.rope_theta is not None or arguments.rope_scaling is not None:
+            changed["config"] = read_config(model.model_name_or_path, revision=model.model_revision)
+            change_rotary_positions(
+                changed["config"],
+                theta=arguments.rope_theta,
+                scaling=arguments.rope_scaling,
+                num_tokens=arguments.block_size,
+            )
+        return load_policy(model, **changed)
     keys = dict(arguments.architecture or {})
     model_type = str(keys.pop("model_type", "llama"))
     try:
@@ -176,6 +199,12 @@ def check_combination(arguments: PretrainArguments, model: ModelConfig) -> None:
     """Raises ConfigError for keys that cannot be used together."""
     if not model.model_name_or_path and not arguments.architecture:
         raise ConfigError("pretrain needs architecture (random weights) or model_name_or_path (to continue from)")
+    has_rope = arguments.rope_theta is not None or arguments.rope_scaling is not None
+    if has_rope and not model.model_name_or_path:
+        raise ConfigError(
+            "rope_theta and rope_scaling change a model that is pretrained further; with random weights write "
+            "architecture: {rope_parameters: {rope_theta: 500000.0}}"
+        )
     if arguments.muon_learning_rate is not None and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ConfigError(
             "muon_learning_rate does not work under DeepSpeed, which creates the optimizer itself; set it to null"
@@ -222,7 +251,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model, made, tokenizer),
+        adapters=adapters_of(model, made, tokenizer),
         stage=stage,
         stage_arguments=arguments,
         muon_learning_rate=arguments.muon_learning_rate,

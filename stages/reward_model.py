@@ -20,7 +20,7 @@ from data_schemas.rows import PreferencePair
 from data_schemas.stage_keys import StageTraits
 from engine.curation.pair_selection import select_pairs
 from engine.models.loading import is_reward_model, load_reward, path_of, training_options
-from engine.models.lora import lora_config
+from engine.models.lora import adapters_of
 from engine.runtime.arguments import PreferenceArguments
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.tokens.inspection import Encode
@@ -90,7 +90,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model, reward_model, tokenizer, is_reward_model=True),
+        adapters=adapters_of(model, reward_model, tokenizer, is_reward_model=True),
         stage=stage,
         stage_arguments=arguments,
     )

@@ -20,8 +20,8 @@ from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
 from data_schemas.stage_keys import StageTraits
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import load_causal, load_tokenizer, path_of, training_options
-from engine.models.lora import lora_config
+from engine.models.loading import load_tokenizer, path_of, training_options
+from engine.models.lora import adapters_of, load_policy, reference_options
 from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
 from engine.reinforcement.log_probs import Reference
 from engine.reinforcement.rewards import make_rewards
@@ -97,7 +97,7 @@ def make_trainer(
     held_out: list[Prompt],
 ) -> PolicyGradientTrainer:
     """Loads the models and constructs the trainer. Changes `training` in place."""
-    path, options = path_of(model), training_options(model)
+    path = path_of(model)
     schedule = Schedule(
         num_prompts=len(train),
         num_generations=arguments.num_generations,
@@ -122,7 +122,8 @@ def make_trainer(
     deepspeed = getattr(training, "hf_deepspeed_config", None)
     rewards = make_rewards(stage, arguments, tokenizer, scoring, deepspeed=deepspeed)
     prepare_config(training, arguments)
-    policy = load_causal(path, **options)
+    policy = load_policy(model)
+    adapters = adapters_of(model, policy, tokenizer)
     reference_path = arguments.reference_model or path
     tokens = [encode_prompt(tokenizer, prompt.prompt, tools=prompt.tools) for prompt in held_out]
     trainer_class = RLOOLoopTrainer if arguments.algorithm == "rloo" else GRPOLoopTrainer
@@ -132,13 +133,16 @@ def make_trainer(
         train_dataset=Dataset.from_dict({"answer": list(range(schedule.rows_per_epoch))}),
         eval_dataset=Dataset.from_dict({"prompt_ids": tokens}),
         processing_class=tokenizer,
-        peft_config=lora_config(model, policy, tokenizer),
+        adapters=adapters,
         stage=stage,
         stage_arguments=arguments,
         schedule=schedule,
         rewards=rewards,
         reference=Reference(
-            reference_path, is_start=Path(reference_path).resolve() == Path(path).resolve(), options=options
+            reference_path,
+            # Without a continued adapter the policy would be the adapter's base, not the reference.
+            is_start=adapters.continued is None and Path(reference_path).resolve() == Path(path).resolve(),
+            options=reference_options(reference_path, training_options(model)),
         ),
         train_prompts=train,
         eval_prompts=held_out,

@@ -16,8 +16,7 @@ from trl import ModelConfig, SFTConfig
 from data_schemas.reading import read_conversations
 from data_schemas.rows import Conversation
 from data_schemas.stage_keys import StageTraits
-from engine.models.loading import load_causal, path_of, training_options
-from engine.models.lora import lora_config
+from engine.models.lora import adapters_of, load_policy
 from engine.runtime.arguments import DialogArguments
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
@@ -92,7 +91,7 @@ def make_trainer(
     prepare_config(training)
     without_padding = training.padding_free and not training.packing
     training.padding_free = False  # TRL's own needs FlashAttention and accepts no collator
-    policy = load_causal(path_of(model), **training_options(model))
+    policy = load_policy(model)
     return NextTokenTrainer(
         policy,
         args=training,
@@ -100,7 +99,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=lora_config(model, policy, tokenizer),
+        adapters=adapters_of(model, policy, tokenizer),
         stage=stage,
         stage_arguments=arguments,
     )

@@ -12,7 +12,9 @@ import yaml
 from rich.console import Console
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import check_keys, check_required, parse_command_line, read_yaml, stages
+from data_schemas.stage_command_line import parse_command_line
+from data_schemas.stage_keys import check_keys, check_required, stages
+from data_schemas.yaml_files import read_yaml
 from pipeline.launch.checks import check_recipe
 from pipeline.launch.command_line import ROOT
 from pipeline.plan import BestPolicy, Output, Step, make_plan

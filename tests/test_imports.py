@@ -30,6 +30,7 @@ WINGS = {
         "packing",
         "sampling",
         "judging",
+        "tasks",
         "training",
         "reinforcement",
     ),

@@ -14,7 +14,8 @@ import yaml
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import read_json
-from data_schemas.stage_keys import check_keys, read_yaml
+from data_schemas.stage_keys import check_keys
+from data_schemas.yaml_files import read_yaml
 from engine.models.loading import load_causal, load_tokenizer
 from engine.runtime import process
 from pipeline import cli

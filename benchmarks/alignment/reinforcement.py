@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.alignment.exploitable import PHRASE
 from benchmarks.alignment.launching import alignloop, launch, make_base, on_cores
-from benchmarks.alignment.reinforcement_report import DPO, FREE, GUARDED, RL, SFT, Measured, report
+from benchmarks.alignment.reinforcement_report import DPO, FREE, GUARDED, RL, RL_GOLD, SFT, Measured, report
 from benchmarks.alignment.report import RUNS, means_by_prompt
 from pipeline.report.rounds import exploited_rewards
 from toy_world.gold import parts as gold_parts
@@ -52,8 +52,16 @@ GUARDS = [
     "rl.kl_budget=0.5",
     "rl.eval_steps=1",
 ]
-SETTINGS = {SFT: [], DPO: [], RL: EQUAL_KL, FREE: [*EXPLOITABLE, "rl.eval_steps=20"], GUARDED: [*EXPLOITABLE, *GUARDS]}
-LAST_STAGE = {SFT: "", DPO: ", dpo", RL: ", rl", FREE: ", rl", GUARDED: ", rl"}
+ON_GOLD = [*EQUAL_KL, "rl.reward_functions=[toy_world.gold:gold]", "rl.reward_weights=[0.0, 1.0]"]
+SETTINGS = {
+    SFT: [],
+    DPO: [],
+    RL: EQUAL_KL,
+    RL_GOLD: ON_GOLD,
+    FREE: [*EXPLOITABLE, "rl.eval_steps=20"],
+    GUARDED: [*EXPLOITABLE, *GUARDS],
+}
+LAST_STAGE = {SFT: "", DPO: ", dpo", RL: ", rl", RL_GOLD: ", rl", FREE: ", rl", GUARDED: ", rl"}
 
 
 def run_folder(seed: int) -> Path:
@@ -138,7 +146,8 @@ def measured(seed: int, name: str) -> Measured:
 def run_seed(seed: int, base: Path, core: int) -> None:
     for name in (SFT, DPO):
         run(seed, name, base, core=core)
-    run(seed, RL, base, core=core, extra=[f"rl.kl_budget={measured(seed, DPO).kl:.3f}"])
+    for name in (RL, RL_GOLD):
+        run(seed, name, base, core=core, extra=[f"rl.kl_budget={measured(seed, DPO).kl:.3f}"])
     for name in (FREE, GUARDED):
         run(seed, name, base, core=core)
 

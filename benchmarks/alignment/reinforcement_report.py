@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.alignment.exploitable import PHRASE
 from benchmarks.alignment.report import pooled_interval, seeds_interval, shown
 
-SFT, DPO, RL, FREE, GUARDED = "SFT", "DPO", "RL", "exploitable reward", "exploitable reward, guards"
+SFT, DPO, RL, RL_GOLD = "SFT", "DPO", "RL", "RL on the gold score"
+FREE, GUARDED = "exploitable reward", "exploitable reward, guards"
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,20 @@ def difference(policies: Policies, one: str, other: str) -> np.ndarray:
 
 def equal_kl_table(policies: Policies) -> list[str]:
     """DPO and RL of each seed, with the paired interval of their difference."""
-    head = ["seed", "SFT", "DPO", "its KL", "RL", "its KL", "its step", "RL - DPO"]
+    head = ["seed", "SFT", "DPO", "its KL", "RL", "its KL", "its step", "RL - DPO", RL_GOLD, "its KL"]
     lines = [row(head), f"|{'---|' * len(head)}"]
     differences_SP = difference(policies, RL, DPO)
     for (seed, of_seed), difference_P in zip(policies.items(), differences_SP, strict=True):
-        sft, dpo, rl = (of_seed[name] for name in (SFT, DPO, RL))
-        gold = [f"{one.gold_P.mean():.3f}" for one in (sft, dpo, rl)]
+        sft, dpo, rl, on_gold = (of_seed[name] for name in (SFT, DPO, RL, RL_GOLD))
+        gold = [f"{one.gold_P.mean():.3f}" for one in (sft, dpo, rl, on_gold)]
         interval = shown(pooled_interval(difference_P[None]))
-        lines.append(row([seed, *gold[:2], f"{dpo.kl:.2f}", gold[2], f"{rl.kl:.2f}", rl.step, interval]))
-    means = {name: np.mean([of_seed[name].gold_P for of_seed in policies.values()]) for name in (SFT, DPO, RL)}
-    kl = {name: np.mean([of_seed[name].kl for of_seed in policies.values()]) for name in (DPO, RL)}
+        of_rl = [gold[2], f"{rl.kl:.2f}", rl.step, interval, gold[3], f"{on_gold.kl:.2f}"]
+        lines.append(row([seed, *gold[:2], f"{dpo.kl:.2f}", *of_rl]))
+    means = {name: np.mean([of_seed[name].gold_P for of_seed in policies.values()]) for name in (SFT, DPO, RL, RL_GOLD)}
+    kl = {name: np.mean([of_seed[name].kl for of_seed in policies.values()]) for name in (DPO, RL, RL_GOLD)}
     pooled = shown(pooled_interval(differences_SP))
     cells = [f"{means[SFT]:.3f}", f"{means[DPO]:.3f}", f"{kl[DPO]:.2f}", f"{means[RL]:.3f}", f"{kl[RL]:.2f}", ""]
-    return [*lines, row(["mean", *cells, pooled])]
+    return [*lines, row(["mean", *cells, pooled, f"{means[RL_GOLD]:.3f}", f"{kl[RL_GOLD]:.2f}"])]
 
 
 def equal_kl_verdict(policies: Policies) -> str:
@@ -64,11 +66,22 @@ def equal_kl_verdict(policies: Policies) -> str:
     )
 
 
+def gold_verdict(policies: Policies) -> str:
+    """What RL gains where its reward is right: the share of the missing gain that is the reward model's."""
+    pooled = shown(pooled_interval(difference(policies, RL_GOLD, RL)))
+    to_dpo = shown(pooled_interval(difference(policies, RL_GOLD, DPO)))
+    return (
+        f"With the gold score in place of the reward model and all else equal, the same RL gains {pooled} over RL on "
+        f"the reward model, and its difference from DPO is {to_dpo}: this is what the reward model costs. DPO reads "
+        "the annotator's judgements of the pairs directly."
+    )
+
+
 def parts_table(policies: Policies) -> list[str]:
     """The means of the parts of the gold score, a line a run."""
     names = list(next(iter(policies.values()))[SFT].parts)
     lines = [row(["", *names]), f"|{'---|' * (len(names) + 1)}"]
-    for run in (SFT, DPO, RL):
+    for run in (SFT, DPO, RL, RL_GOLD):
         means = [np.mean([of_seed[run].parts[name] for of_seed in policies.values()]) for name in names]
         lines.append(row([run, *(f"{mean:.3f}" for mean in means)]))
     return lines
@@ -125,6 +138,7 @@ def report(policies: Policies) -> str:
         prompts=difference(policies, RL, DPO).shape[1],
         equal_kl="\n".join(equal_kl_table(policies)),
         equal_kl_verdict=equal_kl_verdict(policies),
+        gold_verdict=gold_verdict(policies),
         parts="\n".join(parts_table(policies)),
         phrase=PHRASE,
         exploited="\n".join(exploited_table(policies)),
@@ -147,7 +161,11 @@ DPO has the demo's keys. RL's were chosen on another seed and on other evaluatio
 
 {equal_kl}
 
-{equal_kl_verdict} The parts that the gold score adds up, in the mean over seeds:
+{equal_kl_verdict}
+
+{gold_verdict}
+
+The parts that the gold score adds up, in the mean over seeds:
 
 {parts}
 

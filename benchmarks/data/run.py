@@ -1,6 +1,6 @@
 """Curation of synthetic chat rows: minutes, memory, and what of the planted rows is found.
 
-    python -m benchmarks.data --rows 100000 1000000 --folder runs/bench-data
+    python -m benchmarks.data --rows 100000 1000000 --folder runs/bench-data --page docs/benchmarks-data.md
 
 Memory is the most that all processes of the stage have together, with pages that they share counted once (PSS). Recall
 is of pairs at or above the threshold of which one row was dropped, precision of dropped rows which repeat another.
@@ -9,16 +9,19 @@ is of pairs at or above the threshold of which one row was dropped, precision of
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from benchmarks.data.report import HEAD, Measured, page
 from benchmarks.data.synthetic import Planted, write_rows
+from benchmarks.speed.measure import machine
+from data_schemas.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 THRESHOLD = 0.8
@@ -26,38 +29,12 @@ EVERY_SECONDS = 1.0
 DUPLICATES = frozenset(["exact_duplicate", "near_duplicate"])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One run of the stage."""
-
-    num_rows: int
-    minutes: float
-    cpu_minutes: float  # of all processes
-    peak_gib: float
-    found: dict[str, tuple[int, int]]  # what was planted -> how many were found, of how many
-    num_duplicates: int  # dropped as such
-    num_wrong: int  # of them repeat no other row at the threshold
-    num_other: int  # base rows that another rule dropped
-
-    @property
-    def line(self) -> str:
-        recall = " | ".join(f"{hits / max(1, planted):.4f}" for hits, planted in self.found.values())
-        precision = 1 - self.num_wrong / max(1, self.num_duplicates)
-        return (
-            f"| {self.num_rows:,} | {self.minutes:.1f} | {self.cpu_minutes:.1f} | {self.peak_gib:.2f} | {recall} | "
-            f"{precision:.4f} | {self.num_other} |"
-        )
-
-
 KINDS = ("exact", "near", "contaminated", "german")
-HEAD = (
-    "| rows | minutes | CPU minutes | peak memory, GiB | recall: exact | near | contaminated | other language | "
-    "precision of duplicates | other rows dropped |\n|" + "---:|" * 10
-)
 
 
 def measure(num_rows: int, folder: Path) -> Measured:
     """Writes the rows, runs the stage on them, and compares what it dropped with what was planted."""
+    shutil.rmtree(folder / "curated", ignore_errors=True)  # of the benchmark's last run
     rows, evaluation, planted = write_rows(folder, num_rows)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     peak = _run_stage(rows, evaluation, folder / "curated")
@@ -103,7 +80,8 @@ def _compare(
         kind: (sum(_is_found(row, dropped, duplicates) for row in rows), len(rows)) for kind, rows in expected.items()
     }
     hits = found["exact"][0] + found["near"][0]
-    other = sum(row.kind in ("base", "exact", "near") and row.line in dropped.keys() - duplicates for row in planted)
+    by_others = dropped.keys() - duplicates
+    other = sum(row.kind in ("base", "exact", "near") and row.line in by_others for row in planted)
     wrong = len(duplicates) - hits  # rows that repeat none, and pairs of which both rows are dropped
     assert wrong >= len(duplicates - repeats)
     return Measured(num_rows, minutes, cpu, peak, found, len(duplicates), wrong, other)
@@ -118,14 +96,19 @@ def _is_found(row: Planted, dropped: dict[int, str], duplicates: set[int]) -> bo
 
 
 def main() -> None:
-    """Prints the table, a line for each number of rows."""
+    """Prints the table, a line for each number of rows, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-data"), help="a folder for each number of rows")
+    parser.add_argument("--page", type=Path, help="the Markdown file to write")
     arguments = parser.parse_args()
     print(HEAD, flush=True)
+    runs = []
     for num_rows in arguments.rows:
-        print(measure(num_rows, arguments.folder / str(num_rows)).line, flush=True)
+        runs.append(measure(num_rows, arguments.folder / str(num_rows)))
+        print(runs[-1].line, flush=True)
+    if arguments.page:
+        write_atomically(arguments.page, page(runs, machine()))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,17 @@ def language_of(text: str) -> tuple[str, float]:
     return _identifier().classify(prose)
 
 
+def most_probable_language(text: str) -> str:
+    """The code of the language that a text is most probably in, whatever its length; empty for one without letters.
+
+    English in rare words counts as English, and capitals as small letters, which is what most of the model saw.
+    """
+    if not any(map(str.isalpha, text)):
+        return ""
+    language, _ = _identifier().classify(text.lower())
+    return {NEAR_ENGLISH: "en", NO_LANGUAGE: ""}.get(language, language)
+
+
 @cache
 def _identifier() -> Identifier:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # it is in an extra; key_rules.py has checked it

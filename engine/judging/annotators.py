@@ -5,7 +5,7 @@ them. An annotator does not know how answers were sampled or how pairs are forme
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from data_schemas.errors import ConfigError
@@ -26,6 +26,8 @@ class Judgement:
     strengths: Mapping[tuple[int, int], Strength] | None = None
     dropped: str = ""  # why the answers cannot be ordered: the reason by which their prompt is dropped
     votes_VN: Sequence[Sequence[float]] | None = None  # the scores by each of several voters
+    ranked: Sequence[int] | None = None  # the answers that were compared; None: all
+    edited: Mapping[int, str] = field(default_factory=dict)  # answer -> a better version of it, written by a person
 
     def disagreement(self, chosen: int, rejected: int) -> float | None:
         """Share of the voters that prefer `rejected`, plus half of those with equal scores; None without voters."""

@@ -2,7 +2,8 @@
 
 A rule that is null is not applied. A breach keeps the previous best, or stops the run where its rule is in `gate_stop`.
 Over-optimisation is defined as in Gao et al. (arXiv 2210.10760): the optimised reward rises while the judge's score
-falls.
+falls. The rule on tasks is one of non-inferiority: no task may be worse than before by more than the limit, which the
+lower end of a 95 % interval decides (engine/tasks/changes.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,14 @@ from engine.runtime.arguments import GenerationArguments
 from engine.runtime.keys import key_field
 
 Rule = Literal[
-    "min_gain", "min_win_rate", "max_tag_fall", "max_length_growth", "max_unfinished", "max_kl", "overoptimised"
+    "min_gain",
+    "min_win_rate",
+    "max_tag_fall",
+    "max_length_growth",
+    "max_unfinished",
+    "max_kl",
+    "overoptimised",
+    "max_task_fall",
 ]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Metrics = Mapping[str, float | int | str | None]
@@ -47,6 +55,13 @@ class GateArguments(GenerationArguments):
     )
     gate_overoptimised: bool = key_field(
         False, "do not accept when the round's reward model scores higher and the judge lower than before"
+    )
+    gate_max_task_fall: float | None = key_field(
+        None,
+        "accept when no task of evaluate_tasks is worse than this with 95 % confidence, as 0.03 for three points",
+        minimum=0,
+        maximum=1,
+        omitted_at_default=True,
     )
     gate_stop: list[Rule] = key_field([], "rules whose breach stops the run; a breach of others keeps the best so far")
 
@@ -94,6 +109,10 @@ def _apply_rules(metrics: Metrics, arguments: GateArguments) -> Iterator[tuple[R
             value = _number(metrics, metric)
             holds = value <= limit
             yield rule, holds, f"{name}{value:.3f} {'<=' if holds else '>'} {limit:g}"
+    if (limit := arguments.gate_max_task_fall) is not None:
+        fall, task = _number(metrics, "most_task_fall"), metrics.get("most_fallen_task")
+        holds = fall <= limit
+        yield "max_task_fall", holds, f"{task} falls by at most {max(0.0, fall):.3f} {'<=' if holds else '>'} {limit:g}"
     if arguments.gate_overoptimised:
         yield "overoptimised", not proxy_gain > 0 > gain, f"reward {proxy_gain:+.3f}, gain {gain:+.3f}"
 

@@ -73,6 +73,12 @@ class Pairing:
         one, other = self.one.strip(), self.other.strip()
         return one == other or not one or not other
 
+    @property
+    def obvious_points(self) -> float:
+        """Of `one`, where no judge is needed: 0.5 for equal answers, 1 where only the other is empty, else 0."""
+        one, other = self.one.strip(), self.other.strip()
+        return 0.5 if one == other else float(bool(one))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -101,8 +107,7 @@ class Comparison:
     def points(self) -> float | None:
         """Of `one`: 1 for a win, 0.5 for a tie, 0 for a loss; None where an order has no verdict."""
         if self.verdicts is None:
-            one, other = self.pairing.one.strip(), self.pairing.other.strip()
-            return 0.5 if one == other else float(bool(one))
+            return self.pairing.obvious_points
         if not self.is_parsed:
             return None
         first, second = self.winners

@@ -3,6 +3,7 @@
 A folder or hub name that can't be loaded is a DataError of one line; a key that forbids loading is a ConfigError.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -22,12 +23,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_quantization_config
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, UserError
 from data_schemas.files import digest_text, hash_files, space_hint
 from data_schemas.model_sizes import check_model_config, check_tokenizer_size
+from engine.models.adapters import BASE, Adapter, AdapterBase, UnsupportedAdapter, is_adapter
 from engine.runtime import progress, timing
 from engine.runtime.process import trusts_code
 
@@ -35,6 +38,7 @@ ALIGNMENT = 64  # bytes
 # Attention of a training stage on a GPU where attn_implementation is left out; None: transformers' choice, which is
 # SDPA where the architecture has it. The row of docs/benchmarks-gpu.md that measures best belongs here.
 GPU_ATTENTION: str | None = None
+QUANTIZED_UNDER_ZERO3 = "ZeRO-3 cannot divide quantized weights among processes"
 ModelOptions = dict[str, Any]  # keyword arguments of from_pretrained
 LoadingInfo = Mapping[str, Collection[object]]  # "missing_keys", "unexpected_keys", … -> the tensors' names
 ModelClass = type[AutoModel | AutoModelForCausalLM | AutoModelForSequenceClassification]
@@ -176,6 +180,8 @@ def _load(
         if not (Path(path) / "config.json").is_file():
             raise DataError(f"{path} is not a model folder (no config.json)")
         check_model_config(Path(path))
+    if is_adapter(path):
+        return _load_with_adapter(cls, Path(path), dtype=dtype, options=options)
     try:
         torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
         model, info = load_with_info(cls, path, dtype=torch_dtype, **options)
@@ -192,6 +198,75 @@ def _load(
     if missing:
         raise DataError(f"{path} is not complete: it lacks {len(missing)} tensors, such as {missing[0]}")
     return aligned(model)
+
+
+def _load_with_adapter(cls: ModelClass, folder: Path, *, dtype: str, options: ModelOptions) -> PreTrainedModel:
+    """The base of the folder's adapter, with the adapter merged into it in memory."""
+    if "quantization_config" in options:
+        raise ConfigError(
+            f"{folder} holds an adapter, which cannot be quantized: leave load_in_4bit and load_in_8bit out, or train "
+            "it with at_end: merge"
+        )
+    base = AdapterBase.read(folder)
+    check_base(folder, base)
+    try:
+        adapter = Adapter.read(folder)
+    except UnsupportedAdapter as part:
+        raise DataError(
+            f"{folder} holds an adapter that cannot be merged in memory, because of its {part}; train it with "
+            "at_end: merge"
+        ) from None
+    config = options.get("config") or read_config(str(folder))
+    config.num_labels = options.get("num_labels", config.num_labels)
+    own = {**options, "config": config, "revision": base.revision}
+    own.pop("num_labels", None)
+    model = _load(cls, base.resolved(folder), dtype=dtype, options=own)
+    _merge_into(model, adapter)
+    return model
+
+
+def _merge_into(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Adds the adapter to the model's weights, in place. Under ZeRO-3 each weight is gathered in turn."""
+    prefix = "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."
+    adapter = adapter_for(model, adapter)
+    missing = adapter.names
+    for name, weight in model.named_parameters():
+        with gathered(weight, changes=True), torch.no_grad():
+            if weight.is_floating_point() and weight.numel():
+                weight.copy_(adapter.merged(prefix + name, weight))
+        missing -= {prefix + name}
+    if missing and not prefix:  # a body without its head
+        raise DataError(f"the adapter's weight {min(missing)} is not in its base")
+
+
+def adapter_for(model: PreTrainedModel, adapter: Adapter) -> Adapter:
+    """The adapter by the names of the model's weights: a head that is tied to the embeddings has theirs."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return adapter
+    name = next(name for name, weight in model.named_parameters() if weight is embeddings.weight)
+    return adapter.with_tied_head(name)
+
+
+def gathered(weight: torch.Tensor, *, changes: bool = False) -> contextlib.AbstractContextManager[object]:
+    """Inside, a weight that ZeRO-3 divides among processes is complete. `changes`: the first process may write it."""
+    if not is_deepspeed_zero3_enabled():
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight], modifier_rank=0 if changes else None)
+
+
+def check_base(folder: Path, base: AdapterBase) -> None:
+    """Raises DataError where the model that the folder's adapter was trained on is missing, or is another one now."""
+    path = base.resolved(folder)
+    if Path(path).is_dir() and identity_of(path) != base.identity:
+        raise DataError(
+            f"{path} is not the model that the adapter in {folder} was trained on, as {BASE} records it; "
+            "run the step again that trains the adapter"
+        )
+    if not Path(path).is_dir() and (path.startswith(".") or Path(path).is_absolute()):
+        raise DataError(f"{folder} holds an adapter, and the model that it was trained on is missing: {path}")
 
 
 def _refusal(path: str, error: Exception) -> UserError:
@@ -233,6 +308,8 @@ def training_options(model: ModelConfig) -> ModelOptions:
         options["attn_implementation"] = attention
     quantization = get_quantization_config(model)
     if quantization is not None:
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(f"{QUANTIZED_UNDER_ZERO3}; use profile zero2, or leave load_in_4bit and load_in_8bit out")
         options["quantization_config"] = quantization
     return options
 

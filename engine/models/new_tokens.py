@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_schemas.errors import ConfigError
 from data_schemas.rows import Message
+from engine.models.loading import gathered
 from engine.tokens.template import render
 
 # Shapes: V = rows of the embeddings, H = hidden size.
@@ -31,7 +31,7 @@ def untrained_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     tokens = template_tokens(tokenizer)
     weight_VH = model.get_input_embeddings().weight
     assert isinstance(weight_VH, torch.Tensor)
-    with _gathered(weight_VH), torch.no_grad():
+    with gathered(weight_VH), torch.no_grad():
         tokens = [token for token in tokens if token < len(weight_VH)]
         found = {token for token in tokens if int((weight_VH == weight_VH[token]).all(dim=1).sum()) > 1}
         for first in tokens:
@@ -69,15 +69,6 @@ def _names_of(model: PreTrainedModel, modules: Iterable[torch.nn.Module | None])
             if module is wanted:
                 yield name.rpartition(".")[2]
                 break
-
-
-def _gathered(weight: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Inside, a weight that ZeRO-3 divides among processes is complete."""
-    if not is_deepspeed_zero3_enabled():
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([weight])
 
 
 def give_head_its_bias(model: torch.nn.Module) -> None:

@@ -29,7 +29,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import ModelConfig
 
 from data_schemas.errors import StageError
-from engine.models.loading import aligned, load_with_info, without_launcher
+from engine.models.adapters import AdapterBase, is_adapter
+from engine.models.loading import aligned, load_causal, load_reward, load_with_info, without_launcher
+from engine.models.lora import precision_source
 from engine.models.precision import TOLERANCES
 from engine.runtime import progress, timing
 from engine.tokens.token_rows import TokenRow
@@ -93,7 +95,7 @@ def check_saved(model: Path, probe: Path, comparison: Comparison) -> None:
 
     Raises StageError where tensors are missing, unexpected or of another shape, or where the outputs differ.
     """
-    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in Path(precision_source(str(model))).glob("*.safetensors"))
     if size > LIMIT_BYTES:
         log.info("%s has %.0f GB: its tensors were checked, it was not loaded back", model, size / 1e9)
         return
@@ -116,6 +118,9 @@ def check_saved(model: Path, probe: Path, comparison: Comparison) -> None:
 
 
 def _load_back(folder: Path, *, is_reward_model: bool) -> PreTrainedModel:
+    if is_adapter(folder):
+        load = load_reward if is_reward_model else load_causal
+        return load(str(folder), dtype=AdapterBase.read(folder).dtype)
     cls = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
     model, info = load_with_info(cls, folder, dtype="auto")
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
@@ -129,8 +134,8 @@ def _load_back(folder: Path, *, is_reward_model: bool) -> PreTrainedModel:
 def check_trained(trainer: Trainer, target: Path, probe: Path, model: ModelConfig, *, is_reward_model: bool) -> None:
     """`check_saved` for the model that a trainer saved in `target`. First frees the trainer's memory, so the trainer
     can't be used afterwards. Raises StageError as `check_saved` does."""
-    if model.load_in_4bit or model.load_in_8bit:
-        log.info("the saved model is not compared: it was trained on a quantized base and merged into the plain one")
+    if model.load_in_8bit:
+        log.info("the saved model is not compared: a base of 8 bits also rounds what its layers read")
         return
     training = trainer.args
     autocast = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
@@ -140,7 +145,7 @@ def check_trained(trainer: Trainer, target: Path, probe: Path, model: ModelConfi
         is_reward_model=is_reward_model,
         device=str(training.device),
         autocast=autocast,
-        tolerance=0.0 if is_exact else TOLERANCES[autocast or "float32"],
+        tolerance=0.0 if is_exact else TOLERANCES.get(autocast or str(model.dtype), TOLERANCES["float32"]),
     )
     if trainer.is_deepspeed_enabled:
         check_in_own_process(target, probe, comparison)

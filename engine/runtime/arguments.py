@@ -13,6 +13,7 @@ from data_schemas.stage_keys import TRACKERS, Keys, Values
 from engine.runtime import world
 from engine.runtime.keys import key_field, required_field
 
+MERGE, KEEP_ADAPTER = "merge", "keep"  # values of at_end
 KEEP_BY_LOSS, KEEP_BY_ACCURACY, KEEP_LAST = "best_by_loss", "best_by_accuracy", "last"  # values of keep
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")  # those of transformers
 
@@ -61,6 +62,12 @@ class TrainingStageArguments(StepArguments):
         KEEP_BY_LOSS,
         "the model that is saved: the one with the lowest eval_loss, the start included, or the last",
         choices=(KEEP_BY_LOSS, KEEP_LAST),
+        omitted_at_default=True,
+    )
+    at_end: str = key_field(
+        MERGE,
+        "what is saved of an adapter: the base with the adapter merged into it, or only the adapter",
+        choices=(MERGE, KEEP_ADAPTER),
         omitted_at_default=True,
     )
     on_bad_row: Literal["error", "set_aside"] = key_field("error", "what a bad row does: stop, or be set aside")

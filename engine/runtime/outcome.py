@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_schemas.artifact import HALVED
-from data_schemas.errors import RunAgain, StageError, UserError
+from data_schemas.errors import RunAgain, StageError, UserError, WaitingForPeople
 from data_schemas.files import DISK_FULL, FILE_TOO_LARGE, read_json, space_hint, write_atomically
+from data_schemas.people import EXIT_CODE, WAITING
 from data_schemas.text import printable
 from engine.runtime import preemption, world
 from engine.runtime.folder import clear_leftovers
@@ -91,8 +92,10 @@ def is_by_hand() -> bool:
 
 
 def failed(folder: Path, error: BaseException, *, is_main: bool) -> int:
-    """Logs an error, writes it to outcome.json, and returns the exit code: 2 for a user's mistake, 130 for Ctrl-C,
-    143 for SIGTERM, 1 for anything else."""
+    """Logs an error, writes it to outcome.json, and returns the exit code: 2 for a user's mistake, 3 for a stage that
+    waits for people, 130 for Ctrl-C, 143 for SIGTERM, 1 for anything else."""
+    if isinstance(error, WaitingForPeople):
+        return _waiting(folder, error, is_main=is_main)
     if isinstance(error, preemption.Preempted):
         return _preempted(folder, error, is_main=is_main)
     interrupted = isinstance(error, KeyboardInterrupt)
@@ -138,6 +141,13 @@ def _halved(folder: Path, error: RunAgain) -> int:
     log.error("error: %s; %s", error, RUN_AGAIN)  # by any rank: the others wait for this one, and are ended
     _report(folder, {"state": "interrupted", "cause": str(error), "hint": RUN_AGAIN, "kind": HALVED})
     return 1
+
+
+def _waiting(folder: Path, error: WaitingForPeople, *, is_main: bool) -> int:
+    if is_main:
+        log.info("%s", error)
+        _report(folder, {"state": WAITING, "cause": str(error), "hint": "", "kind": WAITING})
+    return EXIT_CODE
 
 
 def _preempted(folder: Path, error: preemption.Preempted, *, is_main: bool) -> int:

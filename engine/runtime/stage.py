@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_schemas import key_rules, stage_keys
+from data_schemas import key_rules, stage_command_line, stage_keys
 from data_schemas.artifact import RECORD, Artifact, Choice, files_below
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import check_name, write_atomically
@@ -86,17 +86,17 @@ def run_stage(
     """Runs a stage from its command line and ends the process.
 
     `main` takes the Stage and an instance of each of `classes`. The exit code is 0 for success, 2 for a user's mistake,
-    130 for Ctrl-C, 143 for SIGTERM, and 1 for anything else.
+    3 for a stage that waits for people, 130 for Ctrl-C, 143 for SIGTERM, and 1 for anything else.
     """
     words = list(sys.argv[1:] if words is None else words)
     if {"-h", "--help", "--help-all"} & set(words):
-        print(stage_keys.help_text(name, everything="--help-all" in words))
+        print(stage_command_line.help_text(name, everything="--help-all" in words))
         sys.exit(0)
     gc.freeze()  # half a million objects of modules, which would cost each collection a fifth of a second
     try:
         for path in (Path.cwd(), *words):
             check_name(path)
-        values = stage_keys.parse_command_line(name, words)
+        values = stage_command_line.parse_command_line(name, words)
         stage_keys.check_required(name, values, where=name)
         key_rules.check_values(name, values, where=name)
         if not values.get("output_dir"):

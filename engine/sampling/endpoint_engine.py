@@ -31,7 +31,7 @@ class EndpointEngine:
     def sample(self, requests: Sequence[SampleRequest]) -> list[Answer]:
         """One answer for each request, in order; an empty one where the server does not accept the request, or the
         model refuses it without words. Raises UserError and StageError as `EndpointClient.ask` does."""
-        asked = [self._chat_request(request) for request in requests]
+        asked = [self.chat_request(request) for request in requests]
         content = ("endpoint", *(request.key(self.endpoint) for request in asked))
         try:
             generated = in_batches(
@@ -54,7 +54,8 @@ class EndpointEngine:
     def _generate(self, requests: Sequence[ChatRequest]) -> list[GeneratedAnswer]:
         return [_generated(reply) for reply in self.client.ask(requests)]
 
-    def _chat_request(self, request: SampleRequest) -> ChatRequest:
+    def chat_request(self, request: SampleRequest) -> ChatRequest:
+        """What the endpoint is asked."""
         return ChatRequest(
             messages=for_template(request.prompt.prompt),
             temperature=self.settings.temperature_of(request),

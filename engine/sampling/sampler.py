@@ -42,5 +42,10 @@ def _sample(
     stage: Stage, name: str, policy: Policy, requests: Sequence[SampleRequest], settings: SamplingSettings
 ) -> list[Answer]:
     """The engine is freed on return: one policy is in memory at a time."""
+    return engine_of(stage, name, policy, settings).sample(requests)
+
+
+def engine_of(stage: Stage, name: str, policy: Policy, settings: SamplingSettings) -> Engine:
+    """The engine that samples from a policy, ready to do so. `name` is that of its journal."""
     engine = EndpointEngine if policy.endpoint else ENGINES[settings.engine]
-    return engine(stage, name, policy, settings).sample(requests)
+    return engine(stage, name, policy, settings)

@@ -22,6 +22,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_interpreter, vllm_options
 from data_schemas.stage_keys import Keys, Values
 from engine.models.loading import identity_of, load_tokenizer, read_config
+from engine.models.merging import plain_folder
 from engine.runtime import notices, progress, world
 from engine.runtime.journal import in_batches
 from engine.runtime.process import trusts_code
@@ -58,7 +59,8 @@ class VLLMEngine:
         if self.version.partition("+")[0] not in TESTED_VERSIONS:
             tested = ", ".join(TESTED_VERSIONS)
             notices.warn(log, "vLLM %s was not tested with alignloop (%s was)", self.version, tested)
-        self.config = read_config(policy.path)
+        self.model = plain_folder(policy.path, stage.folder / "checkpoints")
+        self.config = read_config(self.model)
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Answer]:
         """One answer for each request, in order. Raises ConfigError where the devices or the context are too small or
@@ -70,11 +72,11 @@ class VLLMEngine:
                 VLLM(
                     self.python, {**load_settings, **own}, environment(self.python) | env, self.stage.folder / log_file
                 )
-                for own, env, log_file in copy_settings(self.options, self.policy.path, use_cpu=self.settings.use_cpu)
+                for own, env, log_file in copy_settings(self.options, self.model, use_cpu=self.settings.use_cpu)
             ],
             self.settings,
             self.tokenizer,
-            end_tokens_of(generation_config_of(self.policy.path, self.config), self.tokenizer),
+            end_tokens_of(generation_config_of(self.model, self.config), self.tokenizer),
         )
         return answer_in_length_order(encoded, self.policy, lambda ordered: self._generate(copies, ordered))
 
@@ -106,7 +108,7 @@ class VLLMEngine:
         """The arguments of vLLM's LLM that all copies have."""
         given = self.options.get("max_model_len")
         return {
-            "model": self.policy.path,
+            "model": self.model,
             "skip_tokenizer_init": True,
             "dtype": _dtype(self.settings.dtype, self.config),
             "max_model_len": _context(longest, self.settings.max_new_tokens, self.config, given),

@@ -130,7 +130,14 @@ class DPOLoopTrainer(PrecomputedReference, SharedRowsMixin, DPOTrainer):
         inputs = {name: value for name, value in inputs.items() if name != "nll_mask"}
         with self.accelerator.autocast():  # `on_shared_rows` tests the model in the precision of training
             called = cast(torch.nn.Module, self.on_shared_rows(model, inputs))
-            return super().compute_ref_log_probs(called, inputs)
+            # TRL switches the policy's adapters off unless there is a reference model. Without a continued adapter the
+            # policy would be the adapter's base.
+            before = self.ref_model
+            self.ref_model = called if self.continued_adapter else before
+            try:
+                return super().compute_ref_log_probs(called, inputs)
+            finally:
+                self.ref_model = before
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool) -> torch.Tensor:
         """The weighted sum of TRL's losses and the NLL term, a scalar. With the default `loss_type` it is the mean,

@@ -23,6 +23,7 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 from trl.models.utils import prepare_deepspeed
 
 from data_schemas.stage_keys import Keys
+from engine.models.lora import Adapters, start_adapters
 from engine.models.new_tokens import give_head_its_bias
 from engine.models.verification import PROBE, probe
 from engine.runtime import out_of_memory, preemption, progress, timing
@@ -50,19 +51,20 @@ DEFAULTS: Keys = {
 
 
 class TrainingLoop(GuardedSteps, ExactEvaluation):
-    """Mixin, to be placed before a TRL trainer among the bases. Its constructor also takes `stage` and
-    `stage_arguments`."""
+    """Mixin, to be placed before a TRL trainer among the bases. Its constructor also takes `stage`,
+    `stage_arguments` and `adapters`."""
 
     token_row_type: type[TokenRow]  # of the rows in its datasets
     is_reward_model_trainer = False  # SharedRowsMixin reads it too
     accuracy_metric = ""  # what keep: best_by_accuracy compares; empty where the rows hold no answers to compare
 
-    def __init__(self, *args, stage: Stage, **kwargs) -> None:
-        self.stage = stage
+    def __init__(self, *args, stage: Stage, adapters: Adapters, **kwargs) -> None:
+        self.stage, self.continued_adapter = stage, adapters.continued
         self._is_stopping = False  # SIGTERM came: training ends with the next checkpoint
         self._unlogged: Unlogged | None = None  # of the checkpoint that training resumes from
         self._evaluation_is_due = False  # the evaluation of the step that the next checkpoint holds has not run
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, peft_config=adapters.config, **kwargs)
+        start_adapters(self.model, adapters.continued)
         give_head_its_bias(self.model)  # after the constructor has added the adapters
 
     def restore(self, progress: checkpoints.Progress) -> None:

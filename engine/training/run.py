@@ -18,11 +18,12 @@ from trl import ModelConfig
 
 from data_schemas.errors import ConfigError, StageError, UserError
 from engine.models.card import ModelCard, write_card
-from engine.models.lora import merge_adapter
+from engine.models.lora import describe_adapter, precision_source
+from engine.models.merging import write_plain
 from engine.models.saved_precision import save_as_it_came
 from engine.models.verification import PROBE, check_trained, check_weights
 from engine.runtime import notices, preemption, progress, timing
-from engine.runtime.arguments import KEEP_BY_ACCURACY
+from engine.runtime.arguments import KEEP_ADAPTER, KEEP_BY_ACCURACY
 from engine.runtime.stage import StageResult
 from engine.tokens.contract import contract_of
 from engine.tokens.reward_template import end_at_the_end_token
@@ -132,26 +133,32 @@ def _warnings(losses: Mapping[int, float], kept: int, *, keep: str) -> Iterator[
 
 
 def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
-    """The best model as a plain one in `model/`, adapters merged. Raises StageError if it is not the trained one."""
+    """The best model in `model/`, its adapter merged unless `at_end` keeps it. Raises StageError if it is not the
+    trained one."""
     best_model = checkpoints.best_folder(Path(str(trainer.args.output_dir)), best)
     target, is_reward_model = trainer.stage.folder / "model", trainer.is_reward_model_trainer
     shutil.rmtree(target, ignore_errors=True)
-    if model.use_peft:
-        merge_adapter(
-            str(model.model_name_or_path),
-            best_model,
-            target,
-            is_reward_model=is_reward_model,
-            dtype=model.dtype or "float32",
-            in_own_process=trainer.is_deepspeed_enabled,
-        )
-    else:
+    if not model.use_peft:
         checkpoints.link(best_model, target, leave_out=PROBE)
+    elif trainer.stage_arguments.at_end == KEEP_ADAPTER:
+        _write_adapter(trainer, model, best_model, target)
+    else:
+        adapter = best_model.with_name(f"adapter-{best}")
+        _write_adapter(trainer, model, best_model, adapter)
+        write_plain(adapter, target, dtype=model.dtype or "float32", device=trainer.args.device)
+        shutil.rmtree(adapter)
     _describe(trainer, model, target, best)
     check_weights(target)
     check_trained(trainer, target, best_model / PROBE, model, is_reward_model=is_reward_model)
-    if model.model_name_or_path and save_as_it_came(target, model.model_name_or_path):
+    if model.model_name_or_path and save_as_it_came(target, precision_source(model.model_name_or_path)):
         check_weights(target)
+
+
+def _write_adapter(trainer: TrainingLoop, model: ModelConfig, best_model: Path, folder: Path) -> None:
+    """The best model's adapter, and what it was trained on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoints.link(best_model, folder, leave_out=PROBE)
+    describe_adapter(trainer.model, model, folder, continued=trainer.continued_adapter)
 
 
 def _describe(trainer: TrainingLoop, model: ModelConfig, target: Path, best: int) -> None:

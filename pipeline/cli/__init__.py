@@ -2,8 +2,8 @@
 
     alignloop run configs/demo.yaml --set dpo.beta=0.2
 
-A user's mistake is reported in one line on stderr and ends with exit code 2. A failed stage ends with 1, Ctrl-C with
-130 and SIGTERM with 143.
+A user's mistake is reported in one line on stderr and ends with exit code 2. A failed stage ends with 1, a run
+that waits for people with 3, Ctrl-C with 130 and SIGTERM with 143.
 """
 
 import sys

@@ -1,13 +1,16 @@
-"""The commands that take a model: chat | generate | score. Each is a program in commands/."""
+"""The commands that take a model: chat | generate | score | assess. Each is a program in commands/."""
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from data_schemas.assessment import load_assessment
 from data_schemas.model_options import OPTIONS, checked, default_of, help_of, key_of
 from pipeline.cli.app import app, environment
 from pipeline.launch import command_line
@@ -106,6 +109,19 @@ def score(
 ) -> None:
     """Score answers with a reward model."""
     _start("score", [reward_model_of(reward_model), answers], {"output": output}, options)
+
+
+@app.command()
+@with_options
+def assess(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What is assessed, as YAML: see docs/assess.md.")],
+    output: Output,
+    **options: Any,
+) -> None:
+    """Show whether fine-tuning is needed: candidates, one judge, their cost. Typed again, it continues."""
+    candidates = load_assessment(Path(file)).candidates
+    folders = {name: model_of(candidate.model) for name, candidate in candidates.items() if candidate.model}
+    _start("assess", [file], {"output": output, "models": json.dumps(folders)}, options)
 
 
 def _start(program: str, arguments: list[str], others: dict[str, str | None], options: dict[str, Any]) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The commands that take a recipe, or help to write one: init | data | run | plan | check."""
+"""The commands that take a recipe, or help to write one: init | data | scale | run | plan | check."""
 
 import json
 import subprocess
@@ -13,10 +13,11 @@ from data_schemas.errors import UserError
 from pipeline.cli.app import app, environment, print_text
 from pipeline.cli.completion import complete_step
 from pipeline.launch import command_line, preview
-from pipeline.launch.checks import check_machine
+from pipeline.launch.checks import check_machine, emulated_precision
 from pipeline.launch.loading import load_checked
 from pipeline.launch.preflight import preflight
 from pipeline.plan import Step
+from pipeline.planner.devices import gpu_named
 from pipeline.planner.estimate import planner_of
 from pipeline.planner.remedies import remedies_of
 from pipeline.recipe.schema import Recipe
@@ -79,7 +80,9 @@ From = Annotated[
 Gpu = Annotated[
     str | None,
     typer.Option(
-        "--gpu", metavar="NAME", help="The GPU to estimate for, as in h100.  [default: launch.gpu, or this machine's]"
+        "--gpu",
+        metavar="NAME",
+        help="The GPU to estimate the cost for, as in h100.  [default: launch.gpu, or this machine's]",
     ),
 ]
 
@@ -125,6 +128,33 @@ def data(
         *(word for file in evaluation or [] for word in ("--evaluation", file)),
         "--",
         *files,
+    ]
+    raise typer.Exit(subprocess.call(command, env=environment()))
+
+
+@app.command()
+def scale(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="A CSV file of runs: parameters, tokens, loss and, if known, flops.")
+    ],
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="FLOPS", help="A budget of training. May be given several times.  [default: 10 x the largest run]"
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Also write a JSON file.  [default: none]")
+    ] = None,
+) -> None:
+    """Fit scaling laws to a table of small runs: the model size and the tokens for a budget. Needs no recipe."""
+    command = [
+        sys.executable,
+        str(command_line.ROOT / "commands" / "scale.py"),
+        *(word for flops in budget or [] for word in ("--budget", repr(flops))),
+        *(["--output", output] if output is not None else []),
+        "--",
+        table,
     ]
     raise typer.Exit(subprocess.call(command, env=environment()))
 
@@ -178,6 +208,8 @@ def plan(
     gpu: Gpu = None,
 ) -> None:
     """Show which steps will be reused, resumed or run, and why. Runs nothing."""
+    if gpu is not None:
+        gpu_named(gpu, where="--gpu")
     loaded, steps = _load(recipe, overrides)
     selection = select(steps, until=until, only=only, start=start)
     planned = selected_run(loaded, steps, selection, hash_limit=SMALL)
@@ -185,7 +217,7 @@ def plan(
     console = terminal.make_console()
     # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
     console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
-    if cost:
+    if cost or gpu is not None:
         with (
             tempfile.TemporaryDirectory(prefix="alignloop-plan-") as scratch,
             planner_of(planned, Path(scratch), gpu=gpu) as planner,
@@ -222,7 +254,7 @@ def check(
 def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
     """The recipe and its plan, both checked. Raises UserError."""
     loaded, steps = load_checked(find_recipe(recipe), overrides or [])
-    for sentence in check_unused(loaded, steps):
+    for sentence in (*check_unused(loaded, steps), *emulated_precision(steps)):
         print_text(f"warning: {loaded.path}: {sentence}", file=sys.stderr)
     return loaded, steps
 

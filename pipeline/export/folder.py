@@ -6,19 +6,23 @@ Nothing is copied unless every file of the model has the hash of its record. The
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.artifact import Artifact
-from data_schemas.errors import ConfigError, DataError
+from data_schemas.errors import ConfigError, DataError, StageError
 from data_schemas.files import sync
 from data_schemas.text import nearest, shown
+from pipeline.launch.command_line import ROOT
 from pipeline.state import summary
 from pipeline.state.models import best_policy
 from pipeline.state.summary import Summary
 
 CARD = "README.md"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_BASE = "adapter_config.json", "adapter_base.json"  # of engine/models/adapters.py
+MERGE = "engine.models.merging"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class ExportedModel:
     @property
     def model(self) -> Path:
         return self.folder / self.record.outputs["model"]
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the step kept an adapter (at_end: keep), which the export merges into its base."""
+        return ADAPTER in self.files
 
     @property
     def files(self) -> list[str]:
@@ -84,7 +93,7 @@ def check_model(exported: ExportedModel) -> None:
         )
     if damage := record.damage(folder):
         raise DataError(f"{folder}: {damage[0]}; move the folder away, and `run` runs the step again")
-    if ADAPTER in exported.files:
+    if exported.is_adapter and ADAPTER_BASE not in exported.files:
         raise DataError(f"{exported.model} is a LoRA adapter; expected a complete model: merge it into its base first")
 
 
@@ -96,15 +105,27 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target} exists and is not empty; give a folder that does not exist yet")
 
 
+def _merge(adapter: Path, target: Path) -> None:
+    """Writes the complete model of an adapter and its base, in a process with torch."""
+    # -P: a folder named engine/ in the working directory would mask ours.
+    command = [sys.executable, "-P", "-m", MERGE, str(adapter.absolute()), str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        cause = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise StageError(f"the adapter in {adapter} was not merged: {cause}")
+
+
 def write_folder(exported: ExportedModel, target: Path, card: str) -> None:
-    """Copies the model's files into a partial folder, adds the card, and renames it."""
+    """Copies the model's files into a partial folder, or merges its adapter, adds the card, and renames it."""
     target = target.absolute()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     try:
+        if exported.is_adapter:
+            _merge(exported.model, partial)
         (partial / CARD).write_text(card, encoding="utf-8")
-        for name in exported.files:
+        for name in [] if exported.is_adapter else exported.files:
             copy = partial / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(exported.model / name, copy)

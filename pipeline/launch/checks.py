@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_schemas import bfloat16
 from data_schemas.endpoints import ENDPOINT_KEYS
 from data_schemas.errors import ConfigError, DataError, UnknownColumns, UserError
 from data_schemas.files import check_regular, exists, read_json
@@ -196,6 +197,11 @@ def _check_launch(recipe: Recipe, step: Step) -> None:
     if launch.profile == "single" and launch.num_processes > 1:
         raise ConfigError(f"{where}: num_processes={launch.num_processes} with profile single; try profile: ddp")
     _check_devices(launch, where=where)
+    if launch.profile.startswith("zero3") and (step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit")):
+        raise ConfigError(
+            f"{where}: profile {launch.profile} divides weights among processes, which quantized ones do not support; "
+            "try profile: zero2, or leave load_in_4bit and load_in_8bit out"
+        )
     if launch.num_machines == 1:
         return
     if launch.profile == "single":
@@ -247,6 +253,23 @@ def check_machine(recipe: Recipe, steps: Sequence[Step]) -> None:
                 check_interpreter(step.keys["vllm"]["python"])
             except UserError as error:
                 raise ConfigError(f"{recipe.path}: {step.section}.{error}") from None
+
+
+def emulated_precision(steps: Sequence[Step]) -> list[str]:
+    """A sentence for each key that makes steps compute in bfloat16 on a CPU that only emulates it."""
+    if bfloat16.cpu_has_bfloat16():
+        return []
+    here = [step for step in steps if step.launch.device == "cpu" and step.launch.wrapper is None]
+    here = [step for step in here if step.stage != "prepare_base"]  # it only writes weights
+    sentences = []
+    for key, value, remedy in (("bf16", True, "false"), ("dtype", "bfloat16", "float32")):
+        sections = dict.fromkeys(step.section for step in here if step.keys.get(key) == value)
+        if sections:
+            sentences.append(
+                f"{key}: {str(value).lower()} (in {', '.join(sections)}) is only emulated by this CPU, which has no "
+                f"bfloat16 instructions, and takes several times as long; set {key}: {remedy}"
+            )
+    return sentences
 
 
 def _check_devices(launch: Launch, *, where: str) -> None:

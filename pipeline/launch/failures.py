@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_schemas.errors import WaitingForPeople
 from data_schemas.files import DISK_FULL, read_json
+from data_schemas.people import WAITING
 from data_schemas.text import printable
 from pipeline.plan import Step
 
@@ -38,6 +40,24 @@ class StageFailed(Exception):
     def __str__(self) -> str:
         hint = f"; hint: {self.hint}" if self.hint else ""
         return printable(f"{self.step.name} failed: {self.cause}; log: {self.log}{hint}")
+
+
+class StepWaits(WaitingForPeople):
+    """A stage ended because it needs labels from people. Ends the command with exit code 3."""
+
+    def __init__(self, step: Step, cause: str) -> None:
+        super().__init__(f"{step.name}: {cause}")
+        self.step = step
+
+
+def ending_of(
+    step: Step, folder: Path, command: Sequence[str], *, exit_code: int, output: str
+) -> "StageFailed | StepWaits":
+    """Why a stage ended without its record: it waits for people, or it failed."""
+    outcome = read_json(folder / "outcome.json") or {}
+    if outcome.get("kind") == WAITING:
+        return StepWaits(step, str(outcome.get("cause")))
+    return failure_of(step, folder, command, exit_code=exit_code, output=output)
 
 
 def failure_of(step: Step, folder: Path, command: Sequence[str], *, exit_code: int, output: str) -> StageFailed:

@@ -59,7 +59,7 @@ def make_request(run: Run, evaluation: Step) -> TrackedRound:
         "name": run.recipe.name,
         "round": evaluation.round,
         "rounds": [
-            {name: value for name, value in row.items() if name not in ("by_tag", "reasons")}
+            {name: value for name, value in row.items() if not isinstance(value, dict)}  # as reasons
             for row in content.get("rounds", [])
         ],
         "samples": samples,

@@ -21,9 +21,10 @@ from data_schemas.errors import UserError
 from data_schemas.files import read_json, write_atomically
 from data_schemas.key_rules import Values
 from data_schemas.locks import lock_folder
+from data_schemas.people import FOLDER as PEOPLE
 from data_schemas.stage_keys import stages
 from pipeline.launch import command_line, processes
-from pipeline.launch.failures import StageFailed, failure_of
+from pipeline.launch.failures import StageFailed, StepWaits, ending_of
 from pipeline.launch.rows import ROW_STEPS, check_splits
 from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
@@ -50,8 +51,8 @@ def run_steps(
 
     `show` is called when a step starts, repeatedly while it runs, and when it ends. `preflight` is called once, before
     the first step that uses a model and is not reused; an error of it stops the run. `after_round` is called with every
-    evaluation that has run. Raises StageFailed, Interrupted or UserError; the summary then has the state of every step,
-    and all finished steps are kept.
+    evaluation that has run. Raises StageFailed, StepWaits, Interrupted or UserError; the summary then has the state of
+    every step, and all finished steps are kept.
     """
     folder = run.recipe.folder
     run.states = {step.name: StepState(run.folder(step.name)) for step in run.steps}
@@ -70,13 +71,20 @@ def run_steps(
             is_partial = any(state.state == "pending" for state in run.states.values())
             summary.write(folder, run, "partial" if is_partial else "done")
         except BaseException as error:
-            ended = "interrupted" if isinstance(error, processes.Interrupted) else "failed"
+            ended = _state_after(error)
             for state in run.states.values():
                 if state.state == "running":
                     state.state = ended
             with contextlib.suppress(OSError):  # a full disk: the first error is more useful
                 summary.write(folder, run, ended)
             raise
+
+
+def _state_after(error: BaseException) -> summary.State:
+    """The state of a run that ended with an error."""
+    if isinstance(error, StepWaits):
+        return "waiting"
+    return "interrupted" if isinstance(error, processes.Interrupted) else "failed"
 
 
 def _uses_a_model(run: Run, step: Step) -> bool:
@@ -104,7 +112,8 @@ class Job:
 class Scheduler:
     """Runs a group of independent steps, as many at the same time as there are slots.
 
-    After a failure no other step is started. The running ones finish, and then the first failure is raised.
+    After a failure, or where a step waits for people, no other step is started. The running ones finish, and then the
+    first error is raised.
     """
 
     def __init__(self, run: Run, steps: Sequence[Step], warm: WarmPool, *, verbose: bool, show: Show) -> None:
@@ -112,10 +121,10 @@ class Scheduler:
         self.waiting, self.free = list(steps), command_line.slots(steps[0].launch, len(steps))
         self.prints_names = len(self.free) > 1
         self.running: list[Job] = []
-        self.failures: list[StageFailed | UserError] = []
+        self.failures: list[StageFailed | StepWaits | UserError] = []
 
     def run_all(self) -> None:
-        """Returns when all steps have finished. Raises StageFailed or UserError."""
+        """Returns when all steps have finished. Raises StageFailed, StepWaits or UserError."""
         try:
             while self.running or (self.waiting and not self.failures):
                 self.fill()
@@ -170,7 +179,7 @@ class Scheduler:
             again = _start_again(self.run, job, self.warm, self.show)
             if again is None:
                 _finish(self.run, job, self.show)
-        except (StageFailed, UserError) as error:
+        except (StageFailed, StepWaits, UserError) as error:
             self.running.remove(job)
             self._fail(job.step, error)
             return
@@ -180,10 +189,10 @@ class Scheduler:
         else:
             self.free.append(job.slot)
 
-    def _fail(self, step: Step, error: StageFailed | UserError) -> None:
+    def _fail(self, step: Step, error: StageFailed | StepWaits | UserError) -> None:
         self.failures.append(error)
         state = self.run.states[step.name]
-        state.state = "failed"
+        state.state = _state_after(error)
         if self.running:  # otherwise the error is raised now, and reported by the caller
             summary.write(self.run.recipe.folder, self.run, "running")
             self.show(step, state)
@@ -272,12 +281,12 @@ def _start_again(run: Run, job: Job, warm: WarmPool, show: Show) -> Job | None:
 
 
 def _finish(run: Run, job: Job, show: Show) -> None:
-    """Takes the record of a finished step into the summary. Raises StageFailed where there is no record."""
+    """Takes the record of a finished step into the summary. Raises StageFailed or StepWaits where there is none."""
     state, folder = run.states[job.step.name], job.stage.folder
     state.seconds = job.stage.seconds
     exit_code, output = job.stage.finish()
     if run.decide(job.step).action != "reuse":  # the record decides whether a step is complete, not the exit code
-        raise failure_of(job.step, folder, job.stage.command, exit_code=exit_code, output=output)
+        raise ending_of(job.step, folder, job.stage.command, exit_code=exit_code, output=output)
     state.artifact = record_of(folder)
     state.state = "resumed" if job.decision.action == "resume" else "ran"
     summary.write(run.recipe.folder, run, "running")
@@ -302,7 +311,17 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
 
     The stage decides which checkpoints are valid.
     """
-    kept = {".lock", "console.txt", "log.txt", "checkpoints", "wandb", "wandb_id.txt", "mlflow_id.txt", PAID_ANSWERS}
+    kept = {
+        ".lock",
+        "console.txt",
+        "log.txt",
+        "checkpoints",
+        "wandb",
+        "wandb_id.txt",
+        "mlflow_id.txt",
+        PAID_ANSWERS,
+        PEOPLE,
+    }
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept:

@@ -15,7 +15,7 @@ from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.launch import preview
 from pipeline.planner import history
 from pipeline.planner.devices import Device, device_of
-from pipeline.planner.memory import Memory, memory_of, needed, trained_model
+from pipeline.planner.memory import Memory, memory_of, micro_batch_tokens, needed, trained_model
 from pipeline.planner.questions import Estimator, estimator
 from pipeline.planner.rows import RowsOfRun, existing_files
 from pipeline.planner.shapes import KNOWN, Shape
@@ -121,7 +121,7 @@ class Planner:
 
     def __init__(self, run: Run, asks: Estimator | None, *, gpu: str | None = None, probes: bool = True) -> None:
         self.run, self.asks, self.gpu, self.probes = run, asks, gpu, probes
-        self.probed: dict[str, ProbeAnswer] = {}
+        self.probed: dict[str, list[tuple[int, ProbeAnswer]]] = {}  # by everything but the number of tokens
         self.notes: dict[str, None] = {}
         self.cpu_rate: float | None = None
         self.model = self._model(_source(run))
@@ -178,13 +178,18 @@ class Planner:
     def probe(self, probe: Probe) -> ProbeAnswer:
         """The memory of a micro-batch, asked once for steps that are alike."""
         assert self.asks is not None
-        alike = {**probe, "keys": {name: value for name, value in probe["keys"].items() if name not in WITHOUT_EFFECT}}
-        key = json.dumps(alike, sort_keys=True, default=str)
-        if key not in self.probed:
-            self.probed[key] = self.asks.probe(probe)
-            if problem := self.probed[key]["problem"]:
-                self._note(f"{probe['stage']}: activations are not known ({problem})")
-        return self.probed[key]
+        keys = {name: value for name, value in probe["keys"].items() if name not in WITHOUT_EFFECT}
+        forms = sorted({len(row["branches"]) for row in probe["micro_batch"]})
+        form = {**probe, "keys": keys, "micro_batch": [len(probe["micro_batch"]), forms]}
+        key, tokens = json.dumps(form, sort_keys=True, default=str), micro_batch_tokens(probe)
+        for known, answer in self.probed.get(key, []):
+            if max(tokens, known) < SAME_SIZE * min(tokens, known):
+                return scaled(answer, tokens / known)
+        answer = self.asks.probe(probe)
+        self.probed.setdefault(key, []).append((tokens, answer))
+        if problem := answer["problem"]:
+            self._note(f"{probe['stage']}: activations are not known ({problem})")
+        return answer
 
     def _device(self, step: Step) -> Device | None:
         device = device_of(step.launch, gpu=self.gpu, where=f"{self.run.recipe.path}: {step.section}.launch")
@@ -214,8 +219,26 @@ class Planner:
         self.notes[text] = None
 
 
-# Keys without an effect on memory.
-WITHOUT_EFFECT = frozenset(("seed", "learning_rate", "beta", "num_train_epochs", "max_steps", "warmup_steps"))
+# Keys without an effect on the memory of a micro-batch.
+WITHOUT_EFFECT = frozenset(
+    "seed learning_rate lr_scheduler_type lr_scheduler_kwargs beta num_train_epochs max_steps warmup_steps "
+    "weight_decay eval_steps save_steps logging_steps save_strategy save_total_limit patience keep at_end "
+    "global_batch_size per_device_train_batch_size per_device_eval_batch_size strengths max_similarity "
+    "train_data_shares eval_data_shares validation_share report_to run_group step fingerprint".split()
+)
+
+SAME_SIZE = 1.25  # micro-batches whose tokens differ by less share a probe
+
+
+def scaled(answer: ProbeAnswer, factor: float) -> ProbeAnswer:
+    """The answer for so many times the tokens, to which activations and logits are proportional."""
+    more = (factor - 1) * answer["activations"]
+    return {
+        **answer,
+        "peak": answer["peak"] + more,
+        "activations": answer["activations"] + more,
+        "logits": factor * answer["logits"],
+    }
 
 
 def _source(run: Run) -> ModelSource:

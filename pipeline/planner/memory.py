@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from data_schemas.cost_request import Probe, ProbeAnswer
 from data_schemas.stage_keys import Keys, with_defaults
 from pipeline.planner.devices import GIB, Device
-from pipeline.planner.model_states import NF4_BITS, ModelStates, TrainedModel, model_states
+from pipeline.planner.model_states import FOUR_BITS, NESTED_BITS, ModelStates, TrainedModel, model_states
 from pipeline.planner.rows import heaviest_micro_batch, tokens_of
 from pipeline.planner.shapes import Shape
 from pipeline.planner.work import Work, micro_batch_of
@@ -45,12 +45,24 @@ def trained_model(step: Step, keys: Keys, shape: Shape, parameters: int) -> Trai
     """The parameters of a training step, with adapters where it has them. `parameters` are those of the base model."""
     if step.stage == "reward_model" and not shape.is_tied:
         parameters += shape.hidden - shape.head
-    trainable = parameters
-    if keys.get("use_peft"):
-        targets = keys.get("lora_target_modules")
-        trainable = shape.adapters(keys["lora_r"], all_linear=bool(targets) and targets != ["q_proj", "v_proj"])
-        parameters += trainable
-    return TrainedModel(parameters, trainable, shape.largest_layer, bool(keys.get("load_in_4bit")))
+    if not keys.get("use_peft"):
+        return TrainedModel(parameters, parameters, shape.largest_layer)
+    trainable = shape.adapters(keys["lora_r"], keys.get("lora_target_modules"), dora=bool(keys.get("use_dora")))
+    if step.stage == "reward_model":
+        trainable += shape.hidden  # the score head, which PEFT copies
+    return TrainedModel(
+        parameters + trainable,
+        trainable,
+        shape.largest_layer,
+        quantised=shape.layers * shape.layer_matrices if keys.get("load_in_4bit") else 0,
+        quantised_bits=NESTED_BITS if keys.get("use_bnb_nested_quant") else FOUR_BITS,
+        frozen_width=2 if is_half(keys) else 4,
+    )
+
+
+def is_half(keys: Keys) -> bool:
+    """Whether the weights are loaded in 16 bits."""
+    return str(keys.get("dtype") or "float32") in ("bfloat16", "float16")
 
 
 def states_of(step: Step, keys: Keys, model: TrainedModel) -> ModelStates:
@@ -73,7 +85,9 @@ def training_probe(step: Step, keys: Keys, config: Keys, shape: Shape, work: Wor
     size = micro_batch_of(step, keys)
     share = max(1, keys["global_batch_size"] // step.launch.num_processes)
     is_zero = step.launch.profile.startswith("zero")
-    precision = ("bfloat16" if is_zero else "autocast") if is_mixed(keys) else "float32"
+    precision = "autocast" if is_mixed(keys) else "float32"
+    if (is_zero and is_mixed(keys)) or is_half(keys):
+        precision = "bfloat16"
     return {
         "stage": step.stage if step.stage != "rl" else "sft",
         "keys": dict(step.keys),
@@ -121,9 +135,10 @@ def host_memory(step: Step, model: TrainedModel, keys: Keys) -> float:
     processes = max(1, step.launch.num_processes // step.launch.num_machines)
     if step.launch.device == "cpu":
         return processes * PROCESS
-    width = NF4_BITS / 8 if model.is_quantised else 4 if str(keys.get("dtype") or "float32") == "float32" else 2
+    width = 2 if is_half(keys) else 4
+    loaded = model.quantised * model.quantised_bits / 8 + (model.parameters - model.quantised) * width
     copies = 1 if step.launch.profile.startswith("zero3") else processes
-    return processes * GPU_PROCESS + copies * model.parameters * width
+    return processes * GPU_PROCESS + copies * loaded
 
 
 def generation_memory(step: Step, keys: Keys, shape: Shape, work: Work, *, parameters: int, saved_width: int) -> Memory:
@@ -163,7 +178,7 @@ def memory_of(
     keys = with_defaults(step.stage, step.keys)
     if step.stage in ("pretrain", "sft", "reward_model", "dpo", "rl"):
         return training_memory(step, keys, config, shape, work, parameters=parameters, probe=probe)
-    if step.stage in ("annotate", "rejection_sampling", "evaluate_policy"):
+    if step.stage in ("annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy"):
         return generation_memory(step, keys, shape, work, parameters=parameters, saved_width=saved_width)
     return None
 

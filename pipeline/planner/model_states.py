@@ -7,7 +7,8 @@ DeepSpeed, `bf16` is autocast: weights, gradients and moments are float32, 4 + 4
     ddp, single   16            zero2   2 + 14 / g
     zero1         4 + 12 / g    zero3   16 / g
 
-bytes for each trained parameter. A frozen parameter (LoRA) has weights only. Offload keeps 16 bytes in the host's
+bytes for each trained parameter. A frozen parameter (LoRA) has weights only, in the precision in which the model is
+loaded; the matrices of a quantised base (QLoRA) have four bits and their scales. Offload keeps 16 bytes in the host's
 memory and on the GPU only the layers that are computed.
 """
 
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Profile = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
-NF4_BITS = 4.127  # of a quantised weight, with double quantisation (QLoRA, arXiv 2305.14314, section 3)
+# Bits of a quantised weight (QLoRA, arXiv 2305.14314, section 3): a float32 scale for each 64 weights, or scales that
+# are quantised themselves.
+FOUR_BITS, NESTED_BITS = 4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256)
 PINNED = 1.5  # DeepSpeed's own estimators: buffers of pinned memory, as a multiple of what is offloaded
 
 
@@ -26,7 +29,9 @@ class TrainedModel:
     parameters: int
     trainable: int
     largest_layer: int  # parameters that are gathered at the same time under ZeRO-3
-    is_quantised: bool = False  # the frozen matrices in four bits
+    quantised: int = 0  # of the frozen parameters
+    quantised_bits: float = FOUR_BITS  # of each of them
+    frozen_width: int = 4  # bytes of each other frozen parameter, without ZeRO in mixed precision
 
     @property
     def frozen(self) -> int:
@@ -55,7 +60,8 @@ def model_states(
     zero = int(profile[4]) if profile.startswith("zero") else 0
     width = 2 if zero and mixed else 4  # bytes of a weight and of a gradient
     moments = 12 if zero and mixed else 8
-    frozen = model.frozen * (NF4_BITS / 8 if model.is_quantised else width)
+    frozen_width = width if zero and mixed else model.frozen_width
+    frozen = model.quantised * model.quantised_bits / 8 + (model.frozen - model.quantised) * frozen_width
     weights, gradients = model.trainable * width + frozen, model.trainable * width
     optimizer = model.trainable * moments
     gathered = 2 * model.largest_layer * width if zero == 3 and processes > 1 else 0.0

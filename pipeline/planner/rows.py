@@ -8,12 +8,13 @@ import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from data_schemas.artifact import Artifact
 from data_schemas.cost_request import RowFiles, RowKind, RowLengths, RowSample
 from data_schemas.stage_keys import with_defaults
 from pipeline.state.run import Run
-from pipeline.steps import Output, Reference, Step
+from pipeline.steps import File, Output, Reference, Step
 
 KINDS: dict[str, RowKind] = {
     "documents": "documents",
@@ -26,6 +27,7 @@ KINDS: dict[str, RowKind] = {
 }
 MAX_SAMPLES = 500  # of rows that are assumed
 WITHOUT_DATA = 64  # tokens of a prompt, where no row shows its length
+TASK_FILES = ("ifeval", "gsm8k", "function_calls")  # choices are compared, which takes next to no time
 TOP_QUARTILE = 0.25  # share of the winners that keep_by: top_quartile keeps
 
 
@@ -115,6 +117,8 @@ class RowsOfRun:
     def prompts(self, step: Step, side: str = "train") -> Rows:
         """The prompts that a step answers on one side: as many as it asks for, or all."""
         keys = with_defaults(step.stage, step.keys)
+        if step.stage == "evaluate_tasks":
+            return _questions(step) if side == "train" else Rows(0, [])
         references = step.inputs.get("prompts" if side == "train" else "validation_prompts", [])
         rows = self.of(references)
         asked = keys.get("num_prompts" if side == "train" else "num_validation_prompts")
@@ -148,6 +152,28 @@ class RowsOfRun:
         count = prompts.count * (keys.get("num_winners") or 1 if answers == 1 else 1)
         count *= TOP_QUARTILE if keys.get("keep_by") == "top_quartile" else 1
         return Rows(count, samples, is_assumed=True, is_exact=prompts.is_exact)
+
+
+def _questions(step: Step) -> Rows:
+    """The questions of the files of tasks, as many as their lines; their length is assumed."""
+    most = step.keys.get("num_questions")
+    counts = [
+        sum(_lines(item.path) for item in items if isinstance(item, File))
+        for key, items in step.inputs.items()
+        if key in TASK_FILES
+    ]
+    count = sum(min(count, most) if most else count for count in counts)
+    sample: RowSample = {"shared": 0, "branches": [WITHOUT_DATA], "trained": 0}
+    return Rows(count, [sample], is_assumed=True, is_exact=False)
+
+
+def _lines(path: str) -> int:
+    """The lines of a file that are not empty; 0 of one that cannot be read, which the stage reports."""
+    try:
+        with Path(path).open("rb") as file:
+            return sum(bool(line.strip()) for line in file)
+    except OSError:
+        return 0
 
 
 def _answers(name: str, row: RowSample) -> list[int]:

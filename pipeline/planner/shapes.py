@@ -1,6 +1,6 @@
 """The sizes of a model by its configuration, without torch: parameters, arithmetic and the cache of keys and values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,11 +90,16 @@ class Shape:
         products = 2 * self.layers * self.layer_matrices * tokens + 2 * self.head * logits
         return products + 4 * self.layers * self.heads * self.head_size * visible
 
-    def adapters(self, rank: int, *, all_linear: bool) -> int:
-        """Parameters of LoRA's adapters: on the query and value projections, PEFT's choice for Llama, or on all."""
-        query, key = self.hidden + self.heads * self.head_size, self.hidden + self.key_heads * self.head_size
-        sums = 2 * query + 2 * key + (3 if self.is_gated else 2) * (self.hidden + self.feed_forward)
-        return self.layers * rank * (sums if all_linear else query + key)
+    def adapters(self, rank: int, targets: Sequence[str] | None, *, dora: bool = False) -> int:
+        """Parameters of LoRA's adapters on the matrices with these names, or on all where none is known. None: the
+        query and value projections, PEFT's choice for Llama. DoRA adds a length for each output."""
+        query, key = self.heads * self.head_size, self.key_heads * self.head_size
+        sizes = {"q_proj": (self.hidden, query), "k_proj": (self.hidden, key), "v_proj": (self.hidden, key)}
+        sizes |= {"o_proj": (query, self.hidden), "up_proj": (self.hidden, self.feed_forward)}
+        sizes |= {"down_proj": (self.feed_forward, self.hidden)}
+        sizes |= {"gate_proj": (self.hidden, self.feed_forward)} if self.is_gated else {}
+        chosen = [size for name, size in sizes.items() if name in (targets or ("q_proj", "v_proj"))]
+        return self.layers * sum(rank * (i + o) + (o if dora else 0) for i, o in chosen or sizes.values())
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:

@@ -10,7 +10,8 @@ from pipeline.planner.rows import Rows, RowsOfRun, longest, tokens_of
 from pipeline.planner.shapes import Shape
 from pipeline.steps import Step
 
-JUDGES = ("reward_model", "judge_model", "proxy_model", "annotator_models")  # inputs that score every answer
+# Inputs that score every answer.
+JUDGES = ("reward_model", "judge_model", "proxy_model", "annotator_models", "second_opinion")
 EVALUATIONS = 10  # of a training with the default eval_steps, besides the one before its first step
 
 
@@ -59,7 +60,7 @@ def work_of(step: Step, rows: RowsOfRun, shape: Shape) -> Work:
     keys = with_defaults(step.stage, step.keys)
     if step.stage in ("pretrain", "sft", "reward_model", "dpo"):
         return _training(step, keys, rows, shape)
-    if step.stage in ("annotate", "rejection_sampling", "evaluate_policy"):
+    if step.stage in ("annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy"):
         return _generation(step, keys, rows, shape)
     return _reinforcement(step, keys, rows, shape) if step.stage == "rl" else Work()
 
@@ -138,7 +139,7 @@ def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
     count = sum(side.count for side in prompts)
     lengths = rows.answer_lengths(keys["max_new_tokens"])
     new, prompt = sum(lengths) / len(lengths), prompts[0].mean([longest(row) for row in prompts[0].samples])
-    answers = count * keys["num_answers"]
+    answers = count * keys.get("num_answers", 1)
     prefill = shape.forward(tokens=prompt, logits=1, visible=triangle(prompt))
     decode = shape.forward(tokens=new, logits=new, visible=new * prompt + triangle(new))
     judges = sum(len(step.inputs.get(name, [])) for name in JUDGES)

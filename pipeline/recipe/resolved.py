@@ -61,6 +61,11 @@ class Recipe(Settings):
         return self.section("evaluate_policy").is_in_file or self.has_judge
 
     @property
+    def evaluates_tasks(self) -> bool:
+        """Whether policies are evaluated on standard benchmarks, which the recipe gives."""
+        return self.section("evaluate_tasks").is_in_file
+
+    @property
     def has_judge(self) -> bool:
         """Whether the recipe names a judge, or has a section or a share of the pairs to train one."""
         is_trained = self.section("judge").is_in_file or bool(self.section("data").keys.get("judge_share"))
@@ -73,13 +78,19 @@ class Recipe(Settings):
         return any(keys.get(name) for name in ("judge_function", "judge_model", "judge_llm"))
 
     def names_annotator(self, round_number: int) -> bool:
-        """Whether the recipe names the annotator of a round.
+        """Whether the recipe names the annotator of a round: a function, models, or people who judge every prompt.
 
         A named annotator also annotates round 1. Otherwise the reward model of the round before annotates.
         """
         keys = self.section("annotate", round_number).keys
         names = ("annotator_function", "annotator_models", "annotator_llm")
-        return "annotate" in self.round_stages and any(keys.get(name) for name in names)
+        judges = any(keys.get(name) for name in names) or bool(keys.get("people") and not keys.get("people_budget"))
+        return "annotate" in self.round_stages and judges
+
+    def asks_people_second(self, round_number: int) -> bool:
+        """Whether people compare the answers of a round on which a model that judges first is least sure."""
+        keys = self.section("annotate", round_number).keys
+        return bool(keys.get("people") and keys.get("people_budget"))
 
     def named_reward_models(self, round_number: int) -> list[str]:
         """The reward models that the recipe names and a round optimises: of rejection sampling, rl and annotators."""

@@ -16,8 +16,8 @@ def check_rounds(recipe: Recipe) -> None:
             )
         if "annotate" in stages and "reward_model" not in stages and not recipe.names_annotator(number):
             raise ConfigError(
-                f"{where}: annotate has no annotator: give annotate.annotator_function or "
-                "annotate.annotator_models, or add reward_model"
+                f"{where}: annotate has no annotator: give annotate.annotator_function, "
+                "annotate.annotator_models or annotate.people, or add reward_model"
             )
         if "rl" in stages and "reward_model" not in stages and not _names_reward(recipe, number):
             raise ConfigError(

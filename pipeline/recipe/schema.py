@@ -157,7 +157,7 @@ def _check_by_round(file: RecipeFile) -> None:
         for name in sections:
             if runs_once(name):
                 raise ConfigError(f"{file.path}: by_round.{number}.{name}: {name} runs once, before the rounds")
-            if name == "evaluate_policy":
+            if name in ("evaluate_tasks", "evaluate_policy"):
                 raise ConfigError(f"{file.path}: by_round.{number}.{name}: all policies are judged the same way")
 
 

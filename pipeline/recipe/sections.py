@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_schemas.errors import ConfigError
 from data_schemas.files import check_regular
-from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, elsewhere, nearest, stages
-from data_schemas.text import shown
+from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, elsewhere, stages
+from data_schemas.text import nearest, shown
 from data_schemas.yaml_files import unquoted_hint
 from pipeline.recipe.locations import locate, locate_rows
 from pipeline.recipe.names import OTHER_MEANING, Section, all_sections, may_have_variants, stage_of, traits_of

@@ -37,7 +37,8 @@ class Settings(Mix, BaseModel):
 
     stages: list[str] | None = Field(
         default=None,
-        description="The stages of a run without rounds: any of pretrain, sft, reward_model, dpo, rl, evaluate_policy.",
+        description="The stages of a run without rounds: any of pretrain, sft, reward_model, dpo, rl, evaluate_tasks,"
+        " evaluate_policy.",
     )
     first_sft: bool = Field(
         default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."
@@ -84,7 +85,7 @@ class Settings(Mix, BaseModel):
             raise ValueError(f"{wrong[0]!r} is not one of {', '.join(known)}{nearest(wrong[0], known)}")
         if twice := [stage for stage in known if given.count(stage) > 1]:
             raise ValueError(f"{twice[0]} is listed twice; a run without rounds runs each stage once")
-        if not set(given) - {"evaluate_policy"}:
+        if not set(given) - {"evaluate_tasks", "evaluate_policy"}:
             raise ValueError("no stage that trains; try [sft]")
         return [stage for stage in known if stage in given]
 

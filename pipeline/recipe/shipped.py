@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import nearest, read_yaml
+from data_schemas.text import nearest
+from data_schemas.yaml_files import read_yaml
 
 CONFIGS = Path(__file__).absolute().parents[2] / "configs"  # in the source tree and in an installed wheel alike
 STARTER = "my-run"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_schemas.errors import AlignloopError, UserError
+from data_schemas.errors import AlignloopError, UserError, WaitingForPeople
+from data_schemas.people import EXIT_CODE
 from data_schemas.text import printable
 from data_schemas.unexpected import report_os_error, report_unexpected
 from pipeline.launch.failures import StageFailed
@@ -63,6 +64,8 @@ def report(error: BaseException) -> int:
         case StageFailed():
             report_failure(error)
             return 2 if error.is_users else 1
+        case WaitingForPeople():  # what it waits for was printed
+            return EXIT_CODE
         case AlignloopError():
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

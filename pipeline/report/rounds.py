@@ -36,6 +36,7 @@ ROWS_OF_A_TAG: Mapping[str, str] = {
 OPTIONAL_ROWS: Mapping[str, Mapping[str, str]] = {
     "wins vs first": {"at equal length": "lc_win_rate_vs_first"},
     "wins vs previous": {"wins vs baseline": "win_rate_vs_baseline", "at equal length ": "lc_win_rate_vs_baseline"},
+    "gate": {"wins, judge alone": "judged_win_rate", "corrected by people": "corrected_win_rate"},
 }
 
 
@@ -62,6 +63,7 @@ def rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
     for tag in sorted({tag for of_round in by_tag for tag in of_round}):
         for name, metric in ROWS_OF_A_TAG.items():
             yield f"{name}: {printable(tag)}", [_interval(of_round.get(tag, {}), metric) for of_round in by_tag]
+    yield from _task_rows(summary)
 
 
 def _by_tag(row: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
@@ -70,6 +72,16 @@ def _by_tag(row: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
     if not isinstance(found, dict):
         return {}
     return {str(tag): numbers for tag, numbers in found.items() if isinstance(numbers, dict)}
+
+
+def _task_rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """The score of each task, and its change from the first policy: what alignment costs."""
+    tasks = [found if isinstance(found := row.get("tasks"), Mapping) else {} for row in summary["rounds"]]
+    names = dict.fromkeys(name for row in tasks for name in str(row.get("task_scores") or "").split(", ") if name)
+    for name in names:
+        yield name, [_interval(row, name) for row in tasks]
+        if any(row.get(f"{name}_vs_first") is not None for row in tasks):
+            yield f"{name} vs first", [_interval(row, f"{name}_vs_first") for row in tasks]
 
 
 def diagnosis(summary: Summary) -> str | None:

@@ -11,13 +11,14 @@ from rich.text import Text
 from data_schemas.locks import is_locked
 from data_schemas.progress import StageProgress, describe_progress
 from data_schemas.text import printable
-from pipeline.report import live, result, terminal
+from pipeline.report import live, result, terminal, waiting
 from pipeline.state.summary import StepEntry, Summary
 
 FINISHED = ("ran", "reused", "resumed", "skipped")
 FOLLOW_SECONDS = 1.0  # between two looks at a run
 REMEDIES = {
     "stopped": "the process that ran it has ended; run the recipe again to resume",
+    "waiting": "people compare answers; run the recipe again when they have sent their files",
     "partial": "only some of its steps were selected; run the recipe again for the others",
 }
 
@@ -30,6 +31,8 @@ def show(console: Console, folder: Path, summary: Summary) -> None:
     console.print(terminal.steps_table(summary))
     for line in running(summary, folder, width=console.width):
         console.print(line)
+    for line in waiting.lines(summary, folder):
+        console.print(Text(line), soft_wrap=True)
     for step in summary["steps"]:
         for warning in step.get("warnings", []):
             live.print_warning(console, warning, name=step["name"])

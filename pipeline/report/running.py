@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from data_schemas.locks import lock_folder
 from data_schemas.text import printable
 from pipeline.launch.checks import check_machine
+from pipeline.launch.failures import StepWaits
 from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
 from pipeline.launch.round_tracking import track_round
@@ -14,7 +15,7 @@ from pipeline.launch.runner import run_steps
 from pipeline.plan import Step
 from pipeline.planner.admission import check_states, check_steps
 from pipeline.recipe.resolved import Recipe
-from pipeline.report import live, result, terminal
+from pipeline.report import live, result, terminal, waiting
 from pipeline.report.errors import what_is_kept
 from pipeline.report.page.writing import PageWriter
 from pipeline.state.run import Run, StepState
@@ -40,7 +41,7 @@ def run_and_show(
     prints the numbers of the finished run.
 
     `forced` goes on where a step cannot fit into memory. `to_resume` says how an interrupted run is resumed, and how
-    the rest of a partial one is run. Raises UserError, StageFailed or Interrupted.
+    the rest of a partial one is run. Raises UserError, StageFailed, StepWaits or Interrupted.
     """
     check_machine(recipe, selected(steps, selection))
     console = terminal.make_console()
@@ -71,6 +72,8 @@ def run_and_show(
                 )
         except BaseException as error:
             page.write(warns=False)  # the error says what prevents it
+            if isinstance(error, StepWaits):
+                waiting.show(read_summary(recipe.folder), recipe.folder, to_resume(selection))
             if isinstance(error, Interrupted):
                 with contextlib.suppress(OSError):  # the terminal is closed
                     print(printable(f"{what_is_kept(planned)}; to resume: {to_resume(selection)}"), file=sys.stderr)

@@ -42,6 +42,7 @@ COLOURS = {
     "partial": "yellow",
     "stopped": "yellow",
     "interrupted": "yellow",
+    "waiting": "yellow",
     "to be hashed": "magenta",
     "pending": "dim",
     "skip": "dim",

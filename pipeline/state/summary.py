@@ -74,8 +74,9 @@ class Summary(TypedDict):
     name: str
     state: str
     steps: list[StepEntry]
-    # `round` (null where there are no rounds), `policy`, the columns that stages declare, `by_tag` where
-    # the prompts have tags, and `reasons` for nulls
+    # `round` (null where there are no rounds), `policy`, the columns that stages declare, `reasons` for nulls, `by_tag`
+    # where the prompts have tags, and `tasks` where policies are evaluated on tasks: the numbers of every task, by the
+    # names of the step's record
     rounds: list[dict[str, object]]
     best_policy: BestEntry | None
     samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
@@ -83,7 +84,7 @@ class Summary(TypedDict):
 
 
 POLICY_STAGES = ("sft", "dpo", "rl")
-State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "interrupted", "failed"]
+State = Literal["pending", "running", "ran", "reused", "resumed", "skipped", "interrupted", "failed", "waiting"]
 
 
 def read(folder: Path) -> Summary:
@@ -225,8 +226,15 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
             skipped = states[evaluation.name].state == "skipped"
             why = states[evaluation.name].why if skipped else _reason(section, metric, artifacts, evaluation)
             reasons[column] = why
-    by_tag = metrics_by_tag(artifact.metrics) if (artifact := artifacts.get("evaluate_policy")) else {}
-    return row | ({"by_tag": by_tag} if by_tag else {}) | {"reasons": reasons}
+    judged, tasks = artifacts.get(evaluation.section), artifacts.get("evaluate_tasks")
+    by_tag = metrics_by_tag(judged.metrics) if judged else {}
+    row |= {"by_tag": by_tag} if by_tag else {}
+    if tasks is None:
+        return row | {"reasons": reasons}
+    own = tasks.metrics
+    to_best = {name: value for name, value in judged.metrics.items() if "_vs_best" in name} if judged else {}
+    to_best = {name: value for name, value in to_best.items() if name.partition("_vs_")[0] in own}
+    return row | {"tasks": own | to_best, "reasons": reasons}
 
 
 def metrics_by_tag(metrics: Mapping[str, object]) -> dict[str, dict[str, object]]:

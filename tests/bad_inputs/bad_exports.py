@@ -45,6 +45,13 @@ def as_adapter(folder: Path) -> None:
     record(files={"model/adapter_config.json": 2}, sha256={"model/adapter_config.json": empty})(folder)
 
 
+def as_adapter_of_nothing(folder: Path) -> None:
+    as_adapter(folder)
+    (folder / "model" / "adapter_base.json").write_text("{}")
+    empty = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    record(files={"model/adapter_base.json": 2}, sha256={"model/adapter_base.json": empty})(folder)
+
+
 def not_converted(place: Place) -> Call:
     place.write("convert.py", "raise SystemExit('no such architecture')")
     return export("out", "--gguf", "convert.py")(place)
@@ -132,6 +139,12 @@ CASES = [
         "export of an adapter",
         export("out", spoil=as_adapter),
         "/model is a LoRA adapter; expected a complete model: merge it into its base first",
+    ),
+    Case(
+        "export of an adapter without a base",
+        export("out", spoil=as_adapter_of_nothing),
+        "/model is a LoRA adapter without a valid adapter_base.json, which names the model it was trained on; merge it",
+        1,
     ),
     Case("export into a file", export("full/a.txt"), "full/a.txt exists and is not a folder; give a folder that"),
     Case("export into a full folder", export("full"), "full exists and is not empty; give a folder that does not"),

@@ -93,6 +93,7 @@ TOGETHER = [
     ),
     ("dpo", "--loss_weights 0 0", "loss_weights=[0.0, 0.0]: nothing is trained; expected at least one above 0"),
     ("sft", "--fp16", "float16 overflows where log-probs and rewards are summed, and training ends in nan: set bf16:"),
+    ("sft", "--at_end keep", "at_end: keep saves an adapter, and none is trained: set use_peft: true, or leave at_end"),
     ("sft", "--load_in_4bit", "load_in_4bit: quantized weights cannot be trained, only adapters on them: set use_peft"),
     (
         "dpo",

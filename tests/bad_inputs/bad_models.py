@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, LlamaModel
+from transformers import AutoTokenizer, ByT5Tokenizer, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaModel
 
 from commands.check import check_step
 from data_schemas.rows import Message
@@ -119,6 +119,12 @@ def with_learned_positions(folder: Path) -> None:
     size = len(AutoTokenizer.from_pretrained(folder))
     config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=1)
     GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def as_gemma(folder: Path) -> None:
+    """Replaces the configuration by one of Gemma 3, with other rotary positions in local than in global layers."""
+    size = len(AutoTokenizer.from_pretrained(folder))
+    Gemma3TextConfig(vocab_size=size, hidden_size=16, num_hidden_layers=2).save_pretrained(folder)
 
 
 def put(name: str, content: Any) -> Spoil:
@@ -555,6 +561,31 @@ CASES = [
             global_batch_size=1,
         ),
         "the attention of this architecture cannot be kept within documents: set mask_documents: false",
+    ),
+    Case(
+        "rotary positions of random weights",
+        pretrain(architecture={"hidden_size": 32}, rope_theta=5e5),
+        "rope_theta and rope_scaling change a model that is pretrained further; with random weights write architecture",
+    ),
+    Case(
+        "rotary positions of a model without any",
+        pretrain(with_learned_positions, model_name_or_path="model", rope_theta=5e5),
+        "rope_theta: the model (gpt2) has no rotary positions; leave it out",
+    ),
+    Case(
+        "rotary positions that differ by layer",
+        pretrain(as_gemma, model_name_or_path="model", rope_theta=5e5),
+        "rope_theta: the layers of the model (gemma3_text) have different rotary positions, which it cannot set",
+    ),
+    Case(
+        "scaling of no kind",
+        pretrain(model_name_or_path="model", rope_scaling={"rope_type": "yarm"}),
+        "expected rope_type with one of linear, dynamic, yarn, longrope, llama3, as in {rope_type: yarn, factor: 4.0}",
+    ),
+    Case(
+        "scaling without its factor",
+        pretrain(as_it_is, model_name_or_path="model", rope_scaling={"rope_type": "yarn"}),
+        "rope_scaling={'rope_type': 'yarn'}: Missing required keys in `rope_parameters` for 'rope_type'='yarn': ",
     ),
     Case(
         "Muon under DeepSpeed", muon_under_deepspeed, "muon_learning_rate does not work under DeepSpeed, which creates"

@@ -178,6 +178,11 @@ CASES = [
         lambda place: place.alignloop("run", *place.recipe(*ON_GPUS, "launch.gpu=h1000")),
         "launch.gpu='h1000' is no GPU of the planner's table: b200, h200, h100",
     ),
+    Case(
+        "plan for a GPU that nothing is known of",
+        lambda place: place.alignloop("plan", *place.recipe(), "--gpu", "h1000"),
+        "--gpu='h1000' is no GPU of the planner's table: b200, h200, h100",
+    ),
     Case("run that cannot fit", too_large, "GiB, and t4 has room for"),
     Case("plan without its program", plan_without_its_program, "commands/estimate.py ended without an answer", 1),
     Case("run in use", run_in_use, "HERE/runs/toy is in use by another process (pid 4711"),

@@ -11,7 +11,7 @@ from data_schemas.artifact import Artifact
 from data_schemas.rows import Message
 from engine.tokens import rendering
 from engine.tokens.template import encode_dialog, encode_turns
-from tests.bad_inputs.bad_models import KEYS, annotate, as_it_is, change, model, of_model, sft
+from tests.bad_inputs.bad_models import KEYS, Spoil, annotate, as_it_is, change, model, of_model, sft
 from tests.bad_inputs.bad_rows import ANSWER, USER
 from tests.bad_inputs.cases import Call, Case, Place
 
@@ -68,11 +68,25 @@ def asked_with_a_system_turn(place: Place) -> Call:
     return place.stage("annotate", **annotate(place, prompts=[prompts]))
 
 
-def of_base(template: Any, *, named: str = "given.jinja", **keys: Any) -> Callable[[Place], Call]:
-    """prepare_base with a template from a file."""
+def of_words(folder: Path) -> None:
+    """Replaces the tokenizer by one with a token for each word."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"xqj": 0, "<|endoftext|>": 1}, unk_token="xqj"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(folder)
+
+
+def of_base(
+    template: Any, spoil: Spoil = as_it_is, *, named: str = "given.jinja", corpus: str = "", **keys: Any
+) -> Callable[[Place], Call]:
+    """prepare_base with a template and a corpus from files."""
 
     def make(place: Place) -> Call:
-        model(place, kind="tiny_base")
+        spoil(model(place, kind="tiny_base"))
+        if corpus:
+            place.write("corpus.txt", corpus)
+            keys["extend_tokenizer"] = ["corpus.txt"]
         place.patch.setattr(rendering, "MAX_SECONDS", 0.2)
         if template is not None:
             place.write("given.jinja", template)
@@ -260,6 +274,21 @@ CASES = [
         "template that reads the clock",
         of_base("{% set f = '%d' %}{{ strftime_now(f) }}"),
         "the chat template reads the clock (strftime_now) in a way that can't be replaced by a fixed date; set",
+    ),
+    Case(
+        "corpus without a number of tokens",
+        of_base(CHATTING, extend_tokenizer=["rows.txt"]),
+        "extend_tokenizer and num_new_tokens need each other; set both or neither",
+    ),
+    Case(
+        "corpus that repeats nothing",
+        of_base(CHATTING, corpus="xqj", num_new_tokens=5),
+        "extend_tokenizer has repeated pieces for 0 new tokens, expected num_new_tokens=5: give more texts, or fewer",
+    ),
+    Case(
+        "tokenizer of whole words",
+        of_base(CHATTING, of_words, corpus="xqj xqj", num_new_tokens=1),
+        "extend_tokenizer: model has a WordLevel tokenizer, expected byte-level BPE, as Llama 3, Qwen and SmolLM2 have",
     ),
     Case("date that is none", of_base(CHATTING, template_date="now"), "template_date='now': expected a date as YYYY-"),
     Case(

@@ -40,12 +40,14 @@ NO_REFUSALS = {
     "ConnectionError",
     "TimeoutExpired",
     "Preempted",
+    "WaitingForPeople",
     "TryAgain",
     "MalformedReply",
     "Interrupted",
     "NotImplementedError",
     "_TookTooLong",
     "_TrainingEnds",
+    "UnsupportedAdapter",
     "Exit",
 }
 # Part of the message for a field beyond its limit. The limits themselves are in the classes.

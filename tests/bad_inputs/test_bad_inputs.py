@@ -1,8 +1,8 @@
 """Every rule of the code has a case with bad input: an error of one line, its exit code, and no file changed.
 
 The cases are in bad_rows.py, bad_sources.py, bad_recipes.py, bad_runs.py, bad_exports.py, bad_keys.py,
-bad_models.py, bad_curation.py, bad_rewards.py, bad_templates.py, bad_vllm.py, bad_endpoints.py and bad_commands.py, by
-what is damaged; cases.py runs them.
+bad_models.py, bad_adapters.py, bad_curation.py, bad_rewards.py, bad_templates.py, bad_vllm.py, bad_endpoints.py,
+bad_tasks.py, bad_people.py and bad_commands.py, by what is damaged; cases.py runs them.
 
 If `test_every_rule_has_a_bad_input` fails, it names each refusal (`file:line function`, or a limit) that no case
 reaches: add a case for it, or name in ELSEWHERE the test that has it.
@@ -15,17 +15,20 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bad_inputs import (
+    bad_adapters,
     bad_commands,
     bad_curation,
     bad_endpoints,
     bad_exports,
     bad_keys,
     bad_models,
+    bad_people,
     bad_recipes,
     bad_rewards,
     bad_rows,
     bad_runs,
     bad_sources,
+    bad_tasks,
     bad_templates,
     bad_vllm,
 )
@@ -40,12 +43,15 @@ CASES = [
     *bad_exports.CASES,
     *bad_keys.CASES,
     *bad_models.CASES,
+    *bad_adapters.CASES,
     *bad_rewards.CASES,
     *bad_templates.CASES,
     *bad_vllm.CASES,
     *bad_endpoints.CASES,
     *bad_commands.CASES,
     *bad_curation.CASES,
+    *bad_tasks.CASES,
+    *bad_people.CASES,
 ]
 MET: dict[Case, Met] = {}  # reached by the cases that have run
 # (file, function) of rules that no case can reach -> the test that reaches them, or why none can.
@@ -54,6 +60,9 @@ ELSEWHERE = {
         "data_schemas/artifact.py",
         "files_below",
     ): "a file that vanishes while the record is written: test_damaged_files",
+    ("engine/models/adapters.py", "Quantization.restored"): "the keys refuse it before: test_adapters",
+    ("engine/models/loading.py", "_load_with_adapter"): "quantized, it needs bitsandbytes: test_lora_boundaries",
+    ("engine/models/loading.py", "training_options"): "ZeRO-3 on a quantized base: the recipe refuses it before",
     ("engine/models/miniature.py", "small_model"): "an architecture that no recipe can have: test_miniature",
     ("data_schemas/splitting.py", "Shares.__post_init__"): "the limits of the keys come first: test_splitting",
     ("pipeline/launch/preflight.py", "preflight"): "it needs a model: tests/commands/test_preflight.py",

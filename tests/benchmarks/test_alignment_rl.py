@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.alignment import exploitable, reinforcement
 from benchmarks.alignment import reinforcement_report as report
-from benchmarks.alignment.reinforcement_report import DPO, FREE, GUARDED, RL, SFT, Measured
+from benchmarks.alignment.reinforcement_report import DPO, FREE, GUARDED, RL, RL_GOLD, SFT, Measured
 
 SPREAD = np.array([-0.1, 0.1] * 50)  # of prompts around their mean
 
@@ -25,6 +25,7 @@ def policies() -> dict[int, dict[str, Measured]]:
             SFT: policy(0.4),
             DPO: policy(0.5, kl=1.0 + seed),
             RL: policy(0.5 + gain, kl=0.5),
+            RL_GOLD: policy(0.7, kl=0.8),
             FREE: policy(0.1, kl=9.0, share=1.0, said=["round-1.rl exploits its reward: that rose"]),
             GUARDED: policy(0.4 - seed * 0.1, kl=0.25, share=0.5),
         }
@@ -34,21 +35,25 @@ def policies() -> dict[int, dict[str, Measured]]:
 
 def test_dpo_and_rl_are_compared_seed_by_seed(policies):
     lines = report.equal_kl_table(policies)
-    assert lines[0] == "| seed | SFT | DPO | its KL | RL | its KL | its step | RL - DPO |"
-    assert lines[2] == "| 0 | 0.400 | 0.500 | 1.00 | 0.600 | 0.50 | 12 | +0.100 [+0.100, +0.100] |"
-    assert lines[3] == "| 1 | 0.400 | 0.500 | 2.00 | 0.400 | 0.50 | 12 | -0.100 [-0.100, -0.100] |"
-    assert lines[4] == "| mean | 0.400 | 0.500 | 1.50 | 0.500 | 0.50 |  | +0.000 [+0.000, +0.000] |"
+    assert (
+        lines[0] == "| seed | SFT | DPO | its KL | RL | its KL | its step | RL - DPO | RL on the gold score | its KL |"
+    )
+    assert lines[2] == "| 0 | 0.400 | 0.500 | 1.00 | 0.600 | 0.50 | 12 | +0.100 [+0.100, +0.100] | 0.700 | 0.80 |"
+    assert lines[3] == "| 1 | 0.400 | 0.500 | 2.00 | 0.400 | 0.50 | 12 | -0.100 [-0.100, -0.100] | 0.700 | 0.80 |"
+    assert lines[4] == "| mean | 0.400 | 0.500 | 1.50 | 0.500 | 0.50 |  | +0.000 [+0.000, +0.000] | 0.700 | 0.80 |"
     # Means 0.1 and -0.1: standard error 0.1, and t of one degree of freedom is 12.706.
     assert report.equal_kl_verdict(policies) == (
         "RL is at least as good as DPO in 1 of 2 seeds, beyond the interval better in 1 and worse in 1. "
         "Over seeds, the mean difference is +0.000 [-1.271, +1.271]."
     )
+    gains = "gains +0.200 [+0.200, +0.200] over RL on the reward model, and its difference from DPO is +0.200 [+0.200"
+    assert gains in report.gold_verdict(policies)
 
 
 def test_the_parts_of_the_gold_score_are_means_over_the_seeds(policies):
     lines = report.parts_table(policies)
     assert lines[0] == "|  | right | ends |"
-    assert lines[3:] == ["| DPO | 0.400 | 0.100 |", "| RL | 0.400 | 0.100 |"]
+    assert lines[3:5] == ["| DPO | 0.400 | 0.100 |", "| RL | 0.400 | 0.100 |"]
 
 
 def test_a_difference_inside_its_interval_is_neither_better_nor_worse(policies):
@@ -127,4 +132,6 @@ def test_rl_has_the_kl_of_dpo_as_its_budget(finished_seed, monkeypatch):
     )
     monkeypatch.setattr(reinforcement, "measured", lambda seed, name: policy(0.0, kl={DPO: 0.7374}[name]))
     reinforcement.run_seed(3, finished_seed, 0)
-    assert calls == [(SFT, None), (DPO, None), (RL, ["rl.kl_budget=0.737"]), (FREE, None), (GUARDED, None)]
+    budget = ["rl.kl_budget=0.737"]
+    of_rl = [(RL, budget), (RL_GOLD, budget)]
+    assert calls == [(SFT, None), (DPO, None), *of_rl, (FREE, None), (GUARDED, None)]

@@ -2,6 +2,7 @@
 
 import json
 
+from benchmarks.data.report import Measured, page, targets
 from benchmarks.data.run import _compare
 from benchmarks.data.synthetic import SHARES, Planted, write_rows
 from engine.curation.contamination import EvaluationIndex
@@ -58,3 +59,13 @@ def test_what_is_found_is_counted_by_pair():
     assert measured.found == {"exact": (1, 1), "near": (0, 1), "contaminated": (1, 1), "german": (1, 1)}
     assert (measured.num_duplicates, measured.num_wrong, measured.num_other) == (2, 1, 1)
     assert measured.line == "| 9 | 1.0 | 2.0 | 0.50 | 1.0000 | 0.0000 | 1.0000 | 1.0000 | 0.5000 | 1 |"
+
+
+def test_the_page_says_which_targets_are_reached():
+    found = {"exact": (1, 1), "near": (98, 100), "contaminated": (1, 1), "german": (1, 1)}
+    small = Measured(100_000, 1.0, 1.2, 0.4, found, 10, 0, 0)
+    large = Measured(1_000_000, 11.9, 14.3, 3.1, found, 10, 1, 0)
+    rows = targets([small, large]).splitlines()[2:]
+    assert [line.endswith("not reached |") for line in rows] == [False, True, False, True, True]
+    assert "1.19×" in targets([small, large]) and large.line in page([small, large], "2 cores")
+    assert "1.21×, not reached" in targets([small, Measured(1_000_000, 11.9, 14.5, 1, found, 10, 0, 0)])

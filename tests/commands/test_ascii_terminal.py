@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.main import get_command
 
-from commands import chat, check, generate, score
+from commands import assess, chat, check, generate, scale, score
 from data_schemas.unexpected import guarded
 from pipeline import cli
 from pipeline.cli.app import app
@@ -36,7 +36,9 @@ WORLD_COMMANDS = {  # command -> its words, and whether it shows a name or a tex
     "prune": (["prune", "runs/toy"], False),
     "run": (["run", RECIPE, "--set", "rounds=1", "--no-preflight"], False),  # it writes the summary again
 }
-OTHERS = {"data", "check", "chat", "generate", "score"}  # programs of commands/, which have a test each below
+OTHERS = {  # programs of commands/, which have a test each below
+    *("data", "check", "chat", "generate", "scale", "score", "assess"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,13 @@ def test_data_shows_escapes(tmp_path):
     assert done.returncode == 0, done.stderr
     check_ascii(done.stdout, done.stderr, shows_korean=True)
     assert f"user: {ESCAPED}\n" in done.stdout
+
+
+def test_scale_shows_escapes(terminal, tmp_path):
+    rows = [f"{n * 1e6},{d * 1e8},{1.7 + n**-0.3 + d**-0.3}" for n in (1, 2, 4) for d in (1, 2, 4)]
+    (tmp_path / "표 🙂.csv").write_text("\n".join(["parameters,tokens,loss", *rows]))
+    out, err = terminal(scale.main, tmp_path / "표 🙂.csv")
+    check_ascii(out, err, shows_korean=True)
 
 
 @pytest.fixture
@@ -144,3 +153,17 @@ def test_generate_and_score_show_escapes(terminal, tiny_model, tiny_reward_model
         out, err = terminal(*words)
         check_ascii(out, err, shows_korean=True)
     assert json.loads(scored.read_text(encoding="utf-8"))["prompt"][0]["content"] == HELLO
+
+
+def test_assess_shows_escapes(terminal, tiny_model, tmp_path):
+    (tmp_path / ROWS).write_text(json.dumps({"question": HELLO, "answer": "#### 1"}) + "\n")
+    model = {"model": str(tiny_model)}
+    content = {
+        "instructions": str(tmp_path / ROWS),
+        "judge": {"task": "gsm8k"},
+        "candidates": {HELLO: model, "b": model | {"system": HELLO}},
+    }
+    (tmp_path / "assess.yaml").write_text(json.dumps(content))
+    out, err = terminal(assess.main, tmp_path / "assess.yaml", "-o", tmp_path / "a", "--max_new_tokens=4", "--use_cpu")
+    check_ascii(out, err, shows_korean=True)
+    assert out.count(ESCAPED) >= 2

@@ -3,7 +3,8 @@
 import pytest
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import REPLACED_KEYS, check_keys, check_required, parse_command_line, stages
+from data_schemas.stage_command_line import parse_command_line
+from data_schemas.stage_keys import REPLACED_KEYS, check_keys, check_required, stages
 
 
 @pytest.mark.parametrize(

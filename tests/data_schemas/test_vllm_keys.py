@@ -4,7 +4,8 @@ import pytest
 
 from data_schemas.errors import ConfigError
 from data_schemas.key_rules import check_values
-from data_schemas.stage_keys import parse_command_line, stages
+from data_schemas.stage_command_line import parse_command_line
+from data_schemas.stage_keys import stages
 
 REFUSED = [
     ({}, "vllm.python is missing: the interpreter of vLLM's own environment, as in vllm: {python: /opt/vllm/bin/"),

@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from data_schemas.model_options import OPTIONS, checked
-from data_schemas.stage_keys import check_required, parse_command_line, with_defaults
+from data_schemas.stage_command_line import parse_command_line
+from data_schemas.stage_keys import check_required, with_defaults
 from pipeline import cli
 from pipeline.cli.app import app
 from pipeline.launch.command_line import ROOT

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data_schemas.assessment import load_assessment
 from data_schemas.errors import ConfigError
 from pipeline.launch.checks import check_recipe
 from pipeline.plan import make_plan
@@ -21,6 +22,7 @@ from tests.toy_rows import conversation, pair, write_jsonl
 # Blocks that are not planned here, with the reason.
 UNTRIED = {
     "# configs/filtered.yaml": "names a stage that its page adds; tests/test_adding_a_stage.py runs it",
+    "# assess.yaml": "is no recipe; it is loaded below",
     "# shop.yaml": "needs the tutorial's files; test_tutorial.py plans and runs it",
 }
 # A part of a recipe is planned as a part of this one.
@@ -72,7 +74,16 @@ def reader(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA", str(tmp_path / "large"))
     dialogs = [conversation(number) for number in range(40)]
-    for name in ("chats", "math", "gsm8k_test", "instructions", "more_chats/chats", "large/part-1", "large/part-2"):
+    for name in (
+        "chats",
+        "math",
+        "gsm8k_test",
+        "ifeval",
+        "instructions",
+        "more_chats/chats",
+        "large/part-1",
+        "large/part-2",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_jsonl(tmp_path / f"{name}.jsonl", dialogs)
     (tmp_path / "pairs").mkdir()
@@ -105,6 +116,12 @@ def as_in_the_folder(text: str) -> str:
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_is_planned(block, reader):
     assert plan(reader, recipe_of(block, as_in_the_folder(block.text))) >= 3
+
+
+def test_the_file_of_an_assessment_is_loaded(reader):
+    (block,) = (block for block in yaml_blocks() if block.text.startswith("# assess.yaml"))
+    (reader / "assess.yaml").write_text(block.text)
+    assert len(load_assessment(reader / "assess.yaml").candidates) == 5
 
 
 def test_there_are_complete_recipes_and_parts_and_every_reason_has_a_block():

@@ -42,6 +42,14 @@ if behaviour in ("halve", "halve and fail", "halve for ever"):
         sys.exit(1)
     if behaviour == "halve and fail":
         sys.exit(1)
+if behaviour == "wait" and not list(folder.glob("people/*.jsonl")):
+    from data_schemas.people import Batch, Shown
+    (folder / "people").mkdir(exist_ok=True)
+    shown = {"ana": [Shown(row="r1", first="one"), Shown(row="r2", first="other")], "ben": [Shown(row="r1", first="one")]}
+    Batch(run=config["run_group"], step=step, batch="0123", people=shown).write(folder / "people")
+    (folder / "outcome.json").write_text(json.dumps({"state": "waiting", "cause": "waiting for people", "hint": "",
+                                                     "kind": "waiting"}))
+    sys.exit(3)
 if behaviour == "config":
     (folder / "outcome.json").write_text(json.dumps({"state": "failed", "cause": "beta=9 is too much", "hint": "try 1",
                                                      "kind": "config"}))

@@ -4,6 +4,7 @@ import pytest
 
 from data_schemas import bfloat16
 from data_schemas.stage_keys import with_defaults
+from pipeline.launch.checks import emulated_precision
 from pipeline.steps import with_open_precision
 
 CPU, GPU = "launch.device=cpu", "launch.device=gpu"
@@ -56,3 +57,14 @@ def test_defaults_pad_rows_and_not_the_vocabulary(plan):
     steps = plan(CPU, "prepare_base.pad_to_multiple_of=64")
     assert steps["prepare_base"].keys["pad_to_multiple_of"] == 64
     assert "pad_to_multiple_of" not in steps["round-1.dpo"].keys
+
+
+def test_a_precision_that_this_cpu_emulates_is_told_before_the_run(plan, monkeypatch):
+    overrides = ["dpo.bf16=true", "annotate.dtype=bfloat16", "prepare_base.dtype=bfloat16"]
+    first, second = emulated_precision(list(plan(CPU, *overrides).values()))
+    assert first.startswith("bf16: true (in dpo) is only emulated by this CPU") and first.endswith("set bf16: false")
+    assert second.startswith("dtype: bfloat16 (in annotate)") and second.endswith("set dtype: float32")
+    for device in (["launch.device=gpu"], ["launch.wrapper=srun"]):
+        assert emulated_precision(list(plan(CPU, *overrides, *device).values())) == []
+    monkeypatch.setattr(bfloat16, "cpu_has_bfloat16", lambda: True)
+    assert emulated_precision(list(plan(CPU, *overrides).values())) == []

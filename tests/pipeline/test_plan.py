@@ -42,6 +42,19 @@ def test_the_base_is_given_or_pretrained(plan, tmp_path):
     assert steps["prepare_base"].inputs == {"model_name_or_path": [Output("pretrain", "model")]}
 
 
+def test_a_given_base_is_prepared_before_it_is_pretrained_only_if_its_tokenizer_is_extended(plan, tmp_path):
+    given = Model(str(tmp_path / "work" / "base"))
+    steps = plan("pretrain={block_size: 32}")
+    assert steps["pretrain"].inputs["model_name_or_path"] == [given]
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [Output("pretrain", "model")]}
+    (tmp_path / "work" / "ko.txt").write_text("안녕하세요\n")
+    steps = plan("pretrain={block_size: 32}", "prepare_base={extend_tokenizer: ko.txt, num_new_tokens: 9}")
+    corpus = File(str(tmp_path / "work" / "ko.txt"))
+    assert steps["prepare_base"].inputs == {"model_name_or_path": [given], "extend_tokenizer": [corpus]}
+    assert steps["pretrain"].inputs["model_name_or_path"] == [BASE]
+    assert steps["round-1.reward_model"].inputs["model_name_or_path"] == [Output("pretrain", "model")]
+
+
 def test_raw_files_are_inputs_of_prepare_data(plan, tmp_path):
     assert plan()["prepare_data"].inputs == {
         "preferences": [File(str(tmp_path / "work" / "pairs.jsonl"))],
@@ -285,7 +298,7 @@ def test_a_given_judge_asks_for_no_pairs(plan):
         ),
         (
             ["round_stages=[annotate, dpo]", "annotate.annotator_function=null"],
-            "round_stages: annotate has no annotator: give annotate.annotator_function or annotate.annotator_models",
+            "round_stages: annotate has no annotator: give annotate.annotator_function, annotate.annotator_models or",
         ),
         (["round_stages=[annotate, sft]"], "round_stages: nothing trains on the pairs of annotate"),
         (
@@ -368,3 +381,41 @@ def test_tokens_are_counted_by_the_prepared_base_and_a_round_reads_the_results_o
     base = Model(str(tmp_path / "work" / "base"))
     steps = plan("curate={mix_tokens: 100}", "pretrain={}", "data.documents=texts.txt")
     assert steps["curate"].inputs["tokenizer"] == [base]  # a pretrained one exists only after curation
+
+
+def test_every_policy_is_evaluated_on_tasks_before_the_gate_compares_them(plan, tmp_path):
+    (tmp_path / "work" / "math.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    steps = plan("evaluate_tasks={gsm8k: math.jsonl}", "evaluate_policy.gate_max_task_fall=0.05")
+    order = list(steps)
+    for number in range(3):
+        name = f"round-{number}.evaluate_tasks"
+        assert order.index(name) + 1 == order.index(f"round-{number}.evaluate_policy")
+        policy = steps[f"round-{number}.evaluate_policy"].inputs["model_name_or_path"]
+        assert steps[name].inputs["model_name_or_path"] == policy
+        assert steps[name].inputs.get("first", []) == [EvaluationFolder("round-0.evaluate_tasks")] * bool(number)
+        assert steps[name].inputs["gsm8k"] == [File(str(tmp_path / "work" / "math.jsonl"))]
+        assert steps[name].keys["policy_step"] == policy[0].step
+        tasks = [EvaluationFolder(f"round-{earlier}.evaluate_tasks") for earlier in range(number + 1)]
+        assert steps[f"round-{number}.evaluate_policy"].inputs["tasks"] == tasks
+
+
+def test_a_limit_for_tasks_needs_tasks(plan):
+    with pytest.raises(ConfigError, match="gate_max_task_fall has no tasks to compare"):
+        plan("evaluate_policy.gate_max_task_fall=0.05")
+
+
+def test_people_who_compare_everything_annotate_round_one(plan):
+    steps = plan("annotate={people: [ana, ben]}")
+    for number in (1, 2):
+        step = steps[f"round-{number}.annotate"]
+        assert not {"annotator_models", "second_opinion"} & step.inputs.keys() and step.keys["people"] == ["ana", "ben"]
+
+
+def test_people_after_a_model_get_the_reward_model_as_the_second_opinion(plan):
+    steps = plan("annotate.people=[ana]", "annotate.people_budget=9")
+    assert "second_opinion" not in steps["round-1.annotate"].inputs
+    assert steps["round-2.annotate"].inputs["second_opinion"] == [Output("round-1.reward_model", "model")]
+    steps = plan("annotate={people: [ana], people_budget: 9}")  # the reward model judges first
+    assert "round-1.annotate" not in steps
+    assert steps["round-2.annotate"].inputs["annotator_models"] == [Output("round-1.reward_model", "model")]
+    assert "second_opinion" not in steps["round-2.annotate"].inputs

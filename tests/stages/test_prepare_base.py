@@ -111,3 +111,37 @@ def test_tied_embeddings_stay_tied_when_they_are_padded(tied_model, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "padded" / "model")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert len(model.get_input_embeddings().weight) % 100 == 0
+
+
+KOREAN = ["안녕하세요 여행은 언제나 좋죠", "여행은 좋아요 안녕", "언제나 안녕하세요"] * 5
+
+
+@pytest.mark.parametrize("kind", ["tiny_base", "tied_model"])
+def test_new_tokens_start_as_the_mean_of_their_pieces(kind, request, tmp_path):
+    base = request.getfixturevalue(kind)
+    (tmp_path / "ko.txt").write_text("\n".join(KOREAN))
+    keys = {"model_name_or_path": base, "chat_template": "chatml"}
+    record = run_here(
+        "prepare_base", tmp_path / "made", extend_tokenizer=[tmp_path / "ko.txt"], num_new_tokens=20, **keys
+    )
+    before, after = weights_of(base), weights_of(tmp_path / "made" / "model")
+    old, new = (AutoTokenizer.from_pretrained(path) for path in (base, tmp_path / "made" / "model"))
+    number = len(old)
+    for name in [name for name in before if "embed_tokens" in name or "lm_head" in name]:
+        assert torch.equal(after[name][:number], before[name])
+        for token in range(number, number + 20):
+            text = new.backend_tokenizer.decoder.decode([new.convert_ids_to_tokens(token)])
+            if "\ufffd" not in text:
+                ids = old(text, add_special_tokens=False)["input_ids"]
+                torch.testing.assert_close(after[name][token], before[name][ids].mean(0))
+    metrics = record.metrics
+    assert metrics["new_tokens"] == 20 + (2 if kind == "tiny_base" else 0)
+    assert metrics["tokens_per_character"] < 0.6 * metrics["tokens_per_character_before"]
+    assert {"loss_per_byte_before", "loss_per_byte"} <= metrics.keys()
+    assert "20 tokens learnt from extend_tokenizer" in (tmp_path / "made" / "log.txt").read_text()
+    assert record.keys["num_new_tokens"] == 20
+
+
+def test_a_base_that_is_not_extended_has_the_identity_of_before(prepared):
+    record = Artifact.read(prepared.parent)
+    assert record is not None and "num_new_tokens" not in record.keys and "extend_tokenizer" not in record.inputs

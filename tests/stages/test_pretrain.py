@@ -87,3 +87,45 @@ def test_packing_is_used_in_training_and_not_in_evaluation(tiny_model, rows, tmp
     packed = run_here("sft", tmp_path / "packed", packing=True, max_length=256, **keys)
     assert packed.metrics["eval_loss"] < packed.metrics["eval_loss_at_step_0"]
     assert packed.metrics["eval_loss_at_step_0"] == pytest.approx(plain.metrics["eval_loss_at_step_0"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "rope", "positions"),
+    [
+        ({"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 5e5}, 600),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 512},
+            600,
+        ),
+        # The limit of linear scaling is that before scaling, which has 2 x 512 tokens already.
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 2e4},
+            {"rope_type": "linear", "rope_theta": 2e4, "factor": 2.0},
+            512,
+        ),
+    ],
+)
+def test_a_model_is_pretrained_further_with_other_rotary_positions(keys, rope, positions, tiny_model, rows, tmp_path):
+    """Rows of 600 tokens for a model of 512 positions; the documents in them stay masked from each other."""
+    common = {
+        "train_data": [rows / "documents.jsonl"],
+        "model_name_or_path": tiny_model,
+        "block_size": 600,
+        "validation_share": 0.5,
+        "global_batch_size": 1,
+        "max_steps": 1,
+    }
+    record = run_here("pretrain", tmp_path / "longer", **common, **keys)
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "longer" / "model").config
+    assert config.rope_parameters == rope and config.max_position_embeddings == positions
+    assert {name: record.keys[name] for name in keys} == keys
+    if "factor" in rope:
+        assert record.metrics["eval_loss_at_step_0"] != loss_with(tiny_model, common, tmp_path)
+
+
+def loss_with(model, common, folder) -> float:
+    """The loss of the model's own positions at step 0."""
+    record = run_here("pretrain", folder / "own", **common)
+    assert "rope_theta" not in record.keys and "rope_scaling" not in record.keys
+    return float(record.metrics["eval_loss_at_step_0"])

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import KEYS_FILE, help_text, stages, with_defaults
+from data_schemas.stage_command_line import help_text
+from data_schemas.stage_keys import KEYS_FILE, stages, with_defaults
 from engine.runtime.arguments import resolve_batch
 from engine.runtime.keys import RUNTIME_KEYS, fill
 

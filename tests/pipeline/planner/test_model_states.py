@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.planner.model_states import ModelStates, TrainedModel, model_states
+from pipeline.planner.model_states import NESTED_BITS, ModelStates, TrainedModel, model_states
 from pipeline.planner.shapes import KNOWN, Shape
 
 GIB = 2**30
@@ -55,9 +55,25 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
     lora = TrainedModel(parameters=1100, trainable=100, largest_layer=100)
     states = model_states(lora, profile="zero2", processes=10)
     assert (states.weights, states.gradients, states.optimizer) == (2200, 20, 120)
-    quantised = TrainedModel(parameters=1100, trainable=100, largest_layer=100, is_quantised=True)
-    # 4.127 bits for each of 1000 frozen weights, 4 bytes for each of 100 trained ones
-    assert model_states(quantised, profile="single", processes=1).weights == pytest.approx(1000 * 4.127 / 8 + 400)
+    bfloat16 = TrainedModel(parameters=1100, trainable=100, largest_layer=100, frozen_width=2)
+    assert model_states(bfloat16, profile="single", processes=1).weights == 2000 + 400
+
+
+def test_a_quantised_base_has_four_bits_in_its_matrices_and_all_bytes_in_its_embeddings():
+    sizes = {"parameters": 1100, "trainable": 100, "largest_layer": 100, "quantised": 900, "frozen_width": 2}
+    # 4.5 bits for each of 900 weights, 2 bytes for each of the 100 others, 4 bytes for each of 100 trained ones
+    assert model_states(TrainedModel(**sizes), profile="single", processes=1).weights == 900 * 4.5 / 8 + 200 + 400
+    nested = TrainedModel(**sizes, quantised_bits=NESTED_BITS)
+    assert pytest.approx(4.127, abs=1e-3) == NESTED_BITS
+    assert model_states(nested, profile="single", processes=1).weights == pytest.approx(900 * 4.127 / 8 + 600, abs=0.1)
+
+
+def test_the_parameters_of_adapters():
+    assert LLAMA_8B is not None
+    # PEFT counts 3,407,872 for rank 8 on the query and value projections, and 41,943,040 for rank 16 on all matrices.
+    assert LLAMA_8B.adapters(8, None) == 32 * 8 * (4096 + 4096 + 4096 + 1024) == 3_407_872
+    assert LLAMA_8B.adapters(16, ["all-linear"]) == 41_943_040
+    assert LLAMA_8B.adapters(8, ["q_proj"], dora=True) == 32 * (8 * 8192 + 4096)
 
 
 def test_offload_keeps_two_layers_on_the_gpu_and_sixteen_bytes_a_parameter_on_the_host():
