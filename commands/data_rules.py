@@ -48,14 +48,14 @@ def _of_rules(rows: Rows, found: Survey) -> Table:
     table = Table("rule of curation", "rows", "value", "example", box=box.SIMPLE_HEAD, header_style="dim")
     table.columns[1].justify = "right"
     table.columns[3].overflow = "fold"
-    for rule, count, _ in rows.dropped_by_rule():
-        index = min(row for row, finding in rows.findings.items() if finding.rule == rule)
+    for rule, dropped in rows.dropped_by_rule():
+        index = min(dropped)
         finding = rows.findings[index]
         value = f"{finding.value:.3g}" if isinstance(finding.value, float) else str(finding.value)
         text = excerpt(rows.content(index).text.replace("\n", " "), MAX_EXAMPLE)
         line = found.rows[index].place.rpartition(":")[2]
         cells = (excerpt(value, 20), f"line {line}: {text}")
-        table.add_row(rule, f"{count:,}", *(Text(printable(cell)) for cell in cells))
+        table.add_row(rule, f"{len(dropped):,}", *(Text(printable(cell)) for cell in cells))
     return table
 
 

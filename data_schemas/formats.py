@@ -13,11 +13,13 @@ import gzip
 import io
 import itertools
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from data_schemas.errors import DataError, WrongValue
 from data_schemas.files import check_regular
@@ -112,31 +114,37 @@ def cannot_open(path: Path, error: OSError) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file after decompression.
+    """The content of a file after decompression. Raises as `open_plain` does."""
+    with open_plain(path) as file:
+        try:
+            return file.read()
+        except OSError as error:  # as of a folder
+            raise DataError(cannot_open(path, error)) from None
+
+
+def open_plain(path: Path) -> IO[bytes]:
+    """The file, or its decompressed content in an unnamed temporary file.
 
     Raises DataError for a file that is not a regular one, cannot be opened, or is no complete file of its compression.
     """
     check_regular(path)
+    compression = compression_of(path)
+    if compression == ".zst" and not has_complete_frames(path):
+        raise DataError(f"{path} is not a complete zstd file; compress or copy it again")
     try:
-        if compression_of(path) == ".gz":
-            return gzip.decompress(path.read_bytes())
-        if compression_of(path) == ".zst":
-            return _decompressed(path)
-        return path.read_bytes()
+        if not compression:
+            return path.open("rb")
+        with _opened(path) as stream:
+            plain = tempfile.TemporaryFile()  # noqa: SIM115 - as long as its reader
+            shutil.copyfileobj(stream, plain, 1 << 20)
+        plain.seek(0)
+        return plain
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error})") from None
     except OSError as error:
+        if compression == ".zst" and error.errno is None:
+            raise DataError(f"{path} is not a zstd file ({shorten(' '.join(str(error).split()))})") from None
         raise DataError(cannot_open(path, error)) from None
-
-
-def _decompressed(path: Path) -> bytes:
-    if not has_complete_frames(path):
-        raise DataError(f"{path} is not a complete zstd file; compress or copy it again")
-    try:
-        with open_zstd(path) as stream:
-            return stream.read()
-    except OSError as error:
-        raise DataError(f"{path} is not a zstd file ({shorten(' '.join(str(error).split()))})") from None
 
 
 def first_lines(path: Path, number: int) -> bytes:
@@ -159,10 +167,11 @@ def json_lines(path: Path, content: bytes) -> list[Line]:
     content = content.removeprefix(b"\xef\xbb\xbf")
     # Only \n ends a line: str.splitlines would also split at U+2028 inside a text.
     numbered = enumerate(content.split(b"\n"), start=1)
-    return [_json_line(number, line) for number, line in numbered if line.strip()]
+    return [json_line(number, line) for number, line in numbered if line.strip()]
 
 
-def _json_line(number: int, line: bytes) -> Line:
+def json_line(number: int, line: bytes) -> Line:
+    """A row of JSON lines; one that is not JSON carries its error."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

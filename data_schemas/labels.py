@@ -56,12 +56,15 @@ class _Labelled(NamedTuple):
         return json.dumps([self.prompt, self.raw.get("system"), self.raw.get("tools")], sort_keys=True)
 
 
-def pairs_of_labels(lines: Sequence[Line]) -> list[Line]:
+def pairs_of_labels(lines: Sequence[Line]) -> Sequence[Line]:
     """The lines of a file, with pairs in place of labelled answers where a prompt has good and bad ones.
 
     Every answer is used: of two good and three bad ones the first good one is in two pairs. The pairs of a prompt are
-    where its first answer was. Labelled answers without another are left as they are.
+    where its first answer was. Labelled answers without another are left as they are. A file
+    with labels is held in memory.
     """
+    if not any(map(_labelled, lines)):
+        return lines
     labelled = [_labelled(line) for line in lines]
     groups: dict[str, list[_Labelled]] = {}
     for answer in filter(None, labelled):

@@ -7,7 +7,7 @@ import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -29,6 +29,7 @@ from data_schemas.errors import ConfigError, DataError, SetAside, UnknownColumns
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, as_prompts, cannot_open, describe, first_lines, format_of, json_lines, shorten
 from data_schemas.labels import pairs_of_labels
+from data_schemas.line_files import JSONLines
 from data_schemas.messages import Fields
 from data_schemas.nesting import check_depth, is_too_deep
 from data_schemas.row_errors import first_error
@@ -41,6 +42,7 @@ from data_schemas.text import printable
 OnBadRow = Literal["error", "set_aside"]
 Paths = SourceValue | Sequence[SourceValue]
 T = TypeVar("T", bound=Row)
+Keep = Callable[[T, int], None]  # takes a row, and how often it counts
 log = logging.getLogger(__name__)
 
 # What the rows of a kind become, and the dialects that they may be in.
@@ -91,28 +93,36 @@ class ReadRows(Generic[T]):
     notes: list[str] = field(default_factory=list)  # one line for each file with such columns, or with rows set aside
 
 
-def read_documents(paths: Paths, *, on_bad_row: OnBadRow = "error") -> ReadRows[Document]:
-    """Texts to pretrain on.
+def read_documents(
+    paths: Paths, *, on_bad_row: OnBadRow = "error", keep: Keep[Document] | None = None
+) -> ReadRows[Document]:
+    """Texts to pretrain on. With `keep`, this takes the rows one after the other, and the result has none.
 
     Like the other three readers, raises ConfigError for a path that does not exist, and DataError for a file that
     cannot be read, has other columns, or has a bad row and on_bad_row is "error". `advice` ends the last message.
     """
-    return _read(paths, Document, DOCUMENTS, on_bad_row)
+    return _read(paths, Document, DOCUMENTS, on_bad_row, keep=keep)
 
 
-def read_conversations(paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE) -> ReadRows[Conversation]:
+def read_conversations(
+    paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE, keep: Keep[Conversation] | None = None
+) -> ReadRows[Conversation]:
     """Dialogs to train on, for SFT."""
-    return _read(paths, Conversation, CONVERSATIONS, on_bad_row, advice)
+    return _read(paths, Conversation, CONVERSATIONS, on_bad_row, advice, keep)
 
 
-def read_prompts(paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE) -> ReadRows[Prompt]:
+def read_prompts(
+    paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE, keep: Keep[Prompt] | None = None
+) -> ReadRows[Prompt]:
     """Prompts to sample answers for."""
-    return _read(paths, Prompt, PROMPTS, on_bad_row, advice)
+    return _read(paths, Prompt, PROMPTS, on_bad_row, advice, keep)
 
 
-def read_pairs(paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE) -> ReadRows[PreferencePair]:
+def read_pairs(
+    paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE, keep: Keep[PreferencePair] | None = None
+) -> ReadRows[PreferencePair]:
     """Preference pairs and rankings."""
-    return _read(paths, PreferencePair, PAIRS, on_bad_row, advice)
+    return _read(paths, PreferencePair, PAIRS, on_bad_row, advice, keep)
 
 
 def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
@@ -159,7 +169,7 @@ def check_columns(source: Source, kind: str) -> None:
         _check_columns(str(file), as_prompts(str(file), renamed) if dialects is PROMPTS else renamed, dialects)
 
 
-def _lines_to_check(file: Path) -> list[Line] | None:
+def _lines_to_check(file: Path) -> Sequence[Line] | None:
     """The first rows of a file; of a binary table a row without values. None where reading them would take long."""
     ending = format_of(file)
     if ending == ".jsonl":
@@ -182,11 +192,18 @@ def _check_share(source: Source, *, of_examples: bool) -> None:
 
 
 def _read(
-    paths: Paths, row_type: type[T], dialects: tuple[Dialect, ...], on_bad_row: OnBadRow, advice: str = ADVICE
+    paths: Paths,
+    row_type: type[T],
+    dialects: tuple[Dialect, ...],
+    on_bad_row: OnBadRow,
+    advice: str = ADVICE,
+    keep: Keep[T] | None = None,
 ) -> ReadRows[T]:
     read: ReadRows[T] = ReadRows([], [])
+    keep = keep or (lambda row, copies: read.rows.extend([row] * copies))
     given = [paths] if isinstance(paths, str | Path | Mapping) else paths
-    for source, name, lines in sources(given):
+    for source, name, of_file in sources(given):
+        lines = of_file
         _check_share(source, of_examples=row_type in (Document, Conversation))
         if not lines:
             raise DataError(f"{name} is empty: it has no rows")
@@ -197,13 +214,15 @@ def _read(
         for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
-                rows = [_tagged(row, source.tag) for row in rows]
-                read.rows.extend(row for row in rows for _ in range(num_copies(_unit_of(row), source.share)))
+                for row in (_tagged(row, source.tag) for row in rows):
+                    keep(row, num_copies(_unit_of(row), source.share))
                 read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({advice})") from None
                 read.bad.append(_bad_row(name, line, error))
+        if isinstance(of_file, JSONLines):
+            of_file.check_unchanged()
         if ignored:
             read.ignored[name] = list(ignored)
             read.notes.append(f"{name}: ignored columns: {', '.join(map(printable, ignored))}")
@@ -239,9 +258,14 @@ def _report(name: str, bad: Sequence[BadRow], num_rows: int) -> str:
 
 def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ...]) -> None:
     """Raises DataError where no row of a file has the columns: then it is not a bad row but another kind of file."""
-    mappings = [line.raw for line in lines if isinstance(line.raw, dict)]
-    if mappings and not any(dialect.is_named(raw) for raw in mappings for dialect in dialects):
-        found = ", ".join(dict.fromkeys(str(column) for raw in mappings for column in raw)) or "none"
+    columns: dict[str, None] | None = None
+    for line in lines:
+        if isinstance(line.raw, dict):
+            if any(dialect.is_named(line.raw) for dialect in dialects):
+                return
+            columns = (columns or {}) | dict.fromkeys(map(str, line.raw))
+    if columns is not None:
+        found = ", ".join(columns) or "none"
         raise UnknownColumns(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
 
 

@@ -9,7 +9,7 @@ A recipe and a stage's config give a source as text or as a mapping:
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,18 @@ from data_schemas.formats import (
     EXPECTED_FORMATS,
     Line,
     format_of,
-    json_lines,
     json_rows,
     paragraphs,
     read_file,
     shorten,
 )
 from data_schemas.hub import hub_rows, is_hub_name
+from data_schemas.line_files import JSONLines, Renamed
 from data_schemas.tables import arrow_rows, csv_rows, parquet_rows, tsv_rows
 from data_schemas.text import nearest
 
 KEYS = ("path", "split", "name", "revision", "columns", "share", "tag")
-TEXT_READERS = {".jsonl": json_lines, ".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".txt": paragraphs}
+TEXT_READERS = {".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".txt": paragraphs}
 BINARY_READERS = {".parquet": parquet_rows, ".arrow": arrow_rows}
 SourceValue = str | Path | Mapping[str, Any]  # a source as a config gives it
 
@@ -110,7 +110,7 @@ class Source:
         """Whether the rows are read from the hub, since no such path exists."""
         return is_hub_name(self.path)
 
-    def rows_by_file(self) -> Iterator[tuple[str, list[Line]]]:
+    def rows_by_file(self) -> Iterator[tuple[str, Sequence[Line]]]:
         """Every file's name and lines, with the columns renamed.
 
         Raises ConfigError for a path that is missing and for a split that it does not have, DataError for a file that
@@ -134,18 +134,22 @@ class Source:
                 raise ConfigError(f"{self.path} is a path; {key} is for data sets of the hub: leave it out")
         return data_files(path, self.split)
 
-    def rename(self, file: str, lines: list[Line]) -> list[Line]:
+    def rename(self, file: str, lines: Sequence[Line]) -> Sequence[Line]:
         """The lines with the columns renamed. Raises DataError where no row has one of the columns."""
         if not self.columns or not lines:
             return lines
-        present = dict.fromkeys(str(column) for line in lines if isinstance(line.raw, dict) for column in line.raw)
+        present: dict[str, None] = {}
+        for line in lines:
+            present.update(dict.fromkeys(map(str, line.raw)) if isinstance(line.raw, dict) else {})
+            if present.keys() >= set(self.columns.values()):
+                break
         for ours, column in self.columns.items():
             if column not in present:
                 raise DataError(
                     f"{file} has no column {column!r}, which `columns` gives as {ours}; "
                     f"it has {shorten(', '.join(present), 200) or 'none'}{nearest(column, list(present))}"
                 )
-        return [Line(line.number, self._renamed(line.raw), line.error) for line in lines]
+        return Renamed(lines, self._renamed)
 
     def _renamed(self, raw: object) -> object:
         if not isinstance(raw, dict):
@@ -162,7 +166,7 @@ class Source:
         return f"{name} (columns takes it from {self.columns[name]})" if name in self.columns else name
 
 
-def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, list[Line]]]:
+def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, Sequence[Line]]]:
     """Every source with the name and lines of each of its files; raises as `Source.of` and `rows_by_file` do."""
     for value in values:
         source = Source.of(value)
@@ -170,12 +174,17 @@ def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, list[L
             yield source, name, lines
 
 
-def lines_of(path: Path) -> list[Line]:
-    """All rows of a file. Raises DataError where it cannot be read in the format that its name says."""
+def lines_of(path: Path) -> Sequence[Line]:
+    """All rows of a file; those of a .jsonl are read one after the other, when they are asked for.
+
+    Raises DataError where it cannot be read in the format that its name says.
+    """
     check_regular(path)
     ending = format_of(path)
     if not ending:
         raise DataError(f"{path} has no known format; expected one of {EXPECTED_FORMATS}")
+    if ending == ".jsonl":
+        return JSONLines(path)
     if ending in TEXT_READERS:
         return TEXT_READERS[ending](path, read_file(path))
     return BINARY_READERS[ending](path)

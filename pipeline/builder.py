@@ -41,26 +41,37 @@ class Plan:
         return bool({"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys())
 
     def add_data(self, *, is_evaluated: bool) -> str:
-        """Adds the step that prepares the data, and one that curates its training rows if the recipe has a section for
-        it. Where nothing is judged, no dialog is held out for it. Returns the name of the first."""
+        """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it. Returns its
+        name."""
         keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
-        data = self.add("data", name="prepare_data", inputs={}, keys=keys)
-        if self.recipe.section("curate").is_in_file:
-            inputs = {kind: Output(data, f"{kind}.train", optional=True) for kind in CURATED}
-            given = self.recipe.base_model
-            base = Model(given) if given else None  # one that is pretrained here exists only after curation
-            self.training_rows = self.add_curation("curate", None, inputs, base)
-        return data
+        return self.add("data", name="prepare_data", inputs={}, keys=keys)
+
+    def curate_data(self, data: str, tokenizer: Reference | None) -> None:
+        """Adds a step that curates the training rows of the files."""
+        inputs = {kind: Output(data, f"{kind}.train", optional=True) for kind in CURATED}
+        given = self.recipe.base_model
+        base = Model(given) if given else None  # one that is pretrained here exists only after curation
+        self.training_rows = self.add_curation("curate", None, inputs, base, tokenizer)
 
     def add_curation(
-        self, section: Section, round_number: int | None, inputs: Inputs, embedding_model: Reference | None
+        self,
+        section: Section,
+        round_number: int | None,
+        inputs: Inputs,
+        embedding_model: Reference | None,
+        tokenizer: Reference | None,
+        keys: Values | None = None,
     ) -> str:
-        """Adds a step that curates rows. The model embeds them where the section wants it and names no other."""
-        keys = self.recipe.section(section, round_number or 0).keys
-        embeds = keys.get("semantic_duplicates") and not keys.get("embedding_model")
+        """Adds a step that curates rows. The models embed them and count their tokens where the section wants it and
+        names no other."""
+        given = self.recipe.section(section, round_number or 0).keys
         held_out = Output("prepare_data", "evaluation_prompts", optional=True)
-        model = {"embedding_model": embedding_model} if embeds else {}
-        return self.add(section, round_number, inputs={**inputs, "evaluation_prompts": held_out, **model})
+        models: dict[str, Reference | None] = {}
+        if given.get("semantic_duplicates") and not given.get("embedding_model"):
+            models["embedding_model"] = embedding_model
+        if given.get("mix_tokens") and not given.get("tokenizer"):
+            models["tokenizer"] = tokenizer
+        return self.add(section, round_number, inputs={**inputs, "evaluation_prompts": held_out, **models}, keys=keys)
 
     def split(self, kind: str, *, optional: bool = False) -> Split:
         """The rows of the recipe's files of a kind: those to train on, curated if the recipe has a section for it, and

@@ -86,7 +86,7 @@ def make_plan(recipe: Recipe) -> list[Step]:
 def plan_data_and_base(plan: Plan) -> Foundation:
     """The steps before round 0: data, base model, and a judge if the recipe names none."""
     recipe = plan.recipe
-    data = plan.add_data(is_evaluated=recipe.evaluates_policies)
+    data = plan_data(plan, is_evaluated=recipe.evaluates_policies, is_pretrained=recipe.section("pretrain").is_in_file)
     prompts = plan.split("prompts")
     base = plan_base(plan)
     evaluation = plan_judge(plan, data, base) if recipe.evaluates_policies else None
@@ -96,6 +96,20 @@ def plan_data_and_base(plan: Plan) -> Foundation:
         prompts={"prompts": prompts.train, "validation_prompts": prompts.validation},
         evaluation=evaluation,
     )
+
+
+def plan_data(plan: Plan, *, is_evaluated: bool, is_pretrained: bool) -> str:
+    """The step that prepares the data, and one that curates its training rows if the recipe has a section for it.
+    Returns the name of the first."""
+    data = plan.add_data(is_evaluated=is_evaluated)
+    section = plan.recipe.section("curate")
+    if section.is_in_file:
+        given = plan.recipe.base_model
+        tokenizer = Model(given) if given else None
+        if given and not is_pretrained and section.keys.get("mix_tokens"):
+            tokenizer = plan_base(plan)  # its chat template is the one that the rows will have
+        plan.curate_data(data, tokenizer)
+    return data
 
 
 def plan_base(plan: Plan) -> Output:
@@ -144,7 +158,7 @@ def plan_judge(plan: Plan, data: str, base: Output) -> Inputs:
 def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
     """A run without rounds: the stages that the recipe lists, each once, on the data of the recipe."""
     is_judged = "evaluate_policy" in stages and plan.recipe.has_judge
-    data = plan.add_data(is_evaluated=is_judged)
+    data = plan_data(plan, is_evaluated=is_judged, is_pretrained="pretrain" in stages)
     if set(stages) == {"pretrain"}:
         plan_pretraining(plan, None if plan.recipe.base_model is None else Model(plan.recipe.base_model))
         return
@@ -171,8 +185,12 @@ def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
 def plan_curation_for_sft(plan: Plan, number: int, splits: Sequence[Split], base: Output) -> Output:
     """Adds the step that curates what SFT is trained on in a round, winners and human rows together. Returns its
     rows."""
-    inputs = {"instructions": [split.train for split in splits]}
-    return Output(plan.add_curation("curate_sft", number, inputs, base), "instructions.train")
+    inputs: dict[str, Reference | list[Reference]] = {"instructions": [split.train for split in splits]}
+    before = f"round-{number - 1}.curate_sft"
+    if any(step.name == before for step in plan.steps):  # most rows are the same human ones: only new ones are read
+        inputs["earlier_results"] = Output(before, "results")
+    keys = {"keep_results": number < plan.recipe.rounds}
+    return Output(plan.add_curation("curate_sft", number, inputs, base, base, keys), "instructions.train")
 
 
 def rl_inputs(

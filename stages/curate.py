@@ -13,6 +13,7 @@ from pathlib import Path
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import write_atomically, writing_atomically
 from data_schemas.stage_keys import StageTraits
+from engine.curation.analysis import Analysis, analyse
 from engine.curation.arguments import CurateArguments
 from engine.curation.balancing import drop_overused_phrases, mix
 from engine.curation.contamination import EvaluationIndex
@@ -29,12 +30,13 @@ from engine.curation.funnel import lines_of_dropped, metrics_of, write_report
 from engine.curation.masking import mask_row
 from engine.curation.prompt_variants import write_variants
 from engine.curation.row_files import RowFiles
-from engine.curation.row_rules import evaluation_sets, row_rules
-from engine.curation.table import Analysis, Table, analyse
+from engine.curation.row_results import EarlierResults
+from engine.curation.row_rules import evaluation_sets, marks_of, row_rules, settings_of
+from engine.curation.table import Table
 from engine.runtime import progress, world
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 EXAMPLE = "python stages/curate.py --instructions data/instructions.train.jsonl --output_dir curated"
 TRAITS = StageTraits(
     purpose="Drops the rows that should not train a model, each by a named rule, and writes down which and why.",
@@ -46,7 +48,16 @@ TRAITS = StageTraits(
     headlines=["rows", "kept"],
 )
 # Files that a run of the stage has for what it did; each is there only where it did that.
-BESIDE = ("dropped.jsonl", "funnel.json", "contamination.json", "semantic_pairs.jsonl", "mix.json", "variants.jsonl")
+RESULTS = "results.bin"
+BESIDE = (
+    "dropped.jsonl",
+    "funnel.json",
+    "contamination.json",
+    "semantic_pairs.jsonl",
+    "mix.json",
+    "variants.jsonl",
+    RESULTS,
+)
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +69,13 @@ def curate(stage: Stage, kind: Kind, arguments: CurateArguments, evaluation: Eva
     table = compare(kind, arguments, evaluation)
     if kind == "instructions" and arguments.semantic_duplicates:
         drop_paraphrases(stage, table, arguments)
-    drop_low_scores(table, min_score=arguments.min_score, top_share=arguments.top_share)
+    drop_low_scores(
+        table,
+        min_score=arguments.min_score,
+        top_share=arguments.top_share,
+        mark_of=marks_of(arguments.mark_function, table) if arguments.mark_function else None,
+        top_mark=arguments.top_mark,
+    )
     drop_easy(table, min_difficulty=arguments.min_difficulty)
     if kind == "instructions" and arguments.max_phrase_share is not None:
         drop_overused_phrases(table, arguments)
@@ -70,15 +87,41 @@ def curate(stage: Stage, kind: Kind, arguments: CurateArguments, evaluation: Eva
 def compare(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> Table:
     """The table of a kind after the rules that look at one row, and without rows that repeat others."""
     rows = RowFiles(kind, [Path(path) for path in getattr(arguments, kind)])
-    change = mask_row if arguments.mask_personal_data else None
+    analysis = analysis_of(kind, arguments, evaluation)
     with progress.activity(f"curating {kind}", total=len(rows), unit="rows"):
-        rules = row_rules(kind, arguments, evaluation)
-        table = analyse(rows, Analysis(rules, evaluation, arguments.near_duplicates, change))
+        table = analyse(rows, analysis)
+    if analysis.earlier is not None:
+        log.info("%d of %d rows have the results of an earlier step", table.num_reused, len(table))
     with progress.activity("looking for duplicates"):
         if arguments.exact_duplicates:
             drop_exact_duplicates(table)
         drop_near_duplicates(table)
     return table
+
+
+def analysis_of(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> Analysis:
+    """What is done with each row of a kind. Raises what the tokenizer and the earlier results raise."""
+    count_tokens = contract = earlier = None
+    if arguments.tokenizer:
+        from engine.curation.token_counts import token_counter  # transformers, which no rule needs
+        from engine.models.loading import read_tokenizer
+        from engine.tokens.contract import contract_of
+
+        tokenizer = read_tokenizer(arguments.tokenizer)
+        count_tokens, contract = token_counter(tokenizer, kind), contract_of(tokenizer)
+    keeps = arguments.keep_results and kind == "instructions"
+    settings = settings_of(kind, arguments, evaluation, contract) if keeps or arguments.earlier_results else ""
+    if arguments.earlier_results:
+        earlier = EarlierResults(Path(arguments.earlier_results), settings)
+    return Analysis(
+        row_rules(kind, arguments, evaluation),
+        evaluation,
+        near_duplicates=arguments.near_duplicates,
+        change=mask_row if arguments.mask_personal_data else None,
+        count_tokens=count_tokens,
+        settings=settings if keeps else "",
+        earlier=earlier,
+    )
 
 
 def drop_paraphrases(stage: Stage, table: Table, arguments: CurateArguments) -> None:
@@ -97,7 +140,7 @@ def check_share(table: Table, max_dropped: float) -> None:
     """Raises DataError where more than a share of the rows is dropped, with the number by rule."""
     num_dropped = len(table.findings)
     if num_dropped and num_dropped > max_dropped * len(table):
-        by_rule = {rule: rows for rule, rows, _ in table.dropped_by_rule()}
+        by_rule = {rule: len(rows) for rule, rows in table.dropped_by_rule()}
         raise DataError(
             f"{num_dropped} of {len(table)} rows of {table.rows.kind} are dropped ({format_counts(by_rule)}), more "
             f"than max_dropped={max_dropped:g}; see dropped.jsonl, and change the rules or max_dropped"
@@ -118,6 +161,9 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
                 if kind == "prompts" and arguments.num_variants:
                     write_variants(stage.folder / "variants.jsonl", table, arguments, file)
             dropped.writelines(lines_of_dropped(table))
+    for results in filter(None, (table.results for table in tables)):
+        with writing_atomically(stage.folder / RESULTS) as file:
+            results.write(file)
     write_report(stage.folder, tables, evaluation)
     for table in tables:
         check_share(table, arguments.max_dropped)

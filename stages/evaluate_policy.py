@@ -31,6 +31,7 @@ from engine.judging.comparison import (
 )
 from engine.judging.divergence import kl_to_first
 from engine.judging.gate import GateArguments, decide
+from engine.judging.groups import check_tags, group_metrics, groups_of, values_by_prompt
 from engine.judging.headroom import ACCURACY, HEADROOM_METRICS, PROXY_METRICS, diagnosis, headroom
 from engine.judging.llm_judge import LLMJudge, LLMJudgeArguments, write_comparisons
 from engine.judging.paired_evaluation import AnswersPK, paired_metrics, points_against
@@ -232,6 +233,10 @@ def compare(
         "prompts": len(scores.judge_PK),
     }
     metrics |= (judge.metrics("judge") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
+    groups = groups_of([group[0].prompt.tag for group in answers])
+    metrics |= group_metrics(
+        groups, values_by_prompt(scores.judge_PK, scores.points, earlier.scores), seed=arguments.seed
+    )
     return metrics | {"diagnosis": diagnosis(metrics)}
 
 
@@ -324,6 +329,7 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     named = judge_name(arguments, judge)
     earlier = read_earlier(arguments.previous or [], named, prompts, arguments.num_answers)
     requests = [(prompt, None) for prompt in prompts]
+    check_tags(prompts, arguments.gate_max_tag_fall)
 
     def sample(policy: Policy) -> list[list[Answer]]:
         settings = SamplingSettings.of(arguments, purpose=stage.name)

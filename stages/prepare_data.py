@@ -2,7 +2,8 @@
 evaluation.
 
 No training file contains any turn of an evaluation dialog: documents that contain an evaluation prompt are left out,
-and so are dialogs of another group that ask one in a later turn. Needs no torch.
+and so are dialogs of another group that ask one in a later turn. Rows pass one by one, by way of an unnamed file beside
+the output, so memory grows by an index and not by the texts. Needs no torch.
 
     python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data
 """
@@ -10,13 +11,15 @@ and so are dialogs of another group that ask one in a later turn. Needs no torch
 import inspect
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import writing_atomically
 from data_schemas.reading import (
+    BadRow,
     ReadRows,
     read_conversations,
     read_documents,
@@ -24,10 +27,12 @@ from data_schemas.reading import (
     read_prompts,
     write_rows,
 )
-from data_schemas.rows import Row
+from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import SourceValue
 from data_schemas.stage_keys import StageTraits
+from engine.curation.row_store import RowStore, RowView
 from engine.curation.sides import (
+    Files,
     SourceRows,
     Split,
     check_sides,
@@ -131,30 +136,34 @@ def generate(folder: Path, reference: str, given: dict[str, Any]) -> None:
 def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
     """Reads the rows of every kind, at most max_rows of each. Raises what the readers raise for a bad row or file."""
     files = sources(stage, arguments)
-    documents = _read(read_documents, files["documents"], arguments)
-    conversations = _read(read_conversations, files["instructions"], arguments)
-    pairs = _read(read_pairs, files["preferences"], arguments)
-    prompts = _read(read_prompts, files["prompts"], arguments)
-    evaluation = _read(read_prompts, files["evaluation_prompts"], arguments)
-    kinds = (documents, conversations, pairs, prompts, evaluation)
-    bad = [row for kind in kinds for row in kind.bad]
-    notes = list(dict.fromkeys(note for kind in kinds for note in kind.notes))
-    return SourceRows(documents.rows, conversations.rows, pairs.rows, prompts.rows, evaluation.rows, bad, notes)
+    bad: list[BadRow] = []
+    notes: dict[str, None] = {}
 
+    def read(kind: str, reader: Callable[..., ReadRows[RowType]], row_type: type[RowType]) -> RowView[RowType]:
+        store = RowStore(stage.folder, row_type)
+        if files[kind]:
+            result = reader(files[kind], on_bad_row=arguments.on_bad_row, keep=store.add)
+            bad.extend(result.bad)
+            notes.update(dict.fromkeys(result.notes))
+        return store.view().first(arguments.max_rows)
 
-def _read(
-    reader: Callable[..., ReadRows[RowType]], paths: list[SourceValue], arguments: PrepareDataArguments
-) -> ReadRows[RowType]:
-    if not paths:
-        return ReadRows([], [])
-    result = reader(paths, on_bad_row=arguments.on_bad_row)
-    return replace(result, rows=result.rows[: arguments.max_rows])
+    rows = SourceRows(
+        stage.folder,
+        read("documents", read_documents, Document),
+        read("instructions", read_conversations, Conversation),
+        read("preferences", read_pairs, PreferencePair),
+        read("prompts", read_prompts, Prompt),
+        read("evaluation_prompts", read_prompts, Prompt),
+        bad,
+        notes=[],
+    )
+    return replace(rows, notes=list(notes))
 
 
 @progress.activity("writing rows")
 def write(
     stage: Stage,
-    files: Mapping[str, Sequence[Row]],
+    files: Files,
     rows: SourceRows,
     left_out: dict[str, int],
     *,
@@ -162,7 +171,11 @@ def write(
 ) -> StageResult:
     """Writes every file and counts its rows. Raises ConfigError where an evaluation has no prompt."""
     for name, of_file in files.items():
-        write_rows(stage.folder / f"{name}.jsonl", of_file)
+        if isinstance(of_file, RowView):
+            with writing_atomically(stage.folder / f"{name}.jsonl") as file:
+                file.writelines(of_file.lines())
+        else:
+            write_rows(stage.folder / f"{name}.jsonl", of_file)
     write_rows(stage.folder / "rejected_rows.jsonl", rows.bad)
     shutil.rmtree(stage.folder / "made", ignore_errors=True)
     counts = {name: len(of_file) for name, of_file in files.items()} | {"rejected_rows": len(rows.bad)} | left_out

@@ -23,9 +23,9 @@ class CurateArguments(PlainStageArguments):
     decontaminate_against: list[SourceValue] | None = key_field(
         None, "more evaluation sets: files of prompts in any format", role="rows"
     )
-    contamination_rules: list[Literal["llama3_exact_prompt", "tulu3_8gram"]] = key_field(
-        ["llama3_exact_prompt", "tulu3_8gram"],
-        "drop rows whose prompt equals an evaluation prompt, or that have most of its words in 8-grams",
+    contamination_rules: list[Literal["llama3_exact_prompt", "tulu3_8gram", "near_evaluation_prompt"]] = key_field(
+        ["llama3_exact_prompt", "tulu3_8gram", "near_evaluation_prompt"],
+        "drop rows whose prompt equals an evaluation prompt or nearly does, or that have most of its words in 8-grams",
     )
     contaminated_share: float = key_field(
         0.5, "with tulu3_8gram: the share of an evaluation prompt's words that a row has at most", minimum=0, below=1
@@ -70,6 +70,18 @@ class CurateArguments(PlainStageArguments):
     top_share: float | None = key_field(
         None, "keep this share of the rows with a reward, the best; 0.25 is the top quartile", above=0, maximum=1
     )
+    mark_function: str | None = key_field(
+        None,
+        "module:function(row) -> a judge's mark of the row, or None; with top_mark",
+        role="function",
+        omitted_at_default=True,
+    )
+    top_mark: float | None = key_field(
+        None,
+        "drop rows with a lower mark, but for those that top_share keeps; a row with this mark stays whatever its "
+        "reward: the union of both, as in Llama 3",
+        omitted_at_default=True,
+    )
     min_difficulty: float | None = key_field(
         None, "drop rows whose prompt's answers have a smaller spread of rewards; null: none", minimum=0
     )
@@ -86,10 +98,36 @@ class CurateArguments(PlainStageArguments):
     mix_by: Literal["source", "tag"] = key_field("source", "what the mix weighs: the rows' sources, or their tags")
     mix_weights: dict[str, float | None] | None = key_field(None, "weight of a source or tag in the mix; others have 1")
     mix_temperature: float = key_field(
-        1.0, "a source of n words has n^(1/T) of the mix: above 1, small sources have more than their share", above=0
+        1.0,
+        "a source of n words or tokens has n^(1/T) of the mix: above 1, small sources have more than their share",
+        above=0,
     )
     mix_words: int | None = key_field(None, "words of the mix; null: as many as the rows have", minimum=1)
+    mix_tokens: int | None = key_field(
+        None,
+        "tokens of the mix after the chat template; null: as many as the rows have",
+        omitted_at_default=True,
+        minimum=1,
+    )
+    tokenizer: str | None = key_field(
+        None,
+        "the model whose tokenizer and chat template count tokens, in the mix and in the funnel; null: words are "
+        "counted, and with mix_tokens the tokens of the base model",
+        role="model",
+        omitted_at_default=True,
+    )
     max_epochs: float = key_field(1.0, "how often the mix has the rows of a source at most", above=0, maximum=1000)
+    keep_results: bool = key_field(
+        False,
+        "write what the rules for single rows found of the instructions, for a later step's earlier_results",
+        omitted_at_default=True,
+    )
+    earlier_results: str | None = key_field(
+        None,
+        "results by row of an earlier step, which are taken over for rows that are equal",
+        role="rows",
+        omitted_at_default=True,
+    )
     num_variants: int = key_field(
         0,
         "variants of each prompt by synonyms, insertion, swap and deletion of words (EDA); 0: none",

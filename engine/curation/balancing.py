@@ -3,6 +3,7 @@
 Needs no torch.
 """
 
+import logging
 from collections import defaultdict
 
 import numpy as np
@@ -11,6 +12,8 @@ from engine.curation.arguments import CurateArguments
 from engine.curation.mixing import mix_rows
 from engine.curation.phrases import PhraseFinder, balance_phrases, overused_phrases
 from engine.curation.table import Table
+
+log = logging.getLogger(__name__)
 
 
 def drop_overused_phrases(table: Table, arguments: CurateArguments) -> None:
@@ -41,20 +44,24 @@ def mix(table: Table, arguments: CurateArguments) -> None:
 
     Rows that the mix leaves out are not dropped by a rule.
     """
-    if not arguments.mix_weights and not arguments.mix_words and arguments.mix_temperature == 1:
+    budget = arguments.mix_words if table.unit == "words" else arguments.mix_tokens
+    if not arguments.mix_weights and not budget and arguments.mix_temperature == 1:
         return
     rows = list(table.kept())
     names = table.tags if arguments.mix_by == "tag" else table.sources
     mixed = mix_rows(
         [names[row] or "none" for row in rows],
-        table.words_N[rows].tolist(),
+        table.size_N[rows].tolist(),
         ids=[table.ids[row] for row in rows],
         weights={name: 1.0 if weight is None else weight for name, weight in (arguments.mix_weights or {}).items()},
         temperature=arguments.mix_temperature,
         max_epochs=arguments.max_epochs,
-        token_budget=arguments.mix_words,
+        token_budget=budget,
+        unit=table.unit,
         seed=arguments.seed,
     )
     changed = np.flatnonzero(mixed.copies != 1)
     table.copies = {rows[place]: int(mixed.copies[place]) for place in changed}
     table.mix = mixed.table
+    for line in table.mix:
+        log.info("mix of %s: %s: %s", table.rows.kind, line.source, line)

@@ -9,6 +9,8 @@ For the evaluation sets of a run, EvaluationIndex has the two published rules fo
   tulu3_8gram          more than half of an evaluation prompt's words are in 8-grams that one row has too
                        (arXiv 2411.15124, 3.2)
   llama3_exact_prompt  the row's prompt equals an evaluation prompt (arXiv 2407.21783, 5.2)
+and a third one, which holds where these are left out,
+  near_evaluation_prompt  the row's prompt nearly equals an evaluation prompt, see near_prompts.py
 Neither is Llama 3's analysis of pre-training data (5.1.4), which takes the 8-grams of all rows together. Different
 from Tulu 3, every row is looked up and not the first hundred that a search returns, and 8-grams that many prompts of a
 set share, as in a template, don't count: else each row with the template would contain the set.
@@ -21,50 +23,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_schemas.files import digest
 from data_schemas.formats import shorten
-from data_schemas.rows import Conversation, Document, Dropped, Message, PreferencePair, Prompt
+from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt
 from data_schemas.text import is_distinctive, normalise
 from engine.curation.content import Content, Finding, Rule
-from engine.curation.dropped_rows import keep_or_drop
 from engine.curation.duplicates import content_key
-from engine.curation.grouping import DialogType, messages_of
+from engine.curation.grouping import messages_of
+from engine.curation.near_prompts import NEAR, NearPrompts
 from engine.curation.words import Hashes, ngram_hashes, word_hashes
 
 NUM_KEY_WORDS = 4  # first words of a prompt by which it is looked up
 NUM_CAUSES = 3  # evaluation prompts that a warning names
 NUM_CHARACTERS = 61  # of each
-IN_LATER_TURN = Dropped("evaluation_prompt_in_later_turn")
-IN_DOCUMENT = Dropped("evaluation_prompt_in_document")
 
-TULU3, LLAMA3 = "tulu3_8gram", "llama3_exact_prompt"
+TULU3, LLAMA3, NEAR_PROMPT = "tulu3_8gram", "llama3_exact_prompt", "near_evaluation_prompt"
 NGRAM = 8  # words and marks
 MAX_COVERED = 0.5  # share of a prompt's words that one training row may have
 TEMPLATE_SHARE, TEMPLATE_PROMPTS = 0.01, 10  # of a set's prompts; an 8-gram in more than both is a template's
 _TABLE_BITS = 24  # of the table in which most n-grams of clean rows are not found: 16 MB
 
 
-def without_later_prompts(
-    rows: Iterable[DialogType], prompts: Iterable[Prompt]
-) -> tuple[list[DialogType], list[tuple[Dropped, DialogType]]]:
-    """Keeps the dialogs in which no user turn after the first is the first user message of one of the prompts. Dialogs
-    that begin with one are on the evaluation side of the split already."""
-    texts = _distinctive_texts(prompts)
-    return keep_or_drop(rows, lambda row: IN_LATER_TURN if asked_later(messages_of(row), texts) else row)
-
-
-def without_documents_that_contain(
-    documents: Sequence[Document], prompts: Iterable[Prompt]
-) -> tuple[list[Document], list[tuple[Dropped, Document]]]:
-    """Keeps the documents that contain the first user message of none of the prompts."""
-    leaks = iter(contained(documents, prompts))
-    return keep_or_drop(documents, lambda document: IN_DOCUMENT if next(leaks) else document)
-
-
 def most_frequent_causes(
-    prompts: Sequence[Prompt], *, dialogs: Iterable[Conversation | PreferencePair], documents: Sequence[Document]
+    prompts: Sequence[Prompt], *, dialogs: Iterable[Conversation | PreferencePair], documents: Iterable[Document]
 ) -> str:
     """The evaluation prompts for which most of these dropped rows were dropped, each with the number of rows."""
-    texts = _distinctive_texts(prompts)
+    texts = distinctive_texts(prompts)
     found = [asked_later(messages_of(row), texts) for row in dialogs] + contained(documents, prompts)
     original = {normalise(message.content): message.content for row in prompts for message in _first_user_message(row)}
     causes = Counter(text for text in found if text).most_common(NUM_CAUSES)
@@ -86,7 +70,7 @@ def contained(documents: Iterable[Document], prompts: Iterable[Prompt]) -> list[
     words; empty where there is none."""
     # Looked up by their first words: at most positions of a document no prompt begins, elsewhere only a few do.
     by_start: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for words in map(str.split, _distinctive_texts(prompts)):
+    for words in map(str.split, distinctive_texts(prompts)):
         by_start[tuple(words[:NUM_KEY_WORDS])].append(words)
     first_words = {start[0] for start in by_start}
     num_key_words = sorted({len(start) for start in by_start})
@@ -106,7 +90,7 @@ def contained(documents: Iterable[Document], prompts: Iterable[Prompt]) -> list[
     return [find(document) for document in documents]
 
 
-def _distinctive_texts(prompts: Iterable[Prompt]) -> set[str]:
+def distinctive_texts(prompts: Iterable[Prompt]) -> set[str]:
     """The normalised first user messages that are long enough that a text which contains one repeats it."""
     texts = {normalise(message.content) for prompt in prompts for message in _first_user_message(prompt)}
     return {text for text in texts if is_distinctive(text)}
@@ -116,8 +100,9 @@ def _first_user_message(prompt: Prompt) -> list[Message]:
     return [message for message in prompt.prompt if message.role == "user"][:1]
 
 
-# Numbers of evaluation prompts, and for each the share of its words, the longest span, and whether a prompt equals it.
-Seen = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]
+# Numbers of evaluation prompts, and for each the share of its words, the longest span, and whether a prompt equals it,
+# or nearly does.
+Seen = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -128,12 +113,13 @@ class SetReport:
     num_sharing: int  # share an 8-gram with a row
     num_covered: int  # by TULU3
     num_equal: int  # by LLAMA3
-    num_contaminated: int  # by either
+    num_contaminated: int  # by any rule
     longest_span: int  # words and marks in a row that a prompt shares with one training row (arXiv 2411.03923)
+    num_near: int = 0  # by NEAR_PROMPT
 
     @property
     def contaminated_share(self) -> float:
-        """Share of the set that either rule finds. Tulu 3 removes training data from 0.02 on."""
+        """Share of the set that any rule finds. Tulu 3 removes training data from 0.02 on."""
         return self.num_contaminated / self.num_prompts if self.num_prompts else 0.0
 
 
@@ -145,11 +131,13 @@ class EvaluationIndex:
 
     def __init__(self, sets: Mapping[str, Iterable[str]], *, max_covered: float = MAX_COVERED) -> None:
         self._max_covered = max_covered
+        given = {name: list(prompts) for name, prompts in sets.items()}
+        self.digest = digest(given)  # of the sets' names and prompts
         self._equal: dict[bytes, list[int]] = defaultdict(list)
         self._labels: list[str] = []
         self._ranges: dict[str, range] = {}  # of the numbers of a set's prompts
         parts: list[tuple[Hashes, NDArray[np.int32], NDArray[np.int32]]] = []
-        for name, prompts in sets.items():
+        for name, prompts in given.items():
             first = len(self._labels)
             grams = [self._add(name, prompt) for prompt in prompts]
             self._ranges[name] = range(first, len(self._labels))
@@ -166,10 +154,12 @@ class EvaluationIndex:
         self._shares = np.zeros(len(self._labels))  # the highest of any row
         self._spans = np.zeros(len(self._labels), dtype=np.int64)
         self._is_equal = np.zeros(len(self._labels), dtype=bool)
+        self._is_near = np.zeros(len(self._labels), dtype=bool)
+        self._near = NearPrompts(given, _is_template)
 
     def rules(self) -> dict[str, Rule]:
-        """The two rules by their names. A row of a dialog is compared by its prompt, a document by its text."""
-        return {LLAMA3: self._exact_prompt, TULU3: self._covered}
+        """The rules by their names. A row of a dialog is compared by its prompt, a document by its text."""
+        return {LLAMA3: self._exact_prompt, TULU3: self._covered, NEAR_PROMPT: self._nearly_equal}
 
     def report(self) -> dict[str, SetReport]:
         """What the rows that the rules have seen contain of each set."""
@@ -177,30 +167,35 @@ class EvaluationIndex:
         for name, numbers in self._ranges.items():
             part = slice(numbers.start, numbers.stop)
             is_covered, is_equal = self._shares[part] > self._max_covered, self._is_equal[part]
+            is_near = self._is_near[part]
             found[name] = SetReport(
                 num_prompts=len(numbers),
                 num_sharing=int((self._shares[part] > 0).sum()),
                 num_covered=int(is_covered.sum()),
                 num_equal=int(is_equal.sum()),
-                num_contaminated=int((is_covered | is_equal).sum()),
+                num_contaminated=int((is_covered | is_equal | is_near).sum()),
                 longest_span=int(self._spans[part].max(initial=0)),
+                num_near=int(is_near.sum()),
             )
         return found
 
     def take(self) -> Seen:
         """What the rules have seen since the last call: the prompts that a row shares something with, the share and
-        the span of each, and whether it equals a row's prompt. For `add` of the same index in another process."""
-        numbers = np.flatnonzero((self._shares > 0) | self._is_equal)
-        seen = (numbers, self._shares[numbers], self._spans[numbers], self._is_equal[numbers])
-        self._shares[:], self._spans[:], self._is_equal[:] = 0, 0, False
+        the span of each, and whether it equals a row's prompt, or nearly does. For `add` of the same index in another
+        process."""
+        numbers = np.flatnonzero((self._shares > 0) | self._is_equal | self._is_near)
+        is_equal, is_near = self._is_equal[numbers], self._is_near[numbers]
+        seen = (numbers, self._shares[numbers], self._spans[numbers], is_equal, is_near)
+        self._shares[:], self._spans[:], self._is_equal[:], self._is_near[:] = 0, 0, False, False
         return seen
 
     def add(self, seen: Seen) -> None:
         """Adds what this index saw in another process."""
-        numbers, shares, spans, is_equal = seen
+        numbers, shares, spans, is_equal, is_near = seen
         self._shares[numbers] = np.maximum(self._shares[numbers], shares)
         self._spans[numbers] = np.maximum(self._spans[numbers], spans)
         self._is_equal[numbers] |= is_equal
+        self._is_near[numbers] |= is_near
 
     def _add(self, name: str, prompt: str) -> Hashes:
         self._equal[content_key(prompt)].append(len(self._labels))
@@ -213,6 +208,14 @@ class EvaluationIndex:
             return None
         self._is_equal[equal] = True
         return Finding(LLAMA3, 1.0, 1.0, self._labels[equal[0]])
+
+    def _nearly_equal(self, content: Content) -> Finding | None:
+        numbers, similarity = self._near.similar(content.prompt)
+        if not len(numbers):
+            return None
+        self._is_near[numbers] = True
+        most = int(similarity.argmax())
+        return Finding(NEAR_PROMPT, round(float(similarity[most]), 4), NEAR, self._labels[numbers[most]])
 
     def _covered(self, content: Content) -> Finding | None:
         grams = ngram_hashes(word_hashes(content.prompt or content.text, "all"), NGRAM)
@@ -254,9 +257,14 @@ def _without_templates(grams: Sequence[Hashes], first: int) -> tuple[Hashes, NDA
     is_new = np.ones(len(hashes), dtype=bool)
     is_new[1:] = (hashes[order[1:]] != hashes[order[:-1]]) | (prompts[order[1:]] != prompts[order[:-1]])
     values, counts = np.unique(hashes[order[is_new]], return_counts=True)
-    templates = values[counts > max(TEMPLATE_PROMPTS, TEMPLATE_SHARE * len(grams))]
+    templates = values[_is_template(counts, len(grams))]
     keep = ~np.isin(hashes, templates)
     return hashes[keep], prompts[keep], places[keep]
+
+
+def _is_template(counts: NDArray[np.int64], num_prompts: int) -> NDArray[np.bool_]:
+    """Whether n-grams that so many of a set's prompts have are a template's."""
+    return counts > max(TEMPLATE_PROMPTS, TEMPLATE_SHARE * num_prompts)
 
 
 def _coverage(

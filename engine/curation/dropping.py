@@ -5,7 +5,7 @@ reward, where it has one.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from engine.curation.content import Finding
 from engine.curation.duplicates import find_exact_duplicates, find_near_duplicates
 from engine.curation.semantic import Nearest, Vectors, find_semantic_duplicates
 from engine.curation.table import Table
+
+Marks = Callable[[int], float]  # a judge's mark of a row; nan where it gives none
 
 
 def drop_exact_duplicates(table: Table) -> None:
@@ -62,30 +64,43 @@ def lines_of_pairs(table: Table, nearest: Nearest) -> Iterator[str]:
             yield json.dumps(fields | {"partner": table.ids[kept]}, ensure_ascii=False) + "\n"
 
 
-def drop_low_scores(table: Table, *, min_score: float | None, top_share: float | None) -> None:
-    """Drops the rows with a reward below `min_score`, and below the best `top_share` of the rows that have one.
+def drop_low_scores(
+    table: Table, *, min_score: float | None, top_share: float | None, mark_of: Marks | None, top_mark: float | None
+) -> None:
+    """Drops the rows with a reward below `min_score`, and those below the best `top_share` of the rows that have one.
 
-    The top quartile of the rewards is Llama 3's high quality (arXiv 2407.21783, 4.2.3). Rows without a reward stay.
+    Llama 3's high quality is the union of the top quartile of the rewards and the top mark of a judge, as the two
+    disagree often (arXiv 2407.21783, 4.2.3): with `mark_of`, a row of the top mark stays whatever its rank, one of the
+    top share whatever its mark. Rows that have neither stay. Only kept rows are marked.
     """
-    scored = np.array([index for index in table.kept() if not np.isnan(table.score_N[index])], dtype=np.int64)
-    if not len(scored):
-        return
-    limits = {"min_score": min_score}
-    if top_share is not None:
-        limits["top_share"] = float(np.quantile(table.score_N[scored], 1 - top_share))
-    _drop_below(table, scored, table.score_N, limits)
+    scored = _rows_with(table, table.score_N)
+    limit = float(np.quantile(table.score_N[scored], 1 - top_share)) if top_share is not None and scored else None
+    _drop_below(table, scored, table.score_N, {"min_score": min_score})
+    if mark_of is not None and top_mark is not None:
+        mark_N = np.full(len(table), np.nan)
+        for index in table.kept():
+            mark_N[index] = mark_of(index)
+        # Where the reward decides too, it is what drops a row that has one.
+        by_mark = [row for row in _rows_with(table, mark_N) if limit is None or np.isnan(table.score_N[row])]
+        _drop_below(table, by_mark, mark_N, {"top_mark": top_mark})
+        scored = [row for row in scored if not mark_N[row] >= top_mark]
+    _drop_below(table, scored, table.score_N, {"top_share": limit})
+
+
+def _rows_with(table: Table, value_N: np.ndarray) -> list[int]:
+    """The kept rows that have a value."""
+    return [index for index in table.kept() if not np.isnan(value_N[index])]
 
 
 def drop_easy(table: Table, *, min_difficulty: float | None) -> None:
     """Drops the rows whose difficulty, the spread of the rewards of their prompt's answers, is below a limit. Rows
     without one stay."""
-    rated = np.array([index for index in table.kept() if not np.isnan(table.difficulty_N[index])], dtype=np.int64)
-    _drop_below(table, rated, table.difficulty_N, {"min_difficulty": min_difficulty})
+    _drop_below(table, _rows_with(table, table.difficulty_N), table.difficulty_N, {"min_difficulty": min_difficulty})
 
 
-def _drop_below(table: Table, rows: np.ndarray, value_N: np.ndarray, limits: dict[str, float | None]) -> None:
+def _drop_below(table: Table, rows: Sequence[int], value_N: np.ndarray, limits: dict[str, float | None]) -> None:
     """Drops those of the rows whose value is below a limit; the rule is named after the first."""
     for name, limit in limits.items():
-        for index in map(int, rows) if limit is not None else ():
+        for index in rows if limit is not None else ():
             if value_N[index] < limit and index not in table.findings:
                 table.findings[index] = Finding(name, float(value_N[index]), limit)

@@ -182,6 +182,12 @@ def _shingle_set(text: Text, row: int) -> set[int]:
     return set(ngram_hashes(_padded(hashes), SHINGLE).tolist())
 
 
+def shingles_of(text: str) -> Hashes:
+    """The different word 5-grams of a text, hashed; a text without words has none."""
+    hashes = word_hashes(text, "signs")
+    return np.unique(ngram_hashes(_padded(hashes), SHINGLE)) if len(hashes) else hashes
+
+
 def _padded(hashes: Hashes) -> Hashes:
     """A text of fewer words than a shingle is one shingle."""
     return hashes if len(hashes) >= SHINGLE else np.append(hashes, np.zeros(SHINGLE - len(hashes), dtype=np.uint64))

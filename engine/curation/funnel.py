@@ -1,14 +1,18 @@
-"""What a curation step reports: how many rows and words were read, dropped by each rule, left out by the mix, and kept.
+"""What a curation step reports: the rows, words and tokens that were read, dropped by each rule, left out by the mix,
+and kept.
 
 `funnel.json` has the counts, `dropped.jsonl` a line for every dropped row with its finding, `contamination.json` what
-the rows contain of each evaluation set, and `mix.json` the rows, words and shares of each source before and after.
+the rows contain of each evaluation set, and `mix.json` the rows, tokens or words, and shares of each source before and
+after.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
+
+import numpy as np
 
 from data_schemas.files import write_atomically
 from engine.curation.contamination import EvaluationIndex
@@ -17,30 +21,40 @@ from engine.curation.table import Table
 
 class Stratum(TypedDict):
     """A line of the funnel. `rule` is `read`, a rule's name, `left_out_by_mix`, `copied_by_mix`, or `kept`; words are
-    counted by white space."""
+    counted by white space, tokens where a tokenizer is given."""
 
     kind: str
     rule: str
     rows: int
     words: int
+    tokens: NotRequired[int]
 
 
 def funnel_of(table: Table) -> list[Stratum]:
     """The funnel of the rows of a kind, the rules by the number of rows that they dropped."""
-    words = table.words_N
+    times_N = np.ones(len(table), np.int64)
+    times_N[list(table.findings)] = 0
+    times_N[list(table.copies)] = list(table.copies.values())
     left_out = [row for row, copies in table.copies.items() if not copies]
-    copied = [(row, copies - 1) for row, copies in table.copies.items() if copies > 1]
-    num_copies, words_of_copies = sum(more for _, more in copied), sum(int(words[row]) * more for row, more in copied)
-    dropped = table.dropped_by_rule()
-    num_words = int(words.sum()) - sum(count for _, _, count in dropped) - int(words[left_out].sum()) + words_of_copies
-    lines = [
-        ("read", len(table), int(words.sum())),
+    copied = [row for row, copies in table.copies.items() for _ in range(copies - 1)]
+    dropped = [_stratum(table, rule, rows) for rule, rows in table.dropped_by_rule()]
+    strata = [
+        _stratum(table, "read", range(len(table))),
         *dropped,
-        ("left_out_by_mix", len(left_out), int(words[left_out].sum())),
-        ("copied_by_mix", num_copies, words_of_copies),
+        _stratum(table, "left_out_by_mix", left_out),
+        _stratum(table, "copied_by_mix", copied),
     ]
-    strata = [Stratum(kind=table.rows.kind, rule=rule, rows=rows, words=count) for rule, rows, count in lines if rows]
-    return [*strata, Stratum(kind=table.rows.kind, rule="kept", rows=table.num_kept, words=num_words)]
+    kept = _stratum(table, "kept", np.repeat(np.arange(len(table)), times_N))
+    return [*(stratum for stratum in strata if stratum["rows"]), kept]
+
+
+def _stratum(table: Table, rule: str, rows: Sequence[int] | np.ndarray) -> Stratum:
+    """The line of these rows, in which one may be several times."""
+    places = np.asarray(rows, np.int64)
+    stratum = Stratum(kind=table.rows.kind, rule=rule, rows=len(places), words=int(table.words_N[places].sum()))
+    if table.tokens_N is not None:
+        stratum["tokens"] = int(table.tokens_N[places].sum())
+    return stratum
 
 
 def lines_of_dropped(table: Table) -> Iterator[bytes]:
@@ -79,8 +93,8 @@ def metrics_of(tables: Sequence[Table]) -> dict[str, float | int | str | None]:
     }
     for table in tables:
         counts[f"{table.rows.kind}.train"] = table.num_kept
-        for rule, rows, _ in table.dropped_by_rule():
-            counts[f"dropped_{rule}"] = int(counts.get(f"dropped_{rule}") or 0) + rows
+        for rule, rows in table.dropped_by_rule():
+            counts[f"dropped_{rule}"] = int(counts.get(f"dropped_{rule}") or 0) + len(rows)
         for name, number in table.masked.items():
             counts[f"masked_{name}"] = int(counts.get(f"masked_{name}") or 0) + number
     return counts

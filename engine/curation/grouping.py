@@ -4,9 +4,10 @@ A group is all dialogs with the same first user message. Where that is the same 
 the system message holds what differs, and it counts too. Needs no torch.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+import numpy as np
 
 from data_schemas.formats import shorten
 from data_schemas.rows import Conversation, Message, PreferencePair, Prompt, group_of
@@ -17,30 +18,37 @@ LARGE_SHARE = 0.5  # of all dialogs in one group, from which on a warning names 
 NUM_CHARACTERS = 61  # of a first message in a warning
 
 
-def systems_tell_apart(dialogs: Sequence[Dialog]) -> bool:
+def systems_tell_apart(dialogs: Iterable[Dialog]) -> bool:
     """Whether all dialogs have the same first user message, and different system messages."""
-    if len({dialog.group_id for dialog in dialogs}) != 1:
-        return False
-    return len({group_of(messages_of(dialog), with_system=True) for dialog in dialogs}) > 1
+    groups: set[str] = set()
+    with_systems: set[str] = set()
+    for dialog in dialogs:
+        groups.add(dialog.group_id)
+        if len(groups) > 1:
+            return False
+        if len(with_systems) < 2:
+            with_systems.add(group_of(messages_of(dialog), with_system=True))
+    return len(with_systems) > 1
 
 
-def with_system_groups(dialogs: Sequence[DialogType]) -> list[DialogType]:
-    """The dialogs with groups in which the system message counts."""
-    return [
-        dialog.model_copy(update={"group_id": group_of(messages_of(dialog), with_system=True)}) for dialog in dialogs
-    ]
+def with_system_group(dialog: DialogType) -> DialogType:
+    """The dialog with a group in which the system message counts."""
+    return dialog.model_copy(update={"group_id": group_of(messages_of(dialog), with_system=True)})
 
 
-def describe_large_group(dialogs: Sequence[Dialog]) -> str:
-    """A line about the group that holds more than LARGE_SHARE of several dialogs; empty where there is none."""
-    if not dialogs:
+def describe_large_group(groups: Iterable[str], dialogs: Callable[[], Iterable[Dialog]]) -> str:
+    """A line about the group that holds more than LARGE_SHARE of several dialogs; empty where there is none.
+
+    `groups` has that of each dialog; `dialogs` reads them, where one of the group is needed.
+    """
+    hashes = np.fromiter(map(hash, groups), dtype=np.int64)
+    values, sizes = np.unique(hashes, return_counts=True)
+    if len(hashes) < 2 or sizes.max() <= LARGE_SHARE * len(hashes):
         return ""
-    ((group, size),) = Counter(dialog.group_id for dialog in dialogs).most_common(1)
-    if size == 1 or size <= LARGE_SHARE * len(dialogs):
-        return ""
-    messages = messages_of(next(dialog for dialog in dialogs if dialog.group_id == group))
+    group, size = int(values[sizes.argmax()]), int(sizes.max())
+    messages = messages_of(next(dialog for dialog in dialogs() if hash(dialog.group_id) == group))
     text = " ".join(next(message.content for message in messages if message.role == "user").split())
-    number = f"all {size}" if size == len(dialogs) else f"{size} of {len(dialogs)}"
+    number = f"all {size}" if size == len(hashes) else f"{size} of {len(hashes)}"
     shown = shorten(text, NUM_CHARACTERS)
     return f"{number} dialogs have the same first user message ({shown!r}), so they are on one side of the split"
 

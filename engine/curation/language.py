@@ -1,9 +1,11 @@
 """Rows in other languages than those that are wanted, by py3langid (the extra `data`). Needs no torch.
 
 Prompt and answers are judged apart, as a dialog can be asked in one language and answered in another. The rules abstain
-below 20 characters, of which nothing reliable can be told, outside blocks of code, and where the model is not sure.
+below 20 characters, of which nothing reliable can be told, outside blocks of code, where the model is not sure, and
+where the prompt speaks of languages in one of those that are wanted: a translation is no row in the wrong language.
 """
 
+import re
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Protocol
@@ -17,6 +19,22 @@ MAX_CHARACTERS = 160  # from the start: twice as many take twice the time, and c
 MIN_CONFIDENCE = 0.85
 NEAR_ENGLISH = "pcm"  # Nigerian Pidgin, for which the model takes English with rare words
 NO_LANGUAGE = "zxx"  # what the model says of formulas and addresses
+# By which a prompt speaks of languages, by the language that it is in.
+SPEAKS_OF_LANGUAGES = {
+    "de": "übersetz|sprache",
+    "en": r"\btranslat|\blanguages?\b|\b(?:arabic|bengali|bulgarian|cantonese|catalan|chinese|croatian|czech|danish"
+    r"|dutch|english|esperanto|estonian|finnish|french|german|greek|hebrew|hindi|hungarian|icelandic|indonesian|irish"
+    r"|italian|japanese|korean|latin|latvian|lithuanian|malay|mandarin|marathi|norwegian|persian|polish|portuguese"
+    r"|punjabi|romanian|russian|serbian|slovak|slovenian|spanish|swahili|swedish|tagalog|tamil|telugu|thai|turkish"
+    r"|ukrainian|urdu|vietnamese|welsh)\b",
+    "es": r"\btradu[cz]|\bidiomas?\b",
+    "fr": r"\btradui|\btraduction|\blangues?\b",
+    "it": r"\btradu[crz]|\blingu[ae]\b",
+    "ja": "翻訳|訳し|語に",
+    "ko": "번역|[가-힣]어로",
+    "pt": r"\btradu[zç]|\bidiomas?\b",
+    "zh": "翻译|译成|译为",
+}
 PROMPT, ANSWER = "prompt_language", "answer_language"
 
 
@@ -44,13 +62,16 @@ def language_rules(
         )
     known = wanted | {"", NO_LANGUAGE} | ({NEAR_ENGLISH} if "en" in wanted else set())
     shown = ",".join(sorted(wanted))
+    words = [SPEAKS_OF_LANGUAGES[language] for language in sorted(wanted & SPEAKS_OF_LANGUAGES.keys())]
+    speaks = re.compile("|".join(words) or "(?!)", re.IGNORECASE)
 
     def rule_of(name: str) -> Rule:
         def rule(content: Content) -> Finding | None:
             answers = content.answers[:1] if kind == "preferences" else content.answers
             for text in [content.prompt] if name == PROMPT else answers:
                 language, confidence = language_of(text)
-                if language not in known and confidence >= min_confidence:
+                is_wrong = language not in known and confidence >= min_confidence
+                if is_wrong and not speaks.search(content.prompt):
                     return Finding(name, language, shown)
             return None
 

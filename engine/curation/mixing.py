@@ -11,26 +11,34 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+Unit = Literal["tokens", "words"]
+
 
 @dataclass(frozen=True)
 class SourceShare:
-    """A line of the table of a mix."""
+    """A line of the table of a mix. Sizes are in tokens, or in words where no tokenizer counts them."""
 
     source: str
+    unit: Unit
     rows_before: int
-    tokens_before: int
-    share_before: float  # of all tokens
+    size_before: int
+    share_before: float  # of the size of all rows
     rows_after: int  # with copies
-    tokens_after: int
+    size_after: int
     share_after: float
 
     @property
     def epochs(self) -> float:
-        return self.tokens_after / self.tokens_before if self.tokens_before else 0.0
+        return self.size_after / self.size_before if self.size_before else 0.0
+
+    def __str__(self) -> str:
+        before = f"{self.rows_before:,} rows, {self.size_before:,} {self.unit}, {self.share_before:.1%}"
+        return f"{before} -> {self.rows_after:,} rows, {self.size_after:,} {self.unit}, {self.share_after:.1%}"
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,11 @@ def mix_rows(
     temperature: float = 1.0,
     max_epochs: Mapping[str, float] | float = 1.0,
     token_budget: int | None = None,
+    unit: Unit = "tokens",
     seed: int = 0,
 ) -> Mix:
-    """The copies of each row; `sources` may be tags as well. Without a budget, as many tokens as the rows have.
+    """The copies of each row; `sources` may be tags as well, and tokens words (`unit`). Without a budget, the mix has
+    as many as the rows have.
 
     A source without weight has 1. Where all sources are at their `max_epochs`, the mix is smaller than the budget.
     """
@@ -66,7 +76,7 @@ def mix_rows(
         rows = np.flatnonzero(of_source == number)
         order = rows[np.argsort([_place(seed, str(name), ids[int(row)]) for row in rows], kind="stable")]
         copies[order] = copies_of(tokens[order], float(targets[number]))
-    return Mix(copies, _table(names, of_source, tokens, copies))
+    return Mix(copies, _table(names, of_source, tokens, copies, unit))
 
 
 def divide(budget: float, shares: NDArray[np.float64], most: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,7 +119,11 @@ def _sums(of_source: NDArray[np.intp], values: NDArray[np.int64], num_sources: i
 
 
 def _table(
-    names: NDArray[np.str_], of_source: NDArray[np.intp], tokens: NDArray[np.int64], copies: NDArray[np.int64]
+    names: NDArray[np.str_],
+    of_source: NDArray[np.intp],
+    tokens: NDArray[np.int64],
+    copies: NDArray[np.int64],
+    unit: Unit,
 ) -> list[SourceShare]:
     def of_each(values: NDArray[np.int64]) -> list[int]:
         return _sums(of_source, values, len(names)).tolist()
@@ -118,6 +132,7 @@ def _table(
     return [
         SourceShare(
             str(name),
+            unit,
             rows_before,
             tokens_before,
             tokens_before / max(1, sum(before)),

@@ -3,22 +3,40 @@
 Needs no torch.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import digest
 from data_schemas.reading import read_prompts
 from data_schemas.sources import Source
 from data_schemas.text import shown
+from engine.curation.analysis import RowRule
 from engine.curation.arguments import CurateArguments
 from engine.curation.contamination import EvaluationIndex
 from engine.curation.content import Content, Finding, Kind, RawRow, Rule, content_of
 from engine.curation.dialog_rules import dialog_rules
 from engine.curation.document_rules import document_rules
+from engine.curation.dropping import Marks
 from engine.curation.language import language_rules
-from engine.curation.table import RowRule
-from engine.runtime.functions import find_function
+from engine.curation.table import Table
+from engine.runtime.functions import find_function, function_hash
+
+# The keys that decide what the rules for single rows find.
+ROW_KEYS = (
+    "row_rules",
+    "document_rules",
+    "dialog_rules",
+    "thresholds",
+    "languages",
+    "contamination_rules",
+    "contaminated_share",
+    "near_duplicates",
+    "mask_personal_data",
+)
 
 
 def of_content(rule: Rule) -> RowRule:
@@ -47,6 +65,29 @@ def own_rule(reference: str, function: Callable[[RawRow], Any]) -> RowRule:
     return rule
 
 
+def marks_of(reference: str, table: Table) -> Marks:
+    """The marks that a user's function gives rows of the table; nan for None.
+
+    Raises ConfigError where there is no such function, and, called, where it raises or returns something else.
+    """
+    function: Callable[[RawRow], Any] = find_function(reference)
+
+    def mark_of(index: int) -> float:
+        try:
+            mark = function(table.row(index))
+        except Exception as error:
+            place = table.rows.place(index)
+            raise ConfigError(f"{reference} raised {type(error).__name__}: {error}, on {place}") from None
+        if mark is None:
+            return math.nan
+        if isinstance(mark, bool) or not isinstance(mark, int | float) or not math.isfinite(mark):
+            place = table.rows.place(index)
+            raise ConfigError(f"{reference} returned {shown(mark)}; expected a number, or None, on {place}")
+        return float(mark)
+
+    return mark_of
+
+
 def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
     """The prompts of the evaluation sets, by the name of their file. None where there is none."""
     given = [*(arguments.evaluation_prompts or []), *(arguments.decontaminate_against or [])]
@@ -56,6 +97,22 @@ def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
         for name, prompts in sets.items()
     }
     return EvaluationIndex(texts, max_covered=arguments.contaminated_share) if texts else None
+
+
+def settings_of(
+    kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None, contract: Mapping[str, str] | None
+) -> str:
+    """A digest of all that the results of the rules for single rows depend on, besides the rows. `contract` is that of
+    the tokenizer that counts tokens."""
+    content = {
+        "kind": kind,
+        "keys": {name: getattr(arguments, name) for name in ROW_KEYS},
+        "functions": {reference: function_hash(reference) for reference in arguments.row_rules or []},
+        "evaluation": evaluation.digest if evaluation else "",
+        "contract": contract,
+        "languages": version("py3langid") if arguments.languages else "",
+    }
+    return digest(content)
 
 
 def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationIndex | None) -> list[RowRule]:

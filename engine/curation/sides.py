@@ -1,47 +1,55 @@
 """The rows of a run on their sides: training, validation, judge and evaluation. Needs no torch.
 
 No side contains a turn of an evaluation dialog: documents that contain an evaluation prompt are left out, and so are
-dialogs of another group that ask one in a later turn.
+dialogs of another group that ask one in a later turn. Rows stay on the disk (row_store.py) and pass one by one.
 """
 
+import itertools
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from pathlib import Path
+
+import numpy as np
 
 from data_schemas.errors import DataError
 from data_schemas.reading import BadRow
-from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row, tag_of
-from data_schemas.splitting import Place, Shares, assign, becomes_instruction, split_documents
-from engine.curation.contamination import (
-    most_frequent_causes,
-    without_documents_that_contain,
-    without_later_prompts,
+from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, tag_of
+from data_schemas.splitting import Place, Shares, assign, becomes_instruction
+from engine.curation.contamination import asked_later, contained, distinctive_texts, most_frequent_causes
+from engine.curation.grouping import (
+    DialogType,
+    describe_large_group,
+    messages_of,
+    systems_tell_apart,
+    with_system_group,
 )
-from engine.curation.grouping import DialogType, describe_large_group, systems_tell_apart, with_system_groups
+from engine.curation.row_store import RowStore, RowView
 from engine.runtime import progress
 
 log = logging.getLogger(__name__)
-RowType = TypeVar("RowType", bound=Row)
+DialogView = RowView[Conversation] | RowView[PreferencePair] | RowView[Prompt]
+AnyView = RowView[Document] | DialogView
+Files = Mapping[str, AnyView | Sequence[Prompt]]  # by name without ending
 
 
 @dataclass(frozen=True)
 class SourceRows:
     """The rows of each kind, and those that were set aside as bad."""
 
-    documents: list[Document]
-    conversations: list[Conversation]
-    pairs: list[PreferencePair]
-    prompts: list[Prompt]
-    evaluation_prompts: list[Prompt]
+    folder: Path  # where rows are kept while the stage runs
+    documents: RowView[Document]
+    conversations: RowView[Conversation]
+    pairs: RowView[PreferencePair]
+    prompts: RowView[Prompt]
+    evaluation_prompts: RowView[Prompt]
     bad: list[BadRow]
     notes: list[str]  # what a user should know of the files, one line each
 
     @property
-    def dialogs(self) -> list[Conversation | PreferencePair | Prompt]:
+    def dialogs(self) -> list[DialogView]:
         """The rows of all kinds but documents."""
-        return [*self.conversations, *self.pairs, *self.prompts, *self.evaluation_prompts]
+        return [self.conversations, self.pairs, self.prompts, self.evaluation_prompts]
 
 
 @dataclass(frozen=True)
@@ -52,142 +60,191 @@ class Split:
     evaluation_groups: frozenset[str]  # of the evaluation prompts that were given
 
     @classmethod
-    def of(cls, given: Sequence[Prompt], *, evaluation: float, judge: float, validation: float) -> "Split":
+    def of(cls, given: RowView[Prompt], *, evaluation: float, judge: float, validation: float) -> "Split":
         """The split by these shares of all groups. Where evaluation prompts are given, no others are held out by hash.
 
         Raises ConfigError where the shares leave nothing to train on.
         """
-        shares = Shares(0.0 if given else evaluation, judge, validation)
-        return cls(shares, frozenset(prompt.group_id for prompt in given))
+        shares = Shares(0.0 if len(given) else evaluation, judge, validation)
+        return cls(shares, frozenset(given.groups()))
 
-    def rows_on(self, side: Place, rows: Sequence[DialogType]) -> list[DialogType]:
-        """The rows whose dialogs are on this side."""
-        return [
-            row for row in rows if assign(row.group_id, self.shares, evaluation_groups=self.evaluation_groups) == side
-        ]
+    def sides(self, rows: RowView[DialogType]) -> dict[Place, RowView[DialogType]]:
+        """The rows on each side."""
+        found = (assign(group, self.shares, evaluation_groups=self.evaluation_groups) for group in rows.groups())
+        places = np.fromiter(map(SIDES.index, found), np.int8)
+        return {side: rows.at(places == number) for number, side in enumerate(SIDES)}
+
+
+SIDES: tuple[Place, ...] = ("evaluation", "judge", "judge_validation", "validation", "train")
 
 
 def tell_apart(rows: SourceRows) -> SourceRows:
     """The rows with groups by which they can be split: where all dialogs have the same first user message, the system
     message counts too. A note says where one group is still large."""
-    if systems_tell_apart(rows.dialogs):
+    groups = itertools.chain(*(kind.groups() for kind in rows.dialogs))
+    is_one_group = all(group == first for first in itertools.islice(groups, 1) for group in groups)
+    if is_one_group and systems_tell_apart(itertools.chain(*(kind.once() for kind in rows.dialogs))):
         rows = replace(
             rows,
-            conversations=with_system_groups(rows.conversations),
-            pairs=with_system_groups(rows.pairs),
-            prompts=with_system_groups(rows.prompts),
-            evaluation_prompts=with_system_groups(rows.evaluation_prompts),
+            conversations=_with_system_groups(rows, rows.conversations, Conversation),
+            pairs=_with_system_groups(rows, rows.pairs, PreferencePair),
+            prompts=_with_system_groups(rows, rows.prompts, Prompt),
+            evaluation_prompts=_with_system_groups(rows, rows.evaluation_prompts, Prompt),
         )
-    note = describe_large_group(rows.dialogs)
+    note = large_group(rows.dialogs)
     if note:
         log.warning("%s", note)
     return replace(rows, notes=[*rows.notes, *filter(None, [note])])
 
 
+def large_group(kinds: Sequence[DialogView]) -> str:
+    """As `describe_large_group`, of all rows of these kinds, with copies."""
+    counts = itertools.chain(*(zip(kind.groups(), kind.copies_N.tolist(), strict=True) for kind in kinds))
+    groups = (group for group, copies in counts for _ in range(copies))
+    return describe_large_group(groups, lambda: itertools.chain(*(kind.once() for kind in kinds)))
+
+
+def _with_system_groups(
+    rows: SourceRows, of_kind: RowView[DialogType], row_type: type[DialogType]
+) -> RowView[DialogType]:
+    store = RowStore(rows.folder, row_type)
+    for row, copies in of_kind.counts():
+        store.add(with_system_group(row), copies)
+    return store.view()
+
+
 def move_chosen_answers(rows: SourceRows, share: float) -> SourceRows:
     """Turns the pairs of a share of the groups into conversations with the chosen answer; adds prompts where there are
     none."""
-    moved = [becomes_instruction(pair.group_id, share) for pair in rows.pairs]
-    conversations = rows.conversations + [
-        Conversation(
-            messages=[*pair.prompt, *pair.chosen],
-            tools=pair.tools,
-            group_id=pair.group_id,
-            source="preferences.chosen",
-            **tag_of(pair),
-        )
-        for pair, is_moved in zip(rows.pairs, moved, strict=True)
-        if is_moved
-    ]
-    pairs = [pair for pair, is_moved in zip(rows.pairs, moved, strict=True) if not is_moved]
-    prompts = rows.prompts or prompts_of(conversations, pairs)
+    conversations, pairs = rows.conversations, rows.pairs
+    if share and len(pairs):
+        is_moved = np.array([becomes_instruction(group, share) for group in pairs.groups()], dtype=bool)
+        store = RowStore(rows.folder, Conversation)
+        for row, copies in conversations.counts():
+            store.add(row, copies)
+        for pair in pairs.at(is_moved):
+            store.add(_chosen_answer(pair))
+        conversations, pairs = store.view(), pairs.at(~is_moved)
+    prompts = rows.prompts if len(rows.prompts) else prompts_of(rows.folder, conversations, pairs)
     return replace(rows, conversations=conversations, pairs=pairs, prompts=prompts)
+
+
+def _chosen_answer(pair: PreferencePair) -> Conversation:
+    return Conversation(
+        messages=[*pair.prompt, *pair.chosen],
+        tools=pair.tools,
+        group_id=pair.group_id,
+        source="preferences.chosen",
+        **tag_of(pair),
+    )
 
 
 def hold_out(rows: SourceRows, split: Split, num_prompts: int) -> list[Prompt]:
     """The evaluation prompts: those that were given, else the prompts on the evaluation side of the split."""
-    return unique(rows.evaluation_prompts or split.rows_on("evaluation", rows.prompts))[:num_prompts]
+    given = rows.evaluation_prompts
+    found = given if len(given) else split.sides(rows.prompts)["evaluation"]
+    return list(unique(found).first(num_prompts))
 
 
 @progress.activity("looking for evaluation prompts in the rows")
 def decontaminate(rows: SourceRows, evaluation: Sequence[Prompt]) -> tuple[SourceRows, int, int]:
     """The rows without those that contain an evaluation prompt, and the numbers of documents and dialogs left out."""
-    documents, bad_documents = without_documents_that_contain(rows.documents, evaluation)
-    conversations, bad_conversations = without_later_prompts(rows.conversations, evaluation)
-    pairs, bad_pairs = without_later_prompts(rows.pairs, evaluation)
-    prompts, bad_prompts = without_later_prompts(rows.prompts, evaluation)
+    texts = distinctive_texts(evaluation)
+    has_prompt = np.array([bool(found) for found in contained(rows.documents.once(), evaluation)], dtype=bool)
+    documents, bad_documents = rows.documents.at(~has_prompt), rows.documents.at(has_prompt)
+    conversations, bad_conversations = _without_later(rows.conversations, texts)
+    pairs, bad_pairs = _without_later(rows.pairs, texts)
+    prompts, bad_prompts = _without_later(rows.prompts, texts)
     notes = list(rows.notes)
-    dialogs = [row for _, row in (*bad_conversations, *bad_pairs)]
-    texts = [document for _, document in bad_documents]
-    if dialogs or texts:
-        causes = most_frequent_causes(evaluation, dialogs=dialogs, documents=texts)
+    num_dialogs = len(bad_conversations) + len(bad_pairs)
+    if num_dialogs or len(bad_documents):
+        dialogs = itertools.chain(bad_conversations, bad_pairs)
+        causes = most_frequent_causes(evaluation, dialogs=dialogs, documents=bad_documents)
         notes.append(
-            f"left out: {len(dialogs)} of {len(rows.conversations) + len(rows.pairs)} dialogs that ask an evaluation "
-            f"prompt in a later turn, {len(texts)} of {len(rows.documents)} documents that contain one; most because "
-            f"of {causes}"
+            f"left out: {num_dialogs} of {len(rows.conversations) + len(rows.pairs)} dialogs that ask an evaluation "
+            f"prompt in a later turn, {len(bad_documents)} of {len(rows.documents)} documents that contain one; most "
+            f"because of {causes}"
         )
         log.warning("%s", notes[-1])
     clean = replace(rows, documents=documents, conversations=conversations, pairs=pairs, prompts=prompts, notes=notes)
-    return clean, len(bad_documents), len(bad_conversations) + len(bad_pairs) + len(bad_prompts)
+    return clean, len(bad_documents), num_dialogs + len(bad_prompts)
 
 
-def check_sides(rows: SourceRows, files: Mapping[str, Sequence[Row]], *, needs_prompts: bool) -> None:
+def _without_later(rows: RowView[DialogType], texts: set[str]) -> tuple[RowView[DialogType], RowView[DialogType]]:
+    """The dialogs that ask none of the texts in a user turn after the first, and the others. Dialogs that begin with
+    one are on the evaluation side of the split already."""
+    asks = rows.has_later_turns_N()
+    asks[asks] = rows.at(asks).mask(lambda row: bool(asked_later(messages_of(row), texts)))
+    return rows.at(~asks), rows.at(asks)
+
+
+def check_sides(rows: SourceRows, files: Mapping[str, Sized], *, needs_prompts: bool) -> None:
     """Raises DataError where every row is set aside, or where one first user message leaves a side without rows."""
-    if rows.bad and not rows.documents and not rows.dialogs:
+    if rows.bad and not len(rows.documents) and not any(map(len, rows.dialogs)):
         first = rows.bad[0]
         raise DataError(f"all {len(rows.bad)} rows are set aside; the first: {first.file}:{first.line}: {first.reason}")
     train = ("instructions.train", "preferences.train", "prompts.train", "documents.train")
-    dialogs = [*rows.conversations, *rows.pairs] or rows.dialogs  # a prompt of a dialog is no dialog more
-    large_group = describe_large_group(dialogs)
     has_prompts = bool(files["evaluation_prompts"]) or not needs_prompts
-    if large_group.startswith("all ") and not (has_prompts and any(files[name] for name in train)):
+    if has_prompts and any(len(files[name]) for name in train):
+        return
+
+    # A prompt of a dialog is no dialog more.
+    is_given = len(rows.conversations) or len(rows.pairs)
+    described = large_group([rows.conversations, rows.pairs] if is_given else rows.dialogs)
+    if described.startswith("all "):
         raise DataError(
-            f"{large_group}, and the other sides have no row; expected rows with different first user messages (or "
+            f"{described}, and the other sides have no row; expected rows with different first user messages (or "
             "different system messages, if only these differ)"
         )
 
 
-def split_rows(
-    rows: SourceRows, evaluation: Sequence[Prompt], split: Split, validation_share: float
-) -> dict[str, Sequence[Row]]:
+def split_rows(rows: SourceRows, evaluation: Sequence[Prompt], split: Split, validation_share: float) -> Files:
     """The rows of every file that the stage writes, by the file's name without its ending.
 
-    Copies of a row, from a source with a share above 1, are the same object. They are trained on and not held out.
+    Copies of a row, from a source with a share above 1, are trained on and not held out.
     """
-    # A text that occurs more than once is written once. Documents are split by their texts, not by a group.
-    by_text = {document.text: document for document in rows.documents}
-    train_documents, validation_documents = split_documents(by_text.values(), validation_share=validation_share)
-    copies = Counter(map(id, rows.documents))
+    documents, is_held_out = _split_documents(rows.documents, validation_share)
+    conversations, pairs, prompts = split.sides(rows.conversations), split.sides(rows.pairs), split.sides(rows.prompts)
     return {
-        "documents.train": [document for document in train_documents for _ in range(copies[id(document)])],
-        "documents.validation": validation_documents,
-        "instructions.train": split.rows_on("train", rows.conversations),
-        "instructions.validation": without_copies(split.rows_on("validation", rows.conversations)),
-        "preferences.train": split.rows_on("train", rows.pairs),
-        "preferences.validation": split.rows_on("validation", rows.pairs),
-        "preferences.judge": split.rows_on("judge", rows.pairs),
-        "preferences.judge_validation": split.rows_on("judge_validation", rows.pairs),
-        "prompts.train": unique(split.rows_on("train", rows.prompts)),
-        "prompts.validation": unique(split.rows_on("validation", rows.prompts)),
+        "documents.train": documents.at(~is_held_out),
+        "documents.validation": documents.at(is_held_out).single(),
+        "instructions.train": conversations["train"],
+        "instructions.validation": conversations["validation"].single(),
+        "preferences.train": pairs["train"],
+        "preferences.validation": pairs["validation"],
+        "preferences.judge": pairs["judge"],
+        "preferences.judge_validation": pairs["judge_validation"],
+        "prompts.train": unique(prompts["train"]),
+        "prompts.validation": unique(prompts["validation"]),
         "evaluation_prompts": evaluation,
     }
 
 
-def prompts_of(conversations: Sequence[Conversation], pairs: Sequence[PreferencePair]) -> list[Prompt]:
+def _split_documents(documents: RowView[Document], validation_share: float) -> tuple[RowView[Document], np.ndarray]:
+    """The different documents, in their order, and whether each is held out. They are split by their texts, not by a
+    group; a text that occurs more than once is written once, as often as its last occurrence counts."""
+    keys = documents.keys_N
+    _, firsts, of_key = np.unique(keys, return_index=True, return_inverse=True)
+    lasts = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
+    firsts.sort()
+    different = documents.at(firsts).counted(documents.copies_N[lasts[of_key[firsts]]])
+    shares = Shares(evaluation=0.0, validation=validation_share)
+    return different, different.mask(lambda document: assign(document.text, shares) == "validation")
+
+
+def prompts_of(folder: Path, conversations: RowView[Conversation], pairs: RowView[PreferencePair]) -> RowView[Prompt]:
     """The prompts of the other rows: that of each pair, and each conversation up to its last answer."""
-    prompts = [Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id, **tag_of(pair)) for pair in pairs]
-    for row in conversations:
+    store = RowStore(folder, Prompt)
+    for pair, copies in pairs.counts():
+        store.add(Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id, **tag_of(pair)), copies)
+    for row, copies in conversations.counts():
         before = list(row.messages[:-1])
         if before and before[-1].role in ("user", "tool"):
-            prompts.append(Prompt(prompt=before, tools=row.tools, group_id=row.group_id, **tag_of(row)))
-    return prompts
+            store.add(Prompt(prompt=before, tools=row.tools, group_id=row.group_id, **tag_of(row)), copies)
+    return store.view()
 
 
-def without_copies(rows: Sequence[RowType]) -> list[RowType]:
-    """Each object once, in order. Equal rows of a file are different objects and stay."""
-    return list({id(row): row for row in rows}.values())
-
-
-def unique(prompts: Sequence[Prompt]) -> list[Prompt]:
+def unique(prompts: RowView[Prompt]) -> RowView[Prompt]:
     """Each prompt once, in the order of the ids, so that the first prompts do not depend on the order of the files."""
-    return [prompt for _, prompt in sorted({prompt.prompt_id: prompt for prompt in prompts}.items())]
+    keys = prompts.keys_N
+    return prompts.at(len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]).single()

@@ -1,48 +1,23 @@
 """What curation knows of the rows of one kind: an entry a row, and no text. Legend: N = rows.
 
-`analyse` reads every row once, in parallel on all cores, and applies the rules that look at a single row. What compares
-rows (duplicates, quality, phrases, the mix) works on the table, and reads back only the rows that it needs.
+analysis.py fills it, reading every row once. What compares rows (duplicates, quality, phrases, the mix) works on the
+table, and reads back only the rows that it needs.
 """
 
 import json
-import multiprocessing
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_schemas.errors import ConfigError, DataError
-from engine.curation.contamination import EvaluationIndex, Seen
-from engine.curation.content import Content, Finding, RawRow, content_of, row_id
-from engine.curation.duplicates import SignatureIndex, content_key
-from engine.curation.mixing import SourceShare
+from engine.curation.content import Content, Finding, RawRow, content_of
+from engine.curation.duplicates import SignatureIndex
+from engine.curation.mixing import SourceShare, Unit
 from engine.curation.row_files import RowFiles
-from engine.runtime import process, progress, world
+from engine.curation.row_results import RowResults
 
-ROWS_OF_A_CHUNK = 2_000
 Change = Callable[[RawRow], tuple[RawRow, Counter[str]]]  # a changed row, and what was changed in it, counted by kind
-RowRule = Callable[[RawRow, Content], Finding | None]  # a rule that looks at one row
-
-
-@dataclass
-class Chunk:
-    """What was found out about consecutive rows."""
-
-    ids: list[str]
-    keys: list[bytes]
-    words: list[int]
-    scores: list[float]
-    difficulties: list[float]
-    sources: list[str]
-    tags: list[str]
-    findings: dict[int, Finding]
-    bands: np.ndarray | None  # of the rows' texts, see SignatureIndex
-    seen: Seen | None  # of the evaluation sets
-    masked: Counter[str] = field(default_factory=Counter)
-    changed: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -54,6 +29,7 @@ class Table:
     keys: list[bytes] = field(default_factory=list)  # equal for exact duplicates
     signatures: SignatureIndex | None = None  # where near duplicates are looked for
     words_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # in the text that rules see
+    tokens_N: np.ndarray | None = None  # after the chat template, where a tokenizer is given
     score_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # reward; nan where the row has none
     difficulty_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # spread of the rewards; nan likewise
     sources: list[str] = field(default_factory=list)  # the step or file that a row is from
@@ -64,6 +40,8 @@ class Table:
     change: Change | None = None  # what is done to every row before the rules see it
     changed: set[int] = field(default_factory=set)  # the rows that differ from their file's line
     masked: Counter[str] = field(default_factory=Counter)  # pieces of personal data, by kind
+    results: RowResults | None = None  # of the rules that look at one row, where they are kept for a later step
+    num_reused: int = 0  # rows whose results are those of an earlier step
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,13 +64,22 @@ class Table:
         """The rows that are written, with copies."""
         return len(self) - len(self.findings) + sum(copies - 1 for copies in self.copies.values())
 
-    def dropped_by_rule(self) -> list[tuple[str, int, int]]:
-        """Each rule with the rows and words that it dropped, the one that dropped most rows first."""
-        rows, words = Counter[str](), Counter[str]()
+    @property
+    def unit(self) -> Unit:
+        """What the size of a row is counted in."""
+        return "words" if self.tokens_N is None else "tokens"
+
+    @property
+    def size_N(self) -> np.ndarray:
+        """The size of each row, in `unit`."""
+        return self.words_N if self.tokens_N is None else self.tokens_N
+
+    def dropped_by_rule(self) -> list[tuple[str, list[int]]]:
+        """Each rule with the rows that it dropped, the one that dropped most rows first."""
+        rows: dict[str, list[int]] = defaultdict(list)
         for index, finding in self.findings.items():
-            rows[finding.rule] += 1
-            words[finding.rule] += int(self.words_N[index])
-        return [(rule, count, words[rule]) for rule, count in rows.most_common()]
+            rows[finding.rule].append(index)
+        return sorted(rows.items(), key=lambda item: -len(item[1]))
 
     def is_of_a_policy(self, index: int) -> bool:
         """Whether a policy wrote the row's answer: its source is a step of a round."""
@@ -116,105 +103,5 @@ class Table:
         return content_of(self.rows.kind, self.row(index))
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """What is done with each row."""
-
-    rules: Sequence[RowRule]
-    evaluation: EvaluationIndex | None = None  # counts what its rules, which are among the others, see
-    near_duplicates: float | None = None  # the similarity from which almost equal rows are looked for
-    change: Change | None = None  # what is done to the row before
-
-
-def analyse(rows: RowFiles, analysis: Analysis) -> Table:
-    """The table of the rows, after the rules that look at one row each; the first one that finds something counts.
-
-    Raises DataError for a line that is no stored row, and for a rule that raises, with the row's place.
-    """
-    global _work
-    _work = (rows, analysis)  # the worker processes inherit it
-    ranges = [range(at, min(at + ROWS_OF_A_CHUNK, len(rows))) for at in range(0, len(rows), ROWS_OF_A_CHUNK)]
-    table = Table(rows, signatures=_signatures(analysis), change=analysis.change)
-    chunks: list[Chunk] = []
-    for of_rows, chunk in zip(ranges, _chunks(ranges), strict=True):
-        chunks.append(chunk)
-        table.findings.update(chunk.findings)
-        table.masked.update(chunk.masked)
-        table.changed.update(chunk.changed)
-        if table.signatures is not None and chunk.bands is not None:
-            table.signatures.extend(chunk.bands)
-            chunk.bands = None
-        if analysis.evaluation is not None and chunk.seen is not None:
-            analysis.evaluation.add(chunk.seen)
-            chunk.seen = None
-        progress.advance(len(of_rows))
-    known: dict[str, str] = {}  # equal names are one object, whichever process they are from
-    for chunk in chunks:
-        table.ids += chunk.ids
-        table.keys += chunk.keys
-        table.sources += [known.setdefault(name, name) for name in chunk.sources]
-        table.tags += [known.setdefault(name, name) for name in chunk.tags]
-    table.words_N = np.concatenate([np.array(chunk.words, np.int32) for chunk in chunks] or [table.words_N])
-    table.score_N = np.concatenate([np.array(chunk.scores) for chunk in chunks] or [table.score_N])
-    table.difficulty_N = np.concatenate([np.array(chunk.difficulties) for chunk in chunks] or [table.difficulty_N])
-    return table
-
-
-_work: tuple[RowFiles, Analysis]
-
-
-def _chunks(ranges: Sequence[range]) -> Iterator[Chunk]:
-    """The chunks in order; on several processes where there is more than one chunk."""
-    num_workers = min(len(world.available_cores()), len(ranges))
-    if num_workers < 2:
-        yield from map(_analyse_chunk, ranges)
-        return
-    forked = multiprocessing.get_context("fork")
-    parent = {"initializer": process.end_with_the_parent, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(num_workers, mp_context=forked, **parent) as pool:
-        yield from pool.map(_analyse_chunk, ranges)
-
-
-def _analyse_chunk(indices: range) -> Chunk:
-    rows, analysis = _work
-    chunk = Chunk([], [], [], [], [], [], [], {}, None, None)
-    signatures = _signatures(analysis)
-    for index in indices:
-        row = rows.row(index)
-        try:
-            if analysis.change is not None:
-                row, masked = analysis.change(row)
-                chunk.masked.update(masked)
-                chunk.changed += [index] if masked else []
-            content = content_of(rows.kind, row)
-            finding = next(filter(None, (rule(row, content) for rule in analysis.rules)), None)
-        except ConfigError as error:
-            raise ConfigError(f"{error}, on {rows.place(index)}") from None
-        except (KeyError, TypeError, AttributeError):
-            raise DataError(f"{rows.place(index)} is not a stored row of {rows.kind}") from None
-        chunk.ids.append(row_id(row))
-        chunk.keys.append(content_key(content.text))
-        if signatures is not None:
-            signatures.add(content.text)
-        chunk.words.append(len(content.text.split()))
-        chunk.scores.append(_number(row.get("score")))
-        chunk.difficulties.append(_number(row.get("difficulty")))
-        chunk.sources.append(str(row.get("source") or rows.paths[rows.file_of(index)].name))
-        chunk.tags.append(content.tag)
-        if finding is not None:
-            chunk.findings[index] = finding
-    chunk.bands = signatures.bands() if signatures is not None else None
-    chunk.seen = analysis.evaluation.take() if analysis.evaluation is not None else None
-    return chunk
-
-
 def _line_of(row: RawRow) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def _signatures(analysis: Analysis) -> SignatureIndex | None:
-    return SignatureIndex(analysis.near_duplicates) if analysis.near_duplicates else None
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")

@@ -10,11 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from engine.judging.groups import lowest_gains
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.keys import key_field
 
 Rule = Literal[
-    "min_gain", "min_win_rate", "max_length_growth", "max_unfinished", "max_kl", "overoptimised", "max_task_fall"
+    "min_gain",
+    "min_win_rate",
+    "max_tag_fall",
+    "max_length_growth",
+    "max_unfinished",
+    "max_kl",
+    "overoptimised",
+    "max_task_fall",
 ]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Metrics = Mapping[str, float | int | str | None]
@@ -29,6 +37,12 @@ class GateArguments(GenerationArguments):
     )
     gate_min_win_rate: float | None = key_field(
         None, "accept when at least this share of the answers wins", minimum=0, maximum=1
+    )
+    gate_max_tag_fall: float | None = key_field(
+        None,
+        "accept when the judge's mean of no tag of the prompts falls by more than this, with 95 % confidence",
+        omitted_at_default=True,
+        minimum=0,
     )
     gate_max_length_growth: float | None = key_field(
         None, "accept when mean answer tokens grow by at most this factor", above=0
@@ -80,6 +94,11 @@ def _apply_rules(metrics: Metrics, arguments: GateArguments) -> Iterator[tuple[R
         rate = _number(metrics, "win_rate_vs_best")
         holds = rate >= limit
         yield "min_win_rate", holds, f"win rate {rate:.3f} {'>=' if holds else '<'} {limit:g}"
+    if (limit := arguments.gate_max_tag_fall) is not None:
+        for tag, of_tag, low in lowest_gains(metrics, "tag"):
+            holds = low >= -limit
+            numbers = f"gain on {tag} {of_tag:.3f}, at least {low:.3f} {'>=' if holds else '<'} {-limit:g}"
+            yield "max_tag_fall", holds, numbers
     at_most: tuple[tuple[Rule, str, str, float | None], ...] = (
         ("max_length_growth", "length x", "length_growth", arguments.gate_max_length_growth),
         ("max_unfinished", "unfinished ", "unfinished_share", arguments.gate_max_unfinished),

@@ -45,6 +45,11 @@ def package_hash(reference: str) -> str | None:
     return source_hash(reference, folder) if is_in_package else None
 
 
+def function_hash(reference: str) -> str:
+    """The hash of the module or package that the function of `module:function` is in."""
+    return source_hash(reference, _recipe_folder())
+
+
 def _recipe_folder() -> Path:
     return Path(os.environ.get("ALIGNLOOP_FUNCTION_PATH", ".")).absolute()
 

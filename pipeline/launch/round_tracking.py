@@ -59,7 +59,8 @@ def make_request(run: Run, evaluation: Step) -> TrackedRound:
         "name": run.recipe.name,
         "round": evaluation.round,
         "rounds": [
-            {name: value for name, value in row.items() if name != "reasons"} for row in content.get("rounds", [])
+            {name: value for name, value in row.items() if not isinstance(value, dict)}  # as reasons
+            for row in content.get("rounds", [])
         ],
         "samples": samples,
         "page": str(page) if page.is_file() else None,

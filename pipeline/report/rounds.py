@@ -26,6 +26,12 @@ ROWS: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "SFT eval loss": lambda row: number(row["sft_eval_loss"]),
     "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
 }
+# For each tag of the evaluation prompts, where they have tags.
+ROWS_OF_A_TAG: Mapping[str, str] = {
+    "judge's mean": "judge_mean",
+    "gain vs first": "score_gain_vs_first",
+    "wins vs first": "win_rate_vs_first",
+}
 # Of an LLM judge or a baseline; shown beside the row of this name where a round has them.
 OPTIONAL_ROWS: Mapping[str, Mapping[str, str]] = {
     "wins vs first": {"at equal length": "lc_win_rate_vs_first"},
@@ -53,7 +59,19 @@ def rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:
         for optional, metric in OPTIONAL_ROWS.get(name, {}).items():
             if any(row.get(metric) is not None for row in summary["rounds"]):
                 yield optional, [_interval(row, metric) for row in summary["rounds"]]
+    by_tag = [_by_tag(row) for row in summary["rounds"]]
+    for tag in sorted({tag for of_round in by_tag for tag in of_round}):
+        for name, metric in ROWS_OF_A_TAG.items():
+            yield f"{name}: {printable(tag)}", [_interval(of_round.get(tag, {}), metric) for of_round in by_tag]
     yield from _task_rows(summary)
+
+
+def _by_tag(row: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
+    """The numbers of a round by the evaluation prompts' tags. Raises nothing for a damaged summary."""
+    found = row.get("by_tag")
+    if not isinstance(found, dict):
+        return {}
+    return {str(tag): numbers for tag, numbers in found.items() if isinstance(numbers, dict)}
 
 
 def _task_rows(summary: Summary) -> Iterator[tuple[str, list[str]]]:

@@ -20,6 +20,7 @@ from pipeline.state.samples import SampleAnswer, is_judged, samples_of
 from pipeline.steps import Step, source_steps
 
 SUMMARY = "summary.json"
+TAGGED = "tag/"  # how the names of an evaluation's numbers by tag begin, see engine/judging/groups.py
 
 
 class StepEntry(TypedDict):
@@ -73,8 +74,9 @@ class Summary(TypedDict):
     name: str
     state: str
     steps: list[StepEntry]
-    # `round` (null where there are no rounds), `policy`, the columns that stages declare, `reasons` for nulls, and
-    # `tasks` where policies are evaluated on tasks: the numbers of every task, by the names of the step's record
+    # `round` (null where there are no rounds), `policy`, the columns that stages declare, `reasons` for nulls, `by_tag`
+    # where the prompts have tags, and `tasks` where policies are evaluated on tasks: the numbers of every task, by the
+    # names of the step's record
     rounds: list[dict[str, object]]
     best_policy: BestEntry | None
     samples: NotRequired[list[SampleAnswer]]  # only of an evaluation without a judge
@@ -224,13 +226,25 @@ def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, Ste
             skipped = states[evaluation.name].state == "skipped"
             why = states[evaluation.name].why if skipped else _reason(section, metric, artifacts, evaluation)
             reasons[column] = why
-    tasks = artifacts.get("evaluate_tasks")
+    judged, tasks = artifacts.get(evaluation.section), artifacts.get("evaluate_tasks")
+    by_tag = metrics_by_tag(judged.metrics) if judged else {}
+    row |= {"by_tag": by_tag} if by_tag else {}
     if tasks is None:
         return row | {"reasons": reasons}
-    own, judged = tasks.metrics, artifacts.get(evaluation.section)
+    own = tasks.metrics
     to_best = {name: value for name, value in judged.metrics.items() if "_vs_best" in name} if judged else {}
     to_best = {name: value for name, value in to_best.items() if name.partition("_vs_")[0] in own}
     return row | {"tasks": own | to_best, "reasons": reasons}
+
+
+def metrics_by_tag(metrics: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """The numbers of an evaluation by its prompts' tags: tag -> metric -> number."""
+    found: dict[str, dict[str, object]] = {}
+    for name, value in metrics.items():
+        if name.startswith(TAGGED):
+            tag, _, metric = name.removeprefix(TAGGED).rpartition("/")
+            found.setdefault(tag, {})[metric] = value
+    return found
 
 
 def columns() -> list[tuple[str, str, str]]:

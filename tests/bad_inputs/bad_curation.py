@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from data_schemas import key_rules
+from tests.bad_inputs.bad_models import model
 from tests.bad_inputs.cases import Call, Case, Place
 
 RULES = """
 def broken(row): raise KeyError("a\\nb")
 def number(row): return 3
+def text(row): return "3"
 """
 
 
@@ -30,6 +32,11 @@ def curate(rows: list[Any] | None = None, **keys: Any) -> Callable[[Place], Call
 def without_py3langid(place: Place) -> Call:
     place.patch.setattr(key_rules, "is_installed", lambda package: False)
     return curate(languages=["en"])(place)
+
+
+def curate_with_tokenizer(place: Place) -> Call:
+    model(place, "base", kind="tiny_base")
+    return curate(tokenizer="base")(place)
 
 
 def varied(synonyms: Callable[[Place], Any]) -> Callable[[Place], Call]:
@@ -85,6 +92,42 @@ CASES = [
         "embeddings by a base that is pretrained later",
         in_recipe("curate={semantic_duplicates: 0.9}", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
         "curate: semantic_duplicates: embedding_model is missing: the folder of a model",
+    ),
+    Case(
+        "marks without the mark to keep",
+        curate(mark_function="rules:number"),
+        "top_mark is missing: mark_function gives the marks, and top_mark is the one that is kept",
+    ),
+    Case(
+        "marks by a broken function",
+        curate(mark_function="rules:broken", top_mark=3),
+        "rules:broken raised KeyError: 'a\\nb', on HERE/rows.jsonl:1",
+    ),
+    Case(
+        "marks that are text",
+        curate(mark_function="rules:text", top_mark=3),
+        "rules:text returned '3'; expected a number, or None, on HERE/rows.jsonl:1",
+    ),
+    Case(
+        "a budget of tokens without a tokenizer",
+        curate(mix_tokens=9),
+        "mix_tokens: tokenizer is missing: the folder of a model whose tokenizer counts them",
+    ),
+    Case(
+        "budgets of words and of tokens",
+        curate(mix_tokens=9, mix_words=9, tokenizer="model"),
+        "mix_words and mix_tokens are both given: a mix has a budget of words, or of tokens; leave one out",
+    ),
+    Case(
+        "tokens without a chat template",
+        curate_with_tokenizer,
+        "tokenizer: base has no chat template, which the tokens of instructions depend on; give the model that",
+    ),
+    Case("no earlier results", curate(earlier_results="gone.bin"), "gone.bin does not exist"),
+    Case(
+        "earlier results that are rows",
+        curate(earlier_results="rows.jsonl"),
+        "rows.jsonl is no file of results by row; expected the output `results` of a step of curation",
     ),
     Case("no file of synonyms", varied(lambda place: "gone.txt"), "gone.txt does not exist"),
     Case(

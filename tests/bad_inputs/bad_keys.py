@@ -39,6 +39,7 @@ LIMITS = [
     ("evaluate_policy", "--gate_min_win_rate 1.1", "gate_min_win_rate=1.1: expected a number 0 or more, at most 1"),
     ("evaluate_policy", "--gate_max_length_growth 0", "gate_max_length_growth=0.0: expected a number above 0"),
     ("evaluate_policy", "--gate_max_unfinished -1", "gate_max_unfinished=-1.0: expected a number 0 or more, at most 1"),
+    ("evaluate_policy", "--gate_max_tag_fall -1", "gate_max_tag_fall=-1.0: expected a number 0 or more"),
     ("evaluate_policy", "--gate_max_kl -1", "gate_max_kl=-1.0: expected a number 0 or more"),
     ("dpo", "--max_similarity 1.5", "max_similarity=1.5: expected a number 0 or more, at most 1"),
     ("dpo", "--beta 0", "beta=0.0: expected a number above 0"),

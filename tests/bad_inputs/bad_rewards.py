@@ -1,4 +1,4 @@
-"""Bad rewards, prompts and guards, given to the stage rl."""
+"""Bad rewards, prompts and guards, given to the stage rl, and to the evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +53,17 @@ def of_reward(function: str, says: str) -> Case:
     return Case(f"reward {function}", rl(reward_functions=[f"rewards:{function}"]), says)
 
 
+def evaluation(**keys: Any) -> Callable[[Place], Call]:
+    def make(place: Place) -> Call:
+        model(place)
+        place.write("rewards.py", REWARDS)
+        prompts = place.write("prompts.jsonl", [{"prompt": f"question {n}", "tag": "math"} for n in range(4)])
+        given = {"prompts": [prompts], "model_name_or_path": "model", "judge_function": "rewards:length"}
+        return place.stage("evaluate_policy", **given | keys)
+
+    return make
+
+
 CASES = [
     of_reward("nan", "False) gave nan, expected a finite number"),
     of_reward("nothing", "False) gave None, expected a finite number"),
@@ -83,5 +94,10 @@ CASES = [
         "KL budget that is spent already",
         rl(before=other_policy, reference_model="other", kl_budget=0.1, max_completion_length=8),
         "kl_budget=0.1 is spent before the first step: the policy is already ",
+    ),
+    Case(
+        "a condition for tags that have few prompts",
+        evaluation(gate_max_tag_fall=0.1),
+        "gate_max_tag_fall=0.1: no tag has 10 of the 4 evaluation prompts or more; give the prompts a column tag, or",
     ),
 ]

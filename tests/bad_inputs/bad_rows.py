@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_schemas.line_files import JSONLines
 from tests.bad_inputs.cases import Call, Case, Place
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -356,7 +357,20 @@ def set_aside_alone(place: Place) -> Call:
     return place.stage("prepare_data", instructions=["rows.jsonl"], on_bad_row="set_aside")
 
 
+def growing_file(place: Place) -> Call:
+    """Another program appends to the file after its lines were counted."""
+    path = place.write("growing.jsonl", [{"text": "a"}])
+    lines = JSONLines(path)
+    place.write("growing.jsonl", [{"text": "a"}, {"text": "b"}])
+    return place.function(lines.check_unchanged)
+
+
 CASES = [
+    Case(
+        "a file that grows while it is read",
+        growing_file,
+        "HERE/growing.jsonl changed while it was read; run again once it is complete",
+    ),
     *(of_row(*row) for row in ROWS),
     *(of_file(*file) for file in FILES),
     of_recipe("none.jsonl", b"", "data.instructions: HERE/none.jsonl is empty: it has no rows"),

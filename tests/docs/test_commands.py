@@ -32,6 +32,8 @@ UNTRIED = {
     "docker build": "needs Docker; tests/test_image.py reads the Dockerfile",
     "docker run": "needs Docker; tests/test_image.py reads the Dockerfile",
     "pip install": "installs from a package index",
+    "/opt/datatrove/bin/pip install": "installs from a package index",
+    "python3 -m venv /opt/datatrove": "writes outside of the test's folder",
     "/opt/vllm/bin/pip install": "installs from a package index",
     "python3 -m venv /opt/vllm": "writes outside of the test's folder",
     "source .venv/bin/activate": "belongs to the shell",

@@ -346,6 +346,7 @@ def test_a_section_curate_stands_between_the_files_and_what_trains_on_them(plan)
     winners, human = both("round-2.rejection_sampling", "winners"), both("prepare_data", "instructions")
     assert steps["round-2.curate_sft"].inputs == {
         "instructions": [winners[0], Output("curate", "instructions.train")],
+        "earlier_results": [Output("round-1.curate_sft", "results")],
         **held_out,
     }
     assert steps["round-2.sft"].inputs["train_data"] == [Output("round-2.curate_sft", "instructions.train")]
@@ -365,6 +366,21 @@ def test_rows_are_embedded_by_the_base_unless_a_section_names_a_model(plan, tmp_
     named = plan(f"curate={{semantic_duplicates: 0.9, embedding_model: {base.path}}}")["curate"]
     assert named.inputs["embedding_model"] == [base]
     assert "embedding_model" not in plan("curate={}")["curate"].inputs
+
+
+def test_tokens_are_counted_by_the_prepared_base_and_a_round_reads_the_results_of_the_one_before(plan, tmp_path):
+    steps = plan("curate={mix_tokens: 100}", "curate_sft={mix_tokens: 100}")
+    assert steps["curate"].inputs["tokenizer"] == steps["round-1.curate_sft"].inputs["tokenizer"] == [BASE]
+    names = list(steps)
+    assert names.index("prepare_base") < names.index("curate") < names.index("round-0.sft")
+    assert "earlier_results" not in steps["round-1.curate_sft"].inputs
+    assert steps["round-2.curate_sft"].inputs["earlier_results"] == [Output("round-1.curate_sft", "results")]
+    last = max(int(name.split(".")[0].removeprefix("round-")) for name in steps if name.endswith("curate_sft"))
+    keeps = {name: step.keys.get("keep_results") for name, step in steps.items() if step.section == "curate_sft"}
+    assert keeps == {f"round-{number}.curate_sft": number < last for number in range(1, last + 1)}
+    base = Model(str(tmp_path / "work" / "base"))
+    steps = plan("curate={mix_tokens: 100}", "pretrain={}", "data.documents=texts.txt")
+    assert steps["curate"].inputs["tokenizer"] == [base]  # a pretrained one exists only after curation
 
 
 def test_every_policy_is_evaluated_on_tasks_before_the_gate_compares_them(plan, tmp_path):

@@ -5,11 +5,13 @@ import random
 from collections import Counter
 
 import pytest
+from transformers import AutoTokenizer
 
 from data_schemas.files import read_json
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
-from engine.curation import table
+from engine.curation import analysis
+from engine.curation.content import content_of
 from tests.stage_runs import call_stage, run_here
 from tests.toy_rows import read_jsonl, write_jsonl
 
@@ -68,8 +70,8 @@ def test_the_kept_rows_depend_neither_on_the_order_nor_on_the_processes(tmp_path
     run_here("curate", tmp_path / "one", instructions=[write_jsonl(tmp_path / "rows.jsonl", rows)])
     random.Random(1).shuffle(rows)
     files = [write_jsonl(tmp_path / f"{part}.jsonl", rows[part::2]) for part in (0, 1)]
-    monkeypatch.setattr(table, "ROWS_OF_A_CHUNK", 5)
-    monkeypatch.setattr(table.world, "available_cores", lambda: [0, 1])
+    monkeypatch.setattr(analysis, "ROWS_OF_A_CHUNK", 5)
+    monkeypatch.setattr(analysis.world, "available_cores", lambda: [0, 1])
     run_here("curate", tmp_path / "two", instructions=files)
     one, two = (
         sorted((tmp_path / name / "instructions.train.jsonl").read_text().splitlines()) for name in ("one", "two")
@@ -162,6 +164,34 @@ def test_quality_and_difficulty_drop_rows_that_have_them(tmp_path):
     assert {(row["rule"], row["threshold"]) for row in dropped} == {("min_score", 0.65)}
 
 
+def test_a_row_of_the_top_mark_or_of_the_top_rewards_stays(tmp_path, monkeypatch):
+    """The union: rewards keep 6 and 7, marks 1 and 7; of the rows without a reward, the mark alone decides."""
+    (tmp_path / "marks.py").write_text(
+        "MARKS = {'1': 3, '7': 3, '2': 2, 'good': 3, 'bad': 1}\n"
+        "def mark(row):\n    return MARKS.get(row['messages'][-1]['content'].split()[-1])\n"
+        "def text(row):\n    return 'good'\n"
+    )
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    rows = [dialog(f"What is {n}?", f"It is {n} {n}", score=n / 10) for n in range(8)]
+    rows += [dialog(f"Who is {name}?", f"Very {name}") for name in ("good", "bad", "new")]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def kept(name, **keys):
+        keys |= {"mark_function": "marks:mark", "top_mark": 3, "max_dropped": 1}
+        run_here("curate", tmp_path / name, instructions=[file], **keys)
+        kept = read_jsonl(tmp_path / name / "instructions.train.jsonl")
+        return [row["messages"][-1]["content"].split()[-1] for row in kept]
+
+    assert kept("union", top_share=0.25) == ["1", "6", "7", "good", "new"]
+    rules = {(row["rule"], row["value"]) for row in read_jsonl(tmp_path / "union" / "dropped.jsonl")}
+    assert {("top_mark", 1.0), ("top_share", 0.2)} <= rules
+    assert kept("marks") == ["0", "1", "3", "4", "5", "6", "7", "good", "new"]  # of the marked ones, those of the top
+    assert kept("floor", min_score=0.5) == ["5", "6", "7", "good", "new"]  # a floor holds whatever the mark
+    keys = {"instructions": [file], "mark_function": "marks:text", "top_mark": 3}
+    assert call_stage("curate", tmp_path / "text", **keys) == 2
+    assert "marks:text returned 'good'; expected a number" in read_json(tmp_path / "text" / "outcome.json")["cause"]
+
+
 def test_a_row_with_an_evaluation_prompt_is_dropped_and_reported_by_set(tmp_path):
     question = "How many apples does Anna have after she has given three of her seven apples to her brother Tom today"
     rows = [
@@ -230,7 +260,7 @@ def test_a_mix_writes_rows_by_tag_and_counts_what_it_leaves_out(tmp_path):
     kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
     assert Counter(row["tag"] for row in kept) == {"math": 10, "code": 10}
     (mixed,) = json.loads((tmp_path / "out" / "mix.json").read_text()).values()
-    assert [(line["source"], line["tokens_before"], line["tokens_after"]) for line in mixed] == [
+    assert [(line["source"], line["size_before"], line["size_after"]) for line in mixed] == [
         ("code", 320, 80),
         ("math", 80, 80),
     ]
@@ -261,3 +291,94 @@ def test_variants_of_prompts_are_in_the_group_of_their_prompt(tmp_path):
     for variant, link in zip(written[3:], links, strict=True):
         assert (variant.prompt_id, variant.group_id) == (link["prompt_id"], group_of[link["from"]])
     assert "fast" in written[3].prompt[0].content or "village" in written[3].prompt[0].content
+
+
+def test_a_budget_of_tokens_counts_them_after_the_chat_template(tmp_path, tiny_model):
+    """Rows of one length: by the template each has the same number of tokens, so the budget is a number of rows."""
+    rows = [dialog(f"Write number {n}", f"{n} {n}", tag=tag) for tag in ("math", "code") for n in range(10, 20)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    counts = {len(tokenizer.apply_chat_template(row["messages"], tokenize=True)["input_ids"]) for row in rows}
+    (num_tokens,) = counts
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    keys = {"mix_by": "tag", "mix_tokens": 8 * num_tokens, "near_duplicates": None, "exact_duplicates": False}
+    run_here("curate", tmp_path / "out", instructions=[file], tokenizer=tiny_model, mix_weights={"math": 3.0}, **keys)
+    kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
+    assert Counter(row["tag"] for row in kept) == {"math": 6, "code": 2}
+    funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
+    assert [(line["rule"], line["rows"], line["tokens"]) for line in funnel] == [
+        ("read", 20, 20 * num_tokens),
+        ("left_out_by_mix", 12, 12 * num_tokens),
+        ("kept", 8, 8 * num_tokens),
+    ]
+    (mixed,) = json.loads((tmp_path / "out" / "mix.json").read_text()).values()
+    assert [(line["source"], line["unit"], line["size_after"]) for line in mixed] == [
+        ("code", "tokens", 2 * num_tokens),
+        ("math", "tokens", 6 * num_tokens),
+    ]
+    log = (tmp_path / "out" / "log.txt").read_text()
+    size = f"{10 * num_tokens:,} tokens"
+    assert f"math: 10 rows, {size}, 50.0% -> 6 rows, {6 * num_tokens:,} tokens, 75.0%" in log
+
+
+@pytest.fixture
+def rounds(tmp_path):
+    """The rows of two rounds: the same 24 human ones, some of which rules drop, mask or find in the evaluation set, and
+    other winners."""
+    human = [dialog(f"What is {n} times {n + 1}? Explain number {n}.", f"It is {n * (n + 1)}.") for n in range(20)]
+    question = "How many apples does Anna have after she has given three of her seven apples to her brother"
+    human += [
+        dialog(f"{question} Tom?", "Four."),
+        dialog("Who helps?", "Write to tom@anna.org, please.", tag="help"),
+        dialog("And then?", "```python\nprint(1)"),
+        dialog("What is 3 times 4?  EXPLAIN number 3", "It is 12."),
+    ]
+    write_jsonl(tmp_path / "evaluation_prompts.jsonl", [{"prompt": [{"role": "user", "content": f"{question} Tim?"}]}])
+    files = [write_jsonl(tmp_path / "human.jsonl", human)]
+    for number in (1, 2):
+        won = [dialog(f"Who won {n}?", f"{n} did it {number} times.", source=f"round-{number}") for n in range(9)]
+        files.append(write_jsonl(tmp_path / f"winners-{number}.jsonl", won))
+    return files
+
+
+def test_a_later_round_takes_over_the_results_of_equal_rows_and_writes_the_same(
+    tmp_path, rounds, monkeypatch, tiny_model
+):
+    monkeypatch.setattr(analysis, "ROWS_OF_A_CHUNK", 5)
+    monkeypatch.setattr(analysis.world, "available_cores", lambda: [0])  # this process notes what it analyses
+    keys = {"evaluation_prompts": [tmp_path / "evaluation_prompts.jsonl"], "mask_personal_data": True}
+    keys |= {"keep_results": True, "near_duplicates": 0.6, "tokenizer": tiny_model}
+    human, *winners = rounds
+    run_here("curate", tmp_path / "one", instructions=[winners[0], human], **keys)
+    run_here("curate", tmp_path / "again", instructions=[winners[1], human], **keys)
+    seen = []
+    monkeypatch.setattr(
+        analysis, "content_of", lambda kind, row: (seen.append(row["messages"][0]["content"]), content_of(kind, row))[1]
+    )
+    earlier = tmp_path / "one" / "results.bin"
+    run_here("curate", tmp_path / "two", instructions=[winners[1], human], earlier_results=earlier, **keys)
+    assert sorted(seen) == [f"Who won {n}?" for n in range(9)]  # no human row was analysed again
+    names = read_json(tmp_path / "again/artifact.json")["outputs"].values()
+    assert {"dropped.jsonl", "results.bin", "contamination.json", "instructions.train.jsonl"} <= set(names)
+    for name in names:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    assert (
+        read_json(tmp_path / "two/artifact.json")["metrics"] == read_json(tmp_path / "again/artifact.json")["metrics"]
+    )
+    assert {row["rule"] for row in read_jsonl(tmp_path / "two" / "dropped.jsonl")} == {
+        "tulu3_8gram",
+        "broken_code_fence",
+        "exact_duplicate",
+    }
+    # With another setting nothing is taken over.
+    seen.clear()
+    keys["thresholds"] = {"broken_code_fence": None}
+    run_here("curate", tmp_path / "other", instructions=[winners[1], human], earlier_results=earlier, **keys)
+    assert len(seen) == 33
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]\n", b'{"settings": ""}\n', b"\xff"])
+def test_a_file_that_has_no_results_is_named(tmp_path, rounds, content):
+    (tmp_path / "damaged.bin").write_bytes(content)
+    keys = {"instructions": [rounds[0]], "earlier_results": tmp_path / "damaged.bin"}
+    assert call_stage("curate", tmp_path / "out", **keys) == 2
+    assert "damaged.bin is no file of results by row" in read_json(tmp_path / "out" / "outcome.json")["cause"]

@@ -1,5 +1,7 @@
 """evaluate_policy: policies are ranked by one judge on the same answers."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,33 @@ def test_without_a_judge_answers_are_written_and_nothing_is_scored_or_chosen(tin
     assert record.metrics["mean_answer_tokens"] == pytest.approx(np.mean(lengths))
     assert record.metrics["prompts"] == 3 and record.choices == []
     assert record.metrics["judge"] is None and record.reasons == {"judge": "no judge is given"}
+
+
+def test_an_evaluation_has_its_numbers_by_tag_and_the_gate_takes_a_condition_for_each(
+    tiny_model, tied_model, tmp_path, monkeypatch
+):
+    """The judge likes the second policy on all prompts but those about code."""
+    (tmp_path / "tagged_judge.py").write_text(
+        "from pathlib import Path\n"
+        "def score(prompt, answer, ended):\n"
+        "    is_second = Path(__file__).with_name('second').exists()\n"
+        "    return (-1.0 if 'code' in str(prompt) else 2.0) if is_second else 0.0\n"
+    )
+    monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    lines = [{"prompt": f"{tag} {n}?", "tag": tag} for tag in ("code", "math") for n in range(10)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {
+        "prompts": [tmp_path / "prompts.jsonl"],
+        "judge_function": "tagged_judge:score",
+        "num_answers": 1,
+        "max_new_tokens": 2,
+        "gate_max_tag_fall": 0.5,
+    }
+    first = run_here("evaluate_policy", tmp_path / "a", model_name_or_path=tiny_model, policy_step="a", **keys)
+    assert (first.metrics["gate"], first.metrics["tag/code/prompts"]) == ("accept", 10)
+    (tmp_path / "second").touch()
+    keys |= {"first_policy": tiny_model, "previous": [tmp_path / "a"]}
+    second = run_here("evaluate_policy", tmp_path / "b", model_name_or_path=tied_model, policy_step="b", **keys)
+    assert second.metrics["judge_mean"] == 0.5 and second.metrics["gate"] == "keep"
+    assert second.metrics["gate_reason"] == "gain on code -1.000, at least -1.000 < -0.5"
+    assert second.metrics["tag/math/win_rate_vs_first"] == 1.0 and second.metrics["tag/code/win_rate_vs_first"] == 0.0

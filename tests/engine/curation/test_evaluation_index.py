@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.curation.contamination import LLAMA3, TULU3, EvaluationIndex, SetReport
+from engine.curation.contamination import LLAMA3, NEAR_PROMPT, TULU3, EvaluationIndex, SetReport
 from engine.curation.content import Content, Finding
 
 LETTERS = "a b c d e f g h i j k l m n o p q r s t".split()
@@ -13,8 +13,13 @@ PROMPT = " ".join(LETTERS)  # 20 words
 
 
 def found(index: EvaluationIndex, prompt: str, *answers: str) -> list[Finding]:
-    """What the rules find in a row, in order."""
-    return [finding for rule in index.rules().values() if (finding := rule(Content(prompt, answers)))]
+    """What the published rules find in a row, in order."""
+    rules = [index.rules()[name] for name in (LLAMA3, TULU3)]
+    return [finding for rule in rules if (finding := rule(Content(prompt, answers)))]
+
+
+def near(index: EvaluationIndex, prompt: str) -> Finding | None:
+    return index.rules()[NEAR_PROMPT](Content(prompt, ()))
 
 
 def test_more_than_half_of_a_prompt_in_one_row_is_contamination_and_half_is_not():
@@ -24,6 +29,30 @@ def test_more_than_half_of_a_prompt_in_one_row_is_contamination_and_half_is_not(
     assert found(index, f"x {' '.join(LETTERS[:11])} y") == [Finding(TULU3, 0.55, 0.5, f"letters: {PROMPT}")]
     assert index.report() == {"letters": SetReport(1, 1, 1, 0, 1, 11)}
     assert index.report()["letters"].contaminated_share == 1.0
+
+
+def test_a_prompt_that_nearly_equals_one_is_found_by_their_five_grams_but_for_those_of_a_template():
+    """Of 9 and 10 words with 5 and 6 five-grams, 5 are shared: 5/6."""
+    index = EvaluationIndex({"short": ["a b c d e f g h i j"], "other": ["k l m n o p"]})
+    assert near(index, "A b c d e f g h i!") == Finding(NEAR_PROMPT, 0.8333, 0.8, "short: a b c d e f g h i j")
+    assert near(index, "k l m n o") is None  # 1 of 2
+    assert near(index, "a b c d x f g h i j") is None  # a word in the middle changes five of six
+    assert index.report()["short"].num_near == 1 and index.report()["other"].num_near == 0
+    template = "Read the following passage with great care and answer the question that comes after it :"
+    templated = EvaluationIndex({"passages": [f"{template} {n} is {n}" for n in range(50)]})
+    assert near(templated, f"{template} 99 is 99") is None
+    found = near(templated, f"{template} 7 is 7")
+    assert found is not None and found.value == 1.0 and found.partner.startswith("passages: Read the")
+
+
+def test_what_another_process_saw_is_added():
+    index, other = (EvaluationIndex({"letters": [PROMPT, "k l m n o p"]}) for _ in range(2))
+    found(other, "k l m n o p")
+    found(other, PROMPT)
+    near(other, PROMPT)
+    index.add(other.take())
+    assert index.report()["letters"] == SetReport(2, 1, 1, 2, 2, 20, 1)
+    assert len(other.take()[0]) == 0 and len(index.take()[0]) == 2
 
 
 def test_the_words_have_to_be_in_the_same_row():

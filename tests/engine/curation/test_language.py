@@ -50,6 +50,19 @@ def test_an_unsure_answer_of_the_model_drops_nothing():
     assert [finding.rule for finding in found(Content(names, ()), ["en"], min_confidence=0)] == [PROMPT]
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Please translate this into Korean, which I cannot speak: it will be cold in the mountains tomorrow.",
+        f"Which language is this? {GERMAN}",
+        f"{GERMAN}\n\nTranslate this to English, please.",
+    ],
+)
+def test_a_translation_is_in_no_wrong_language(prompt):
+    assert found(Content(prompt, (KOREAN,)), ["en"]) == []
+    assert found(Content(f"{GERMAN} Translation?", (KOREAN,)), ["fr"])[0].rule == PROMPT  # no French word asks for it
+
+
 def test_a_language_that_does_not_exist_is_an_error():
     with pytest.raises(ConfigError, match="'english' is not a language that py3langid knows"):
         language_rules(["english"])

@@ -14,36 +14,36 @@ IDS = [f"{number:03d}" for number in range(100)]
 TOKENS = [10] * 100
 
 
-def tokens_after(**options) -> dict[str, int]:
-    return {line.source: line.tokens_after for line in mix_rows(SOURCES, TOKENS, ids=IDS, **options).table}
+def size_after(**options) -> dict[str, int]:
+    return {line.source: line.size_after for line in mix_rows(SOURCES, TOKENS, ids=IDS, **options).table}
 
 
 def test_without_options_every_row_is_there_once():
     mix = mix_rows(SOURCES, TOKENS, ids=IDS)
     assert mix.copies.tolist() == [1] * 100
     (chat, code) = mix.table
-    assert (chat.rows_before, chat.tokens_before, chat.share_before, chat.epochs) == (80, 800, 0.8, 1.0)
-    assert (code.rows_after, code.tokens_after, code.share_after) == (20, 200, 0.2)
+    assert (chat.rows_before, chat.size_before, chat.share_before, chat.epochs) == (80, 800, 0.8, 1.0)
+    assert (code.rows_after, code.size_after, code.share_after) == (20, 200, 0.2)
 
 
 def test_a_temperature_moves_the_shares_towards_equal_ones():
     # sqrt(800) : sqrt(200) = 2 : 1
-    assert tokens_after(temperature=2, token_budget=300) == {"chat": 200, "code": 100}
-    assert tokens_after(temperature=math.inf, token_budget=300) == {"chat": 150, "code": 150}
+    assert size_after(temperature=2, token_budget=300) == {"chat": 200, "code": 100}
+    assert size_after(temperature=math.inf, token_budget=300) == {"chat": 150, "code": 150}
 
 
 def test_weights_multiply_and_are_the_shares_at_infinite_temperature():
-    assert tokens_after(weights={"code": 4}, token_budget=200) == {"chat": 100, "code": 100}
+    assert size_after(weights={"code": 4}, token_budget=200) == {"chat": 100, "code": 100}
     shares = {"chat": 0.25, "code": 0.75}
-    assert tokens_after(weights=shares, temperature=math.inf, token_budget=200) == {"chat": 50, "code": 150}
-    assert tokens_after(weights={"code": 0}) == {"chat": 800, "code": 0}
+    assert size_after(weights=shares, temperature=math.inf, token_budget=200) == {"chat": 50, "code": 150}
+    assert size_after(weights={"code": 0}) == {"chat": 800, "code": 0}
 
 
 def test_what_a_source_lacks_at_its_most_epochs_the_others_give():
-    assert tokens_after(temperature=math.inf, token_budget=600) == {"chat": 400, "code": 200}
-    assert tokens_after(temperature=math.inf, token_budget=600, max_epochs=2) == {"chat": 300, "code": 300}
-    assert tokens_after(temperature=math.inf, token_budget=600, max_epochs={"code": 0.5}) == {"chat": 500, "code": 100}
-    assert tokens_after(token_budget=5000) == {"chat": 800, "code": 200}  # no more than there is
+    assert size_after(temperature=math.inf, token_budget=600) == {"chat": 400, "code": 200}
+    assert size_after(temperature=math.inf, token_budget=600, max_epochs=2) == {"chat": 300, "code": 300}
+    assert size_after(temperature=math.inf, token_budget=600, max_epochs={"code": 0.5}) == {"chat": 500, "code": 100}
+    assert size_after(token_budget=5000) == {"chat": 800, "code": 200}  # no more than there is
 
 
 def test_more_than_one_epoch_repeats_every_row_before_any_a_third_time():

@@ -40,6 +40,21 @@ NUMBERS = {
             ("keep", "unfinished 0.050 > 0.01"),
         ),
         (
+            {"gate_max_tag_fall": 0.1},
+            {"tag/math/score_gain_vs_best": 0.0, "tag/math/score_gain_vs_best_low": -0.1},
+            ("accept", "gain 0.100 > 0"),
+        ),
+        (  # a tag that may have lost more than is allowed, and one that has not
+            {"gate_max_tag_fall": 0.1, "gate_stop": ["max_tag_fall"]},
+            {
+                "tag/math/score_gain_vs_best": 0.05,
+                "tag/math/score_gain_vs_best_low": -0.11,
+                "tag/code/score_gain_vs_best": 0.05,
+                "tag/code/score_gain_vs_best_low": 0.01,
+            },
+            ("stop", "gain on math 0.050, at least -0.110 < -0.1"),
+        ),
+        (
             {"gate_min_gain": None, "gate_overoptimised": True},
             {"score_gain_vs_best": -0.1},
             ("keep", "reward +0.400, gain -0.100"),

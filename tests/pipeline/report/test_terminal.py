@@ -38,6 +38,21 @@ def test_status_shows_every_step_and_the_table_by_round(world):
         ]
 
 
+def test_the_table_by_round_has_rows_for_each_tag_of_the_prompts(world):
+    world.run()
+    summary = world.summary()
+    numbers = {"judge_mean": 0.25, "score_gain_vs_first": -0.125, "score_gain_vs_first_low": -0.2}
+    summary["rounds"][1]["by_tag"] = {"math\x1b": numbers | {"score_gain_vs_first_high": 0.1}}
+    shown = {name: cells for name, cells in rounds.rows(summary) if "math" in name}
+    assert shown == {
+        "judge's mean: math\\x1b": ["-", "0.250"],
+        "gain vs first: math\\x1b": ["-", "-0.125 [-0.20, 0.10]"],
+        "wins vs first: math\\x1b": ["-", "-"],
+    }
+    summary["rounds"][1]["by_tag"] = ["damaged"]
+    assert not [name for name, _ in rounds.rows(summary) if "math" in name]
+
+
 @pytest.mark.parametrize(("accuracy", "is_said"), [(0.0, True), (0.5, True), (0.51, False), (None, False)])
 def test_a_judge_no_better_than_chance_is_said_below_the_table(world, accuracy, is_said):
     world.run()
