@@ -13,7 +13,7 @@ People may compare a part of the answers: their labels correct the judge's win r
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,25 +21,21 @@ import numpy as np
 from data_schemas.artifact import Choice
 from data_schemas.reading import read_prompts, write_rows
 from data_schemas.stage_keys import StageTraits
-from engine.endpoints.paid_answers import endpoint_metrics
 from engine.judging.comparison import (
-    EarlierPolicies,
     Metric,
-    compare_policies,
     distinct_2,
     read_earlier,
 )
-from engine.judging.divergence import kl_to_first
+from engine.judging.evaluation import EvaluationArguments, Scores, compare, correct, flat, judge_name, score
 from engine.judging.gate import GateArguments, decide
-from engine.judging.groups import check_tags, group_metrics, groups_of, values_by_prompt
-from engine.judging.headroom import ACCURACY, HEADROOM_METRICS, PROXY_METRICS, diagnosis, headroom
-from engine.judging.llm_judge import LLMJudge, LLMJudgeArguments, write_comparisons
-from engine.judging.paired_evaluation import AnswersPK, paired_metrics, points_against
+from engine.judging.groups import check_tags
+from engine.judging.headroom import ACCURACY, HEADROOM_METRICS, PROXY_METRICS
+from engine.judging.llm_judge import LLMJudge, write_comparisons
+from engine.judging.paired_evaluation import AnswersPK
 from engine.judging.people import evaluation as people
 from engine.judging.people.agreement import NO_AGREEMENT
 from engine.judging.people.asking import write_labels
-from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer, score_by_prompt, scored_candidates
-from engine.judging.shared_scoring import ScoringSettings
+from engine.judging.scoring import scored_candidates
 from engine.runtime import timing
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, run_stage
@@ -111,158 +107,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class EvaluatePolicyArguments(people.CorrectionArguments, LLMJudgeArguments, GateArguments):
+class EvaluatePolicyArguments(EvaluationArguments, GateArguments):
     prompts: list[str] = required_field("files of held-out prompts, frozen for the run", role="rows")
     model_name_or_path: str = required_field("the policy under test", role="model")
     policy_step: str = key_field("", "name of the step that trained the policy")
-    first_policy: str | None = key_field(
-        None, "the policy that KL is measured to; null: this is the first", role="model"
-    )
     previous: list[str] | None = key_field(None, "folders of earlier evaluations, oldest first", role="rows")
-    judge_function: str | None = key_field(
-        None, "module:function(prompt, answer, ended) -> score, the gold score", role="function"
-    )
-    judge_model: str | None = key_field(None, "a reward model no round optimises, where there is no gold", role="model")
-    judge_llm: str | None = key_field(
-        None, "a language model that compares answers: a folder, or the name of an endpoint", role="model"
-    )
-    baseline: str | None = key_field(
-        None, "one more model to compare with: a folder, or the name of an endpoint", role="model"
-    )
     tasks: list[str] | None = key_field(
         None, "folders of evaluate_tasks: those of the earlier policies and of this one, oldest first", role="rows"
-    )
-    proxy_model: str | None = key_field(None, "the round's reward model: reported, decides nothing", role="model")
-    num_answers: int = key_field(4, "answers to each prompt", minimum=1, maximum=100_000)
-    function_timeout: float = key_field(
-        60.0, "seconds that one call of judge_function may take", role="runtime", above=0, maximum=10**6
     )
     num_prompts: int | None = key_field(None, "the first prompts; null: all", minimum=1)
 
 
 ARGUMENTS = (EvaluatePolicyArguments,)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a policy's answers by the judge and by the round's reward model."""
-
-    judge_PK: np.ndarray  # by an LLM judge: the points against the first policy, nan where a verdict has no code
-    points: dict[str, np.ndarray]  # by an LLM judge: against each other policy, [P, K]; else empty
-    baseline_PK: np.ndarray | None  # of the baseline's answers, by a judge that scores
-    proxy: list[float] | None  # prompt by prompt
-    proxy_of: dict[str, np.ndarray]  # of the answers of other policies, [P, K]
-
-
-def judge_of(stage: Stage, arguments: EvaluatePolicyArguments) -> Scorer:
-    if arguments.judge_function:
-        return FunctionScorer(stage, arguments.judge_function, arguments.function_timeout)
-    assert arguments.judge_model, "without a judge, nothing is scored"
-    return RewardModelScorer(stage, arguments.judge_model, ScoringSettings.of(arguments))
-
-
-def score(
-    stage: Stage,
-    arguments: EvaluatePolicyArguments,
-    answers: AnswersPK,
-    others: Mapping[str, AnswersPK],
-    judge: LLMJudge | None,
-) -> Scores:
-    """Scores the answers by the judge, and by the proxy too, with those of the other policies that it matters for."""
-    baseline_PK, points = None, {}
-    if judge:
-        points = points_against(judge, answers, others)
-        judge_PK = points["first"] if "first" in points else np.full((len(answers), arguments.num_answers), 0.5)
-    else:
-        judge_PK = np.array(score_by_prompt(judge_of(stage, arguments), "judge", answers))
-        if "baseline" in others:
-            scores = score_by_prompt(judge_of(stage, arguments), "judge-baseline", others["baseline"])
-            baseline_PK = np.array(scores)
-    if not arguments.proxy_model:
-        return Scores(judge_PK, points, baseline_PK, None, {})
-    proxy = RewardModelScorer(stage, arguments.proxy_model, ScoringSettings.of(arguments))
-    proxy_scores = proxy("proxy", _flat(answers))
-    wanted = others if judge else {name: other for name, other in others.items() if name == "best"}
-    proxy_of = {name: np.array(score_by_prompt(proxy, f"proxy-of-{name}", other)) for name, other in wanted.items()}
-    return Scores(judge_PK, points, baseline_PK, proxy_scores, proxy_of)
-
-
-def compare(
-    stage: Stage,
-    arguments: EvaluatePolicyArguments,
-    answers: AnswersPK,
-    others: Mapping[str, AnswersPK],
-    scores: Scores,
-    earlier: EarlierPolicies,
-    judge: LLMJudge | None,
-) -> dict[str, Metric]:
-    """The metrics of the policy beside those of earlier policies; None where there is nothing to compare with."""
-    proxy_PK = np.reshape(scores.proxy, scores.judge_PK.shape) if scores.proxy else None
-    if judge:
-        names = [*earlier.compared, *(["baseline"] if arguments.baseline else [])]
-        difficulties = {name: -proxy_of_PK.mean(axis=1) for name, proxy_of_PK in scores.proxy_of.items()}
-        metrics = paired_metrics(
-            names, scores.points, answers, others, difficulties, judge=judge.name, seed=arguments.seed
-        )
-        metrics |= dict.fromkeys(HEADROOM_METRICS)  # of answers by one policy, which it has not compared
-    else:
-        baseline = {} if scores.baseline_PK is None else {"baseline": scores.baseline_PK}
-        metrics = compare_policies(scores.judge_PK, earlier.scores | baseline, seed=arguments.seed)
-        metrics |= headroom(scores.judge_PK, proxy_PK, seed=arguments.seed)
-    flat = _flat(answers)
-    ended_share = float(np.mean([answer.ended for answer in flat]))
-    mean_answer_tokens = float(np.mean([len(answer.ids) for answer in flat]))
-    judge_mean, best, kl, proxy_gain = float(np.nanmean(scores.judge_PK)), earlier.best, 0.0, None
-    if arguments.first_policy:
-        settings, policy = ScoringSettings.of(arguments), arguments.model_name_or_path
-        kl = kl_to_first(stage, flat, settings, policy=policy, first_policy=arguments.first_policy)
-    if scores.proxy and "best" in scores.proxy_of:
-        proxy_gain = float(np.mean(scores.proxy) - np.mean(scores.proxy_of["best"]))
-    metrics |= {
-        "judge": judge_name(arguments, judge),
-        "judge_mean": judge_mean,
-        "gold_mean": judge_mean if arguments.judge_function else None,
-        "proxy_mean": float(np.mean(scores.proxy)) if scores.proxy else None,
-        "proxy_gain_vs_best": proxy_gain,
-        "kl_to_first": kl,
-        "mean_answer_tokens": mean_answer_tokens,
-        "length_growth": mean_answer_tokens / best.mean_answer_tokens if best else None,
-        "ended_share": ended_share,
-        "unfinished_share": 1 - ended_share,
-        "distinct_2": distinct_2([answer.text for answer in flat]),
-        "prompts": len(scores.judge_PK),
-    }
-    metrics |= (judge.metrics("judge") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
-    groups = groups_of([group[0].prompt.tag for group in answers])
-    metrics |= group_metrics(
-        groups, values_by_prompt(scores.judge_PK, scores.points, earlier.scores), seed=arguments.seed
-    )
-    return metrics | {"diagnosis": diagnosis(metrics)}
-
-
-def correct(
-    stage: Stage,
-    arguments: EvaluatePolicyArguments,
-    answers: AnswersPK,
-    others: Mapping[str, AnswersPK],
-    scores: Scores,
-    earlier: EarlierPolicies,
-) -> people.Correction | None:
-    """The win rate that people correct; None where nobody is asked, or the policy to compare with is not there."""
-    name = arguments.people_against
-    if not arguments.people or name not in others:
-        return None
-    if name in scores.points:
-        points_PK = scores.points[name]
-    else:
-        other_PK = scores.baseline_PK if name == "baseline" else earlier.scores[name]
-        assert other_PK is not None, "the other policy has been judged"
-        points_PK = (scores.judge_PK > other_PK) + 0.5 * (scores.judge_PK == other_PK)
-    return people.correct(stage, arguments, answers, others[name], points_PK)
-
-
-def judge_name(arguments: EvaluatePolicyArguments, judge: LLMJudge | None) -> str:
-    return judge.name if judge else arguments.judge_function or "held-out reward model"
 
 
 def reasons_of(metrics: dict[str, Metric], arguments: EvaluatePolicyArguments) -> dict[str, str]:
@@ -301,23 +157,19 @@ def write(stage: Stage, answers: Sequence[Sequence[Answer]], scores: Scores) -> 
     return {"answers": "answers.jsonl"} | ({"proxy_scores": "proxy_scores.json"} if scores.proxy else {})
 
 
-def _flat(answers: Sequence[Sequence[Answer]]) -> list[Answer]:
-    return [answer for group in answers for answer in group]
-
-
 def write_samples(stage: Stage, answers: Sequence[Sequence[Answer]]) -> StageResult:
     """Writes the answers, [P][K], without scores; returns what can be counted of them."""
     if stage.is_main:
         write_rows(stage.folder / "answers.jsonl", [scored_candidates(group, [None] * len(group)) for group in answers])
-    flat = _flat(answers)
+    every = flat(answers)
     metrics: dict[str, Metric] = {
         "judge": None,
-        "mean_answer_tokens": float(np.mean([len(answer.ids) for answer in flat])),
-        "ended_share": float(np.mean([answer.ended for answer in flat])),
-        "distinct_2": distinct_2([answer.text for answer in flat]),
+        "mean_answer_tokens": float(np.mean([len(answer.ids) for answer in every])),
+        "ended_share": float(np.mean([answer.ended for answer in every])),
+        "distinct_2": distinct_2([answer.text for answer in every]),
         "prompts": len(answers),
     }
-    log.info("no judge is given: %d sample answers are written, and nothing is compared", len(flat))
+    log.info("no judge is given: %d sample answers are written, and nothing is compared", len(every))
     return StageResult({"answers": "answers.jsonl"}, metrics=metrics, reasons={"judge": "no judge is given"})
 
 
@@ -343,7 +195,7 @@ def main(stage: Stage, arguments: EvaluatePolicyArguments) -> StageResult:
     if arguments.baseline:
         others["baseline"] = sample(Policy.of(arguments.baseline, arguments.endpoints))
     scores = score(stage, arguments, answers, others, judge)
-    metrics = compare(stage, arguments, answers, others, scores, earlier, judge)
+    metrics = compare(stage, arguments, path, answers, others, scores, earlier, judge)
     if arguments.tasks:
         best = earlier.choices[0].step if earlier.choices else None
         metrics |= changes_to_best(arguments.tasks, best, seed=arguments.seed)
