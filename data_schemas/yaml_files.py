@@ -43,6 +43,14 @@ class _Loader(yaml.SafeLoader):
                 lines[name] = line
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        """JSON writes a character beyond U+FFFF as two escapes, `\\ud83d\\ude42`; YAML reads them as two characters."""
+        value = super().construct_yaml_str(node)
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise _refused(node, "an escape is half of a character; write the character itself") from None
+
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = super().construct_yaml_int(node)
         written = str(node.value).replace("_", "")
@@ -57,6 +65,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 

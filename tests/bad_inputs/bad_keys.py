@@ -250,6 +250,7 @@ CASES = [
     of_file("that is cut", "train_data: [", "sft.yaml:1:14 is not YAML: expected the node content, but found '<stream"),
     of_file("with bytes", b"a: \xff", "sft.yaml cannot be read (UnicodeDecodeError)"),
     of_file("with an unknown key", "train_dta: [a]", "sft.yaml: unknown key 'train_dta' of stage sft; did you mean"),
+    of_file("with half of a character", r'model_name_or_path: "\ud83d"', "an escape is half of a character; write the"),
     of_file("with a key twice", "seed: 1\nseed: 2", "sft.yaml:2:1: the key 'seed' is given twice, first in line 1;"),
     of_file("with a key twice inside", "architecture: {a: 1, a: 2}", "sft.yaml:1:22: the key 'a' is given twice"),
     of_file("with an anchor in itself", "train_data: &a [*a]", "sft.yaml:1:13: an anchor contains itself"),

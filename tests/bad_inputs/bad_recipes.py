@@ -145,7 +145,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
         "gate_max_kl is given without a judge; expected judge_function, judge_model or judge_llm, which compares the",
     ),
     ("stages=[sft]", "rounds is a key of the rounds, and a recipe with `stages` has none; leave one of them out"),
-    ((*NO_ROUNDS, "stages=[sfft]"), "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_policy; did"),
+    (
+        (*NO_ROUNDS, "stages=[sfft]"),
+        "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_tasks, evaluate_po",
+    ),
     ((*NO_ROUNDS, "stages=[sft, sft]"), "sft is listed twice; a run without rounds runs each stage once"),
     ((*NO_ROUNDS, "stages=[]"), "no stage that trains; try [sft]"),
     ((*NO_ROUNDS, "stages=[sft]", "data.instructions=null"), "data.instructions is missing; sft needs conversations"),

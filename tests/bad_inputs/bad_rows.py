@@ -1,7 +1,9 @@
 """Bad rows and bad files of rows, given to prepare_data and to a recipe."""
 
 import gzip
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -302,16 +304,36 @@ def from_the_hub(place: Place) -> Call:
     return place.stage("prepare_data", documents=["owner/name"])
 
 
-def unreadable(place: Place) -> Call:
-    def read_bytes(path: Path) -> bytes:
-        if path.name == "rows.jsonl":
-            raise PermissionError(13, "Permission denied", str(path))
-        return own(path)
+class Broken(io.BytesIO):
+    """A file on a disk that fails."""
 
-    own = Path.read_bytes
-    place.write("rows.jsonl", [GOOD["documents"]])
-    place.patch.setattr(Path, "read_bytes", read_bytes)  # root may read every file
-    return place.stage("prepare_data", documents=["rows.jsonl"])
+    def read(self, *_: Any) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
+def unreadable(name: str) -> Callable[[Place], Call]:
+    """A file that may not be opened, or with the ending .csv one whose disk fails."""
+
+    def make(place: Place) -> Call:
+        def open_file(path: Path, *arguments: Any, **keywords: Any) -> Any:
+            if path.name != name:
+                return own(path, *arguments, **keywords)
+            if path.suffix == ".csv":
+                return Broken()
+            raise PermissionError(13, "Permission denied", str(path))
+
+        own = Path.open
+        place.write(name, [GOOD["documents"]])
+        call = place.stage("prepare_data", documents=[name])
+
+        def patched() -> int:
+            with place.patch.context() as patch:
+                patch.setattr(Path, "open", open_file)  # root may read every file
+                return call()
+
+        return patched
+
+    return make
 
 
 def with_shares(**shares: float) -> Any:
@@ -383,7 +405,8 @@ CASES = [
         from_the_hub,
         "owner/name: no such path, and not available from the hub (no network)",
     ),
-    Case("file that may not be read", unreadable, "rows.jsonl cannot be read (Permission denied)"),
+    Case("file that may not be read", unreadable("rows.jsonl"), "rows.jsonl cannot be read (Permission denied)"),
+    Case("file on a disk that fails", unreadable("rows.csv"), "rows.csv cannot be read (Input/output error)"),
     Case("share over 1", with_shares(evaluation_share=1.5), "evaluation_share=1.5: expected a number 0 or"),
     Case("share that is no number", with_shares(judge_share=float("nan")), "judge_share=nan: expected a number"),
     Case(

@@ -146,6 +146,7 @@ def test_defaults_and_values_at_the_limits_are_accepted():
             "annotate": ANNOTATE,
             "rejection_sampling": SAMPLING,
             "evaluate_policy": {"judge_model": "m"},
+            "evaluate_tasks": {"gsm8k": ["problems.jsonl"]},
             "rl": {"reward_model": "m"},
         }
         check_values(stage, given.get(stage, {}), where=stage)

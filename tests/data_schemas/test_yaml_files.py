@@ -1,5 +1,7 @@
 """Numbers of a YAML file mean what is written."""
 
+import json
+
 import pytest
 
 from data_schemas.yaml_files import RefusedYaml, load_yaml
@@ -22,3 +24,8 @@ def test_a_number_that_yaml_reads_in_base_8_or_60_is_refused(written, read):
         caught.value.problem
         == f"YAML reads {written!r} as the number {read}; write it as a decimal number, or in quotes"
     )
+
+
+def test_json_is_read_with_its_escapes():
+    content = {"안녕 🙂": ["🙂", "\u2028", 1.5]}
+    assert load_yaml(json.dumps(content)) == content

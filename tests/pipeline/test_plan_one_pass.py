@@ -79,7 +79,7 @@ def test_a_given_base_model_is_pretrained_further(plan_one_pass, tmp_path):
     [
         (
             "stages=[sfft]",
-            "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_policy; did you mean 'sft'?",
+            "'sfft' is not one of pretrain, reward_model, sft, dpo, rl, evaluate_tasks, evaluate_policy; did you mean",
         ),
         ("stages=[evaluate_policy]", "no stage that trains"),
         ("stages=[]", "no stage that trains"),

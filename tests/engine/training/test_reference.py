@@ -20,6 +20,7 @@ from data_schemas.artifact import Artifact
 from data_schemas.files import read_json
 from data_schemas.reference_log_probs import FOLDER, Passes
 from data_schemas.rows import PreferencePair
+from engine.models import lora
 from engine.models.loading import load_causal
 from engine.runtime import preemption
 from engine.runtime.stage import Stage
@@ -369,7 +370,7 @@ def test_no_second_model_is_alive_when_training_begins(kind, train, other_model,
         assert self.ref_model is None
         return step(self, *args, **kwargs)
 
-    for module in (dpo, reference):
+    for module in (lora, reference):
         monkeypatch.setattr(module, "load_causal", load)
     monkeypatch.setattr(DPOLoopTrainer, "training_step", count)
     keys = {"use_peft": True} if "lora" in kind else {}
