@@ -136,7 +136,7 @@ def _difference(first: Side, second: Side) -> tuple[Difference | None, str]:
     differences = [now - then for then, now in pairs if then is not None and now is not None]
     rate = win_rate(after, before)
     if not differences and (damaged := [side for side in (first, second) if side.evaluated and side.evaluated.problem]):
-        return None, f"the answers of {' and '.join(side.policy for side in damaged)} are damaged"
+        return None, f"the answers of {' and '.join(dict.fromkeys(side.policy for side in damaged))} are damaged"
     if not differences or rate is None:
         return None, "they have answered no prompt in common, or no judge has scored them"
     average, low, high = paired_interval(differences, seed=SEED)

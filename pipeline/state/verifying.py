@@ -68,7 +68,7 @@ def remedies(damaged: Sequence[StepCheck]) -> list[str]:
         names = ", ".join(changed)
         said.append(f"{names}: changed since it was written; move it away, and `run` runs the step again")
     if stale:
-        said.append(f"{', '.join(stale)}: not as the summary says; run the recipe again, which completes it")
+        said.append(f"{', '.join(stale)}: missing or out of date; run the recipe again, which writes it")
     return said
 
 
