@@ -17,15 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from commands.data_rules import rules_of
-from data_schemas.errors import ConfigError, DataError, UserError
+from data_schemas.errors import DataError, UserError
 from data_schemas.formats import format_of
-from data_schemas.reading import KINDS
+from data_schemas.reading import KINDS, ONE_FILE_ADVICE, read_prompts
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
-from data_schemas.sources import Source
+from data_schemas.sources import Source, SourceValue
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
-from data_schemas.yaml_files import load_yaml
 
 NUM_ROWS_SHOWN = 3
 MAX_TOKENIZED_ROWS = 10_000
@@ -76,7 +75,7 @@ def dialogs_of(row: Row) -> list[tuple[str, Sequence[Message]]]:
     raise AssertionError(type(row))
 
 
-def show(found: Survey, model: Model | None, evaluation: Sequence[str], console: Console) -> None:
+def show(found: Survey, model: Model | None, evaluation: Sequence[SourceValue], console: Console) -> None:
     """Prints a report on one source. Raises UserError for an evaluation set that cannot be read."""
     console.rule(plain(str(found.source.path), "bold"), align="left")
     facts = Table.grid(padding=(0, 2))
@@ -105,6 +104,9 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
     formats = dict.fromkeys(format_of(Path(name)) or "hub" for name in found.files)
     facts.append(("format", f"{', '.join(formats)}; {found.num_lines:,} rows"))
     facts.append(("columns", ", ".join(found.columns) or "none"))
+    if not found.kind and found.problems:
+        facts.append(("read as", "nothing: no row can be read"))
+        return facts
     if not found.kind:
         facts.append(("read as", "nothing: no known format of rows has these columns; expected one of"))
         facts.extend((kind, accepted(kind)) for kind in KINDS if kind != "evaluation_prompts")
@@ -162,6 +164,15 @@ def lengths_of(found: Survey, model: Model | None) -> Table:
     return table
 
 
+def nothing_read(found: Survey) -> str:
+    """Why a source has no row that can be read; empty where it has one, or where its columns have other names."""
+    if not found.num_lines:
+        return "has no row; expected at least one"
+    if not found.kind and found.problems:
+        return f"has no row that can be read: {problem_line(found.problems[0])}"
+    return ""
+
+
 def quantiles(numbers: Sequence[int]) -> list[str]:
     """Median, 95th percentile and maximum."""
     ordered = sorted(numbers)
@@ -214,19 +225,6 @@ def recipe_block(surveys: Sequence[Survey]) -> str:
     return "\n".join(lines)
 
 
-def read_argument(text: str) -> Source:
-    """A file of the command line: a path, or a mapping as a recipe has it. Raises ConfigError."""
-    if not text.startswith("{"):
-        return Source.of(text)
-    try:
-        value = load_yaml(text)
-    except yaml.YAMLError:
-        value = None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{text}: not a mapping, as in {{path: x.csv, columns: {{prompt: Q, answer: A}}}}")
-    return Source.of(value, where=text)
-
-
 def plain(text: str, style: str = "") -> Text:
     return Text(printable(text), style=style)
 
@@ -241,22 +239,24 @@ def main() -> int:
     surveys: list[Survey] = []
     code = 0
     try:
-        model = Model(arguments.model) if arguments.model else None
+        model = Model(arguments.model) if arguments.model is not None else None
+        evaluation = [Source.of_argument(text).value() for text in arguments.evaluation]
+        read_prompts(evaluation, advice=ONE_FILE_ADVICE)  # before anything is shown
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     for text in arguments.files:
         try:
-            surveys.append(survey(read_argument(text)))
-            show(surveys[-1], model, arguments.evaluation, console)
+            surveys.append(survey(Source.of_argument(text)))
+            show(surveys[-1], model, evaluation, console)
         except UserError as error:
             sys.stdout.flush()
             print(f"error: {printable(str(error))}", file=sys.stderr)
             code = 2
             continue
-        if not surveys[-1].num_lines:
+        if problem := nothing_read(surveys[-1]):
             sys.stdout.flush()
-            print(f"error: {printable(text)} has no row; expected at least one", file=sys.stderr)
+            print(f"error: {printable(f'{text} {problem}')}", file=sys.stderr)
             code = 2
     if any(found.kind for found in surveys):
         console.rule(plain("for the recipe", "bold"), align="left")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_schemas.reading import write_rows
+from data_schemas.sources import SourceValue
 from data_schemas.survey import Survey, excerpt
 from data_schemas.text import printable
 from engine.curation.arguments import CurateArguments
@@ -22,7 +23,7 @@ from stages.curate import compare
 MAX_EXAMPLE = 60  # characters of a row
 
 
-def rules_of(found: Survey, evaluation: Sequence[str]) -> list[Table | Text]:
+def rules_of(found: Survey, evaluation: Sequence[SourceValue]) -> list[Table | Text]:
     """What each rule would drop of the rows, with an example, and the overlap with evaluation sets.
 
     All rules are tried, those too that a recipe has to ask for. Raises what reading an evaluation set raises.

@@ -14,8 +14,9 @@ from rich.text import Text
 from commands.program import imports, options_of, parser_for, run
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest
-from data_schemas.reading import ONE_FILE_ADVICE, read_prompts
+from data_schemas.reading import ONE_FILE_ADVICE, read_prompts, warn_of_ignored
 from data_schemas.rows import Candidates, Prompt
+from data_schemas.sources import Source
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
 from engine.runtime.output_file import check_output, has_finished_batches, write_output
@@ -79,7 +80,9 @@ def generate(arguments: argparse.Namespace, console: Console) -> None:
 
 def read_requested(file: str, system: str | None) -> list[Prompt]:
     """The prompts of a file, with the system prompt where they have none. Raises UserError, also where none is left."""
-    prompts = read_prompts(file, advice=ONE_FILE_ADVICE).rows
+    read = read_prompts(Source.of_argument(file).value(), advice=ONE_FILE_ADVICE)
+    warn_of_ignored(read.ignored)
+    prompts = read.rows
     if not prompts:
         raise ConfigError(f"{file} has no prompt that can be answered; expected at least one")
     if system is not None and not system.strip():

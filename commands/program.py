@@ -91,7 +91,7 @@ def _warnings_on(console: Console) -> Iterator[None]:
 
 
 def _kept(output: Path) -> str:
-    if not has_finished_batches(output):
+    if not output.name or not has_finished_batches(output):
         return ""
     folder = printable(str(unfinished_folder(output)))
     return f"; finished batches are kept in {folder}, and the same command continues from them"

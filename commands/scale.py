@@ -21,6 +21,7 @@ from commands.scaling_laws import Form, Minimum, PowerLaw, fit_form, fit_resampl
 from commands.scaling_runs import Runs, read_runs
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import write_atomically
+from data_schemas.outputs import check_new_file
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
 
@@ -203,6 +204,8 @@ def show(arguments: argparse.Namespace) -> int:
     for flops in arguments.budget:
         if not (math.isfinite(flops) and flops > 0):
             raise ConfigError(f"--budget {flops}: expected FLOPs, a number above 0, as in 1e21")
+    if arguments.output is not None:
+        check_new_file(Path(arguments.output))
     runs = read_runs(Path(arguments.table))
     laws = Laws.fit(runs)
     budgets = arguments.budget or [10 * float(runs.flops_R.max())]
@@ -224,7 +227,7 @@ def show(arguments: argparse.Namespace) -> int:
     for flops in budgets:
         for note in notes(laws, flops):
             console.print(Text(note), soft_wrap=True)
-    if arguments.output:
+    if arguments.output is not None:
         write_atomically(Path(arguments.output), as_json(laws, budgets))
         console.print(Text(f"written: {printable(arguments.output)}"))
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_schemas.errors import DataError
+from data_schemas.field_errors import place_and_problem
 from data_schemas.files import DIGEST, digest_record, hash_files, sync, write_atomically
 from data_schemas.stage_keys import Keys
 
@@ -60,17 +61,16 @@ class Artifact(BaseModel):
         path = folder / RECORD
         try:
             content = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, RecursionError) as error:
+        except (IsADirectoryError, ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a record ({error}); move the folder away") from None
         digest = content.pop(DIGEST, None) if isinstance(content, dict) else None
         try:
             record = cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path} is not a record ({where}: {first['msg']}); move the folder away") from None
+            problem = place_and_problem(error.errors()[0], "the file")
+            raise DataError(f"{path} is not a record ({problem}); move the folder away") from None
         if digest is not None and digest != digest_record(content):  # records of older versions have none
             raise DataError(f"{path} was changed after it was written; put it back as it was, or move the folder away")
         return record

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError
+from data_schemas.field_errors import problem_of_field
 from data_schemas.text import nearest, shown
 from data_schemas.yaml_files import read_yaml
 
@@ -104,7 +105,7 @@ def _problem(error: ValidationError) -> str:
         return f"unknown key {place!r}{nearest(name, list(known.model_fields))}"
     if first["type"] == "missing":
         return f"{place} is missing"
-    return f"{place}={shown(first['input'])}: {first['msg']}"
+    return f"{place}={shown(first['input'])}: {problem_of_field(first)}"
 
 
 def _check(assessment: Assessment, *, where: str) -> None:

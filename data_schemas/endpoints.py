@@ -11,21 +11,57 @@
 The model's name and `request` determine the answers: they are part of a step's identity. All else is not.
 """
 
+import json
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_schemas.errors import ConfigError
+from data_schemas.field_errors import problem_of_field
 from data_schemas.files import canonical_json
+from data_schemas.limits import Limits, problem_of
 from data_schemas.text import nearest, shown
+from data_schemas.yaml_files import kind_of
 
 # Keys of stages whose value may be the name of an endpoint in place of a model's folder.
 ENDPOINT_KEYS = ("annotator_llm", "judge_llm", "baseline", "other_policies")
 PAID_ANSWERS = "paid_answers.jsonl"  # in a step's folder: what its endpoints have answered
 OF_REQUESTS = ("messages", "model", "stream", "n", "tools")  # fields that `request` may not set
+OPERATIONS = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")  # below a base_url
+SECRET = re.compile(r"api.?key|authorization|bearer|credential|passw|secret|^((access|auth|hf)_?)?token$", re.I)
+TOKENS = Limits(minimum=1, also=(-1,))  # some servers take -1 for no limit
+PENALTY = Limits(minimum=-2, maximum=2)
+# Fields of a chat completion that `request` may set and that are numbers -> their limits.
+REQUEST_NUMBERS = {
+    "max_tokens": TOKENS,
+    "max_completion_tokens": TOKENS,
+    "temperature": Limits(minimum=0),
+    "top_p": Limits(minimum=0, maximum=1),
+    "presence_penalty": PENALTY,
+    "frequency_penalty": PENALTY,
+    "seed": Limits(),
+}
+# All that are known of the common servers; a server may have others.
+REQUEST_FIELDS = (
+    *REQUEST_NUMBERS,
+    *("stop", "logit_bias", "logprobs", "top_logprobs", "response_format", "tool_choice", "parallel_tool_calls"),
+    *("reasoning", "reasoning_effort", "thinking", "verbosity", "prediction", "modalities", "service_tier", "provider"),
+    *("user", "safety_identifier", "prompt_cache_key", "metadata", "store", "chat_template_kwargs"),
+    *(
+        "top_k",
+        "min_p",
+        "min_tokens",
+        "repetition_penalty",
+        "length_penalty",
+        "stop_token_ids",
+        "ignore_eos",
+        "best_of",
+    ),
+    *("skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "structured_outputs"),
+)
 
 
 class Price(BaseModel):
@@ -81,7 +117,19 @@ def parse_endpoints(values: object, *, where: str) -> dict[str, Endpoint]:
     """The endpoints of a mapping by name. Raises ConfigError, which never shows a value that might be a key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of names, as in {{judge: {{base_url: …, model: …}}}}")
+    for name in values:
+        if not re.fullmatch(r"\w([\w.:@+ -]*[\w+])?", str(name)):
+            raise ConfigError(
+                f"{where}: an endpoint has the name {shown(name)}; expected one of letters and digits, as in judge"
+            )
     return {str(name): _parse(value, where=f"{where}.{name}") for name, value in values.items()}
+
+
+def request_hints(endpoint: Endpoint, *, where: str) -> Iterator[str]:
+    """A sentence for each field of `request` that no chat completion has, and whose name is near one that it has."""
+    for name in endpoint.request:
+        if name not in REQUEST_FIELDS and (hint := nearest(name, REQUEST_FIELDS)):
+            yield f"{where}.request.{name} is sent as it is, and most servers do not know it{hint}"
 
 
 def _parse(value: object, *, where: str) -> Endpoint:
@@ -102,24 +150,60 @@ def _parse(value: object, *, where: str) -> Endpoint:
         )
     if endpoint.budget.money is not None and endpoint.price is None:
         raise ConfigError(f"{where}.budget.money needs a price beside it, as in price: {{input: 2.5, output: 10}}")
-    if taken := [field for field in OF_REQUESTS if field in endpoint.request]:
-        raise ConfigError(f"{where}.request.{taken[0]} is set by each request; leave it out")
+    _check_request(endpoint.request, where=f"{where}.request")
     return endpoint
+
+
+def _check_request(request: Mapping[str, Any], *, where: str) -> None:
+    """Raises ConfigError for fields that each request sets, for a secret, and for values that no server can take."""
+    if taken := [field for field in OF_REQUESTS if field in request]:
+        raise ConfigError(f"{where}.{taken[0]} is set by each request; leave it out")
+    if secret := [name for name in _names_in(request) if SECRET.search(name)]:
+        raise ConfigError(
+            f"{where} has the field {secret[0]!r}: a key must not be in a file; give api_key_env, its variable's name"
+        )
+    try:
+        json.dumps(request, allow_nan=False)
+    except (TypeError, ValueError):  # it may be long, or hold something secret: it is not shown
+        raise ConfigError(
+            f"{where} holds what JSON cannot, as .nan or a date; expected text, numbers, lists and mappings"
+        ) from None
+    for name, limits in REQUEST_NUMBERS.items():
+        value = request.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{where}.{name}={shown(value)} is {kind_of(value)}, expected a number")
+        if expected := problem_of(value, limits):
+            raise ConfigError(f"{where}.{name}={shown(value)}: expected {expected}")
+
+
+def _names_in(value: object) -> Iterator[str]:
+    """The names of all fields inside a value."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _names_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _names_in(inner)
 
 
 def _problem(error: ValidationError) -> str:
     """Where the first mistake is and what is wrong, without the value of a field that might be a key."""
-    first = error.errors()[0]
+    # A misspelt key leaves another one missing: the misspelling comes first.
+    first = next((one for one in error.errors() if one["type"] == "extra_forbidden"), error.errors()[0])
     place, name = ".".join(map(str, first["loc"])), str(first["loc"][-1])
     if first["type"] == "extra_forbidden":
         if "key" in name.lower():
             return f": unknown key {name!r}: a key must not be in a file; give api_key_env, the name of a variable"
         parent = {"price": Price, "budget": Budget}.get(str(first["loc"][0]), Endpoint)
-        return f": unknown key {place!r}{nearest(name, list(parent.model_fields))}"
+        valid = list(parent.model_fields)
+        return f": unknown key {place!r}{nearest(name, valid) or '; expected ' + ', '.join(valid)}"
     if first["type"] == "missing":
         return f".{place} is missing"
     found = "" if "key" in name else f"={shown(first['input'])}"
-    return f".{place}{found}: {first['msg']}"
+    return f".{place}{found}: {problem_of_field(first)}"
 
 
 def _check_address(address: str, *, where: str) -> None:
@@ -136,3 +220,6 @@ def _check_address(address: str, *, where: str) -> None:
         )
     if parts.scheme not in ("http", "https") or not has_host:
         raise ConfigError(f"{where}={shown(address)} is no address; expected one as https://api.example.com/v1")
+    if operation := next((one for one in OPERATIONS if parts.path.rstrip("/").endswith(one)), None):
+        base = address.rstrip("/").removesuffix(operation)
+        raise ConfigError(f"{where}={shown(address)} is the address of {operation}; give the one before it, {base}")

@@ -153,6 +153,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     check_regular(path)
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

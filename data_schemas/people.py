@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_schemas.errors import DataError
+from data_schemas.field_errors import place_and_problem
 from data_schemas.files import check_regular, write_atomically
 from data_schemas.rows import STRENGTHS, Strength
 from data_schemas.text import shown
@@ -148,8 +149,7 @@ def _labels(path: Path, lines: Sequence[object], expected: Sequence[Shown]) -> l
         try:
             label = Label.model_validate(line)
         except ValidationError as error:
-            first = error.errors()[0]
-            problem = f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}"
+            problem = place_and_problem(error.errors()[0], "the line")
             raise DataError(f"{path}, line {number} is not a label ({problem}); use the file as it was saved") from None
         problem = ""
         if (label.verdict in ("one", "other")) != (label.strength is not None):

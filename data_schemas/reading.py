@@ -125,6 +125,12 @@ def read_pairs(
     return _read(paths, PreferencePair, PAIRS, on_bad_row, advice, keep)
 
 
+def warn_of_ignored(ignored: Mapping[str, Sequence[str]]) -> None:
+    """Logs a warning for each file with columns that are not read, and so are not in what is written."""
+    for name, columns in ignored.items():
+        log.warning("%s: the columns %s are not read, and are not written", name, ", ".join(map(printable, columns)))
+
+
 def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
     """Writes one JSON object a line, all or none of them; returns their number."""
     lines = [row.to_json() + "\n" for row in rows]
@@ -132,8 +138,10 @@ def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
     return len(lines)
 
 
-def read_rows(path: Path, row_type: type[T]) -> list[T]:
+def read_rows(path: Path, row_type: type[T], *, ignored: dict[str, None] | None = None) -> list[T]:
     """The rows of a file that `write_rows` wrote: of one type, in no other dialect. An empty file has none.
+
+    Columns that others have added are refused or, where `ignored` is given, left out and added to it.
 
     Raises DataError for a file that cannot be read, and for the first line that is not such a row.
     """
@@ -142,13 +150,27 @@ def read_rows(path: Path, row_type: type[T]) -> list[T]:
         with path.open("rb") as file:
             for line, content in enumerate(file, start=1):
                 try:
-                    rows.append(row_type.model_validate_json(content))
+                    rows.append(row_type.model_validate_json(_without_others(content, row_type, ignored)))
                 except ValidationError as error:
                     bad = first_error(error, row_type)
                     raise DataError(f"{path}:{line}: {bad} (not a stored {row_type.__name__})") from None
     except OSError as error:
         raise DataError(cannot_open(path, error)) from None
     return rows
+
+
+def _without_others(content: bytes, row_type: type[Row], ignored: dict[str, None] | None) -> bytes | str:
+    """A line without the columns that the type has not, which are added to `ignored`; unchanged without it."""
+    if ignored is None:
+        return content
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError):
+        return content  # whoever validates it reports why
+    if not isinstance(raw, dict) or not (others := [name for name in raw if name not in row_type.model_fields]):
+        return content
+    ignored.update(dict.fromkeys(others))
+    return json.dumps({name: value for name, value in raw.items() if name not in others})
 
 
 def check_columns(source: Source, kind: str) -> None:

@@ -3,23 +3,9 @@
 from pydantic import ValidationError
 
 from data_schemas.errors import WrongValue
+from data_schemas.field_errors import expected_of
 from data_schemas.formats import describe
 from data_schemas.rows import Row
-
-EXPECTED = {  # pydantic's type of an error -> what the error names as expected
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "missing": "a value",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than_equal": "{le:g} or less",
-    "extra_forbidden": "no such field",
-    "json_invalid": "one JSON object",
-}
 
 
 def first_error(error: ValidationError, row_type: type[Row]) -> WrongValue:
@@ -30,9 +16,6 @@ def first_error(error: ValidationError, row_type: type[Row]) -> WrongValue:
     if isinstance(cause := context.get("error"), WrongValue):  # raised by a validator in rows.py
         return WrongValue(cause.field or field, cause.found, cause.expected)
     found = "nothing" if first["type"] == "missing" else describe(first["input"])
-    if first["type"] == "literal_error":
-        return WrongValue(field, found, str(context.get("expected")))
     if first["type"] == "json_invalid":
         field = "line"
-    expected = EXPECTED.get(first["type"], first["msg"].removeprefix("Input should be "))
-    return WrongValue(field, found, expected.format(**context) if first["type"] in EXPECTED else expected)
+    return WrongValue(field, found, expected_of(first))

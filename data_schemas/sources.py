@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import check_name, check_regular, exists
 from data_schemas.folders import data_files
@@ -30,6 +32,7 @@ from data_schemas.hub import hub_rows, is_hub_name
 from data_schemas.line_files import JSONLines, Renamed
 from data_schemas.tables import arrow_rows, csv_rows, parquet_rows, tsv_rows
 from data_schemas.text import nearest
+from data_schemas.yaml_files import load_yaml
 
 KEYS = ("path", "split", "name", "revision", "columns", "share", "tag")
 TEXT_READERS = {".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".txt": paragraphs}
@@ -79,7 +82,22 @@ class Source:
         return cls(named.path, split, given.get("name"), revision, columns, float(share), given.get("tag"))
 
     @classmethod
+    def of_argument(cls, text: str) -> "Source":
+        """The source that a word of a command line means: a path, or a mapping as a recipe has it."""
+        if not text.startswith("{"):
+            return cls.of(text)
+        try:
+            value = load_yaml(text)
+        except yaml.YAMLError:
+            value = None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{text}: not a mapping, as in {{path: x.csv, columns: {{prompt: Q, answer: A}}}}")
+        return cls.of(value, where=text)
+
+    @classmethod
     def _of_text(cls, text: str) -> "Source":
+        if not text.strip():  # Path would take it for the working directory
+            raise ConfigError(f"{text!r} is empty; expected a file, a folder or a hub name")
         if exists(Path(text)):
             return cls(text)
         split = re.search(r":(\w[\w.-]*(?:\[[^\]]*\])?)$", text)

@@ -7,6 +7,7 @@ TRL's own parser checks neither types nor abbreviations (`max_length: 2.5` and `
 import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -148,8 +149,25 @@ def check_value(value: object, key: StageKey, *, where: str) -> Any:
         _check_allowed(typed, key, where=where)
         return typed
     expected = key.type.replace("null", "nothing (null)")
-    hint = unquoted_hint(value) if "str" in key.type else ""
-    raise ConfigError(f"{where}={shown(value)} is {kind_of(value)}, expected {expected}{hint}")
+    found, hint = kind_of(value), unquoted_hint(value) if "str" in key.type else ""
+    if isinstance(value, list) and key.is_list:
+        position, item = _wrong_item(value, key)
+        found += f", and its item {position}, {shown(item)}, is {kind_of(item)}"
+        hint = unquoted_hint(item) if "str" in key.type else ""
+    elif isinstance(value, str | int | float) and key.is_list and not hint:
+        hint = f"; write it as a list, as in [{value}]"
+    raise ConfigError(f"{where}={shown(value)} is {found}, expected {expected}{hint}")
+
+
+def _wrong_item(values: list[object], key: StageKey) -> tuple[int, object]:
+    """The first item of a list that has not the type that the key's items have, and its number from 1."""
+    [kind] = re.findall(r"list\[(.+)\]", key.type)
+    for position, item in enumerate(values, 1):
+        try:
+            _convert(item, kind)
+        except (TypeError, ValueError, OverflowError):
+            return position, item
+    raise AssertionError("every item has the type")
 
 
 def _check_allowed(value: object, key: StageKey, *, where: str) -> None:
@@ -157,8 +175,9 @@ def _check_allowed(value: object, key: StageKey, *, where: str) -> None:
 
     A list is refused for its first item that is not allowed.
     """
-    if value in ("", []) and not (key.may_be_empty or key.default in ("", [])):
-        found = "empty text" if value == "" else "an empty list"
+    is_blank = value == [] or (isinstance(value, str) and not value.strip())
+    if is_blank and not (key.may_be_empty or key.default in ("", [])):
+        found = "an empty list" if value == [] else "empty text"
         remedy = "give a value" if key.required else f"leave the key out: its default is {json.dumps(key.default)}"
         raise ConfigError(f"{where}={shown(value)} is {found}; {remedy}")
     for item in value if isinstance(value, list) else [value]:
@@ -198,6 +217,8 @@ def _check_text(text: str, key: StageKey, *, where: str) -> None:
 
 def path_problem(text: str) -> str:
     """Why no file system can have the path; empty where one can."""
+    if not text.strip():
+        return "is empty text; expected a path"
     if "\0" in text:
         return "contains a null character; remove it"
     parts = [len(part.encode(errors="replace")) for part in text.split("/")]

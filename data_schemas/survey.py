@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_schemas.dialects import Dialect
 from data_schemas.errors import WrongValue
-from data_schemas.formats import Line, format_of, shorten
+from data_schemas.formats import Line, describe, format_of, shorten
 from data_schemas.labels import pairs_of_labels
 from data_schemas.reading import KINDS, rows_of
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
@@ -100,6 +100,8 @@ def survey(source: Source) -> Survey:
         source = replace(source, columns=guess[1])
         by_file = [(name, renamed) for name, line in by_file for renamed in source.rename(name, [line])]
     kind, read = _best_of(by_file, kinds)
+    if not raws:  # no row has columns: what is wrong with them is known
+        read = _unreadable(by_file)
     if kind == "documents" and all(format_of(Path(file)) == ".txt" for file in files):
         kinds = [*kinds, "prompts"]  # one a line
     return Survey(
@@ -154,6 +156,15 @@ def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
                 read.add_problem(reason, place)
         except WrongValue as error:
             read.add_problem(error, place)
+    return read
+
+
+def _unreadable(by_file: Iterable[tuple[str, Line]]) -> _Read:
+    """The problems of lines that are no mappings."""
+    read = _Read()
+    for name, line in by_file:
+        error = line.error or WrongValue("row", describe(line.raw), "a mapping of columns to values")
+        read.add_problem(error, f"{name}:{line.number}")
     return read
 
 

@@ -33,7 +33,8 @@ def report_os_error(error: OSError) -> None:
     On a full disk the line has the remedy.
     """
     hint = space_hint(error)
-    print(f"error: {printable(str(error))}{f'; {hint}' if hint else ''}", file=sys.stderr)
+    text = f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)
+    print(f"error: {printable(text)}{f'; {hint}' if hint else ''}", file=sys.stderr)
 
 
 def guarded(main: Callable[[], int]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from data_schemas.endpoints import request_hints
 from data_schemas.errors import ConfigError
 from pipeline.recipe.names import all_sections, runs_once
 from pipeline.recipe.resolved import Recipe
@@ -17,14 +18,17 @@ READERS = {
 
 
 def check_unused(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
-    """A sentence for each section and kind of rows that no step of the plan uses.
+    """A sentence for each section and kind of rows that no step of the plan uses, and for each field of an endpoint's
+    `request` that its server may not know.
 
     Raises ConfigError instead where the recipe lists its `stages`: then the section and the list contradict each other.
     """
     unused = list(_unused(recipe, steps))
     if unused and recipe.stages is not None:
         raise ConfigError(f"{recipe.path}: {unused[0]}; add its stage to `stages`, or leave it out")
-    return unused
+    return unused + [
+        hint for name, one in recipe.endpoints.items() for hint in request_hints(one, where=f"endpoints.{name}")
+    ]
 
 
 def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:

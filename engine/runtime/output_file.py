@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_schemas.errors import ConfigError
-from data_schemas.files import check_name, exists, read_json, sync, write_atomically
+from data_schemas.files import exists, read_json, sync, write_atomically
 from data_schemas.locks import LOCK_FILE, lock_folder
+from data_schemas.outputs import check_is_json_lines, check_new_file
 from data_schemas.reading import write_rows
 from data_schemas.rows import Row
 from data_schemas.stage_keys import path_problem
@@ -27,14 +28,11 @@ T = TypeVar("T", bound=Row)
 
 
 def check_output(path: Path) -> None:
-    """Raises ConfigError where the file exists already, or cannot be written for its name."""
-    check_name(path)
-    if problem := path_problem(str(unfinished_folder(path))):
+    """Raises ConfigError where the file exists already, cannot be written for its name, or names another format."""
+    if path.name and (problem := path_problem(str(unfinished_folder(path)))):
         raise ConfigError(f"the output {path} {problem}")
-    if exists(path):
-        raise ConfigError(f"the output {path} exists already; move it away, or give another name")
-    if not path.parent.is_dir():
-        raise ConfigError(f"the output's folder {path.parent} does not exist; create it, or give another name")
+    check_new_file(path)
+    check_is_json_lines(path)
 
 
 def unfinished_folder(path: Path) -> Path:

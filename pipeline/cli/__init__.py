@@ -6,9 +6,12 @@ A user's mistake is reported in one line on stderr and ends with exit code 2. A 
 that waits for people with 3, Ctrl-C with 130 and SIGTERM with 143.
 """
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from data_schemas.errors import ConfigError
 from data_schemas.files import check_name
 from data_schemas.text import escape_what_the_terminal_lacks
 from pipeline.cli.app import app
@@ -16,6 +19,16 @@ from pipeline.launch.processes import Interrupted
 from pipeline.report import errors
 
 from pipeline.cli import recipes, runs, models  # noqa: F401 # isort: skip - in the order of --help
+
+
+def _check_not_empty(words: Sequence[str]) -> None:
+    """Raises ConfigError for an empty word, as of a variable that the shell does not know: it would be this folder."""
+    for before, word in zip(("", *words), words, strict=False):
+        option = before if before.startswith("-") and "=" not in before else ""
+        if not word.strip():
+            raise ConfigError(f"{option or 'an argument'} is empty; expected a value, or leave it out")
+        if re.fullmatch(r"--[a-z_-]+=\s*", word):
+            raise ConfigError(f"{word.partition('=')[0]} is empty; expected a value, or leave it out")
 
 
 def main() -> None:
@@ -26,6 +39,7 @@ def main() -> None:
     try:
         for name in (Path.cwd(), *sys.argv[1:]):
             check_name(name)
+        _check_not_empty(sys.argv[1:])
         code = get_command(app)(standalone_mode=False)
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         code = errors.report(error)

@@ -10,6 +10,7 @@ import typer
 
 from data_schemas.errors import ConfigError
 from data_schemas.locks import lock_folder
+from data_schemas.outputs import check_new_file
 from pipeline.cli.app import app, print_text
 from pipeline.cli.completion import complete_model, complete_run
 from pipeline.export import folder as exporting
@@ -18,13 +19,14 @@ from pipeline.export.card import UNKNOWN, Card
 from pipeline.report import calibration, comparing, run_list, run_status, terminal
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
-from pipeline.report.page.compare_page import write_comparison
+from pipeline.report.page.compare_page import is_comparison, write_comparison
 from pipeline.report.page.writing import write_page
 from pipeline.state import pruning, verifying
 from pipeline.state.lineage import lineage_of
 from pipeline.state.summary import SUMMARY
 from pipeline.state.summary import read as read_summary
 
+RUNS = Path("runs")
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder of a run, as in runs/demo.", autocompletion=complete_run)
 ]
@@ -32,11 +34,15 @@ RunFolder = Annotated[
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that the runs are in.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that the runs are in.")] = RUNS,
 ) -> None:
     """List the runs in a folder, with their state and best policy. The one that changed last comes first."""
     runs = run_list.list_runs(folder)
     if not runs:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; expected the folder that the runs are in")
+        if not folder.exists() and folder != RUNS:
+            raise ConfigError(f"{folder} does not exist; expected the folder that the runs are in")
         absent = "" if folder.is_dir() else ", which does not exist"
         print_text(f"no run in {folder.absolute()}{absent}; `{command_name()} run RECIPE` starts one")
         return
@@ -68,7 +74,10 @@ def status(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write the page of a run, report.html. `run` does it too, whenever a step starts or ends."""
-    print_text(f"written: {short_path(write_page(run))}")
+    page, problems = write_page(run)
+    print_text(f"written: {short_path(page)}")
+    for problem in problems:
+        print_text(f"warning: {problem}", file=sys.stderr)
 
 
 @app.command()
@@ -95,8 +104,12 @@ def compare(
     if steps and len(steps) != 2:
         count = f"{len(steps)} {'steps' if len(steps) > 1 else 'step'}"
         raise ConfigError(f"compare: found {count}; expected two, one of each run, or none")
+    if page is not None:
+        check_new_file(page, what="the page", may_replace=is_comparison)
     compared = comparing.compare((first, second), steps or ())
     comparing.show(terminal.make_console(), compared)
+    for problem in comparing.damage(compared):
+        print_text(f"warning: {problem}", file=sys.stderr)
     if page is not None:
         write_comparison(compared, page)
         print_text(f"written: {short_path(page.absolute())}")
@@ -112,11 +125,7 @@ def verify(run: RunFolder) -> None:
     console.print(terminal.verified_table(checked))
     damaged = [step for step in checked if step.problems]
     if damaged:
-        names = ", ".join(step.name for step in damaged)
-        print_text(
-            f"error: {names}: changed since it was written; move it away, and `run` runs the step again",
-            file=sys.stderr,
-        )
+        print_text(f"error: {'; '.join(verifying.remedies(damaged))}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -182,7 +191,9 @@ def export(
 
     Its files are first compared with the hashes in the record.
     """
-    exporting.check_target(folder)
+    exporting.check_target(folder, run)
+    if not license_name.strip():
+        raise ConfigError("--license is empty; expected a name, as in apache-2.0, or leave it out")
     if gguf is not None:
         publish.check_converter(gguf)
     if repository is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError, StageError
-from data_schemas.files import sync
+from data_schemas.files import space_hint, sync
 from data_schemas.text import nearest, shown
 from pipeline.launch.command_line import ROOT
 from pipeline.state import summary
@@ -97,8 +97,10 @@ def check_model(exported: ExportedModel) -> None:
         raise DataError(f"{exported.model} is a LoRA adapter; expected a complete model: merge it into its base first")
 
 
-def check_target(target: Path) -> None:
-    """Raises ConfigError where the folder of the export exists and is not empty."""
+def check_target(target: Path, run: Path) -> None:
+    """Raises ConfigError where the folder of the export exists and is not empty, or is inside of the run."""
+    if target.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{target} is inside of the run {run}; give a folder outside of it")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConfigError(f"{target} exists and is not a folder; give a folder that does not exist yet")
     if target.is_dir() and any(target.iterdir()):
@@ -119,8 +121,13 @@ def write_folder(exported: ExportedModel, target: Path, card: str) -> None:
     """Copies the model's files into a partial folder, or merges its adapter, adds the card, and renames it."""
     target = target.absolute()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        if space_hint(error):
+            raise
+        raise ConfigError(f"{target} cannot be created ({error.strerror}); give a folder elsewhere") from None
     try:
         if exported.is_adapter:
             _merge(exported.model, partial)

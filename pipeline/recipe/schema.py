@@ -172,6 +172,8 @@ def _apply(override: str, content: Keys) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set {override}: expected key=value, as in --set dpo.beta=0.2")
+    if not text.strip():
+        raise ConfigError(f"--set {override}: the value is empty; write {name}=null for nothing, or leave it out")
     try:
         value = load_yaml(text)
     except RefusedYaml as error:

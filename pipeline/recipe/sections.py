@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_schemas.errors import ConfigError
+from data_schemas.field_errors import problem_of_field
 from data_schemas.files import check_regular
 from data_schemas.stage_keys import Keys, StageKey, Values, check_keys, elsewhere, stages
 from data_schemas.text import nearest, shown
@@ -214,7 +215,8 @@ def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key leaves another one missing: the misspelling comes first.
+        first = next((one for one in error.errors() if one["type"] == "extra_forbidden"), error.errors()[0])
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
         name = str(first["loc"][-1])
         if first["type"] == "extra_forbidden":
@@ -223,5 +225,5 @@ def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {place} is missing") from None
         hint = nearest(str(first["input"]), all_sections()) if first["loc"][-1] == "[key]" else ""
-        message = first["msg"].removeprefix("Value error, ") + (unquoted_hint(first["input"]) or hint)
+        message = problem_of_field(first) + (unquoted_hint(first["input"]) or hint)
         raise ConfigError(f"{where}: {place}={shown(first['input'])}: {message}") from None

@@ -135,11 +135,19 @@ def _difference(first: Side, second: Side) -> tuple[Difference | None, str]:
     pairs = [(mean(before.prompts[prompt].scores), mean(after.prompts[prompt].scores)) for prompt in common]
     differences = [now - then for then, now in pairs if then is not None and now is not None]
     rate = win_rate(after, before)
+    if not differences and (damaged := [side for side in (first, second) if side.evaluated and side.evaluated.problem]):
+        return None, f"the answers of {' and '.join(dict.fromkeys(side.policy for side in damaged))} are damaged"
     if not differences or rate is None:
         return None, "they have answered no prompt in common, or no judge has scored them"
     average, low, high = paired_interval(differences, seed=SEED)
     better, worse = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     return Difference(len(differences), average, low, high, rate, better, worse), ""
+
+
+def damage(comparison: Comparison) -> list[str]:
+    """A sentence for each compared evaluation whose file could not be read completely."""
+    found = [(side.folder, side.evaluated) for side in comparison.sides]
+    return list(dict.fromkeys(f"{folder}/{its.file}: {its.problem}" for folder, its in found if its and its.problem))
 
 
 def show(console: Console, comparison: Comparison) -> None:

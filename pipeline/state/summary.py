@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError, DataError
+from data_schemas.field_errors import place_and_problem
 from data_schemas.files import read_json, write_atomically
 from data_schemas.stage_keys import stages
 from data_schemas.text import shown
@@ -96,8 +97,7 @@ def read(folder: Path) -> Summary:
         summary = TypeAdapter(Summary).validate_python(read_json(path))
         _check(summary)
     except (ValidationError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}" if first else error
+        problem = place_and_problem(error.errors()[0], "the file") if isinstance(error, ValidationError) else error
         raise DataError(f"{path} is not the summary of a run; run the recipe again to rewrite it ({problem})") from None
     # A summary of an older version lacks the columns that were added since.
     for row in summary["rounds"]:

@@ -1,7 +1,7 @@
 """Verifies a run: everything that a later step would read is compared with the records and with the summary."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +57,19 @@ def check_run(run: Path) -> Iterator[StepCheck]:
     problems = damage + (_contradictions(listed, found) + _wrong_links(run, listed) if listed else [])
     if problems:
         yield StepCheck(run / SUMMARY, "complete", 1, (run / SUMMARY).stat().st_size, problems)
+
+
+def remedies(damaged: Sequence[StepCheck]) -> list[str]:
+    """What to do about results with problems: a sentence for those that were changed, and one for what is missing."""
+    stale = [step.name for step in damaged if step.state != "complete" or step.folder.name == SUMMARY]
+    changed = [step.name for step in damaged if step.name not in stale]
+    said = []
+    if changed:
+        names = ", ".join(changed)
+        said.append(f"{names}: changed since it was written; move it away, and `run` runs the step again")
+    if stale:
+        said.append(f"{', '.join(stale)}: missing or out of date; run the recipe again, which writes it")
+    return said
 
 
 def _read_summary(run: Path) -> tuple[Summary | None, list[str]]:

@@ -47,6 +47,65 @@ CASES = [
     Case(
         "generate over other settings", program("generate", *FILES, others=UNFINISHED), "of other settings (seed, MODEL"
     ),
+    Case(
+        "generate to no name", program("generate", "model", "in.jsonl", "-o", ""), "the output . is a folder; expected"
+    ),
+    Case(
+        "generate to a table",
+        program("generate", "model", "in.jsonl", "-o", "out.csv"),
+        "the output out.csv is written as JSON lines, and its name ends in .csv; expected .jsonl",
+    ),
+    Case(
+        "generate below a file",
+        program("generate", "model", "in.jsonl", "-o", "in.jsonl/out.jsonl"),
+        "the output's folder in.jsonl is a file; give another name",
+    ),
+    Case(
+        "an empty option",
+        lambda place: place.alignloop("generate", "model", "in.jsonl", "-o", ""),
+        "-o is empty; expected a value, or leave it out",
+    ),
+    Case(
+        "an empty option after its sign",
+        lambda place: place.alignloop("export", "run", "out", "--license="),
+        "--license is empty; expected a value, or leave it out",
+    ),
+    Case("an empty argument", lambda place: place.alignloop("status", " "), "an argument is empty; expected a value"),
+    Case(
+        "generate by a file",
+        lambda place: place.alignloop("generate", place.write("page.html", "x"), "in.jsonl", "-o", "out.jsonl"),
+        "page.html is not a model, a step or a run",
+    ),
+    Case(
+        "list of a file",
+        lambda place: place.alignloop("list", place.write("page.html", "x")),
+        "page.html is a file; expected the folder that the runs are in",
+    ),
+    Case(
+        "list of nothing",
+        lambda place: place.alignloop("list", "gone"),
+        "gone does not exist; expected the folder that the runs are in",
+    ),
+    Case(
+        "compare to a file that exists",
+        lambda place: place.alignloop("compare", "a", "b", "--page", place.write("notes.txt", "mine")),
+        "notes.txt exists already; move it away, or give another name",
+    ),
+    Case(
+        "compare to a folder",
+        lambda place: place.alignloop("compare", "a", "b", "--page", place.folder),
+        "the page HERE is a folder; expected the name of a file",
+    ),
+    Case(
+        "generate from an empty path",
+        program("generate", "model", "", "-o", "out.jsonl"),
+        "'' is empty; expected a file, a folder or a hub name",
+    ),
+    Case(
+        "generate from a broken mapping",
+        program("generate", "model", "{path: ", "-o", "out.jsonl"),
+        "{path: : not a mapping, as in {path: x.csv, columns:",
+    ),
     Case("generate from no file", program("generate", "model", "gone.jsonl", "-o", "o"), "gone.jsonl does not exist"),
     Case("generate from an empty file", program("generate", *FILES, rows=""), "in.jsonl is empty: it has no rows"),
     Case(

@@ -106,7 +106,7 @@ CASES = [
     Case(
         "no concurrency",
         of_recipe(GOOD | {"concurrency": 0}),
-        "endpoints.big.concurrency=0: Input should be greater than",
+        "endpoints.big.concurrency=0: expected 1 or more",
     ),
     Case(
         "a budget of money without a price",
@@ -116,12 +116,55 @@ CASES = [
     Case(
         "a price with a misspelt key",
         of_recipe(GOOD | {"price": {"in": 1, "output": 2}}),
-        "endpoints.big.price.input is missing",
+        "endpoints.big: unknown key 'price.in'; expected input, output",
     ),
     Case(
         "a request with its own messages",
         of_recipe(GOOD | {"request": {"messages": []}}),
         "endpoints.big.request.messages is set by",
+    ),
+    Case(
+        "a price that is a number",
+        of_recipe(GOOD | {"price": 5}),
+        "endpoints.big.price=5: expected a mapping",
+    ),
+    Case(
+        "a request with a secret",
+        of_recipe(GOOD | {"request": {"extra_body": [{"api_key": KEY}]}}),
+        "endpoints.big.request has the field 'api_key': a key must not be in a file; give api_key_env",
+    ),
+    Case(
+        "a request that is no JSON",
+        lambda place: place.alignloop(
+            "plan", *place.recipe("endpoints.big={base_url: 'http://a/v1', model: a, request: {temperature: .nan}}")
+        ),
+        "endpoints.big.request holds what JSON cannot, as .nan or a date; expected text, numbers",
+    ),
+    Case(
+        "a request of no tokens",
+        of_recipe(GOOD | {"request": {"max_tokens": -5}}),
+        "endpoints.big.request.max_tokens=-5: expected a number 1 or more, or -1",
+    ),
+    Case(
+        "a request with text for a number",
+        of_recipe(GOOD | {"request": {"temperature": "high"}}),
+        "endpoints.big.request.temperature='high' is text, expected a number",
+    ),
+    Case(
+        "an endpoint without a name",
+        lambda place: place.alignloop("plan", *place.recipe(f"endpoints={json.dumps({'': GOOD})}")),
+        "endpoints: an endpoint has the name ''; expected one of letters and digits, as in judge",
+    ),
+    Case(
+        "an endpoint with a name that is a path",
+        of_recipe(GOOD, name="a/b"),
+        "endpoints: an endpoint has the name 'a/b'; expected one of letters and digits, as in judge",
+    ),
+    Case(
+        "the address of the operation",
+        of_recipe(GOOD | {"base_url": "https://a/v1/chat/completions/"}),
+        "endpoints.big.base_url='https://a/v1/chat/completions/' is the address of /chat/completions; give the one "
+        "before it, https://a/v1",
     ),
     Case(
         "no address",

@@ -147,6 +147,8 @@ CASES = [
         1,
     ),
     Case("export into a file", export("full/a.txt"), "full/a.txt exists and is not a folder; give a folder that"),
+    Case("export into the run", export("runs/toy/out"), "runs/toy/out is inside of the run runs/toy; give a folder"),
+    Case("export below a file", export("full/a.txt/out"), "full/a.txt/out cannot be created (File exists); give a"),
     Case("export into a full folder", export("full"), "full exists and is not empty; give a folder that does not"),
     Case(
         "export with a converter that is not there",

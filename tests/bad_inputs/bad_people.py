@@ -82,10 +82,12 @@ CASES = [
     Case(
         "labels: another verdict",
         of_file(lines_of([label(verdict="both")])),
-        "people/1.jsonl, line 2 is not a label (verdict: Input should be 'one', 'other', 'tie' or 'skipped')",
+        "people/1.jsonl, line 2 is not a label (verdict: expected 'one', 'other', 'tie' or 'skipped')",
     ),
     Case(
-        "labels: negative time", of_file(lines_of([label(seconds=-1)])), "line 2 is not a label (seconds: Input should"
+        "labels: negative time",
+        of_file(lines_of([label(seconds=-1)])),
+        "line 2 is not a label (seconds: expected 0 or more",
     ),
     Case(
         "labels: a tie with a strength",

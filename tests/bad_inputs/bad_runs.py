@@ -218,7 +218,11 @@ CASES = [
     Case("evaluation without a choice", no_choice, "round-0.evaluate_policy ranks 0 policies, too few for number 1;"),
     Case("record that is cut", planned_beside("artifact.json", "{"), "artifact.json is not a record (Expecting"),
     Case("record that is a list", planned_beside("artifact.json", "[]"), "artifact.json is not a record (the file: "),
-    Case("record without a stage", planned_beside("artifact.json", {"step": "x"}), "is not a record (stage: Field"),
+    Case(
+        "record without a stage",
+        planned_beside("artifact.json", {"step": "x"}),
+        "is not a record (stage: expected a value",
+    ),
     Case(
         "record that was changed",
         planned_beside("artifact.json", RECORD | {"digest": "0"}),
@@ -250,12 +254,12 @@ CASES = [
     Case(
         "summary with a step that lacks its state",
         in_run("summary.json", SUMMARY | {"steps": [{"name": "s"}]}, *STATUS),
-        "is not the summary of a run; run the recipe again to rewrite it (steps.0.stage: Field required)",
+        "is not the summary of a run; run the recipe again to rewrite it (steps.0.stage: expected a value)",
     ),
     Case(
         "summary with a round that is a number",
         in_run("summary.json", SUMMARY | {"rounds": [1]}, *CHAT),
-        "is not the summary of a run; run the recipe again to rewrite it (rounds.0: Input should be a valid",
+        "is not the summary of a run; run the recipe again to rewrite it (rounds.0: expected a",
     ),
     Case(
         "summary with a round without its number",

@@ -52,9 +52,9 @@ NO_REFUSALS = {
 }
 # Part of the message for a field beyond its limit. The limits themselves are in the classes.
 OF_FIELDS = {
-    "ge": "(greater than or equal to|or more)",
-    "le": "(less than or equal to|or less)",
-    "pattern": "match pattern",
+    "ge": "or more",
+    "le": "or less",
+    "pattern": "text that matches",
     "allow_inf_nan": "finite number",
 }
 # Files that every start of a stage or run overwrites.

@@ -99,6 +99,28 @@ def test_a_source_without_a_row_is_exit_code_two(files, name, content):
     assert done.stderr == f"error: {name} has no row; expected at least one\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), "line: found byte 0xff at 1, expected UTF-8 (a.jsonl:1)"),
+        ("a.csv", b"prompt,answer\na,b,c\n", "row: found 3 cells, expected 2, as in the first line (a.csv:2)"),
+    ],
+)
+def test_a_source_without_a_readable_row_is_exit_code_two_with_the_cause(files, name, content, cause):
+    (files / name).write_bytes(content)
+    done = data(files, name)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {name} has no row that can be read: 1 row: {cause}\n"
+    assert "no known format" not in done.stdout
+
+
+def test_an_evaluation_set_that_cannot_be_read_is_refused_before_the_report(files):
+    (files / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    done = data(files, "qa.csv", "--evaluation", "latin.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("found byte 0xe9 at 13, expected UTF-8 (correct or remove the row)\n")
+
+
 def test_columns_of_no_kind_are_a_report_with_what_is_expected(files):
     (files / "odd.jsonl").write_text('{"x1": 1}\n')
     done = data(files, "odd.jsonl")

@@ -1,5 +1,7 @@
 """`alignloop score`: the same rows with scores, and what is printed of them."""
 
+import json
+
 import pytest
 
 from commands.score import summary, with_scores
@@ -52,6 +54,15 @@ def test_answers_of_generate_have_the_scores_of_the_scorer_of_the_stages(tiny_re
     assert [answer.text for answer in scored[2].candidates] == ["Paris.", "", "I do not know"]
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"{tmp_path}/scored.jsonl: 9 answers scored" and out[2].startswith("best of 3: mean ")
+
+
+def test_columns_that_are_not_written_are_listed_for_every_kind_of_rows(tiny_reward_model, tmp_path, capsys):
+    stored = json.loads(group(PROMPTS[0], "Paris.", "I do not know").to_json())
+    for name, row in (("pairs", pair(0)), ("groups", stored)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [row | {"my_id": 3}])
+        output = tmp_path / f"{name}-scored.jsonl"
+        assert call("score", tiny_reward_model, tmp_path / f"{name}.jsonl", "-o", output) == 0
+        assert f"{name}.jsonl: the columns my_id are not read, and are not written" in capsys.readouterr().err
 
 
 def test_pairs_and_dialogs_are_scored_in_their_own_rows(tiny_reward_model, tmp_path, capsys):

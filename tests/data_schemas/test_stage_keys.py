@@ -44,7 +44,7 @@ def test_a_value_gets_its_keys_type(stage, name, value, typed):
         (
             "sft",
             {"train_data_shares": [0.5, "half"]},
-            "here: train_data_shares=[0.5, 'half'] is a list, expected nothing (null) | list[float]",
+            "here: train_data_shares=[0.5, 'half'] is a list, and its item 2, 'half', is text, expected nothing",
         ),
         (
             "sft",

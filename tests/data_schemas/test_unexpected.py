@@ -33,7 +33,7 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_a_file(is_verbo
 def test_a_full_disk_is_no_bug(monkeypatch, capsys):
     monkeypatch.delenv(TRACEBACKS, raising=False)
     assert guarded(full) == 1
-    assert capsys.readouterr().err == f"error: [Errno 122] Disk quota exceeded: 'x\\x1b.json'; {DISK_FULL}\n"
+    assert capsys.readouterr().err == f"error: x\\x1b.json: Disk quota exceeded; {DISK_FULL}\n"
 
 
 def test_the_result_of_a_program_is_its_own():

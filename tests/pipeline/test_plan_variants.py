@@ -117,7 +117,7 @@ def test_the_judge_is_one_model_whatever_the_reward_models_variants(plan):
         ),
         (["dpo.variants=[{beta: x}]"], r"dpo\.variants\.1: beta='x' is text, expected float"),
         (["dpo.variants=[{human_share: 1}]"], r"dpo\.variants\.1: unknown key 'human_share'"),
-        (["sft.variants=[{human_share: 2}]"], r"sft\.variants\.1: human_share=2: Input should be less than"),
+        (["sft.variants=[{human_share: 2}]"], r"sft\.variants\.1: human_share=2: expected 1 or less"),
         (
             ["dpo.variants=[{validation_share: 0.2}, {}]"],
             r"dpo\.variants\.1\.validation_share: all variants must have the same; set it in the section dpo",

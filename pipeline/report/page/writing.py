@@ -84,10 +84,21 @@ class PageWriter:
                 log.warning("%s is not written: %s: %s", self.folder / PAGE, type(error).__name__, error)
 
 
-def write_page(folder: Path) -> Path:
-    """Writes the page of the run in a folder, and returns its path. Raises AlignloopError or OSError."""
-    write_atomically(folder / PAGE, render(folder, read(folder), FactsReader(folder)))
-    return folder / PAGE
+def write_page(folder: Path) -> tuple[Path, list[str]]:
+    """Writes the page of the run in a folder. Returns its path, and what could not be read for it.
+
+    Raises AlignloopError or OSError.
+    """
+    summary, reader = read(folder), FactsReader(folder)
+    write_atomically(folder / PAGE, render(folder, summary, reader))
+    steps = reader.read(summary)  # what is final has been read
+    return folder / PAGE, unread(steps, evaluations(steps))
+
+
+def unread(steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
+    """A sentence for each record, and for each file of answers, that could not be read."""
+    said = [f"{step.name}: {step.problem}" for step in steps if step.problem]
+    return said + [f"{one.policy}: {one.problem}" for one in evaluated if one.problem]
 
 
 def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
@@ -134,8 +145,7 @@ def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[E
     """What a reader should know before the numbers: the table's remarks, warnings, and what could not be read."""
     said = rounds.remarks(summary)
     said += [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
-    said += [f"{step.name}: {step.problem}" for step in steps if step.problem]
-    said += [f"{one.policy}: {one.problem}" for one in evaluated if one.problem]
+    said += unread(steps, evaluated)
     return [f"{text[:1].upper()}{text[1:]}" for text in said]
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from data_schemas.errors import ConfigError
 from pipeline.report import comparing, terminal
-from pipeline.report.page.compare_page import write_comparison
+from pipeline.report.page.compare_page import is_comparison, write_comparison
+from pipeline.report.page.writing import write_page
 from tests.pipeline.report.page.run_folders import SCORES, write_run
 
 
@@ -33,6 +34,26 @@ def test_two_policies_of_a_run_by_hand(tmp_path, capsys):
     out = printed(compared, capsys)
     assert "1 prompts are judged better, 1 worse and 1 the same" in out and "which may be chance" in out
     assert out.index("+1.00  Name a colour.") < out.index("-0.25  Name a city.")
+
+
+def test_damaged_answers_are_named(tmp_path, capsys):
+    run = write_run(tmp_path / "toy")
+    [file] = run.glob("round-1.evaluate_policy*/answers.jsonl")
+    assert comparing.damage(comparing.compare((run, run))) == []
+    file.write_text("{x")
+    compared = comparing.compare((run, run), ("round-0.sft", "round-1.dpo"))
+    assert compared.why_not == "the answers of round-1.dpo are damaged"
+    [problem] = comparing.damage(compared)
+    assert problem.startswith(f"{file}: answers.jsonl could not be read to its end (JSONDecodeError")
+    _, [of_page] = write_page(run)
+    assert of_page.startswith("round-1.dpo: answers.jsonl could not be read to its end (JSONDecodeError")
+
+
+def test_only_a_page_of_compare_is_recognised_as_one(tmp_path):
+    run = write_run(tmp_path / "toy")
+    write_comparison(comparing.compare((run, run)), tmp_path / "compare.html")
+    page, _ = write_page(run)
+    assert is_comparison(tmp_path / "compare.html") and not is_comparison(page)
 
 
 def test_the_recipes_of_two_runs_are_compared_by_key(tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_schemas.files import with_digest
+from pipeline.state.verifying import StepCheck, remedies
 
 
 def change_a_byte(folder: Path) -> str:
@@ -80,6 +81,16 @@ def remove_the_record(folder: Path) -> str:
 def remove_the_step(folder: Path) -> str:
     shutil.rmtree(folder)
     return "the folder is missing: summary.json has this step as finished"
+
+
+def test_what_was_changed_and_what_is_only_stale_have_other_remedies(tmp_path):
+    changed = StepCheck(tmp_path / "sft-1", "complete", problems=["a"])
+    missing = StepCheck(tmp_path / "dpo-2", "not finished", problems=["b"])
+    summary = StepCheck(tmp_path / "summary.json", "complete", problems=["c"])
+    assert remedies([changed, missing, summary]) == [
+        "sft-1: changed since it was written; move it away, and `run` runs the step again",
+        "dpo-2, summary.json: missing or out of date; run the recipe again, which writes it",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder) -> tuple[str, Page]:
-    content = write_page(folder).read_text(encoding="utf-8")
+    content = write_page(folder)[0].read_text(encoding="utf-8")
     return content, Page(content)
 
 
