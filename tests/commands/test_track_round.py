@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,17 @@ def media(folder: Path, entry: dict[str, Any]) -> str:
     return file.read_text(encoding="utf-8")
 
 
+def wait_for_the_next_second() -> None:
+    now = int(time.time())
+    while int(time.time()) == now:
+        time.sleep(0.05)
+
+
 def test_wandb_gets_the_table_of_rounds_the_samples_and_the_page(tmp_path, monkeypatch):
     page, sample = tmp_path / "report.html", {"policy": "round-1.dpo", "prompt": "Hi", "answer": "Yo", "ended": True}
     page.write_text("<p>the page</p>")
     call(request(tmp_path, number=0), monkeypatch)
+    wait_for_the_next_second()  # wandb names a start's folder by it
     call(request(tmp_path, samples=[sample], page=str(page)), monkeypatch)
     first, second = logged_offline(tmp_path)
     assert group_of(tmp_path) == {"demo"} and steps_of(tmp_path) == [0, 1]  # wandb drops a step that it has
