@@ -48,7 +48,7 @@ elif name == "squeue":
     found = [number for number in options["jobs"].split(",") if jobs[number]["state"] in ("PENDING", "RUNNING")]
     print(*(number if options["format"] == "%i" else jobs[number]["state"] for number in found), sep=chr(10))
 elif name == "scontrol":
-    assert words[0] == "requeue" and jobs[words[1]]["state"] == "RUNNING" and "requeue" in jobs[words[1]]["options"]
+    assert words[0] == "requeue" and "requeue" in jobs[words[1]]["options"]  # SLURM also requeues a cancelled job
     jobs[words[1]] |= {{"state": "PENDING", "requeued": True}}
 file.write_text(json.dumps(jobs))
 """

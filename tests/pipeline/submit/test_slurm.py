@@ -12,7 +12,6 @@ from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from pipeline.submit.jobs import Job
 from pipeline.submit.slurm import write_jobs
-from tests.bad_inputs.cases import exit_code
 from tests.patience import PATIENCE
 from tests.pipeline.fake_stages import build_inputs
 from tests.pipeline.submit.stand_in_slurm import Slurm, warn
@@ -136,7 +135,9 @@ def test_a_job_asks_for_what_its_step_needs(tmp_path, monkeypatch, capsys):
     machines = "{profile: ddp, num_processes: 16, num_machines: 2, wrapper: env, device: gpu, grace_seconds: 100}"
     words = [*SUBMIT, "--set", f"sft.launch={machines}", "--hours", "3", "--memory", "64", "--cores", "2"]
     monkeypatch.setattr(sys, "argv", ["alignloop", *words])
-    assert exit_code(cli.main) == 0
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
     out = capsys.readouterr().out
     job = (work / "toy-slurm" / "jobs" / "03-round-0.sft.sh").read_text()
     directives = [line.removeprefix("#SBATCH --") for line in job.splitlines() if line.startswith("#SBATCH")]
