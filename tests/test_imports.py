@@ -44,6 +44,7 @@ WINGS = {
         "state",
         "launch",
         "planner",
+        "submit",
         "report",
         "export",
         "cli",

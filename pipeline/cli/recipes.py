@@ -179,7 +179,7 @@ def run(
 ) -> None:
     """Run the steps of a recipe, or some of them. Finished steps are reused, and a stopped run is resumed."""
     errors.shown.tracebacks = errors.shown.tracebacks or verbose
-    loaded, steps = _load(recipe, overrides)
+    loaded, steps = load(recipe, overrides)
     selection = select(steps, until=until, only=only, start=start)
     run_and_show(
         loaded,
@@ -210,7 +210,7 @@ def plan(
     """Show which steps will be reused, resumed or run, and why. Runs nothing."""
     if gpu is not None:
         gpu_named(gpu, where="--gpu")
-    loaded, steps = _load(recipe, overrides)
+    loaded, steps = load(recipe, overrides)
     selection = select(steps, until=until, only=only, start=start)
     planned = selected_run(loaded, steps, selection, hash_limit=SMALL)
     decisions = {step.name: planned.decide(step) for step in steps}
@@ -238,7 +238,7 @@ def check(
 
     Also shows what is wrong with the rows, and which precision is fastest on this device. Trains nothing.
     """
-    loaded, steps = _load(recipe, overrides)
+    loaded, steps = load(recipe, overrides)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
     with tempfile.TemporaryDirectory(prefix="alignloop-check-") as scratch:
         request = Path(scratch) / "request.json"
@@ -251,7 +251,7 @@ def check(
     raise typer.Exit(code)
 
 
-def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
+def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[Step]]:
     """The recipe and its plan, both checked. Raises UserError."""
     loaded, steps = load_checked(find_recipe(recipe), overrides or [])
     for sentence in (*check_unused(loaded, steps), *emulated_precision(steps)):

@@ -172,7 +172,27 @@ def plan_without_its_program(place: Place) -> Call:
     return place.alignloop("plan", *place.recipe(), "--cost")
 
 
+def submit(*settings: str, out: str = "jobs") -> Callable[[Place], Call]:
+    words = ("--to", "slurm", "--no-estimate", "--out", out)
+    return lambda place: place.alignloop("submit", *place.recipe(*settings), *words)
+
+
 CASES = [
+    Case(
+        "submit with devices of one machine",
+        submit("launch.devices=[0]", "defaults.bf16=false"),
+        "launch.devices=[0]: the scheduler chooses the devices of each job; leave it out",
+    ),
+    Case(
+        "submit what each machine would decide for itself",
+        submit(),
+        "sft.bf16 is left open, so the machine that plans a step decides its precision, and the machines of a cluster",
+    ),
+    Case(
+        "submit over something else",
+        submit("defaults.bf16=false", out="base"),
+        "--out HERE/base exists and was not written by `alignloop submit`; give another folder",
+    ),
     Case(
         "run on a GPU that nothing is known of",
         lambda place: place.alignloop("run", *place.recipe(*ON_GPUS, "launch.gpu=h1000")),

@@ -28,6 +28,10 @@ RECIPE = "요리.yaml"
 WORLD_COMMANDS = {  # command -> its words, and whether it shows a name or a text in Korean
     "init": (["init"], False),
     "plan": (["plan", RECIPE], True),
+    "submit": (
+        ["submit", RECIPE, "--to", "slurm", "--no-estimate", "--out", "작업", "--set", "defaults.bf16=true"],
+        True,
+    ),
     "status": (["status", "runs/toy"], True),
     "list": (["list"], False),
     "report": (["report", "runs/toy"], False),
