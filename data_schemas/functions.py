@@ -53,7 +53,7 @@ def find_module(function: str, folder: Path) -> Path:
     except (SyntaxError, ValueError) as error:  # the second for null bytes, before Python 3.11.4
         line, why = (f":{error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", error)
         raise ConfigError(f"{function}: {path}{line} is not Python: {why}") from None
-    if not _defines(tree, name):
+    if not _defines(tree, name, folder):
         raise ConfigError(f"{function}: {path} defines no function {name!r}")
     return path
 
@@ -73,16 +73,22 @@ def _find_source(module: str, search: Sequence[str]) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
-def _defines(tree: ast.Module, name: str) -> bool:
+def _defines(tree: ast.Module, name: str, folder: Path) -> bool:
     """Whether a module may define the function. From modules that are not read, all of whose names it imports, it may;
     those built into Python are asked."""
     names = set(_names_defined(tree.body))
     if name in names:
         return True
-    others = [name.removeprefix("* from ") for name in names if name.startswith("* from ")]
-    return any(
-        other not in sys.builtin_module_names or hasattr(importlib.import_module(other), name) for other in others
-    )
+    modules = [star.removeprefix("* from ") for star in names if star.startswith("* from ")]
+    return any(_may_have(module, name, folder) for module in modules)
+
+
+def _may_have(module: str, name: str, folder: Path) -> bool:
+    """Whether a module of which everything is imported may have the name: not where there is none, as `nt` on Linux."""
+    if module in sys.builtin_module_names:
+        return hasattr(importlib.import_module(module), name)
+    first = module.partition(".")[0]
+    return not first or importlib.machinery.PathFinder.find_spec(first, [str(folder), *sys.path]) is not None
 
 
 def _names_defined(body: Sequence[ast.stmt]) -> Iterator[str]:

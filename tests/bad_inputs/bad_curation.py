@@ -62,7 +62,7 @@ CASES = [
     Case(
         "a mix without a row",
         curate(mix_words=1),
-        "the mix of instructions has none of the 2 rows: mix_words=1 is too small for a row; expected a larger mix_words",
+        "the mix of instructions has none of the 2 rows: mix_words=1 is too small for a row; expected a larger",
     ),
     Case(
         "a mix of weights 0",
