@@ -77,8 +77,8 @@ CASES = [
         )
         for text, message in (
             ("-0.5", "-0.5"),
-            ("null", "null is nothing"),
-            ("true", "true is"),
+            ("null", "None is nothing"),
+            ("true", "True is a boolean"),
             ("abc", "'abc' is text"),
         )
     ),

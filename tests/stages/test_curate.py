@@ -277,20 +277,21 @@ def test_a_mix_writes_rows_by_tag_and_counts_what_it_leaves_out(tmp_path):
 
 
 def test_rows_keep_the_file_of_the_recipe_that_a_mix_weighs(tmp_path):
-    """40 rows of either file; a tenth of a.jsonl stays, and all of b.jsonl."""
-    (tmp_path / "other").mkdir()
-    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "other" / "b.jsonl"]
+    """40 rows of each file; a tenth of a.jsonl stays, and all of one b.jsonl, but not of the other."""
+    files = [tmp_path / name for name in ("one/a.jsonl", "one/b.jsonl", "other/b.jsonl")]
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
     for first, file in zip((100, 200, 300), files, strict=True):
         numbers = range(first, first + 40)
         write_jsonl(file, [dialog(f"Please write the number {n}", f"{n} {n} {n}") for n in numbers])
     shares = {"evaluation_share": 0.0, "validation_share": 0.0}
     run_here("prepare_data", tmp_path / "data", instructions=files, keep_sources=True, **shares)
     rows = tmp_path / "data" / "instructions.train.jsonl"
-    assert Counter(row["source"] for row in read_jsonl(rows)) == {"a.jsonl": 40, "b.jsonl": 40, "other/b.jsonl": 40}
+    assert Counter(row["source"] for row in read_jsonl(rows)) == {"a.jsonl": 40, "one/b.jsonl": 40, "other/b.jsonl": 40}
     weights = {"a.jsonl": 0.1, "other/b.jsonl": 0}
     run_here("curate", tmp_path / "out", instructions=[rows], mix_weights=weights, near_duplicates=None)
     kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
-    assert Counter(row["source"] for row in kept) == {"a.jsonl": 4, "b.jsonl": 40}
+    assert Counter(row["source"] for row in kept) == {"a.jsonl": 4, "one/b.jsonl": 40}
 
 
 def test_a_threshold_switches_its_rule_on_and_lists_of_rules_may_be_empty(tmp_path):
