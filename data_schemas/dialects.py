@@ -161,12 +161,12 @@ def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
     """The columns that are fields of the row itself.
 
     In files from elsewhere a `source` or `prompt_id` may hold anything: text is carried, other values are recomputed.
-    So may a `score`: a number is carried.
+    So may a `score`: a number is carried. A document's `source` is its file.
     """
     carried: Fields = {}
     for name, field in row_type.model_fields.items():
-        if name == "between":
-            continue  # part of the answers
+        if name == "between" or (name == "source" and row_type is Document):
+            continue  # the first is part of the answers
         if name == "tools" and name in raw:
             carried |= _tools(raw["tools"])
         elif name == "reference" and raw.get(name):
@@ -225,8 +225,11 @@ def ignored_columns(raw: Fields, dialect: Dialect, row_type: type[Row]) -> list[
         known |= {*MEDIA, *ROW_TRAINING_KEYS}
     known |= {column for column in LABELS if row_type is Conversation and as_label(raw.get(column)) is not None}
     known -= {column for column in BOTH_RATINGS if not isinstance(raw.get(column), list)}
+    known -= {"source"} if row_type is Document else set()
     known |= {"score"} if "score" in row_type.model_fields and _is_number(raw.get("score")) else set()
     ignored = [column or "unnamed column" for column, value in raw.items() if column not in known and value is not None]
+    if "tag" in row_type.model_fields and not isinstance(raw.get("tag") or "", str):
+        ignored.append("tag (expected text)")
     for column in MESSAGES if row_type is not Document else ():
         if column in known and isinstance(value := raw.get(column), list | dict | str):
             ignored += unread_keys(value, column)

@@ -5,6 +5,7 @@ The planner and the stages use one rule: a module file or a package beside the r
 
 import ast
 import hashlib
+import importlib
 import importlib.machinery
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,8 +53,8 @@ def find_module(function: str, folder: Path) -> Path:
     except (SyntaxError, ValueError) as error:  # the second for null bytes, before Python 3.11.4
         line, why = (f":{error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", error)
         raise ConfigError(f"{function}: {path}{line} is not Python: {why}") from None
-    if not {name, "*"} & set(_names_defined(tree.body)):
-        raise ConfigError(f"{function}: {path} defines no {name!r}")
+    if not _defines(tree, name, folder):
+        raise ConfigError(f"{function}: {path} defines no function {name!r}")
     return path
 
 
@@ -72,14 +73,34 @@ def _find_source(module: str, search: Sequence[str]) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
+def _defines(tree: ast.Module, name: str, folder: Path) -> bool:
+    """Whether a module may define the function. From modules that are not read, all of whose names it imports, it may;
+    those built into Python are asked."""
+    names = set(_names_defined(tree.body))
+    if name in names:
+        return True
+    modules = [star.removeprefix("* from ") for star in names if star.startswith("* from ")]
+    return any(_may_have(module, name, folder) for module in modules)
+
+
+def _may_have(module: str, name: str, folder: Path) -> bool:
+    """Whether a module of which everything is imported may have the name: not where there is none, as `nt` on Linux."""
+    if module in sys.builtin_module_names:
+        return hasattr(importlib.import_module(module), name)
+    first = module.partition(".")[0]
+    return not first or importlib.machinery.PathFinder.find_spec(first, [str(folder), *sys.path]) is not None
+
+
 def _names_defined(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """The names that a module's statements define, also inside `if` and `try`; `*` for an import of all names."""
+    """The names that a module's statements define and that may be functions, also inside `if` and `try`. `* from
+    module` for an import of all its names. `import x` defines a module, and `x = 3` no function."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (alias.asname or alias.name for alias in node.names)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
+        elif isinstance(node, ast.ImportFrom):
+            everything = f"* from {'.' * node.level}{node.module or ''}"
+            yield from (everything if alias.name == "*" else alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Constant):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             yield from (target.id for target in targets if isinstance(target, ast.Name))
         elif isinstance(node, ast.If):

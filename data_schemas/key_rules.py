@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from data_schemas.curation_rules import check_curation
 from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.limits import Limits
@@ -90,22 +91,7 @@ def _packages(given: Values) -> None:
                 f"{key}: the package bitsandbytes is not installed, which quantizes the weights; "
                 f"{to_install('bitsandbytes')}, or leave {key} out"
             )
-
-
-def _curate(values: Values) -> None:
-    if values["semantic_duplicates"] and not values["embedding_model"]:
-        raise ConfigError("semantic_duplicates: embedding_model is missing: the folder of a model that embeds the rows")
-    if (values["top_mark"] is None) != (values["mark_function"] is None):
-        missing = "mark_function" if values["mark_function"] is None else "top_mark"
-        raise ConfigError(f"{missing} is missing: mark_function gives the marks, and top_mark is the one that is kept")
-    if values["mix_words"] and (values["mix_tokens"] or values["tokenizer"]):
-        other = "mix_tokens" if values["mix_tokens"] else "tokenizer"
-        raise ConfigError(
-            f"mix_words and {other} are both given: a mix has a budget of words, or of tokens; leave one out"
-        )
-    if values["mix_tokens"] and not values["tokenizer"]:
-        raise ConfigError("mix_tokens: tokenizer is missing: the folder of a model whose tokenizer counts them")
-    if values["languages"] and not is_installed("py3langid"):
+    if given.get("languages") and not is_installed("py3langid"):
         raise ConfigError(f"languages: the package py3langid is not installed; {to_install('py3langid')}")
 
 
@@ -379,5 +365,5 @@ RULES: dict[str, Callable[[Values], None]] = {
     "average_models": _average_models,
     "dpo": _dpo,
     "rl": _rl,
-    "curate": _curate,
+    "curate": check_curation,
 }

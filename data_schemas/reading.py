@@ -34,7 +34,7 @@ from data_schemas.messages import Fields
 from data_schemas.nesting import check_depth, is_too_deep
 from data_schemas.row_errors import first_error
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
-from data_schemas.sources import Source, SourceValue, lines_of, sources
+from data_schemas.sources import Source, SourceValue, lines_of, short_name, sources
 from data_schemas.splitting import num_copies
 from data_schemas.tables import column_names
 from data_schemas.text import printable
@@ -94,21 +94,27 @@ class ReadRows(Generic[T]):
 
 
 def read_documents(
-    paths: Paths, *, on_bad_row: OnBadRow = "error", keep: Keep[Document] | None = None
+    paths: Paths, *, on_bad_row: OnBadRow = "error", keep: Keep[Document] | None = None, with_sources: bool = False
 ) -> ReadRows[Document]:
-    """Texts to pretrain on. With `keep`, this takes the rows one after the other, and the result has none.
+    """Texts to pretrain on. With `keep`, this takes the rows one after the other, and the result has none. With
+    `with_sources`, a row has the short name of its source, unless it has another `source` itself.
 
     Like the other three readers, raises ConfigError for a path that does not exist, and DataError for a file that
     cannot be read, has other columns, or has a bad row and on_bad_row is "error". `advice` ends the last message.
     """
-    return _read(paths, Document, DOCUMENTS, on_bad_row, keep=keep)
+    return _read(paths, Document, DOCUMENTS, on_bad_row, keep=keep, with_sources=with_sources)
 
 
 def read_conversations(
-    paths: Paths, *, on_bad_row: OnBadRow = "error", advice: str = ADVICE, keep: Keep[Conversation] | None = None
+    paths: Paths,
+    *,
+    on_bad_row: OnBadRow = "error",
+    advice: str = ADVICE,
+    keep: Keep[Conversation] | None = None,
+    with_sources: bool = False,
 ) -> ReadRows[Conversation]:
     """Dialogs to train on, for SFT."""
-    return _read(paths, Conversation, CONVERSATIONS, on_bad_row, advice, keep)
+    return _read(paths, Conversation, CONVERSATIONS, on_bad_row, advice, keep, with_sources=with_sources)
 
 
 def read_prompts(
@@ -220,12 +226,16 @@ def _read(
     on_bad_row: OnBadRow,
     advice: str = ADVICE,
     keep: Keep[T] | None = None,
+    *,
+    with_sources: bool = False,
 ) -> ReadRows[T]:
     read: ReadRows[T] = ReadRows([], [])
     keep = keep or (lambda row, copies: read.rows.extend([row] * copies))
     given = [paths] if isinstance(paths, str | Path | Mapping) else paths
+    all_sources = list(map(Source.of, given)) if with_sources else []
     for source, name, of_file in sources(given):
         lines = of_file
+        source_name = short_name(source, all_sources) if with_sources else None
         _check_share(source, of_examples=row_type in (Document, Conversation))
         if not lines:
             raise DataError(f"{name} is empty: it has no rows")
@@ -236,7 +246,8 @@ def _read(
         for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
-                for row in (_tagged(row, source.tag) for row in rows):
+                for row in rows:
+                    row = _with(_with(row, "tag", source.tag), "source", source_name)
                     keep(row, num_copies(_unit_of(row), source.share))
                 read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
@@ -255,9 +266,9 @@ def _read(
     return read
 
 
-def _tagged(row: T, tag: str | None) -> T:
-    """The row with the tag of its source, unless it has one itself. Documents have none."""
-    return row.model_copy(update={"tag": tag}) if tag and not getattr(row, "tag", tag) else row
+def _with(row: T, name: str, value: str | None) -> T:
+    """The row with what its source says in a field, unless it says that itself, or has no such field."""
+    return row.model_copy(update={name: value}) if value and not getattr(row, name, value) else row
 
 
 def _unit_of(row: Row) -> str:

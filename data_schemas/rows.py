@@ -93,6 +93,7 @@ class Document(Row):
     """One text to pretrain on."""
 
     text: str
+    source: str = ""  # the file that it is from, where a mix of sources needs it
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:
@@ -107,7 +108,7 @@ class Conversation(Row):
     messages: list[Message]
     tools: list[JSONObject] | None = None
     group_id: str = ""
-    source: str = ""  # the step or file that it is from
+    source: str = ""  # the step or file that it is from, or what its file's column `source` says
     tag: str = ""  # the capability that it teaches, as in math; from its file, the recipe, or a user's rule
     difficulty: float | None = Field(default=None, allow_inf_nan=False)  # spread of the rewards of the prompt's answers
     score: float | None = Field(default=None, allow_inf_nan=False)  # the reward of its last answer; curation reads it

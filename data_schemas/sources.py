@@ -184,6 +184,21 @@ class Source:
         return f"{name} (columns takes it from {self.columns[name]})" if name in self.columns else name
 
 
+def short_name(source: Source, others: Iterable[Source]) -> str:
+    """The name of a source among others: the last part of its path, or as many of them as tell it from the others.
+
+    A data set of the hub has its complete name.
+    """
+    if source.is_on_hub():
+        return source.path
+    parts = Path(source.path).parts
+    different = [other for item in others if (other := Path(item.path).parts) != parts]
+    number = next(
+        n for n in range(1, len(parts) + 1) if n == len(parts) or parts[-n:] not in [p[-n:] for p in different]
+    )
+    return "/".join(parts[-number:])
+
+
 def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, Sequence[Line]]]:
     """Every source with the name and lines of each of its files; raises as `Source.of` and `rows_by_file` do."""
     for value in values:

@@ -59,7 +59,7 @@ class StageKey(BaseModel):
     own: bool = False  # declared by this project, not by TRL
     omitted_at_default: bool = False  # its default is no part of the identity, which is as before the key existed
     choices: list[str] | None = None  # of text and of the items of a list
-    limits: Limits | None = None  # of a number and of the numbers of a list
+    limits: Limits | None = None  # of a number and of the numbers of a list or mapping
     may_be_empty: bool = False  # an empty list or text has a meaning
     help: str = ""
 
@@ -196,11 +196,13 @@ def _check_allowed(value: object, key: StageKey, *, where: str) -> None:
 
 def _check_names(mapping: Values, key: StageKey, *, where: str) -> None:
     """Raises ConfigError where the key lists the names that its mapping of names to numbers may have, and one is not
-    among them, or where a value is neither a number nor null."""
+    among them, or where a value is neither null nor a number within the key's limits."""
     for name, value in mapping.items() if key.choices else ():
         _check_text(str(name), key, where=where)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ConfigError(f"{where}.{name}={shown(value)} is {kind_of(value)}, expected a number or nothing (null)")
+        if value is not None and (expected := problem_of(value, key.limits)):
+            raise ConfigError(f"{where}.{name}={shown(value)}: expected {expected} or nothing (null)")
 
 
 def _check_text(text: str, key: StageKey, *, where: str) -> None:

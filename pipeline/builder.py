@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from data_schemas.stage_keys import Values
+from data_schemas.curation_rules import is_mix_of_sources
+from data_schemas.stage_keys import Keys, Values
 from pipeline.averages import with_average
 from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
@@ -40,10 +41,19 @@ class Plan:
     def asks_for_evaluation_prompts(self) -> bool:
         return bool({"evaluation_share", "evaluation_prompts"} & self.recipe.section("data").keys.keys())
 
+    @property
+    def mixes_sources(self) -> bool:
+        """Whether a curation of the recipe has a mix that needs to know which file each row is from."""
+        rounds = range(1, self.recipe.rounds + 1)
+        curations = [self.recipe.section("curate"), *(self.recipe.section("curate_sft", number) for number in rounds)]
+        return any(section.is_in_file and is_mix_of_sources(section.keys) for section in curations)
+
     def add_data(self, *, is_evaluated: bool) -> str:
         """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it. Returns its
         name."""
-        keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
+        keys: Keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
+        if self.mixes_sources:
+            keys["keep_sources"] = True
         return self.add("data", name="prepare_data", inputs={}, keys=keys)
 
     def curate_data(self, data: str, tokenizer: Reference | None) -> None:

@@ -15,7 +15,7 @@ from data_schemas.files import write_atomically, writing_atomically
 from data_schemas.stage_keys import StageTraits
 from engine.curation.analysis import Analysis, analyse
 from engine.curation.arguments import CurateArguments
-from engine.curation.balancing import drop_overused_phrases, mix
+from engine.curation.balancing import MIXED_KINDS, check_names_of_mix, drop_overused_phrases, mix
 from engine.curation.contamination import EvaluationIndex
 from engine.curation.content import KINDS, Kind
 from engine.curation.dropping import (
@@ -24,11 +24,12 @@ from engine.curation.dropping import (
     drop_low_scores,
     drop_near_duplicates,
     drop_semantic_duplicates,
+    keys_without_rewards,
     lines_of_pairs,
 )
 from engine.curation.funnel import lines_of_dropped, metrics_of, write_report
 from engine.curation.masking import mask_row
-from engine.curation.prompt_variants import write_variants
+from engine.curation.prompt_variants import synonyms_of, write_variants
 from engine.curation.row_files import RowFiles
 from engine.curation.row_results import EarlierResults
 from engine.curation.row_rules import evaluation_sets, marks_of, row_rules, settings_of
@@ -36,7 +37,7 @@ from engine.curation.table import Table
 from engine.runtime import progress, world
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 EXAMPLE = "python stages/curate.py --instructions data/instructions.train.jsonl --output_dir curated"
 TRAITS = StageTraits(
     purpose="Drops the rows that should not train a model, each by a named rule, and writes down which and why.",
@@ -79,7 +80,7 @@ def curate(stage: Stage, kind: Kind, arguments: CurateArguments, evaluation: Eva
     drop_easy(table, min_difficulty=arguments.min_difficulty)
     if kind == "instructions" and arguments.max_phrase_share is not None:
         drop_overused_phrases(table, arguments)
-    if kind in ("documents", "instructions"):
+    if kind in MIXED_KINDS:
         mix(table, arguments)
     return table
 
@@ -151,7 +152,7 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
     given: list[Kind] = [kind for kind in KINDS if getattr(arguments, kind)]
     if not given:
         raise ConfigError(f"curate has nothing to read: give {', '.join(KINDS[:-1])} or {KINDS[-1]}")
-    evaluation = evaluation_sets(arguments)
+    evaluation, synonyms = evaluation_sets(arguments), synonyms_of(arguments)
     tables: list[Table] = []
     with writing_atomically(stage.folder / "dropped.jsonl") as dropped:
         for kind in given:
@@ -159,8 +160,9 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
             with progress.activity("writing rows"), writing_atomically(stage.folder / f"{kind}.train.jsonl") as file:
                 file.writelines(table.kept_lines())
                 if kind == "prompts" and arguments.num_variants:
-                    write_variants(stage.folder / "variants.jsonl", table, arguments, file)
+                    write_variants(stage.folder / "variants.jsonl", table, arguments, file, synonyms=synonyms)
             dropped.writelines(lines_of_dropped(table))
+    check_names_of_mix(tables, arguments)
     for results in filter(None, (table.results for table in tables)):
         with writing_atomically(stage.folder / RESULTS) as file:
             results.write(file)
@@ -170,7 +172,10 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
     outputs = {f"{kind}.train": f"{kind}.train.jsonl" for kind in given}
     beside = {file.stem: file.name for file in map(stage.folder.joinpath, BESIDE) if file.exists()}
     log.info("%s", "; ".join(f"{table.rows.kind}: {len(table)} rows, {table.num_kept} kept" for table in tables))
-    return StageResult(outputs=outputs | beside, metrics=metrics_of(tables))
+    warnings = keys_without_rewards(tables, arguments)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return StageResult(outputs=outputs | beside, metrics=metrics_of(tables), warnings=warnings)
 
 
 if __name__ == "__main__":

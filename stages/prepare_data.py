@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -92,6 +93,12 @@ class PrepareDataArguments(PlainStageArguments):
         minimum=0,
         maximum=1,
     )
+    keep_sources: bool = key_field(
+        False,
+        "documents and instructions keep which of the files they are from, as a mix by source needs it; a recipe whose "
+        "curation has such a mix sets it",
+        omitted_at_default=True,
+    )
     max_rows: int | None = key_field(None, "rows read of each kind at most, the first ones", minimum=1)
     on_bad_row: Literal["error", "set_aside"] = key_field("error", "what a bad row does: stop, or be set aside")
 
@@ -149,8 +156,8 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
 
     rows = SourceRows(
         stage.folder,
-        read("documents", read_documents, Document),
-        read("instructions", read_conversations, Conversation),
+        read("documents", partial(read_documents, with_sources=arguments.keep_sources), Document),
+        read("instructions", partial(read_conversations, with_sources=arguments.keep_sources), Conversation),
         read("preferences", read_pairs, PreferencePair),
         read("prompts", read_prompts, Prompt),
         read("evaluation_prompts", read_prompts, Prompt),

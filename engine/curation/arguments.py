@@ -25,7 +25,9 @@ class CurateArguments(PlainStageArguments):
     )
     contamination_rules: list[Literal["llama3_exact_prompt", "tulu3_8gram", "near_evaluation_prompt"]] = key_field(
         ["llama3_exact_prompt", "tulu3_8gram", "near_evaluation_prompt"],
-        "drop rows whose prompt equals an evaluation prompt or nearly does, or that have most of its words in 8-grams",
+        "drop rows whose prompt equals an evaluation prompt or nearly does, or that have most of its words in 8-grams; "
+        "[]: none",
+        may_be_empty=True,
     )
     contaminated_share: float = key_field(
         0.5, "with tulu3_8gram: the share of an evaluation prompt's words that a row has at most", minimum=0, below=1
@@ -38,13 +40,16 @@ class CurateArguments(PlainStageArguments):
     )
     dialog_rules: list[str] = key_field(
         [name for name in (*ANSWER_CHECKS, *PROMPT_CHECKS) if name != "refusal"],
-        "rules for conversations, prompts, and the best answers of preference pairs",
+        "rules for conversations, prompts, and the best answers of preference pairs; []: none",
         choices=(*ANSWER_CHECKS, *PROMPT_CHECKS),
+        may_be_empty=True,
     )
     thresholds: dict[str, float | None] | None = key_field(
         None,
-        "thresholds of rules, as in {refusal: 60, gopher_min_words: null}; null leaves a rule out",
+        "thresholds of rules, as in {refusal: 60, short_answer: null}; a number switches its rule on, null leaves it "
+        "out",
         choices=(*ANSWER_CHECKS, *PROMPT_CHECKS, *CHECKS),
+        minimum=0,
     )
     languages: list[str] | None = key_field(
         None, "the languages that are kept, by ISO 639-1 codes as en; null: all. Needs the extra data"
@@ -91,21 +96,25 @@ class CurateArguments(PlainStageArguments):
         above=0,
         below=1,
     )
-    phrases: list[str] = key_field(list(DEFAULT_PHRASES), "with max_phrase_share: the phrases that are counted")
+    phrases: list[str] = key_field(
+        list(DEFAULT_PHRASES), "with max_phrase_share: the phrases that are counted; []: none", may_be_empty=True
+    )
     find_phrases: bool = key_field(
         True, "with max_phrase_share: count also the phrases that a policy uses more often than people"
     )
-    mix_by: Literal["source", "tag"] = key_field("source", "what the mix weighs: the rows' sources, or their tags")
-    mix_weights: dict[str, float | None] | None = key_field(None, "weight of a source or tag in the mix; others have 1")
+    mix_by: Literal["source", "tag"] = key_field("source", "what the mix weighs: the rows' files, or their tags")
+    mix_weights: dict[str, float] | None = key_field(
+        None, "weight of a source or tag in the mix, 0 or more; others have 1"
+    )
     mix_temperature: float = key_field(
         1.0,
         "a source of n words or tokens has n^(1/T) of the mix: above 1, small sources have more than their share",
-        above=0,
+        minimum=0.01,
     )
-    mix_words: int | None = key_field(None, "words of the mix; null: as many as the rows have", minimum=1)
+    mix_words: int | None = key_field(None, "words of the mix; null: as many as the shares allow", minimum=1)
     mix_tokens: int | None = key_field(
         None,
-        "tokens of the mix after the chat template; null: as many as the rows have",
+        "tokens of the mix after the chat template; null: as many as the shares allow",
         omitted_at_default=True,
         minimum=1,
     )

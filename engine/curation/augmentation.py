@@ -11,10 +11,6 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from data_schemas.errors import DataError
-from data_schemas.formats import cannot_open
 
 ALPHA = 0.1  # share of the words that an operation changes
 Synonyms = Mapping[str, Sequence[str]]  # by the word in lower case
@@ -30,28 +26,6 @@ class Variant:
     text: str
     operation: str
     original: str  # the id of the prompt that it is from
-
-
-def read_synonyms(path: Path) -> dict[str, list[str]]:
-    """Synonyms from a text file: in each line words or phrases of one meaning, separated by commas.
-
-    Raises DataError for a line with a single one, and for a file that cannot be read as text.
-    """
-    synonyms: dict[str, list[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(cannot_open(path, error)) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text") from None
-    for number, line in enumerate(lines, 1):
-        words = [word.strip() for word in line.split(",") if word.strip()]
-        if len(words) == 1:
-            raise DataError(f"{path}:{number}: only {words[0]!r}, expected words of one meaning, separated by commas")
-        for word in words:
-            known = synonyms.setdefault(word.lower(), [])
-            known.extend(other for other in words if other != word and other not in known)
-    return synonyms
 
 
 def variants(

@@ -6,6 +6,7 @@ validated when they were written, and a curation step reads a million of them.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 Kind = Literal["documents", "instructions", "preferences", "prompts"]
 KINDS: tuple[Kind, ...] = ("documents", "instructions", "preferences", "prompts")
 RawRow = Mapping[str, Any]  # a stored row
+_STEP_OF_A_ROUND = re.compile(r"round-\d+\.rejection_sampling\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ def content_of(kind: Kind, row: RawRow) -> Content:
         return Content(_joined(row["prompt"], "user"), (), tag)
     ranking = [row["chosen"], *(row.get("between") or []), row["rejected"]]
     return Content(_joined(row["prompt"], "user"), tuple(_joined(answer, "assistant") for answer in ranking), tag)
+
+
+def is_of_a_round(source: str) -> bool:
+    """Whether the source of a row is the step of a round that samples answers, and not a file."""
+    return _STEP_OF_A_ROUND.match(source) is not None
 
 
 def row_id(row: RawRow) -> str:

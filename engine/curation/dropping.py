@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from engine.curation.arguments import CurateArguments
 from engine.curation.content import Finding
 from engine.curation.duplicates import find_exact_duplicates, find_near_duplicates
 from engine.curation.semantic import Nearest, Vectors, find_semantic_duplicates
@@ -96,6 +97,19 @@ def drop_easy(table: Table, *, min_difficulty: float | None) -> None:
     """Drops the rows whose difficulty, the spread of the rewards of their prompt's answers, is below a limit. Rows
     without one stay."""
     _drop_below(table, _rows_with(table, table.difficulty_N), table.difficulty_N, {"min_difficulty": min_difficulty})
+
+
+def keys_without_rewards(tables: Sequence[Table], arguments: CurateArguments) -> list[str]:
+    """A sentence for each key about rewards that found none, in any row of these tables."""
+    has_score = any(not np.isnan(table.score_N).all() for table in tables)
+    has_difficulty = any(not np.isnan(table.difficulty_N).all() for table in tables)
+    columns = {"min_score": "score", "top_share": "score", "min_difficulty": "difficulty"}
+    found = {"score": has_score, "difficulty": has_difficulty}
+    return [
+        f"{key} dropped no row: none has a {column}, as the winners of rejection sampling do"
+        for key, column in columns.items()
+        if getattr(arguments, key) is not None and not found[column]
+    ]
 
 
 def _drop_below(table: Table, rows: Sequence[int], value_N: np.ndarray, limits: dict[str, float | None]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Protocol
 
-from data_schemas.errors import ConfigError
 from engine.curation.content import Content, Finding, Kind, Rule
 from engine.curation.dialog_rules import prose_of
 
@@ -52,14 +51,9 @@ def language_rules(
 ) -> dict[str, Rule]:
     """A rule for prompts and one for answers: dropped where the language is none of these, by their ISO 639-1 codes.
 
-    Of a preference row only the best answer is judged. Raises ConfigError for a language that py3langid doesn't know.
+    Of a preference row only the best answer is judged. Which codes are known is checked before (curation_rules.py).
     """
-    wanted = frozenset(languages)
-    unknown = sorted(wanted - set(_identifier().labels))
-    if unknown:
-        raise ConfigError(
-            f"languages: {unknown[0]!r} is not a language that py3langid knows; expected codes of ISO 639-1, as 'en'"
-        )
+    wanted = frozenset(map(str.lower, languages))
     known = wanted | {"", NO_LANGUAGE} | ({NEAR_ENGLISH} if "en" in wanted else set())
     shown = ",".join(sorted(wanted))
     words = [SPEAKS_OF_LANGUAGES[language] for language in sorted(wanted & SPEAKS_OF_LANGUAGES.keys())]

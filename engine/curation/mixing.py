@@ -2,9 +2,9 @@
 
 A source's share of the tokens is proportional to weight * n^(1/T) for its n tokens and the temperature T (Conneau et
 al. 2020, arXiv 1911.02116: their exponent 0.3 is T = 3.3). T = 1 are natural shares times the weights; with T = inf the
-weights are the shares. A source gives at most its `max_epochs`, and the tokens that it lacks are divided among the
-others. Complete epochs take every row; of the rest, rows are taken by the hash of source and id, so that the choice
-does not depend on the order of the rows.
+weights are the shares. A source gives at most its `max_epochs`; with a budget, the tokens that it lacks are divided
+among the others. Complete epochs take every row; of the rest, rows are taken by the hash of source and id, so that the
+choice does not depend on the order of the rows.
 """
 
 import hashlib
@@ -59,24 +59,44 @@ def mix_rows(
     unit: Unit = "tokens",
     seed: int = 0,
 ) -> Mix:
-    """The copies of each row; `sources` may be tags as well, and tokens words (`unit`). Without a budget, the mix has
-    as many as the rows have.
+    """The copies of each row; `sources` may be tags as well, and tokens words (`unit`).
 
-    A source without weight has 1. Where all sources are at their `max_epochs`, the mix is smaller than the budget.
+    A source without weight has 1. Without a budget, the mix has as many tokens as the rows have, or fewer: as many as
+    leave all sources within `max_epochs` at exactly these shares. With a budget, the others give what a source lacks,
+    and where all are at their `max_epochs`, the mix is smaller than the budget.
     """
     tokens = np.asarray(num_tokens, dtype=np.int64)
     names, of_source = np.unique(np.asarray(sources, dtype=object).astype(str), return_inverse=True)
     available = _sums(of_source, tokens, len(names)).astype(np.float64)
-    wanted = np.array([(weights or {}).get(name, 1.0) for name in names]) * available ** (1 / temperature)
-    wanted[available == 0] = 0.0
+    wanted = _shares(np.array([(weights or {}).get(name, 1.0) for name in names]), available, temperature)
     most = np.array([max_epochs.get(name, 1.0) if isinstance(max_epochs, Mapping) else max_epochs for name in names])
-    targets = divide(float(available.sum()) if token_budget is None else token_budget, wanted, most * available)
+    budget = largest(wanted, available, most * available) if token_budget is None else token_budget
+    targets = divide(budget, wanted, most * available)
     copies = np.zeros(len(tokens), dtype=np.int64)
     for number, name in enumerate(names):
         rows = np.flatnonzero(of_source == number)
         order = rows[np.argsort([_place(seed, str(name), ids[int(row)]) for row in rows], kind="stable")]
         copies[order] = copies_of(tokens[order], float(targets[number]))
     return Mix(copies, _table(names, of_source, tokens, copies, unit))
+
+
+def _shares(weights: NDArray[np.float64], available: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """weight * n^(1/T) of each source, as shares of their sum; by logarithms, as n^(1/T) can be beyond all numbers."""
+    is_wanted = (weights > 0) & (available > 0)
+    shares = np.zeros_like(available)
+    if is_wanted.any():
+        logs = np.log(weights[is_wanted]) + np.log(available[is_wanted]) / temperature
+        shares[is_wanted] = np.exp(logs - logs.max())
+    return shares / max(1.0, shares.sum())
+
+
+def largest(shares: NDArray[np.float64], available: NDArray[np.float64], most: NDArray[np.float64]) -> float:
+    """The size of the largest mix with these shares in which no source gives more than its most; at most what there
+    is."""
+    is_wanted = shares > 0
+    with np.errstate(over="ignore"):  # a tiny share limits nothing
+        sizes = most[is_wanted] / shares[is_wanted]
+    return float(min([available.sum(), *sizes]))
 
 
 def divide(budget: float, shares: NDArray[np.float64], most: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,18 +6,25 @@ from typing import IO, Any
 
 from data_schemas.files import writing_atomically
 from data_schemas.rows import Prompt
-from data_schemas.sources import Source
+from data_schemas.synonyms import read_synonyms
 from engine.curation.arguments import CurateArguments
-from engine.curation.augmentation import read_synonyms, variants
+from engine.curation.augmentation import Synonyms, variants
 from engine.curation.table import Table
 
 
-def write_variants(links: Path, table: Table, arguments: CurateArguments, file: IO[bytes]) -> None:
-    """Adds the variants of every kept prompt's last user message to `file`, and writes to `links` which prompt each is
-    from. A variant is in the group of its prompt. Raises DataError for a file of synonyms that cannot be read."""
+def synonyms_of(arguments: CurateArguments) -> Synonyms:
+    """The synonyms of all files. Raises DataError for a file that cannot be read."""
     synonyms: dict[str, list[str]] = {}
-    for value in arguments.synonyms or []:
-        synonyms |= read_synonyms(Path(Source.of(value).path))
+    for path in arguments.synonyms or []:
+        synonyms |= read_synonyms(Path(path))
+    return synonyms
+
+
+def write_variants(
+    links: Path, table: Table, arguments: CurateArguments, file: IO[bytes], *, synonyms: Synonyms
+) -> None:
+    """Adds the variants of every kept prompt's last user message to `file`, and writes to `links` which prompt each is
+    from. A variant is in the group of its prompt."""
     with writing_atomically(links) as linked:
         for index in table.kept():
             row = table.row(index)

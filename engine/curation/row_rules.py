@@ -120,12 +120,13 @@ def row_rules(kind: Kind, arguments: CurateArguments, evaluation: EvaluationInde
     own = [own_rule(reference, find_function(reference)) for reference in arguments.row_rules or []]
     rules: list[Rule] = []
     if kind == "documents":
-        families = arguments.document_rules
         known = document_rules(arguments.thresholds)
-        rules += [rule for name, rule in known.items() if name.partition("_")[0] in families]
+        is_on = {name for name in known if name.partition("_")[0] in arguments.document_rules}
     else:
         known = dialog_rules(arguments.thresholds, kind)
-        rules += [rule for name, rule in known.items() if name in arguments.dialog_rules]
+        is_on = set(arguments.dialog_rules)
+    is_on |= set(arguments.thresholds or {})  # a threshold switches its rule on
+    rules += [rule for name, rule in known.items() if name in is_on]
     if arguments.languages:
         rules += language_rules(arguments.languages, kind).values()
     if evaluation:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.curation.content import Content, Finding, RawRow, content_of
+from engine.curation.content import Content, Finding, RawRow, content_of, is_of_a_round
 from engine.curation.duplicates import SignatureIndex
 from engine.curation.mixing import SourceShare, Unit
 from engine.curation.row_files import RowFiles
@@ -83,7 +83,7 @@ class Table:
 
     def is_of_a_policy(self, index: int) -> bool:
         """Whether a policy wrote the row's answer: its source is a step of a round."""
-        return self.sources[index].startswith("round-")
+        return is_of_a_round(self.sources[index])
 
     @property
     def quality(self) -> list[float]:

@@ -51,19 +51,22 @@ def key_field(
     role: KeyRole = "identity",
     choices: Sequence[str] = (),
     omitted_at_default: bool = False,
+    may_be_empty: bool = False,
     **limits: Any,
 ) -> Any:
     """A dataclass field of a stage key, with its default, its line of help and its role (data_schemas.stage_keys).
 
-    `limits` are those of its numbers: minimum, above, maximum, below (data_schemas.limits). `choices` are for text; a
-    Literal type declares them too. `omitted_at_default` is for an identity key that is added to an existing stage whose
-    output stays the same at the key's default.
+    `limits` are those of its numbers, in a list or a mapping too: minimum, above, maximum, below (data_schemas.limits).
+    `choices` are for text; a Literal type declares them too. `omitted_at_default` is for an identity key that is added
+    to an existing stage whose output stays the same at the key's default. `may_be_empty` is for a list whose empty
+    value has a meaning.
     """
     metadata = {
         "help": help,
         "role": role,
         "choices": list(choices),
         "omitted_at_default": omitted_at_default,
+        "may_be_empty": may_be_empty,
         "limits": Limits(**limits) if limits else None,
     }
     if isinstance(default, list | dict):
@@ -106,7 +109,7 @@ def describe(classes: Sequence[type], defaults: Values, library: Library) -> dic
                 type=kind,
                 choices=list(item.metadata.get("choices") or choices or []) or None,
                 limits=limits,
-                may_be_empty=item.name in library.may_be_empty,
+                may_be_empty=item.name in library.may_be_empty or bool(item.metadata.get("may_be_empty")),
                 default=_plain(defaults.get(item.name, _default_of(item))),
                 role=role,
                 required=bool(item.metadata.get("required")),

@@ -17,6 +17,7 @@ from data_schemas.key_rules import check_batch, check_interpreter
 from data_schemas.model_sizes import check_model_config, check_tokenizer_size
 from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
+from data_schemas.synonyms import read_synonyms
 from pipeline.launch.command_line import available_cores
 from pipeline.recipe.names import traits_of
 from pipeline.recipe.resolved import Recipe
@@ -144,11 +145,23 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
             raise DataError(f"{where}: {error}; {hint}") from None
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
+    elif isinstance(given, File) and step.stage == "curate":
+        try:
+            _check_file_of_curation(key, given)
+        except UserError as error:
+            raise DataError(f"{where}: {error}") from None
     elif isinstance(given, Model):
         needs_template = (step.stage == "prepare_base" and not has_template) or key in ENDPOINT_KEYS
         check_model_folder(
             path, where=where, needs_template=needs_template, only_tokenizer=key == "tokenizer_name_or_path"
         )
+
+
+def _check_file_of_curation(key: str, given: File) -> None:
+    if key == "synonyms":
+        read_synonyms(Path(given.path))
+    elif key == "decontaminate_against":
+        check_columns(given.source, "prompts")
 
 
 def _looks_like_hub_name(name: str) -> bool:

@@ -53,6 +53,109 @@ def in_recipe(*settings: str) -> Callable[[Place], Call]:
 
 
 CASES = [
+    Case(
+        "a weight of no source",
+        curate(mix_weights={"row.jsonl": 2}),
+        "mix_weights: no row has the source 'row.jsonl'; known: rows.jsonl; did you mean 'rows.jsonl'?",
+    ),
+    Case("a weight of no tag", curate(mix_by="tag", mix_weights={"x": 2}), "no row has the tag 'x'; known: none"),
+    Case(
+        "a mix without a row",
+        curate(mix_words=1),
+        "the mix of instructions has none of the 2 rows: mix_words=1 is too small for a row; expected a larger",
+    ),
+    Case(
+        "a mix of weights 0",
+        curate(mix_weights={"rows.jsonl": 0}),
+        "has none of the 2 rows: all weights are 0; expected a larger mix_words, or a weight above 0 for one of rows.",
+    ),
+    *(
+        Case(
+            f"a mix with the weight {text}",
+            in_recipe(f"curate={{mix_weights: {{a: {text}}}}}"),
+            f"curate: mix_weights.a={message}: expected a number 0 or more",
+        )
+        for text, message in (
+            ("-0.5", "-0.5"),
+            ("null", "None is nothing"),
+            ("true", "True is a boolean"),
+            ("abc", "'abc' is text"),
+        )
+    ),
+    Case(
+        "a mix of a low temperature",
+        in_recipe("curate={mix_temperature: 1e-30}"),
+        "curate: mix_temperature=1e-30: expected a number 0.01 or more",
+    ),
+    Case(
+        "tags without a mix",
+        in_recipe("curate={mix_by: tag}"),
+        "curate: mix_by=tag changes nothing without a mix: give mix_weights, mix_temperature, mix_words or mix_tokens",
+    ),
+    Case(
+        "epochs without a mix", in_recipe("curate={max_epochs: 2}"), "curate: max_epochs=2.0 changes nothing without a"
+    ),
+    Case(
+        "variants without synonyms",
+        in_recipe("curate={num_variants: 1}"),
+        "curate: num_variants and synonyms need each other; set both or neither",
+    ),
+    Case(
+        "phrases without a share",
+        in_recipe("curate={phrases: [a]}"),
+        "curate: phrases changes nothing without max_phrase_share: the share of the conversations that may have",
+    ),
+    Case(
+        "phrases without a word",
+        in_recipe("curate={phrases: [a, ' !!'], max_phrase_share: 0.5}"),
+        "curate: phrases=' !!' has no word, so that every row would have it; remove it",
+    ),
+    Case(
+        "no phrases",
+        in_recipe("curate={phrases: [], find_phrases: false, max_phrase_share: 0.5}"),
+        "curate: max_phrase_share: no phrase is counted: give phrases, or set find_phrases: true",
+    ),
+    Case(
+        "a threshold below 0",
+        in_recipe("curate={thresholds: {refusal: -1}}"),
+        "curate: thresholds.refusal=-1: expected a number 0 or more or nothing (null)",
+    ),
+    Case(
+        "thresholds that no row meets",
+        in_recipe("curate={thresholds: {short_answer: 100, long_answer: 5}}"),
+        "curate: thresholds: short_answer=100 is above long_answer=5, so that every row would be dropped",
+    ),
+    *(
+        Case(
+            f"a rule {name!r} of os",
+            in_recipe(f"curate={{row_rules: ['os:{name}']}}"),
+            f"defines no function '{name}'",
+        )
+        for name in ("nofn", "path")
+    ),
+    *(
+        Case(
+            f"a language {name!r} in a recipe",
+            in_recipe(f"curate={{languages: ['{name}']}}"),
+            f"curate: languages: '{name}' is not a language that py3langid knows; expected codes of ISO 639-1, as 'en'",
+        )
+        for name in ("xx", "1")
+    ),
+    Case(
+        "decontaminate against a device",
+        in_recipe("curate={decontaminate_against: [/dev/zero]}"),
+        "curate.decontaminate_against: /dev/zero is a device, expected a regular file",
+    ),
+    Case(
+        "synonyms in a device",
+        in_recipe("curate={num_variants: 1, synonyms: [/dev/null]}"),
+        "curate.synonyms: /dev/null is a device, expected a regular file",
+    ),
+    Case(
+        "synonyms without a word",
+        varied(lambda place: place.write("synonyms.txt", "\n")),
+        "HERE/synonyms.txt has no synonyms; expected lines with words of one meaning, separated by commas",
+    ),
     Case("curate nothing", curate(instructions=None), "curate has nothing to read: give documents, instructions,"),
     Case("curate a missing file", curate(instructions=["gone.jsonl"]), "gone.jsonl does not exist"),
     Case("curate text", curate(["text\n"]), "HERE/rows.jsonl:1 is not a stored row of instructions; expected what"),

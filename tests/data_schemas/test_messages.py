@@ -357,3 +357,13 @@ def test_a_greeting_after_a_system_message_stays():
     PreferencePair.model_validate(
         {"prompt": [assistant("Hi!"), user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
     )
+
+
+@pytest.mark.parametrize("tag", [5, ["a"], {"a": 1}, True])
+def test_a_tag_that_is_no_text_is_listed_as_ignored(tmp_path, tag):
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "Is it?", "completion": "Yes.", "tag": value} for value in ("math", None, tag)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_conversations(path)
+    assert read.ignored == {str(path): ["tag (expected text)"]}
+    assert [row.tag for row in read.rows] == ["math", "", ""]

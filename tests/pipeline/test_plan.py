@@ -331,6 +331,14 @@ def test_a_key_that_the_plan_sets_is_refused(plan):
         plan("rejection_sampling.reward_model=x")
 
 
+def test_rows_keep_their_files_only_for_a_mix_of_sources(plan):
+    def keeps(section: str, mix: str) -> bool | None:
+        return plan(f"{section}={{{mix}}}")["prepare_data"].keys.get("keep_sources")
+
+    assert keeps("curate", "mix_weights: {a.jsonl: 0.5}") is keeps("curate_sft", "mix_words: 9") is True
+    assert keeps("curate", "") is keeps("curate", "mix_by: tag, mix_words: 9") is None
+
+
 def test_a_section_curate_stands_between_the_files_and_what_trains_on_them(plan):
     """Held-out rows are read from prepare_data: no rule of curation touches them."""
     steps = plan("curate={}", "curate_sft={}", "base_model=null", "pretrain={block_size: 32}")

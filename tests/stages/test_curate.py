@@ -276,6 +276,43 @@ def test_a_mix_writes_rows_by_tag_and_counts_what_it_leaves_out(tmp_path):
     assert Counter(row["tag"] for row in again) == {"math": 20, "code": 20}
 
 
+def test_rows_keep_the_file_of_the_recipe_that_a_mix_weighs(tmp_path):
+    """40 rows of each file; a tenth of a.jsonl stays, and all of one b.jsonl, but not of the other."""
+    files = [tmp_path / name for name in ("one/a.jsonl", "one/b.jsonl", "other/b.jsonl")]
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+    for first, file in zip((100, 200, 300), files, strict=True):
+        numbers = range(first, first + 40)
+        write_jsonl(file, [dialog(f"Please write the number {n}", f"{n} {n} {n}") for n in numbers])
+    shares = {"evaluation_share": 0.0, "validation_share": 0.0}
+    run_here("prepare_data", tmp_path / "data", instructions=files, keep_sources=True, **shares)
+    rows = tmp_path / "data" / "instructions.train.jsonl"
+    assert Counter(row["source"] for row in read_jsonl(rows)) == {"a.jsonl": 40, "one/b.jsonl": 40, "other/b.jsonl": 40}
+    weights = {"a.jsonl": 0.1, "other/b.jsonl": 0}
+    run_here("curate", tmp_path / "out", instructions=[rows], mix_weights=weights, near_duplicates=None)
+    kept = read_jsonl(tmp_path / "out" / "instructions.train.jsonl")
+    assert Counter(row["source"] for row in kept) == {"a.jsonl": 4, "one/b.jsonl": 40}
+
+
+def test_a_threshold_switches_its_rule_on_and_lists_of_rules_may_be_empty(tmp_path):
+    refusal = dialog("How do I pick a lock?", "I'm sorry, but I can't help with that request today.")
+    file = write_jsonl(tmp_path / "rows.jsonl", [refusal, dialog("How do I pick a hat?", "By its size and color.")])
+    keys = {"instructions": [file], "dialog_rules": [], "contamination_rules": []}
+    run_here("curate", tmp_path / "none", **keys)
+    assert read_jsonl(tmp_path / "none" / "dropped.jsonl") == []
+    run_here("curate", tmp_path / "refusal", **keys, thresholds={"refusal": 60})
+    assert {row["rule"] for row in read_jsonl(tmp_path / "refusal" / "dropped.jsonl")} == {"refusal"}
+
+
+def test_a_rule_about_rewards_that_no_row_has_is_a_warning(tmp_path, rows):
+    file = write_jsonl(tmp_path / "rows.jsonl", rows[:24])
+    record = run_here("curate", tmp_path / "out", instructions=[file], top_share=0.25, min_difficulty=0.1)
+    assert [warning.partition(":")[0] for warning in record.warnings] == [
+        "top_share dropped no row",
+        "min_difficulty dropped no row",
+    ]
+
+
 def test_variants_of_prompts_are_in_the_group_of_their_prompt(tmp_path):
     texts = [f"Describe the quick town number {n} in detail" for n in range(3)]
     stored = [Prompt.model_validate({"prompt": [{"role": "user", "content": text}]}) for text in texts]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data_schemas.errors import DataError
-from engine.curation.augmentation import OPERATIONS, Variant, read_synonyms, variants
+from data_schemas.synonyms import read_synonyms
+from engine.curation.augmentation import OPERATIONS, Variant, variants
 
 SYNONYMS = {"big": ["large", "huge"], "car": ["vehicle"]}
 PROMPT = (

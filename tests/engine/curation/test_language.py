@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_schemas.errors import ConfigError
+from data_schemas.curation_rules import LANGUAGES
 from engine.curation.content import Content, Finding
-from engine.curation.language import ANSWER, PROMPT, language_of, language_rules
+from engine.curation.language import ANSWER, PROMPT, _identifier, language_of, language_rules
 
 ENGLISH = "Could you tell me how the weather will be tomorrow in the mountains?"
 GERMAN = "Kannst du mir sagen, wie das Wetter morgen in den Bergen sein wird?"
@@ -63,6 +63,6 @@ def test_a_translation_is_in_no_wrong_language(prompt):
     assert found(Content(f"{GERMAN} Translation?", (KOREAN,)), ["fr"])[0].rule == PROMPT  # no French word asks for it
 
 
-def test_a_language_that_does_not_exist_is_an_error():
-    with pytest.raises(ConfigError, match="'english' is not a language that py3langid knows"):
-        language_rules(["english"])
+def test_the_languages_that_are_checked_before_are_those_of_the_model_in_any_case():
+    assert {*_identifier().labels} == LANGUAGES and len(_identifier().labels) > 100
+    assert found(Content(GERMAN, ()), ["DE"]) == [] != found(Content(GERMAN, ()), ["EN"])

@@ -39,6 +39,20 @@ def test_weights_multiply_and_are_the_shares_at_infinite_temperature():
     assert size_after(weights={"code": 0}) == {"chat": 800, "code": 0}
 
 
+def test_without_a_budget_the_mix_is_the_largest_with_these_shares():
+    # 1/10 : 1 of 800 and 200 tokens: all code, and 80 tokens of chat
+    assert size_after(weights={"chat": 0.1}) == {"chat": 80, "code": 200}
+    assert size_after(temperature=math.inf) == {"chat": 200, "code": 200}
+    # 800 : 400 tokens, as many as there are at most
+    assert size_after(weights={"code": 2}, max_epochs=2) == {"chat": 670, "code": 330}
+    assert size_after(weights={"code": 2}) == {"chat": 400, "code": 200}
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1e-30])
+def test_the_lowest_temperatures_leave_the_largest_source(temperature):
+    assert size_after(temperature=temperature, token_budget=300) == {"chat": 300, "code": 0}
+
+
 def test_what_a_source_lacks_at_its_most_epochs_the_others_give():
     assert size_after(temperature=math.inf, token_budget=600) == {"chat": 400, "code": 200}
     assert size_after(temperature=math.inf, token_budget=600, max_epochs=2) == {"chat": 300, "code": 300}

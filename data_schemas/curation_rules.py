@@ -1,0 +1,108 @@
+"""Which values of the keys of curation are valid together, and which of them would change nothing. Needs no torch."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from data_schemas.errors import ConfigError
+from data_schemas.stage_keys import Values, with_defaults
+from data_schemas.text import shown
+from data_schemas.yaml_files import kind_of
+
+# The languages that py3langid 1.1 knows, by their codes; a test compares them with the package's own list.
+LANGUAGES = frozenset(
+    """ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr
+    fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku
+    ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa
+    sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu
+    zxx""".split()
+)
+MIX_KEYS = ("mix_weights", "mix_temperature", "mix_words", "mix_tokens")  # each asks for a mix
+# Rules for the least and the most of the same measure.
+RANGES = (
+    ("short_answer", "long_answer"),
+    ("short_prompt", "long_prompt"),
+    ("gopher_min_words", "gopher_max_words"),
+    ("gopher_min_word_length", "gopher_max_word_length"),
+)
+
+
+def is_mix(values: Values) -> bool:
+    """Whether the values of a curation ask for a mix."""
+    is_tempered = values.get("mix_temperature") not in (None, 1)
+    return is_tempered or any(values.get(name) for name in MIX_KEYS if name != "mix_temperature")
+
+
+def is_mix_of_sources(values: Values) -> bool:
+    """Whether the values of a curation ask for a mix that weighs the files and steps that rows are from."""
+    return is_mix(values) and values.get("mix_by") != "tag"
+
+
+def check_curation(values: Values) -> None:
+    """Raises ConfigError for values that contradict each other, or change nothing; defaults included."""
+    if values["semantic_duplicates"] and not values["embedding_model"]:
+        raise ConfigError("semantic_duplicates: embedding_model is missing: the folder of a model that embeds the rows")
+    if (values["top_mark"] is None) != (values["mark_function"] is None):
+        missing = "mark_function" if values["mark_function"] is None else "top_mark"
+        raise ConfigError(f"{missing} is missing: mark_function gives the marks, and top_mark is the one that is kept")
+    if bool(values["num_variants"]) != bool(values["synonyms"]):
+        raise ConfigError("num_variants and synonyms need each other; set both or neither")
+    _check_mix(values)
+    _check_phrases(values)
+    _check_ranges(values["thresholds"] or {})
+    _check_languages(values["languages"] or [])
+
+
+def _check_mix(values: Values) -> None:
+    if values["mix_words"] and (values["mix_tokens"] or values["tokenizer"]):
+        other = "mix_tokens" if values["mix_tokens"] else "tokenizer"
+        raise ConfigError(
+            f"mix_words and {other} are both given: a mix has a budget of words, or of tokens; leave one out"
+        )
+    if values["mix_tokens"] and not values["tokenizer"]:
+        raise ConfigError("mix_tokens: tokenizer is missing: the folder of a model whose tokenizer counts them")
+    for name, weight in (values["mix_weights"] or {}).items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 <= weight < math.inf:
+            found = "" if is_number else f" is {kind_of(weight)}"
+            raise ConfigError(f"mix_weights.{name}={shown(weight)}{found}: expected a number 0 or more")
+    for name, default in (("mix_by", "source"), ("max_epochs", 1)):
+        if values[name] != default and not is_mix(values):
+            raise ConfigError(
+                f"{name}={values[name]} changes nothing without a mix: give {', '.join(MIX_KEYS[:-1])} or "
+                f"{MIX_KEYS[-1]}, or leave it out"
+            )
+
+
+def _check_phrases(values: Values) -> None:
+    defaults = with_defaults("curate", {})
+    for name in ("phrases", "find_phrases"):
+        if values["max_phrase_share"] is None and values[name] != defaults[name]:
+            raise ConfigError(
+                f"{name} changes nothing without max_phrase_share: the share of the conversations that may have the "
+                "same phrase; give it, or leave the key out"
+            )
+    for phrase in values["phrases"]:
+        if not re.search(r"[^\W_]", phrase):
+            raise ConfigError(f"phrases={shown(phrase)} has no word, so that every row would have it; remove it")
+    if values["max_phrase_share"] is not None and not values["phrases"] and not values["find_phrases"]:
+        raise ConfigError("max_phrase_share: no phrase is counted: give phrases, or set find_phrases: true")
+
+
+def _check_ranges(thresholds: Values) -> None:
+    for least, most in RANGES:
+        low, high = thresholds.get(least), thresholds.get(most)
+        if low is not None and high is not None and low > high:
+            raise ConfigError(
+                f"thresholds: {least}={low:g} is above {most}={high:g}, so that every row would be dropped"
+            )
+
+
+def _check_languages(languages: Sequence[str]) -> None:
+    """The codes may have any case."""
+    for language in languages:
+        if language.lower() not in LANGUAGES:
+            raise ConfigError(
+                f"languages: {shown(language)} is not a language that py3langid knows; expected codes of ISO 639-1, "
+                "as 'en'"
+            )
