@@ -73,7 +73,7 @@ def test_the_batch_size_changes_no_number(stage, by_one):
         assert wanted["eval_rewards/ties"] == 0
 
 
-@pytest.mark.parametrize("profile", ["ddp", "zero3"])
+@pytest.mark.parametrize("profile", ["ddp", pytest.param("zero3", marks=pytest.mark.long)])
 def test_two_processes_and_zero_3_change_no_number(profile, config, by_one, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"output_dir": str(tmp_path)}))
     launch = Launch(profile=profile, num_processes=2, device="cpu")

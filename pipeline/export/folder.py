@@ -99,7 +99,7 @@ def check_model(exported: ExportedModel) -> None:
 
 def check_target(target: Path, run: Path) -> None:
     """Raises ConfigError where the folder of the export exists and is not empty, or is inside of the run."""
-    if target.resolve().is_relative_to(run.resolve()):
+    if (run / "summary.json").is_file() and target.resolve().is_relative_to(run.resolve()):
         raise ConfigError(f"{target} is inside of the run {run}; give a folder outside of it")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConfigError(f"{target} exists and is not a folder; give a folder that does not exist yet")

@@ -48,6 +48,11 @@ CASES = [
         "generate over other settings", program("generate", *FILES, others=UNFINISHED), "of other settings (seed, MODEL"
     ),
     Case(
+        "generate to a name that no disk takes",
+        program("generate", "model", "in.jsonl", "-o", "x" * 300),
+        "is too long for a path",
+    ),
+    Case(
         "generate to no name", program("generate", "model", "in.jsonl", "-o", ""), "the output . is a folder; expected"
     ),
     Case(
