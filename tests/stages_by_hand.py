@@ -24,7 +24,7 @@ def interrupted(folder, *, seed):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 
-not_a_function = 3
+not_a_function = [3]
 """
 
 

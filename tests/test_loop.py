@@ -454,7 +454,7 @@ def models(place) -> Path:
             ("dpo.launch={profile: ddp, num_processes: 3}",),
             "dpo.global_batch_size=4 cannot be divided among 3 processes; try 3",
         ),
-        (("annotate.annotator_function=world:scor",), "world.py defines no 'scor'"),
+        (("annotate.annotator_function=world:scor",), "world.py defines no function 'scor'"),
         (("dpo.launch={profile: zero4}",), "dpo.launch: profile='zero4'"),
     ],
 )

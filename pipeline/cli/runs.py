@@ -192,8 +192,6 @@ def export(
     Its files are first compared with the hashes in the record.
     """
     exporting.check_target(folder, run)
-    if not license_name.strip():
-        raise ConfigError("--license is empty; expected a name, as in apache-2.0, or leave it out")
     if gguf is not None:
         publish.check_converter(gguf)
     if repository is not None:

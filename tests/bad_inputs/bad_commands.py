@@ -48,8 +48,8 @@ CASES = [
         "generate over other settings", program("generate", *FILES, others=UNFINISHED), "of other settings (seed, MODEL"
     ),
     Case(
-        "generate to a name that no disk takes",
-        program("generate", "model", "in.jsonl", "-o", "x" * 300),
+        "compare to a name that no disk takes",
+        lambda place: place.alignloop("compare", "a", "b", "--page", "x" * 300),
         "is too long for a path",
     ),
     Case(

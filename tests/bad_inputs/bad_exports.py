@@ -99,7 +99,7 @@ CASES = [
         selected("--from", "round-1.sft"),
         "--from round-1.sft needs prepare_data, which is not finished (not run yet)",
     ),
-    Case("export under a blank license", export("out", "--license", " "), "--license is empty; expected a name"),
+    Case("export under a blank license", export("out", "--license", " "), "--license is empty; expected a value"),
     Case("export of no run", lambda place: place.alignloop("export", ".", "out"), ". has no summary.json; expected"),
     Case(
         "export of a step that is none",

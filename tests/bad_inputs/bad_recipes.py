@@ -168,7 +168,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
         "data.prompts is missing; rl needs prompts to answer",
     ),
     ((*NO_ROUNDS, "stages=[rl]", "rl={}"), "toy.yaml: rl: reward_model or reward_functions is missing: nothing scores"),
-    (("round_stages=[rl]", "rl={reward_functions: [scores:gold]}"), "scores:gold: HERE/scores.py defines no 'gold'"),
+    (
+        ("round_stages=[rl]", "rl={reward_functions: [scores:gold]}"),
+        "scores:gold: HERE/scores.py defines no function 'gold'",
+    ),
     (
         (*NO_ROUNDS, "stages=[pretrain]", "base_model=null", "pretrain={}", "data.documents=chats.jsonl"),
         "base_model is missing (or pretrain.architecture, for random weights)",
@@ -196,7 +199,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("evaluate_policy.judge_function=scores", "'scores' is no function: expected module:function, as in"),
     ("evaluate_policy.judge_function=.a:b", "'.a:b' is no function: expected module:function, as in my_scores:score"),
     ("evaluate_policy.judge_function=gone:score", "'gone:score': no module 'gone' beside the recipe (HERE) or"),
-    ("evaluate_policy.judge_function=scores:gold", "scores:gold: HERE/scores.py defines no 'gold'"),
+    ("evaluate_policy.judge_function=scores:gold", "scores:gold: HERE/scores.py defines no function 'gold'"),
 ]
 
 

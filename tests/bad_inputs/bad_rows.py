@@ -347,7 +347,7 @@ def with_shares(**shares: float) -> Any:
 def made_by(function: str, **arguments: Any) -> Any:
     def make(place: Place) -> Call:
         place.write(
-            "makers.py", "def make(folder, *, seed, num_rows=1):\n    raise ValueError('no\\nrows')\nthree = 3\n"
+            "makers.py", "def make(folder, *, seed, num_rows=1):\n    raise ValueError('no\\nrows')\nthree = [3]\n"
         )
         place.write("broken.py", "def make(folder:\n")
         place.write("needs.py", "import no_such_library\n\ndef make(folder): ...\n")
@@ -467,7 +467,9 @@ CASES = [
     ),
     Case("sibling that is not Python", made_by("parts.maker:make"), "parts.maker:make: HERE/parts/broken.py:1 is not"),
     Case("module that is not Python", made_by("broken:make"), "broken:make: HERE/broken.py:1 is not Python: '(' was"),
-    Case("module without the function", made_by("makers:gone"), "makers:gone: HERE/makers.py defines no 'gone'"),
+    Case(
+        "module without the function", made_by("makers:gone"), "makers:gone: HERE/makers.py defines no function 'gone'"
+    ),
     Case("name of no function", made_by("makers:three"), "makers:three: 'three' in HERE/makers.py is not a function"),
     Case("maker that refuses", made_by("makers:make"), "makers:make: no rows"),
     Case(

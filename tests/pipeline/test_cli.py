@@ -34,7 +34,10 @@ def test_a_folder_with_packages_of_the_same_names_does_not_mask_ours(world):
             ("plan", "toy.yaml", "--set", "base_model=gone", "--set", "seed=4"),
             "error: --set base_model=gone: base_model='gone' does not exist, neither in ",
         ),
-        (("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"), "scores.py defines no 'scor'\n"),
+        (
+            ("plan", "toy.yaml", "--set", "annotate.annotator_function=scores:scor"),
+            "scores.py defines no function 'scor'\n",
+        ),
         (("status", "."), "error: . has no summary.json; expected the folder of a run, as in runs/demo\n"),
         (("chat", "gone"), "error: gone does not exist\n"),
         (("chat", "~nosuchuser9/model"), "error: ~nosuchuser9/model does not exist\n"),

@@ -16,7 +16,7 @@ from tests.stages_by_hand import by_hand, refusal
     ("reference", "message"),
     [
         ("nowhere:make", "'nowhere:make': no module 'nowhere' beside the recipe ("),
-        ("makers:make", "makers:make: HERE/makers.py defines no 'make'"),
+        ("makers:make", "makers:make: HERE/makers.py defines no function 'make'"),
         ("makers:not_a_function", "makers:not_a_function: 'not_a_function' in HERE/makers.py is not a function"),
         ("makers", "'makers' is no function: expected module:function, as in my_scores:score"),
     ],

@@ -165,7 +165,7 @@ def test_functions_are_found_beside_the_recipe_before_installed_modules(tmp_path
     [
         ("scores", "'scores' is no function: expected module:function"),
         ("no_such.module:f", "no module 'no_such.module' beside the recipe"),
-        ("scores:scor", "defines no 'scor'"),
+        ("scores:scor", "defines no function 'scor'"),
         ("broken:f", "broken.py:1 is not Python"),
     ],
 )
