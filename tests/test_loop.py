@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from data_schemas.artifact import Artifact
 from data_schemas.text import normalise
-from pipeline.launch.checks import has_gpu
 from pipeline.launch.command_line import ROOT, available_cores
+from pipeline.launch.machine import has_gpu
 from stages.evaluate_policy import OF_LLM_JUDGES, OF_PEOPLE
 from tests.loop_recipes import DATA_AND_BASE, STEPS, launches, processes_of, python_by_hand, wait_until
 from tests.patience import PATIENCE

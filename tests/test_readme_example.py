@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from data_schemas.rows import Message
-from pipeline.launch.checks import check_machine, check_recipe
+from pipeline.launch.checks import check_recipe
 from pipeline.launch.command_line import ROOT
+from pipeline.launch.machine import check_machine
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from pipeline.unused import check_unused

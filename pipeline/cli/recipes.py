@@ -13,8 +13,8 @@ from data_schemas.errors import UserError
 from pipeline.cli.app import app, environment, print_text
 from pipeline.cli.completion import complete_step
 from pipeline.launch import command_line, preview
-from pipeline.launch.checks import check_machine, emulated_precision
 from pipeline.launch.loading import load_checked
+from pipeline.launch.machine import check_machine, emulated_precision
 from pipeline.launch.preflight import preflight
 from pipeline.plan import Step
 from pipeline.planner.devices import gpu_named

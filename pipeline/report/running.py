@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from data_schemas.locks import lock_folder
 from data_schemas.text import printable
-from pipeline.launch.checks import check_machine
 from pipeline.launch.failures import StepWaits
+from pipeline.launch.machine import check_machine
 from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import Interrupted
 from pipeline.launch.round_tracking import track_round

@@ -4,7 +4,7 @@ import pytest
 
 from data_schemas import bfloat16
 from data_schemas.stage_keys import with_defaults
-from pipeline.launch.checks import emulated_precision
+from pipeline.launch.machine import emulated_precision
 from pipeline.steps import with_open_precision
 
 CPU, GPU = "launch.device=cpu", "launch.device=gpu"

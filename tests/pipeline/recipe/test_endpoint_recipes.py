@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from data_schemas.errors import ConfigError
-from pipeline.launch.checks import check_machine, check_recipe
+from pipeline.launch.checks import check_recipe
+from pipeline.launch.machine import check_machine
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe, shown_setting
 from pipeline.report.rounds import rows

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from data_schemas.errors import ConfigError, DataError, UserError
-from pipeline.launch import checks
-from pipeline.launch.checks import check_machine, check_recipe
+from pipeline.launch import machine
+from pipeline.launch.checks import check_recipe
+from pipeline.launch.machine import check_machine
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from tests.pipeline.fake_stages import build_inputs
@@ -211,7 +212,7 @@ def test_a_hub_name_is_accepted_but_not_a_missing_path_below_an_existing_folder(
 
 
 def test_a_gpu_profile_needs_a_gpu_and_cpu_use_is_reported(recipe_file, monkeypatch):
-    monkeypatch.setattr(checks, "has_gpu", lambda: False)
+    monkeypatch.setattr(machine, "has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"to use the CPU, set launch: \{device: cpu\} in the recipe"):
         checked(recipe_file, "launch.device=gpu")
     with pytest.raises(ConfigError, match=r"dpo\.launch: this machine has no GPU"):
@@ -219,13 +220,13 @@ def test_a_gpu_profile_needs_a_gpu_and_cpu_use_is_reported(recipe_file, monkeypa
     checked(recipe_file, "launch={wrapper: env A=1}")  # the run's machine is another one
     with pytest.raises(ConfigError, match="launch: wrapper: the command 'srum' is not found on this machine"):
         checked(recipe_file, "launch={wrapper: srum -N1}")
-    monkeypatch.setattr(checks, "has_gpu", lambda: True)
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
     checked(recipe_file, "launch.device=gpu")
 
 
 def test_hidden_gpus_are_no_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not checks.has_gpu()
+    assert not machine.has_gpu()
 
 
 def test_a_recipe_that_is_not_yaml_or_not_there_is_one_line(tmp_path):
@@ -254,8 +255,8 @@ def test_a_recipe_that_is_not_yaml_or_not_there_is_one_line(tmp_path):
     ],
 )
 def test_devices_that_are_not_there_are_refused_before_launch(recipe_file, monkeypatch, launch, message):
-    monkeypatch.setattr(checks, "available_cores", lambda: [0, 1, 2, 3])
-    monkeypatch.setattr(checks, "has_gpu", lambda: True)
+    monkeypatch.setattr(machine, "available_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match=message):
         checked(recipe_file, f"dpo.launch={launch}")

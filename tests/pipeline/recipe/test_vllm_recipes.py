@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data_schemas.errors import ConfigError
-from pipeline.launch.checks import check_machine
+from pipeline.launch.machine import check_machine
 from pipeline.plan import make_plan
 from pipeline.recipe.schema import load_recipe
 from pipeline.state.fingerprint import FileHashes, identities
