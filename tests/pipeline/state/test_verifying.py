@@ -168,7 +168,7 @@ def test_a_summary_that_contradicts_the_records_is_found(world, change):
     path.write_text(json.dumps(summary))
     code, out, err = world.call("verify", "runs/toy")
     assert code == 1 and problem in out
-    assert err.startswith("error: summary.json: changed")
+    assert err.startswith("error: summary.json: missing or out of date; run the recipe again")
 
 
 def test_a_link_that_leads_to_another_step_is_found(world):
