@@ -150,7 +150,7 @@ def test_what_a_killed_attempt_leaves_is_removed_later(rows, tmp_path):
 
 FULL_AT = """
 from pathlib import Path
-from pipeline.launch import runner
+from pipeline.launch import jobs
 from pipeline.state import fingerprint, run, summary
 
 disk, name, calls = Path(os.environ["DISK"]), os.environ["FULL_AT"], []
@@ -165,7 +165,7 @@ def full(module):
         own(path, text)
     module.write_atomically = write
 
-for module in (fingerprint, runner, summary):
+for module in (fingerprint, jobs, summary):
     full(module)
 cli.main()
 """
