@@ -1,4 +1,4 @@
-"""The interval of a mean of paired differences, by a bootstrap."""
+"""Intervals of 95 %: that of a mean of paired differences by a bootstrap, and what all of them share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NUM_RESAMPLES = 2_000
+Z = 1.959964  # of the normal distribution, for a two-sided 95 % interval
 
 
 def paired_interval(differences_P: "np.ndarray | Sequence[float]", *, seed: int) -> tuple[float, float, float]:

@@ -4,29 +4,17 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 """
 
 import datetime
-import importlib.util
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from data_schemas.curation_rules import check_curation
 from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.limits import Limits
+from data_schemas.packages import is_installed, to_install
 from data_schemas.splitting import Shares
-from data_schemas.stage_keys import Keys, StageKey, Values, check_value, with_defaults
+from data_schemas.stage_keys import Values, with_defaults
 from data_schemas.text import nearest, shown
-
-# Packages that only some keys need, and the extra of pyproject.toml that installs each.
-EXTRAS = {
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "mlflow": "mlflow",
-    "bitsandbytes": "lora",
-    "py3langid": "data",
-    "lm-eval": "eval",
-}
+from data_schemas.vllm_keys import vllm_options
 
 # Keys inside the key `lm_eval_options`: options of its command line that change the scores.
 LM_EVAL_OPTIONS = (
@@ -37,17 +25,6 @@ LM_EVAL_OPTIONS = (
     "system_instruction",
     "gen_kwargs",
 )
-# Keys inside the key `vllm`.
-VLLM_KEYS = {
-    "python": StageKey(type="str"),  # the interpreter of vLLM's own environment
-    "tensor_parallel_size": StageKey(type="int", limits=Limits(minimum=1)),  # GPUs that hold one copy of the model
-    "data_parallel_size": StageKey(type="int", limits=Limits(minimum=1)),  # copies, for each of our processes
-    # Share of a device's memory; on a CPU of its RAM.
-    "gpu_memory_utilization": StageKey(type="float", limits=Limits(above=0, maximum=1)),
-    "max_model_len": StageKey(type="int", limits=Limits(minimum=1)),  # tokens of a prompt and its answer
-}
-
-
 ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")  # kinds of scaling that transformers knows
 
 # Keys of average_models itself, which `stage_keys` of the stage that it evaluates with can't set.
@@ -95,19 +72,6 @@ def _packages(given: Values) -> None:
         raise ConfigError(f"languages: the package py3langid is not installed; {to_install('py3langid')}")
 
 
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported; it is not imported."""
-    return importlib.util.find_spec(package) is not None
-
-
-def to_install(package: str) -> str:
-    """What to do where a package is missing, as a part of a sentence."""
-    extra = EXTRAS.get(package)
-    return (
-        f"install it, as by pip install 'alignloop[{extra}]'" if extra else f"install it, as by pip install {package}"
-    )
-
-
 def _training(values: Values) -> None:
     """Rules of every stage with an optimizer."""
     if (values.get("fp16") or values.get("dtype") == "float16") and not values.get("force_fp16", True):
@@ -122,30 +86,6 @@ def _training(values: Values) -> None:
     for key in ("load_in_4bit", "load_in_8bit"):
         if values.get(key) and not values.get("use_peft", True):
             raise ConfigError(f"{key}: quantized weights cannot be trained, only adapters on them: set use_peft: true")
-
-
-def vllm_options(values: Values) -> Keys:
-    """The keys inside `vllm`, typed, of a stage that generates. Raises ConfigError for the first that is invalid."""
-    options: Keys = {}
-    for name, value in (values.get("vllm") or {}).items():
-        if name not in VLLM_KEYS:
-            raise ConfigError(f"vllm: unknown key {name!r}{nearest(str(name), list(VLLM_KEYS))}")
-        options[name] = check_value(value, VLLM_KEYS[name], where=f"vllm.{name}")
-    if values.get("engine") == "vllm" and not options.get("python"):
-        raise ConfigError(
-            "vllm.python is missing: the interpreter of vLLM's own environment, as in "
-            "vllm: {python: /opt/vllm/bin/python}"
-        )
-    return options
-
-
-def check_interpreter(python: str) -> None:
-    """Raises ConfigError where vLLM's interpreter is not a program on this machine."""
-    if not (Path(python).is_file() and os.access(python, os.X_OK)):
-        raise ConfigError(
-            f"vllm.python={python!r} is not a program on this machine: give the interpreter of the environment "
-            "in which vLLM is installed, as in /opt/vllm/bin/python"
-        )
 
 
 def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: int) -> None:
@@ -166,10 +106,11 @@ def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: i
     raise ConfigError(f"global_batch_size={global_batch_size} {problem}; try {nearest_valid}")
 
 
-def _people(values: Values) -> None:
+def _people(stage: str, values: Values) -> None:
     """Rules of the stages in which people compare answers."""
     names = values["people"] or []
-    if not names and (values["people_budget"] is not None or values["people_overlap"] != 0.2):
+    defaults = with_defaults(stage, {})
+    if not names and any(values[key] != defaults[key] for key in ("people_budget", "people_overlap")):
         raise ConfigError("people is missing: the names of those who compare answers, as in people: [ana, ben]")
     for name in names:  # a page and a file bear it
         if not re.fullmatch("[A-Za-z0-9_-]{1,40}", name):
@@ -180,7 +121,7 @@ def _people(values: Values) -> None:
 
 def _annotate(values: Values) -> None:
     models = ("annotator_function", "annotator_models", "annotator_llm")
-    _people(values)
+    _people("annotate", values)
     if values["people"] and not values["people_budget"]:
         if named := [name for name in models if values[name]]:
             raise ConfigError(
@@ -246,7 +187,7 @@ def _evaluate_policy(values: Values) -> None:
     if values["gate_max_task_fall"] is not None and not values["tasks"]:
         raise ConfigError("gate_max_task_fall has no tasks to compare; add a section evaluate_tasks, or leave it out")
     judges = ("judge_function", "judge_model", "judge_llm")
-    _people(values)
+    _people("evaluate_policy", values)
     if values["people"] and values["people_budget"] is None:
         raise ConfigError("people_budget is missing: how many of the evaluation's comparisons people label, as in 200")
     if values["people"] and values["people_against"] == "baseline" and not values["baseline"]:

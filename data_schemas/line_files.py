@@ -2,6 +2,7 @@
 
 import array
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -12,7 +13,21 @@ from data_schemas.formats import Line, json_line, open_plain
 BOM = b"\xef\xbb\xbf"
 
 
-class JSONLines(Sequence[Line]):
+class Lines(Sequence[Line]):
+    """Lines of which a slice is the list of its elements; a subclass has the length and `_at`, one line."""
+
+    @abstractmethod
+    def _at(self, index: int) -> Line: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Line: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Line]: ...
+    def __getitem__(self, index: int | slice) -> Line | Sequence[Line]:
+        return [self._at(place) for place in range(len(self))[index]] if isinstance(index, slice) else self._at(index)
+
+
+class JSONLines(Lines):
     """The lines of a file that are not blank, each parsed when it is asked for.
 
     A compressed file is decompressed into an unnamed temporary file. Raises as `open_plain` does.
@@ -32,13 +47,7 @@ class JSONLines(Sequence[Line]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Line: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Line]: ...
-    def __getitem__(self, index: int | slice) -> Line | Sequence[Line]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def _at(self, index: int) -> Line:
         self._file.seek(self._starts[index])
         return self._line(self._numbers[index], self._file.readline())
 
@@ -58,7 +67,7 @@ class JSONLines(Sequence[Line]):
         return json_line(number, line.removeprefix(BOM) if number == 1 else line)
 
 
-class Renamed(Sequence[Line]):
+class Renamed(Lines):
     """Lines with other names of columns."""
 
     def __init__(self, lines: Sequence[Line], rename: Callable[[object], object]) -> None:
@@ -67,13 +76,7 @@ class Renamed(Sequence[Line]):
     def __len__(self) -> int:
         return len(self._lines)
 
-    @overload
-    def __getitem__(self, index: int) -> Line: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Line]: ...
-    def __getitem__(self, index: int | slice) -> Line | Sequence[Line]:
-        if isinstance(index, slice):
-            return [self._of(line) for line in self._lines[index]]
+    def _at(self, index: int) -> Line:
         return self._of(self._lines[index])
 
     def __iter__(self) -> Iterator[Line]:

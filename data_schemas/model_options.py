@@ -6,8 +6,8 @@ pipeline/cli/models.py offers them, and the programs in commands/ take them; bot
 from collections.abc import Mapping
 from typing import Any
 
-from data_schemas.key_rules import vllm_options
 from data_schemas.stage_keys import Keys, StageKey, check_value, stages
+from data_schemas.vllm_keys import vllm_options
 
 STAGE = "evaluate_policy"  # whose keys they are: it samples answers, and scores them with a model
 LOADING = ("use_cpu", "trust_remote_code")

@@ -189,7 +189,7 @@ def plan_curation_for_sft(plan: Plan, number: int, splits: Sequence[Split], base
     before = f"round-{number - 1}.curate_sft"
     if any(step.name == before for step in plan.steps):  # most rows are the same human ones: only new ones are read
         inputs["earlier_results"] = Output(before, "results")
-    keys = {"keep_results": number < plan.recipe.rounds}
+    keys = {"keep_results": True}  # in the last round too: with `rounds` raised it is still the same step
     return Output(plan.add_curation("curate_sft", number, inputs, base, base, keys), "instructions.train")
 
 

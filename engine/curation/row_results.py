@@ -24,12 +24,21 @@ from engine.curation.contamination import Seen
 from engine.curation.content import Finding
 from engine.curation.duplicates import NUM_BANDS
 
-# fmt: off
-ENTRY = np.dtype([
-    ("line", "V16"), ("id", "V8"), ("key", "V16"), ("words", "i4"), ("tokens", "i4"), ("score", "f8"),
-    ("difficulty", "f8"), ("source", "u4"), ("tag", "u4"), ("changed", "?"), ("bands", "u8", (NUM_BANDS,)),
-])
-# fmt: on
+ENTRY = np.dtype(
+    [
+        ("line", "V16"),
+        ("id", "V8"),
+        ("key", "V16"),
+        ("words", "i4"),
+        ("tokens", "i4"),
+        ("score", "f8"),
+        ("difficulty", "f8"),
+        ("source", "u4"),
+        ("tag", "u4"),
+        ("changed", "?"),
+        ("bands", "u8", (NUM_BANDS,)),
+    ]
+)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from engine.sampling.answers import Answer
 
 # Shapes: P = prompts, K = answers to each prompt.
 Metric = float | int | str | None
+AnswersPK = Sequence[Sequence[Answer]]
 
 
 def wins(scores_PK: np.ndarray, others_PK: np.ndarray) -> np.ndarray:

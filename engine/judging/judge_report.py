@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.judging.comparison import Metric
 from engine.judging.verdicts import Comparison, Unparsable, Verdict
-
-Metric = float | int | str | None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.files import write_atomically
 from data_schemas.rows import STRENGTHS, Strength
 from engine.judging.annotators import Judgement
+from engine.judging.comparison import Metric
 from engine.judging.judge_report import JudgeReport, report_of
 from engine.judging.verdicts import RUBRIC, Comparison, Pairing, compare, question, rubric_id
 from engine.runtime import notices
@@ -29,7 +30,6 @@ COMPARISONS = "comparisons.jsonl"
 NUM_TRIED = 64  # comparisons after which a judge below min_consistency is refused, before the others are paid for
 MIN_COMPARED = 20  # comparisons without which no judge is refused: 20 heads or tails say little
 LONGER_LIMIT = 0.7  # share of decided comparisons won by the longer answer, from which on it is a warning (AlpacaEval)
-Metric = float | int | str | None
 log = logging.getLogger(__name__)
 
 

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_schemas.intervals import paired_interval
-from engine.judging.comparison import Metric
+from engine.judging.comparison import AnswersPK, Metric
 from engine.judging.length_control import WARN_DIFFERENCE, length_controlled
 from engine.judging.llm_judge import LLMJudge
 from engine.judging.verdicts import Pairing
 from engine.runtime import notices
-from engine.sampling.answers import Answer
 
 # Shapes: P = prompts, K = answers to each prompt.
-AnswersPK = Sequence[Sequence[Answer]]
 log = logging.getLogger(__name__)
 
 

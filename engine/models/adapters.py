@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from data_schemas.errors import DataError
 from data_schemas.files import read_json
-from data_schemas.key_rules import is_installed, to_install
+from data_schemas.packages import is_installed, to_install
 
 # Shapes: O = outputs of a layer, I = its inputs, R = rank, V = rows of the embeddings, H = their width.
 

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 # The keys with which an adapter can be continued: those of its form, and those of the precision of its base.
-FORM = ("lora_r", "lora_alpha", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_rslora",
-        "use_dora")  # fmt: skip
+FORM = (
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "use_rslora",
+    "use_dora",
+)
 PRECISION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 QUANTISED = ("Params4bit", "Int8Params")  # the classes of bitsandbytes' weights
 log = logging.getLogger(__name__)

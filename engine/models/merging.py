@@ -134,9 +134,9 @@ def _merge_shards(
 def _merged(
     adapter: Adapter, name: str, weight: torch.Tensor, *, dtype: str | None, device: torch.device
 ) -> torch.Tensor:
-    target = getattr(torch, dtype) if dtype and weight.is_floating_point() else weight.dtype
     if not weight.is_floating_point():
         return weight
+    target = getattr(torch, dtype) if dtype else weight.dtype
     return adapter.merged(name, weight.to(device)).to("cpu", target).contiguous()
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeGuard, TypeVar
 
 from data_schemas.files import write_atomically
-from data_schemas.key_rules import is_installed, to_install
 from data_schemas.metrics import METRICS, read_metrics
+from data_schemas.packages import is_installed, to_install
 from engine.runtime import notices, trackers
 from engine.runtime.trackers import Service, TrackedRun
 

@@ -19,8 +19,8 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from data_schemas.errors import ConfigError
-from data_schemas.key_rules import check_interpreter, vllm_options
 from data_schemas.stage_keys import Keys, Values
+from data_schemas.vllm_keys import check_interpreter, vllm_options
 from engine.models.loading import identity_of, load_tokenizer, read_config
 from engine.models.merging import plain_folder
 from engine.runtime import notices, progress, world

@@ -20,10 +20,9 @@ import numpy as np
 
 from data_schemas.errors import DataError
 from data_schemas.files import write_atomically
-from data_schemas.intervals import NUM_RESAMPLES
+from data_schemas.intervals import NUM_RESAMPLES, Z
 
 # Shapes: Q = questions, B = resamples.
-Z = 1.959964  # of a two-sided 95 % interval
 GRADES = "grades.jsonl"
 
 

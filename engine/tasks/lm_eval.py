@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, in a process of its own: by its installed package, or in a separate environment.
+"""Tasks of lm-evaluation-harness, in a separate process: by the installed package, or by that of another environment.
 
 Written for version 0.4.13, whose command `lm_eval run` writes a file of samples for each task. A sample has a number
 for each metric; the first one is the task's own score. Data come from a hub, unless the task's file names local ones.
@@ -32,7 +32,7 @@ class LMEval:
     """How lm-evaluation-harness is started, and what it evaluates."""
 
     tasks: Sequence[str]
-    python: str | None = None  # of its own environment; None: ours
+    python: str | None = None  # the interpreter of another environment; None: the one that runs this stage
     folders: Sequence[str] = field(default_factory=list)  # of task files
     options: Values = field(default_factory=dict)  # LM_EVAL_OPTIONS of data_schemas.key_rules
 
@@ -51,7 +51,7 @@ class LMEval:
 
 
 def evaluate(stage: Stage, policy: str, settings: LMEval, *, dtype: str, batch_size: int, use_cpu: bool) -> list[Grade]:
-    """The grade of each question, in the order of the tasks. Finished tasks are kept in the journal.
+    """The grade of each question, in the order of the tasks. All tasks are one unit of work in the journal.
 
     Raises ConfigError where the interpreter has no lm_eval, or a task has no numbers; StageError where it fails.
     """

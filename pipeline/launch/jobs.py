@@ -12,10 +12,9 @@ import yaml
 from data_schemas.artifact import HALVED
 from data_schemas.endpoints import PAID_ANSWERS
 from data_schemas.files import read_json, write_atomically
-from data_schemas.key_rules import Values
 from data_schemas.locks import lock_folder
 from data_schemas.people import FOLDER as PEOPLE
-from data_schemas.stage_keys import stages
+from data_schemas.stage_keys import Values, stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import ending_of
 from pipeline.launch.warm import WarmPool

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_schemas import bfloat16
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.key_rules import check_interpreter
+from data_schemas.vllm_keys import check_interpreter
 from pipeline.launch.command_line import available_cores
 from pipeline.recipe.names import traits_of
 from pipeline.recipe.resolved import Recipe

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas.files import read_json
-from data_schemas.key_rules import is_installed
+from data_schemas.packages import is_installed
 from data_schemas.stage_keys import stages
 from data_schemas.text import printable
 from data_schemas.tracked_round import PAGE, TrackedRound, TrackedSample

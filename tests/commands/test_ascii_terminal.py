@@ -112,6 +112,7 @@ def test_scale_shows_escapes(terminal, tmp_path):
     (tmp_path / "표 🙂.csv").write_text("\n".join(["parameters,tokens,loss", *rows]))
     out, err = terminal(scale.main, tmp_path / "표 🙂.csv")
     check_ascii(out, err, shows_korean=True)
+    assert r"\ud45c \U0001f642.csv" in out + err
 
 
 @pytest.fixture

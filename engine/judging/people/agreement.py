@@ -8,9 +8,9 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from data_schemas.people import Label
+from engine.judging.comparison import Metric
 
 NO_AGREEMENT = ("people_kappa", "people_alpha")
-Metric = float | int | str | None
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:

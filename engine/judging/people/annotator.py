@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from data_schemas.people import Label
 from data_schemas.rows import STRENGTHS
 from engine.judging.annotators import Annotator, Judgement
+from engine.judging.comparison import Metric
 from engine.judging.people.agreement import people_metrics, share
 from engine.judging.people.asking import PeopleArguments, PeopleRow, ask_people
 from engine.judging.scoring import RewardModelScorer, score_by_prompt
@@ -17,7 +18,6 @@ from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
 
 # Shapes: N = answers of one prompt.
-Metric = float | int | str | None
 
 
 @dataclass(frozen=True)

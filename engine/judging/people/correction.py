@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_schemas.intervals import Z
 from engine.judging.length_control import WinRate
 
 # Shapes: P = prompts, L = labelled prompts, S = strata. N_s, n_s = prompts and labelled prompts of a stratum.
 MIN_LABELLED = 10  # of a stratum; smaller ones are taken together
-Z = 1.959964  # of the normal distribution, for 95 %
 
 
 def draw_labelled(strata_P: Sequence[str], count: int, *, seed: int) -> list[int]:

@@ -10,17 +10,15 @@ import numpy as np
 
 from data_schemas.intervals import paired_interval
 from data_schemas.people import Label
+from engine.judging.comparison import AnswersPK, Metric
 from engine.judging.people.agreement import people_metrics, share
 from engine.judging.people.asking import Labels, PeopleArguments, PeopleRow, ask_people
 from engine.judging.people.correction import corrected_rate, draw_labelled
 from engine.judging.verdicts import Pairing
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage
-from engine.sampling.answers import Answer
 
 # Shapes: P = prompts, K = answers to each prompt, L = labelled prompts.
-Metric = float | int | str | None
-AnswersPK = Sequence[Sequence[Answer]]
 COLUMNS = tuple(f"{name}{end}" for name in ("judged_win_rate", "corrected_win_rate") for end in ("", "_low", "_high"))
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from data_schemas import key_rules
+from data_schemas import packages
 from data_schemas.errors import DataError
 from engine.models import merging
 from engine.models.adapters import BASE, AdapterBase, Quantization
@@ -141,4 +141,4 @@ def test_a_quantised_base_cannot_be_restored_without_bitsandbytes(monkeypatch):
     monkeypatch.setattr("engine.models.adapters.is_installed", lambda package: False)
     with pytest.raises(DataError, match="the package bitsandbytes is not installed, which quantizes its weights"):
         Quantization("nf4", False, ["layer"]).restored(torch.ones(2, 2))
-    assert key_rules.is_installed("torch")
+    assert packages.is_installed("torch")

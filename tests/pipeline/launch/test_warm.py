@@ -100,23 +100,23 @@ def test_when_the_warm_python_dies_its_steps_are_lost_and_the_next_starts_cold(p
 
     pool = warm.WarmPool()
     monkeypatch.setattr(pool, "python", lambda environment: python)
-    _run(script, tmp_path, pool)
+    assert _run(script, tmp_path, pool) == 4
 
 
 def test_a_library_that_cannot_be_imported_is_reported_by_the_step(script, tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "preloaded_modules", lambda: ["no_such_library"])
     with warm.WarmPool() as pool:
-        _run(script, tmp_path, pool)
+        assert _run(script, tmp_path, pool) == 4
 
 
-def _run(script: str, folder: Path, pool: warm.WarmPool) -> None:
+def _run(script: str, folder: Path, pool: warm.WarmPool) -> int | None:
     environment = os.environ | {"OWN": "", "SHARED": "", command_line.STEP_FOLDER: str(folder)}
     stage = processes.StageProcess(
         [sys.executable, script, "4"], folder, environment, cores=None, grace_seconds=60, warm=pool
     )
     stage.wait(20)
     assert isinstance(stage.process, subprocess.Popen)
-    assert stage.finish()[0] == 4
+    return stage.finish()[0]
 
 
 def test_all_children_of_a_warm_step_are_found_and_ended(tmp_path, monkeypatch):
