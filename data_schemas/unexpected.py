@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -38,8 +39,12 @@ def report_os_error(error: OSError) -> None:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """The exit code of a program; an error that it does not report itself is one line, and 1."""
+    """The exit code of a program; an error that it does not report itself is one line, and 1.
+
+    SIGTERM ends it as an exit does, so that its temporary files are deleted and its own programs end.
+    """
     escape_what_the_terminal_lacks()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return main()
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ that waits for people with 3, Ctrl-C with 130 and SIGTERM with 143.
 """
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.files import check_name
 from data_schemas.text import escape_what_the_terminal_lacks
 from pipeline.cli.app import app
-from pipeline.launch.processes import Interrupted
+from pipeline.launch.processes import Interrupted, signals_raise
 from pipeline.report import errors
 
 from pipeline.cli import recipes, clusters, runs, models  # noqa: F401 # isort: skip - in the order of --help
@@ -40,7 +41,8 @@ def main() -> None:
         for name in (Path.cwd(), *sys.argv[1:]):
             check_name(name)
         _check_not_empty(sys.argv[1:])
-        code = get_command(app)(standalone_mode=False)
+        with signals_raise([signal.SIGTERM, signal.SIGHUP]):  # so that its programs end and temporary files are deleted
+            code = get_command(app)(standalone_mode=False)
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         code = errors.report(error)
     sys.exit(code)

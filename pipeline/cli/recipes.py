@@ -1,7 +1,6 @@
 """The commands that take a recipe, or help to write one: init | data | scale | run | plan | check."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.launch import command_line, preview
 from pipeline.launch.loading import load_checked
 from pipeline.launch.machine import check_machine, emulated_precision
 from pipeline.launch.preflight import preflight
+from pipeline.launch.processes import call
 from pipeline.plan import Step
 from pipeline.planner.devices import gpu_named
 from pipeline.planner.estimate import planner_of
@@ -129,7 +129,7 @@ def data(
         "--",
         *files,
     ]
-    raise typer.Exit(subprocess.call(command, env=environment()))
+    raise typer.Exit(call(command, environment()))
 
 
 @app.command()
@@ -156,7 +156,7 @@ def scale(
         "--",
         table,
     ]
-    raise typer.Exit(subprocess.call(command, env=environment()))
+    raise typer.Exit(call(command, environment()))
 
 
 @app.command()
@@ -218,6 +218,7 @@ def plan(
     # On a terminal a line is wrapped below its own beginning; in a file each step is one line.
     console.print(terminal.plan_tree(planned, decisions), soft_wrap=not console.is_terminal)
     if cost or gpu is not None:
+        print("estimating what the steps will need", file=sys.stderr, flush=True)
         with (
             tempfile.TemporaryDirectory(prefix="alignloop-plan-") as scratch,
             planner_of(planned, Path(scratch), gpu=gpu) as planner,
@@ -244,7 +245,7 @@ def check(
         request = Path(scratch) / "request.json"
         request.write_text(json.dumps(preview.make_request(planned, Path(scratch), num_rows_shown=rows)))
         command = [sys.executable, str(command_line.ROOT / "commands" / "check.py"), str(request)]
-        code = subprocess.call(command, env=environment())
+        code = call(command, environment())
         if tries_first and not code:
             preflight(planned, keeps_result=False)
     _warn_of_machine(loaded, steps)

@@ -21,7 +21,8 @@ from data_schemas.locks import is_locked
 from pipeline.launch.command_line import STEP_FOLDER
 from pipeline.launch.warm import Fork, WarmPool, WarmPython
 
-LEFTOVER_SECONDS = 10.0  # for the stage of a dead runner to end by itself before it is killed
+LEFTOVER_SECONDS = 10.0  # for a process whose runner has ended to end by itself before it is killed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -131,9 +132,26 @@ def _fork(
 # -- stopping -------------------------------------------------------------------------------------------------------
 
 
+def call(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Runs a program in the foreground, and returns its exit code. One that the caller leaves before gets SIGTERM, and
+    SIGKILL where it has not ended some seconds later."""
+    with subprocess.Popen(command, env=dict(env)) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LEFTOVER_SECONDS)
+            process.kill()
+            raise
+
+
 @contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Raises Interrupted on SIGINT, SIGTERM and SIGHUP. Only in the main thread: Python gives signals to no other."""
+def signals_raise(numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    """Raises Interrupted on these signals. Only in the main thread: Python gives signals to no other.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -141,9 +159,8 @@ def signals_raise() -> Iterator[None]:
     def raise_interrupted(number: int, frame: object) -> None:
         raise Interrupted(number)
 
-    before = {
-        number: signal.signal(number, raise_interrupted) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    caught = [number for number in numbers if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
+    before = {number: signal.signal(number, raise_interrupted) for number in caught}
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ def check_steps(run: Run, *, forced: bool) -> None:
     An estimate that fails itself is a warning on stderr. Raises ConfigError unless `forced`.
     """
     probes = any(step.launch.device == "gpu" for step in run.steps)
+    print("estimating what the steps will need", file=sys.stderr, flush=True)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="alignloop-plan-") as scratch,

@@ -54,7 +54,8 @@ def estimator(step: Step, functions: Path) -> Iterator[Estimator]:
     with tempfile.TemporaryDirectory(prefix="alignloop-estimate-") as scratch:
         errors = Path(scratch) / "errors.txt"
         command = [sys.executable, "-P", "-m", PROGRAM]
-        env = environment(step, Path(scratch), functions)
+        # It is killed at the end: its own temporary files are deleted with this folder.
+        env = environment(step, Path(scratch), functions) | {"TMPDIR": scratch}
         with errors.open("wb") as file:
             process = _start(command, env, file)
             try:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -36,10 +37,10 @@ class World:
         self.work = build_inputs(root / "work").parent
         self.run_folder = self.work / "runs" / "toy"
 
-    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, before: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
         env = os.environ | {"TOY": "{}", "SCORES": "{}", "GRACE": "0.5"} | environment
         return subprocess.Popen(
-            [sys.executable, str(self.command), *words],
+            [*before, sys.executable, str(self.command), *words],
             cwd=self.work,
             env=env,
             text=True,

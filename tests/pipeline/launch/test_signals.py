@@ -1,13 +1,18 @@
 """A runner that is stopped or killed ends its stages."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from pipeline.launch.command_line import ROOT
 from tests.patience import PATIENCE
 from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
-from tests.processes import alive
+from tests.processes import alive, within
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -51,3 +56,34 @@ def test_the_stage_of_a_killed_runner_is_ended_before_its_step_is_run_again(worl
     assert world.run()[0] == 0
     assert not any(map(alive, pids))
     assert world.launched() == STEPS_OF_ONE_ROUND[2:]
+
+
+def test_a_run_under_nohup_outlives_its_terminal(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, before=["nohup"], TOY='{"round-0.sft": "hang"}')
+    pids = world.hanging()
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.terminate()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143 and not any(map(alive, pids))
+
+
+def test_a_plan_that_is_stopped_leaves_no_process_and_no_file(tmp_path):
+    """Its estimates come from a program with temporary files of its own."""
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "plan", str(ROOT / "configs" / "demo.yaml"), "--cost"],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    assert within(PATIENCE, children.read_text)
+    programs = [int(pid) for pid in children.read_text().split()]
+    process.terminate()
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143 and err == "estimating what the steps will need\n"
+    assert not any(map(alive, programs)) and not list((tmp_path / "temporary").iterdir())
