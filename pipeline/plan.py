@@ -218,6 +218,16 @@ def has_system_prompts(recipe: Recipe) -> bool:
     return any(recipe.section("rejection_sampling", number).keys.get("system_prompts") for number in rounds)
 
 
+def plan_dpo(plan: Plan, number: int, start: Output | BestPolicy, progress: Progress) -> Output:
+    """DPO in a round, on the most recent pairs. `start` is the SFT model of the round, or the best policy so far."""
+    recipe = plan.recipe
+    reference = {"reference_model": progress.policies[0]} if recipe.dpo_reference == "first" else {}
+    models = {"model_name_or_path": start, **reference}
+    batches = [variant.dpo_batches for variant in recipe.section("dpo", number).variants]
+    data = [progress.preferences[-num_batches:] for num_batches in batches]
+    return plan.train_variants("dpo", number, inputs=[models | training_inputs(splits) for splits in data])
+
+
 def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progress) -> None:
     """Adds the steps of one round to the plan, and what they produce to `progress`.
 
@@ -244,16 +254,20 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         inputs = {"model_name_or_path": start, **training_inputs(progress.preferences)}
         progress.reward_model = plan.train("reward_model", number, inputs)
 
+    policy: Output | BestPolicy = best  # the model that the round trains further
+    if recipe.dpo_comes_first:
+        policy = plan_dpo(plan, number, policy, progress)
+
     if "rejection_sampling" in stages_of_round:
-        policies = best_two if recipe.sampling_policies == "best_two" else [best]
+        sampled = best_two if policy == best else [policy, best]
+        policies = sampled if recipe.sampling_policies == "best_two" else sampled[:1]
         reward_model = {"reward_model": progress.reward_model} if progress.reward_model else {}
         inputs = {**foundation.prompts, "policies": policies, **reward_model}
         sampling = plan.add("rejection_sampling", number, inputs=inputs, keys={"round": number})
         progress.winners.append(split_of(sampling, "winners"))
 
-    policy: Output | BestPolicy = best  # the model that the round trains further
     if "sft" in stages_of_round:
-        start = {"model_name_or_path": best if recipe.sft_from == "best" else foundation.base}
+        start = {"model_name_or_path": policy if recipe.sft_from == "best" else foundation.base}
         winners = progress.winners[-recipe.sft_batches :]
         shares = [variant.human_share for variant in recipe.section("sft", number).variants]
         data = [[*winners, foundation.instructions] if share else winners for share in shares]
@@ -264,13 +278,8 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
             inputs = [of_variant | {"train_data": curated} for of_variant in inputs]
         policy = plan.train_variants("sft", number, inputs=inputs, keys=keys)
 
-    # DPO starts from the SFT model of the round, or the best policy where it has none, on the most recent pairs.
-    if "dpo" in stages_of_round:
-        reference = {"reference_model": progress.policies[0]} if recipe.dpo_reference == "first" else {}
-        start = {"model_name_or_path": policy, **reference}
-        batches = [variant.dpo_batches for variant in recipe.section("dpo", number).variants]
-        data = [progress.preferences[-num_batches:] for num_batches in batches]
-        policy = plan.train_variants("dpo", number, inputs=[start | training_inputs(splits) for splits in data])
+    if "dpo" in stages_of_round and not recipe.dpo_comes_first:
+        policy = plan_dpo(plan, number, policy, progress)
 
     # RL goes on from that policy; its rewards are the round's reward model, functions, or both.
     if "rl" in stages_of_round:

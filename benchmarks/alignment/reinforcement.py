@@ -26,14 +26,14 @@ from toy_world.gold import parts as gold_parts
 
 STAGES = "annotate, reward_model, rejection_sampling, sft"
 ANSWERS = ["rl.max_completion_length=32", "rl.num_eval_answers=2", "rl.beta=0"]
-EQUAL_KL = [  # chosen on another seed and on the half of the evaluation prompts that the report does not use
+EQUAL_KL = [  # chosen on another seed than those of the report
     *ANSWERS,
     "rl.num_generations=16",
     "rl.global_batch_size=1024",
     "rl.per_device_train_batch_size=64",
     "rl.scale_rewards=none",
-    "rl.learning_rate=1.5e-4",
-    "rl.max_steps=60",
+    "rl.learning_rate=5.0e-5",
+    "rl.max_steps=150",
     "rl.eval_steps=1",
 ]
 EXPLOITABLE = [

@@ -157,7 +157,7 @@ with prompts resampled within each seed; over seeds, Student's t. Measured by `p
 ## DPO and RL at equal KL
 
 RL (GRPO) has the reward model of the round as its only reward, and the KL of the seed's DPO policy as its `kl_budget`.
-DPO has the demo's keys. RL's were chosen on another seed and on other evaluation prompts.
+DPO has the demo's keys. RL's were chosen on another seed.
 
 {equal_kl}
 

@@ -28,6 +28,7 @@ ANNOTATOR = "annotate.annotator_function=benchmarks.alignment.controls"
 SETTINGS: dict[str, list[str]] = {
     FULL: [],
     "DPO alone": ["round_stages=[annotate, dpo]"],
+    "DPO before rejection sampling": ["round_stages=[annotate, reward_model, dpo, rejection_sampling, sft]"],
     "no rejection sampling": ["round_stages=[annotate, reward_model, sft, dpo]"],
     "no DPO": ["round_stages=[annotate, reward_model, rejection_sampling, sft]"],
     "reward model not refitted": ["refit_reward_model=false"],

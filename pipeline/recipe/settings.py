@@ -1,5 +1,6 @@
 """The settings of a recipe: everything in it that is not a section of stage keys."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,15 @@ class Report(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     samples: bool = Field(default=True, description="Whether it contains prompts and answers; false leaves them out.")
+
+
+def with_dpo_first(stages: Sequence[str]) -> list[str]:
+    """The stages of a round with DPO before rejection sampling, where it has both."""
+    if not {"dpo", "rejection_sampling"} <= set(stages):
+        return list(stages)
+    others = [stage for stage in stages if stage != "dpo"]
+    place = others.index("rejection_sampling")
+    return [*others[:place], "dpo", *others[place:]]
 
 
 class Settings(Mix, BaseModel):
@@ -43,7 +53,10 @@ class Settings(Mix, BaseModel):
     first_sft: bool = Field(
         default=True, description="Round 0 trains the first policy by SFT; false: base_model is the first policy."
     )
-    round_stages: list[str] = Field(default_factory=stages_of_every_round, description="The stages of a round.")
+    round_stages: list[str] = Field(
+        default_factory=stages_of_every_round,
+        description="The stages of a round; dpo may stand before rejection_sampling.",
+    )
     refit_reward_model: bool = Field(
         default=True, description="Each round trains a reward model on all batches so far; false: only round 1 does."
     )
@@ -54,7 +67,9 @@ class Settings(Mix, BaseModel):
         default="base", description="The model that the reward model starts from: the base or the best policy."
     )
     sft_from: Literal["base", "best"] = Field(
-        default="base", description="The model that SFT starts from, from round 1 on: the base or the best policy."
+        default="base",
+        description="The model that SFT starts from, from round 1 on: the base, or the best policy (the round's DPO"
+        " model where dpo comes first).",
     )
     sft_batches: int = Field(
         default=1, ge=1, le=1000, description="Number of most recent batches of winners that SFT is trained on."
@@ -93,7 +108,7 @@ class Settings(Mix, BaseModel):
     @classmethod
     def _in_their_order(cls, given: list[str]) -> list[str]:
         ordered = [stage for stage in stages_of_a_round() if stage in given]
-        if given != ordered:
+        if given not in (ordered, with_dpo_first(ordered)):
             raise ValueError(f"the order is fixed; try [{', '.join(ordered)}]")
         return given
 
@@ -103,6 +118,12 @@ class Settings(Mix, BaseModel):
         if given is not None and (problem := path_problem(given)):
             raise ValueError(problem)
         return given
+
+    @property
+    def dpo_comes_first(self) -> bool:
+        """Whether rejection sampling and SFT go on from the round's DPO model."""
+        stages = self.round_stages
+        return {"dpo", "rejection_sampling"} <= set(stages) and stages == with_dpo_first(stages)
 
     @property
     def folder(self) -> Path:

@@ -250,6 +250,27 @@ def test_only_rejection_sampling_and_sft_are_a_round(plan):
     assert last["proxy_model"] == [Model("acme/reward")]
 
 
+def test_dpo_may_come_before_rejection_sampling_which_then_takes_its_answers(plan):
+    order = "round_stages=[annotate, reward_model, dpo, rejection_sampling, sft]"
+    steps, best = plan(order, "sft_from=best"), BestPolicy("round-1.evaluate_policy")
+    assert [name.partition(".")[2] for name in steps_of_rounds(steps)][6:] == [
+        "annotate",
+        "reward_model",
+        "dpo",
+        "rejection_sampling",
+        "sft",
+        "evaluate_policy",
+    ]
+    policy = Output("round-2.dpo", "model")
+    assert steps["round-2.dpo"].inputs["model_name_or_path"] == [best]
+    assert steps["round-2.rejection_sampling"].inputs["policies"] == [policy]
+    assert steps["round-2.sft"].inputs["model_name_or_path"] == [policy]
+    assert steps["round-2.evaluate_policy"].inputs["model_name_or_path"] == [Output("round-2.sft", "model")]
+    both_policies = plan(order, "sampling_policies=best_two")["round-2.rejection_sampling"]
+    assert both_policies.inputs["policies"] == [policy, best]
+    assert plan(order)["round-2.sft"].inputs["model_name_or_path"] == [BASE]
+
+
 def test_no_two_steps_are_the_same(plan):
     steps = plan("round_stages=[reward_model, rejection_sampling, sft, dpo]")
     # Without new pairs the reward model of round 1 is that of round 2.

@@ -102,6 +102,10 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("round_stages=[dpo, sft]", "round_stages=['dpo', 'sft']: the order is fixed; try [sft, dpo]"),
         ("round_stages=[sft, sft]", "round_stages=['sft', 'sft']: the order is fixed; try [sft]"),
         (
+            "round_stages=[annotate, dpo, reward_model, rejection_sampling, sft]",
+            "the order is fixed; try [annotate, reward_model, rejection_sampling, sft, dpo]",
+        ),
+        (
             "round_stages=[evaluate_policy]",
             "round_stages.0='evaluate_policy': expected 'annotate', 'reward_model'",
         ),
