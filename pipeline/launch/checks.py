@@ -140,7 +140,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
             raise DataError(f"{where}: {error}; {hint}") from None
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
-    elif isinstance(given, File) and step.stage == "curate":
+    elif isinstance(given, File) and step.stage in ("curate", "paraphrase"):
         try:
             _check_file_of_curation(key, given)
         except UserError as error:
