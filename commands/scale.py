@@ -1,6 +1,8 @@
-"""Fits scaling laws to a table of small runs and names the model and the tokens for a budget. Needs no torch.
+"""Fits scaling laws to a table of small runs and names the model and the tokens for a budget. Needs no torch. A table
+with columns of shares is one of data mixes, of which it names the best (commands/mixture.py).
 
 alignloop scale runs.csv --budget 1e21 [--budget 1e22] [--output laws.json]
+alignloop scale mixes.csv [--output mix.json]
 """
 
 import argparse
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from commands import mixture
 from commands.scaling_laws import Form, Minimum, PowerLaw, fit_form, fit_resamples, isoflop_law, minima
 from commands.scaling_runs import Runs, read_runs
 from data_schemas.errors import ConfigError, UserError
@@ -183,6 +186,19 @@ def as_json(laws: Laws, budgets: list[float]) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
+def show_mix(arguments: argparse.Namespace, console: Console) -> None:
+    """Prints the best mix of a table of mixes. Raises DataError for a table that can't be used."""
+    best = mixture.BestMix.fit(mixture.read_mixes(Path(arguments.table)))
+    mixes = best.mixes
+    console.print(Text(f"{printable(arguments.table)}: {len(mixes)} runs on mixes of {len(mixes.names)} sources"))
+    console.print(mixture.shares_table(best))
+    for note in mixture.notes(best):
+        console.print(Text(note), soft_wrap=True)
+    if arguments.output is not None:
+        write_atomically(Path(arguments.output), mixture.as_json(best))
+        console.print(Text(f"written: {printable(arguments.output)}"))
+
+
 def main() -> int:
     try:
         return show(parse())
@@ -206,10 +222,15 @@ def show(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--budget {flops}: expected FLOPs, a number above 0, as in 1e21")
     if arguments.output is not None:
         check_new_file(Path(arguments.output))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    if mixture.is_of_mixes(Path(arguments.table)):
+        if arguments.budget:
+            raise ConfigError("--budget is for a table of sizes, and this one has data mixes; leave it out")
+        show_mix(arguments, console)
+        return 0
     runs = read_runs(Path(arguments.table))
     laws = Laws.fit(runs)
     budgets = arguments.budget or [10 * float(runs.flops_R.max())]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     form = laws.form
     console.print(Text(f"{printable(arguments.table)}: {len(runs)} runs of {len(laws.minima)} budgets"))
     console.print(

@@ -52,14 +52,19 @@ class Runs:
         return np.split(order, np.flatnonzero(steps > math.log(SAME_BUDGET)) + 1)
 
 
-def read_runs(path: Path) -> Runs:
-    """The runs of a CSV file. Raises DataError for a file, a column or a number that can't be used, and for too few."""
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file by column. Raises DataError for a file that can't be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a CSV file in UTF-8"
         raise DataError(f"{path} can't be read ({reason}): expected a CSV file of runs") from error
+
+
+def read_runs(path: Path) -> Runs:
+    """The runs of a CSV file. Raises DataError for a file, a column or a number that can't be used, and for too few."""
+    rows = read_table(path)
     found = list(rows[0]) if rows else []
     for name in COLUMNS:
         if name not in found:
@@ -68,7 +73,7 @@ def read_runs(path: Path) -> Runs:
                 f"{', '.join(COLUMNS)} and, where it is not 6 x parameters x tokens, {FLOPS}"
             )
     names = [*COLUMNS, *([FLOPS] if FLOPS in found else [])]
-    values = {name: np.array([_number(path, place, name, row) for place, row in enumerate(rows, 2)]) for name in names}
+    values = {name: np.array([number(path, place, name, row) for place, row in enumerate(rows, 2)]) for name in names}
     runs = Runs(
         values["parameters"],
         values["tokens"],
@@ -83,11 +88,12 @@ def read_runs(path: Path) -> Runs:
     return runs
 
 
-def _number(path: Path, line: int, name: str, row: dict[str, str]) -> float:
+def number(path: Path, line: int, name: str, row: dict[str, str], *, least: str = "above 0") -> float:
+    """A cell of the table. `least` is `above 0` or `0 or more`. Raises DataError for any other value."""
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise DataError(f"{path} line {line}: {name}={shown(row[name])}, expected a number above 0")
+    if not math.isfinite(value) or value < 0 or (value == 0 and least == "above 0"):
+        raise DataError(f"{path} line {line}: {name}={shown(row[name])}, expected a number, {least}")
     return value

@@ -49,6 +49,7 @@ class Artifact(BaseModel):
     choices: list[Choice] = []  # the policies up to this evaluation, best first
     contract: dict[str, str] = {}  # of a model, or of rows that a policy answered: see engine/tokens/contract.py
     versions: dict[str, str] = {}
+    engine: str = ""  # that wrapped the model in training: DDP, DeepSpeed ZeRO-3, FSDP2 or none
     warnings: list[str] = []  # what a user should know of the step; in the file only if there are any
     seconds: float = 0.0
 
@@ -89,8 +90,9 @@ class Artifact(BaseModel):
         self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
         self.beside = {path.name: digest for path, digest in zip(beside, hash_files(beside), strict=True)}
         content = json.loads(self.model_dump_json())
-        if not self.warnings:
-            del content["warnings"]
+        for name in ("engine", "warnings"):
+            if not content[name]:
+                del content[name]
         content[DIGEST] = digest_record(content)
         write_atomically(folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         sync(folder)

@@ -53,6 +53,36 @@ def check_curation(values: Values) -> None:
     _check_languages(values["languages"] or [])
 
 
+def check_paraphrases(values: Values) -> None:
+    """Raises ConfigError where the values of the stage `paraphrase` ask for nothing, or name a language badly."""
+    languages = values["back_translations"] or []
+    if not values["paraphrase_llm"]:
+        raise ConfigError(
+            "paraphrase_llm is missing: the language model that writes the paraphrases, as a folder or the name of an "
+            "endpoint"
+        )
+    if not values["num_paraphrases"] and not languages:
+        raise ConfigError("num_paraphrases=0 and no back_translations: nothing is written; set one of them")
+    for language in languages:
+        _check_name_of_language("back_translations", language)
+    _check_name_of_language("prompt_language", values["prompt_language"])
+    names = [name.strip().lower() for name in (*languages, values["prompt_language"])]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            what = "is prompt_language too" if place == len(names) - 1 else "is listed twice"
+            raise ConfigError(
+                f"back_translations={shown(languages[names.index(name)])} {what}; expected other languages than that "
+                "of the prompts, each once"
+            )
+
+
+def _check_name_of_language(key: str, language: str) -> None:
+    """A model is asked for a language by its name, which it knows better than a code."""
+    is_code = language.strip().lower() in LANGUAGES
+    if is_code or not re.fullmatch(r"[^\W\d_][\w '().,-]{2,59}", language.strip()):
+        raise ConfigError(f"{key}={shown(language)}: expected the name of a language, as in German")
+
+
 def _check_mix(values: Values) -> None:
     if values["mix_words"] and (values["mix_tokens"] or values["tokenizer"]):
         other = "mix_tokens" if values["mix_tokens"] else "tokenizer"

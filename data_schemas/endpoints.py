@@ -27,7 +27,7 @@ from data_schemas.text import nearest, shown
 from data_schemas.yaml_files import kind_of
 
 # Keys of stages whose value may be the name of an endpoint in place of a model's folder.
-ENDPOINT_KEYS = ("annotator_llm", "judge_llm", "baseline", "other_policies")
+ENDPOINT_KEYS = ("annotator_llm", "judge_llm", "baseline", "other_policies", "paraphrase_llm")
 PAID_ANSWERS = "paid_answers.jsonl"  # in a step's folder: what its endpoints have answered
 OF_REQUESTS = ("messages", "model", "stream", "n", "tools")  # fields that `request` may not set
 OPERATIONS = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")  # below a base_url

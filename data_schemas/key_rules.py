@@ -7,7 +7,7 @@ import datetime
 import re
 from collections.abc import Callable
 
-from data_schemas.curation_rules import check_curation
+from data_schemas.curation_rules import check_curation, check_paraphrases
 from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.packages import is_installed, to_install
@@ -307,4 +307,5 @@ RULES: dict[str, Callable[[Values], None]] = {
     "dpo": _dpo,
     "rl": _rl,
     "curate": check_curation,
+    "paraphrase": check_paraphrases,
 }

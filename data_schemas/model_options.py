@@ -16,6 +16,7 @@ BATCHES = ("generation_batch_size", "dtype")
 OPTIONS = {
     "generate": ("num_answers", *SAMPLING, "engine", "vllm", *BATCHES, *LOADING),
     "score": (*BATCHES, *LOADING),
+    "rewardbench": (*BATCHES, *LOADING),
     "chat": (*SAMPLING, "dtype", *LOADING),
     "assess": (*SAMPLING, "engine", "vllm", *BATCHES, *LOADING),
 }

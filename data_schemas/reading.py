@@ -42,7 +42,7 @@ from data_schemas.text import printable
 OnBadRow = Literal["error", "set_aside"]
 Paths = SourceValue | Sequence[SourceValue]
 T = TypeVar("T", bound=Row)
-Keep = Callable[[T, int], None]  # takes a row, and how often it counts
+Keep = Callable[[T, int, str, int], None]  # takes a row, how often it counts, its file, and its line there
 log = logging.getLogger(__name__)
 
 # What the rows of a kind become, and the dialects that they may be in.
@@ -230,7 +230,7 @@ def _read(
     with_sources: bool = False,
 ) -> ReadRows[T]:
     read: ReadRows[T] = ReadRows([], [])
-    keep = keep or (lambda row, copies: read.rows.extend([row] * copies))
+    keep = keep or (lambda row, copies, file, line: read.rows.extend([row] * copies))
     given = [paths] if isinstance(paths, str | Path | Mapping) else paths
     all_sources = list(map(Source.of, given)) if with_sources else []
     for source, name, of_file in sources(given):
@@ -248,7 +248,7 @@ def _read(
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
                 for row in rows:
                     row = _with(_with(row, "tag", source.tag), "source", source_name)
-                    keep(row, num_copies(_unit_of(row), source.share))
+                    keep(row, num_copies(_unit_of(row), source.share), name, line.number)
                 read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):

@@ -36,6 +36,15 @@ def normalise(text: str) -> str:
     return re.sub(r"[\W_]+", " ", folded).strip() or folded.strip()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: JSON can escape half a character, which neither a file nor a tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 MIN_WORDS, MIN_COLUMNS = 4, 20
 
 

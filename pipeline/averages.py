@@ -75,4 +75,6 @@ def _average_step(name: str, parts: Sequence[Step], average: Values, values: Val
         inputs[side] = list(dict.fromkeys(reference for part in parts for reference in part.inputs[side]))
     if first.stage == "dpo":
         inputs["reference_model"] = first.inputs.get("reference_model", first.inputs["model_name_or_path"])
-    return Step(name, "average_models", first.round, first.section, keys, inputs, first.launch)
+    # It evaluates without training, for which FSDP2 does not wrap a model.
+    launch = first.launch.model_copy(update={"profile": "ddp"}) if first.launch.profile == "fsdp2" else first.launch
+    return Step(name, "average_models", first.round, first.section, keys, inputs, launch)

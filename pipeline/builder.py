@@ -8,7 +8,7 @@ from data_schemas.stage_keys import Keys, Values
 from pipeline.averages import with_average
 from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import Inputs, Model, Output, Reference, Split, Step, make_step, split_of
+from pipeline.steps import Inputs, Model, Output, Reference, Split, Step, file_of, make_step, source_steps, split_of
 
 CURATED = ("documents", "instructions", "preferences", "prompts")  # kinds of rows, as prepare_data names them
 SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
@@ -21,6 +21,7 @@ class Plan:
     recipe: Recipe
     steps: list[Step] = field(default_factory=list)
     training_rows: str = "prepare_data"  # the step that writes the rows of the files that are trained on
+    training_prompts: str = ""  # the step that adds paraphrases to the prompts among them, if there is one
 
     def add(
         self,
@@ -36,6 +37,12 @@ class Plan:
         values = self.recipe.section(section, round_number or 0).keys
         step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
         return self._add_unless_repeated(step)
+
+    def used_steps(self) -> list[Step]:
+        """The steps in the order they run, without paraphrases of prompts that no step answers: they would be paid for
+        in vain, and `check_unused` reports their section."""
+        read = {name for step in self.steps for name in source_steps(step)}
+        return [step for step in self.steps if step.name != self.training_prompts or step.name in read]
 
     @property
     def asks_for_evaluation_prompts(self) -> bool:
@@ -83,12 +90,30 @@ class Plan:
             models["tokenizer"] = tokenizer
         return self.add(section, round_number, inputs={**inputs, "evaluation_prompts": held_out, **models}, keys=keys)
 
+    def paraphrase_prompts(self) -> None:
+        """Adds a step that adds paraphrases to the training prompts of the files."""
+        keys, of_curation = self.recipe.section("paraphrase").keys, self.recipe.section("curate").keys
+        inputs: dict[str, Reference | Sequence[Reference] | None] = {
+            "prompts": Output(self.training_rows, "prompts.train"),
+            "held_out_prompts": [
+                Output("prepare_data", name, optional=True) for name in ("evaluation_prompts", "prompts.validation")
+            ],
+        }
+        if self.training_rows != "prepare_data":
+            if of_curation.get("num_variants"):
+                inputs["earlier_variants"] = Output(self.training_rows, "variants", optional=True)
+            others = of_curation.get("decontaminate_against")
+            if others and keys.get("decontaminate_against") is None:
+                inputs["decontaminate_against"] = [file_of(value) for value in others]
+        self.training_prompts = self.add("paraphrase", inputs=inputs)
+
     def split(self, kind: str, *, optional: bool = False) -> Split:
-        """The rows of the recipe's files of a kind: those to train on, curated if the recipe has a section for it, and
-        those that are held out for validation.
+        """The rows of the recipe's files of a kind: those to train on, curated and paraphrased if the recipe has
+        sections for it, and those that are held out for validation.
         """
         of_data = split_of("prepare_data", kind, optional=optional)
-        return of_data._replace(train=replace(of_data.train, step=self.training_rows))
+        step = self.training_prompts if kind == "prompts" and self.training_prompts else self.training_rows
+        return of_data._replace(train=replace(of_data.train, step=step))
 
     def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
         """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""

@@ -62,10 +62,16 @@ def make_plan(recipe: Recipe) -> list[Step]:
     supported together, and a round that trains no policy.
     """
     plan = Plan(recipe)
-    if recipe.stages is not None:
+    if recipe.stages is None:
+        plan_loop(plan)
+    else:
         plan_one_pass(plan, recipe.stages)
-        return plan.steps
-    foundation = plan_data_and_base(plan)
+    return plan.used_steps()
+
+
+def plan_loop(plan: Plan) -> None:
+    """A run with rounds: data, base model and judge, the first policy, and the rounds."""
+    recipe, foundation = plan.recipe, plan_data_and_base(plan)
     first_policy = foundation.base
     if recipe.first_sft:
         inputs = {"model_name_or_path": foundation.base, **training_inputs([foundation.instructions])}
@@ -80,7 +86,6 @@ def make_plan(recipe: Recipe) -> list[Step]:
         progress.preferences.append(plan.split("preferences", optional=optional))
     for number in range(1, recipe.rounds + 1):
         plan_round(plan, number, foundation, progress)
-    return plan.steps
 
 
 def plan_data_and_base(plan: Plan) -> Foundation:
@@ -99,8 +104,8 @@ def plan_data_and_base(plan: Plan) -> Foundation:
 
 
 def plan_data(plan: Plan, *, is_evaluated: bool, is_pretrained: bool) -> str:
-    """The step that prepares the data, and one that curates its training rows if the recipe has a section for it.
-    Returns the name of the first."""
+    """The step that prepares the data, and those that curate its training rows and paraphrase its training prompts if
+    the recipe has sections for it. Returns the name of the first."""
     data = plan.add_data(is_evaluated=is_evaluated)
     section = plan.recipe.section("curate")
     if section.is_in_file:
@@ -109,6 +114,8 @@ def plan_data(plan: Plan, *, is_evaluated: bool, is_pretrained: bool) -> str:
         if given and not is_pretrained and section.keys.get("mix_tokens"):
             tokenizer = plan_base(plan)  # its chat template is the one that the rows will have
         plan.curate_data(data, tokenizer)
+    if plan.recipe.section("paraphrase").is_in_file:
+        plan.paraphrase_prompts()
     return data
 
 

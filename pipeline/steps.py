@@ -138,7 +138,7 @@ def make_step(
         if known[key].role in ("rows", "model") and value is not None:
             items = value if isinstance(value, list) else [value]
             references[key] = [
-                _file(item) if known[key].role == "rows" else _model(recipe, key, item) for item in items
+                file_of(item) if known[key].role == "rows" else _model(recipe, key, item) for item in items
             ]
     step_keys = {key: value for key, value in values.items() if key not in references}
     step_keys |= {key: value for key, value in keys.items() if value is not None}
@@ -169,6 +169,7 @@ def _model(recipe: Recipe, key: str, name: str) -> Reference:
     return Served(name, recipe.endpoints[name]) if is_endpoint else Model(name)
 
 
-def _file(value: SourceValue) -> File:
+def file_of(value: SourceValue) -> File:
+    """The rows that a value of a recipe names."""
     source = Source.of(value)
     return File(source.path, source.options())

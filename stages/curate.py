@@ -8,6 +8,7 @@ duplicates) on rows that prepare_data or a generating stage wrote; held-out rows
 """
 
 import logging
+from array import array
 from pathlib import Path
 
 from data_schemas.errors import ConfigError, DataError
@@ -29,6 +30,7 @@ from engine.curation.dropping import (
 )
 from engine.curation.funnel import lines_of_dropped, metrics_of, write_report
 from engine.curation.masking import mask_row
+from engine.curation.origins import FileNumbers, write_origins
 from engine.curation.prompt_variants import synonyms_of, write_variants
 from engine.curation.row_files import RowFiles
 from engine.curation.row_results import EarlierResults
@@ -137,6 +139,13 @@ def drop_paraphrases(stage: Stage, table: Table, arguments: CurateArguments) -> 
     write_atomically(stage.folder / "semantic_pairs.jsonl", "".join(lines_of_pairs(table, nearest)))
 
 
+def write_kept_origins(path: Path, table: Table) -> str:
+    """Writes where the kept rows are from, beside the file that has them; returns the name of the new file."""
+    numbers = FileNumbers()
+    origins = array("q", (numbers.origin(file, line) for file, line in table.kept_origins()))
+    return write_origins(path, numbers.names, origins)
+
+
 def check_share(table: Table, max_dropped: float) -> None:
     """Raises DataError where more than a share of the rows is dropped, with the number by rule."""
     num_dropped = len(table.findings)
@@ -154,13 +163,18 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
         raise ConfigError(f"curate has nothing to read: give {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     evaluation, synonyms = evaluation_sets(arguments), synonyms_of(arguments)
     tables: list[Table] = []
+    outputs: dict[str, str] = {}
     with writing_atomically(stage.folder / "dropped.jsonl") as dropped:
         for kind in given:
             tables.append(table := curate(stage, kind, arguments, evaluation))
-            with progress.activity("writing rows"), writing_atomically(stage.folder / f"{kind}.train.jsonl") as file:
+            path = stage.folder / f"{kind}.train.jsonl"
+            outputs[f"{kind}.train"] = path.name
+            with progress.activity("writing rows"), writing_atomically(path) as file:
                 file.writelines(table.kept_lines())
                 if kind == "prompts" and arguments.num_variants:
                     write_variants(stage.folder / "variants.jsonl", table, arguments, file, synonyms=synonyms)
+            if kind != "prompts":  # nothing drops prompts later, and variants of them are from no line
+                outputs[f"{kind}.train.origins"] = write_kept_origins(path, table)
             dropped.writelines(lines_of_dropped(table))
     check_names_of_mix(tables, arguments)
     for results in filter(None, (table.results for table in tables)):
@@ -169,7 +183,6 @@ def main(stage: Stage, arguments: CurateArguments) -> StageResult:
     write_report(stage.folder, tables, evaluation)
     for table in tables:
         check_share(table, arguments.max_dropped)
-    outputs = {f"{kind}.train": f"{kind}.train.jsonl" for kind in given}
     beside = {file.stem: file.name for file in map(stage.folder.joinpath, BESIDE) if file.exists()}
     log.info("%s", "; ".join(f"{table.rows.kind}: {len(table)} rows, {table.num_kept} kept" for table in tables))
     warnings = keys_without_rewards(tables, arguments)

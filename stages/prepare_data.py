@@ -31,6 +31,7 @@ from data_schemas.reading import (
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import SourceValue
 from data_schemas.stage_keys import StageTraits
+from engine.curation.origins import FileNumbers, write_origins
 from engine.curation.row_store import RowStore, RowView
 from engine.curation.sides import (
     Files,
@@ -145,11 +146,16 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
     files = sources(stage, arguments)
     bad: list[BadRow] = []
     notes: dict[str, None] = {}
+    numbers, generated = FileNumbers(), str(stage.folder / "made")
 
     def read(kind: str, reader: Callable[..., ReadRows[RowType]], row_type: type[RowType]) -> RowView[RowType]:
         store = RowStore(stage.folder, row_type)
+
+        def keep(row: RowType, copies: int, file: str, line: int) -> None:
+            store.add(row, copies, numbers.origin(file.replace(generated, str(arguments.make_data)), line))
+
         if files[kind]:
-            result = reader(files[kind], on_bad_row=arguments.on_bad_row, keep=store.add)
+            result = reader(files[kind], on_bad_row=arguments.on_bad_row, keep=keep)
             bad.extend(result.bad)
             notes.update(dict.fromkeys(result.notes))
         return store.view().first(arguments.max_rows)
@@ -163,6 +169,7 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
         read("evaluation_prompts", read_prompts, Prompt),
         bad,
         notes=[],
+        files=numbers,
     )
     return replace(rows, notes=list(notes))
 
@@ -177,10 +184,14 @@ def write(
     needs_prompts: bool,
 ) -> StageResult:
     """Writes every file and counts its rows. Raises ConfigError where an evaluation has no prompt."""
+    outputs = {name: f"{name}.jsonl" for name, of_file in files.items() if of_file}
     for name, of_file in files.items():
         if isinstance(of_file, RowView):
-            with writing_atomically(stage.folder / f"{name}.jsonl") as file:
+            path = stage.folder / f"{name}.jsonl"
+            with writing_atomically(path) as file:
                 file.writelines(of_file.lines())
+            if name in outputs and name.endswith(".train"):  # the rows that curation may drop
+                outputs[f"{name}.origins"] = write_origins(path, rows.files.names, of_file.origins())
         else:
             write_rows(stage.folder / f"{name}.jsonl", of_file)
     write_rows(stage.folder / "rejected_rows.jsonl", rows.bad)
@@ -189,7 +200,6 @@ def write(
     log.info("%s", ", ".join(f"{name} {count}" for name, count in counts.items() if count))
     if not files["evaluation_prompts"] and needs_prompts:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
-    outputs = {name: f"{name}.jsonl" for name, of_file in files.items() if of_file}
     return StageResult(
         outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts), warnings=rows.notes
     )

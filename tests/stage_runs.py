@@ -96,9 +96,11 @@ def launch(
     profile: str = "single",
     processes: int = 1,
     env: dict[str, str] | None = None,
+    program: Path | None = None,
     **keys: Any,
 ) -> Launched:
-    """Runs a stage as a program: plain Python, or through accelerate with a profile and CPU processes."""
+    """Runs a stage as a program: plain Python, or through accelerate with a profile and CPU processes. `program` is
+    given the stage and its arguments, and runs it."""
     from pipeline.launch import command_line
     from pipeline.plan import Step
     from pipeline.recipe.sections import Launch
@@ -109,6 +111,8 @@ def launch(
     how = Launch(profile=profile, num_processes=processes, device="cpu")  # pyright: ignore[reportArgumentType]
     step = Step(name=stage, stage=stage, round=None, section="", keys={}, inputs={}, launch=how)  # pyright: ignore[reportArgumentType]
     command = command_line.launch_command(step, folder)
+    if program is not None:
+        command.insert(command.index(str(command_line.ROOT / "stages" / f"{stage}.py")), str(program))
     environment = command_line.environment(step, folder, folder) | (env or {})
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 

@@ -38,7 +38,7 @@ def test_something_ships():
     assert {path.stem for path in RECIPES} == STAGES_OF_A_ROUND.keys() | ONE_PASS.keys()
     # Every stage except the one without torch, whose inputs are options of the command line.
     assert {path.stem for path in STAGE_CONFIGS} >= set(stages()) - {"prepare_data"}
-    assert len(PROFILES) == 6
+    assert len(PROFILES) == 7
 
 
 ALL_OF_THEM = ("annotate", "reward_model", "rejection_sampling", "sft", "dpo")

@@ -65,6 +65,7 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
     checkpointing = {"save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
     record = run_stage(stage, two, profile=profile, processes=2, **checkpointing, **keys_of(stage, tiny_model, rows))
     assert record.metrics["steps"] == 2
+    assert record.engine == f"DeepSpeed ZeRO-{profile[-1]}"
     line = (
         f"2 processes on cpu with ZeRO-{profile[-1]}; global_batch_size 8 = 2 processes x 4 rows x 1 accumulation step"
     )
@@ -122,8 +123,10 @@ def test_rl_on_two_processes_gives_the_numbers_of_one(profile, run_stage, tiny_m
         "beta": 0.1,
     }
     one, two = tmp_path / "one", tmp_path / "two"
-    run_here("rl", one, **keys)
-    run_stage("rl", two, profile=profile, processes=2, env={"ALIGNLOOP_FUNCTION_PATH": str(tmp_path)}, **keys)
+    assert run_here("rl", one, **keys).engine == "none"
+    record = run_stage("rl", two, profile=profile, processes=2, env={"ALIGNLOOP_FUNCTION_PATH": str(tmp_path)}, **keys)
+    assert record.engine == {"ddp": "DDP", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}[profile]
+    assert f"the engine that wraps the model: {record.engine}" in (two / "log.txt").read_text()
     wanted, found = metrics_of(one), metrics_of(two)
     assert found.keys() == wanted.keys()
     same = ("reward", "completions/mean_length", "num_tokens", "frac_reward_zero_std")

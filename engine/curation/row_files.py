@@ -13,6 +13,7 @@ import numpy as np
 from data_schemas.errors import DataError
 from data_schemas.formats import cannot_open
 from engine.curation.content import Kind, RawRow
+from engine.curation.origins import Origins
 
 # A field that every stored row of a kind has.
 FIELD_OF: dict[Kind, str] = {
@@ -37,6 +38,7 @@ class RowFiles:
         self._file_N = np.repeat(np.arange(len(starts), dtype=np.int32), [len(of_file) for of_file in starts])
         self._start_N = np.concatenate(starts) if starts else np.zeros(0, np.int64)
         self._first = np.cumsum([0, *(len(of_file) for of_file in starts)])
+        self._origins = [Origins.beside(path, len(of_file)) for path, of_file in zip(self.paths, starts, strict=True)]
 
     def __len__(self) -> int:
         return len(self._start_N)
@@ -61,9 +63,18 @@ class RowFiles:
         return row
 
     def place(self, index: int) -> str:
-        """`file:line` of a row."""
+        """`file:line` of a row in the stored files."""
         file = int(self._file_N[index])
-        return f"{self.paths[file]}:{index - int(self._first[file]) + 1}"
+        return f"{self.paths[file]}:{self._number_in_file(index) + 1}"
+
+    def origin(self, index: int) -> tuple[str, int]:
+        """The file and the line that a row was read from at first: the user's own, where that is known."""
+        file, number = int(self._file_N[index]), self._number_in_file(index)
+        origins = self._origins[file]
+        return (origins.of(number) if origins else None) or (str(self.paths[file]), number + 1)
+
+    def _number_in_file(self, index: int) -> int:
+        return index - int(self._first[int(self._file_N[index])])
 
     def file_of(self, index: int) -> int:
         """The position of the file that a row is in."""

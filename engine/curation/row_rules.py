@@ -12,11 +12,11 @@ from typing import Any
 from data_schemas.errors import ConfigError
 from data_schemas.files import digest
 from data_schemas.reading import read_prompts
-from data_schemas.sources import Source
+from data_schemas.sources import Source, SourceValue
 from data_schemas.text import shown
 from engine.curation.analysis import RowRule
 from engine.curation.arguments import CurateArguments
-from engine.curation.contamination import EvaluationIndex
+from engine.curation.contamination import MAX_COVERED, EvaluationIndex
 from engine.curation.content import Content, Finding, Kind, RawRow, Rule, content_of
 from engine.curation.dialog_rules import dialog_rules
 from engine.curation.document_rules import document_rules
@@ -76,12 +76,12 @@ def marks_of(reference: str, table: Table) -> Marks:
         try:
             mark = function(table.row(index))
         except Exception as error:
-            place = table.rows.place(index)
+            place = table.origin(index)
             raise ConfigError(f"{reference} raised {type(error).__name__}: {error}, on {place}") from None
         if mark is None:
             return math.nan
         if isinstance(mark, bool) or not isinstance(mark, int | float) or not math.isfinite(mark):
-            place = table.rows.place(index)
+            place = table.origin(index)
             raise ConfigError(f"{reference} returned {shown(mark)}; expected a number, or None, on {place}")
         return float(mark)
 
@@ -89,14 +89,22 @@ def marks_of(reference: str, table: Table) -> Marks:
 
 
 def evaluation_sets(arguments: CurateArguments) -> EvaluationIndex | None:
-    """The prompts of the evaluation sets, by the name of their file. None where there is none."""
+    """The prompts of a curation's evaluation sets. None where there is none."""
     given = [*(arguments.evaluation_prompts or []), *(arguments.decontaminate_against or [])]
-    sets = {Path(Source.of(value).path).name.partition(".")[0]: read_prompts([value]).rows for value in given}
-    texts = {
-        name: [content_of("prompts", prompt.model_dump()).prompt for prompt in prompts]
-        for name, prompts in sets.items()
-    }
-    return EvaluationIndex(texts, max_covered=arguments.contaminated_share) if texts else None
+    return evaluation_index(given, max_covered=arguments.contaminated_share)
+
+
+def evaluation_index(given: Sequence[SourceValue], *, max_covered: float = MAX_COVERED) -> EvaluationIndex | None:
+    """The prompts of these files, by the name of their file; files of one name are one set. None for no file.
+
+    Raises DataError for a file that has no prompts.
+    """
+    texts: dict[str, list[str]] = {}
+    for value in given:
+        prompts = read_prompts([value]).rows
+        of_set = texts.setdefault(Path(Source.of(value).path).name.partition(".")[0], [])
+        of_set += [content_of("prompts", prompt.model_dump()).prompt for prompt in prompts]
+    return EvaluationIndex(texts, max_covered=max_covered) if texts else None
 
 
 def settings_of(

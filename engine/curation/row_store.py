@@ -1,4 +1,4 @@
-"""Rows of one type on the disk, with an index in memory: 45 bytes a row, whatever its text. Needs no torch.
+"""Rows of one type on the disk, with an index in memory: 53 bytes a row, whatever its text. Needs no torch.
 
 A row is written once, as the line that a stored file has, and validated again where it is read. Views share the file:
 they choose rows and say how often each counts, in 12 bytes a row. Legend: N = rows.
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_schemas.rows import Conversation, Document, Prompt, Row
+from engine.curation.origins import NOWHERE
 
 T = TypeVar("T", bound=Row)
 KEY_BYTES = 16
@@ -28,19 +29,20 @@ class RowStore(Generic[T]):
         self.row_type = row_type
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the store
         self._starts, self._copies, self._keys = array("q", [0]), array("i"), bytearray()
-        self._groups, self._has_later = bytearray(), array("b")
+        self._groups, self._has_later, self._origins = bytearray(), array("b"), array("q")
         self._long_groups: dict[int, str] = {}  # those that a file gives in more than KEY_BYTES bytes
         for row in rows:
             self.add(row)
 
-    def add(self, row: T, copies: int = 1) -> None:
-        """Appends a row that counts so often. One that doesn't count is left out."""
+    def add(self, row: T, copies: int = 1, origin: int = NOWHERE) -> None:
+        """Appends a row that counts so often, and is from there (origins.py). One that doesn't count is left out."""
         if not copies:
             return
         line = row.to_json().encode() + b"\n"
         self._file.write(line)
         self._starts.append(self._starts[-1] + len(line))
         self._copies.append(copies)
+        self._origins.append(origin)
         self._keys += _key_of(row)
         group = str(getattr(row, "group_id", "")).encode()
         if len(group) > KEY_BYTES:
@@ -60,6 +62,10 @@ class RowStore(Generic[T]):
         start = place * KEY_BYTES
         short = self._groups[start : start + KEY_BYTES].rstrip(b"\0")
         return self._long_groups.get(place) or short.decode()
+
+    def origin(self, place: int) -> int:
+        """Where a row is from."""
+        return self._origins[place]
 
     def has_later_turns(self, place: int) -> bool:
         """Whether a user speaks more than once in the row."""
@@ -89,13 +95,20 @@ class RowView(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Each row as often as it counts."""
-        for row, copies in self.counts():
+        for row, copies, _ in self.counts():
             for _ in range(copies):
                 yield row
 
-    def counts(self) -> Iterator[tuple[T, int]]:
-        """Each row with how often it counts."""
-        return zip(self.once(), self.copies_N.tolist(), strict=True)
+    def counts(self) -> Iterator[tuple[T, int, int]]:
+        """Each row with how often it counts, and its origin."""
+        origins = map(self._store.origin, self._places_N.tolist())
+        return zip(self.once(), self.copies_N.tolist(), origins, strict=True)
+
+    def origins(self) -> Iterator[int]:
+        """The origin of each row as often as it counts: those of `lines`."""
+        for place, copies in zip(self._places_N.tolist(), self.copies_N.tolist(), strict=True):
+            for _ in range(copies):
+                yield self._store.origin(place)
 
     def once(self) -> Iterator[T]:
         """Each row once."""

@@ -7,7 +7,7 @@ dialogs of another group that ask one in a later turn. Rows stay on the disk (ro
 import itertools
 import logging
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from engine.curation.grouping import (
     systems_tell_apart,
     with_system_group,
 )
+from engine.curation.origins import FileNumbers
 from engine.curation.row_store import RowStore, RowView
 from engine.runtime import progress
 
@@ -45,6 +46,7 @@ class SourceRows:
     evaluation_prompts: RowView[Prompt]
     bad: list[BadRow]
     notes: list[str]  # what a user should know of the files, one line each
+    files: FileNumbers = field(default_factory=FileNumbers)  # that the origins of rows name
 
     @property
     def dialogs(self) -> list[DialogView]:
@@ -108,8 +110,8 @@ def _with_system_groups(
     rows: SourceRows, of_kind: RowView[DialogType], row_type: type[DialogType]
 ) -> RowView[DialogType]:
     store = RowStore(rows.folder, row_type)
-    for row, copies in of_kind.counts():
-        store.add(with_system_group(row), copies)
+    for row, copies, origin in of_kind.counts():
+        store.add(with_system_group(row), copies, origin)
     return store.view()
 
 
@@ -120,10 +122,10 @@ def move_chosen_answers(rows: SourceRows, share: float) -> SourceRows:
     if share and len(pairs):
         is_moved = np.array([becomes_instruction(group, share) for group in pairs.groups()], dtype=bool)
         store = RowStore(rows.folder, Conversation)
-        for row, copies in conversations.counts():
-            store.add(row, copies)
-        for pair in pairs.at(is_moved):
-            store.add(_chosen_answer(pair))
+        for row, copies, origin in conversations.counts():
+            store.add(row, copies, origin)
+        for pair, copies, origin in pairs.at(is_moved).counts():
+            store.add(_chosen_answer(pair), copies, origin)
         conversations, pairs = store.view(), pairs.at(~is_moved)
     prompts = rows.prompts if len(rows.prompts) else prompts_of(rows.folder, conversations, pairs)
     return replace(rows, conversations=conversations, pairs=pairs, prompts=prompts)
@@ -235,12 +237,13 @@ def _split_documents(documents: RowView[Document], validation_share: float) -> t
 def prompts_of(folder: Path, conversations: RowView[Conversation], pairs: RowView[PreferencePair]) -> RowView[Prompt]:
     """The prompts of the other rows: that of each pair, and each conversation up to its last answer."""
     store = RowStore(folder, Prompt)
-    for pair, copies in pairs.counts():
-        store.add(Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id, **tag_of(pair)), copies)
-    for row, copies in conversations.counts():
+    for pair, copies, origin in pairs.counts():
+        store.add(Prompt(prompt=pair.prompt, tools=pair.tools, group_id=pair.group_id, **tag_of(pair)), copies, origin)
+    for row, copies, origin in conversations.counts():
         before = list(row.messages[:-1])
         if before and before[-1].role in ("user", "tool"):
-            store.add(Prompt(prompt=before, tools=row.tools, group_id=row.group_id, **tag_of(row)), copies)
+            prompt = Prompt(prompt=before, tools=row.tools, group_id=row.group_id, **tag_of(row))
+            store.add(prompt, copies, origin)
     return store.view()
 
 

@@ -59,6 +59,16 @@ class Table:
                 line = _line_of(self.row(index)) if is_changed else self.rows.line(index)
                 yield from [line + b"\n"] * copies
 
+    def kept_origins(self) -> Iterator[tuple[str, int]]:
+        """The file and the line that each of the kept lines is from."""
+        for index in self.kept():
+            yield from [self.rows.origin(index)] * self.copies.get(index, 1)
+
+    def origin(self, index: int) -> str:
+        """`file:line` of a row as its user knows it."""
+        file, line = self.rows.origin(index)
+        return f"{file}:{line}"
+
     @property
     def num_kept(self) -> int:
         """The rows that are written, with copies."""

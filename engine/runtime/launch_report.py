@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 def report(values: Values) -> None:
     """Logs the line, for the resolved keys of a stage, and warns if accelerate's config asks for processes in vain."""
     processes = world.num_processes()
-    zero = _zero_stage()
+    divided = _divided_by()
     text = f"{_count(processes, 'process', 'processes')} on {'cpu' if training_precision.is_on_cpu(values) else 'gpu'}"
-    text += f" with ZeRO-{zero}" if zero else ""
+    text += f" with {divided}" if divided else ""
     if "gradient_accumulation_steps" in values:
         rows, accumulation = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
         text += (
@@ -45,11 +45,16 @@ def _count(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
 
-def _zero_stage() -> str:
-    """The ZeRO stage of accelerate's config; empty without DeepSpeed, `config file` where DeepSpeed's own has it."""
+def _divided_by() -> str:
+    """What accelerate's config asks for: FSDP, or a ZeRO stage, `ZeRO-config file` where DeepSpeed's own file has it.
+
+    The engine that really wraps the model is logged when training begins (engine/training/wrapping.py).
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "FSDP"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return ""
-    return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "config file")
+    return f"ZeRO-{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 'config file')}"
 
 
 def _processes_in_own_config() -> int:

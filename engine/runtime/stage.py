@@ -73,6 +73,7 @@ class StageResult:
     choices: list[Choice] = field(default_factory=list)
     contract: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # what a user should know of the step without reading its log
+    engine: str = ""  # that wrapped the model in training
 
 
 def run_stage(
@@ -243,6 +244,7 @@ def _finish(name: str, folder: Path, values: Values, result: StageResult, *, sec
         contract=result.contract,
         warnings=list(dict.fromkeys([*notices.kept(), *result.warnings])),
         versions=versions,
+        engine=result.engine,
         seconds=round(seconds, 3),
     ).write(folder)
     if not values.get("keep_checkpoints"):  # only now: a kill before the record needs them to resume

@@ -85,8 +85,8 @@ def _are_shares(won_Q: np.ndarray, of_Q: np.ndarray) -> bool:
     return bool(np.isin(won_Q, (0, 1)).all() and (of_Q == 1).all())
 
 
-def wilson(successes: int, count: int) -> Interval:
-    """A share of `count` with Wilson's score interval (Wilson 1927)."""
+def wilson(successes: float, count: float) -> Interval:
+    """A share of `count` with Wilson's score interval (Wilson 1927); of weighted rows, both are effective numbers."""
     share, z2 = successes / count, Z**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))

@@ -29,6 +29,7 @@ from engine.tokens.contract import contract_of
 from engine.tokens.reward_template import end_at_the_end_token
 from engine.training import checkpoints
 from engine.training.loop import TrainingLoop, best_step
+from engine.training.wrapping import check_engine, engine_of
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ def train_and_save(
         )
     trainer.remove_callback(PrinterCallback)
     counter = progress.Counter("training", total=0, unit="steps")
-    trainer.add_callback(TrackingCallback(trainer, counter))
+    callback = TrackingCallback(trainer, counter)
+    trainer.add_callback(callback)
     checkpoint = _resume(trainer)
     with preemption.delayed(), progress.shown(counter):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         preemption.forget()  # training has ended: the stage goes on to its record
-    return _publish(trainer, model, metrics or {})
+    return _publish(trainer, model, metrics or {}, engine=callback.engine)
 
 
 def _resume(trainer: TrainingLoop) -> Path | None:
@@ -88,7 +90,7 @@ def _newest_complete(folder: Path, processes: int, *, is_main: bool) -> tuple[Pa
     return answer[0]
 
 
-def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, int]) -> StageResult:
+def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, int], *, engine: str) -> StageResult:
     """Writes the model that `keep` chooses to `model/`, verifies it, and returns the content of the record."""
     stage = trainer.stage
     losses = stage.tracker.history("eval_loss")
@@ -117,7 +119,12 @@ def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, in
     }
     tokenizer = trainer.processing_class
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return StageResult(outputs={"model": "model"}, metrics=recorded, contract=contract_of(tokenizer))
+    return StageResult(
+        outputs={"model": "model"},
+        metrics=recorded,
+        contract=contract_of(tokenizer),
+        engine=engine,
+    )
 
 
 def _warnings(losses: Mapping[int, float], kept: int, *, keep: str) -> Iterator[str]:
@@ -186,15 +193,19 @@ def _describe(trainer: TrainingLoop, model: ModelConfig, target: Path, best: int
 
 class TrackingCallback(TrainerCallback):
     """Sends logged values to the tracker, evaluates and logs at the last step, and prints plain lines if stderr is no
-    terminal. Counts the steps. Answers SIGTERM after every step and every batch of an evaluation."""
+    terminal. Counts the steps. Answers SIGTERM after every step and every batch of an evaluation. `engine` is the one
+    that wraps the model, once training has begun."""
 
     def __init__(self, trainer: TrainingLoop, counter: progress.Counter) -> None:
-        self.counter = counter
+        self.counter, self.engine = counter, ""
         self.trainer, self.tracker, self.is_main = trainer, trainer.stage.tracker, trainer.stage.is_main
 
     def on_train_begin(
         self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        self.engine = engine_of(self.trainer.model_wrapped)
+        check_engine(self.engine)
+        log.info("the engine that wraps the model: %s", self.engine)
         self.counter.total = state.max_steps
         self.counter.skip(state.global_step)
 

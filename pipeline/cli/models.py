@@ -1,4 +1,4 @@
-"""The commands that take a model: chat | generate | score | assess. Each is a program in commands/."""
+"""The commands that take a model: chat | generate | score | rewardbench | assess. Each is a program in commands/."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ from data_schemas.assessment import load_assessment
 from data_schemas.model_options import OPTIONS, checked, default_of, help_of, key_of
 from pipeline.cli.app import app, environment
 from pipeline.launch import command_line
-from pipeline.state.models import model_of, reward_model_of
+from pipeline.state.models import evaluation_with, model_of, reward_model_of
 
 REST = inspect.Parameter.VAR_KEYWORD
 TYPES = {"bool": bool, "int": int, "float": float}  # of a key -> of its option; the others are text
@@ -109,6 +109,21 @@ def score(
 ) -> None:
     """Score answers with a reward model."""
     _start("score", [reward_model_of(reward_model), answers], {"output": output}, options)
+
+
+@app.command()
+@with_options
+def rewardbench(
+    reward_model: RewardModelFolder,
+    rows: Annotated[
+        str, typer.Argument(metavar="ROWS", help="A file, a folder or a hub name in the form of RewardBench 1 or 2.")
+    ],
+    output: Output,
+    **options: Any,
+) -> None:
+    """Score a reward model on RewardBench 1 or 2; of a run, beside its best-of-K in the loop."""
+    others = {"output": output, "evaluation": evaluation_with(reward_model)}
+    _start("rewardbench", [reward_model_of(reward_model), rows], others, options)
 
 
 @app.command()

@@ -135,7 +135,11 @@ def data(
 @app.command()
 def scale(
     table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="A CSV file of runs: parameters, tokens, loss and, if known, flops.")
+        str,
+        typer.Argument(
+            metavar="TABLE",
+            help="A CSV file of runs: parameters, tokens, loss and, if known, flops; or share.NAME and loss.",
+        ),
     ],
     budget: Annotated[
         list[float] | None,

@@ -140,7 +140,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
             raise DataError(f"{where}: {error}; {hint}") from None
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
-    elif isinstance(given, File) and step.stage == "curate":
+    elif isinstance(given, File) and step.stage in ("curate", "paraphrase"):
         try:
             _check_file_of_curation(key, given)
         except UserError as error:
@@ -205,6 +205,8 @@ def _check_launch(recipe: Recipe, step: Step) -> None:
     if launch.profile == "single" and launch.num_processes > 1:
         raise ConfigError(f"{where}: num_processes={launch.num_processes} with profile single; try profile: ddp")
     check_devices(launch, where=where)
+    if launch.profile == "fsdp2":
+        _check_fsdp2(step, where=where)
     if launch.profile.startswith("zero3") and (step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit")):
         raise ConfigError(
             f"{where}: profile {launch.profile} divides weights among processes, which quantized ones do not support; "
@@ -228,6 +230,28 @@ def _check_launch(recipe: Recipe, step: Step) -> None:
         raise ConfigError(
             f"{where}: main_process_ip is missing; give the address of machine 0, "
             "as in --set launch.main_process_ip=$(hostname)"
+        )
+
+
+def _check_fsdp2(step: Step, *, where: str) -> None:
+    launch = step.launch
+    if launch.device == "cpu":
+        raise ConfigError(
+            f"{where}: profile fsdp2 needs GPUs, since accelerate runs it as ddp on a CPU; use profile ddp or zero3"
+        )
+    if launch.num_processes == 1:
+        raise ConfigError(f"{where}: profile fsdp2 with num_processes=1 has nothing to divide; use profile single")
+    if stages()[step.stage].traits.kind == "generates":
+        raise ConfigError(f"{where}: {step.stage} generates answers, which profile fsdp2 does not support; use ddp")
+    if step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit"):
+        raise ConfigError(
+            f"{where}: profile fsdp2 divides weights among processes, which quantized ones do not support; "
+            "try profile: zero2, or leave load_in_4bit and load_in_8bit out"
+        )
+    if step.keys.get("muon_learning_rate") is not None:
+        raise ConfigError(
+            f"{where}: muon_learning_rate needs complete matrices, which profile fsdp2 divides; use profile ddp, or "
+            "leave muon_learning_rate out"
         )
 
 

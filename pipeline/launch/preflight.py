@@ -27,7 +27,7 @@ RESULT = ".preflight.json"  # in the run's folder
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft")
 ROWS_OF = {"sft": "instructions.train", "reward_model": "preferences.train", "dpo": "preferences.train"}
 PROMPTS = "prompts.train"  # of the stages that generate
-UNTRIED = ("prepare_base", "average_models")  # commands/trials.py has no trial of them
+UNTRIED = ("prepare_base", "average_models", "paraphrase")  # commands/trials.py has no trial of them
 REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
 
 

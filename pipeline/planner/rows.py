@@ -99,7 +99,12 @@ class RowsOfRun:
         if name == "winners":
             return self._sampled(step, side, answers=1)
         read = step.inputs.get(name) or step.inputs.get("train_data") or []  # a step that keeps some of its rows
-        return replace(self.of(read), is_assumed=True)
+        rows = self.of(read)
+        if step.stage == "paraphrase":
+            keys = with_defaults(step.stage, step.keys)
+            num_variants = keys["num_paraphrases"] + len(keys["back_translations"] or [])
+            rows = replace(rows, count=rows.count * (1 + num_variants))
+        return replace(rows, is_assumed=True)
 
     def _earlier(self, step: Step, name: str, side: str) -> Rows | None:
         """Rows like those that the newest finished step of the same stage wrote: as many for each prompt, as long."""

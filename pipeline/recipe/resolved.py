@@ -168,13 +168,13 @@ def _resolve_section(settings: Settings, typed: TypedSections, name: Section, ro
 def _launch(settings: Settings, name: Section, layers: Sequence[TypedSection]) -> Launch:
     """The recipe's `launch`, overridden by the section's and by the round's.
 
-    For a stage that generates, a ZeRO profile of the recipe's `launch` is replaced by DDP; one of the section's own
-    `launch` is not.
+    For a stage that generates, a profile of the recipe's `launch` that divides the model (ZeRO, FSDP2) is replaced by
+    DDP; one of the section's own `launch` is not.
     """
     launch: Keys = settings.launch.model_dump(exclude_unset=True)
     if traits_of(name).one_process:
         launch = {"device": settings.launch.device}
-    if traits_of(name).kind == "generates" and settings.launch.profile.startswith("zero"):
+    if traits_of(name).kind == "generates" and settings.launch.profile.startswith(("zero", "fsdp")):
         launch["profile"] = "ddp"
     for layer in layers:
         launch |= layer.launch

@@ -32,8 +32,9 @@ class Launch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = Field(
-        default="single", description="How a step is distributed over processes; a ZeRO profile uses DeepSpeed."
+    profile: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"] = Field(
+        default="single",
+        description="How a step is distributed over processes; a ZeRO profile uses DeepSpeed, `fsdp2` torch itself.",
     )
     num_processes: int = Field(default=1, ge=1, le=100_000, description="Processes over all machines.")
     device: Literal["gpu", "cpu"] = Field(default="gpu", description="The device that stages run on.")

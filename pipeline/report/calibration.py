@@ -1,13 +1,6 @@
-"""`alignloop calibrate`: the judges, reward models and people of a run in one table, by what their steps have recorded.
+"""The judges, reward models and people of a run in one table, by what their steps have recorded.
 
-| column | meaning |
-|---|---|
-| accuracy | share of the pairs with the same winner: of a reward model and the judge, of a judge and people |
-| error | expected calibration error (Guo et al., arXiv 1706.04599) of sigmoid(difference of the rewards), ten bins |
-| first, longer | share of the decisions for the answer that was shown first, and for the longer one; 0.5 is neutral |
-| slope | coefficient of tanh(length difference / its deviation) in a logistic model of the decisions; 0 is neutral |
-| consistent, ties | share of the pairs with the same verdict in both orders, and without a winner |
-| kappa, alpha | Cohen's kappa and Krippendorff's ordinal alpha of people |
+`alignloop calibrate RUN` prints it, and the page of the run has it. COLUMNS says what its numbers mean.
 """
 
 import itertools
@@ -29,7 +22,18 @@ from pipeline.state.summary import Summary
 
 NUM_BINS = 10  # of the confidence, from one half to 1
 PRIOR_SD, NUM_STEPS = 5.0, 25  # of the slope, and of Newton's method
-COLUMNS = ("pairs", "accuracy", "error", "first", "longer", "slope", "consistent", "ties", "kappa", "alpha")
+COLUMNS = {  # of the table -> what the number means
+    "pairs": "compared pairs of answers",
+    "accuracy": "share of the pairs with the same winner: of a reward model and the judge, of a judge and people",
+    "error": "expected calibration error of sigmoid(difference of the rewards) in ten bins (arXiv 1706.04599)",
+    "first": "share of the decisions for the answer that was shown first; 0.5 is neutral",
+    "longer": "share of the decisions for the longer answer; 0.5 is neutral",
+    "slope": "coefficient of tanh(length difference / its deviation) in a logistic model of decisions; 0 is neutral",
+    "consistent": "share of the pairs with the same verdict in both orders",
+    "ties": "share of the pairs without a winner",
+    "kappa": "Cohen's kappa of people, on the winner",
+    "alpha": "Krippendorff's ordinal alpha of people, on the strengths",
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,19 @@ def raters_of(summary: Summary, folder: Path) -> list[Rater]:
     found: list[Rater] = []
     for step in summary["steps"]:
         record = Artifact.read(folder / step["folder"]) if step["folder"] else None
-        if record is None or not step["folder"]:
-            continue
-        try:
-            found += _of_step(step["name"], folder / step["folder"], record)
-        except (ValueError, LookupError, TypeError) as error:
-            raise DataError(f"{folder / step['folder']} is not as its step wrote it ({error}); see verify") from None
+        if record is not None and step["folder"]:
+            found += raters_of_step(step["name"], folder / step["folder"], record)
     if not found:
         raise ConfigError(f"{folder}: no judge, reward model or person has compared answers in a finished step yet")
     return found
+
+
+def raters_of_step(step: str, folder: Path, record: Artifact) -> list[Rater]:
+    """The raters of a finished step. Raises DataError for a file that is not as the step wrote it."""
+    try:
+        return list(_of_step(step, folder, record))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder} is not as its step wrote it ({error}); see verify") from None
 
 
 def _of_step(step: str, folder: Path, record: Artifact) -> Iterator[Rater]:
@@ -190,10 +198,14 @@ def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
+def rows(raters: Sequence[Rater]) -> list[list[str]]:
+    """The cells of a table: who, of which step, and a number for each of COLUMNS; `-` is one that it does not have."""
+    return [[one.who, one.step, *(number(one.numbers.get(column)) for column in COLUMNS)] for one in raters]
+
+
 def table(raters: Sequence[Rater]) -> Table:
-    """One row for each rater and step; `-` is a number that it does not have."""
+    """The table that `alignloop calibrate` prints."""
     made = Table("rater", "step", *COLUMNS, box=MARKDOWN)
-    for rater in raters:
-        cells = [number(rater.numbers.get(column)) for column in COLUMNS]
-        made.add_row(Text(rater.who), Text(rater.step), *cells)
+    for row in rows(raters):
+        made.add_row(*map(Text, row))
     return made

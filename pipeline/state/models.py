@@ -8,7 +8,7 @@ from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
 from data_schemas.hub import is_hub_name
 from pipeline.state import summary
-from pipeline.state.summary import POLICY_STAGES, SUMMARY, Summary, trained_models
+from pipeline.state.summary import POLICY_STAGES, SUMMARY, StepEntry, Summary, trained_models
 
 REWARD_MODEL = "reward_model"  # the stage, and the last part of its steps' names; variants have other last parts
 
@@ -52,8 +52,29 @@ def best_policy(run: Path, content: Summary) -> tuple[str, str]:
     return policies[-1]["step"], policies[-1]["folder"]
 
 
+def evaluation_with(name: str) -> str | None:
+    """The folder of the finished evaluation in which a run's newest reward model scored the policy's answers beside a
+    judge; None where there is none, or the name is not that of a run. Raises UserError as `reward_model_of` does."""
+    run = Path(name)
+    if not (run / SUMMARY).is_file():
+        return None
+    content = summary.read(run)
+    round_name = _newest_step(run, content)["name"].rpartition(".")[0]
+    found = [
+        entry
+        for entry in content["steps"]
+        if entry["name"] == f"{round_name}.evaluate_policy" and entry["metrics"].get("best_by_proxy") is not None
+    ]
+    return str(run / str(found[0]["folder"])) if found else None
+
+
 def _newest_reward_model(run: Path, content: Summary) -> str:
-    """The folder of the last finished reward model, relative to the run's; an average counts in place of its parts.
+    """The folder of the newest reward model, relative to the run's."""
+    return f"{_newest_step(run, content)['folder']}/model"
+
+
+def _newest_step(run: Path, content: Summary) -> StepEntry:
+    """The step of the last finished reward model; an average counts in place of its parts.
 
     One that was trained as the judge counts only where there is no other.
     """
@@ -62,4 +83,4 @@ def _newest_reward_model(run: Path, content: Summary) -> str:
     found = of_rounds or [entry for entry in finished if entry["stage"] == REWARD_MODEL]
     if not found:
         raise ConfigError(f"{run} has no finished reward model; run the recipe further, or give a step's folder")
-    return f"{found[-1]['folder']}/model"
+    return found[-1]

@@ -6,15 +6,14 @@ again by SLURM (`--requeue`). A cancelled job stays cancelled: it asks for its o
 """
 
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.errors import ConfigError
 from data_schemas.files import write_atomically
 from pipeline.submit.jobs import Job
+from pipeline.submit.submission import MAX_RESTARTS, SUBMIT, Submission, file_names, why_limit
 
-SUBMIT, JOBS, LOGS = "submit.sh", "jobs", "logs"
+LOGS = "logs"
 ADDRESS = "launch.main_process_ip"
 
 JOB = """\
@@ -23,7 +22,7 @@ JOB = """\
 # Written by `alignloop submit`. Options of submit.sh, as in --partition=gpu, take precedence over the lines below.
 {directives}
 
-max_restarts=20  # so that a step that never gets to a checkpoint ends
+max_restarts={most}  # so that a step that never gets to a checkpoint ends
 cd {folder} || exit 1
 {setup}{command} &
 runner=$!
@@ -75,34 +74,25 @@ queue() {{
 """
 
 
-def write_jobs(
-    folder: Path, jobs: Sequence[Job], *, run: str, recipe: str, settings: Sequence[str], program: Sequence[str]
-) -> None:
-    """Writes the job files and submit.sh into a folder. Those of an earlier call are replaced.
+def write_jobs(submission: Submission, jobs: Sequence[Job]) -> None:
+    """Writes the batch scripts and submit.sh. Those of an earlier call are replaced.
 
-    `program` is the command `alignloop`, which `recipe` and `settings` (of --set) are given to as the user typed them,
-    in the working directory. Raises ConfigError for a folder that holds something else.
+    Raises ConfigError for a folder that holds something else.
     """
-    folder = folder.absolute()
-    if folder.exists() and not (folder / SUBMIT).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"--out {folder} exists and was not written by `alignloop submit`; give another folder")
-    shutil.rmtree(folder / JOBS, ignore_errors=True)
-    for name in (JOBS, LOGS):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    names = [f"{JOBS}/{place:02d}-{job.step.name}.sh" for place, job in enumerate(jobs, 1)]
+    submission.clear_folder()
+    (submission.folder / LOGS).mkdir(exist_ok=True)
+    names = file_names(jobs, "sh")
     for name, job in zip(names, jobs, strict=True):
-        words = [*program, "run", recipe]
-        words += [word for setting in settings for word in ("--set", setting)]
-        write_atomically(folder / name, job_script(job, folder, run=run, words=[*words, "--only", job.step.name]))
+        write_atomically(submission.folder / name, job_script(submission, job))
     queued = "\n".join(f"queue {shlex.quote(name)}" for name in names)
-    script = SUBMIT_SCRIPT.format(run=run, folder=shlex.quote(str(folder)), jobs=queued)
-    write_atomically(folder / SUBMIT, script)
+    folder = shlex.quote(str(submission.folder))
+    write_atomically(submission.folder / SUBMIT, SUBMIT_SCRIPT.format(run=submission.run, folder=folder, jobs=queued))
 
 
-def job_script(job: Job, folder: Path, *, run: str, words: Sequence[str]) -> str:
-    """The batch script of a job, which runs the words in the working directory."""
+def job_script(submission: Submission, job: Job) -> str:
+    """The batch script of a job, which runs its step in the working directory."""
     options = {
-        "job-name": f"{run}.{job.step.name}",
+        "job-name": f"{submission.run}.{job.step.name}",
         "nodes": job.machines,
         "ntasks-per-node": 1,
         "cpus-per-task": job.cores,
@@ -112,23 +102,21 @@ def job_script(job: Job, folder: Path, *, run: str, words: Sequence[str]) -> str
         "signal": f"B:TERM@{job.warning_seconds}",
         "requeue": "",
         "open-mode": "append",
-        "output": f'"{folder / LOGS}/%x-%j.txt"',
+        "output": f'"{submission.folder / LOGS}/%x-%j.txt"',
     }
     given = {name: value for name, value in options.items() if value is not None}
     lines = [f"#SBATCH --{name}={value}" if value != "" else f"#SBATCH --{name}" for name, value in given.items()]
     if job.machines > 1:  # srun takes the cores of a task from this variable only
-        setup, address = 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"\n', ["--set", f"{ADDRESS}=$(hostname)"]
+        setup, address = 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"\n', f'--set "{ADDRESS}=$(hostname)"'
     else:
-        setup, address = "", []
-    place = words.index("run") + 2  # before the user's own settings, which take precedence
-    command = [*map(shlex.quote, words[:place]), *(f'"{word}"' for word in address), *map(shlex.quote, words[place:])]
-    why = "its time limit is estimated" if job.is_estimated else "its time limit is the default, not an estimate"
+        setup, address = "", ""
     return JOB.format(
         step=job.step.name,
-        run=run,
-        why=why,
+        run=submission.run,
+        why=why_limit(job),
         directives="\n".join(lines),
+        most=MAX_RESTARTS,
         folder=shlex.quote(str(Path.cwd())),
         setup=setup,
-        command=" ".join(command),
+        command=submission.command(job, first=address),
     )

@@ -269,4 +269,71 @@ CASES = [
         in_recipe("by_round={1: {curate: {near_duplicates: 0.9}}}"),
         "by_round.1.curate: curate runs once, before the rounds",
     ),
+    Case(
+        "paraphrases without a model",
+        in_recipe("paraphrase={}"),
+        "paraphrase: paraphrase_llm is missing: the language model that writes the paraphrases, as a folder or the "
+        "name of an endpoint",
+    ),
+    Case(
+        "paraphrases by a model that is not there",
+        in_recipe("paraphrase={paraphrase_llm: gone/nowhere/model}"),
+        "paraphrase.paraphrase_llm='gone/nowhere/model' does not exist, neither in HERE nor beside the recipe; no "
+        "endpoint of the recipe has this name either",
+    ),
+    Case(
+        "no paraphrase and no language",
+        in_recipe("paraphrase={paraphrase_llm: base, num_paraphrases: 0}"),
+        "paraphrase: num_paraphrases=0 and no back_translations: nothing is written; set one of them",
+    ),
+    Case(
+        "fewer than no paraphrases",
+        in_recipe("paraphrase={paraphrase_llm: base, num_paraphrases: -1}"),
+        "paraphrase: num_paraphrases=-1: expected a number 0 or more, at most 100",
+    ),
+    *(
+        Case(
+            f"the language {name!r}",
+            in_recipe(f"paraphrase={{paraphrase_llm: base, back_translations: [{name!r}]}}"),
+            f"paraphrase: back_translations={name!r}: expected the name of a language, as in German",
+        )
+        for name in ("  ", "de", "9", "German: and be rude")
+    ),
+    Case(
+        "prompts in a language without a name",
+        in_recipe("paraphrase={paraphrase_llm: base, prompt_language: '?'}"),
+        "paraphrase: prompt_language='?': expected the name of a language, as in German",
+    ),
+    Case(
+        "a language twice",
+        in_recipe("paraphrase={paraphrase_llm: base, back_translations: [German, german]}"),
+        "paraphrase: back_translations='German' is listed twice; expected other languages than that of the prompts, "
+        "each once",
+    ),
+    Case(
+        "a translation from English into English",
+        in_recipe("paraphrase={paraphrase_llm: base, back_translations: [English]}"),
+        "paraphrase: back_translations='English' is prompt_language too; expected other languages than that",
+    ),
+    Case(
+        "an evaluation set of paraphrases that has no prompts",
+        in_recipe("paraphrase={paraphrase_llm: base, decontaminate_against: [pairs.csv]}"),
+        "paraphrase.decontaminate_against",
+    ),
+    *(
+        Case(
+            f"links of variants that are {what}",
+            lambda place, content=content: place.stage(
+                "paraphrase",
+                prompts=[place.write("prompts.jsonl", [{"prompt": "Is it?"}])],
+                paraphrase_llm="base",
+                earlier_variants=[place.write("links.jsonl", content) if content is not None else "gone.jsonl"],
+            ),
+            says,
+        )
+        for what, content, says in (
+            ("rows", [{"text": "a"}], "HERE/links.jsonl has no links of variants; expected the variants.jsonl that"),
+            ("not there", None, "gone.jsonl"),
+        )
+    ),
 ]

@@ -100,6 +100,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("sft.launch.profil=ddp", "SET: sft.launch: unknown key 'profil'; did you mean 'profile'?"),
     ("data.launch.num_processes=2", "SET: data.launch: this stage is always one process"),
     ("launch.num_processes=2", "launch: num_processes=2 with profile single; try profile: ddp"),
+    ("launch.profile=fsdp2", "launch: profile fsdp2 needs GPUs, since accelerate runs it as ddp on a CPU; use profile"),
     ("launch.num_machines=2", "launch: num_machines=2 with profile single; try profile: zero3"),
     (
         f"launch={{{MACHINES}, num_processes: 3}}",

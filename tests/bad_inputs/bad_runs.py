@@ -172,8 +172,8 @@ def plan_without_its_program(place: Place) -> Call:
     return place.alignloop("plan", *place.recipe(), "--cost")
 
 
-def submit(*settings: str, out: str = "jobs") -> Callable[[Place], Call]:
-    words = ("--to", "slurm", "--no-estimate", "--out", out)
+def submit(*settings: str, out: str = "jobs", to: str = "slurm", site: str | None = None) -> Callable[[Place], Call]:
+    words = ("--to", to, "--no-estimate", "--out", out, *(("--site", site) if site else ()))
     return lambda place: place.alignloop("submit", *place.recipe(*settings), *words)
 
 
@@ -192,6 +192,26 @@ CASES = [
         "submit over something else",
         submit("defaults.bf16=false", out="base"),
         "--out HERE/base exists and was not written by `alignloop submit`; give another folder",
+    ),
+    Case(
+        "submit to Kubernetes without an image",
+        submit("defaults.bf16=false", to="k8s"),
+        "--site gives no image for the jobs; give a YAML file with spec: {template: {spec: {containers: [{name: step, ",
+    ),
+    Case(
+        "submit to SLURM with a site",
+        submit("defaults.bf16=false", site="site.yaml"),
+        "--site is not used by --to slurm; give the options of sbatch to submit.sh",
+    ),
+    Case(
+        "submit with a site that is not there",
+        submit("defaults.bf16=false", to="skypilot", site="no-site.yaml"),
+        "no-site.yaml",
+    ),
+    Case(
+        "submit to SkyPilot a GPU without a name",
+        submit("defaults.bf16=false", *ON_GPUS, to="skypilot"),
+        "launch.gpu is not set, and SkyPilot needs the name of a GPU; set launch: {gpu: h100}",
     ),
     Case(
         "run on a GPU that nothing is known of",

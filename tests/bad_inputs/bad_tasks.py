@@ -1,10 +1,12 @@
-"""Bad files and keys of evaluate_tasks, and bad files of `alignloop assess`."""
+"""Bad files and keys of evaluate_tasks, and bad files of `alignloop assess` and `alignloop rewardbench`."""
 
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from data_schemas import key_rules
+from data_schemas.reward_bench import read_benchmark
+from engine.judging.best_of_k import read_best_of_k
 from tests.bad_inputs.bad_models import model
 from tests.bad_inputs.cases import Call, Case, Place
 
@@ -13,6 +15,9 @@ TOOL = {"name": "add", "parameters": {}}
 CALLS = {"id": "a", "question": "Hi?", "function": [TOOL], "ground_truth": [{"add": {"a": [1]}}]}
 CHOICE = {"question": "Hi?", "choices": ["a", "b"], "answer": 0}
 PROBLEM = {"question": "1?", "answer": "#### 1"}
+FIRST = {"prompt": "Hi?", "chosen": "a", "rejected": "b", "subset": "donotanswer"}
+SECOND = {"prompt": "Hi?", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Math", "id": "1"}
+TIED = {"prompt": "Hi?", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties", "id": "tied:1"}
 
 
 def tasks(task: str, *rows: object, **keys: Any) -> Callable[[Place], Call]:
@@ -47,6 +52,16 @@ def lm_eval(script: str, **keys: Any) -> Callable[[Place], Call]:
         return place.stage("evaluate_tasks", model_name_or_path="model", **values)
 
     return make
+
+
+def benchmark(*rows: object) -> Callable[[Place], Call]:
+    """A file in RewardBench's form with these rows."""
+    return lambda place: place.function(read_benchmark, str(place.write("bench.jsonl", list(rows))))
+
+
+def best_of_nothing(place: Place) -> Call:
+    """The folder of an evaluation that has no record."""
+    return place.function(read_best_of_k, place.folder)
 
 
 def evaluated(place: Place) -> Call:
@@ -84,6 +99,57 @@ def two(**candidate: Any) -> dict[str, Any]:
 
 SERVED = {"base_url": "https://api.example.com/v1", "model": "m"}
 CASES = [
+    Case(
+        "benchmark: no rows",
+        benchmark(),
+        "bench.jsonl has no rows; expected the columns of RewardBench, prompt, chosen",
+    ),
+    Case(
+        "benchmark: no mapping", benchmark([1]), "bench.jsonl:1: row: found a list of 1, expected the columns of Reward"
+    ),
+    Case("benchmark: no JSON", benchmark("{\n"), "bench.jsonl:1: line: found "),
+    Case(
+        "benchmark: pairs without subsets",
+        benchmark({key: FIRST[key] for key in ("prompt", "chosen", "rejected")}),
+        "subset: found nothing, expected the columns of RewardBench, prompt, chosen, rejected and subset; `score` take",
+    ),
+    Case(
+        "benchmark: both forms",
+        benchmark(FIRST, SECOND),
+        "bench.jsonl:2: chosen: found a list of 1, expected the form of the rows before it, texts",
+    ),
+    Case(
+        "benchmark: a text among lists",
+        benchmark(SECOND | {"rejected": "b"}),
+        "bench.jsonl:1: rejected: found 'b', expected a list of texts",
+    ),
+    Case("benchmark: a subset without a name", benchmark(FIRST | {"subset": 3}), "bench.jsonl:1: subset: found 3, exp"),
+    Case(
+        "benchmark: several right answers",
+        benchmark(SECOND | {"chosen": ["a", "d"]}),
+        "bench.jsonl:1: chosen: found 2 answers, expected one: only the subset Ties has several right answers",
+    ),
+    Case(
+        "benchmark: ties without a number",
+        benchmark(TIED | {"id": "tied"}),
+        "bench.jsonl:1: id: found 'tied', expected ref:NUMBER or tied:NUMBER in the subset Ties",
+    ),
+    Case(
+        "benchmark: ties with one right answer",
+        benchmark(TIED | {"chosen": ["a"]}),
+        "chosen: found 1 answer in tied:1, expected several in a row `tied`, one in a row `ref`",
+    ),
+    Case(
+        "benchmark: ties twice",
+        benchmark(TIED, TIED),
+        "two rows of the subset Ties have the id tied:1; expected one of each",
+    ),
+    Case(
+        "benchmark: ties without a reference",
+        benchmark(TIED),
+        "the subset Ties has no row tied:N with its reference row ref:N; expected at least one",
+    ),
+    Case("best of K of no evaluation", best_of_nothing, "is not an evaluation as its step wrote it (it has no record)"),
     Case(
         "a limit for tasks without tasks",
         lambda place: place.alignloop("plan", *place.recipe("evaluate_policy.gate_max_task_fall=0.1")),

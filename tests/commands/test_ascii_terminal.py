@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.main import get_command
 
-from commands import assess, chat, check, generate, scale, score
+from commands import assess, chat, check, generate, rewardbench, scale, score
 from data_schemas.unexpected import guarded
 from pipeline import cli
 from pipeline.cli.app import app
@@ -42,7 +42,7 @@ WORLD_COMMANDS = {  # command -> its words, and whether it shows a name or a tex
     "run": (["run", RECIPE, "--set", "rounds=1", "--no-preflight"], False),  # it writes the summary again
 }
 OTHERS = {  # programs of commands/, which have a test each below
-    *("data", "check", "chat", "generate", "scale", "score", "assess", "calibrate"),
+    *("data", "check", "chat", "generate", "scale", "score", "rewardbench", "assess", "calibrate"),
 }
 
 
@@ -169,6 +169,15 @@ def test_generate_and_score_show_escapes(terminal, tiny_model, tiny_reward_model
         out, err = terminal(*words)
         check_ascii(out, err, shows_korean=True)
     assert json.loads(scored.read_text(encoding="utf-8"))["prompt"][0]["content"] == HELLO
+
+
+def test_rewardbench_shows_escapes(terminal, tiny_reward_model, tmp_path):
+    row = {"prompt": HELLO, "chosen": "Hi.", "rejected": HELLO, "subset": HELLO}
+    (tmp_path / ROWS).write_text(json.dumps(row) + "\n")
+    words = (tiny_reward_model, tmp_path / ROWS, "-o", tmp_path / "점수.jsonl", "--use_cpu")
+    out, err = terminal(rewardbench.main, *words)
+    check_ascii(out, err, shows_korean=True)
+    assert f"| {ESCAPED} | 1 | " in out
 
 
 def test_assess_shows_escapes(terminal, tiny_model, tmp_path):

@@ -142,9 +142,9 @@ def test_other_flops_than_six_are_read(tmp_path):
     [
         ("", "has no column parameters: expected parameters, tokens, loss and, where it is not 6"),
         ("parameters,token,loss\n1,2,3\n", "has no column tokens"),
-        ("parameters,tokens,loss\n1e6,1e8,x\n", "line 2: loss='x', expected a number above 0"),
-        ("parameters,tokens,loss\n1e6,1e8\n", "line 2: loss=None, expected a number above 0"),
-        ("parameters,tokens,loss\n1e6,1e8,-1\n", "line 2: loss='-1', expected a number above 0"),
+        ("parameters,tokens,loss\n1e6,1e8,x\n", "line 2: loss='x', expected a number, above 0"),
+        ("parameters,tokens,loss\n1e6,1e8\n", "line 2: loss=None, expected a number, above 0"),
+        ("parameters,tokens,loss\n1e6,1e8,-1\n", "line 2: loss='-1', expected a number, above 0"),
         ("parameters,tokens,loss\n1e6,1e8,3\n", "has 1 runs, expected at least 8: the form has five constants"),
         ("parameters,tokens,loss\n" + "1e6,1e8,3\n" * 9, "has 1 different values of parameters, expected at least 3"),
         ("\xff", "can't be read (not a CSV file in UTF-8): expected a CSV file of runs"),

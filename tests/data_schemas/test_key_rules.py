@@ -148,6 +148,7 @@ def test_defaults_and_values_at_the_limits_are_accepted():
             "evaluate_policy": {"judge_model": "m"},
             "evaluate_tasks": {"gsm8k": ["problems.jsonl"]},
             "rl": {"reward_model": "m"},
+            "paraphrase": {"paraphrase_llm": "m"},
         }
         check_values(stage, given.get(stage, {}), where=stage)
     for values, past in (

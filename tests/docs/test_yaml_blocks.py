@@ -23,6 +23,8 @@ from tests.toy_rows import conversation, pair, write_jsonl
 UNTRIED = {
     "# configs/filtered.yaml": "names a stage that its page adds; tests/test_adding_a_stage.py runs it",
     "# assess.yaml": "is no recipe; it is loaded below",
+    "# site.yaml of Kubernetes": "is no recipe; tests/pipeline/submit/test_kubernetes.py has one",
+    "# site.yaml of SkyPilot": "is no recipe; tests/pipeline/submit/test_skypilot.py has one",
     "# shop.yaml": "needs the tutorial's files; test_tutorial.py plans and runs it",
 }
 # A part of a recipe is planned as a part of this one.

@@ -382,6 +382,40 @@ def test_a_section_curate_stands_between_the_files_and_what_trains_on_them(plan)
     assert steps["round-2.sft"].inputs["eval_data"] == [winners[1], human[1]]
 
 
+def test_a_section_paraphrase_stands_between_the_prompts_and_what_answers_them(plan, tmp_path):
+    (tmp_path / "work" / "words.txt").write_text("quick, fast\n")
+    (tmp_path / "work" / "leaks.txt").write_text("Which animal barks?\n")
+    named = f"paraphrase={{paraphrase_llm: {tmp_path / 'work' / 'base'}}}"
+    held_out = [Output("prepare_data", name, optional=True) for name in ("evaluation_prompts", "prompts.validation")]
+    steps = plan(named)
+    assert list(steps)[:3] == ["prepare_data", "paraphrase", "prepare_base"]
+    assert steps["paraphrase"].inputs == {
+        "prompts": [Output("prepare_data", "prompts.train")],
+        "held_out_prompts": held_out,
+        "paraphrase_llm": [Model(str(tmp_path / "work" / "base"))],
+    }
+    for name in ("round-1.annotate", "round-2.rejection_sampling"):
+        assert steps[name].inputs["prompts"] == [Output("paraphrase", "prompts.train")]
+        assert steps[name].inputs["validation_prompts"] == [both("prepare_data", "prompts")[1]]
+    assert steps["round-0.sft"].inputs["train_data"] == [Output("prepare_data", "instructions.train")]
+    steps = plan(named, "curate={num_variants: 1, synonyms: [words.txt], decontaminate_against: [leaks.txt]}")
+    assert steps["paraphrase"].inputs == {
+        "prompts": [Output("curate", "prompts.train")],
+        "held_out_prompts": held_out,
+        "earlier_variants": [Output("curate", "variants", optional=True)],
+        "decontaminate_against": [File(str(tmp_path / "work" / "leaks.txt"))],
+        "paraphrase_llm": [Model(str(tmp_path / "work" / "base"))],
+    }
+    own = plan(named, "curate={decontaminate_against: [leaks.txt]}", "paraphrase.decontaminate_against=[words.txt]")
+    assert own["paraphrase"].inputs["decontaminate_against"] == [File(str(tmp_path / "work" / "words.txt"))]
+
+
+def test_prompts_that_no_step_answers_are_not_paraphrased(plan, tmp_path):
+    named = f"paraphrase={{paraphrase_llm: {tmp_path / 'work' / 'base'}}}"
+    assert "paraphrase" not in plan()
+    assert "paraphrase" in plan(named) and "paraphrase" not in plan(named, "round_stages=[dpo]")
+
+
 def test_without_a_section_nothing_is_curated(plan):
     assert not any(step.stage == "curate" for step in plan().values())
     assert "round-1.curate_sft" not in plan("curate={}")

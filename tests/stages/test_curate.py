@@ -419,3 +419,30 @@ def test_a_file_that_has_no_results_is_named(tmp_path, rounds, content):
     keys = {"instructions": [rounds[0]], "earlier_results": tmp_path / "damaged.bin"}
     assert call_stage("curate", tmp_path / "out", **keys) == 2
     assert "damaged.bin is no file of results by row" in read_json(tmp_path / "out" / "outcome.json")["cause"]
+
+
+def test_a_dropped_row_names_the_file_and_the_line_that_its_user_has(tmp_path):
+    """By way of prepare_data, and in a second curation of what the first one kept: each place is looked up in the
+    user's own file, whose text there is the dropped row's."""
+    table = tmp_path / "qa.csv"
+    lines = [f"Which number is number {n}?,It is the number {n}." for n in range(60)]
+    table.write_text("prompt,answer\n" + "".join(f"{line}\n" for line in [*lines[:40], lines[3], "", *lines[40:]]))
+    pairs = tmp_path / "pairs.jsonl"
+    texts = [{"prompt": f"Name city {n}", "chosen": "", "rejected": "No city."} for n in range(30)]
+    texts = [text | {"chosen": "A city!" if n != 21 else "..."} for n, text in enumerate(texts)]
+    pairs.write_text("\n" + "".join(json.dumps(text) + "\n" for text in texts))
+    keys = {"evaluation_share": 0.0, "validation_share": 0.0, "chosen_as_instructions": 0.5}
+    run_here("prepare_data", tmp_path / "data", instructions=[table], preferences=[pairs], **keys)
+    given = {kind: [tmp_path / "data" / f"{kind}.train.jsonl"] for kind in ("instructions", "preferences", "prompts")}
+    loose = {"near_duplicates": None, "contamination_rules": [], "dialog_rules": []}
+    run_here("curate", tmp_path / "once", **given, **loose, max_dropped=0.9)
+    places = {row["place"] for row in read_jsonl(tmp_path / "once" / "dropped.jsonl") if row["kind"] == "instructions"}
+    assert places < {f"{table}:5", f"{table}:42"} and len(places) == 1
+    keys = {"instructions": [tmp_path / "once" / "instructions.train.jsonl"], **loose}
+    run_here("curate", tmp_path / "twice", **keys, thresholds={"long_answer": 1}, max_dropped=1.0)
+    found = read_jsonl(tmp_path / "twice" / "dropped.jsonl")
+    assert len(found) == 77
+    read = {str(path): path.read_text().splitlines() for path in (table, pairs)}
+    for row in found:
+        file, _, line = row["place"].rpartition(":")
+        assert row["row"]["messages"][0]["content"] in read[file][int(line) - 1]

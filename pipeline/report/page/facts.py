@@ -10,6 +10,7 @@ from data_schemas.errors import DataError
 from data_schemas.files import read_json
 from data_schemas.progress import StageProgress
 from data_schemas.stage_keys import stages
+from pipeline.report.calibration import Rater, raters_of_step
 from pipeline.report.page.answers import Evaluated, read_evaluation
 from pipeline.report.page.curves import Curves, read_curves
 from pipeline.state.summary import StepEntry, Summary
@@ -24,9 +25,10 @@ class StepFacts:
 
     entry: StepEntry
     record: Artifact | None
-    problem: str  # why its record can't be read
+    problem: str  # why its record, or what its raters compared, can't be read
     curves: Curves | None  # of a step that trains
     evaluated: Evaluated | None  # of an evaluation
+    raters: Sequence[Rater]  # judges, reward models and people that compared answers in it
     seconds_by_part: Mapping[str, float]
     progress: StageProgress  # of a running step
 
@@ -74,13 +76,18 @@ class FactsReader:
     def _read_step(self, entry: StepEntry) -> StepFacts:
         name = entry["folder"]
         if name is None or not (self.folder / name).is_dir():
-            return StepFacts(entry, None, "", None, None, {}, StageProgress())
+            return StepFacts(entry, None, "", None, None, [], {}, StageProgress())
         if name in self.finished:
             kept = self.finished[name]
             return StepFacts(entry, *(getattr(kept, part) for part in _PARTS))
         folder, problem, record = self.folder / name, "", None
+        evaluated, raters = None, list[Rater]()
         try:
             record = Artifact.read(folder)
+            if record and entry["stage"] == "evaluate_policy":
+                evaluated = _evaluated(folder, record)
+            if record and not (evaluated and evaluated.problem):  # one sentence says what is damaged
+                raters = raters_of_step(entry["name"], folder, record)
         except (DataError, OSError) as error:
             problem = str(error)
         facts = StepFacts(
@@ -88,7 +95,8 @@ class FactsReader:
             record=record,
             problem=problem,
             curves=read_curves(folder / "metrics.jsonl") if _trains(entry) else None,
-            evaluated=_evaluated(folder, record) if record and entry["stage"] == "evaluate_policy" else None,
+            evaluated=evaluated,
+            raters=raters,
             seconds_by_part=_seconds_by_part(folder),
             progress=StageProgress() if record else StageProgress.read(folder),
         )
@@ -97,7 +105,7 @@ class FactsReader:
         return facts
 
 
-_PARTS = ("record", "problem", "curves", "evaluated", "seconds_by_part", "progress")
+_PARTS = ("record", "problem", "curves", "evaluated", "raters", "seconds_by_part", "progress")
 
 
 def _trains(entry: StepEntry) -> bool:

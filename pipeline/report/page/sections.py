@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.report import terminal
+from pipeline.report import calibration, terminal
 from pipeline.report.page import svg
 from pipeline.report.page.answers import Evaluated, win_rate
 from pipeline.report.page.curves import MAX_ROWS
@@ -187,6 +187,12 @@ def wins(evaluations: Sequence[Evaluated]) -> Wins | None:
             rates[row][column] = rate
             rates[column][row] = None if rate is None else 1 - rate
     return Wins([one.policy for one in judged], rates)
+
+
+def calibration_table(steps: Sequence[StepFacts]) -> Table | None:
+    """The table of `alignloop calibrate`; None where nobody has compared answers."""
+    rows = calibration.rows([rater for step in steps for rater in step.raters])
+    return Table(("rater", "step", *calibration.COLUMNS), rows) if rows else None
 
 
 def dropped(steps: Sequence[StepFacts]) -> Table | None:

@@ -20,7 +20,7 @@ import yaml
 from data_schemas.files import write_atomically
 from data_schemas.progress import duration
 from data_schemas.tracked_round import PAGE
-from pipeline.report import rounds, run_status
+from pipeline.report import calibration, rounds, run_status
 from pipeline.report.page import sections
 from pipeline.report.page.answers import Evaluated, side_by_side
 from pipeline.report.page.facts import FactsReader, StepFacts, evaluations
@@ -45,6 +45,7 @@ CONTENTS = (
     ("training", "Training"),
     ("distributions", "Distributions"),
     ("wins", "Wins"),
+    ("calibration", "Calibration"),
     ("answers", "Answers"),
     ("dropped", "Rows not used"),
     ("time", "Time"),
@@ -128,6 +129,9 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "training": [(step.name, figures) for step, figures in sections.training(steps)],
         "distributions": sections.distributions(evaluated),
         "wins": sections.wins(evaluated),
+        "calibration": sections.calibration_table(steps),
+        "calibration_columns": calibration.COLUMNS,
+        "calibration_files": [f"{step.entry['folder']}/artifact.json" for step in steps if step.raters],
         "answer_files": [one.file for one in evaluated],
         "answers": [shown_answers(one) for one in side_by_side(compared)],
         "samples_note": "" if shows_samples else LEFT_OUT,

@@ -51,6 +51,13 @@ def test_without_zero_every_process_holds_sixteen_bytes_a_parameter():
         assert (states.weights, states.gradients, states.optimizer) == (4000, 4000, 8000)
 
 
+def test_fsdp2_divides_the_float32_states_and_gathers_two_layers_in_half_precision():
+    model = TrainedModel(parameters=1000, trainable=1000, largest_layer=100)
+    states = model_states(model, profile="fsdp2", processes=8)
+    assert (states.weights, states.gradients, states.optimizer, states.gathered) == (500, 500, 1000, 400)
+    assert model_states(model, profile="fsdp2", processes=8, mixed=False).gathered == 800
+
+
 def test_frozen_weights_have_neither_gradients_nor_moments():
     lora = TrainedModel(parameters=1100, trainable=100, largest_layer=100)
     states = model_states(lora, profile="zero2", processes=10)

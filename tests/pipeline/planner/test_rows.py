@@ -37,6 +37,14 @@ def test_rows_that_do_not_exist_have_as_many_answers_as_asked_for_and_as_long_as
     assert {(row["shared"], *row["branches"]) for row in rows.samples} == {(5, 9, 9, 9)}
 
 
+def test_prompts_that_will_be_paraphrased_are_counted_with_their_paraphrases():
+    inputs = {"prompts": [Output("prepare_data", "prompts.train")]}
+    keys = {"num_paraphrases": 2, "back_translations": ["German"]}
+    step = Step("paraphrase", "paraphrase", None, "paraphrase", keys, inputs, Launch())  # pyright: ignore
+    rows = RowsOfRun(FakeRun(step), DATA).of([Output("paraphrase", "prompts.train")])  # pyright: ignore
+    assert (rows.count, rows.is_assumed) == (400, True)
+
+
 def test_rows_of_a_later_round_are_as_many_for_each_prompt_as_those_of_an_earlier_one():
     known = DATA | {"round-1.annotate/pairs.train": lengths(10, PAIR)}
     run = FakeRun(annotate(1, 40), annotate(2, 80))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_schemas.errors import ConfigError
-from pipeline.state.models import model_of, reward_model_of
+from pipeline.state.models import evaluation_with, model_of, reward_model_of
 
 
 def entry(name, stage, *, metrics=True):
@@ -38,3 +38,18 @@ def test_of_a_run_the_newest_reward_model_is_meant(tmp_path):
     assert reward_model_of(run_of(tmp_path, judge, policy)) == f"{tmp_path}/judge-0123/model"
     with pytest.raises(ConfigError, match="has no finished reward model; run the recipe further, or give"):
         reward_model_of(run_of(tmp_path, policy, unfinished))
+
+
+def test_of_a_run_the_evaluation_of_the_newest_reward_models_round_is_meant(tmp_path):
+    earlier, reward_model = (
+        entry("round-1.evaluate_policy", "evaluate_policy"),
+        entry("round-2.reward_model", "reward_model"),
+    )
+    later = entry("round-2.evaluate_policy", "evaluate_policy")
+    earlier["metrics"] = later["metrics"] = {"best_by_proxy": 0.5}
+    run = run_of(tmp_path, earlier, reward_model, later)
+    assert evaluation_with(run) == f"{tmp_path}/round-2.evaluate_policy-0123"
+    assert evaluation_with(run_of(tmp_path, earlier, reward_model)) is None
+    later["metrics"] = {"best_by_proxy": None}
+    assert evaluation_with(run_of(tmp_path, reward_model, later)) is None
+    assert evaluation_with(str(tmp_path / "round-2.reward_model-0123")) is None

@@ -1,6 +1,5 @@
 """The jobs that `alignloop submit` writes, on a stand-in for SLURM: their order, SIGTERM and requeue, their result."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -8,20 +7,17 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.plan import Step
-from pipeline.recipe.sections import Launch
-from pipeline.submit.jobs import Job
 from pipeline.submit.slurm import write_jobs
+from pipeline.submit.submission import Submission
 from tests.patience import PATIENCE
 from tests.pipeline.fake_stages import build_inputs
 from tests.pipeline.submit.stand_in_slurm import Slurm, warn
-from tests.pipeline.toy_house import World, copied
+from tests.pipeline.submit.submitted import PROGRAM, SAVES, SETTINGS, job_named, records
+from tests.pipeline.toy_house import copied
 from tests.processes import within
 
-SETTINGS = ("--set", "rounds=0", "--set", "defaults.bf16=false", "--set", "sft.launch.grace_seconds=30")
 SUBMIT = ("submit", "toy.yaml", "--to", "slurm", "--no-estimate", *SETTINGS)
 TRAINING = "102"  # the job of round-0.sft
-SAVES = json.dumps({"round-0.sft": "checkpoint on SIGTERM"})
 
 
 @pytest.fixture
@@ -35,15 +31,6 @@ def slurm(world, tmp_path) -> Slurm:
     assert done.stdout.splitlines()[2] == "102 jobs/03-round-0.sft.sh"
     assert [job["options"]["partition"] for job in cluster.jobs().values()] == ["gpu"] * 4
     return cluster
-
-
-def records(world: World) -> dict[str, object]:
-    """What the run computed, by folder: everything of the records but the time it took."""
-    found = {}
-    for path in world.run_folder.glob("*/artifact.json"):
-        record = json.loads(path.read_text())
-        found[path.parent.name] = {key: record[key] for key in ("fingerprint", "inputs", "outputs", "files", "metrics")}
-    return found
 
 
 def test_a_job_that_is_warned_saves_is_queued_again_and_resumes_to_the_result_of_run(world, slurm, tmp_path):
@@ -70,26 +57,14 @@ def test_a_job_that_is_warned_saves_is_queued_again_and_resumes_to_the_result_of
     assert (code, out) == (0, "toy: all 4 steps are finished; there is nothing to submit\n")
 
 
-# A program that hangs until SIGTERM in place of `alignloop`; with the file `done` in the working directory it succeeds.
-PROGRAM = """
-import signal, sys, time
-from pathlib import Path
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-Path("hangs").touch()
-while not Path("done").exists():
-    time.sleep(0.02)
-"""
-
-
 @pytest.fixture
 def hanging(tmp_path, monkeypatch) -> Slurm:
     """A cluster with two jobs of a program that hangs, the first of which is running and has been warned."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program.py").write_text(PROGRAM)
-    steps = [Step(name, "sft", 0, "sft", {}, {}, Launch(device="cpu")) for name in ("first", "second")]
-    jobs = [Job(step, machines=1, gpus=0, cores=1, memory=None, minutes=60, is_estimated=False) for step in steps]
+    jobs = [job_named("first"), job_named("second")]
     program = [sys.executable, str(tmp_path / "program.py")]
-    write_jobs(tmp_path / "out", jobs, run="toy", recipe="toy.yaml", settings=[], program=program)
+    write_jobs(Submission(tmp_path / "out", "toy", "toy.yaml", [], program), jobs)
     slurm = Slurm(tmp_path / "slurm")
     assert slurm.submit(tmp_path / "out").returncode == 0
     return slurm

@@ -118,6 +118,7 @@ def _write_step(
             {
                 "prompt": [{"role": "user", "content": prompt}],
                 "prompt_id": f"{number:016x}",
+                "group_id": f"{number:016x}",
                 "candidates": [
                     {"text": answers[number] + "!" * k, "k": k, "num_tokens": 3, "ended": True, "score": score + k / 4}
                     for k in range(num_answers)

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from data_schemas.locks import lock_folder
+from pipeline.report import calibration
 from pipeline.report.page import writing
 from pipeline.report.page.facts import FactsReader
 from pipeline.report.page.lineage import recorded_sources
@@ -201,6 +202,32 @@ def test_a_page_that_cannot_be_written_is_one_warning_and_no_error(tmp_path, mon
     assert [record.message for record in caplog.records] == [
         f"{folder / 'report.html'} is not written: OSError: [Errno 28] No space left on device"
     ]
+
+
+def test_the_calibration_is_the_table_of_the_command(tmp_path):
+    folder = write_run(tmp_path / "toy", answers=3)
+    content, page = page_of(folder)
+    assert "How far judges, reward models and people can be trusted" in page.texts["h2"]
+    section = re.search('<section id="calibration">(.*?)</section>', content, re.DOTALL)
+    assert section
+    rows = [re.findall("<t[hd][^>]*>([^<]*)", row) for row in re.findall("<tr>(.*?)</tr>", section[1])]
+    raters = calibration.raters_of(read(folder), folder)
+    assert rows == [["rater", "step", *calibration.COLUMNS], *calibration.rows(raters)]
+    assert [row[:4] for row in rows[1:]] == [
+        ["None", "round-0.evaluate_policy", "9", "-"],
+        ["None", "round-1.evaluate_policy", "9", "-"],
+        ["reward model", "round-1.evaluate_policy", "9", "0.000"],  # it likes each further answer less
+    ]
+    assert section[1].count("<dt>") == len(calibration.COLUMNS)
+    assert 'href="./round-1.evaluate_policy-0123abcd/artifact.json"' in section[1]
+
+
+def test_rewards_that_do_not_fit_their_answers_are_named_and_the_rest_is_shown(tmp_path):
+    folder = write_run(tmp_path / "toy", answers=2)
+    (folder / "round-1.evaluate_policy-0123abcd" / "proxy_scores.json").write_text("[1.0]")
+    content, page = page_of(folder)
+    assert "round-1.evaluate_policy-0123abcd is not as its step wrote it (list index out of range)" in content
+    assert "How far judges, reward models and people can be trusted" in page.texts["h2"]  # round 0 is shown
 
 
 def test_a_finished_step_is_read_once(tmp_path):
