@@ -6,6 +6,7 @@
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
     python -m benchmarks.alignment curation                     # SFT on dirty rows, as they are and curated
     python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
+    python -m benchmarks.alignment llm_judge                    # annotated by an LLM judge with noise and order bias
 
 Every run is an ordinary `alignloop run`, and finished runs are reused. In the world it is configs/demo.yaml with a few
 keys set, on a shared base. The recipe and its ablations share a folder for each seed, and so do the controls, so that
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.alignment import curation, reinforcement
+from benchmarks.alignment import curation, llm_judge, reinforcement
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
 from benchmarks.alignment.report import CONTROLS, FULL, ROOT, report, run_folder
 
@@ -63,7 +64,9 @@ def run_world(seeds: Sequence[int], names: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "part", choices=["world", "smollm2", "report", "rl", "curation"], help="what to run; each writes a report"
+        "part",
+        choices=["world", "smollm2", "report", "rl", "curation", "llm_judge"],
+        help="what to run; each prints or writes a report",
     )
     parser.add_argument(
         "--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a model folder or a name on the hub"
@@ -77,6 +80,9 @@ def main() -> None:
         return
     if arguments.part == "curation":
         curation.main(arguments.seeds)
+        return
+    if arguments.part == "llm_judge":
+        llm_judge.main(arguments.seeds)
         return
     if arguments.part == "world":
         run_world(arguments.seeds, arguments.only)
