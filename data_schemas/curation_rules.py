@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import Values, with_defaults
+from data_schemas.ranges import THRESHOLDS, check_ranges
+from data_schemas.stage_keys import Keys, Values, with_defaults
 from data_schemas.text import shown
 from data_schemas.yaml_files import kind_of
 
@@ -18,13 +19,6 @@ LANGUAGES = frozenset(
     zxx""".split()
 )
 MIX_KEYS = ("mix_weights", "mix_temperature", "mix_words", "mix_tokens")  # each asks for a mix
-# Rules for the least and the most of the same measure.
-RANGES = (
-    ("short_answer", "long_answer"),
-    ("short_prompt", "long_prompt"),
-    ("gopher_min_words", "gopher_max_words"),
-    ("gopher_min_word_length", "gopher_max_word_length"),
-)
 
 
 def is_mix(values: Values) -> bool:
@@ -49,7 +43,8 @@ def check_curation(values: Values) -> None:
         raise ConfigError("num_variants and synonyms need each other; set both or neither")
     _check_mix(values)
     _check_phrases(values)
-    _check_ranges(values["thresholds"] or {})
+    thresholds: Values = values["thresholds"] or {}
+    check_ranges({**_default_thresholds(values), **thresholds}, given=thresholds, where="thresholds: ")
     _check_languages(values["languages"] or [])
 
 
@@ -119,13 +114,10 @@ def _check_phrases(values: Values) -> None:
         raise ConfigError("max_phrase_share: no phrase is counted: give phrases, or set find_phrases: true")
 
 
-def _check_ranges(thresholds: Values) -> None:
-    for least, most in RANGES:
-        low, high = thresholds.get(least), thresholds.get(most)
-        if low is not None and high is not None and low > high:
-            raise ConfigError(
-                f"thresholds: {least}={low:g} is above {most}={high:g}, so that every row would be dropped"
-            )
+def _default_thresholds(values: Values) -> Keys:
+    """The thresholds with two ends of the rules that are on: rules for dialogs by name, for documents by paper."""
+    is_on = {*values["dialog_rules"], *values["document_rules"]}
+    return {name: default for name, default in THRESHOLDS.items() if {name, name.partition("_")[0]} & is_on}
 
 
 def _check_languages(languages: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from data_schemas.curation_rules import check_curation, check_paraphrases
 from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.packages import is_installed, to_install
+from data_schemas.ranges import check_ranges
 from data_schemas.splitting import Shares
 from data_schemas.stage_keys import Values, with_defaults
 from data_schemas.text import nearest, shown
@@ -43,6 +44,7 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
     """Raises ConfigError for values that contradict each other. Each by itself was checked where it was typed."""
     given, values = values, with_defaults(stage, values)
     try:
+        check_ranges(values, given=given)
         _training(values)
         _packages(given)
         vllm_options(values)

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 from numpy.typing import NDArray
 
+from data_schemas.ranges import THRESHOLDS
 from engine.curation.content import Content, Kind, Rule
 from engine.curation.thresholds import Excess, Threshold, with_thresholds
 from engine.curation.words import ngram_hashes, word_hashes
@@ -274,10 +275,10 @@ ANSWER_CHECKS: dict[str, tuple[float, TextCheck]] = {
     "broken_code_fence": (0, _open_fences),
     "broken_json": (0, _broken_json),  # blocks
     "broken_html": (0, _broken_html),  # elements
-    "short_answer": (1, _few_words),
-    "long_answer": (8192, _many_words),
+    "short_answer": (THRESHOLDS["short_answer"], _few_words),
+    "long_answer": (THRESHOLDS["long_answer"], _many_words),
 }
 PROMPT_CHECKS: dict[str, tuple[float, Excess]] = {
-    "short_prompt": (1, lambda content, threshold: _few_words(content.prompt, threshold)),
-    "long_prompt": (16_384, lambda content, threshold: _many_words(content.prompt, threshold)),
+    "short_prompt": (THRESHOLDS["short_prompt"], lambda content, threshold: _few_words(content.prompt, threshold)),
+    "long_prompt": (THRESHOLDS["long_prompt"], lambda content, threshold: _many_words(content.prompt, threshold)),
 }

@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from data_schemas.ranges import THRESHOLDS
 from engine.curation.content import Rule
 from engine.curation.thresholds import Excess, Threshold, with_thresholds
 from engine.curation.words import UNSPACED, Hashes, ngram_hashes
@@ -195,10 +196,16 @@ def _contains(part: str) -> PageCheck:
 
 
 CHECKS: dict[str, tuple[float, PageCheck]] = {
-    "gopher_min_words": (50, _for_words(_below(lambda page: len(page.words)))),
-    "gopher_max_words": (100_000, _above(lambda page: len(page.words))),
-    "gopher_min_word_length": (3, _for_words(_below(lambda page: page.mean_word_length))),
-    "gopher_max_word_length": (10, _for_words(_above(lambda page: page.mean_word_length))),
+    "gopher_min_words": (THRESHOLDS["gopher_min_words"], _for_words(_below(lambda page: len(page.words)))),
+    "gopher_max_words": (THRESHOLDS["gopher_max_words"], _above(lambda page: len(page.words))),
+    "gopher_min_word_length": (
+        THRESHOLDS["gopher_min_word_length"],
+        _for_words(_below(lambda page: page.mean_word_length)),
+    ),
+    "gopher_max_word_length": (
+        THRESHOLDS["gopher_max_word_length"],
+        _for_words(_above(lambda page: page.mean_word_length)),
+    ),
     "gopher_symbols": (0.1, _for_words(_above(_symbols))),
     "gopher_bullets": (0.9, _above(lambda page: page.line_share(lambda line: line.startswith(BULLETS)))),
     "gopher_ellipses": (0.3, _above(lambda page: page.line_share(lambda line: line.endswith(ELLIPSES)))),

@@ -123,7 +123,12 @@ CASES = [
     Case(
         "thresholds that no row meets",
         in_recipe("curate={thresholds: {short_answer: 100, long_answer: 5}}"),
-        "curate: thresholds: short_answer=100 is above long_answer=5, so that every row would be dropped",
+        "curate: thresholds: short_answer=100 is above long_answer=5, so that nothing would be kept; change",
+    ),
+    Case(
+        "a threshold beyond the default of the other end",
+        in_recipe("curate={document_rules: [gopher], thresholds: {gopher_max_words: 10}}"),
+        "curate: thresholds: gopher_min_words=50 (its default) is above gopher_max_words=10, so that nothing would",
     ),
     *(
         Case(
