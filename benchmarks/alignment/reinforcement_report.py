@@ -40,16 +40,17 @@ def equal_kl_table(policies: Policies) -> list[str]:
     lines = [row(head), f"|{'---|' * len(head)}"]
     differences_SP = difference(policies, RL, DPO)
     for (seed, of_seed), difference_P in zip(policies.items(), differences_SP, strict=True):
-        sft, dpo, rl, on_gold = (of_seed[name] for name in (SFT, DPO, RL, RL_GOLD))
-        gold = [f"{one.gold_P.mean():.3f}" for one in (sft, dpo, rl, on_gold)]
+        sft, dpo, rl = (of_seed[name] for name in (SFT, DPO, RL))
+        gold = [f"{one.gold_P.mean():.3f}" for one in (sft, dpo, rl)]
         interval = shown(pooled_interval(difference_P[None]))
-        of_rl = [gold[2], f"{rl.kl:.2f}", rl.step, interval, gold[3], f"{on_gold.kl:.2f}"]
-        lines.append(row([seed, *gold[:2], f"{dpo.kl:.2f}", *of_rl]))
-    means = {name: np.mean([of_seed[name].gold_P for of_seed in policies.values()]) for name in (SFT, DPO, RL, RL_GOLD)}
-    kl = {name: np.mean([of_seed[name].kl for of_seed in policies.values()]) for name in (DPO, RL, RL_GOLD)}
+        on_gold = of_seed.get(RL_GOLD)
+        of_gold = [f"{on_gold.gold_P.mean():.3f}", f"{on_gold.kl:.2f}"] if on_gold else ["", ""]
+        lines.append(row([seed, *gold[:2], f"{dpo.kl:.2f}", gold[2], f"{rl.kl:.2f}", rl.step, interval, *of_gold]))
+    means = {name: np.mean([of_seed[name].gold_P for of_seed in policies.values()]) for name in (SFT, DPO, RL)}
+    kl = {name: np.mean([of_seed[name].kl for of_seed in policies.values()]) for name in (DPO, RL)}
     pooled = shown(pooled_interval(differences_SP))
     cells = [f"{means[SFT]:.3f}", f"{means[DPO]:.3f}", f"{kl[DPO]:.2f}", f"{means[RL]:.3f}", f"{kl[RL]:.2f}", ""]
-    return [*lines, row(["mean", *cells, pooled, f"{means[RL_GOLD]:.3f}", f"{kl[RL_GOLD]:.2f}"])]
+    return [*lines, row(["mean", *cells, pooled, "", ""])]
 
 
 def equal_kl_verdict(policies: Policies) -> str:
@@ -68,13 +69,19 @@ def equal_kl_verdict(policies: Policies) -> str:
 
 def gold_verdict(policies: Policies) -> str:
     """What RL gains where its reward is right: the share of the missing gain that is the reward model's."""
+    policies = with_gold(policies)
     pooled = shown(pooled_interval(difference(policies, RL_GOLD, RL)))
     to_dpo = shown(pooled_interval(difference(policies, RL_GOLD, DPO)))
     return (
-        f"With the gold score in place of the reward model and all else equal, the same RL gains {pooled} over RL on "
-        f"the reward model, and its difference from DPO is {to_dpo}: this is what the reward model costs. DPO reads "
-        "the annotator's judgements of the pairs directly."
+        f"With the gold score in place of the reward model and all else equal (seeds {', '.join(map(str, policies))}), the same RL "
+        f"gains {pooled} over RL on the reward model, and its difference from DPO is {to_dpo}: this is what the reward "
+        "model costs. DPO reads the annotator's judgements of the pairs directly."
     )
+
+
+def with_gold(policies: Policies) -> Policies:
+    """Those of the seeds that were also trained on the gold score."""
+    return {seed: of_seed for seed, of_seed in policies.items() if RL_GOLD in of_seed}
 
 
 def parts_table(policies: Policies) -> list[str]:
@@ -82,8 +89,10 @@ def parts_table(policies: Policies) -> list[str]:
     names = list(next(iter(policies.values()))[SFT].parts)
     lines = [row(["", *names]), f"|{'---|' * (len(names) + 1)}"]
     for run in (SFT, DPO, RL, RL_GOLD):
-        means = [np.mean([of_seed[run].parts[name] for of_seed in policies.values()]) for name in names]
-        lines.append(row([run, *(f"{mean:.3f}" for mean in means)]))
+        measured = [of_seed[run].parts for of_seed in policies.values() if run in of_seed]
+        means = [np.mean([parts[name] for parts in measured]) for name in names]
+        label = run if len(measured) == len(policies) else f"{run} ({len(measured)} of {len(policies)} seeds)"
+        lines.append(row([label, *(f"{mean:.3f}" for mean in means)]))
     return lines
 
 

@@ -25,7 +25,7 @@ def policies() -> dict[int, dict[str, Measured]]:
             SFT: policy(0.4),
             DPO: policy(0.5, kl=1.0 + seed),
             RL: policy(0.5 + gain, kl=0.5),
-            RL_GOLD: policy(0.7, kl=0.8),
+            **({} if seed else {RL_GOLD: policy(0.7, kl=0.8)}),  # of the first seed only
             FREE: policy(0.1, kl=9.0, share=1.0, said=["round-1.rl exploits its reward: that rose"]),
             GUARDED: policy(0.4 - seed * 0.1, kl=0.25, share=0.5),
         }
@@ -39,14 +39,14 @@ def test_dpo_and_rl_are_compared_seed_by_seed(policies):
         lines[0] == "| seed | SFT | DPO | its KL | RL | its KL | its step | RL - DPO | RL on the gold score | its KL |"
     )
     assert lines[2] == "| 0 | 0.400 | 0.500 | 1.00 | 0.600 | 0.50 | 12 | +0.100 [+0.100, +0.100] | 0.700 | 0.80 |"
-    assert lines[3] == "| 1 | 0.400 | 0.500 | 2.00 | 0.400 | 0.50 | 12 | -0.100 [-0.100, -0.100] | 0.700 | 0.80 |"
-    assert lines[4] == "| mean | 0.400 | 0.500 | 1.50 | 0.500 | 0.50 |  | +0.000 [+0.000, +0.000] | 0.700 | 0.80 |"
+    assert lines[3] == "| 1 | 0.400 | 0.500 | 2.00 | 0.400 | 0.50 | 12 | -0.100 [-0.100, -0.100] |  |  |"
+    assert lines[4] == "| mean | 0.400 | 0.500 | 1.50 | 0.500 | 0.50 |  | +0.000 [+0.000, +0.000] |  |  |"
     # Means 0.1 and -0.1: standard error 0.1, and t of one degree of freedom is 12.706.
     assert report.equal_kl_verdict(policies) == (
         "RL is at least as good as DPO in 1 of 2 seeds, beyond the interval better in 1 and worse in 1. "
         "Over seeds, the mean difference is +0.000 [-1.271, +1.271]."
     )
-    gains = "gains +0.200 [+0.200, +0.200] over RL on the reward model, and its difference from DPO is +0.200 [+0.200"
+    gains = "gains +0.100 [+0.100, +0.100] over RL on the reward model, and its difference from DPO is +0.200 [+0.200"
     assert gains in report.gold_verdict(policies)
 
 
@@ -54,6 +54,7 @@ def test_the_parts_of_the_gold_score_are_means_over_the_seeds(policies):
     lines = report.parts_table(policies)
     assert lines[0] == "|  | right | ends |"
     assert lines[3:5] == ["| DPO | 0.400 | 0.100 |", "| RL | 0.400 | 0.100 |"]
+    assert lines[5] == "| RL on the gold score (1 of 2 seeds) | 0.600 | 0.100 |"
 
 
 def test_a_difference_inside_its_interval_is_neither_better_nor_worse(policies):
@@ -131,7 +132,8 @@ def test_rl_has_the_kl_of_dpo_as_its_budget(finished_seed, monkeypatch):
         reinforcement, "run", lambda seed, name, base, **given: calls.append((name, given.get("extra")))
     )
     monkeypatch.setattr(reinforcement, "measured", lambda seed, name: policy(0.0, kl={DPO: 0.7374}[name]))
-    reinforcement.run_seed(3, finished_seed, 0)
     budget = ["rl.kl_budget=0.737"]
-    of_rl = [(RL, budget), (RL_GOLD, budget)]
-    assert calls == [(SFT, None), (DPO, None), *of_rl, (FREE, None), (GUARDED, None)]
+    for on_gold, of_rl in ((True, [(RL, budget), (RL_GOLD, budget)]), (False, [(RL, budget)])):
+        calls.clear()
+        reinforcement.run_seed(3, finished_seed, 0, on_gold=on_gold)
+        assert calls == [(SFT, None), (DPO, None), *of_rl, (FREE, None), (GUARDED, None)]
