@@ -2,14 +2,17 @@
 
 import csv
 import io
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import DataError, WrongValue
 from data_schemas.formats import TABLE_FORMATS, Line, decoded, first_lines, first_repeated, shorten
+from data_schemas.line_files import Lines
 
+ROWS_OF_BATCH = 1024  # of a binary table, as Python values at a time
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
 
@@ -96,16 +99,62 @@ def _check_different(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path} has two columns {name}, expected different names; rename one of them")
 
 
-def parquet_rows(path: Path) -> list[Line]:
+class TableRows(Lines):
+    """The rows of a binary table, read batch by batch when they are asked for.
+
+    Raises DataError where the file has two columns of one name, and, also while it is read, where it is damaged.
+    """
+
+    def __init__(self, path: Path, kind: str, open_batches: Callable[[], tuple[list[str], int, Iterator[Any]]]) -> None:
+        """`open_batches` returns the columns, the number of rows, and the batches from the first on."""
+        self._path, self._kind, self._open = path, kind, open_batches
+        names, self._num_rows, _ = _guarded(path, kind, open_batches)
+        _check_different(path, names)
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def _at(self, index: int) -> Line:
+        return next(itertools.islice(self, index, None))
+
+    def __iter__(self) -> Iterator[Line]:
+        _, _, batches = _guarded(self._path, self._kind, self._open)
+        number = 1
+        while (batch := _guarded(self._path, self._kind, lambda: next(batches, None))) is not None:
+            for row in _guarded(self._path, self._kind, batch.to_pylist):
+                yield Line(number, unfilled(row))
+                number += 1
+
+
+def parquet_rows(path: Path) -> TableRows:
     """The rows of a Parquet file. Raises DataError for any other content."""
     import pyarrow.parquet
 
-    return _read_binary(path, "a Parquet file", lambda: pyarrow.parquet.ParquetFile(path).read())
+    def open_batches() -> tuple[list[str], int, Iterator[Any]]:
+        file = pyarrow.parquet.ParquetFile(path)
+        return file.schema_arrow.names, file.metadata.num_rows, file.iter_batches(ROWS_OF_BATCH)
+
+    return TableRows(path, "a Parquet file", open_batches)
 
 
-def arrow_rows(path: Path) -> list[Line]:
+def arrow_rows(path: Path) -> TableRows:
     """The rows of an Arrow file, as `datasets` stores them. Raises DataError for any other content."""
-    return _read_binary(path, "an Arrow file", lambda: _open_arrow(path).read_all())
+
+    def open_batches() -> tuple[list[str], int, Iterator[Any]]:
+        return _open_arrow(path).schema.names, sum(batch.num_rows for batch in batches()), parts()
+
+    def batches() -> Iterator[Any]:
+        reader = _open_arrow(path)
+        if hasattr(reader, "get_batch"):
+            return map(reader.get_batch, range(reader.num_record_batches))
+        return iter(reader)
+
+    def parts() -> Iterator[Any]:
+        """A batch has as many rows as its writer chose."""
+        for batch in batches():
+            yield from (batch.slice(start, ROWS_OF_BATCH) for start in range(0, batch.num_rows, ROWS_OF_BATCH))
+
+    return TableRows(path, "an Arrow file", open_batches)
 
 
 def column_names(path: Path, ending: str) -> list[str]:
@@ -132,12 +181,6 @@ def _open_arrow(path: Path) -> Any:
         is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
     source = pyarrow.memory_map(str(path))
     return pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
-
-
-def _read_binary(path: Path, kind: str, read: Callable[[], Any]) -> list[Line]:
-    table = _guarded(path, kind, read)
-    _check_different(path, table.column_names)
-    return [Line(number, unfilled(row)) for number, row in enumerate(table.to_pylist(), start=1)]
 
 
 def _guarded(path: Path, kind: str, read: Callable[[], Any]) -> Any:

@@ -5,10 +5,13 @@ import json
 import os
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_schemas import tables
 from data_schemas.files import check_regular
 from data_schemas.reading import check_columns, read_conversations, read_documents, read_pairs
 from data_schemas.rows import Document, for_template
@@ -378,3 +381,34 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert fails(read_pairs, "owner/name") == ("owner/name: no such path, and not available from the hub (no network)")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "stream.arrow"])
+def test_a_binary_table_is_read_batch_by_batch(tmp_path, monkeypatch, ending):
+    """Three rows at a time, of batches that its writer made of seven: no more are Python values at once."""
+    texts = [f"text {number}" for number in range(20)]
+    import pyarrow.parquet
+
+    path = tmp_path / f"rows.{ending}"
+    table = pyarrow.table({"text": texts})
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=7)
+    else:
+        new = pyarrow.ipc.new_stream if ending == "stream.arrow" else pyarrow.ipc.new_file
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+    monkeypatch.setattr(tables, "ROWS_OF_BATCH", 3)
+    held: list[int] = []
+    guarded = tables._guarded
+
+    def counted(path: Path, kind: str, read: Callable[[], Any]) -> Any:
+        value = guarded(path, kind, read)
+        held.extend([len(value)] if isinstance(value, list) else [])
+        return value
+
+    monkeypatch.setattr(tables, "_guarded", counted)
+    lines = tables.parquet_rows(path) if ending == "parquet" else tables.arrow_rows(path)
+    for _ in range(2):  # the rows are asked for more than once
+        assert [(line.number, line.raw) for line in lines] == [(n + 1, {"text": text}) for n, text in enumerate(texts)]
+    assert len(lines) == 20 and max(held) == 3 and lines[19].raw == {"text": "text 19"}
+    assert [line.number for line in lines[5:7]] == [6, 7]
