@@ -72,8 +72,9 @@ def gold_verdict(policies: Policies) -> str:
     policies = with_gold(policies)
     pooled = shown(pooled_interval(difference(policies, RL_GOLD, RL)))
     to_dpo = shown(pooled_interval(difference(policies, RL_GOLD, DPO)))
+    seeds = ", ".join(map(str, policies))
     return (
-        f"With the gold score in place of the reward model and all else equal (seeds {', '.join(map(str, policies))}), the same RL "
+        f"With the gold score in place of the reward model and all else equal (seeds {seeds}), the same RL "
         f"gains {pooled} over RL on the reward model, and its difference from DPO is {to_dpo}: this is what the reward "
         "model costs. DPO reads the annotator's judgements of the pairs directly."
     )
