@@ -9,13 +9,14 @@ prompts is saved, that of step 0 included.
 """
 
 import logging
+import os
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from data_schemas.errors import DataError
+from data_schemas.errors import ConfigError, DataError
 from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
 from data_schemas.stage_keys import StageTraits
@@ -49,6 +50,13 @@ TRAITS = StageTraits(
 DEFAULTS = training_loop.DEFAULTS | {"max_completion_length": 256}  # TRL's config has no default
 ARGUMENTS = (RLArguments, PolicyGradientConfig, ModelConfig)
 log = logging.getLogger(__name__)
+
+
+def check_launch() -> None:
+    """Raises ConfigError under FSDP: processes sample different numbers of tokens, but each forward pass would gather
+    the divided weights from all of them, so they would wait for each other forever."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError("rl samples answers from the weights in memory, which FSDP divides; use profile ddp or zero3")
 
 
 def read_both_sides(
@@ -151,6 +159,7 @@ def make_trainer(
 
 
 def main(stage: Stage, arguments: RLArguments, training: PolicyGradientConfig, model: ModelConfig) -> StageResult:
+    check_launch()
     tokenizer = load_tokenizer(path_of(model))
     check_contract(tokenizer, path_of(model), arguments)
     with progress.activity("reading rows"):

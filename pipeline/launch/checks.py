@@ -243,6 +243,11 @@ def _check_fsdp2(step: Step, *, where: str) -> None:
         raise ConfigError(f"{where}: profile fsdp2 with num_processes=1 has nothing to divide; use profile single")
     if stages()[step.stage].traits.kind == "generates":
         raise ConfigError(f"{where}: {step.stage} generates answers, which profile fsdp2 does not support; use ddp")
+    if step.stage == "rl":
+        raise ConfigError(
+            f"{where}: rl samples answers from the weights in memory, which profile fsdp2 divides; use profile ddp or "
+            "zero3"
+        )
     if step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit"):
         raise ConfigError(
             f"{where}: profile fsdp2 divides weights among processes, which quantized ones do not support; "

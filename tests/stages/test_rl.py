@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from data_schemas.artifact import Artifact
+from data_schemas.errors import ConfigError
 from data_schemas.files import read_json
 from engine.reinforcement.schedule import Schedule
 from engine.reinforcement.trainer import PolicyGradientTrainer
@@ -343,3 +344,12 @@ def test_adapters_are_trained_and_merged(tiny_model, files, tmp_path):
     values = metrics_of(folder)
     assert values[0, "eval_kl"] == 0.0 and values[4, "eval_kl"] != 0.0
     assert Artifact.read(folder) == record and (folder / "model" / "model.safetensors").exists()
+
+
+def test_divided_weights_are_refused_in_one_line(monkeypatch):
+    from stages import rl
+
+    rl.check_launch()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="rl samples answers from the weights in memory, which FSDP divides; use"):
+        rl.check_launch()
