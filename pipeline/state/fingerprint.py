@@ -171,7 +171,8 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
             lines.append(f"{section}.{name} {_short(before.get(name))} -> {_short(now.get(name))}")
     for name, source in new["functions"].items():
         if old.get("functions", {}).get(name) not in (None, source):
-            lines.append(f"the source of {new['keys'][name]} changed")
+            function = new["keys"].get(name) or name.partition(".")[2]  # of a key with a list of functions
+            lines.append(f"the source of {function} changed")
     for key in sorted(old.get("inputs", {}).keys() | new["inputs"].keys()):
         old_inputs, new_inputs = old.get("inputs", {}).get(key, []), new["inputs"].get(key, [])
         if len(old_inputs) != len(new_inputs):

@@ -172,8 +172,10 @@ def plan_without_its_program(place: Place) -> Call:
     return place.alignloop("plan", *place.recipe(), "--cost")
 
 
-def submit(*settings: str, out: str = "jobs", to: str = "slurm", site: str | None = None) -> Callable[[Place], Call]:
-    words = ("--to", to, "--no-estimate", "--out", out, *(("--site", site) if site else ()))
+def submit(
+    *settings: str, out: str = "jobs", to: str = "slurm", site: str | None = None, hours: str = "24"
+) -> Callable[[Place], Call]:
+    words = ("--to", to, "--no-estimate", "--hours", hours, "--out", out, *(("--site", site) if site else ()))
     return lambda place: place.alignloop("submit", *place.recipe(*settings), *words)
 
 

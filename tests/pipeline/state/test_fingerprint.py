@@ -142,6 +142,18 @@ def test_a_functions_source_is_part_of_the_steps_that_call_it(work):
     ]
 
 
+def test_the_source_of_each_function_of_a_list_is_part_of_the_step(work):
+    rl = ["round_stages=[annotate, reward_model, dpo, rl]", "rl.reward_functions=[scores:score, more:score]"]
+    (work / "more.py").write_text("def score(prompt, answer, ended):\n    return 0.0\n")
+    _, before = known(work, *rl)
+    (work / "more.py").write_text("def score(prompt, answer, ended):\n    return 1.0\n")
+    steps, after = known(work, *rl)
+    step = next(step for step in steps if step.name == "round-1.rl")
+    assert differences(step, before[step.name].content, after[step.name].content) == [
+        "the source of more:score changed"
+    ]
+
+
 def test_every_source_of_a_package_is_hashed_and_nothing_is_imported(tmp_path):
     package = tmp_path / "world" / "inner"
     package.mkdir(parents=True)
