@@ -95,7 +95,7 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
     ids = torch.arange(10, 40)[None]
     outputs = []
     for folder in (one, two):
-        model, loading = loader.from_pretrained(folder / "model", output_loading_info=True)
+        model, loading = loader.from_pretrained(folder / "model", output_loading_info=True)  # pyright: ignore[reportGeneralTypeIssues]
         assert not any(loading.values()), loading
         with torch.no_grad():
             outputs.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
@@ -157,6 +157,7 @@ def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(profile, r
     assert outcome is not None and outcome["kind"] == "preempted", f"{outcome}\n{printed[-3000:]}"
     (checkpoint,) = (cut / "checkpoints").glob("checkpoint-*")
     marker = read_json(checkpoint / "whole.json")
+    assert marker is not None
     assert (marker["processes"], marker["step"]) == (2, int(checkpoint.name.rpartition("-")[2]))
     assert 0 < marker["step"] < 80
     assert outcome["hint"] == f"run the same command again: training resumes from step {marker['step']}"

@@ -3,9 +3,10 @@
 A folder or hub name that can't be loaded is a DataError of one line; a key that forbids loading is a ConfigError.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,8 +22,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig, get_quantization_config
 
 from data_schemas.artifact import Artifact
@@ -280,6 +283,27 @@ def training_options(model: ModelConfig) -> ModelOptions:
             raise ConfigError(f"{QUANTIZED_UNDER_ZERO3}; use profile zero2, or leave load_in_4bit and load_in_8bit out")
         options["quantization_config"] = quantization
     return options
+
+
+def deepspeed_of(training: TrainingArguments) -> object | None:
+    """The configuration by which transformers divides the models that it loads or constructs: that of accelerate, or,
+    once there is a trainer, the trainer's."""
+    config = getattr(training, "hf_deepspeed_config", None)
+    return config or getattr(training.deepspeed_plugin, "dschf", None)
+
+
+@contextlib.contextmanager
+def outside_zero3(deepspeed: object | None) -> Iterator[None]:
+    """Inside, this process loads and constructs complete models. Under ZeRO-3 each of them would be divided among
+    the processes, and a process that is alone in it would wait for the others forever."""
+    if deepspeed is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(deepspeed)
 
 
 def without_launcher() -> dict[str, str]:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from data_schemas.errors import ConfigError
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import load_tokenizer
+from engine.models.loading import load_tokenizer, outside_zero3
 from engine.reinforcement.arguments import RLArguments
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
@@ -67,9 +66,8 @@ def make_rewards(
             check_template(arguments.reward_model, tokenizer)
         scorer = sources["reward_model"] = RewardModelScorer(stage, arguments.reward_model, settings, keeps_model=True)
         if deepspeed is not None:
-            unset_hf_deepspeed_config()
-            _ = scorer.kept
-            set_hf_deepspeed_config(deepspeed)
+            with outside_zero3(deepspeed):
+                _ = scorer.kept
     for reference in arguments.reward_functions or []:
         name = reference.rpartition(":")[2]
         name = name if name not in sources else reference

@@ -37,6 +37,7 @@ def test_the_parameters_of_llama_3():
 @pytest.mark.parametrize(("size", "profile", "expected"), TABLE)
 def test_zero_divides_the_states_as_its_paper_says(size, profile, expected):
     shape = {"8B": LLAMA_8B, "70B": LLAMA_70B}[size]
+    assert shape is not None
     found = {
         processes: round(without_gathered(model_states(fully_trained(shape), profile=profile, processes=processes)), 1)
         for processes in expected
