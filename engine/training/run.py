@@ -10,7 +10,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
@@ -205,7 +207,7 @@ class TrackingCallback(TrainerCallback):
     def on_train_begin(
         self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self.engine = engine_of(self.trainer.model_wrapped)
+        self.engine = engine_of(cast(torch.nn.Module, self.trainer.model_wrapped))
         check_engine(self.engine)
         log.info("the engine that wraps the model: %s", self.engine)
         self.counter.total = state.max_steps
