@@ -36,7 +36,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("round_stages=[evaluate_policy]", "SET: round_stages.0='evaluate_policy': expected 'annotate',"),
     ("by_round=[dpo]", "SET: by_round=['dpo']: expected a mapping"),
     ("by_round.one.dpo.beta=1", "SET: by_round.one='one': expected an integer"),
-    ("by_round.1.dpoo.beta=1", "SET: by_round.1.dpoo='dpoo': expected 'data', 'curate', 'pretrain',"),
+    ("by_round.1.dpoo.beta=1", "SET: by_round.1.dpoo='dpoo': expected 'data', 'curate', 'paraphrase',"),
     ("by_round.3.dpo.beta=1", "SET: by_round.3: the run has rounds 0 to 2"),
     ("by_round.1.pretrain.seed=1", "SET: by_round.1.pretrain: pretrain runs once, before the rounds"),
     ("by_round.1.evaluate_policy.seed=1", "SET: by_round.1.evaluate_policy: all policies are judged the same way"),

@@ -68,6 +68,7 @@ ELSEWHERE = {
     ("engine/models/miniature.py", "small_model"): "an architecture that no recipe can have: test_miniature",
     ("data_schemas/splitting.py", "Shares.__post_init__"): "the limits of the keys come first: test_splitting",
     ("engine/training/wrapping.py", "check_engine"): "FSDP on a CPU, which the recipe refuses: test_wrapping",
+    ("stages/rl.py", "check_launch"): "FSDP2 by hand, as accelerate sets it: tests/stages/test_rl.py",
     ("engine/tasks/changes.py", "changes"): "evaluations of other questions: tests/stages/test_evaluate_tasks.py",
     ("engine/tasks/changes.py", "changes_to_best"): "an evaluation that is not given: test_evaluate_tasks.py",
     ("engine/tasks/grades.py", "read_grades"): "a damaged file beside a valid record: test_evaluate_tasks.py",

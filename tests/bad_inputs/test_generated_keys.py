@@ -98,6 +98,7 @@ def test_every_generated_value_is_refused_in_one_line_or_legal_for_a_reason(fold
     monkeypatch.chdir(folder)
     whole = yaml.safe_load((folder / "toy.yaml").read_text())
     whole |= {"round_stages": stages_of_a_round(), "rounds": 1, "evaluate_tasks": {"gsm8k": "chats.jsonl"}}
+    whole |= {"paraphrase": {"paraphrase_llm": "base"}}
     assert refusal(folder, whole) == ""
     (folder / "texts.txt").write_text("A text.\n")
     pretrained = whole | {"data": whole["data"] | {"documents": "texts.txt"}}
