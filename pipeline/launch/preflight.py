@@ -20,6 +20,7 @@ from data_schemas.stage_keys import stages
 from data_schemas.text import printable
 from pipeline.launch import preview
 from pipeline.launch.command_line import ROOT, environment
+from pipeline.launch.processes import program
 from pipeline.state.run import Run
 from pipeline.steps import Output, Step
 
@@ -68,14 +69,15 @@ def _call(command: Sequence[str], env: Mapping[str, str], errors: Path) -> tuple
     lines: list[str] = []
     with (
         errors.open("wb") as file,
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=file, encoding="utf-8") as process,
+        program(command, env=env, stdout=subprocess.PIPE, stderr=file, encoding="utf-8") as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             if line.startswith(TRIED):
                 print(f"  tried {printable(line.removeprefix(TRIED).strip())}", file=sys.stderr, flush=True)
-    return process.returncode, "".join(lines), errors.read_text(encoding="utf-8", errors="replace")
+        code = process.wait()
+    return code, "".join(lines), errors.read_text(encoding="utf-8", errors="replace")
 
 
 def _lines(output: str, prefix: str) -> list[str]:

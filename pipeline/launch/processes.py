@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -133,17 +134,28 @@ def _fork(
 
 
 def call(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Runs a program in the foreground, and returns its exit code. One that the caller leaves before gets SIGTERM, and
-    SIGKILL where it has not ended some seconds later."""
-    with subprocess.Popen(command, env=dict(env)) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LEFTOVER_SECONDS)
-            process.kill()
-            raise
+    """Runs a program in the foreground, and returns its exit code."""
+    with program(command, env=env) as process:
+        return process.wait()
+
+
+@contextlib.contextmanager
+def program(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Starts a program with the options of `subprocess.Popen`. One that still runs when the block is left, also by a
+    signal that arrives while it is being started, gets SIGTERM, and SIGKILL some seconds later."""
+    process = None
+    try:
+        with signals_wait():
+            process = subprocess.Popen(command, **options)
+        yield process
+    finally:
+        if process is not None:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LEFTOVER_SECONDS)
+                process.kill()
+            process.communicate()  # closes its pipes
 
 
 @contextlib.contextmanager
@@ -157,7 +169,9 @@ def signals_raise(numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> Iterator[
         return
 
     def raise_interrupted(number: int, frame: object) -> None:
-        raise Interrupted(number)
+        if _waiting is None:
+            raise Interrupted(number)
+        _waiting.append(number)
 
     caught = [number for number in numbers if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
     before = {number: signal.signal(number, raise_interrupted) for number in caught}
@@ -166,6 +180,22 @@ def signals_raise(numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+
+
+_waiting: list[int] | None = None  # the signals that arrived in the block of signals_wait
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Raises Interrupted after the block, not in it, where a signal of `signals_raise` arrives meanwhile."""
+    global _waiting
+    arrived = _waiting = []
+    try:
+        yield
+    finally:
+        _waiting = None
+    if arrived:
+        raise Interrupted(arrived[0])
 
 
 def stop(stages: Sequence[StageProcess]) -> None:

@@ -7,12 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 from data_schemas.check_request import ModelSource, TokenizerSource
 from data_schemas.cost_request import ANSWER, ModelAnswer, Probe, ProbeAnswer, Question, RowFiles, RowLengths
 from data_schemas.errors import StageError
 from pipeline.launch.command_line import ROOT, environment
+from pipeline.launch.processes import program
 from pipeline.steps import Step
 
 PROGRAM = "commands.estimate"
@@ -54,18 +54,8 @@ def estimator(step: Step, functions: Path) -> Iterator[Estimator]:
     with tempfile.TemporaryDirectory(prefix="alignloop-estimate-") as scratch:
         errors = Path(scratch) / "errors.txt"
         command = [sys.executable, "-P", "-m", PROGRAM]
-        # It is killed at the end: its own temporary files are deleted with this folder.
+        # It is ended by a signal: its own temporary files are deleted with this folder.
         env = environment(step, Path(scratch), functions) | {"TMPDIR": scratch}
-        with errors.open("wb") as file:
-            process = _start(command, env, file)
-            try:
-                yield Estimator(process, errors)
-            finally:
-                process.kill()
-                process.communicate()
-
-
-def _start(command: list[str], env: Mapping[str, str], errors: IO[bytes]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
-    )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+        with errors.open("wb") as file, program(command, env=env, cwd=ROOT, stderr=file, **pipes) as process:
+            yield Estimator(process, errors)

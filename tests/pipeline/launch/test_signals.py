@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.launch.command_line import ROOT
+from pipeline.launch.processes import Interrupted, program, signals_raise
 from tests.patience import PATIENCE
 from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
 from tests.processes import alive, within
@@ -70,7 +71,7 @@ def test_a_run_under_nohup_outlives_its_terminal(world):
 
 
 def test_a_plan_that_is_stopped_leaves_no_process_and_no_file(tmp_path):
-    """Its estimates come from a program with temporary files of its own."""
+    """`plan --cost` asks a separate program for estimates, which writes temporary files."""
     (tmp_path / "temporary").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "plan", str(ROOT / "configs" / "demo.yaml"), "--cost"],
@@ -87,3 +88,20 @@ def test_a_plan_that_is_stopped_leaves_no_process_and_no_file(tmp_path):
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and err == "estimating what the steps will need\n"
     assert not any(map(alive, programs)) and not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_signal_while_a_program_is_being_started_ends_it(monkeypatch):
+    started = []
+
+    class Signalled(subprocess.Popen):
+        """The signal arrives after the fork, and before the caller has the process."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    with pytest.raises(Interrupted), signals_raise([signal.SIGTERM]), program(["sleep", "1000"]):
+        raise AssertionError("the signal was lost")
+    assert len(started) == 1 and not alive(started[0])
