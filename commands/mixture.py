@@ -5,7 +5,7 @@ share.web,share.code,share.books,loss
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from commands.mixture_laws import (
     log_ratios,
     num_features,
 )
-from commands.scaling_runs import number, read_table
+from commands.scaling_runs import number
 from data_schemas.errors import DataError
 
 SHARE, LOSS = "share.", "loss"
@@ -60,15 +60,13 @@ class BestMix:
         return np.percentile(self.resampled_SK, [2.5, 97.5], axis=0)
 
 
-def is_of_mixes(path: Path) -> bool:
-    """Whether a table has columns of shares. Raises DataError for a file that can't be read."""
-    rows = read_table(path)
+def is_of_mixes(rows: Sequence[dict[str, str]]) -> bool:
+    """Whether a table has columns of shares."""
     return any(str(name).startswith(SHARE) for name in (rows[0] if rows else {}))
 
 
-def read_mixes(path: Path) -> Mixes:
-    """The runs of a CSV file. Raises DataError for a number or a sum that can't be used, and for too few runs."""
-    rows = read_table(path)
+def mixes_of(path: Path, rows: Sequence[dict[str, str]]) -> Mixes:
+    """The runs of the lines of a table. Raises DataError for a number or a sum that can't be used, and for too few."""
     columns = [str(name) for name in rows[0] if str(name).startswith(SHARE)]
     names = [column.removeprefix(SHARE) for column in columns]
     if LOSS not in rows[0]:

@@ -90,7 +90,7 @@ def fit_resamples(mixes: Mixes, law: MixLaw, num_resamples: int, draws: np.rando
 
 def _fit(mixes: Mixes, degree: int) -> MixLaw:
     features_RF = features(log_ratios(mixes.shares_RK), degree)
-    inverse_FR = np.linalg.pinv(features_RF)  # also where a resample has a run several times
+    inverse_FR = np.linalg.pinv(features_RF)  # also where shares of the runs depend on each other
     weights_F = inverse_FR @ mixes.loss_R
     # The prediction without a run, in closed form: the residual over 1 - leverage (Allen 1974, PRESS).
     leverage_R = np.minimum(np.einsum("rf,fr->r", features_RF, inverse_FR), 1 - 1e-9)

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from commands import mixture
 from commands.scaling_laws import Form, Minimum, PowerLaw, fit_form, fit_resamples, isoflop_law, minima
-from commands.scaling_runs import Runs, read_runs
+from commands.scaling_runs import Runs, read_table, runs_of
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.files import write_atomically
 from data_schemas.outputs import check_new_file
@@ -186,9 +186,9 @@ def as_json(laws: Laws, budgets: list[float]) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def show_mix(arguments: argparse.Namespace, console: Console) -> None:
+def show_mix(arguments: argparse.Namespace, rows: Sequence[dict[str, str]], console: Console) -> None:
     """Prints the best mix of a table of mixes. Raises DataError for a table that can't be used."""
-    best = mixture.BestMix.fit(mixture.read_mixes(Path(arguments.table)))
+    best = mixture.BestMix.fit(mixture.mixes_of(Path(arguments.table), rows))
     mixes = best.mixes
     console.print(Text(f"{printable(arguments.table)}: {len(mixes)} runs on mixes of {len(mixes.names)} sources"))
     console.print(mixture.shares_table(best))
@@ -223,12 +223,13 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_new_file(Path(arguments.output))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    if mixture.is_of_mixes(Path(arguments.table)):
+    rows = read_table(Path(arguments.table))
+    if mixture.is_of_mixes(rows):
         if arguments.budget:
             raise ConfigError("--budget is for a table of sizes, and this one has data mixes; leave it out")
-        show_mix(arguments, console)
+        show_mix(arguments, rows, console)
         return 0
-    runs = read_runs(Path(arguments.table))
+    runs = runs_of(Path(arguments.table), rows)
     laws = Laws.fit(runs)
     budgets = arguments.budget or [10 * float(runs.flops_R.max())]
     form = laws.form

@@ -8,6 +8,7 @@ A column `flops` is read too; without it a run costs 6 FLOPs for each parameter 
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +63,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path} can't be read ({reason}): expected a CSV file of runs") from error
 
 
-def read_runs(path: Path) -> Runs:
-    """The runs of a CSV file. Raises DataError for a file, a column or a number that can't be used, and for too few."""
-    rows = read_table(path)
+def runs_of(path: Path, rows: Sequence[dict[str, str]]) -> Runs:
+    """The runs of the lines of a table. Raises DataError for a column or number that can't be used, or too few runs."""
     found = list(rows[0]) if rows else []
     for name in COLUMNS:
         if name not in found:

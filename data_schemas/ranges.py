@@ -1,6 +1,6 @@
 """Values that are the least and the most of one measure: a least value above the most leaves nothing, and is refused.
 
-Which values belong together is told by their names, so that a new pair needs no rule of its own. Needs no torch.
+The pairs are found by their names, as min_x and max_x, so a new pair is checked without a new rule. Needs no torch.
 """
 
 from collections.abc import Collection, Iterator

@@ -9,7 +9,6 @@ prompts is saved, that of step 0 included.
 """
 
 import logging
-import os
 from pathlib import Path
 
 from datasets import Dataset
@@ -28,7 +27,7 @@ from engine.reinforcement.log_probs import Reference
 from engine.reinforcement.rewards import make_rewards
 from engine.reinforcement.schedule import Schedule
 from engine.reinforcement.trainer import GRPOLoopTrainer, PolicyGradientTrainer, RLOOLoopTrainer
-from engine.runtime import progress
+from engine.runtime import progress, world
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.runtime.world import device_of
 from engine.sampling.answers import SamplingSettings
@@ -55,7 +54,7 @@ log = logging.getLogger(__name__)
 def check_launch() -> None:
     """Raises ConfigError under FSDP: processes sample different numbers of tokens, but each forward pass would gather
     the divided weights from all of them, so they would wait for each other forever."""
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if world.is_fsdp_asked_for():
         raise ConfigError("rl samples answers from the weights in memory, which FSDP divides; use profile ddp or zero3")
 
 

@@ -12,6 +12,13 @@ from typing import TypeVar
 from benchmarks.alignment.report import ROOT, RUNS
 
 BASE = "alignment-base"
+MEASURING = {  # keys of evaluate_policy where a policy is measured by hand
+    "num_answers": 4,
+    "max_new_tokens": 32,
+    "generation_batch_size": 256,
+    "use_cpu": True,
+    "report_to": "none",
+}
 Part = TypeVar("Part")
 
 

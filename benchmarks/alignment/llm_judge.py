@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from benchmarks.alignment.gold_judge import MODEL, preference
-from benchmarks.alignment.launching import alignloop, make_base, on_cores
+from benchmarks.alignment.launching import MEASURING, alignloop, make_base, on_cores
 from benchmarks.alignment.report import ROOT, RUNS, evaluations, means_by_prompt, pooled_interval, shown
 from data_schemas.people import EXIT_CODE, FORMAT
 from data_schemas.rows import STRENGTHS
@@ -93,11 +93,7 @@ def evaluate(seed: int, evaluation: str, endpoint: Mapping[str, Any], **people: 
         "judge_llm": "judge",
         "endpoints": {"judge": dict(endpoint)},
         "seed": seed,
-        "num_answers": 4,
-        "max_new_tokens": 32,
-        "generation_batch_size": 256,
-        "use_cpu": True,
-        "report_to": "none",
+        **MEASURING,
         "output_dir": str(output),
     }
     config.write_text(yaml.safe_dump(keys | people))

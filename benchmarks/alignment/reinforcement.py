@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.alignment.exploitable import PHRASE
-from benchmarks.alignment.launching import alignloop, launch, make_base, on_cores
+from benchmarks.alignment.launching import MEASURING, alignloop, launch, make_base, on_cores
 from benchmarks.alignment.reinforcement_report import DPO, FREE, GUARDED, RL, RL_GOLD, SFT, Measured, report
 from benchmarks.alignment.report import RUNS, means_by_prompt
 from pipeline.report.rounds import exploited_rewards
@@ -116,11 +116,7 @@ def evaluation(seed: int, name: str) -> list[str]:
         "proxy_model": output("round-1.reward_model", "model"),
         "judge_function": "toy_world.gold:gold",
         "seed": str(seed),
-        "num_answers": "4",
-        "max_new_tokens": "32",
-        "generation_batch_size": "256",
-        "use_cpu": "true",
-        "report_to": "none",
+        **{key: str(value).lower() for key, value in MEASURING.items()},
         "output_dir": str(measurement_of(seed, name)),
     }
     return ["stages.evaluate_policy", *(word for key, value in keys.items() for word in (f"--{key}", value))]

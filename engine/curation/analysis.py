@@ -187,7 +187,7 @@ def _analyse_row(rows: RowFiles, analysis: Analysis, chunk: Chunk, index: int) -
         if analysis.count_tokens is not None:
             chunk.tokens.append(analysis.count_tokens(row))
     except ConfigError as error:
-        raise ConfigError(f"{error}, on {':'.join(map(str, rows.origin(index)))}") from None
+        raise ConfigError(f"{error}, on {rows.users_place(index)}") from None
     except (KeyError, TypeError, AttributeError):
         raise DataError(f"{rows.place(index)} is not a stored row of {rows.kind}") from None
     chunk.ids.append(row_id(row))

@@ -64,7 +64,7 @@ def lines_of_dropped(table: Table) -> Iterator[bytes]:
         fields = {
             "row_id": table.ids[index],
             "kind": table.rows.kind,
-            "place": table.origin(index),
+            "place": table.rows.users_place(index),
             "rule": finding.rule,
             "value": finding.value,
             "threshold": finding.threshold,

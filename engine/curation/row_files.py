@@ -73,6 +73,11 @@ class RowFiles:
         origins = self._origins[file]
         return (origins.of(number) if origins else None) or (str(self.paths[file]), number + 1)
 
+    def users_place(self, index: int) -> str:
+        """`file:line` of a row as its user knows it."""
+        file, line = self.origin(index)
+        return f"{file}:{line}"
+
     def _number_in_file(self, index: int) -> int:
         return index - int(self._first[int(self._file_N[index])])
 

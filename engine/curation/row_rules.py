@@ -76,12 +76,12 @@ def marks_of(reference: str, table: Table) -> Marks:
         try:
             mark = function(table.row(index))
         except Exception as error:
-            place = table.origin(index)
+            place = table.rows.users_place(index)
             raise ConfigError(f"{reference} raised {type(error).__name__}: {error}, on {place}") from None
         if mark is None:
             return math.nan
         if isinstance(mark, bool) or not isinstance(mark, int | float) or not math.isfinite(mark):
-            place = table.origin(index)
+            place = table.rows.users_place(index)
             raise ConfigError(f"{reference} returned {shown(mark)}; expected a number, or None, on {place}")
         return float(mark)
 

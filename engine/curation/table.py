@@ -64,11 +64,6 @@ class Table:
         for index in self.kept():
             yield from [self.rows.origin(index)] * self.copies.get(index, 1)
 
-    def origin(self, index: int) -> str:
-        """`file:line` of a row as its user knows it."""
-        file, line = self.rows.origin(index)
-        return f"{file}:{line}"
-
     @property
     def num_kept(self) -> int:
         """The rows that are written, with copies."""

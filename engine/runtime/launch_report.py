@@ -50,7 +50,7 @@ def _divided_by() -> str:
 
     The engine that really wraps the model is logged when training begins (engine/training/wrapping.py).
     """
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if world.is_fsdp_asked_for():
         return "FSDP"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return ""

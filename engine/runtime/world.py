@@ -35,6 +35,11 @@ def num_local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def is_fsdp_asked_for() -> bool:
+    """Whether accelerate's config asks for FSDP, which it gives to GPUs only."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once: logs, tables, the record."""
     return rank() == 0

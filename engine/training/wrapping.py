@@ -3,13 +3,12 @@
 What was asked for may be something else: on a CPU accelerate runs an FSDP config as plain DDP, without a word.
 """
 
-import os
-
 import torch
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from data_schemas.errors import ConfigError
+from engine.runtime import world
 
 FSDP2 = "FSDP2"
 
@@ -28,7 +27,7 @@ def engine_of(model: torch.nn.Module) -> str:
 
 def check_engine(engine: str) -> None:
     """Raises ConfigError where accelerate was asked for FSDP and another engine wraps the model."""
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not engine.startswith("FSDP"):
+    if world.is_fsdp_asked_for() and not engine.startswith("FSDP"):
         raise ConfigError(
             f"the profile asks for FSDP, and the engine that wraps the model is {engine}, since FSDP needs two "
             "processes on GPUs or more; use profile ddp or zero3"

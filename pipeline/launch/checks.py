@@ -207,7 +207,7 @@ def _check_launch(recipe: Recipe, step: Step) -> None:
     check_devices(launch, where=where)
     if launch.profile == "fsdp2":
         _check_fsdp2(step, where=where)
-    if launch.profile.startswith("zero3") and (step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit")):
+    if launch.divides_weights and (step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit")):
         raise ConfigError(
             f"{where}: profile {launch.profile} divides weights among processes, which quantized ones do not support; "
             "try profile: zero2, or leave load_in_4bit and load_in_8bit out"
@@ -247,11 +247,6 @@ def _check_fsdp2(step: Step, *, where: str) -> None:
         raise ConfigError(
             f"{where}: rl samples answers from the weights in memory, which profile fsdp2 divides; use profile ddp or "
             "zero3"
-        )
-    if step.keys.get("load_in_4bit") or step.keys.get("load_in_8bit"):
-        raise ConfigError(
-            f"{where}: profile fsdp2 divides weights among processes, which quantized ones do not support; "
-            "try profile: zero2, or leave load_in_4bit and load_in_8bit out"
         )
     if step.keys.get("muon_learning_rate") is not None:
         raise ConfigError(

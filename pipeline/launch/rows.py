@@ -64,7 +64,7 @@ def _check_training(run: Run, step: Step, names: list[str], rows: int) -> None:
     makes_own_rows = not stages()[step.stage].traits.has_variants or keys.get("ranking_pairs") == "all"
     if not rows or batch is None or rows >= batch or makes_own_rows:
         return
-    if rows % processes or step.launch.profile.startswith(("zero", "fsdp")) or keys.get("packing"):
+    if rows % processes or step.launch.divides_states or keys.get("packing"):
         raise ConfigError(
             f"{run.recipe.path}: {step.section}.global_batch_size={batch}, and {step.name} has {rows} training rows "
             f"({', '.join(names)}); lower it to {max(1, rows // processes) * processes} or less, or give more rows"

@@ -85,7 +85,6 @@ def training_probe(step: Step, keys: Keys, config: Keys, shape: Shape, work: Wor
     size = micro_batch_of(step, keys)
     share = max(1, keys["global_batch_size"] // step.launch.num_processes)
     is_zero = step.launch.profile.startswith("zero")
-    is_divided = is_zero or step.launch.profile == "fsdp2"
     precision = "autocast" if is_mixed(keys) else "float32"
     if (is_zero and is_mixed(keys)) or is_half(keys):
         precision = "bfloat16"
@@ -95,7 +94,7 @@ def training_probe(step: Step, keys: Keys, config: Keys, shape: Shape, work: Wor
         "config": dict(config),
         "layers": shape.layers,
         "micro_batch": heaviest_micro_batch(work.samples, size=size, batches=round(work.updates * share / size) or 1),
-        "accumulates": is_divided or share > size,
+        "accumulates": step.launch.divides_states or share > size,
         "precision": precision,
     }  # pyright: ignore[reportReturnType]
 

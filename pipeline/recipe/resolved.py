@@ -174,7 +174,7 @@ def _launch(settings: Settings, name: Section, layers: Sequence[TypedSection]) -
     launch: Keys = settings.launch.model_dump(exclude_unset=True)
     if traits_of(name).one_process:
         launch = {"device": settings.launch.device}
-    if traits_of(name).kind == "generates" and settings.launch.profile.startswith(("zero", "fsdp")):
+    if traits_of(name).kind == "generates" and settings.launch.divides_states:
         launch["profile"] = "ddp"
     for layer in layers:
         launch |= layer.launch

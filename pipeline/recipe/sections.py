@@ -69,6 +69,16 @@ class Launch(BaseModel):
         shlex.split(given or "")  # ValueError for an open quote
         return given
 
+    @property
+    def divides_states(self) -> bool:
+        """Whether the processes divide the model's states among them, all or some of them (ZeRO, FSDP2)."""
+        return self.profile.startswith(("zero", "fsdp"))
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether they divide the weights too (ZeRO-3, FSDP2)."""
+        return self.profile.startswith(("zero3", "fsdp"))
+
 
 class Mix(BaseModel):
     """The data that SFT and DPO are trained on. The recipe sets it, and a variant may override it."""

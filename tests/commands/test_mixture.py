@@ -7,8 +7,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from commands.mixture import BestMix, notes, read_mixes
+from commands.mixture import BestMix, mixes_of, notes
 from commands.mixture_laws import Mixes, candidates, fit_mix_law, log_ratios, num_features
+from commands.scaling_runs import read_table
 from data_schemas.errors import DataError
 from tests.loop_recipes import COMMAND
 from tests.patience import PATIENCE
@@ -92,7 +93,7 @@ def test_few_runs_are_fitted_linearly_and_the_best_mix_stays_between_those_of_th
 def test_a_table_that_cannot_be_used_is_one_line(text, message, tmp_path):
     (tmp_path / "mixes.csv").write_text(text)
     with pytest.raises(DataError) as error:
-        read_mixes(tmp_path / "mixes.csv")
+        mixes_of(tmp_path / "mixes.csv", read_table(tmp_path / "mixes.csv"))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

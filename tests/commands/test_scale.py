@@ -11,7 +11,7 @@ import torch
 
 from commands.scale import Laws, advise, notes
 from commands.scaling_laws import HUBER, Form, fit_form, isoflop_law, minima
-from commands.scaling_runs import Runs, read_runs
+from commands.scaling_runs import Runs, read_table, runs_of
 from data_schemas.errors import DataError
 from tests.loop_recipes import COMMAND
 from tests.patience import PATIENCE
@@ -126,12 +126,22 @@ def test_fits_that_disagree_are_reported():
     assert first.endswith("the intervals overlap")
 
 
+def test_a_table_may_come_through_a_pipe():
+    """It can be read once only, as in `alignloop scale <(grep web runs.csv)`."""
+    runs = grid()
+    rows = zip(runs.parameters_R, runs.tokens_R, runs.loss_R, strict=True)
+    text = "\n".join(["parameters,tokens,loss", *(",".join(map(repr, map(float, row))) for row in rows)])
+    command = [COMMAND, "scale", "/dev/stdin", "--budget", "1e22"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"{len(runs)} runs of" in done.stdout, done.stderr
+
+
 def test_other_flops_than_six_are_read(tmp_path):
     runs = grid(Form(1.8172, 482.01, 2085.43, 0.3478, 0.3658, flops_each=8.0))
     rows = zip(runs.parameters_R, runs.tokens_R, runs.loss_R, runs.flops_R, strict=True)
     lines = [",".join(map(repr, map(float, row))) for row in rows]
     (tmp_path / "runs.csv").write_text("\n".join(["parameters,tokens,loss,flops", *lines]))
-    read = read_runs(tmp_path / "runs.csv")
+    read = runs_of(tmp_path / "runs.csv", read_table(tmp_path / "runs.csv"))
     assert read.flops_per_parameter_and_token == pytest.approx(8) and len(read.budgets()) == 6
     best = fit_form(read).law.at(1e22)
     assert 8 * best.parameters * best.tokens == pytest.approx(1e22)
@@ -153,7 +163,7 @@ def test_other_flops_than_six_are_read(tmp_path):
 def test_a_table_that_cannot_be_used_is_one_line(text, message, tmp_path):
     (tmp_path / "runs.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError) as error:
-        read_runs(tmp_path / "runs.csv")
+        runs_of(tmp_path / "runs.csv", read_table(tmp_path / "runs.csv"))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

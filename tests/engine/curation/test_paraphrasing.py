@@ -59,7 +59,7 @@ def test_only_the_last_user_message_changes_and_the_row_stays_in_its_group():
     assert (changed.group_id, changed.tag, changed.reference) == (original.group_id, "grammar", "Went.")
     assert changed.prompt_id not in ("", original.prompt_id)
     assert last_user_text(original) == "Which word is the past of go?"
-    assert with_user_text(ORIGINAL, "Past of go?").group_id == ORIGINAL.group_id  # that of its own text is another
+    assert with_user_text(ORIGINAL, "Past of go?").group_id == ORIGINAL.group_id  # by default a hash of the text
 
 
 def test_an_answer_loses_the_lines_around_the_question_and_no_others():

@@ -167,35 +167,12 @@ def test_a_users_mistake_is_one_line_with_a_hint(recipe_file, override, message)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("annotate.launch.profile=fsdp2", "launch: annotate generates answers, which profile fsdp2 does not support"),
-        (
-            "dpo={use_peft: true, load_in_4bit: true}",
-            "launch: profile fsdp2 divides weights among processes, which quantized ones do not support; try profile",
-        ),
-        ("launch.num_processes=1", "launch: profile fsdp2 with num_processes=1 has nothing to divide"),
-        (
-            "round_stages=[annotate, reward_model, rl]",
-            "launch: rl samples answers from the weights in memory, which profile fsdp2 divides; use profile ddp or",
-        ),
-    ],
-)
-def test_what_fsdp2_does_not_support_is_refused(recipe_file, override, message, monkeypatch):
-    monkeypatch.setattr(machine, "has_gpu", lambda: True)
-    fsdp2 = ("launch={profile: fsdp2, num_processes: 2}", "round_stages=[annotate, reward_model, dpo]")
-    checked(recipe_file, *fsdp2)
-    with pytest.raises(ConfigError) as error:
-        checked(recipe_file, *fsdp2, override)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_rl_runs_as_ddp_beside_other_stages_under_fsdp2(recipe_file, monkeypatch):
     monkeypatch.setattr(machine, "has_gpu", lambda: True)
     stages = "round_stages=[annotate, reward_model, rl]"
-    checked(recipe_file, "launch={profile: fsdp2, num_processes: 2}", stages, "rl.launch.profile=ddp")
+    _, steps = checked(recipe_file, "launch={profile: fsdp2, num_processes: 2}", stages, "rl.launch.profile=ddp")
+    profiles = {step.stage: step.launch.profile for step in steps}
+    assert (profiles["rl"], profiles["reward_model"], profiles["annotate"]) == ("ddp", "fsdp2", "ddp")
 
 
 def test_without_an_annotator_or_a_judge_nothing_starts(recipe_file):
