@@ -1,7 +1,8 @@
 """Prompts whose answers a program can check, after IFEval (arXiv 2311.07911): a task and one or two constraints.
 
 Seeded code generates the prompts. `score` reads the constraints back from a prompt's text and computes the share of
-them that an answer keeps. Training and evaluation prompts ask about different topics.
+them that an answer keeps. Training and evaluation prompts ask about different topics, and three kinds of constraints
+are in no training prompt: evaluation has its numbers for both kinds by their tags, `trained` and `transfer`.
 """
 
 import json
@@ -37,6 +38,7 @@ class Constraint:
     instruction: str  # its sentence in a prompt; {} is its number or word
     is_kept: Callable[[str, str], bool]  # of the answer and the number or word
     values: Sequence[str] = ("",)  # the numbers or words to draw from
+    is_held_out: bool = False  # only in evaluation prompts
 
 
 def _words(text: str) -> list[str]:
@@ -48,36 +50,48 @@ CONSTRAINTS = (
     Constraint("Use at most {} words.", lambda text, n: len(_words(text)) <= int(n), ("12", "15", "20")),
     Constraint("Use at least {} words.", lambda text, n: len(_words(text)) >= int(n), ("20", "25")),
     Constraint(
-        "Answer in exactly {} sentences.", lambda text, n: len(re.findall(r"[.!?](?=\s|$)", text)) == int(n), ("2", "3")
+        "Answer in exactly {} sentences.",
+        lambda text, n: len(re.findall(r"[.!?](?=\s|$)", text)) == int(n),
+        ("2", "3"),
+        is_held_out=True,
     ),
     Constraint("Do not use any commas.", lambda text, _: "," not in text),
     Constraint(
         "Include the word {}.", lambda text, word: word in map(str.lower, _words(text)), ("always", "quiet", "bright")
     ),
-    Constraint("Include a number in digits.", lambda text, _: re.search(r"\d", text) is not None),
+    Constraint("Include a number in digits.", lambda text, _: re.search(r"\d", text) is not None, is_held_out=True),
     Constraint("Speak of yourself as I.", lambda text, _: "I" in _words(text)),
-    Constraint("Speak to the reader as you.", lambda text, _: "you" in map(str.lower, _words(text))),
+    Constraint("Speak to the reader as you.", lambda text, _: "you" in map(str.lower, _words(text)), is_held_out=True),
 )
 EXCLUSIVE = ("at most", "at least")  # never in the same prompt
 
 
 def make(folder: Path, *, seed: int, num_prompts: int = 600, num_evaluation_prompts: int = 60) -> None:
-    """Writes prompts.jsonl and evaluation_prompts.jsonl in the folder."""
-    for name, topics, count in (
-        ("prompts", TOPICS[HELD_OUT:], num_prompts),
-        ("evaluation_prompts", TOPICS[:HELD_OUT], num_evaluation_prompts),
+    """Writes prompts.jsonl and evaluation_prompts.jsonl in the folder. Half of the latter have constraints that are in
+    no training prompt."""
+    trained, held_out = ([one for one in CONSTRAINTS if one.is_held_out == held] for held in (False, True))
+    half = num_evaluation_prompts // 2
+    for name, topics, parts in (
+        ("prompts", TOPICS[HELD_OUT:], [("trained", trained, num_prompts)]),
+        (
+            "evaluation_prompts",
+            TOPICS[:HELD_OUT],
+            [("trained", trained, num_evaluation_prompts - half), ("transfer", held_out, half)],
+        ),
     ):
         generator = random.Random(f"{seed if name == 'prompts' else ''} {name}")
-        texts: dict[str, None] = {}
-        while len(texts) < count:
-            texts[_prompt(generator, generator.choice(topics))] = None
-        rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+        tags: dict[str, str] = {}  # of each prompt
+        for tag, constraints, count in parts:
+            end = len(tags) + count
+            while len(tags) < end:
+                tags[_prompt(generator, generator.choice(topics), constraints)] = tag
+        rows = [{"prompt": [{"role": "user", "content": text}], "tag": tag} for text, tag in tags.items()]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _prompt(generator: random.Random, topic: str) -> str:
+def _prompt(generator: random.Random, topic: str, constraints: Sequence[Constraint]) -> str:
     while True:
-        chosen = generator.sample(CONSTRAINTS, generator.choice((1, 2)))
+        chosen = generator.sample(constraints, generator.choice((1, 2)))
         both = " ".join(constraint.instruction for constraint in chosen)
         if not all(words in both for words in EXCLUSIVE):
             instructions = [constraint.instruction.format(generator.choice(constraint.values)) for constraint in chosen]

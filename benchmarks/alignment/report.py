@@ -214,11 +214,8 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
         table="\n".join(table(scores)),
         verdict=verdict(scores),
         controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
-        reinforcement=REINFORCEMENT if (folder / "alignment-rl.md").exists() else "",
+        others="".join(text for name, text in OTHERS.items() if (folder / name).exists()),
     )
-    if found := evaluations(RUNS / "checkable", "summary.json"):
-        checkable_RP = np.array([means_by_prompt(one) for one in found])
-        text += CHECKABLE.format(prompts=checkable_RP.shape[1], table="\n".join(table({FULL: {0: checkable_RP}})))
     (folder / "alignment.md").write_text(text)
     print(text)
 
@@ -238,25 +235,19 @@ differences.
 {verdict}
 
 A small world shows what a part does there, not what it does at scale. Parts left out and controls in two rounds of an
-earlier recipe are on [another page](alignment-two-rounds.md), with one round of a real model.{reinforcement}
+earlier recipe are on [another page](alignment-two-rounds.md).{others}
 
 ![gold by round](alignment.svg)
 """
 
-REINFORCEMENT = """
-[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md), are on a third one."""
+OTHERS = {  # pages of other parts, mentioned where they have been written
+    "alignment-real-model.md": """
+[Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
+    "alignment-rl.md": """
+[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md), have one too.""",
+}
 
 CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
 that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
 text.
-"""
-
-CHECKABLE = """
-## A real model
-
-SmolLM2-135M-Instruct is trained for one round with one seed (`benchmarks/alignment/checkable.yaml`). The table has the
-share of the constraints that the answers keep, checked by a program, with 4 answers to each of {prompts} held-out
-prompts. Round 0 is the unchanged model.
-
-{table}
 """

@@ -2,7 +2,7 @@
 
     python -m benchmarks.alignment world                        # the demo's world, 6 rounds, 5 seeds
     python -m benchmarks.alignment world --only "DPO alone" --seeds 0 1
-    python -m benchmarks.alignment smollm2 --base_model DIR     # one round on prompts that a program can check
+    python -m benchmarks.alignment smollm2 --base_model DIR     # a real model on prompts that a program can check
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
     python -m benchmarks.alignment curation                     # SFT on dirty rows, as they are and curated
     python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.alignment import curation, llm_judge, reinforcement
+from benchmarks.alignment import curation, llm_judge, real_model, reinforcement
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
 from benchmarks.alignment.report import CONTROLS, FULL, ROOT, report, run_folder
 
@@ -73,9 +73,16 @@ def main() -> None:
         "--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a model folder or a name on the hub"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="variations of the world")
+    names = {"world": list(SETTINGS), "smollm2": list(real_model.settings())}
+    parser.add_argument("--only", nargs="+", help="some of the variations of the world or of the real model")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
+    known = names.get(arguments.part, [])
+    if unknown := [name for name in arguments.only or [] if name not in known]:
+        parser.error(f"{arguments.part} has no variation {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
+    if arguments.part == "smollm2":
+        real_model.main(arguments.base_model, arguments.only or known, arguments.docs)
+        return
     if arguments.part == "rl":
         reinforcement.main(arguments.seeds, arguments.docs)
         return
@@ -86,9 +93,7 @@ def main() -> None:
         llm_judge.main(arguments.seeds)
         return
     if arguments.part == "world":
-        run_world(arguments.seeds, arguments.only)
-    if arguments.part == "smollm2":
-        alignloop([f"base_model={arguments.base_model}"], recipe="benchmarks/alignment/checkable.yaml")
+        run_world(arguments.seeds, arguments.only or known)
     report(list(SETTINGS), arguments.seeds, arguments.docs)
 
 

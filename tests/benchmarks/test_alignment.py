@@ -1,11 +1,13 @@
 """The alignment benchmark: its scores, controls, intervals and table, worked out by hand."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
+import yaml
 
-from benchmarks.alignment import checkable, controls, curation, report, run
+from benchmarks.alignment import checkable, controls, curation, real_model, report, run
 from tests.stage_runs import run_here
 from tests.toy_rows import write_jsonl
 from toy_world.make import make
@@ -47,10 +49,14 @@ def test_the_score_is_the_share_of_constraints_kept_by_an_answer_to_the_question
 def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path):
     checkable.make(tmp_path, seed=3, num_prompts=80, num_evaluation_prompts=40)
     texts = {}
-    for name, count in (("prompts", 80), ("evaluation_prompts", 40)):
+    for name, counts in (("prompts", {"trained": 80}), ("evaluation_prompts", {"trained": 20, "transfer": 20})):
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         texts[name] = [row["prompt"][0]["content"] for row in rows]
-        assert len(set(texts[name])) == count
+        assert Counter(row["tag"] for row in rows) == counts
+        assert len(set(texts[name])) == sum(counts.values())
+        for row in rows:
+            kinds = {constraint.is_held_out for constraint, _ in checkable.constraints_of(row["prompt"][0]["content"])}
+            assert kinds == {row["tag"] == "transfer"}
     for text in texts["prompts"] + texts["evaluation_prompts"]:
         instructions = [constraint.instruction for constraint, _ in checkable.constraints_of(text)]
         assert 1 <= len(instructions) <= 2
@@ -60,6 +66,50 @@ def test_prompts_are_checkable_and_ask_about_other_things_in_evaluation(tmp_path
         assert all(sentence in text for sentence in sentences)
     held_out = checkable.TOPICS[: checkable.HELD_OUT]
     assert not any(f" {topic}." in text or f" {topic} is" in text for topic in held_out for text in texts["prompts"])
+
+
+def test_one_round_of_the_real_model_has_the_prompts_of_all_rounds():
+    recipe = yaml.safe_load((report.ROOT / real_model.RECIPE).read_text())
+    counts = [recipe["rounds"] * recipe[stage]["num_prompts"] for stage in ("annotate", "rejection_sampling")]
+    assert real_model.settings()[real_model.ONE] == [
+        "rounds=1",
+        f"annotate.num_prompts={counts[0]}",
+        f"rejection_sampling.num_prompts={counts[1]}",
+    ]
+
+
+def test_the_page_of_the_real_model_has_the_kinds_of_constraints_apart(tmp_path, monkeypatch):
+    """Runs of two rounds and of one, whose scores are known: one prompt of each kind."""
+    monkeypatch.setattr(real_model, "RUNS", tmp_path)
+    scores = {real_model.SEVERAL: [(0.1, 0.2), (0.3, 0.2), (0.5, 0.4)], real_model.ONE: [(0.1, 0.2), (0.6, 0.1)]}
+    launched = []
+
+    def finish(settings, *, recipe):
+        name = next(name for name, keys in real_model.settings().items() if settings[1:] == keys)
+        launched.append((settings[0], recipe))
+        steps = []
+        for number, values in enumerate(scores[name]):
+            evaluation = tmp_path / "checkable" / f"round-{number}.evaluate_policy-{len(launched)}"
+            evaluation.mkdir(parents=True)
+            rows = [
+                {"tag": tag, "candidates": [{"score": value}]}
+                for tag, value in zip(("trained", "transfer"), values, strict=True)
+            ]
+            (evaluation / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            steps.append({"stage": "evaluate_policy", "folder": evaluation.name})
+        (tmp_path / "checkable" / "summary.json").write_text(json.dumps({"state": "done", "steps": steps}))
+
+    monkeypatch.setattr(real_model, "alignloop", finish)
+    real_model.main("model", [real_model.SEVERAL, real_model.ONE], tmp_path)
+    assert launched == [("base_model=model", real_model.RECIPE)] * 2
+    lines = [line for line in (tmp_path / "alignment-real-model.md").read_text().splitlines() if line.startswith("|")]
+    trained, transfer = real_model.KINDS.values()
+    assert lines[2:] == [
+        f"| the loop | {trained} | 0.100 | 0.300 | 0.500 | +0.400 [+0.400, +0.400] | - |",
+        f"| the loop | {transfer} | 0.200 | 0.200 | 0.400 | +0.200 [+0.200, +0.200] | - |",
+        f"| {real_model.ONE} | {trained} | 0.100 | 0.600 |  | +0.500 [+0.500, +0.500] | +0.100 [+0.100, +0.100] |",
+        f"| {real_model.ONE} | {transfer} | 0.200 | 0.100 |  | -0.100 [-0.100, -0.100] | -0.300 [-0.300, -0.300] |",
+    ]
 
 
 def test_controls_are_independent_of_the_gold_score_or_invert_it():
