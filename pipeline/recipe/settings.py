@@ -108,8 +108,10 @@ class Settings(Mix, BaseModel):
     @classmethod
     def _in_their_order(cls, given: list[str]) -> list[str]:
         ordered = [stage for stage in stages_of_a_round() if stage in given]
-        if given not in (ordered, with_dpo_first(ordered)):
-            raise ValueError(f"the order is fixed; try [{', '.join(ordered)}]")
+        orders = [ordered, with_dpo_first(ordered)]
+        if given not in orders:
+            possible = " or ".join(dict.fromkeys(f"[{', '.join(order)}]" for order in orders))
+            raise ValueError(f"the order is fixed; try {possible}")
         return given
 
     @field_validator("base_model", "output_dir")

@@ -103,7 +103,8 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("round_stages=[sft, sft]", "round_stages=['sft', 'sft']: the order is fixed; try [sft]"),
         (
             "round_stages=[annotate, dpo, reward_model, rejection_sampling, sft]",
-            "the order is fixed; try [annotate, reward_model, rejection_sampling, sft, dpo]",
+            "the order is fixed; try [annotate, reward_model, rejection_sampling, sft, dpo] or "
+            "[annotate, reward_model, dpo, rejection_sampling, sft]",
         ),
         (
             "round_stages=[evaluate_policy]",
