@@ -33,7 +33,9 @@ def command_name() -> str:
     """
     on_path = shutil.which("alignloop")
     called = Path(sys.argv[0]).absolute()
-    if called.stem not in ("alignloop", "__main__"):
+    if called.stem == "__main__":
+        return f"{shlex.quote(short_path(Path(sys.executable)))} -m pipeline.cli"
+    if called.stem != "alignloop":
         called = Path(sys.executable).with_name("alignloop")
     return "alignloop" if on_path and Path(on_path).absolute() == called else shlex.quote(short_path(called))
 
