@@ -31,7 +31,7 @@ from engine.runtime.stage import StageResult
 from engine.tokens.contract import contract_of
 from engine.tokens.reward_template import end_at_the_end_token
 from engine.training import checkpoints
-from engine.training.loop import TrainingLoop, best_step
+from engine.training.loop import TrainingLoop, best_step, kept_step
 from engine.training.wrapping import check_engine, engine_of
 
 log = logging.getLogger(__name__)
@@ -96,13 +96,13 @@ def _newest_complete(folder: Path, processes: int, *, is_main: bool) -> tuple[Pa
 def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, int], *, engine: str) -> StageResult:
     """Writes the model that `keep` chooses to `model/`, verifies it, and returns the content of the record."""
     stage = trainer.stage
-    losses = stage.tracker.history("eval_loss")
+    losses, accuracies = (stage.tracker.history(name) for name in ("eval_loss", trainer.accuracy_metric))
     best, keep = trainer.kept_step(), trainer.stage_arguments.keep
     if not math.isfinite(losses[best]):
         is_lowest = best == best_step(losses)
         where = "every evaluation" if is_lowest else f"step {best}, whose model keep={keep} saves"
         raise StageError(f"eval_loss is nan or infinite at {where}")
-    for warning in _warnings(losses, best, keep=keep):
+    for warning in warnings_of(losses, accuracies, best, keep=keep):
         notices.warn(log, "%s", warning)
     if trainer.skipped_steps:
         notices.keep(f"{trainer.skipped_steps} steps were skipped, since their loss or gradient was bad; see log.txt")
@@ -130,11 +130,18 @@ def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, in
     )
 
 
-def _warnings(losses: Mapping[int, float], kept: int, *, keep: str) -> Iterator[str]:
+def warnings_of(losses: Mapping[int, float], accuracies: Mapping[int, float], kept: int, *, keep: str) -> Iterator[str]:
     """What a user should know of the model that is saved."""
     if kept == 0:
         measure = "accuracy" if keep == KEEP_BY_ACCURACY else f"eval_loss {losses[0]:.4f}"
-        yield f"no step was better than the start ({measure}): the model is saved as it was loaded"
+        warning = f"no step was better than the start ({measure}): the model is saved as it was loaded"
+        by_accuracy = kept_step(losses, accuracies, keep=KEEP_BY_ACCURACY)
+        if by_accuracy:
+            warning += (
+                f"; the accuracy on held-out pairs rose from {accuracies[0]:.3f} to {accuracies[by_accuracy]:.3f} at "
+                f"step {by_accuracy}, which keep={KEEP_BY_ACCURACY} saves"
+            )
+        yield warning
     elif losses[kept] > losses.get(0, math.inf):
         yield (
             f"the saved model, of step {kept}, has a higher eval_loss ({losses[kept]:.4f}) than the start "

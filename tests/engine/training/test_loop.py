@@ -3,6 +3,7 @@
 import pytest
 
 from engine.training.loop import best_step, kept_step
+from engine.training.run import warnings_of
 from tests.engine.training.training_runs import assert_equal_weights, data, steps_with
 from tests.stage_runs import metrics_of, run_here
 
@@ -28,6 +29,21 @@ def test_a_stage_that_only_got_worse_keeps_the_initial_model_and_logs_it(tiny_mo
     assert record.metrics["eval_loss"] == record.metrics["eval_loss_at_step_0"]
     assert_equal_weights(tmp_path / "sft" / "model", tiny_model)
     assert "no step was better than the start" in (tmp_path / "sft" / "log.txt").read_text()
+
+
+def test_the_warning_of_an_unchanged_model_says_where_accuracy_rose():
+    losses, accuracies = {0: 1.0, 5: 1.2, 10: 1.1}, {0: 0.5, 5: 0.6, 10: 0.6}
+    unchanged = "no step was better than the start (eval_loss 1.0000): the model is saved as it was loaded"
+    assert list(warnings_of(losses, accuracies, 0, keep="best_by_loss")) == [
+        f"{unchanged}; the accuracy on held-out pairs rose from 0.500 to 0.600 at step 10, which keep=best_by_accuracy "
+        "saves"
+    ]
+    assert list(warnings_of(losses, {0: 0.5, 5: 0.4, 10: 0.5}, 0, keep="best_by_loss")) == [unchanged]
+    assert list(warnings_of(losses, {}, 0, keep="best_by_loss")) == [unchanged]  # rows without pairs
+    assert list(warnings_of(losses, accuracies, 5, keep="last")) == [
+        "the saved model, of step 5, has a higher eval_loss (1.2000) than the start (1.0000), since keep is last"
+    ]
+    assert not list(warnings_of({0: 1.0, 5: 0.9}, accuracies, 5, keep="best_by_loss"))
 
 
 def test_patience_stops_a_stage_that_no_longer_gets_better(tiny_model, rows, tmp_path):
