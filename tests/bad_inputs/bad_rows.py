@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_schemas.line_files import JSONLines
+from data_schemas.sources import lines_of
 from tests.bad_inputs.cases import Call, Case, Place
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -304,7 +304,7 @@ def from_the_hub(place: Place) -> Call:
     return place.stage("prepare_data", documents=["owner/name"])
 
 
-class Broken(io.BytesIO):
+class Broken(io.FileIO):
     """A file on a disk that fails."""
 
     def read(self, *_: Any) -> bytes:
@@ -319,7 +319,7 @@ def unreadable(name: str) -> Callable[[Place], Call]:
             if path.name != name:
                 return own(path, *arguments, **keywords)
             if path.suffix == ".csv":
-                return Broken()
+                return Broken(path)
             raise PermissionError(13, "Permission denied", str(path))
 
         own = Path.open
@@ -382,9 +382,9 @@ def set_aside_alone(place: Place) -> Call:
 def growing_file(place: Place) -> Call:
     """Another program appends to the file after its lines were counted."""
     path = place.write("growing.jsonl", [{"text": "a"}])
-    lines = JSONLines(path)
+    lines = lines_of(path)
     place.write("growing.jsonl", [{"text": "a"}, {"text": "b"}])
-    return place.function(lines.check_unchanged)
+    return place.function(lambda: list(lines))
 
 
 CASES = [
