@@ -22,7 +22,7 @@ from data_schemas.formats import cannot_open, compression_of, shorten
 from data_schemas.zstd import has_complete_frames, open_zstd
 
 BUFFER_BYTES = 1 << 18
-CHUNK_BYTES = 1 << 20  # of the text that is decoded at a time
+CHUNK_BYTES = 1 << 20  # that are decompressed, or decoded as text, at a time
 ENCODING = "utf-8-sig"  # without the byte order mark, where there is one
 
 
@@ -123,7 +123,7 @@ def _open_plain(path: Path) -> IO[bytes]:
             return path.open("rb")
         with _opened(path) as stream:
             plain = tempfile.TemporaryFile()  # noqa: SIM115 - as long as its reader
-            shutil.copyfileobj(stream, plain, 1 << 20)
+            shutil.copyfileobj(stream, plain, CHUNK_BYTES)
         plain.flush()
         return plain
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -76,6 +77,42 @@ def test_lines_that_are_no_json_carry_their_error_and_blank_ones_are_skipped(tmp
     lines = lines_of(path)
     assert [(line.number, line.raw) for line in lines if line.error is None] == ROWS
     assert len(lines) == 4 and [line.number for line in lines if line.error] == [5]
+
+
+def many(name, *, num_rows, text):
+    """A file of rows with the same text."""
+    head, row, between, end = {
+        ".jsonl": ("", json.dumps({"text": text}), "\n", "\n"),
+        ".json": ("[", json.dumps({"text": text}), ",", "]"),
+        ".csv": ("text\n", f'"{text}"', "\n", "\n"),
+        ".tsv": ("text\n", f'"{text}"', "\n", "\n"),
+        ".txt": ("", text, "\n\n", "\n"),
+    }[name[name.index(".") :].removesuffix(".gz")]
+    content = (head + between.join([row] * num_rows) + end).encode()
+    return gzip.compress(content, 1) if name.endswith(".gz") else content
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, name):
+    """The most that reading 2 MB holds at a time, beside an open file, is a few pieces of 32 KiB."""
+    monkeypatch.setattr(plain_files, "CHUNK_BYTES", 1 << 15)
+    path = tmp_path / name
+    path.write_bytes(many(name, num_rows=2000, text="word " * 200))
+    tracemalloc.start()
+    try:
+        lines = lines_of(path)
+        assert len(lines) == 2000 == sum(1 for _ in lines)
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_rows_of_ten_megabytes(tmp_path, name):
+    text = "word " * 2_000_000 + "end"
+    path = tmp_path / name
+    path.write_bytes(many(name, num_rows=2, text=text))
+    assert [line.raw == {"text": text} for line in lines_of(path)] == [True, True]
 
 
 def test_columns_are_renamed_when_a_line_is_read(tmp_path):
