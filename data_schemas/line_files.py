@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_schemas.errors import DataError
-from data_schemas.formats import BOM, Line, Lines, decoded, format_of, json_line
+from data_schemas.formats import Line, Lines, decoded, format_of, json_line
 from data_schemas.plain_files import FileState, PlainFile
 
 
@@ -52,9 +52,8 @@ class JSONLines(FileLines):
 
     def _numbered(self) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(self._file.bytes(), start=1):
-            content = (line.removeprefix(BOM) if number == 1 else line).removesuffix(b"\n")
-            if content.strip():
-                yield number, content
+            if line.strip():
+                yield number, line.removesuffix(b"\n")
 
 
 class Paragraphs(FileLines):
@@ -91,8 +90,7 @@ class Paragraphs(FileLines):
 
     def _numbered(self) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(self._file.bytes(), start=1):
-            content = (line.removeprefix(BOM) if number == 1 else line).removesuffix(b"\n")
-            yield number, decoded(self._file.path, content, number)
+            yield number, decoded(self._file.path, line.removesuffix(b"\n"), number)
 
 
 class Renamed:

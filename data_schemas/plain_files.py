@@ -18,12 +18,11 @@ from typing import IO, BinaryIO, cast
 
 from data_schemas.errors import DataError
 from data_schemas.files import check_regular
-from data_schemas.formats import cannot_open, compression_of, shorten
+from data_schemas.formats import BOM, cannot_open, compression_of, shorten
 from data_schemas.zstd import has_complete_frames, open_zstd
 
 BUFFER_BYTES = 1 << 18
 CHUNK_BYTES = 1 << 20  # that are decompressed, or decoded as text, at a time
-ENCODING = "utf-8-sig"  # without the byte order mark, where there is one
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class FileState:
 
 
 class PlainFile:
-    """The content of a file after decompression, from the start for each stream.
+    """The content of a file after decompression and a byte order mark, from the start for each stream.
 
     Raises DataError for a file that is not a regular one, cannot be opened, or is no complete file of its compression;
     its streams raise it where the disk fails.
@@ -59,18 +58,20 @@ class PlainFile:
     def __init__(self, path: Path) -> None:
         self.path, self._file = path, _open_plain(path)
         self.state = FileState.of(path, self._file.fileno())
+        self._start = 0
+        self._start = len(BOM) if self.bytes().read(len(BOM)) == BOM else 0
 
     def bytes(self) -> io.BufferedReader:
         """The content as bytes; a loop over it has the lines, which only \\n ends."""
-        return io.BufferedReader(_Stream(self.path, self._file), BUFFER_BYTES)
+        return io.BufferedReader(_Stream(self.path, self._file, self._start), BUFFER_BYTES)
 
     def text(self) -> io.TextIOWrapper:
         """The content as text, with the ends of lines as they are. Raises UnicodeDecodeError where it is not UTF-8."""
-        return io.TextIOWrapper(self.bytes(), encoding=ENCODING, newline="")
+        return io.TextIOWrapper(self.bytes(), encoding="utf-8", newline="")
 
     def chunks(self) -> Iterator[str]:
         """The content as pieces of text. Raises DataError, with the line, where it is not UTF-8."""
-        decoder = codecs.getincrementaldecoder(ENCODING)()
+        decoder = codecs.getincrementaldecoder("utf-8")()
         stream, num_lines = self.bytes(), 0
         while True:
             content = stream.read(CHUNK_BYTES)
@@ -96,8 +97,8 @@ class PlainFile:
 class _Stream(io.RawIOBase):
     """A stream over an open file with its own position."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self._path, self._file, self._position = path, file, 0
+    def __init__(self, path: Path, file: IO[bytes], start: int) -> None:
+        self._path, self._file, self._position = path, file, start
 
     def readable(self) -> bool:
         return True
