@@ -1,6 +1,7 @@
 """What the stage paraphrase will need: by the sizes of the model that writes, which is not the run's."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -97,4 +98,6 @@ def test_an_endpoint_needs_no_memory_and_an_unknown_folder_is_noted(estimated):
     assert not [note for note in notes if "paraphrase" in note]
     steps, notes = estimated({"paraphrase_llm": "empty"})
     assert steps["paraphrase"].memory is None and steps["round-1.rejection_sampling"].memory is not None
-    assert [note for note in notes if note.startswith("paraphrase.paraphrase_llm: the sizes of empty are not known: ")]
+    assert [
+        note for note in notes if re.match(r"paraphrase\.paraphrase_llm: the sizes of .*empty are not known: ", note)
+    ]
