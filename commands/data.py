@@ -19,7 +19,8 @@ from rich.text import Text
 from commands.data_rules import rules_of
 from data_schemas.errors import DataError, UserError
 from data_schemas.formats import format_of
-from data_schemas.reading import KINDS, ONE_FILE_ADVICE, read_prompts
+from data_schemas.reading import ONE_FILE_ADVICE, read_prompts
+from data_schemas.row_kinds import KINDS
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
 from data_schemas.sources import Source, SourceValue
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey

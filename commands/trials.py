@@ -16,6 +16,7 @@ from data_schemas.check_request import Trial
 from data_schemas.key_rules import check_values
 from data_schemas.rows import Conversation, PreferencePair, Prompt, Row
 from data_schemas.stage_keys import Keys
+from engine.curation.paraphrasing import last_user_text, paraphrase_question
 from engine.models.loading import load_tokenizer, read_config
 from engine.runtime import arguments
 from engine.runtime.keys import fill
@@ -28,13 +29,14 @@ from engine.tokens.positions import max_positions
 from engine.tokens.token_rows import TokenDialog, TokenRow
 from engine.training.method import Method
 from engine.training.run import train_and_save
-from stages import annotate, evaluate_policy, pretrain, rejection_sampling, rl
+from stages import annotate, evaluate_policy, paraphrase, pretrain, rejection_sampling, rl
 from stages.dpo import METHOD as DPO
 from stages.reward_model import METHOD as REWARD_MODEL
 from stages.sft import METHOD as SFT
 
 METHODS: dict[str, Method] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": DPO}
 GENERATING: dict[str, Sequence[type]] = {
+    "paraphrase": paraphrase.ARGUMENTS,
     "annotate": annotate.ARGUMENTS,
     "rejection_sampling": rejection_sampling.ARGUMENTS,
     "evaluate_policy": evaluate_policy.ARGUMENTS,
@@ -191,6 +193,7 @@ def _table(rows: Sequence[TokenRow | TokenDialog]) -> Dataset:
 def _generate(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None:
     """One answer to one prompt, by the engine in this process."""
     inputs = {"policies": [model], "prompts": [], "reward_model": model, "model_name_or_path": model}
+    inputs |= {"paraphrase_llm": model}
     classes = GENERATING[trial["stage"]]
     names = {item.name for cls in classes for item in dataclasses.fields(cls)}
     keys = trial["keys"] | {name: value for name, value in inputs.items() if name in names}
@@ -204,5 +207,7 @@ def _generate(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None
     request: tuple[Prompt, float | None] = ([*prompts, Prompt.model_validate({"prompt": [QUESTION]})][0], None)
     if trial["stage"] == "rejection_sampling":
         request = rejection_sampling.request_for(request[0], own)
+    if trial["stage"] == "paraphrase":
+        request = (paraphrase.question_prompt(paraphrase_question(last_user_text(request[0]))), None)
     settings = SamplingSettings.of(own, purpose="preflight")
     sample_in_turn(_stage(trial, scratch, keys), [Policy(model, "small")], [request], settings, num_answers=1)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_schemas.errors import SetAside, WrongValue
-from data_schemas.formats import Line, describe
+from data_schemas.formats import Line, Lines, describe
 from data_schemas.messages import ROW_TRAINING_KEYS, Fields, unpacked
 
 LABELS = ("label", "kto_tag")  # TRL's and LLaMA-Factory's
@@ -56,7 +56,7 @@ class _Labelled(NamedTuple):
         return json.dumps([self.prompt, self.raw.get("system"), self.raw.get("tools")], sort_keys=True)
 
 
-def pairs_of_labels(lines: Sequence[Line]) -> Sequence[Line]:
+def pairs_of_labels(lines: Lines) -> Lines:
     """The lines of a file, with pairs in place of labelled answers where a prompt has good and bad ones.
 
     Every answer is used: of two good and three bad ones the first good one is in two pairs. The pairs of a prompt are

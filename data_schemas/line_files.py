@@ -1,86 +1,131 @@
-"""The rows of a .jsonl file one after the other, without holding them: 16 bytes a row in memory."""
+"""The rows of files of text one after the other, without holding them: .jsonl and .txt, and rows under other names.
 
-import array
-import os
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+A reader loops over its file once when it is made, to count the rows, and again in each loop over it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import overload
 
 from data_schemas.errors import DataError
-from data_schemas.formats import Line, json_line, open_plain
-
-BOM = b"\xef\xbb\xbf"
-
-
-class Lines(Sequence[Line]):
-    """Lines of which a slice is the list of its elements; a subclass has the length and `_at`, one line."""
-
-    @abstractmethod
-    def _at(self, index: int) -> Line: ...
-
-    @overload
-    def __getitem__(self, index: int) -> Line: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Line]: ...
-    def __getitem__(self, index: int | slice) -> Line | Sequence[Line]:
-        return [self._at(place) for place in range(len(self))[index]] if isinstance(index, slice) else self._at(index)
+from data_schemas.formats import Line, Lines, decoded, format_of, json_line
+from data_schemas.plain_files import FileState, PlainFile
 
 
-class JSONLines(Lines):
-    """The lines of a file that are not blank, each parsed when it is asked for.
+class FileLines(ABC):
+    """The rows of a file, which each loop reads again.
 
-    A compressed file is decompressed into an unnamed temporary file. Raises as `open_plain` does.
+    A loop that reaches the end, or something that cannot be read, raises DataError where the file has changed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._file = path, open_plain(path)
-        self._starts, self._numbers = array.array("q"), array.array("q")
-        start = 0
-        for number, line in enumerate(self._file, start=1):  # only \n ends a line
-            if (line.removeprefix(BOM) if number == 1 else line).strip():
-                self._starts.append(start)
-                self._numbers.append(number)
-            start += len(line)
-        self._size = start
+    def __init__(self, state: FileState) -> None:
+        self._state = state
 
-    def __len__(self) -> int:
-        return len(self._starts)
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def _at(self, index: int) -> Line:
-        self._file.seek(self._starts[index])
-        return self._line(self._numbers[index], self._file.readline())
+    @abstractmethod
+    def _rows(self) -> Iterator[Line]: ...
 
     def __iter__(self) -> Iterator[Line]:
-        for start, number in zip(self._starts, self._numbers, strict=True):
-            if self._file.tell() != start:  # another loop over the same file, or blank lines before
-                self._file.seek(start)
-            yield self._line(number, self._file.readline())
-
-    def check_unchanged(self) -> None:
-        """Raises DataError where the file is not the one of which the lines were counted."""
-        if os.fstat(self._file.fileno()).st_size != self._size:
-            raise DataError(f"{self.path} changed while it was read; run again once it is complete")
-
-    def _line(self, number: int, line: bytes) -> Line:
-        line = line.removesuffix(b"\n")
-        return json_line(number, line.removeprefix(BOM) if number == 1 else line)
+        try:
+            yield from self._rows()
+        except (DataError, UnicodeDecodeError):
+            self._state.check()
+            raise
+        self._state.check()
 
 
-class Renamed(Lines):
+class JSONLines(FileLines):
+    """The lines of a .jsonl file that are not blank; one that is not JSON carries its error."""
+
+    def __init__(self, file: PlainFile) -> None:
+        super().__init__(file.state)
+        self._file = file
+        self._num_rows = sum(1 for _ in self._numbered())
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def _rows(self) -> Iterator[Line]:
+        return (json_line(number, line) for number, line in self._numbered())
+
+    def _numbered(self) -> Iterator[tuple[int, bytes]]:
+        for number, line in enumerate(self._file.bytes(), start=1):
+            if line.strip():
+                yield number, line.removesuffix(b"\n")
+
+
+class Paragraphs(FileLines):
+    """The documents of a .txt file: its paragraphs, or its lines where no line between others is blank.
+
+    Raises DataError, with the line, where the file is not UTF-8.
+    """
+
+    def __init__(self, file: PlainFile) -> None:
+        super().__init__(file.state)
+        self._file = file
+        num_lines = num_paragraphs = 0
+        self._last = 0  # the number of the last line that is not blank, behind which white space does not count
+        for number, line in self._numbered():
+            if line.strip():
+                num_lines += 1
+                num_paragraphs += self._last == 0 or self._last < number - 1
+                self._last = number
+        self._is_by_line = num_lines == self._last
+        self._num_rows = num_lines if self._is_by_line else num_paragraphs
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def _rows(self) -> Iterator[Line]:
+        paragraph: list[str] = []
+        for number, line in self._numbered():
+            if line.strip():
+                paragraph.append(line.rstrip() if number == self._last else line.rstrip("\r"))
+            if paragraph and (self._is_by_line or number >= self._last or not line.strip()):
+                first = number - len(paragraph) + bool(line.strip())
+                yield Line(first, {"text": "\n".join(paragraph)})
+                paragraph = []
+
+    def _numbered(self) -> Iterator[tuple[int, str]]:
+        for number, line in enumerate(self._file.bytes(), start=1):
+            yield number, decoded(self._file.path, line.removesuffix(b"\n"), number)
+
+
+class Renamed:
     """Lines with other names of columns."""
 
-    def __init__(self, lines: Sequence[Line], rename: Callable[[object], object]) -> None:
+    def __init__(self, lines: Lines, rename: Callable[[object], object]) -> None:
         self._lines, self._rename = lines, rename
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def _at(self, index: int) -> Line:
-        return self._of(self._lines[index])
+    def __iter__(self) -> Iterator[Line]:
+        return (Line(line.number, self._rename(line.raw), line.error) for line in self._lines)
+
+
+class LinesOfDocuments:
+    """Each line of documents as a prompt."""
+
+    def __init__(self, documents: Lines) -> None:
+        self._documents = documents
+        self._num_rows = sum(1 for _ in self)
+
+    def __len__(self) -> int:
+        return self._num_rows
 
     def __iter__(self) -> Iterator[Line]:
-        return map(self._of, self._lines)
+        for line in self._documents:
+            assert isinstance(line.raw, dict)
+            for n, prompt in enumerate(line.raw["text"].split("\n")):
+                yield Line(line.number + n, {"prompt": prompt})
 
-    def _of(self, line: Line) -> Line:
-        return Line(line.number, self._rename(line.raw), line.error)
+
+def as_prompts(name: str, lines: Lines) -> Lines:
+    """The documents of a text file as prompts, one a line; the rows of any other file as they are."""
+    first = next(iter(lines), None)
+    if format_of(Path(name)) != ".txt" or first is None or not isinstance(first.raw, dict) or "text" not in first.raw:
+        return lines  # also where `columns` calls a document a prompt
+    return LinesOfDocuments(lines)

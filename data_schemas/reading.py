@@ -1,11 +1,10 @@
 """Reads rows from any file in any known dialect. An error names file, line, field, what was found and expected.
 
-The file formats are in formats.py, the dialects in dialects.py.
+The file formats are in formats.py, the dialects in dialects.py, and what the rows of a kind may be in row_kinds.py.
 """
 
 import json
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,29 +13,18 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from data_schemas.dialects import (
-    CONVERSATIONS,
-    DOCUMENTS,
-    PAIRS,
-    PROMPTS,
-    Dialect,
-    accepted,
-    carried_fields,
-    check_row,
-    ignored_columns,
-)
-from data_schemas.errors import ConfigError, DataError, SetAside, UnknownColumns, WrongValue
+from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dialect
+from data_schemas.errors import DataError, SetAside, WrongValue
 from data_schemas.files import write_atomically
-from data_schemas.formats import Line, as_prompts, cannot_open, describe, first_lines, format_of, json_lines, shorten
+from data_schemas.formats import Line, cannot_open, describe
 from data_schemas.labels import pairs_of_labels
-from data_schemas.line_files import JSONLines
-from data_schemas.messages import Fields
-from data_schemas.nesting import check_depth, is_too_deep
+from data_schemas.line_files import as_prompts
+from data_schemas.nesting import is_too_deep
 from data_schemas.row_errors import first_error
+from data_schemas.row_kinds import check_dialects, check_share, rows_of
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
-from data_schemas.sources import Source, SourceValue, lines_of, short_name, sources
+from data_schemas.sources import Source, SourceValue, short_name, sources
 from data_schemas.splitting import num_copies
-from data_schemas.tables import column_names
 from data_schemas.text import printable
 
 OnBadRow = Literal["error", "set_aside"]
@@ -45,16 +33,6 @@ T = TypeVar("T", bound=Row)
 Keep = Callable[[T, int, str, int], None]  # takes a row, how often it counts, its file, and its line there
 log = logging.getLogger(__name__)
 
-# What the rows of a kind become, and the dialects that they may be in.
-KINDS: dict[str, tuple[type[Row], tuple[Dialect, ...]]] = {
-    "documents": (Document, DOCUMENTS),
-    "instructions": (Conversation, CONVERSATIONS),
-    "preferences": (PreferencePair, PAIRS),
-    "prompts": (Prompt, PROMPTS),
-    "evaluation_prompts": (Prompt, PROMPTS),
-}
-NUM_LINES_CHECKED = 50  # rows of a large file that `check_columns` reads
-MAX_BYTES_CHECKED = 4_000_000  # larger files without lines are not read by `check_columns`
 NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
 ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
 ONE_FILE_ADVICE = "correct or remove the row"  # of a command that reads a file without a recipe
@@ -179,46 +157,6 @@ def _without_others(content: bytes, row_type: type[Row], ignored: dict[str, None
     return json.dumps({name: value for name, value in raw.items() if name not in others})
 
 
-def check_columns(source: Source, kind: str) -> None:
-    """Checks the first rows of a local file or folder; raises DataError where they are not of `kind`.
-
-    `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. A large file of a format that
-    can only be read completely is not checked here but by the stage. Raises ConfigError as the readers do.
-    """
-    dialects = KINDS[kind][1]
-    _check_share(source, of_examples=kind in ("documents", "instructions"))
-    for file in source.files():
-        lines = _lines_to_check(file)
-        if lines is None:
-            continue
-        if not lines:
-            raise DataError(f"{file} is empty: it has no rows")
-        renamed = source.rename(str(file), lines)
-        _check_columns(str(file), as_prompts(str(file), renamed) if dialects is PROMPTS else renamed, dialects)
-
-
-def _lines_to_check(file: Path) -> Sequence[Line] | None:
-    """The first rows of a file; of a binary table a row without values. None where reading them would take long."""
-    ending = format_of(file)
-    if ending == ".jsonl":
-        try:
-            return json_lines(file, first_lines(file, NUM_LINES_CHECKED))
-        except (OSError, EOFError, zlib.error):
-            return lines_of(file)  # raises the error that names what is wrong
-    if not ending or file.stat().st_size < MAX_BYTES_CHECKED:
-        return lines_of(file)
-    names = column_names(file, ending)
-    return [Line(1, dict.fromkeys(names, ""))] if names else None
-
-
-def _check_share(source: Source, *, of_examples: bool) -> None:
-    if source.share > 1 and not of_examples:
-        raise ConfigError(
-            f"{source.path}: share={source.share:g} repeats rows, which only documents and instructions allow; "
-            "expected a share of at most 1"
-        )
-
-
 def _read(
     paths: Paths,
     row_type: type[T],
@@ -233,14 +171,13 @@ def _read(
     keep = keep or (lambda row, copies, file, line: read.rows.extend([row] * copies))
     given = [paths] if isinstance(paths, str | Path | Mapping) else paths
     all_sources = list(map(Source.of, given)) if with_sources else []
-    for source, name, of_file in sources(given):
-        lines = of_file
+    for source, name, lines in sources(given):
         source_name = short_name(source, all_sources) if with_sources else None
-        _check_share(source, of_examples=row_type in (Document, Conversation))
+        check_share(source, row_type)
         if not lines:
             raise DataError(f"{name} is empty: it has no rows")
         lines = as_prompts(name, lines) if dialects is PROMPTS else lines
-        _check_columns(name, lines, dialects)
+        check_dialects(name, lines, dialects)
         ignored: dict[str, None] = {}
         num_bad = len(read.bad)
         for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
@@ -254,8 +191,6 @@ def _read(
                 if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({advice})") from None
                 read.bad.append(_bad_row(name, line, error))
-        if isinstance(of_file, JSONLines):
-            of_file.check_unchanged()
         if ignored:
             read.ignored[name] = list(ignored)
             read.notes.append(f"{name}: ignored columns: {', '.join(map(printable, ignored))}")
@@ -287,53 +222,3 @@ def _report(name: str, bad: Sequence[BadRow], num_rows: int) -> str:
     counted = "; ".join(f"{reason} ({count})" for reason, count in reasons)
     more = "; …" if sum(count for _, count in reasons) < len(bad) else ""
     return printable(f"{name}: {len(bad)} set aside of {num_rows} rows: {counted}{more}")
-
-
-def _check_columns(name: str, lines: Sequence[Line], dialects: tuple[Dialect, ...]) -> None:
-    """Raises DataError where no row of a file has the columns: then it is not a bad row but another kind of file."""
-    columns: dict[str, None] | None = None
-    for line in lines:
-        if isinstance(line.raw, dict):
-            if any(dialect.is_named(line.raw) for dialect in dialects):
-                return
-            columns = (columns or {}) | dict.fromkeys(map(str, line.raw))
-    if columns is not None:
-        found = ", ".join(columns) or "none"
-        raise UnknownColumns(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
-
-
-def rows_of(
-    line: Line, row_type: type[T], dialects: tuple[Dialect, ...], ignored: dict[str, None]
-) -> tuple[list[T], list[SetAside]]:
-    """The rows of a line: several for a dialog with several comparisons, else one; and why parts are set aside.
-
-    Adds the names of the columns that nothing reads to `ignored`. Raises WrongValue for a bad row.
-    """
-    if line.error:
-        raise line.error
-    raw = line.raw
-    if not isinstance(raw, dict):
-        raise WrongValue("row", describe(raw), "a mapping of columns to values")
-    check_depth(raw, "row")
-    dialect = next((dialect for dialect in dialects if dialect.matches(raw)), None)
-    if dialect is None:
-        named = next((dialect for dialect in dialects if dialect.is_named(raw)), None)
-        if named is not None:
-            raise WrongValue(next(name for name in named.columns if raw[name] is None), "nothing", "a value")
-        raise WrongValue("columns", shorten(", ".join(map(str, raw))) or "none", accepted(dialects))
-    ignored.update(dict.fromkeys(ignored_columns(raw, dialect, row_type)))
-    check_row(raw, row_type)
-    try:
-        converted = dialect.convert(raw)
-        parts = [converted] if isinstance(converted, dict) else converted
-        rows = [_row(raw, part, row_type) for part in parts if not isinstance(part, SetAside)]
-        return rows, [part for part in parts if isinstance(part, SetAside)]
-    except ValidationError as error:
-        raise first_error(error, row_type) from None
-
-
-def _row(raw: Fields, converted: Fields, row_type: type[T]) -> T:
-    fields = carried_fields(raw, row_type) | converted
-    if fields.get("reference", "") is None:
-        del fields["reference"]
-    return row_type.model_validate(fields)

@@ -9,7 +9,7 @@ A recipe and a stage's config give a source as text or as a mapping:
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,23 @@ import yaml
 from data_schemas.errors import ConfigError, DataError
 from data_schemas.files import check_name, check_regular, exists
 from data_schemas.folders import data_files
-from data_schemas.formats import (
-    EXPECTED_FORMATS,
-    Line,
-    format_of,
-    json_rows,
-    paragraphs,
-    read_file,
-    shorten,
-)
+from data_schemas.formats import EXPECTED_FORMATS, Lines, format_of, shorten
 from data_schemas.hub import hub_rows, is_hub_name
-from data_schemas.line_files import JSONLines, Renamed
+from data_schemas.json_files import json_rows
+from data_schemas.line_files import JSONLines, Paragraphs, Renamed
+from data_schemas.plain_files import PlainFile
 from data_schemas.tables import arrow_rows, csv_rows, parquet_rows, tsv_rows
 from data_schemas.text import nearest
 from data_schemas.yaml_files import load_yaml
 
 KEYS = ("path", "split", "name", "revision", "columns", "share", "tag")
-TEXT_READERS = {".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".txt": paragraphs}
+TEXT_READERS: dict[str, Callable[[PlainFile], Lines]] = {
+    ".jsonl": JSONLines,
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".txt": Paragraphs,
+}
 BINARY_READERS = {".parquet": parquet_rows, ".arrow": arrow_rows}
 SourceValue = str | Path | Mapping[str, Any]  # a source as a config gives it
 
@@ -128,7 +128,7 @@ class Source:
         """Whether the rows are read from the hub, since no such path exists."""
         return is_hub_name(self.path)
 
-    def rows_by_file(self) -> Iterator[tuple[str, Sequence[Line]]]:
+    def rows_by_file(self) -> Iterator[tuple[str, Lines]]:
         """Every file's name and lines, with the columns renamed.
 
         Raises ConfigError for a path that is missing and for a split that it does not have, DataError for a file that
@@ -152,7 +152,7 @@ class Source:
                 raise ConfigError(f"{self.path} is a path; {key} is for data sets of the hub: leave it out")
         return data_files(path, self.split)
 
-    def rename(self, file: str, lines: Sequence[Line]) -> Sequence[Line]:
+    def rename(self, file: str, lines: Lines) -> Lines:
         """The lines with the columns renamed. Raises DataError where no row has one of the columns."""
         if not self.columns or not lines:
             return lines
@@ -199,7 +199,7 @@ def short_name(source: Source, others: Iterable[Source]) -> str:
     return "/".join(parts[-number:])
 
 
-def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, Sequence[Line]]]:
+def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, Lines]]:
     """Every source with the name and lines of each of its files; raises as `Source.of` and `rows_by_file` do."""
     for value in values:
         source = Source.of(value)
@@ -207,8 +207,8 @@ def sources(values: Iterable[SourceValue]) -> Iterator[tuple[Source, str, Sequen
             yield source, name, lines
 
 
-def lines_of(path: Path) -> Sequence[Line]:
-    """All rows of a file; those of a .jsonl are read one after the other, when they are asked for.
+def lines_of(path: Path) -> Lines:
+    """All rows of a file, which each loop over them reads one after the other.
 
     Raises DataError where it cannot be read in the format that its name says.
     """
@@ -216,8 +216,4 @@ def lines_of(path: Path) -> Sequence[Line]:
     ending = format_of(path)
     if not ending:
         raise DataError(f"{path} has no known format; expected one of {EXPECTED_FORMATS}")
-    if ending == ".jsonl":
-        return JSONLines(path)
-    if ending in TEXT_READERS:
-        return TEXT_READERS[ending](path, read_file(path))
-    return BINARY_READERS[ending](path)
+    return TEXT_READERS[ending](PlainFile(path)) if ending in TEXT_READERS else BINARY_READERS[ending](path)

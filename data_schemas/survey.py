@@ -17,7 +17,7 @@ from data_schemas.dialects import Dialect
 from data_schemas.errors import WrongValue
 from data_schemas.formats import Line, describe, format_of, shorten
 from data_schemas.labels import pairs_of_labels
-from data_schemas.reading import KINDS, rows_of
+from data_schemas.row_kinds import KINDS, rows_of
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
 from data_schemas.sources import Source
 

@@ -1,86 +1,87 @@
 """Reads tables: .csv and .tsv with a header line, .parquet, and .arrow (a file or a stream of Arrow's IPC format)."""
 
 import csv
-import io
-import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import DataError, WrongValue
-from data_schemas.formats import TABLE_FORMATS, Line, decoded, first_lines, first_repeated, shorten
-from data_schemas.line_files import Lines
+from data_schemas.formats import BOM, TABLE_FORMATS, Line, decoded, first_repeated, shorten
+from data_schemas.line_files import FileLines
+from data_schemas.plain_files import FileState, PlainFile, first_lines
 
 ROWS_OF_BATCH = 1024  # of a binary table, as Python values at a time
+MAX_CELL = 2**26  # characters of a cell: behind a quote that is not closed, the rest of the file is one cell
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
 
 
-def csv_rows(path: Path, content: bytes) -> list[Line]:
-    """The rows of a CSV. Raises DataError, with the line, where quotes are not closed or not doubled.
+class SeparatedRows(FileLines):
+    """The rows of a .csv or .tsv file. Raises DataError, with the line, where quotes are not closed or not doubled."""
+
+    def __init__(self, file: PlainFile, *, delimiter: str, quoting: Any) -> None:
+        super().__init__(file.state)
+        self._file, self._delimiter, self._quoting = file, delimiter, quoting
+        self._num_rows = self.num_bad = 0
+        for line in self:
+            self._num_rows += 1
+            self.num_bad += line.error is not None
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def _rows(self) -> Iterator[Line]:
+        csv.field_size_limit(MAX_CELL)
+        reader = csv.reader(self._file.text(), strict=True, delimiter=self._delimiter, quoting=self._quoting)
+        start = 0
+        try:
+            header = _header(self._file.path, next(reader, []))
+            start = reader.line_num
+            for cells in reader:
+                number, start = start + 1, reader.line_num
+                if not cells:
+                    continue
+                if len(cells) == len(header):
+                    yield Line(number, dict(zip(header, cells, strict=True)))
+                else:
+                    expected = f"{len(header)}, as in the first line"
+                    yield Line(number, cells, WrongValue("row", f"{len(cells)} cells", expected))
+        except csv.Error as error:
+            raise DataError(f"{self._file.path}:{start + 1} is not CSV ({error})") from None
+
+
+def csv_rows(file: PlainFile) -> SeparatedRows:
+    """The rows of a CSV. Raises DataError, with the line, where it is not CSV or not UTF-8.
 
     Spreadsheets write semicolons where the comma is the decimal mark: the first of comma, semicolon and tab that
     divides the header line separates the cells.
     """
-    text = _stream(path, content)
-    delimiters = (mark for mark in (DELIMITERS[".csv"], ";", "\t") if len(_first_cells(text, mark)) > 1)
-    return _separated(path, text, delimiter=next(delimiters, DELIMITERS[".csv"]), quoting=csv.QUOTE_MINIMAL)
+    file.check_text()
+    delimiters = (mark for mark in (DELIMITERS[".csv"], ";", "\t") if len(_first_cells(file, mark)) > 1)
+    return SeparatedRows(file, delimiter=next(delimiters, DELIMITERS[".csv"]), quoting=csv.QUOTE_MINIMAL)
 
 
-def _stream(path: Path, content: bytes) -> io.StringIO:
-    return io.StringIO(decoded(path, content), newline="")
-
-
-def _first_cells(text: io.StringIO, delimiter: str) -> list[str]:
-    text.seek(0)
+def _first_cells(file: PlainFile, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader(text, delimiter=delimiter), [])
+        return next(csv.reader(file.text(), delimiter=delimiter), [])
     except csv.Error:
         return []  # whoever reads the rows reports it
 
 
-def tsv_rows(path: Path, content: bytes) -> list[Line]:
+def tsv_rows(file: PlainFile) -> SeparatedRows:
     """The rows of a TSV. Spreadsheets quote cells of a TSV as those of a CSV; other programs write quotes as they are.
 
     So the file is read as quoted if that gives at least as many rows of the header's length.
     """
-    text = _stream(path, content)
-    plain = _separated(path, text, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
-    if b'"' not in content:
+    has_quotes = file.has(lambda piece: '"' in piece)
+    plain = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
+    if not has_quotes:
         return plain
     try:
-        quoted = _separated(path, text, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
+        quoted = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
     except DataError:
         return plain
-    return quoted if _num_bad(quoted) <= _num_bad(plain) else plain
-
-
-def _num_bad(lines: list[Line]) -> int:
-    return sum(line.error is not None for line in lines)
-
-
-def _separated(path: Path, text: io.StringIO, *, delimiter: str, quoting: Any) -> list[Line]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a cell of more than 128 KiB
-    text.seek(0)
-    reader = csv.reader(text, strict=True, delimiter=delimiter, quoting=quoting)
-    lines: list[Line] = []
-    start = 0
-    try:
-        header = _header(path, next(reader, []))
-        start = reader.line_num
-        for cells in reader:
-            number, start = start + 1, reader.line_num
-            if not cells:
-                continue
-            error = None
-            if len(cells) != len(header):
-                error = WrongValue("row", f"{len(cells)} cells", f"{len(header)}, as in the first line")
-            raw = dict(zip(header, cells, strict=False)) if error is None else cells
-            lines.append(Line(number, raw, error))
-    except csv.Error as error:
-        raise DataError(f"{path}:{start + 1} is not CSV ({error})") from None
-    return lines
+    return quoted if quoted.num_bad <= plain.num_bad else plain
 
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
@@ -99,14 +100,15 @@ def _check_different(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path} has two columns {name}, expected different names; rename one of them")
 
 
-class TableRows(Lines):
-    """The rows of a binary table, read batch by batch when they are asked for.
+class TableRows(FileLines):
+    """The rows of a binary table, read batch by batch.
 
     Raises DataError where the file has two columns of one name, and, also while it is read, where it is damaged.
     """
 
     def __init__(self, path: Path, kind: str, open_batches: Callable[[], tuple[list[str], int, Iterator[Any]]]) -> None:
         """`open_batches` returns the columns, the number of rows, and the batches from the first on."""
+        super().__init__(FileState.of(path, path))
         self._path, self._kind, self._open = path, kind, open_batches
         names, self._num_rows, _ = _guarded(path, kind, open_batches)
         _check_different(path, names)
@@ -114,10 +116,7 @@ class TableRows(Lines):
     def __len__(self) -> int:
         return self._num_rows
 
-    def _at(self, index: int) -> Line:
-        return next(itertools.islice(self, index, None))
-
-    def __iter__(self) -> Iterator[Line]:
+    def _rows(self) -> Iterator[Line]:
         _, _, batches = _guarded(self._path, self._kind, self._open)
         number = 1
         while (batch := _guarded(self._path, self._kind, lambda: next(batches, None))) is not None:
@@ -165,7 +164,7 @@ def column_names(path: Path, ending: str) -> list[str]:
     import pyarrow.parquet
 
     if ending in DELIMITERS:
-        header = decoded(path, first_lines(path, 1)).splitlines()
+        header = decoded(path, first_lines(path, 1).removeprefix(BOM)).splitlines()
         return _header(path, next(csv.reader(header, delimiter=DELIMITERS[ending]), []))
     if ending not in TABLE_FORMATS:
         return []

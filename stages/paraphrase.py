@@ -114,11 +114,13 @@ class Writer:
 
     def __call__(self, name: str, questions: Sequence[tuple[str, int]]) -> list[Answer]:
         """The k-th answer to each (question, k), in order. `name` is that of the journal."""
-        requests = [
-            SampleRequest(Prompt.model_validate({"prompt": [{"role": "user", "content": question}]}), k)
-            for question, k in questions
-        ]
+        requests = [SampleRequest(question_prompt(question), k) for question, k in questions]
         return engine_of(self.stage, name, self.policy, self.settings).sample(requests) if requests else []
+
+
+def question_prompt(question: str) -> Prompt:
+    """The prompt that asks a model a question."""
+    return Prompt.model_validate({"prompt": [{"role": "user", "content": question}]})
 
 
 def write_drafts(tasks: Sequence[Task], write: Writer, prompt_language: str) -> list[Draft]:

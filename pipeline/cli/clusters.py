@@ -13,7 +13,8 @@ from data_schemas.errors import ConfigError, StageError
 from pipeline.cli.app import app, print_text
 from pipeline.cli.recipes import Overrides, RecipeFile, load
 from pipeline.planner.admission import check_states
-from pipeline.planner.estimate import RunEstimate, UnknownSizes, planner_of
+from pipeline.planner.estimate import RunEstimate, planner_of
+from pipeline.planner.models import UnknownSizes
 from pipeline.report.errors import command_name
 from pipeline.report.live import short_path
 from pipeline.state.fingerprint import SMALL

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_schemas.column_checks import check_columns
 from data_schemas.endpoints import ENDPOINT_KEYS
 from data_schemas.errors import ConfigError, DataError, UnknownColumns, UserError
 from data_schemas.files import check_regular, exists, read_json
@@ -12,7 +13,6 @@ from data_schemas.formats import format_of
 from data_schemas.functions import find_module
 from data_schemas.key_rules import check_batch
 from data_schemas.model_sizes import check_model_config, check_tokenizer_size
-from data_schemas.reading import check_columns
 from data_schemas.stage_keys import stages, with_defaults
 from data_schemas.synonyms import read_synonyms
 from pipeline.launch.machine import check_devices, place_of_launch

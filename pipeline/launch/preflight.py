@@ -22,13 +22,13 @@ from pipeline.launch import preview
 from pipeline.launch.command_line import ROOT, environment
 from pipeline.launch.processes import program
 from pipeline.state.run import Run
-from pipeline.steps import Output, Step
+from pipeline.steps import Output, Served, Step
 
 RESULT = ".preflight.json"  # in the run's folder
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft")
 ROWS_OF = {"sft": "instructions.train", "reward_model": "preferences.train", "dpo": "preferences.train"}
 PROMPTS = "prompts.train"  # of the stages that generate
-UNTRIED = ("prepare_base", "average_models", "paraphrase")  # commands/trials.py has no trial of them
+UNTRIED = ("prepare_base", "average_models")  # commands/trials.py has no trial of them
 REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
 
 
@@ -92,6 +92,8 @@ def make_request(run: Run) -> PreflightRequest:
     for step in run.steps:
         if not stages()[step.stage].traits.imports_torch or step.stage in UNTRIED:
             continue
+        if any(isinstance(model, Served) for model in step.inputs.get("paraphrase_llm", [])):
+            continue  # only an endpoint writes, and it is not called
         given = sorted(run.recipe.section(step.section, step.round or 0).keys.keys() & step.keys.keys())
         shape = json.dumps([step.stage, _shape(step, given)], sort_keys=True, default=str)
         if shape not in seen and run.decide(step).action not in ("reuse", "pending"):

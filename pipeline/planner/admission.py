@@ -7,7 +7,8 @@ from pathlib import Path
 from data_schemas.errors import ConfigError, DataError, StageError
 from data_schemas.text import printable
 from pipeline.planner.devices import gpu_named
-from pipeline.planner.estimate import Planner, RunEstimate, StepEstimate, UnknownSizes, planner_of
+from pipeline.planner.estimate import Planner, RunEstimate, StepEstimate, planner_of
+from pipeline.planner.models import UnknownSizes
 from pipeline.planner.remedies import does_not_fit, remedies_of
 from pipeline.state.costs import Estimated
 from pipeline.state.run import Run

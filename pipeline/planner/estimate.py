@@ -7,18 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_schemas.check_request import ModelSource
-from data_schemas.cost_request import ModelAnswer, Probe, ProbeAnswer
-from data_schemas.errors import ConfigError
-from data_schemas.files import read_json
-from data_schemas.stage_keys import Keys, stages, with_defaults
+from data_schemas.cost_request import Probe, ProbeAnswer
+from data_schemas.stage_keys import stages, with_defaults
 from pipeline.launch import preview
 from pipeline.planner import history
 from pipeline.planner.devices import Device, device_of
 from pipeline.planner.memory import Memory, memory_of, micro_batch_tokens, needed, trained_model
+from pipeline.planner.models import WRITER, SizedModel, base_model, writer_of
 from pipeline.planner.questions import Estimator, estimator
 from pipeline.planner.rows import RowsOfRun, existing_files
-from pipeline.planner.shapes import KNOWN, Shape
 from pipeline.planner.speed import Seconds, seconds_of
 from pipeline.planner.work import Work, work_of
 from pipeline.recipe.resolved import Recipe
@@ -29,21 +26,6 @@ BYTES_OF_TOKEN = 5  # of a row's text
 BYTES_OF_ROW = 400  # of a row's other fields
 CHECKPOINTS_AT_A_TIME = 3  # save_total_limit and the one that is being written
 UNFINISHED = ("run", "resume", "to be hashed")
-
-
-class UnknownSizes(ConfigError):
-    """The sizes of the base model are not known on this machine."""
-
-
-@dataclass(frozen=True)
-class SizedModel:
-    """The base model of a run."""
-
-    shape: Shape
-    config: Keys
-    parameters: int
-    width: int  # bytes of a saved parameter
-    name: str
 
 
 @dataclass(frozen=True)
@@ -124,46 +106,59 @@ class Planner:
         self.probed: dict[str, list[tuple[int, ProbeAnswer]]] = {}  # by everything but the number of tokens
         self.notes: dict[str, None] = {}
         self.cpu_rate: float | None = None
-        self.model = self._model(_source(run))
+        self.model = base_model(run, asks, self._note)
+        self.writers = {step.name: writer_of(step, asks, self._note) for step in run.steps if WRITER in step.inputs}
         lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}
         self.rows = RowsOfRun(run, lengths)
         if any(not rows.is_exact for rows in self.rows.known.values()):
             self._note("the tokenizer can't be read here: four characters count as a token")
 
     def estimate(self) -> RunEstimate:
-        works = {step.name: work_of(step, self.rows, self.model.shape) for step in self.run.steps}
-        finished = history.finished_steps(self.run, works, self.model.parameters)
+        works = {step.name: self.work(step) for step in self.run.steps}
+        parameters = {step.name: model.parameters if (model := self.model_of(step)) else 0 for step in self.run.steps}
+        finished = history.finished_steps(self.run, works, parameters)
         estimates = [self.of_step(step, works[step.name], finished) for step in self.run.steps]
         if any(estimate.device is None for estimate in estimates):
             self._note("no GPU is known: name one with --gpu, as in --gpu h100, or launch: {gpu: h100}")
         return RunEstimate(estimates, self.model, free_disk(self.run.recipe), list(self.notes))
 
+    def model_of(self, step: Step) -> SizedModel | None:
+        """The model of a step: the run's, or the one that writes paraphrases, which is None behind an endpoint."""
+        return self.writers.get(step.name, self.model)
+
+    def work(self, step: Step) -> Work:
+        """The work of a step with its keys."""
+        model = self.model_of(step)
+        return work_of(step, self.rows, model.shape if model else None)
+
     def of_step(self, step: Step, work: Work, finished: Sequence[history.FinishedStep] = ()) -> StepEstimate:
         """The estimate of a step with this work."""
-        model, launch = self.model, step.launch
+        model, launch = self.model_of(step), step.launch
         device = self._device(step)
         action = self.run.decide(step).action
-        parameters = trainable = model.parameters
-        if stages()[step.stage].traits.kind == "trains":
+        own_parameters = parameters = model.parameters if model else 0
+        trainable = 0
+        if model and stages()[step.stage].traits.kind == "trains":
             trained = trained_model(step, with_defaults(step.stage, step.keys), model.shape, model.parameters)
             parameters, trainable = trained.parameters, trained.trainable
-        else:
-            trainable = 0
         memory = None
         if action != "reuse":
             memory = self.memory(step, work)
-        seconds = seconds_of(step, work, model.shape, device, parameters=model.parameters, finished=finished)
+        shape = (model or self.model).shape
+        seconds = seconds_of(step, work, shape, device, parameters=own_parameters, finished=finished)
         price = None
         if launch.price_per_gpu_hour is not None and seconds is not None and launch.device == "gpu":
             price = seconds.middle / 3600 * launch.num_processes * launch.price_per_gpu_hour
-        kept, temporary = disk_of(step, work, model, parameters=parameters, trainable=trainable)
+        kept, temporary = disk_of(step, work, self.model, parameters=parameters, trainable=trainable)
         return StepEstimate(
-            step, action, device, work, trainable, parameters, model.parameters, memory, seconds, kept, temporary, price
+            step, action, device, work, trainable, parameters, own_parameters, memory, seconds, kept, temporary, price
         )
 
     def memory(self, step: Step, work: Work) -> Memory | None:
         """The memory of a step with this work; None for a stage that holds no model on a device."""
-        model = self.model
+        model = self.model_of(step)
+        if model is None:
+            return None
         probe = self.probe if self.asks and self.probes else None
         return memory_of(
             step,
@@ -198,23 +193,6 @@ class Planner:
             device = replace(device, peak=self.cpu_rate)
         return device
 
-    def _model(self, source: ModelSource) -> SizedModel:
-        """The run's base model. Raises ConfigError where its sizes are not known."""
-        name = source.get("path", "the model that pretrain builds")
-        answer = self.asks.model(source) if self.asks else known_model(source)
-        shape = Shape.of(answer["config"])
-        if shape is None and self.asks:
-            known = known_model(source)
-            if not known["problem"]:
-                self._note(f"{name} can't be read here: its sizes are from the planner's own table")
-                answer, shape = known, Shape.of(known["config"])
-        if shape is None:
-            why = answer["problem"] or "it has no sizes of a decoder"
-            raise UnknownSizes(f"{self.run.recipe.path}: base_model: the sizes of {name} are not known: {why}")
-        prepared = next((step.keys.get("dtype") for step in self.run.steps if step.stage == "prepare_base"), None)
-        dtype = str(prepared or answer["config"].get("dtype") or answer["config"].get("torch_dtype") or "float32")
-        return SizedModel(shape, answer["config"], answer["parameters"], 2 if "16" in dtype else 4, name)
-
     def _note(self, text: str) -> None:
         self.notes[text] = None
 
@@ -239,28 +217,6 @@ def scaled(answer: ProbeAnswer, factor: float) -> ProbeAnswer:
         "activations": answer["activations"] + more,
         "logits": factor * answer["logits"],
     }
-
-
-def _source(run: Run) -> ModelSource:
-    """Where the sizes of the base model are; an architecture has the vocabulary of the tokenizer that is trained."""
-    source = preview.model_source(run)
-    if "architecture" not in source:
-        return source
-    pretrain = next(step for step in run.steps if step.stage == "pretrain")
-    vocabulary = with_defaults("pretrain", pretrain.keys)["vocab_size"]
-    return {"architecture": {"vocab_size": vocabulary, **source["architecture"]}}
-
-
-def known_model(source: ModelSource) -> ModelAnswer:
-    """The sizes of a model without torch: of a folder's config.json, an architecture, or the planner's table."""
-    path = source.get("path")
-    config: Keys = dict(source.get("architecture", {}))
-    if path is not None:
-        config = read_json(Path(path) / "config.json") or dict(KNOWN.get(path, {}))
-    shape = Shape.of(config)
-    if shape is None:
-        return {"config": {}, "parameters": 0, "problem": "its config.json can't be read on this machine"}
-    return {"config": config, "parameters": shape.parameters(), "problem": ""}
 
 
 def disk_of(step: Step, work: Work, model: SizedModel, *, parameters: int, trainable: int) -> tuple[float, float]:

@@ -15,14 +15,17 @@ WORKING = ("train", "evaluate", "generate", "score")  # parts of outcome.json's 
 MAX_OTHERS = 200  # folders of other runs that are looked at
 
 
-def finished_steps(run: Run, works: Mapping[str, Work], parameters: int) -> list[FinishedStep]:
-    """The finished steps that times are learnt from. The work of this run's is known from the rows that they read."""
+def finished_steps(run: Run, works: Mapping[str, Work], parameters: Mapping[str, int]) -> list[FinishedStep]:
+    """The finished steps that times are learnt from. The work of this run's is known from the rows that they read.
+
+    `parameters` are those of the model of each step of this run.
+    """
     found: list[FinishedStep] = []
     own = {run.folder(step.name): works[step.name].flops for step in run.steps}
     for step in run.steps:
         folder = run.folder(step.name)
         if folder is not None and step.name not in run.elsewhere and Artifact.read(folder) is not None:
-            found += _of_folder(folder, step.stage, works[step.name].flops, parameters)
+            found += _of_folder(folder, step.stage, works[step.name].flops, parameters[step.name])
     for folder in _others(run.recipe.folder.parent):
         estimate = read_json(folder / ESTIMATE) or {}
         if folder not in own and isinstance(estimate.get("flops"), int | float):

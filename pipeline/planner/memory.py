@@ -9,7 +9,7 @@ from pipeline.planner.devices import GIB, Device
 from pipeline.planner.model_states import FOUR_BITS, NESTED_BITS, ModelStates, TrainedModel, model_states
 from pipeline.planner.rows import heaviest_micro_batch, tokens_of
 from pipeline.planner.shapes import Shape
-from pipeline.planner.work import Work, micro_batch_of
+from pipeline.planner.work import GENERATING, Work, micro_batch_of
 from pipeline.steps import Step
 
 PROCESS = 0.7 * GIB  # of Python with torch, transformers and trl on a CPU; on a GPU also the libraries of CUDA
@@ -178,7 +178,7 @@ def memory_of(
     keys = with_defaults(step.stage, step.keys)
     if step.stage in ("pretrain", "sft", "reward_model", "dpo", "rl"):
         return training_memory(step, keys, config, shape, work, parameters=parameters, probe=probe)
-    if step.stage in ("annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy"):
+    if step.stage in GENERATING:
         return generation_memory(step, keys, shape, work, parameters=parameters, saved_width=saved_width)
     return None
 

@@ -7,7 +7,7 @@ from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.planner.devices import GIB
 from pipeline.planner.estimate import Planner, RunEstimate, StepEstimate
 from pipeline.planner.memory import needed
-from pipeline.planner.work import checkpoints_activations, micro_batch_of, work_of
+from pipeline.planner.work import checkpoints_activations, micro_batch_of
 from pipeline.recipe.sections import Launch
 from pipeline.steps import Step
 
@@ -103,6 +103,6 @@ def _changed(step: Step, change: _Change) -> Step:
 def _needed(planner: Planner, estimate: StepEstimate, step: Step) -> float | None:
     """The bytes that the changed step needs; None where the memory of its host is too small."""
     assert estimate.device is not None
-    memory = planner.memory(step, work_of(step, planner.rows, planner.model.shape))
+    memory = planner.memory(step, planner.work(step))
     assert memory is not None
     return needed(memory, step, estimate.device)

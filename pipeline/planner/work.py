@@ -12,6 +12,8 @@ from pipeline.steps import Step
 
 # Inputs that score every answer.
 JUDGES = ("reward_model", "judge_model", "proxy_model", "annotator_models", "second_opinion")
+GENERATING = ("paraphrase", "annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy")
+QUESTION_TOKENS = 60  # of what asks for a paraphrase or a translation, beside the text itself
 EVALUATIONS = 10  # of a training with the default eval_steps, besides the one before its first step
 
 
@@ -55,12 +57,18 @@ def checkpoints_activations(keys: Keys) -> bool:
     return bool(keys.get("gradient_checkpointing") if given is None else given)
 
 
-def work_of(step: Step, rows: RowsOfRun, shape: Shape) -> Work:
-    """The work of a step; none for a stage that only reads, copies or averages."""
+def work_of(step: Step, rows: RowsOfRun, shape: Shape | None) -> Work:
+    """The work of a step; none for a stage that only reads, copies or averages.
+
+    `shape` is that of the step's model; None for the stage paraphrase where another machine computes.
+    """
     keys = with_defaults(step.stage, step.keys)
+    if step.stage == "paraphrase":
+        return _paraphrasing(step, keys, rows, shape)
+    assert shape is not None
     if step.stage in ("pretrain", "sft", "reward_model", "dpo"):
         return _training(step, keys, rows, shape)
-    if step.stage in ("annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy"):
+    if step.stage in GENERATING:
         return _generation(step, keys, rows, shape)
     return _reinforcement(step, keys, rows, shape) if step.stage == "rl" else Work()
 
@@ -141,7 +149,7 @@ def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
     new, prompt = sum(lengths) / len(lengths), prompts[0].mean([longest(row) for row in prompts[0].samples])
     answers = count * keys.get("num_answers", 1)
     prefill = shape.forward(tokens=prompt, logits=1, visible=triangle(prompt))
-    decode = shape.forward(tokens=new, logits=new, visible=new * prompt + triangle(new))
+    decode = _decoding(shape, prompt, new)
     judges = sum(len(step.inputs.get(name, [])) for name in JUDGES)
     scored = shape.forward(tokens=prompt + new, logits=0, visible=triangle(prompt + new))
     flops = count * prefill + answers * (decode + judges * scored)
@@ -156,6 +164,37 @@ def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
         is_assumed=step.name not in rows.finished and any(side.is_assumed for side in prompts),
         is_exact=all(side.is_exact for side in prompts),
     )
+
+
+def _paraphrasing(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape | None) -> Work:
+    """Texts as long as their prompts. Paraphrases of a prompt share their question; a back-translation takes two."""
+    prompts = rows.of(step.inputs["prompts"])
+    lengths = [longest(row) for row in prompts.samples]
+    question = prompts.mean(lengths) + QUESTION_TOKENS
+    new = prompts.mean([min(length, keys["max_new_tokens"]) for length in lengths])
+    num_translations = 2 * len(keys["back_translations"] or [])
+    questions = prompts.count * (min(1, keys["num_paraphrases"]) + num_translations)
+    answers = prompts.count * (keys["num_paraphrases"] + num_translations)
+    flops = 0.0
+    if shape is not None:
+        prefill = shape.forward(tokens=question, logits=1, visible=triangle(question))
+        flops = questions * prefill + answers * _decoding(shape, question, new)
+    return Work(
+        rows=prompts.count,
+        tokens=questions * question + answers * new,
+        flops=flops,
+        hardware_flops=flops,
+        answers=answers,
+        new_tokens=answers * new,
+        mean_context=question + new / 2,
+        is_assumed=prompts.is_assumed,
+        is_exact=prompts.is_exact,
+    )
+
+
+def _decoding(shape: Shape, prompt: float, new: float) -> float:
+    """Operations of writing so many new tokens behind a prompt."""
+    return shape.forward(tokens=new, logits=new, visible=new * prompt + triangle(new))
 
 
 def _reinforcement(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_schemas.line_files import JSONLines
+from data_schemas.sources import lines_of
 from tests.bad_inputs.cases import Call, Case, Place
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -249,6 +249,36 @@ FILES: list[tuple[str, bytes, str]] = [
     ("keys.json", b'[{"text": "a", "text": "b"}]', "keys.json:1: row: found the key 'text' twice in one mapping,"),
     ("lists.json", b'{"a": [], "a": []}', "lists.json holds the key 'a' twice in one mapping, expected each key once"),
     ("cut.json", b"[1,", "cut.json is not JSON (Expecting value: line 1 column 4 (char 3))"),
+    (
+        "open.json",
+        b'[{"text": "a',
+        "open.json is not JSON (Unterminated string starting at: line 1 column 11",
+    ),
+    ("extra.json", b'[{"text": "a"}]\n x', "extra.json is not JSON (Extra data: line 2 column 2 (char 17))"),
+    (
+        "comma.json",
+        b'[{"text": "a"}\n{}]',
+        "comma.json is not JSON (Expecting ',' delimiter: line 2 column 1",
+    ),
+    (
+        "name.json",
+        b'{"a": [], 3: 4}',
+        "name.json is not JSON (Expecting property name enclosed in double",
+    ),
+    ("colon.json", b'{"a" []}', "colon.json is not JSON (Expecting ':' delimiter: line 1 column 6 (char 5))"),
+    ("deep.json", b"[" * 100_000, "deep.json is not JSON (maximum recursion depth exceeded"),
+    (
+        "nested.json",
+        b'[[{"text": "a"}]]',
+        "nested.json:1: row: found a list of 1, expected a mapping of columns",
+    ),
+    ("bytes.json", b'[{"text": "a"},\n{"text": "\xe9"}]', "bytes.json:2: found byte 0xe9, expected UTF-8 text"),
+    ("bytes.txt", b"a\n\nb\xc3", "bytes.txt:3: found byte 0xc3, expected UTF-8 text"),
+    ("bytes.tsv", b"text\na\xff\n", "bytes.tsv:2: found byte 0xff, expected UTF-8 text"),
+    ("more.csv", b"text,id\na,1\nb,2,3\n", "more.csv:3: row: found 3 cells, expected 2, as in the first line"),
+    ("more.tsv", b"text\tid\na\t1\t2\n", "more.tsv:2: row: found 3 cells, expected 2, as in the first line"),
+    ("cut.csv", b'text\na\n"b\nc', "cut.csv:3 is not CSV (unexpected end of data)"),
+    ("cut.csv.gz", gzip.compress(b"text\na\n", mtime=0)[:-9], "cut.csv.gz is not a complete gzip file"),
     ("two.json", b'{"a": [], "b": []}', "two.json holds a mapping with a, b, expected a list of rows, or an object"),
     ("three.json", b"3", "three.json holds 3, expected a list of rows"),
     ("half.json", b'[{"text": "\\udfff"}]', "half.json:1: line: found half a character (\\udfff), expected whole"),
@@ -304,7 +334,7 @@ def from_the_hub(place: Place) -> Call:
     return place.stage("prepare_data", documents=["owner/name"])
 
 
-class Broken(io.BytesIO):
+class Broken(io.FileIO):
     """A file on a disk that fails."""
 
     def read(self, *_: Any) -> bytes:
@@ -319,7 +349,7 @@ def unreadable(name: str) -> Callable[[Place], Call]:
             if path.name != name:
                 return own(path, *arguments, **keywords)
             if path.suffix == ".csv":
-                return Broken()
+                return Broken(path)
             raise PermissionError(13, "Permission denied", str(path))
 
         own = Path.open
@@ -382,12 +412,24 @@ def set_aside_alone(place: Place) -> Call:
 def growing_file(place: Place) -> Call:
     """Another program appends to the file after its lines were counted."""
     path = place.write("growing.jsonl", [{"text": "a"}])
-    lines = JSONLines(path)
+    lines = lines_of(path)
     place.write("growing.jsonl", [{"text": "a"}, {"text": "b"}])
-    return place.function(lines.check_unchanged)
+    return place.function(lambda: list(lines))
+
+
+def deleted_table(place: Place) -> Call:
+    """Another program deletes a file between two loops over it, each of which opens it."""
+    import pyarrow.parquet
+
+    path = place.write("deleted.parquet", b"")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    lines = lines_of(path)
+    path.unlink()
+    return place.function(lambda: list(lines))
 
 
 CASES = [
+    Case("a table that is deleted while it is read", deleted_table, "HERE/deleted.parquet does not exist"),
     Case(
         "a file that grows while it is read",
         growing_file,

@@ -122,6 +122,15 @@ def test_rows_beyond_the_positions_of_the_model_are_refused(plan_run, tiny_base,
         preflight(run)
 
 
+def test_the_model_that_paraphrases_is_tried_and_an_endpoint_is_not(plan_run, tiny_base, capfd):
+    run = plan_run(paraphrase={"paraphrase_llm": str(tiny_base), "back_translations": ["German"]})
+    preflight(replace(run, selected=frozenset({"paraphrase"})))
+    assert capfd.readouterr().err.splitlines()[1:] == ["  tried paraphrase"]
+    endpoints = {"teacher": {"base_url": "http://127.0.0.1:1/v1", "model": "t"}}
+    run = plan_run(paraphrase={"paraphrase_llm": "teacher"}, endpoints=endpoints)
+    assert not make_request(replace(run, selected=frozenset({"paraphrase"})))["trials"]
+
+
 def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path, capfd):
     (tmp_path / "scores.py").write_text("def score(prompt, answer, ended):\n    open('called', 'w')\n    return 1.0\n")
     stages = ["reward_model", "rejection_sampling", "sft", "rl"]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from data_schemas import tables
+from data_schemas.column_checks import check_columns
 from data_schemas.files import check_regular
-from data_schemas.reading import check_columns, read_conversations, read_documents, read_pairs
+from data_schemas.reading import read_conversations, read_documents, read_pairs
 from data_schemas.rows import Document, for_template
 from data_schemas.sources import Source
 from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
@@ -410,5 +411,4 @@ def test_a_binary_table_is_read_batch_by_batch(tmp_path, monkeypatch, ending):
     lines = tables.parquet_rows(path) if ending == "parquet" else tables.arrow_rows(path)
     for _ in range(2):  # the rows are asked for more than once
         assert [(line.number, line.raw) for line in lines] == [(n + 1, {"text": text}) for n, text in enumerate(texts)]
-    assert len(lines) == 20 and max(held) == 3 and lines[19].raw == {"text": "text 19"}
-    assert [line.number for line in lines[5:7]] == [6, 7]
+    assert len(lines) == 20 and max(held) == 3

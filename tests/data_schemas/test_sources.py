@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from data_schemas.column_checks import check_columns
 from data_schemas.errors import ConfigError
-from data_schemas.reading import check_columns, read_conversations, read_documents, read_pairs, read_prompts
+from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts
 from data_schemas.sources import Source
 from data_schemas.splitting import num_copies
 from tests.data_schemas.raw_rows import assistant, fails, lines, messages_of, user

@@ -4,8 +4,9 @@ import gzip
 
 import pytest
 
+from data_schemas.column_checks import check_columns
 from data_schemas.errors import DataError
-from data_schemas.reading import check_columns, read_documents, read_prompts
+from data_schemas.reading import read_documents, read_prompts
 from data_schemas.rows import for_template
 from data_schemas.sources import Source
 from tests.data_schemas.raw_rows import user
