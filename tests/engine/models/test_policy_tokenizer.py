@@ -1,15 +1,11 @@
 """A chat model as a hub has it, whose pad token is its end token or missing, answers as one with a pad token."""
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from data_schemas.errors import DataError
-from data_schemas.files import read_json, write_atomically
 from engine.judging.divergence import kl_to_first
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer
@@ -22,6 +18,7 @@ from engine.sampling.transformers_engine import GroupGenerator, TransformersEngi
 from engine.tasks.multiple_choice import choose, question_of
 from engine.tokens.rendering import DEFAULT_DATE, render
 from engine.tokens.template import CHATML
+from tests.toy_models import changed_copy
 from tests.toy_prompts import PROMPTS
 
 END = "<|im_end|>"
@@ -29,22 +26,12 @@ SETTINGS = ScoringSettings(torch.device("cpu"), "float32", 8)
 CHOICES = {"question": "Which one is a capital?", "choices": ["Lima", "Peru, a country", "a dog"], "answer": 0}
 
 
-def changed(model: Path, folder: Path, *, pad: int | None, **entries: Any) -> Path:
-    """A copy with these entries of tokenizer_config.json, None removes one, and the pad token's id in config.json."""
-    shutil.copytree(model, folder)
-    for name, own in (("tokenizer_config.json", entries), ("config.json", {"pad_token_id": pad})):
-        content = read_json(folder / name) | own
-        write_atomically(folder / name, json.dumps({key: value for key, value in content.items() if value is not None}))
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    return folder
-
-
 @pytest.fixture(scope="module", params=["end token", "none"])
 def unchanged(request, tiny_model, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "model"
     if request.param == "none":
-        return changed(tiny_model, folder, pad=None, pad_token=None)
-    return changed(tiny_model, folder, pad=tokenizer.eos_token_id, pad_token=END)
+        return changed_copy(tiny_model, folder, pad=None, pad_token=None)
+    return changed_copy(tiny_model, folder, pad=tokenizer.eos_token_id, pad_token=END)
 
 
 def stage_in(folder: Path) -> Stage:
@@ -91,14 +78,14 @@ def test_a_training_stage_refuses_it_and_says_how_it_is_prepared(unchanged):
 
 
 def test_a_reward_model_that_pads_with_its_end_token_is_refused_for_another_reason(tiny_reward_model, tmp_path):
-    folder = changed(tiny_reward_model, tmp_path / "rm", pad=None, pad_token=END)
+    folder = changed_copy(tiny_reward_model, tmp_path / "rm", pad=None, pad_token=END)
     with pytest.raises(DataError, match="reads a reward model's score at the last token that is not the pad token"):
         load_tokenizer(str(folder))
 
 
 def test_an_answer_ends_where_the_template_closes_a_turn_and_the_date_is_fixed(tiny_model, tmp_path):
     """As with Gemma, whose own end token is another one, and Llama 3.1, whose template writes the current date."""
-    folder = changed(tiny_model, tmp_path / "dated", pad=None, eos_token="<|endoftext|>", pad_token=None)
+    folder = changed_copy(tiny_model, tmp_path / "dated", pad=None, eos_token="<|endoftext|>", pad_token=None)
     dated = "{{ strftime_now('%Y-%m-%d') }}" + CHATML
     (folder / "chat_template.jinja").write_text(dated)
     loaded = load_policy_tokenizer(str(folder))
