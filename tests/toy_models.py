@@ -51,7 +51,7 @@ def changed_copy(model: Path, folder: Path, *, pad: int | None, **entries: Any) 
     """A copy with these entries of tokenizer_config.json, None removes one, and the pad token's id in config.json."""
     shutil.copytree(model, folder)
     for name, own in (("tokenizer_config.json", entries), ("config.json", {"pad_token_id": pad})):
-        content = read_json(folder / name) | own
+        content = (read_json(folder / name) or {}) | own
         write_atomically(folder / name, json.dumps({key: value for key, value in content.items() if value is not None}))
     (folder / "generation_config.json").unlink(missing_ok=True)
     return folder
