@@ -22,7 +22,8 @@ from data_schemas.text import printable
 from data_schemas.unexpected import guarded
 from engine.judging.scoring import encode_for_scoring, load_scorer, turns_of
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import check_is_policy, check_is_reward_model, load_causal, load_tokenizer, name_of
+from engine.models.loading import check_is_policy, check_is_reward_model, load_causal, name_of
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.world import device_of
 from engine.sampling.answers import SampleRequest, SamplingSettings, end_tokens
@@ -48,7 +49,7 @@ class Speaker:
     @classmethod
     def load(cls, path: str, sampling: GenerationArguments, system: str | None) -> Self:
         """The speaker with its model on this process's device. Raises UserError for what is not a prepared policy."""
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_policy_tokenizer(path)
         check_is_policy(path)
         model = load_causal(path, dtype=sampling.dtype)
         model.to(device_of(sampling.use_cpu)).eval()  # pyright: ignore[reportArgumentType]

@@ -56,11 +56,12 @@ def generate(arguments: argparse.Namespace, console: Console) -> None:
     prompts = read_requested(arguments.prompts, arguments.system)
     with imports():
         from engine.judging.scoring import scored_candidates
-        from engine.models.loading import check_is_policy, identity_of, load_tokenizer, name_of
+        from engine.models.loading import check_is_policy, identity_of, name_of
+        from engine.models.policy_tokenizer import load_policy_tokenizer
         from engine.sampling.answers import Policy, SamplingSettings
         from engine.sampling.sampler import sample_in_turn
 
-    load_tokenizer(arguments.model)
+    load_policy_tokenizer(arguments.model)
     check_is_policy(arguments.model)
     policy = Policy(arguments.model, name_of(arguments.model))
     identity = {"MODEL": identity_of(arguments.model), "PROMPTS": digest([prompt.to_json() for prompt in prompts])}

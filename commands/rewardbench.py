@@ -52,8 +52,8 @@ def rewardbench(arguments: argparse.Namespace, console: Console) -> None:
         from engine.tasks.reward_bench import score_benchmark
 
     best = read_best_of_k(Path(arguments.evaluation)) if arguments.evaluation else None
-    load_tokenizer(path)
     check_is_reward_model(path)
+    load_tokenizer(path)
     answers = [answer for row in rows for answer in answers_of(row)]
     doing = f"scoring {len(answers)} answers of {len(rows)} rows of RewardBench {version} by {name_of(path)}"
     console.print(Text(printable(doing)), soft_wrap=True)

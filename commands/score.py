@@ -50,8 +50,8 @@ def score(arguments: argparse.Namespace, console: Console) -> None:
         from engine.judging.shared_scoring import ScoringSettings
         from engine.models.loading import check_is_reward_model, identity_of, load_tokenizer, name_of
 
-    load_tokenizer(path)
     check_is_reward_model(path)
+    load_tokenizer(path)
     console.print(Text(printable(f"scoring {len(answers)} answers by {name_of(path)}")), soft_wrap=True)
     identity = {"REWARD_MODEL": identity_of(path), "ANSWERS": digest([row.to_json() for row in rows])}
 

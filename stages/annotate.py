@@ -27,7 +27,7 @@ from engine.judging.people.annotator import PeopleAnnotator
 from engine.judging.people.asking import PeopleArguments, write_labels
 from engine.judging.scoring import RewardModelScorer
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import load_tokenizer
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 from engine.sampling.answering import AnsweringArguments, answer_round
@@ -246,7 +246,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
         outputs=outputs,
         metrics=metrics,
         reasons={name: "too few labels by several people" for name, value in metrics.items() if value is None},
-        contract=contract_of(load_tokenizer(arguments.policies[0])),
+        contract=contract_of(load_policy_tokenizer(arguments.policies[0])),
     )
 
 

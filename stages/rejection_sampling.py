@@ -23,7 +23,7 @@ from data_schemas.stage_keys import StageTraits
 from engine.endpoints.paid_answers import endpoint_metrics
 from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import load_tokenizer
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 from engine.sampling.answering import AnsweringArguments, answer_round
@@ -205,7 +205,9 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
     log.info("%d winners, dropped: %s", sum(map(len, winners.values())), format_counts(dropped) or "none")
     metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(groups, winners, dropped)
     metrics |= endpoint_metrics(stage.folder, arguments.endpoints)
-    return StageResult(outputs=outputs, metrics=metrics, contract=contract_of(load_tokenizer(arguments.policies[0])))
+    return StageResult(
+        outputs=outputs, metrics=metrics, contract=contract_of(load_policy_tokenizer(arguments.policies[0]))
+    )
 
 
 if __name__ == "__main__":

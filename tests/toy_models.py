@@ -1,8 +1,11 @@
 """Tiny random models and their tokenizers."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from data_schemas.files import read_json, write_atomically
 from tests.toy_rows import conversation
 
 
@@ -41,4 +44,14 @@ def tiny_llama(tokenizer: Any, folder: Path, *, seed: int = 0, **config: Any) ->
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def changed_copy(model: Path, folder: Path, *, pad: int | None, **entries: Any) -> Path:
+    """A copy with these entries of tokenizer_config.json, None removes one, and the pad token's id in config.json."""
+    shutil.copytree(model, folder)
+    for name, own in (("tokenizer_config.json", entries), ("config.json", {"pad_token_id": pad})):
+        content = (read_json(folder / name) or {}) | own
+        write_atomically(folder / name, json.dumps({key: value for key, value in content.items() if value is not None}))
+    (folder / "generation_config.json").unlink(missing_ok=True)
     return folder

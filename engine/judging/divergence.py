@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.judging.shared_scoring import ScoringSettings, SharedScorer, in_groups
-from engine.models.loading import identity_of, load_causal, load_tokenizer
+from engine.models.loading import identity_of, load_causal
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
 from engine.tokens.template import encode_prompt
@@ -23,7 +24,7 @@ def kl_to_first(
 
     With answers sampled from the policy at temperature 1 this is an unbiased estimate of KL(policy || first).
     """
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_policy_tokenizer(policy)
     rows = [
         (encode_prompt(tokenizer, answer.prompt.prompt, tools=answer.prompt.tools), answer.ids) for answer in answers
     ]

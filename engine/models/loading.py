@@ -41,6 +41,11 @@ ALIGNMENT = 64  # bytes
 # Attention of a training stage on a GPU where attn_implementation is left out; None: transformers' choice, which is
 # SDPA where the architecture has it. The row of docs/benchmarks-gpu.md that measures best belongs here.
 GPU_ATTENTION: str | None = None
+PREPARE_FIRST = "give it as base_model of a recipe, which prepares it, or run stages/prepare_base.py on it first"
+REWARD_PAD = (
+    "plain transformers reads a reward model's score at the last token that is not the pad token, here before the end "
+    "of the answer: use one with a separate pad token, as alignloop trains them"
+)
 QUANTIZED_UNDER_ZERO3 = "ZeRO-3 cannot divide quantized weights among processes"
 ModelOptions = dict[str, Any]  # keyword arguments of from_pretrained
 LoadingInfo = Mapping[str, Collection[object]]  # "missing_keys", "unexpected_keys", … -> the tensors' names
@@ -60,21 +65,20 @@ def read_tokenizer(path: str, *, revision: str = "main") -> PreTrainedTokenizerB
         raise DataError(f"{path} has no tokenizer that can be read ({_first_line(error)})") from error
 
 
-def load_tokenizer(path: str, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, *, needs_template: bool = True, needs_pad: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder that prepare_base wrote.
 
-    Raises DataError where it lacks a chat template or a pad token other than the end token, unless `needs_template` is
-    false.
+    Raises DataError where it lacks a chat template, unless `needs_template` is false, or then a pad token other than
+    the end token, unless `needs_pad` is.
     """
     tokenizer = read_tokenizer(path)
     if Path(path).is_dir():
         check_tokenizer_size(Path(path))
-    if needs_template:
-        remedy = "run stages/prepare_base.py on it first"
-        if not tokenizer.chat_template:
-            raise DataError(f"{path} has no chat template; {remedy}")
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-            raise DataError(f"{path} has no pad token, or uses its end token as one; {remedy}")
+    if needs_template and not tokenizer.chat_template:
+        raise DataError(f"{path} has no chat template; {PREPARE_FIRST}")
+    if needs_template and needs_pad and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        remedy = REWARD_PAD if is_reward_model(path) else PREPARE_FIRST
+        raise DataError(f"{path} has no pad token, or uses its end token as one; {remedy}")
     return tokenizer
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.rows import Message, Prompt
-from engine.models.loading import load_tokenizer
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage
@@ -44,7 +44,7 @@ def answer_round(
     answers = sample_in_turn(stage, policies, prompts, settings, num_answers=num_answers)
     if not any(policy.endpoint for policy in policies):
         return answers
-    tokenizer = load_tokenizer(arguments.policies[0])
+    tokenizer = load_policy_tokenizer(arguments.policies[0])
     return [[_with_tokens(tokenizer, answer) for answer in group] for group in answers]
 
 

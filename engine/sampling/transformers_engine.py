@@ -15,7 +15,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from transformers.generation.streamers import BaseStreamer
 
 from engine.models import precision
-from engine.models.loading import identity_of, load_causal, load_tokenizer
+from engine.models.loading import identity_of, load_causal
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime import notices, out_of_memory, progress, timing
 from engine.runtime.journal import in_batches
 from engine.runtime.stage import Stage
@@ -71,7 +72,7 @@ class TransformersEngine:
     @classmethod
     def load(cls, stage: Stage, name: str, policy: Policy, settings: SamplingSettings) -> Self:
         """The engine with the policy's model on this process's device. `name` is that of the journal."""
-        tokenizer = load_tokenizer(policy.path)
+        tokenizer = load_policy_tokenizer(policy.path)
         model = load_causal(policy.path, dtype=settings.dtype)
         model.to(device_of(settings.use_cpu))  # pyright: ignore[reportArgumentType]
         return cls(stage, name, policy, settings, model=model.eval(), tokenizer=tokenizer)

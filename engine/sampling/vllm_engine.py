@@ -21,8 +21,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys, Values
 from data_schemas.vllm_keys import check_interpreter, vllm_options
-from engine.models.loading import identity_of, load_tokenizer, read_config
+from engine.models.loading import identity_of, read_config
 from engine.models.merging import plain_folder
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime import notices, progress, world
 from engine.runtime.journal import in_batches
 from engine.runtime.process import trusts_code
@@ -49,7 +50,7 @@ class VLLMEngine:
     def __init__(self, stage: Stage, name: str, policy: Policy, settings: SamplingSettings) -> None:
         """Raises ConfigError where the interpreter has no vLLM, or the policy's files cannot be read."""
         self.stage, self.name, self.policy, self.settings = stage, name, policy, settings
-        self.tokenizer = load_tokenizer(policy.path)
+        self.tokenizer = load_policy_tokenizer(policy.path)
         self.options = vllm_options({"vllm": settings.vllm})
         # Not resolved: an environment is found by the path of its interpreter, which is a link.
         self.python = os.path.abspath(os.path.expanduser(self.options["python"]))  # noqa: PTH100, PTH111

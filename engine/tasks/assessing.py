@@ -10,7 +10,8 @@ from data_schemas.assessment import Assessment
 from data_schemas.rows import Prompt
 from engine.judging.llm_judge import LLMJudge, LLMJudgeArguments
 from engine.judging.scoring import FunctionScorer
-from engine.models.loading import check_is_policy, load_tokenizer
+from engine.models.loading import check_is_policy
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.arguments import GenerationArguments
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer, Policy, SamplingSettings
@@ -27,7 +28,7 @@ def policies_of(assessment: Assessment) -> dict[str, Policy]:
     policies: dict[str, Policy] = {}
     for name, candidate in assessment.candidates.items():
         if candidate.model:
-            load_tokenizer(candidate.model)
+            load_policy_tokenizer(candidate.model)
             check_is_policy(candidate.model)
             policies[name] = Policy(candidate.model, name)
         else:

@@ -13,7 +13,8 @@ from data_schemas.formats import describe
 from data_schemas.rows import Message
 from data_schemas.sources import SourceValue
 from engine.judging.shared_scoring import ScoringSettings, SharedScorer, in_groups
-from engine.models.loading import identity_of, load_causal, load_tokenizer
+from engine.models.loading import identity_of, load_causal
+from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.stage import Stage
 from engine.tasks.grades import Grade, Points
 from engine.tasks.questions import ChoiceQuestion, Fields, asked, read, text_in
@@ -71,7 +72,7 @@ def choose(stage: Stage, questions: Sequence[ChoiceQuestion], policy: str, setti
     """The grade of each question, in order, by the policy in a folder. Raises StageError where memory is full."""
     if not questions:
         return []
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_policy_tokenizer(policy)
     rows: list[tuple[list[int], list[int]]] = []
     for question in questions:
         for choice in question.choices:

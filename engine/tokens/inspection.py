@@ -220,7 +220,8 @@ def check_rows_left(name: str, encoded: Sequence[TokenRow], num_rows: int, count
     if not encoded:
         found = f": {format_counts(counts)}" if counts else ""
         raise DataError(
-            f"{name}: nothing is left of {num_rows} rows (all are too long, or have nothing to train){found}"
+            f"{name}: nothing is left of {num_rows} rows (all are too long, or have nothing to train){found}; "
+            "raise max_length, or give rows that fit"
         )
 
 

@@ -116,6 +116,8 @@ class RunDisplay:
             )
         elif now - running.printed_at >= LINE_SECONDS:
             running.printed_at = now
+            # The first line had the reason why the step runs; it may be long, and here it would hide the progress.
+            head = step_head(position, self.num_steps, step.name, state.state, state.seconds)
             self.console.print(Text.assemble(head, "  ", running.doing), soft_wrap=True)
 
     def _running_group(self) -> Group:

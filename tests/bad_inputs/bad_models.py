@@ -349,12 +349,12 @@ CASES = [
     Case(
         "model without a template",
         of_model("sft", as_it_is, kind="tiny_base"),
-        "model has no chat template; run stages/prepare_base.py on it first",
+        "model has no chat template; give it as base_model of a recipe, which prepares it, or run",
     ),
     Case(
         "model whose pad token is its end token",
         of_model("sft", change("tokenizer_config.json", pad_token="<|im_end|>")),
-        "model has no pad token, or uses its end token as one; run stages/prepare_base.py on it first",
+        "model has no pad token, or uses its end token as one; give it as base_model of a recipe, which",
     ),
     Case("model without a config", of_model("annotate", drop("config.json")), "model is not a model folder (no"),
     Case(

@@ -11,12 +11,20 @@ from tests.stage_runs import call_stage
 @pytest.mark.parametrize(
     ("stage", "changed", "message"),
     [
-        ("sft", {"model_name_or_path": "base"}, "has no chat template; run stages/prepare_base.py on it first"),
+        (
+            "sft",
+            {"model_name_or_path": "base"},
+            "has no chat template; give it as base_model of a recipe",
+        ),
         ("sft", {"model_name_or_path": "empty"}, "has no tokenizer that can be read"),
         ("sft", {"train_data": ["pairs.jsonl"]}, "has the columns prompt, chosen, rejected; expected messages"),
         ("sft", {"train_data": ["none.jsonl"]}, "none.jsonl is empty: it has no rows"),
         ("sft", {"eval_data": ["conversations.jsonl"]}, "24 dialogs are both in train_data and in eval_data"),
-        ("sft", {"max_length": 4}, "train: nothing is left of 24 rows (all are too long, or have nothing to train)"),
+        (
+            "sft",
+            {"max_length": 4},
+            "or have nothing to train); raise max_length, or give rows that fit",
+        ),
         ("sft", {"train_data_shares": [0.5, 0.5]}, "sft: 2 shares for 1 files of data; give one share for each file"),
         ("sft", {"eval_data": None, "validation_share": 0.0}, "sft: no row is left for eval_data"),
         (

@@ -15,7 +15,7 @@ from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from engine.tokens.template import encode_prompt
 from tests.engine.sampling.vllm_prompts import PROMPTS
-from tests.toy_models import tiny_llama
+from tests.toy_models import changed_copy, tiny_llama
 
 REAL = os.environ.get("ALIGNLOOP_TEST_VLLM", "")
 needs_vllm = pytest.mark.skipif(not REAL, reason="ALIGNLOOP_TEST_VLLM names no interpreter with vLLM")
@@ -58,6 +58,15 @@ def test_a_real_vllm_gives_the_same_bits_again_and_after_a_restart(model_for_vll
     for number in (1, 2):
         (journal / f"{number}.json").unlink()
     assert draw_for_real(first, model_for_vllm) == answers
+
+
+@needs_vllm
+def test_a_real_vllm_gives_the_same_answers_where_the_pad_token_is_the_end_token(model_for_vllm, tokenizer, tmp_path):
+    end, end_id = tokenizer.eos_token, tokenizer.eos_token_id
+    unchanged = changed_copy(model_for_vllm, tmp_path / "hub", pad=end_id, pad_token=end)
+    answers = draw_for_real(tmp_path / "a", unchanged, max_new_tokens=60)
+    assert answers == draw_for_real(tmp_path / "b", model_for_vllm, max_new_tokens=60)
+    assert {answer.ended for own in answers for answer in own} == {True, False}
 
 
 @needs_vllm

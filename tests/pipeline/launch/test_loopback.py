@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import psutil
+import pytest
 
 from pipeline.launch import command_line
 from pipeline.recipe.sections import Launch
@@ -27,8 +28,9 @@ while not (here / "end").exists():
 """
 
 
-def test_every_socket_of_a_step_of_two_processes_listens_on_loopback(tmp_path):
-    step = Step("sft", "sft", None, "sft", {}, {}, Launch(profile="ddp", num_processes=2, device="cpu"))
+@pytest.mark.parametrize("profile", ["ddp", "zero2"])
+def test_every_socket_of_a_step_of_two_processes_listens_on_loopback(profile, tmp_path):
+    step = Step("sft", "sft", None, "sft", {}, {}, Launch(profile=profile, num_processes=2, device="cpu"))
     command = command_line.launch_command(step, tmp_path)
     (script,) = (place for place, word in enumerate(command) if word.endswith("stages/sft.py"))
     command[script] = str(tmp_path / "rank.py")

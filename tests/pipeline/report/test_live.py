@@ -71,6 +71,20 @@ def test_without_a_terminal_a_running_step_is_never_silent_for_long(tmp_path):
     assert lines[3].endswith("working")  # the file is gone, and the process not yet
 
 
+def test_the_reason_of_a_step_is_in_its_first_line_only(tmp_path):
+    now, console = [0.0], console_of(100, is_terminal=False)
+    display, state = (
+        live.RunDisplay(console, 3, live=False, clock=lambda: now[0]),
+        StepState(tmp_path, "running", why="max_steps 200 -> 40"),
+    )
+    for second in range(32):
+        now[0] = float(second)
+        display(step_of("sft"), state)
+    lines = printed(console)
+    assert len(lines) == 3 and [("max_steps" in line) for line in lines] == [True, False, False]
+    assert all(line.endswith("starting") for line in lines[1:])
+
+
 def test_the_warnings_of_a_step_follow_its_line_once(tmp_path):
     console = console_of(60, is_terminal=True)
     display = live.RunDisplay(console, 3, live=False)
