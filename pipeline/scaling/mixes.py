@@ -20,6 +20,7 @@ from pipeline.recipe.resolved import Recipe
 from pipeline.scaling.grid import add_step, beside, checked_keys, checked_steps, last_loss
 from pipeline.steps import Inputs, Output, Reference, Step, file_of
 
+WEIGHTS_ARE_SHARES = 1e9  # temperature of a mix: a source of n words counts n^(1/T), which is 1
 NO_RULES: Keys = {"exact_duplicates": False, "near_duplicates": None}  # where the recipe has no curation
 
 
@@ -65,7 +66,7 @@ def plan_mixes(recipe: Recipe, num_mixes: int, held_out: str | None) -> MixPlan:
     tokenizer: Reference | None = None
     for number, run in enumerate(runs):
         name = f"curate.mix-{number}"
-        mix: Keys = {"mix_by": "source", "mix_weights": dict(run.shares), "mix_temperature": float("inf")}
+        mix: Keys = {"mix_by": "source", "mix_weights": dict(run.shares), "mix_temperature": WEIGHTS_ARE_SHARES}
         add_step(plan, "curate", name, inputs=rows, changed=curation | mix)
         curated.append(Output(name, "documents.train"))
         if number == 0:
