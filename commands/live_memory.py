@@ -7,7 +7,7 @@ MemTracker does, but without its statistics of every module, which take ten time
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -19,14 +19,21 @@ from torch.utils._pytree import tree_leaves
 BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that share one, in bitsandbytes' NF4
 
 
+class Peak(NamedTuple):
+    """The most bytes at the same time."""
+
+    bytes: int  # of all tensors
+    beside_gradients: int  # of all but the gradients of trained weights
+
+
 class LiveMemory(TorchDispatchMode):
-    """Inside, `peak` is the most bytes that all tensors had at the same time since the last `restart`, and
-    `peak_beside_gradients` that of all but the gradients of the `trained` weights."""
+    """Inside, `peaks` has the most bytes that tensors had at the same time in each phase since the last `restart`.
+    Gradients are those of the `trained` weights."""
 
     def __init__(self, trained: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.bytes = self.peak = self.peak_beside_gradients = 0
-        self._gradients = 0
+        self.bytes = self._gradients = 0
+        self.peaks = [Peak(0, 0)]
         for weight in trained:
             weight.register_post_accumulate_grad_hook(self._add_gradient)
         self._known: dict[int, int] = {}  # id of a storage -> its bytes
@@ -39,13 +46,27 @@ class LiveMemory(TorchDispatchMode):
                 self._known[id(storage)] = storage.nbytes()
                 self.bytes += storage.nbytes()
                 weakref.finalize(storage, self._freed, id(storage)).atexit = False
-        self.peak = max(self.peak, self.bytes)
-        self.peak_beside_gradients = max(self.peak_beside_gradients, self.bytes - self._gradients)
+        peak = self.peaks[-1]
+        self.peaks[-1] = Peak(max(peak.bytes, self.bytes), max(peak.beside_gradients, self.bytes - self._gradients))
 
     def restart(self) -> None:
-        """Forgets the peaks. No weight has a gradient then."""
+        """Forgets the peaks, and begins the first phase. No weight has a gradient then."""
         self._gradients = 0
-        self.peak = self.peak_beside_gradients = self.bytes
+        self.peaks = [Peak(self.bytes, self.bytes)]
+
+    def next_phase(self, *_: object) -> None:
+        """Begins another phase; may be a hook of autograd."""
+        self.peaks.append(Peak(self.bytes, self.bytes - self._gradients))
+
+    def set_apart_backward_of(self, module: torch.nn.Module) -> None:
+        """From now on, the backward pass of each call of the module is a phase between two others."""
+
+        def bracket(module: object, inputs: object, output: torch.Tensor) -> None:
+            if output.grad_fn is not None:
+                output.grad_fn.register_prehook(self.next_phase)
+                output.grad_fn.register_hook(self.next_phase)
+
+        module.register_forward_hook(bracket)
 
     def _add_gradient(self, weight: torch.Tensor) -> None:
         assert weight.grad is not None

@@ -5,9 +5,13 @@ checkpointing are those of the stage. The model has the recipe's sizes and one o
 tensors (torch's FakeTensorMode), which have shapes and no memory, while the few thousand token ids are real, since
 shapes depend on them. commands/live_memory.py counts what lives at the same time.
 
-Memory grows linearly with the layers, so the difference of two layers and one gives that of all. The second optimizer
-step is measured, when the moments exist. Activations are what lives beside weights, moments and gradients: a step
-with several micro-batches has all gradients when its activations are at their peak.
+Memory grows linearly with the layers, so the difference of two layers and one gives that of all. That is so within
+one phase of a step only: the gradient of large embeddings, or what an optimizer that is not fused holds beside the
+moments, may be more than the activations of two layers and less than those of all. So forward and backward pass, the
+backward pass of the embeddings, and the optimizer's step are continued each by itself, and the largest counts.
+
+The second optimizer step is measured, when the moments exist. Activations are what lives beside weights, moments and
+gradients: a step with several micro-batches has all gradients when its activations are at their peak.
 """
 
 import copy
@@ -15,34 +19,24 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
-from trl.trainer import dpo_trainer, sft_trainer
 
-from commands.live_memory import Content, FourBitLinear, LiveMemory, quantise, without_content
-from commands.trials import METHODS
+from commands.live_memory import Content, FourBitLinear, LiveMemory, Peak, quantise, without_content
+from commands.probed_trainer import config_of, recorded_heads, short, token_row, trainer_of
 from data_schemas.cost_request import Probe, ProbeAnswer, RowSample
-from data_schemas.stage_keys import Keys, stages
+from data_schemas.stage_keys import with_defaults
 from engine.models.miniature import small_model
-from engine.runtime import arguments
-from engine.runtime.keys import fill
-from engine.runtime.stage import Stage
-from engine.runtime.tracking import Tracker
-from engine.tokens.token_rows import TokenDialog, TokenPair, TokenRanking, TokenRow
 from stages import pretrain
 
 PROBED_LAYERS = (1, 2)
@@ -67,18 +61,21 @@ def _extrapolated(bench: "Bench", probe: Probe) -> dict[str, Any]:
     layers = probe["layers"]
     few = [count for count in PROBED_LAYERS if count <= layers]
     runs = [bench.run(count) for count in few]
-    activations = _continued([run.activations for run in runs], few, layers)
-    constant = _continued([run.activations for run in runs], few, 0)
+    phases = list(zip(*(run.activations for run in runs), strict=True))
+    activations, of_largest = max((_continued(phase, few, layers), phase) for phase in phases)
+    constant = _continued(of_largest, few, 0)
     parameters, trainable = (
         _continued([getattr(run, name) for run in runs], few, layers) for name in ("parameters", "trainable")
     )
     states = _continued([run.states for run in runs], few, layers)
     peak = states + activations
     if not probe["accumulates"]:
-        # The peak is at the start of the backward pass, with all activations and no gradients, or after it. It is
-        # convex in the number of layers, so the larger of both continuations is right, except where they meet.
+        # Within a phase the peak is at its start, with all activations and no gradients, or after it. It is convex in
+        # the number of layers, so the larger of both continuations is right, except where they meet.
         without_gradients = _continued([run.states - run.gradients for run in runs], few, layers)
-        peak = min(peak, max(without_gradients + activations, _continued([run.peak for run in runs], few, layers)))
+        peaks = [[peak.bytes for peak in phase] for phase in zip(*(run.peaks for run in runs), strict=True)]
+        with_some = max(_continued(phase, few, layers) for phase in peaks)
+        peak = min(peak, max(without_gradients + activations, with_some))
     return {
         "peak": peak,
         "activations": activations,
@@ -101,8 +98,7 @@ def _continued(values: Sequence[float], layers: Sequence[int], all_layers: int) 
 class Run:
     """Bytes of a run with few layers. `states` are weights, gradients and moments; `activations` is all else."""
 
-    peak: float
-    beside_gradients: float  # the peak of everything but gradients
+    peaks: list[Peak]  # of each phase
     parameters: float  # numbers, not bytes
     trainable: float
     weights: float
@@ -113,8 +109,10 @@ class Run:
         return self.weights + 3 * self.gradients  # Adam's moments have the sizes of the gradients
 
     @property
-    def activations(self) -> float:
-        return max(0.0, self.beside_gradients - (self.states - self.gradients))
+    def activations(self) -> list[float]:
+        """Of each phase."""
+        kept = self.states - self.gradients
+        return [max(0.0, peak.beside_gradients - kept) for peak in self.peaks]
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,8 @@ class Bench:
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         small_model(config).save_pretrained(scratch / "model")
         tokenizer.save_pretrained(scratch / "model")
-        with _recorded_heads() as heads:
-            trainer = _trainer(probe, tokenizer, scratch)
+        with recorded_heads() as heads:
+            trainer = trainer_of(probe, tokenizer, scratch)
         bench = cls(trainer, trainer.data_collator, heads, probe)
         trainer.model.train()
         bench.loss(trainer.model, short(probe))
@@ -168,17 +166,24 @@ class Bench:
                 weight.grad = torch.zeros_like(weight)
             optimizer.step()  # allocates the moments
             optimizer.zero_grad()
+            memory.set_apart_backward_of(model.get_input_embeddings())
             memory.restart()
             self.loss(model, self.probe["micro_batch"]).backward()
-            optimizer.step()
+            memory.next_phase()
+            if not self.is_fused:  # torch would run a fused step on real tensors of the same sizes
+                optimizer.step()
         return Run(
-            peak=memory.peak,
-            beside_gradients=memory.peak_beside_gradients,
+            peaks=memory.peaks,
             parameters=_num_parameters(model),
             trainable=sum(weight.numel() for weight in trained),
             weights=_bytes_of([*model.parameters(), *_scales_of(model)]),
             gradients=_bytes_of(trained),
         )
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the optimizer changes weights in place; else it holds two more tensors of the size of a weight."""
+        return "fused" in with_defaults(self.probe["stage"], self.probe["keys"])["optim"]
 
     def model(self, layers: int) -> PreTrainedModel:
         """The recipe's model with fewer layers, with the adapters and the head of the trainer's.
@@ -224,90 +229,3 @@ def _bytes_of(tensors: Sequence[torch.Tensor]) -> int:
 
 def _scales_of(model: torch.nn.Module) -> list[torch.Tensor]:
     return [scales for module in model.modules() if isinstance(module, FourBitLinear) for scales in module.buffers()]
-
-
-@contextmanager
-def _recorded_heads() -> Iterator[list[Callable[[PreTrainedModel], object]]]:
-    """Inside, the calls with which TRL replaces the head of a model by its chunked one are listed, to be repeated."""
-    calls: list[Callable[[PreTrainedModel], object]] = []
-    original = sft_trainer.add_fused_lm_head
-
-    def add(model: PreTrainedModel, *args: Any, **options: Any) -> object:
-        calls.append(lambda other: original(other, *args, **options))
-        return original(model, *args, **options)
-
-    modules = (sft_trainer, dpo_trainer)
-    for module in modules:
-        vars(module)["add_fused_lm_head"] = add
-    try:
-        yield calls
-    finally:
-        for module in modules:
-            vars(module)["add_fused_lm_head"] = original
-
-
-def config_of(probe: Probe, *, layers: int) -> PretrainedConfig:
-    """The configuration of the recipe's model with fewer layers."""
-    keys = dict(probe["config"])
-    kind = str(keys.pop("model_type"))
-    for name, value in keys.items():
-        if isinstance(value, list) and len(value) == probe["layers"] and name != "architectures":
-            keys[name] = value[:layers]
-    keys["n_layer" if "n_layer" in keys else "num_hidden_layers"] = layers
-    for name in ("architectures", "torch_dtype", "dtype", "transformers_version", "quantization_config"):
-        keys.pop(name, None)
-    return AutoConfig.for_model(kind, **keys)
-
-
-def token_row(stage: str, row: RowSample) -> TokenRow:
-    """A row in tokens with these lengths. Branches begin with different tokens, so they share the prompt only."""
-    shared, answers = [5] * row["shared"], [[10 + number] + [6] * (n - 1) for number, n in enumerate(row["branches"])]
-    if stage == "reward_model":
-        return TokenRanking(answers=[shared + answer for answer in answers])
-    if stage == "dpo":
-        chosen, rejected = answers[0], answers[-1]
-        flags = [[True] * len(chosen), [True] * len(rejected)]
-        return TokenPair(shared, chosen, flags[0], flags[0], rejected, flags[1], flags[1])
-    ids = [token for answer in answers for token in answer]
-    trained = max(1, min(row["trained"], len(ids)))
-    return TokenDialog(input_ids=ids, labels=[-100] * (len(ids) - trained) + ids[-trained:])
-
-
-def short(probe: Probe) -> list[RowSample]:
-    """A few tokens in rows of the probe's form."""
-    count = max(2, len(probe["micro_batch"][0]["branches"])) if probe["stage"] in ("reward_model", "dpo") else 1
-    return [{"shared": 3 if count > 1 else 0, "branches": [4] * count, "trained": 3}]
-
-
-def _trainer(probe: Probe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Any:
-    """The stage's trainer on the small model, as in a trial (commands/trials.py)."""
-    name = probe["stage"]
-    method = METHODS.get(name)
-    classes = method.arguments if method else pretrain.ARGUMENTS
-    defaults = method.defaults if method else pretrain.DEFAULTS
-    rows = short(probe)
-    keys: Keys = probe["keys"] | {
-        "model_name_or_path": str(scratch / "model"),
-        "train_data": [],
-        "eval_data": None,
-        "output_dir": str(scratch / "checkpoints"),
-        "global_batch_size": len(rows),
-        "per_device_train_batch_size": len(rows),
-        "max_steps": 1,
-        "report_to": "none",
-        "bf16": False,
-        "fp16": False,
-        "use_cpu": True,
-        "torch_compile": False,
-        "push_to_hub": False,
-        "reference_model": None,
-        "tokenizer_name_or_path": None,
-        "load_in_4bit": False,
-        "load_in_8bit": False,
-    }
-    keys = {key: value for key, value in keys.items() if key in stages()[name].keys}
-    own, training, model = fill(classes, arguments.resolve_batch(keys, default_global=len(rows)), defaults)
-    stage = Stage(name, scratch, keys, Tracker(scratch, active=False), is_main=True)
-    table = Dataset.from_list([token_row(name, row).columns() for row in rows])
-    make: Callable[..., Any] = method.make_trainer if method else pretrain.make_trainer
-    return make(stage, own, training, model, tokenizer, table, table)

@@ -55,11 +55,11 @@ class Plan:
         curations = [self.recipe.section("curate"), *(self.recipe.section("curate_sft", number) for number in rounds)]
         return any(section.is_in_file and is_mix_of_sources(section.keys) for section in curations)
 
-    def add_data(self, *, is_evaluated: bool) -> str:
+    def add_data(self, *, is_evaluated: bool, keeps_sources: bool = False) -> str:
         """Adds the step that prepares the data. Where nothing is judged, no dialog is held out for it. Returns its
         name."""
         keys: Keys = {} if is_evaluated or self.asks_for_evaluation_prompts else {"evaluation_share": 0.0}
-        if self.mixes_sources:
+        if keeps_sources or self.mixes_sources:
             keys["keep_sources"] = True
         return self.add("data", name="prepare_data", inputs={}, keys=keys)
 

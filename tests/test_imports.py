@@ -44,6 +44,7 @@ WINGS = {
         "state",
         "launch",
         "planner",
+        "scaling",
         "submit",
         "report",
         "export",

@@ -19,7 +19,7 @@ from pipeline.cli.app import app
 from pipeline.launch.processes import Interrupted, signals_raise
 from pipeline.report import errors
 
-from pipeline.cli import recipes, clusters, runs, models  # noqa: F401 # isort: skip - in the order of --help
+from pipeline.cli import recipes, scaling, clusters, runs, models  # noqa: F401 # isort: skip - in the order of --help
 
 
 def _check_not_empty(words: Sequence[str]) -> None:

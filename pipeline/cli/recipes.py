@@ -1,4 +1,4 @@
-"""The commands that take a recipe, or help to write one: init | data | scale | run | plan | check."""
+"""The commands that take a recipe, or help to write one: init | data | run | plan | check."""
 
 import json
 import sys
@@ -128,37 +128,6 @@ def data(
         *(word for file in evaluation or [] for word in ("--evaluation", file)),
         "--",
         *files,
-    ]
-    raise typer.Exit(call(command, environment()))
-
-
-@app.command()
-def scale(
-    table: Annotated[
-        str,
-        typer.Argument(
-            metavar="TABLE",
-            help="A CSV file of runs: parameters, tokens, loss and, if known, flops; or share.NAME and loss.",
-        ),
-    ],
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(
-            metavar="FLOPS", help="A budget of training. May be given several times.  [default: 10 x the largest run]"
-        ),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Also write a JSON file.  [default: none]")
-    ] = None,
-) -> None:
-    """Fit scaling laws to a table of small runs: the model size and the tokens for a budget. Needs no recipe."""
-    command = [
-        sys.executable,
-        str(command_line.ROOT / "commands" / "scale.py"),
-        *(word for flops in budget or [] for word in ("--budget", repr(flops))),
-        *(["--output", output] if output is not None else []),
-        "--",
-        table,
     ]
     raise typer.Exit(call(command, environment()))
 

@@ -47,6 +47,30 @@ CASES = [
     Case(
         "generate over other settings", program("generate", *FILES, others=UNFINISHED), "of other settings (seed, MODEL"
     ),
+    Case("scale without a table", lambda place: place.alignloop("scale"), "or --run RECIPE to train them"),
+    Case(
+        "scale with widths and no recipe", lambda place: place.alignloop("scale", "--width", "8"), "--width needs --run"
+    ),
+    Case(
+        "scale with a recipe and no grid",
+        lambda place: place.alignloop("scale", "--run", "demo", "--flops", "1e9"),
+        "--run needs --flops and --width for a grid of sizes, or --mixes",
+    ),
+    Case(
+        "scale with a budget of mixes",
+        lambda place: place.alignloop("scale", "--run", "demo", "--mixes", "9", "--budget", "1e9"),
+        "--mixes writes one of data mixes; leave it out",
+    ),
+    Case(
+        "scale with a table and a recipe",
+        lambda place: place.alignloop("scale", "runs.csv", "--run", "demo", "--mixes", "9"),
+        "--run writes the table itself; leave it out",
+    ),
+    Case(
+        "scale with held-out rows of a grid",
+        lambda place: place.alignloop("scale", "--run", "demo", "--flops=1e9", "--width=8", "--held-out=a.txt"),
+        "--held-out is for --mixes",
+    ),
     Case(
         "compare to a name that no disk takes",
         lambda place: place.alignloop("compare", "a", "b", "--page", "x" * 300),

@@ -25,7 +25,7 @@ NUM_STEPS, MICRO_BATCHES = 2, 2  # the first step allocates the moments; the sec
 MMAP_BYTES = 1 << 16
 # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_MMAP_MAX of malloc.h: a stage that ran in this process may have set them.
 MALLOC = {-1: 1 << 17, -3: MMAP_BYTES, -4: 1 << 16}
-SIZES = {
+SIZES: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 256,
     "intermediate_size": 1024,
@@ -37,7 +37,15 @@ SIZES = {
 
 
 def probe_of(
-    stage: Any, *, layers: int, length: int, rows: int, checkpointing: bool, accumulates: bool = False, **keys: object
+    stage: Any,
+    *,
+    layers: int,
+    length: int,
+    rows: int,
+    checkpointing: bool,
+    accumulates: bool = False,
+    vocabulary: int = SIZES["vocab_size"],
+    **keys: object,
 ) -> Probe:
     """A micro-batch of `rows` rows, of `length` tokens each with all their answers."""
     row: RowSample = {"shared": 0, "branches": [length], "trained": length // 2}
@@ -46,7 +54,7 @@ def probe_of(
     return {
         "stage": stage,
         "keys": {"activation_checkpointing": checkpointing, **keys},
-        "config": {**SIZES, "num_hidden_layers": layers},
+        "config": {**SIZES, "num_hidden_layers": layers, "vocab_size": vocabulary},
         "layers": layers,
         "micro_batch": [row] * rows,
         "accumulates": accumulates,
@@ -83,7 +91,8 @@ def measured_peak(probe: Probe, scratch: Path) -> int:
 
 
 def train(bench: Bench, model: torch.nn.Module, *, micro_batches: int) -> None:
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], foreach=False)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=bench.is_fused, foreach=False)
     for _ in range(NUM_STEPS):
         for _ in range(micro_batches):
             bench.loss(model, bench.probe["micro_batch"]).backward()
@@ -96,6 +105,8 @@ def _status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+LARGE_VOCABULARY = {"vocabulary": 120_000, "accumulates": True}
+UNFUSED = {"optim": "adamw_torch"}
 GRID = [
     ("sft", {"layers": 4, "length": 1024, "rows": 2, "checkpointing": False}),
     ("sft", {"layers": 8, "length": 512, "rows": 4, "checkpointing": True}),
@@ -104,6 +115,9 @@ GRID = [
     ("reward_model", {"layers": 8, "length": 512, "rows": 4, "checkpointing": True}),
     ("dpo", {"layers": 4, "length": 1024, "rows": 2, "checkpointing": False}),
     ("dpo", {"layers": 8, "length": 512, "rows": 4, "checkpointing": True}),
+    # The gradient of the embeddings is more than the activations of two layers, and less than those of all.
+    ("reward_model", {"layers": 8, "length": 512, "rows": 4, "checkpointing": False} | LARGE_VOCABULARY),
+    ("reward_model", {"layers": 8, "length": 512, "rows": 4, "checkpointing": False} | LARGE_VOCABULARY | UNFUSED),
 ]
 
 
