@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.models.loading import ordinary_tokens
+from engine.models.loading import ordinary_tokens, outside_zero3
 from engine.packing import row_attention
 from engine.packing.shared_rows import SharedRows, base_model_of, config_of
 from engine.packing.small_copy import small_copy
@@ -22,7 +22,9 @@ PADDED = (  # with the tokens of a padded batch as a multiple of the packed row'
 log = logging.getLogger(__name__)
 
 
-def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_reward_model: bool = False) -> bool:
+def supports_shared_rows(
+    model: torch.nn.Module, device: torch.device, *, is_reward_model: bool = False, deepspeed: object | None = None
+) -> bool:
     """Whether the model gives the same outputs for a packed row as for padded rows, tried on two short sequences.
 
     It does not where its attention can't be computed by segments (flash attention, attention sinks, a state instead of
@@ -30,6 +32,9 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
     float32, where rounding is far below the effect of a wrong mask: on a small copy of the architecture
     (small_copy.py), and on the model itself if its weights are float32. In the precision of training the model only
     has to accept the packed row. Leaves the model unchanged where the answer is no.
+
+    `deepspeed` is the process's configuration (`deepspeed_of`). Under ZeRO-3 TRL's head reads its weights as divided
+    ones, which those of the copy are not.
     """
     plain, config = base_model_of(model), config_of(model)
     if hasattr(config, "output_router_logits") or not row_attention.enable(config):
@@ -42,7 +47,8 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
             if not is_reward_model:
                 add_fused_lm_head(copy)
             row_attention.enable(config_of(copy))
-            is_supported = _gives_same_outputs(copy, device, is_reward_model=is_reward_model)
+            with outside_zero3(deepspeed):
+                is_supported = _gives_same_outputs(copy, device, is_reward_model=is_reward_model)
         has_rounding = any(
             weight.is_floating_point() and weight.dtype != torch.float32 for weight in plain.parameters()
         )
