@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.models.loading import ordinary_tokens, outside_zero3
+from engine.models.loading import ordinary_tokens, outside_zero3, process_deepspeed
 from engine.packing import row_attention
 from engine.packing.shared_rows import SharedRows, base_model_of, config_of
 from engine.packing.small_copy import small_copy
@@ -22,9 +22,7 @@ PADDED = (  # with the tokens of a padded batch as a multiple of the packed row'
 log = logging.getLogger(__name__)
 
 
-def supports_shared_rows(
-    model: torch.nn.Module, device: torch.device, *, is_reward_model: bool = False, deepspeed: object | None = None
-) -> bool:
+def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_reward_model: bool = False) -> bool:
     """Whether the model gives the same outputs for a packed row as for padded rows, tried on two short sequences.
 
     It does not where its attention can't be computed by segments (flash attention, attention sinks, a state instead of
@@ -33,8 +31,8 @@ def supports_shared_rows(
     (small_copy.py), and on the model itself if its weights are float32. In the precision of training the model only
     has to accept the packed row. Leaves the model unchanged where the answer is no.
 
-    `deepspeed` is the process's configuration (`deepspeed_of`). Under ZeRO-3 TRL's head reads its weights as divided
-    ones, which those of the copy are not.
+    The copy is complete under ZeRO-3 too: TRL's head would read its weights as divided ones, and the copy of a reward
+    model would be divided, for which a process that scores alone waits forever.
     """
     plain, config = base_model_of(model), config_of(model)
     if hasattr(config, "output_router_logits") or not row_attention.enable(config):
@@ -42,12 +40,12 @@ def supports_shared_rows(
     was_training, is_supported = model.training, False
     model.eval()
     try:
-        copy = small_copy(plain, device)
-        if copy is not None:
-            if not is_reward_model:
-                add_fused_lm_head(copy)
-            row_attention.enable(config_of(copy))
-            with outside_zero3(deepspeed):
+        with outside_zero3(process_deepspeed()):
+            copy = small_copy(plain, device)
+            if copy is not None:
+                if not is_reward_model:
+                    add_fused_lm_head(copy)
+                row_attention.enable(config_of(copy))
                 is_supported = _gives_same_outputs(copy, device, is_reward_model=is_reward_model)
         has_rounding = any(
             weight.is_floating_point() and weight.dtype != torch.float32 for weight in plain.parameters()

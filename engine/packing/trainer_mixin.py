@@ -9,7 +9,6 @@ import torch
 from transformers import Trainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from engine.models.loading import deepspeed_of
 from engine.packing.shared_rows import Batch, SharedRows, unwrapped
 from engine.packing.support import PADDED, supports_shared_rows
 from engine.runtime import notices
@@ -38,10 +37,7 @@ class SharedRowsMixin(Trainer):
         kind = type(unwrapped(model))
         if kind not in self._supported_types:
             self._supported_types[kind] = supports_shared_rows(
-                model,
-                self.args.device,
-                is_reward_model=self.is_reward_model_trainer,
-                deepspeed=deepspeed_of(self.args),
+                model, self.args.device, is_reward_model=self.is_reward_model_trainer
             )
             if not self._supported_types[kind]:
                 self.without_shared_rows(times=rows.times_as_many_tokens(inputs["input_ids"]))
