@@ -53,6 +53,7 @@ def judge_model(tmp_path_factory) -> Path:
         ids = [*start, *end, tokenizer.eos_token_id]
         rows.append((torch.tensor([ids]), torch.tensor([[-100] * len(start) + ids[len(start) :]])))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = torch.full((1,), torch.inf)
     for _ in range(200):
         losses = torch.stack([model(input_ids=ids, labels=labels).loss for ids, labels in rows])
         losses.mean().backward()
