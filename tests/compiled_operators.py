@@ -28,8 +28,11 @@ def cache_folder() -> Path:
 
 
 def operators(folder: Path) -> list[Path]:
-    """The folders of completely compiled operators, relative to `folder`: they hold a library and no lock."""
-    libraries = folder.glob("*/*/*.so")
+    """The folders of completely compiled operators, relative to `folder`: they hold a library and no lock.
+
+    Below TORCH_EXTENSIONS_DIR torch has one folder for each operator.
+    """
+    libraries = folder.glob("*/*.so")
     return sorted({path.parent.relative_to(folder) for path in libraries if not (path.parent / "lock").exists()})
 
 

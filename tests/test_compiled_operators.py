@@ -9,8 +9,12 @@ from tests.compiled_operators import cache_folder, operators, restore, store
 
 
 def compile_toy(session: Path, name: str, *, content: str = "library", is_locked: bool = False) -> Path:
-    folder = session / "py311_cpu" / name
-    folder.mkdir(parents=True)
+    """Where torch compiles an operator of this name in a session."""
+    from torch.utils import cpp_extension
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(session))
+        folder = Path(cpp_extension._get_build_directory(name, verbose=False))
     (folder / f"{name}.so").write_text(content)
     os.utime(folder / f"{name}.so", ns=(1_000_000_001, 1_000_000_001))
     if is_locked:
@@ -22,15 +26,15 @@ def test_an_operator_is_compiled_once_and_then_restored_with_its_time(tmp_path):
     compile_toy(tmp_path / "first", "shm")
     store(tmp_path / "first", tmp_path / "cache")
     restore(tmp_path / "cache", tmp_path / "second")
-    restored = tmp_path / "second" / "py311_cpu" / "shm" / "shm.so"
+    restored = tmp_path / "second" / "shm" / "shm.so"
     assert restored.read_text() == "library"
     assert restored.stat().st_mtime_ns == 1_000_000_001  # else ninja would compile again
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["py311_cpu"]  # nothing partial is left
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["shm"]  # nothing partial is left
 
 
 def test_an_operator_of_a_killed_compilation_enters_no_cache_and_no_session(tmp_path):
     compile_toy(tmp_path / "killed", "locked", is_locked=True)
-    (tmp_path / "killed" / "py311_cpu" / "unlinked").mkdir()
+    (tmp_path / "killed" / "unlinked").mkdir()
     store(tmp_path / "killed", tmp_path / "cache")
     assert not operators(tmp_path / "cache")
     compile_toy(tmp_path / "cache", "locked", is_locked=True)
@@ -42,7 +46,7 @@ def test_of_two_sessions_that_compile_at_once_the_first_enters_the_cache(tmp_pat
     for name in ("first", "second"):
         compile_toy(tmp_path / name, "shm", content=name)
         store(tmp_path / name, tmp_path / "cache")
-    assert (tmp_path / "cache" / "py311_cpu" / "shm" / "shm.so").read_text() == "first"
+    assert (tmp_path / "cache" / "shm" / "shm.so").read_text() == "first"
 
 
 def test_another_version_has_another_cache(monkeypatch, tmp_path):

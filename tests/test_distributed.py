@@ -69,7 +69,9 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
     line = (
         f"2 processes on cpu with ZeRO-{profile[-1]}; global_batch_size 8 = 2 processes x 4 rows x 1 accumulation step"
     )
-    assert line in (two / "log.txt").read_text()
+    log = (two / "log.txt").read_text()
+    assert line in log
+    assert "packed rows" not in log  # each engine trains on packed rows, as the one process does
     # Files that DeepSpeed writes: accelerate drops DeepSpeed silently if its environment asks for the CPU.
     shards = {path.name for path in (two / "checkpoints" / "checkpoint-2" / "global_step2").glob("*optim_states.pt")}
     assert len(shards) == 2 and all("zero_pp_rank" in name for name in shards)
@@ -105,15 +107,31 @@ def test_two_processes_give_the_result_of_one(stage, profile, one_process, run_s
 REWARDS = "def letters(prompt, answer, ended):\n    return answer.count('e') - 0.1 * len(answer)\n"
 
 
-@pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long), pytest.param("zero3", marks=long)])
-def test_rl_on_two_processes_gives_the_numbers_of_one(profile, run_stage, tiny_model, rows, tmp_path, monkeypatch):
+LORA: dict[str, Any] = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_dropout": 0.0, "at_end": "merge"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "reward", "adapters"),
+    [
+        ("ddp", "function", {}),
+        pytest.param("zero2", "function", {}, marks=long),
+        pytest.param("zero3", "function", {}, marks=long),
+        pytest.param("zero3", "model", {}, marks=long),  # each process loads all of the reward model
+        pytest.param("zero3", "model", LORA, marks=long),
+    ],
+)
+def test_rl_on_two_processes_gives_the_numbers_of_one(
+    profile, reward, adapters, run_stage, tiny_model, tiny_reward_model, rows, tmp_path, monkeypatch
+):
     (tmp_path / "toy_rewards.py").write_text(REWARDS)
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
+    rewards = (
+        {"reward_model": tiny_reward_model} if reward == "model" else {"reward_functions": ["toy_rewards:letters"]}
+    )
     keys: dict[str, Any] = {
         "model_name_or_path": tiny_model,
         "train_data": [rows / "prompts.jsonl"],
         "eval_data": [write_jsonl(tmp_path / "held_out.jsonl", [{"prompt": f"Question {n}?"} for n in range(3)])],
-        "reward_functions": ["toy_rewards:letters"],
         "num_generations": 4,
         "global_batch_size": 16,
         "num_iterations": 2,
@@ -121,6 +139,8 @@ def test_rl_on_two_processes_gives_the_numbers_of_one(profile, run_stage, tiny_m
         "max_steps": 2,
         "eval_steps": 2,
         "beta": 0.1,
+        **rewards,
+        **adapters,
     }
     one, two = tmp_path / "one", tmp_path / "two"
     assert run_here("rl", one, **keys).engine == "none"

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig, get_quantization_config
@@ -294,6 +295,12 @@ def deepspeed_of(training: TrainingArguments) -> object | None:
     once there is a trainer, the trainer's."""
     config = getattr(training, "hf_deepspeed_config", None)
     return config or getattr(training.deepspeed_plugin, "dschf", None)
+
+
+def process_deepspeed() -> object | None:
+    """The configuration by which transformers divides models in this process now; None where it divides none."""
+    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
+    return None if reference is None else reference()
 
 
 @contextlib.contextmanager

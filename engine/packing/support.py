@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.models.loading import ordinary_tokens
+from engine.models.loading import ordinary_tokens, outside_zero3, process_deepspeed
 from engine.packing import row_attention
 from engine.packing.shared_rows import SharedRows, base_model_of, config_of
 from engine.packing.small_copy import small_copy
@@ -30,6 +30,9 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
     float32, where rounding is far below the effect of a wrong mask: on a small copy of the architecture
     (small_copy.py), and on the model itself if its weights are float32. In the precision of training the model only
     has to accept the packed row. Leaves the model unchanged where the answer is no.
+
+    The copy is complete under ZeRO-3 too: TRL's head would read its weights as divided ones, and the copy of a reward
+    model would be divided, for which a process that scores alone waits forever.
     """
     plain, config = base_model_of(model), config_of(model)
     if hasattr(config, "output_router_logits") or not row_attention.enable(config):
@@ -37,12 +40,13 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
     was_training, is_supported = model.training, False
     model.eval()
     try:
-        copy = small_copy(plain, device)
-        if copy is not None:
-            if not is_reward_model:
-                add_fused_lm_head(copy)
-            row_attention.enable(config_of(copy))
-            is_supported = _gives_same_outputs(copy, device, is_reward_model=is_reward_model)
+        with outside_zero3(process_deepspeed()):
+            copy = small_copy(plain, device)
+            if copy is not None:
+                if not is_reward_model:
+                    add_fused_lm_head(copy)
+                row_attention.enable(config_of(copy))
+                is_supported = _gives_same_outputs(copy, device, is_reward_model=is_reward_model)
         has_rounding = any(
             weight.is_floating_point() and weight.dtype != torch.float32 for weight in plain.parameters()
         )

@@ -15,7 +15,7 @@ from typing import Any
 from data_schemas.errors import ConfigError
 from data_schemas.files import write_atomically
 from pipeline.submit.jobs import HALF_HOUR, Job
-from pipeline.submit.step_script import step_script
+from pipeline.submit.step_script import check_machines, step_script
 from pipeline.submit.submission import INTERRUPTED, MAX_RESTARTS, SUBMIT, Submission, file_names, why_limit
 from pipeline.submit.yaml_jobs import dump, merged
 
@@ -76,6 +76,7 @@ def write_jobs(submission: Submission, jobs: Sequence[Job], site: dict[str, Any]
 
     Raises ConfigError for a folder that holds something else, a site without an image, and a step on several machines.
     """
+    check_machines(jobs)
     manifests = [manifest(submission, job, site) for job in jobs]
     submission.clear_folder(CREATED)
     names = file_names(jobs, "yaml")

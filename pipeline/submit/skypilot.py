@@ -13,7 +13,7 @@ from data_schemas.errors import ConfigError
 from data_schemas.files import write_atomically
 from pipeline.planner.devices import gpu_named
 from pipeline.submit.jobs import Job
-from pipeline.submit.step_script import step_script
+from pipeline.submit.step_script import check_machines, step_script
 from pipeline.submit.submission import INTERRUPTED, JOBS, MAX_RESTARTS, SUBMIT, Submission, why_limit
 from pipeline.submit.yaml_jobs import dump, merged
 
@@ -52,6 +52,7 @@ def write_jobs(submission: Submission, jobs: Sequence[Job], site: dict[str, Any]
 
     Raises ConfigError for a folder that holds something else, a GPU without a name, and a step on several machines.
     """
+    check_machines(jobs)
     tasks = [task(submission, job, site) for job in jobs]
     submission.clear_folder()
     documents = [f"# {submission.run}: the tasks run in this order. Written by `alignloop submit`."]

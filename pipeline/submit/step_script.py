@@ -5,6 +5,7 @@ the runner only, since the runner stops its stages itself. Either way the script
 """
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.errors import ConfigError
@@ -23,16 +24,21 @@ fi
 """
 
 
+def check_machines(jobs: Sequence[Job]) -> None:
+    """Raises ConfigError for a step on several machines, whose processes only SLURM's srun starts."""
+    for job in jobs:
+        if job.machines > 1:
+            raise ConfigError(
+                f"{job.step.name} runs on {job.machines} machines, which only --to slurm supports; "
+                f"set {job.step.section}: {{launch: {{num_machines: 1}}}}, or use --to slurm"
+            )
+
+
 def step_script(job: Job, command: str, *, end: str = "") -> str:
     """The script, which runs the command in the working directory. `end` is text of the shell that may change `code`.
 
-    Raises ConfigError for a step on several machines, whose processes only SLURM's srun starts.
+    Raises ConfigError for a time limit that leaves no time to save a checkpoint.
     """
-    if job.machines > 1:
-        raise ConfigError(
-            f"{job.step.name} runs on {job.machines} machines, which only --to slurm supports; "
-            f"set {job.step.section}: {{launch: {{num_machines: 1}}}}, or use --to slurm"
-        )
     seconds = job.minutes * 60 - job.warning_seconds
     if seconds <= 0:
         raise ConfigError(

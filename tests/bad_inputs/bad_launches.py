@@ -52,8 +52,13 @@ CASES = [
         "pretrain.launch: muon_learning_rate needs complete matrices, which profile fsdp2 divides; use profile ddp, or",
     ),
     Case(
-        "submit a step on several machines to SkyPilot",
-        submit("defaults.bf16=false", f"dpo.launch={{{MACHINES}}}", to="skypilot"),
+        "submit a step on several machines to SkyPilot",  # beside steps on a GPU without a name
+        submit("defaults.bf16=false", *ON_GPUS, f"dpo.launch={{{MACHINES}}}", to="skypilot"),
+        "round-1.dpo runs on 2 machines, which only --to slurm supports; set dpo: {launch: {num_machines: 1}}, or use",
+    ),
+    Case(
+        "submit a step on several machines to Kubernetes",  # without an image
+        submit("defaults.bf16=false", f"dpo.launch={{{MACHINES}}}", to="k8s"),
         "round-1.dpo runs on 2 machines, which only --to slurm supports; set dpo: {launch: {num_machines: 1}}, or use",
     ),
     Case(

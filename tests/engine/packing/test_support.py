@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForSequenceClassification
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from engine.judging.shared_scoring import SharedScorer
 from engine.packing import row_attention, support
@@ -141,3 +143,18 @@ def test_scoring_warns_once_with_the_price(monkeypatch, caplog):
     # Two padded rows of 6 tokens; the packed row has 3 shared tokens and two branches of 3.
     assert [text for text in notices.kept() if "about 1.3 times slower" in text] == notices.kept()
     assert sum("packed rows" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_the_small_copy_is_tried_outside_zero3_which_divides_only_the_model():
+    """Under ZeRO-3 TRL's head reads `ds_status` of its weights, which only those of the model have."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    model = make("llama")
+    for weight in model.parameters():
+        weight.ds_status = ZeroParamStatus.AVAILABLE  # pyright: ignore[reportAttributeAccessIssue]
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    try:
+        assert supports_shared_rows(model, CPU)
+        assert is_deepspeed_zero3_enabled() and config.is_zero3()
+    finally:
+        unset_hf_deepspeed_config()

@@ -1,6 +1,5 @@
-"""A real vLLM: runs where ALIGNLOOP_TEST_VLLM names the interpreter of an environment with vLLM."""
+"""A real vLLM draws answers: the same again, the most probable, and one line for a model that it does not support."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,14 @@ from engine.runtime.tracking import Tracker
 from engine.sampling.answers import Answer, Policy, SamplingSettings
 from engine.sampling.sampler import sample_in_turn
 from engine.tokens.template import encode_prompt
+from tests.engine.sampling.real_vllm import KEYS, needs_vllm
 from tests.engine.sampling.vllm_prompts import PROMPTS
 from tests.toy_models import changed_copy, tiny_llama
-
-REAL = os.environ.get("ALIGNLOOP_TEST_VLLM", "")
-needs_vllm = pytest.mark.skipif(not REAL, reason="ALIGNLOOP_TEST_VLLM names no interpreter with vLLM")
 
 
 def draw_for_real(folder: Path, model: Path, **keys: Any) -> list[list[Answer]]:
     folder.mkdir(parents=True, exist_ok=True)
-    given = {
-        "seed": 5,
-        "max_new_tokens": 24,
-        "generation_batch_size": 6,
-        "engine": "vllm",
-        "use_cpu": True,
-        "vllm": {"python": REAL, "gpu_memory_utilization": 0.1},
-        **keys,
-    }
+    given = {"seed": 5, "max_new_tokens": 24, "generation_batch_size": 6, **KEYS, **keys}
     stage = Stage("test", folder, {}, Tracker(folder, active=False), is_main=True)
     requested = [(prompt, None) for prompt in PROMPTS]
     settings = SamplingSettings.of(GenerationArguments(**given), purpose="p")
