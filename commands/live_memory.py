@@ -7,7 +7,7 @@ MemTracker does, but without its statistics of every module, which take ten time
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 # Shapes: O = outputs of a layer, I = its inputs.
 
+ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
 BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that share one, in bitsandbytes' NF4
 
 
@@ -99,7 +100,7 @@ def _as_numbers(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
     return index.nonzero(as_tuple=True)
 
 
-def without_content(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def without_content(make: Callable[[], ModuleType]) -> ModuleType:
     """The module that `make` builds, with fake tensors on the CPU as weights and buffers.
 
     It is built on the meta device first, since PEFT moves the weights of its adapters, which fake ones refuse.

@@ -27,7 +27,7 @@ def settings() -> dict[str, list[str]]:
     prompts = {stage: recipe["rounds"] * recipe[stage]["num_prompts"] for stage in ("annotate", "rejection_sampling")}
     return {
         SEVERAL: [],
-        ONE: ["rounds=1", *(f"{stage}.num_prompts={count}" for stage, count in prompts.items())],
+        ONE: ["rounds=1", "by_round={}", *(f"{stage}.num_prompts={count}" for stage, count in prompts.items())],
         DPO_ALONE: ["round_stages=[annotate, dpo]"],
     }
 

@@ -172,7 +172,7 @@ CASES = [
         "model is not a reward model, expected the m",
     ),
     Case(
-        "score by no model", program("score", "gone", *FILES[1:4], rows=[ANSWERED]), "gone has no tokenizer that can be"
+        "score by no model", program("score", "gone", *FILES[1:4], rows=[ANSWERED]), "gone cannot be loaded as a model"
     ),
     Case(
         "score without answers", program("score", "rm", *FILES[1:4]), "in.jsonl has the columns prompt; expected messag"

@@ -73,6 +73,7 @@ def test_one_round_of_the_real_model_has_the_prompts_of_all_rounds():
     counts = [recipe["rounds"] * recipe[stage]["num_prompts"] for stage in ("annotate", "rejection_sampling")]
     assert real_model.settings()[real_model.ONE] == [
         "rounds=1",
+        "by_round={}",
         f"annotate.num_prompts={counts[0]}",
         f"rejection_sampling.num_prompts={counts[1]}",
     ]
