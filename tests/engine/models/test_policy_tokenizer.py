@@ -83,6 +83,15 @@ def test_a_reward_model_that_pads_with_its_end_token_is_refused_for_another_reas
         load_tokenizer(str(folder))
 
 
+def test_a_chat_model_whose_answers_have_no_end_is_refused(tiny_model, tmp_path):
+    folder = changed_copy(tiny_model, tmp_path / "endless", pad=None, eos_token=None, pad_token=None)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    with pytest.raises(
+        DataError, match="has no end token, and its chat template closes a turn without a special token"
+    ):
+        load_policy_tokenizer(str(folder))
+
+
 def test_an_answer_ends_where_the_template_closes_a_turn_and_the_date_is_fixed(tiny_model, tmp_path):
     """As with Gemma, whose own end token is another one, and Llama 3.1, whose template writes the current date."""
     folder = changed_copy(tiny_model, tmp_path / "dated", pad=None, eos_token="<|endoftext|>", pad_token=None)

@@ -11,7 +11,7 @@ import yaml
 
 from commands.mixture import mixes_of
 from commands.scaling_runs import LEAST_RUNS, read_table, runs_of
-from data_schemas.errors import ConfigError
+from data_schemas.errors import ConfigError, DataError
 from pipeline.launch.loading import load_checked
 from pipeline.scaling import grid
 from pipeline.scaling.grid import plan_grid
@@ -193,6 +193,20 @@ def test_the_tables_are_those_that_the_fits_read(recipe, tmp_path):
     entries = [{"name": run.step, "metrics": {"eval_loss": 2.5}} for run in mixed.runs]
     path = write_mixes({"steps": entries}, tmp_path / "run", mixed.runs)  # pyright: ignore
     assert mixes_of(path, read_table(path)).names == ["birds.txt", "fish.txt", "stones.txt"]
+
+
+def test_a_run_without_its_loss_or_its_sizes_is_named(recipe, tmp_path):
+    planned = plan_grid(recipe(), [5e8, 1e9, 2e9], [16, 32, 48])
+    first = planned.runs[0].step
+    model = tmp_path / first / "model"
+    model.mkdir(parents=True)
+    entries = [{"name": run.step, "folder": run.step, "metrics": {}} for run in planned.runs]
+    with pytest.raises(DataError, match=r"has no config\.json with the sizes of a decoder"):
+        write_grid({"steps": entries}, tmp_path, planned.runs, block_size=8)  # pyright: ignore
+    (model / "config.json").write_text(json.dumps(planned.runs[0].size.architecture | {"vocab_size": 290}))
+    with pytest.raises(DataError, match="has no eval_loss in its record"):
+        write_grid({"steps": entries}, tmp_path, planned.runs, block_size=8)  # pyright: ignore
+    assert not list(tmp_path.glob("*.csv"))
 
 
 @pytest.mark.long
