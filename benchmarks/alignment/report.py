@@ -244,7 +244,7 @@ OTHERS = {  # pages of other parts, mentioned where they have been written
     "alignment-real-model.md": """
 [Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
     "alignment-rl.md": """
-[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md), have one too.""",
+[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md) have one too.""",
 }
 
 CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
