@@ -17,6 +17,7 @@ from pipeline.report.page.facts import FactsReader
 from pipeline.report.page.lineage import recorded_sources
 from pipeline.report.page.writing import PageWriter, write_page
 from pipeline.state.summary import read
+from tests.chromium import browser, needs_chromium
 from tests.patience import PATIENCE
 from tests.pipeline.report.page.run_folders import write_run
 from tests.pipeline.toy_house import ONE_ROUND
@@ -258,3 +259,17 @@ def test_a_run_writes_its_page_while_it_goes_on_and_when_it_ends(world):
     assert "dpo.beta: (not set) -&gt; 0.3" in content
     world.run(*edited)  # the same recipe again: what differed then is still shown
     assert "dpo.beta: (not set) -&gt; 0.3" in (world.run_folder / "report.html").read_text()
+
+
+@needs_chromium
+def test_a_page_with_long_names_fits_a_phone(tmp_path):
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    for row in summary["rounds"]:
+        row["judge"] = "a_package_with_a_long_name.a_module_with_another.and_the_judge_itself:score_of_an_answer"
+    (run / "summary.json").write_text(json.dumps(summary))
+    page, _ = write_page(run)
+    with browser(tmp_path / "browser") as opened:
+        opened.open(page)
+        opened.picture(tmp_path / "phone.png", width=390, height=800, dark=False)
+        assert opened.value("document.documentElement.scrollWidth") == 390
