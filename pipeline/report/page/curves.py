@@ -32,7 +32,7 @@ class Curves:
     second_eval: Sequence[Point]
     num_not_finite: int
     evaluations: Sequence[Mapping[str, float]]  # rows with `step`, the held-out loss and the second metric
-    best_step: float | None
+    best_step: float | None  # the one whose model is saved; until that is known, with the lowest held-out loss
 
     @property
     def is_empty(self) -> bool:
@@ -68,8 +68,10 @@ class Curves:
         return ""
 
 
-def read_curves(path: Path) -> Curves:
-    """The curves in a metrics.jsonl, which a running step may still be writing. A damaged line is left out."""
+def read_curves(path: Path, *, saved_step: object = None) -> Curves:
+    """The curves in a metrics.jsonl, which a running step may still be writing. A damaged line is left out.
+
+    `saved_step` is the metric `best_step` of a finished step."""
     logged = _read(path)
     train, held_out = _by_step(logged, "loss"), _by_step(logged, "eval_loss")
     names = {name for _, name in logged}
@@ -79,6 +81,7 @@ def read_curves(path: Path) -> Curves:
         {"step": step, "eval_loss": value} | ({pair[1]: second_eval[step]} if step in second_eval else {})
         for step, value in sorted(held_out.items())
     ]
+    lowest = min(held_out, key=lambda step: (held_out[step], step), default=None)
     losses = [value for (_, name), value in logged.items() if name in ("loss", "eval_loss")]
     return Curves(
         loss=thinned(sorted(train.items())),
@@ -88,7 +91,7 @@ def read_curves(path: Path) -> Curves:
         second_eval=thinned(sorted(second_eval.items())),
         num_not_finite=sum(isinstance(value, float) and not math.isfinite(value) for value in losses),
         evaluations=evaluations,
-        best_step=min(held_out, key=lambda step: (held_out[step], step)) if held_out else None,
+        best_step=next((step for step in held_out if step == saved_step), lowest),
     )
 
 

@@ -94,7 +94,9 @@ class FactsReader:
             entry=entry,
             record=record,
             problem=problem,
-            curves=read_curves(folder / "metrics.jsonl") if _trains(entry) else None,
+            curves=read_curves(folder / "metrics.jsonl", saved_step=entry["metrics"].get("best_step"))
+            if _trains(entry)
+            else None,
             evaluated=evaluated,
             raters=raters,
             seconds_by_part=_seconds_by_part(folder),

@@ -13,6 +13,16 @@ def curves_of(tmp_path, *rows):
     return read_curves(path)
 
 
+def test_the_marked_step_is_the_saved_one_where_it_is_known(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        "".join(f'{{"step": {step}, "eval_loss": {loss}}}\n' for step, loss in ((0, 1.0), (5, 2.0), (9, 3.0)))
+    )
+    assert read_curves(path).best_step == 0
+    assert read_curves(path, saved_step=5).best_step == 5  # keep: best_by_accuracy or last
+    assert read_curves(path, saved_step=7).best_step == 0  # not of these numbers
+
+
 def test_training_and_held_out_rows_are_two_curves_with_their_accuracy(tmp_path):
     curves = curves_of(
         tmp_path,
