@@ -1,7 +1,8 @@
 """Reads tables: .csv and .tsv with a header line, .parquet, and .arrow (a file or a stream of Arrow's IPC format)."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from data_schemas.plain_files import FileState, PlainFile, first_lines
 ROWS_OF_BATCH = 1024  # of a binary table, as Python values at a time
 MAX_CELL = 2**26  # characters of a cell: behind a quote that is not closed, the rest of the file is one cell
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a whole cell in quotes
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
 
 
@@ -71,7 +73,8 @@ def _first_cells(file: PlainFile, delimiter: str) -> list[str]:
 def tsv_rows(file: PlainFile) -> SeparatedRows:
     """The rows of a TSV. Spreadsheets quote cells of a TSV as those of a CSV; other programs write quotes as they are.
 
-    So the file is read as quoted if that gives at least as many rows of the header's length.
+    So the file is read as quoted if that gives at least as many rows of the header's length. Raises DataError where
+    that is not possible though a whole cell is quoted: either its quotes or that cell's would be read wrongly.
     """
     has_quotes = file.has(lambda piece: '"' in piece)
     plain = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
@@ -79,9 +82,16 @@ def tsv_rows(file: PlainFile) -> SeparatedRows:
         return plain
     try:
         quoted = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
-    except DataError:
+    except DataError as error:
+        if any(QUOTED.fullmatch(cell) for line in plain for cell in _cells(line)):
+            raise DataError(f"{error}; if quotes are part of its texts, double them in quoted cells") from None
         return plain
     return quoted if quoted.num_bad <= plain.num_bad else plain
+
+
+def _cells(line: Line) -> Iterable[str]:
+    """The cells of a row, also of one that has too few or too many."""
+    return line.raw.values() if isinstance(line.raw, dict) else line.raw  # pyright: ignore[reportReturnType]
 
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:

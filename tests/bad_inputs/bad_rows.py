@@ -276,6 +276,11 @@ FILES: list[tuple[str, bytes, str]] = [
     ("bytes.txt", b"a\n\nb\xc3", "bytes.txt:3: found byte 0xc3, expected UTF-8 text"),
     ("bytes.tsv", b"text\na\xff\n", "bytes.tsv:2: found byte 0xff, expected UTF-8 text"),
     ("more.csv", b"text,id\na,1\nb,2,3\n", "more.csv:3: row: found 3 cells, expected 2, as in the first line"),
+    (
+        "cut.tsv",
+        b'text\tid\n"a"\t1\n"b\t2\n',
+        "cut.tsv:3 is not CSV (unexpected end of data); if quotes are part of its",
+    ),
     ("more.tsv", b"text\tid\na\t1\t2\n", "more.tsv:2: row: found 3 cells, expected 2, as in the first line"),
     ("cut.csv", b'text\na\n"b\nc', "cut.csv:3 is not CSV (unexpected end of data)"),
     ("cut.csv.gz", gzip.compress(b"text\na\n", mtime=0)[:-9], "cut.csv.gz is not a complete gzip file"),
