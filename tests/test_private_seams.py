@@ -51,7 +51,7 @@ def test_every_line_of_the_tables_is_read():
 
 @pytest.mark.parametrize("name", [name for name, *_ in seams()])
 def test_the_name_exists_in_the_installed_library(name):
-    assert resolve(name) is not None
+    resolve(name)  # raises AttributeError or ImportError
 
 
 @pytest.mark.parametrize("name", ["trl.trainer.dpo_trainer:DPOTrainer._gone", "torch.nn:Module.self._gone"])

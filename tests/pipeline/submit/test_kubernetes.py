@@ -174,7 +174,8 @@ def test_a_job_asks_for_what_its_step_needs(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--site gives no image for the jobs; give a YAML file"):
         manifest(Submission(tmp_path / "out", "toy", "toy.yaml", [], ["alignloop"]), job, {})
     with pytest.raises(ConfigError, match=r"round-1\.sft runs on 2 machines, which only --to slurm supports"):
-        manifest(Submission(tmp_path / "o", "t", "t.yaml", [], []), job_named("round-1.sft", machines=2), SITE)
+        write_jobs(Submission(tmp_path / "o", "t", "t.yaml", [], []), [job_named("round-1.sft", machines=2)], {})
+    assert not (tmp_path / "o").exists()
 
 
 HOSTILE = 'data.instructions=it\'s $(HOME) `id` "x": {a}\n---\nb #.jsonl'
