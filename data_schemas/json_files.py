@@ -1,17 +1,21 @@
-"""The rows of a .json file one after the other: of a list, of an object with one list, or of JSON lines.
+"""The rows of a .json file one after the other: of a list, of an object with one list, or of JSON lines; or the one row
+that is the file.
 
 The text is in memory by a piece that slides over it, and that grows where a row is longer.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from json.decoder import WHITESPACE  # pyright: ignore[reportAttributeAccessIssue]
 from pathlib import Path
 from typing import Any
 
+from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS
 from data_schemas.errors import DataError, WrongValue
 from data_schemas.formats import JSON, Line, Lines, RepeatedKey, describe, mapping_of, may_hold_surrogates, not_unicode
 from data_schemas.line_files import FileLines, JSONLines
+from data_schemas.messages import Fields
 from data_schemas.plain_files import PlainFile
 
 # The characters before the end of the piece in which a value, or an error in it, may be due to where the piece ends:
@@ -28,14 +32,26 @@ def json_rows(file: PlainFile) -> Lines:
 
     A row in which a key is repeated carries its error, as one with half a character does.
     """
-    if not file.has(str.strip):
-        return []
+    mark = _Text(file.path, file.chunks()).next()
+    if mark != "{":
+        return JSONRows(file) if mark else []
     try:
-        return JSONRows(file)
+        is_row = _is_row(_outline(_Text(file.path, file.chunks())))
     except NotJSON:
         if _is_json_lines(file):
             return JSONLines(file)
         raise
+    return [Line(1, *_Text(file.path, file.chunks()).value())] if is_row else JSONRows(file)
+
+
+def _is_row(outline: Fields) -> bool:
+    """Whether an object is itself a row: it has the columns of one, and no list of dialogs that are rows."""
+    dialogs = any(_is_dialog(value[0]) for value in outline.values() if isinstance(value, list) and value)
+    return not dialogs and any(dialect.is_named(outline) for dialect in (*DOCUMENTS, *CONVERSATIONS, *PROMPTS, *PAIRS))
+
+
+def _is_dialog(value: object) -> bool:
+    return isinstance(value, dict) and any(dialect.is_named(value) for dialect in CONVERSATIONS)
 
 
 def _is_json_lines(file: PlainFile) -> bool:
@@ -54,10 +70,6 @@ class JSONRows(FileLines):
     def __init__(self, file: PlainFile) -> None:
         super().__init__(file.state)
         self._file = file
-        self._num_rows = sum(1 for _ in self)
-
-    def __len__(self) -> int:
-        return self._num_rows
 
     def _rows(self) -> Iterator[Line]:
         text = _Text(self._file.path, self._file.chunks())
@@ -94,6 +106,23 @@ def _items_of_text(text: "_Text") -> Iterator[_Item]:
         raise DataError(f"{text.path} holds {repeated}, expected each key once; rename one of them")
     if num_lists != 1:
         raise DataError(f"{text.path} holds {found}, expected a list of rows, or an object with one such list")
+
+
+def _outline(text: "_Text") -> Fields:
+    """The keys of the object that the text is, with their values; of a list only the first item. Raises NotJSON."""
+    outline: Fields = {}
+    text.next()
+    for name in _names(text):
+        if text.next() == "[":
+            items = _items(text)
+            outline[name] = [value for value, _ in itertools.islice(items, 1)]
+            for _ in items:
+                pass
+        else:
+            outline[name] = text.value()[0]
+    if text.next():
+        raise text.error("Extra data")
+    return outline
 
 
 def _items(text: "_Text") -> Iterator[_Item]:

@@ -1,6 +1,6 @@
 """The rows of files of text one after the other, without holding them: .jsonl and .txt, and rows under other names.
 
-A reader loops over its file once when it is made, to count the rows, and again in each loop over it.
+A reader reads its file again in each loop over it. The first complete loop counts the rows.
 """
 
 from abc import ABC, abstractmethod
@@ -12,8 +12,32 @@ from data_schemas.formats import Line, Lines, decoded, format_of, json_line
 from data_schemas.plain_files import FileState, PlainFile
 
 
-class FileLines(ABC):
-    """The rows of a file, which each loop reads again.
+class CountedLines(ABC):
+    """Rows that each loop reads again. Whether there is one is seen without reading all of them."""
+
+    _num_rows: int | None = None  # known after the first complete loop
+
+    @abstractmethod
+    def _rows(self) -> Iterator[Line]: ...
+
+    def __iter__(self) -> Iterator[Line]:
+        num_rows = 0
+        for row in self._rows():
+            yield row
+            num_rows += 1
+        self._num_rows = num_rows
+
+    def __len__(self) -> int:
+        if self._num_rows is None:
+            self._num_rows = sum(1 for _ in self)
+        return self._num_rows
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
+
+
+class FileLines(CountedLines):
+    """The rows of a file.
 
     A loop that reaches the end, or something that cannot be read, raises DataError where the file has changed.
     """
@@ -21,15 +45,9 @@ class FileLines(ABC):
     def __init__(self, state: FileState) -> None:
         self._state = state
 
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def _rows(self) -> Iterator[Line]: ...
-
     def __iter__(self) -> Iterator[Line]:
         try:
-            yield from self._rows()
+            yield from super().__iter__()
         except (DataError, UnicodeDecodeError):
             self._state.check()
             raise
@@ -42,18 +60,11 @@ class JSONLines(FileLines):
     def __init__(self, file: PlainFile) -> None:
         super().__init__(file.state)
         self._file = file
-        self._num_rows = sum(1 for _ in self._numbered())
-
-    def __len__(self) -> int:
-        return self._num_rows
 
     def _rows(self) -> Iterator[Line]:
-        return (json_line(number, line) for number, line in self._numbered())
-
-    def _numbered(self) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(self._file.bytes(), start=1):
             if line.strip():
-                yield number, line.removesuffix(b"\n")
+                yield json_line(number, line.removesuffix(b"\n"))
 
 
 class Paragraphs(FileLines):
@@ -75,9 +86,6 @@ class Paragraphs(FileLines):
         self._is_by_line = num_lines == self._last
         self._num_rows = num_lines if self._is_by_line else num_paragraphs
 
-    def __len__(self) -> int:
-        return self._num_rows
-
     def _rows(self) -> Iterator[Line]:
         paragraph: list[str] = []
         for number, line in self._numbered():
@@ -93,30 +101,23 @@ class Paragraphs(FileLines):
             yield number, decoded(self._file.path, line.removesuffix(b"\n"), number)
 
 
-class Renamed:
+class Renamed(CountedLines):
     """Lines with other names of columns."""
 
     def __init__(self, lines: Lines, rename: Callable[[object], object]) -> None:
         self._lines, self._rename = lines, rename
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __iter__(self) -> Iterator[Line]:
+    def _rows(self) -> Iterator[Line]:
         return (Line(line.number, self._rename(line.raw), line.error) for line in self._lines)
 
 
-class LinesOfDocuments:
+class LinesOfDocuments(CountedLines):
     """Each line of documents as a prompt."""
 
     def __init__(self, documents: Lines) -> None:
         self._documents = documents
-        self._num_rows = sum(1 for _ in self)
 
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def __iter__(self) -> Iterator[Line]:
+    def _rows(self) -> Iterator[Line]:
         for line in self._documents:
             assert isinstance(line.raw, dict)
             for n, prompt in enumerate(line.raw["text"].split("\n")):

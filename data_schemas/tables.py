@@ -24,13 +24,6 @@ class SeparatedRows(FileLines):
     def __init__(self, file: PlainFile, *, delimiter: str, quoting: Any) -> None:
         super().__init__(file.state)
         self._file, self._delimiter, self._quoting = file, delimiter, quoting
-        self._num_rows = self.num_bad = 0
-        for line in self:
-            self._num_rows += 1
-            self.num_bad += line.error is not None
-
-    def __len__(self) -> int:
-        return self._num_rows
 
     def _rows(self) -> Iterator[Line]:
         csv.field_size_limit(MAX_CELL)
@@ -80,13 +73,18 @@ def tsv_rows(file: PlainFile) -> SeparatedRows:
     plain = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_NONE)
     if not has_quotes:
         return plain
+    quoted = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
     try:
-        quoted = SeparatedRows(file, delimiter=DELIMITERS[".tsv"], quoting=csv.QUOTE_MINIMAL)
+        num_bad_quoted = _num_bad(quoted)
     except DataError as error:
         if any(QUOTED.fullmatch(cell) for line in plain for cell in _cells(line)):
             raise DataError(f"{error}; if quotes are part of its texts, double them in quoted cells") from None
         return plain
-    return quoted if quoted.num_bad <= plain.num_bad else plain
+    return quoted if num_bad_quoted <= _num_bad(plain) else plain
+
+
+def _num_bad(rows: SeparatedRows) -> int:
+    return sum(line.error is not None for line in rows)
 
 
 def _cells(line: Line) -> Iterable[str]:
@@ -122,9 +120,6 @@ class TableRows(FileLines):
         self._path, self._kind, self._open = path, kind, open_batches
         names, self._num_rows, _ = _guarded(path, kind, open_batches)
         _check_different(path, names)
-
-    def __len__(self) -> int:
-        return self._num_rows
 
     def _rows(self) -> Iterator[Line]:
         _, _, batches = _guarded(self._path, self._kind, self._open)

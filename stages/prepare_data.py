@@ -41,6 +41,7 @@ from engine.curation.sides import (
     decontaminate,
     hold_out,
     move_chosen_answers,
+    num_repeated,
     split_rows,
     tell_apart,
 )
@@ -222,7 +223,11 @@ def main(stage: Stage, arguments: PrepareDataArguments) -> StageResult:
         stage,
         files,
         clean,
-        {"documents_left_out": num_documents_left_out, "dialogs_left_out": num_dialogs_left_out},
+        {
+            "documents_left_out": num_documents_left_out,
+            "repeated_documents_left_out": num_repeated(clean.documents),
+            "dialogs_left_out": num_dialogs_left_out,
+        },
         needs_prompts=is_evaluated,
     )
 

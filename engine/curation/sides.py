@@ -222,6 +222,11 @@ def split_rows(rows: SourceRows, evaluation: Sequence[Prompt], split: Split, val
     }
 
 
+def num_repeated(documents: RowView[Document]) -> int:
+    """How many documents have the text of another one before them; `split_rows` leaves them out."""
+    return len(documents.keys_N) - len(np.unique(documents.keys_N))
+
+
 def _split_documents(documents: RowView[Document], validation_share: float) -> tuple[RowView[Document], np.ndarray]:
     """The different documents, in their order, and whether each is held out. They are split by their texts, not by a
     group; a text that occurs more than once is written once, as often as its last occurrence counts."""

@@ -68,3 +68,36 @@ def test_an_error_has_the_words_and_the_place_of_pythons_parser(folder, rows, ch
 def test_lines_of_json_in_a_file_named_json_are_read_one_after_the_other(tmp_path):
     content = '{"messages": [1]}\n\n{"messages": [2]}\n'
     assert read(tmp_path / "a.json", content, 4) == [{"messages": [1]}, {"messages": [2]}]
+
+
+DIALOG = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+TURNS = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "r", "chosen": "c", "rejected": "d"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": DIALOG},
+        {"turns": TURNS, "id": 1},
+        {"text": "whole", "parts": [{"text": "x"}]},
+        {"question": "q", "answers": ["a", "b"]},
+        {"prompt": "p", "answer": "a"},
+        {"prompt": DIALOG[:1], "chosen": DIALOG[1:], "rejected": DIALOG[1:]},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_with_the_columns_of_a_row_is_one_row_as_in_json_lines(row, indent, folder):
+    assert read(folder / "one.json", json.dumps(row, indent=indent), 7) == [row]
+
+
+@pytest.mark.parametrize("name", ["data", "messages", "conversations"])
+def test_a_list_of_dialogs_in_an_object_is_rows_under_any_name(name, folder):
+    rows = [{"messages": DIALOG}, {"conversations": DIALOG}]
+    assert read(folder / "some.json", json.dumps({"id": 3, name: rows}), 7) == rows
+
+
+def test_a_repeated_key_of_the_only_row_is_its_error(folder):
+    path = folder / "twice.json"
+    path.write_text('{"text": "a", "text": "b"}')
+    (line,) = json_rows(PlainFile(path))
+    assert line.error is not None and "the key 'text' twice" in str(line.error)

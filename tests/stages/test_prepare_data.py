@@ -7,6 +7,7 @@ import yaml
 
 from pipeline.launch.command_line import ROOT
 from tests.loop_recipes import python_by_hand
+from tests.stage_runs import run_here
 from tests.toy_rows import read_jsonl
 
 
@@ -88,3 +89,14 @@ def test_a_mapping_can_be_given_on_the_command_line(tmp_path):
     done = python_by_hand(*words, "none", "--output_dir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(read_jsonl(tmp_path / "out" / "prompts.train.jsonl")) > 30
+
+
+def test_documents_that_repeat_another_one_are_written_once_and_counted(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("one\ntwo\none\nthree\none\n")
+    record = run_here("prepare_data", tmp_path / "out", documents=[path], validation_share=0.0, evaluation_share=0.0)
+    written = [
+        json.loads(line)["text"] for line in (tmp_path / "out" / "documents.train.jsonl").read_text().splitlines()
+    ]
+    assert written == ["one", "two", "three"]
+    assert record.metrics["repeated_documents_left_out"] == 2
