@@ -20,7 +20,7 @@ from data_schemas.reading import read_prompts
 from data_schemas.rows import Prompt
 from data_schemas.stage_keys import StageTraits
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import deepspeed_of, load_tokenizer, path_of, training_options
+from engine.models.loading import load_tokenizer, path_of, training_options
 from engine.models.lora import adapters_of, load_policy, reference_options
 from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
 from engine.reinforcement.log_probs import Reference
@@ -126,7 +126,7 @@ def make_trainer(
         use_cpu=training.use_cpu,
     )
     scoring = ScoringSettings(device_of(training.use_cpu), "auto", arguments.generation_batch_size)
-    rewards = make_rewards(stage, arguments, tokenizer, scoring, deepspeed=deepspeed_of(training))
+    rewards = make_rewards(stage, arguments, tokenizer, scoring)
     prepare_config(training, arguments)
     policy = load_policy(model)
     adapters = adapters_of(model, policy, tokenizer)

@@ -51,7 +51,10 @@ def test_every_line_of_the_tables_is_read():
 
 @pytest.mark.parametrize("name", [name for name, *_ in seams()])
 def test_the_name_exists_in_the_installed_library(name):
-    resolve(name)  # raises AttributeError or ImportError
+    module, _, path = name.partition(":")
+    owner, _, last = path.partition(".self.")[0].rpartition(".")
+    assert hasattr(resolve(f"{module}:{owner}") if owner else importlib.import_module(module), last)
+    resolve(name)
 
 
 @pytest.mark.parametrize("name", ["trl.trainer.dpo_trainer:DPOTrainer._gone", "torch.nn:Module.self._gone"])

@@ -22,7 +22,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
 from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -290,23 +289,12 @@ def training_options(model: ModelConfig) -> ModelOptions:
     return options
 
 
-def deepspeed_of(training: TrainingArguments) -> object | None:
-    """The configuration by which transformers divides the models that it loads or constructs: that of accelerate, or,
-    once there is a trainer, the trainer's."""
-    config = getattr(training, "hf_deepspeed_config", None)
-    return config or getattr(training.deepspeed_plugin, "dschf", None)
-
-
-def process_deepspeed() -> object | None:
-    """The configuration by which transformers divides models in this process now; None where it divides none."""
-    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
-    return None if reference is None else reference()
-
-
 @contextlib.contextmanager
-def outside_zero3(deepspeed: object | None) -> Iterator[None]:
+def outside_zero3() -> Iterator[None]:
     """Inside, this process loads and constructs complete models. Under ZeRO-3 each of them would be divided among
     the processes, and a process that is alone in it would wait for the others forever."""
+    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed = None if reference is None else reference()
     if deepspeed is None:
         yield
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.models.loading import ordinary_tokens, outside_zero3, process_deepspeed
+from engine.models.loading import ordinary_tokens, outside_zero3
 from engine.packing import row_attention
 from engine.packing.shared_rows import SharedRows, base_model_of, config_of
 from engine.packing.small_copy import small_copy
@@ -40,7 +40,7 @@ def supports_shared_rows(model: torch.nn.Module, device: torch.device, *, is_rew
     was_training, is_supported = model.training, False
     model.eval()
     try:
-        with outside_zero3(process_deepspeed()):
+        with outside_zero3():
             copy = small_copy(plain, device)
             if copy is not None:
                 if not is_reward_model:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_schemas.errors import ConfigError
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, Scorer
@@ -52,21 +53,19 @@ def make_rewards(
     arguments: RLArguments,
     tokenizer: PreTrainedTokenizerBase,
     settings: ScoringSettings,
-    *,
-    deepspeed: object = None,
 ) -> Rewards:
     """The rewards that the keys name; `tokenizer` is the policy's.
 
-    `deepspeed` is the process's configuration, under which ZeRO-3 would divide the weights of the reward model: each
-    process loads all of them. Raises ConfigError where the reward model has another template than the policy.
+    Under ZeRO-3, which would divide the weights of the reward model, each process loads all of them. Raises
+    ConfigError where the reward model has another template than the policy.
     """
     sources: dict[str, Scorer] = {}
     if arguments.reward_model:
         if not arguments.other_contract:
             check_template(arguments.reward_model, tokenizer)
         scorer = sources["reward_model"] = RewardModelScorer(stage, arguments.reward_model, settings, keeps_model=True)
-        if deepspeed is not None:
-            with outside_zero3(deepspeed):
+        if is_deepspeed_zero3_enabled():
+            with outside_zero3():
                 _ = scorer.kept
     for reference in arguments.reward_functions or []:
         name = reference.rpartition(":")[2]

@@ -20,7 +20,7 @@ from trl import ModelConfig
 
 from data_schemas.errors import ConfigError, StageError, UserError
 from engine.models.card import ModelCard, write_card
-from engine.models.loading import deepspeed_of, outside_zero3
+from engine.models.loading import outside_zero3
 from engine.models.lora import describe_adapter, precision_source
 from engine.models.merging import write_plain
 from engine.models.saved_precision import save_as_it_came
@@ -162,7 +162,7 @@ def _write_model(trainer: TrainingLoop, model: ModelConfig, best: int) -> None:
     else:
         adapter = best_model.with_name(f"adapter-{best}")
         _write_adapter(trainer, model, best_model, adapter)
-        with outside_zero3(deepspeed_of(trainer.args)):  # only the main process is here
+        with outside_zero3():  # only the main process is here
             write_plain(adapter, target, dtype=model.dtype or "float32", device=trainer.args.device)
         shutil.rmtree(adapter)
     _describe(trainer, model, target, best)
