@@ -24,7 +24,7 @@ from data_schemas.row_kinds import KINDS
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
 from data_schemas.sources import Source, SourceValue
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
-from data_schemas.text import printable
+from data_schemas.text import listed, printable
 from data_schemas.unexpected import guarded
 
 NUM_ROWS_SHOWN = 3
@@ -104,7 +104,9 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
         facts.append(("files", f"{len(found.files)}: {names}"))
     formats = dict.fromkeys(format_of(Path(name)) or "hub" for name in found.files)
     facts.append(("format", f"{', '.join(formats)}; {found.num_lines:,} rows"))
-    facts.append(("columns", ", ".join(found.columns) or "none"))
+    if not found.num_lines:
+        return facts
+    facts.append(("columns", listed(found.columns) or "none"))
     if not found.kind and found.problems:
         facts.append(("read as", "nothing: no row can be read"))
         return facts
@@ -117,7 +119,7 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
     others = f"; also possible: {', '.join(found.other_kinds)}" if found.other_kinds else ""
     facts.append(("read as", f"{found.kind}, by the columns {dialects}{others}"))
     if found.is_guessed:
-        guessed = ", ".join(f"{column} is {ours}" for ours, column in found.source.columns.items())
+        guessed = ", ".join(f"{listed([column])} is {ours}" for ours, column in found.source.columns.items())
         facts.append(("guessed", f"{guessed}; write `columns` as below, or correct it"))
     num_bad = sum(len(problem.places) for problem in found.problems)
     facts.append(("rows", f"{len(found.rows):,} valid, {num_bad:,} with a problem"))
@@ -127,9 +129,9 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
             ("dialogs", f"{found.num_first_messages:,} different first user messages, by which rows are split")
         )
     shares = scripts(text for item in found.rows for text in parts_of(item.row).values())
-    listed = ", ".join(f"{script} {share:.0%}" for script, share in shares.items() if share >= MIN_SHARE)
-    facts.append(("scripts", listed or "no letters"))
-    facts.append(("ignored", f"columns {', '.join(found.ignored)}" if found.ignored else "no column"))
+    of_scripts = ", ".join(f"{script} {share:.0%}" for script, share in shares.items() if share >= MIN_SHARE)
+    facts.append(("scripts", of_scripts or "no letters"))
+    facts.append(("ignored", f"columns {listed(found.ignored)}" if found.ignored else "no column"))
     return facts
 
 
@@ -166,11 +168,11 @@ def lengths_of(found: Survey, model: Model | None) -> Table:
 
 
 def nothing_read(found: Survey) -> str:
-    """Why a source has no row that can be read; empty where it has one, or where its columns have other names."""
+    """Why a source has no valid row; empty where it has one, or where its columns have other names."""
     if not found.num_lines:
-        return "has no row; expected at least one"
-    if not found.kind and found.problems:
-        return f"has no row that can be read: {problem_line(found.problems[0])}"
+        return "has no rows"
+    if not found.rows and found.problems:
+        return f"has no valid row: {problem_line(found.problems[0])}"
     return ""
 
 
@@ -214,14 +216,14 @@ def recipe_block(surveys: Sequence[Survey]) -> str:
     """The section `data` of a recipe that reads the sources."""
     lines = ["data:"]
     for kind in KINDS:
-        values = [found.source.value() for found in surveys if found.kind == kind]
+        values = [found.source.value() for found in surveys if found.kind == kind and found.rows]
         if not values:
             continue
         lines.append(f"  {kind}:")
         for value in values:
             text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
             lines.append(f"    - {text.removesuffix('...' + chr(10)).strip()}")
-    if any(found.problems for found in surveys):
+    if any(found.problems for found in surveys if found.rows):
         lines.append("  on_bad_row: set_aside  # leaves out the rows with a problem, and keeps them in a file")
     return "\n".join(lines)
 
@@ -259,7 +261,7 @@ def main() -> int:
             sys.stdout.flush()
             print(f"error: {printable(f'{text} {problem}')}", file=sys.stderr)
             code = 2
-    if any(found.kind for found in surveys):
+    if any(found.rows for found in surveys):
         console.rule(plain("for the recipe", "bold"), align="left")
         console.print(plain(recipe_block(surveys)), soft_wrap=True)
     return code

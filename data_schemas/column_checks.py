@@ -29,7 +29,7 @@ def check_columns(source: Source, kind: str) -> None:
         if lines is None:
             continue
         if len(lines) == 0:  # a small file is read to its end, so that what is wrong there is found
-            raise DataError(f"{file} is empty: it has no rows")
+            raise DataError(f"{file} has no rows")
         renamed = source.rename(str(file), lines)
         check_dialects(str(file), as_prompts(str(file), renamed) if dialects is PROMPTS else renamed, dialects)
 

@@ -19,13 +19,12 @@ fields of the row type itself (`tools`, `group_id`, `strength`, …), so that a 
 messages.py has what the keys of a message mean, pair_dialects.py the ratings beside pairs.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from data_schemas.errors import SetAside, WrongValue
-from data_schemas.formats import describe
+from data_schemas.formats import describe, is_number
 from data_schemas.labels import LABELS, as_label, label_of, read_label, unpaired
 from data_schemas.messages import MEDIA, ROW_TRAINING_KEYS, Fields, is_trained, refuse_media, unread_keys
 from data_schemas.nesting import parsed
@@ -45,9 +44,10 @@ from data_schemas.questions import (
     assistant,
     dialog,
     instruction,
+    number_as_text,
     question,
     system_of,
-    text_of,
+    text_or_number_of,
     user,
 )
 from data_schemas.rows import Conversation, Document, PreferencePair, Row
@@ -100,7 +100,7 @@ def _asked(messages: list[Fields]) -> Fields:
 
 
 def _alpaca(raw: Fields, column: str = "output") -> Fields:
-    return {"messages": [*instruction(raw), assistant(text_of(raw, column))]}
+    return {"messages": [*instruction(raw), assistant(text_or_number_of(raw, column))]}
 
 
 def _completed(raw: Fields, column: str) -> Fields:
@@ -118,11 +118,10 @@ def _answered(raw: Fields, asked: str, column: str) -> list[Fields]:
     listed = given if isinstance(given, list) else [given]
     if not listed:
         raise WrongValue(column, "no answer", "at least one")
-    texts = [str(answer) if isinstance(answer, int | float) and answer is not True else answer for answer in listed]
     prompt = question(raw, asked)
     rows = [
         answers(prompt, [(column, text)])[0]
-        for text in dict.fromkeys(text_of({column: text}, column) for text in texts)
+        for text in dict.fromkeys(text_or_number_of({column: answer}, column) for answer in listed)
     ]
     return [{"messages": [*prompt.messages, *answer]} for answer in rows]
 
@@ -171,15 +170,11 @@ def carried_fields(raw: Fields, row_type: type[Row]) -> Fields:
             carried |= _tools(raw["tools"])
         elif name == "reference" and raw.get(name):
             carried[name] = _reference(raw[name])
-        elif name == "score" and not _is_number(raw.get(name)):
+        elif name == "score" and not is_number(raw.get(name)):
             continue
         elif name in raw and not field.is_required() and (field.default is None or isinstance(raw[name], str)):
             carried[name] = raw[name]
     return carried
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _tools(value: object) -> Fields:
@@ -193,7 +188,7 @@ def _tools(value: object) -> Fields:
 def _reference(value: object) -> object:
     """The reference answer as text, from a list of one, or from a number."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return number_as_text(value)
 
 
 def check_row(raw: Fields, row_type: type[Row]) -> None:
@@ -226,7 +221,7 @@ def ignored_columns(raw: Fields, dialect: Dialect, row_type: type[Row]) -> list[
     known |= {column for column in LABELS if row_type is Conversation and as_label(raw.get(column)) is not None}
     known -= {column for column in BOTH_RATINGS if not isinstance(raw.get(column), list)}
     known -= {"source"} if row_type is Document else set()
-    known |= {"score"} if "score" in row_type.model_fields and _is_number(raw.get("score")) else set()
+    known |= {"score"} if "score" in row_type.model_fields and is_number(raw.get("score")) else set()
     ignored = [column or "unnamed column" for column, value in raw.items() if column not in known and value is not None]
     if "tag" in row_type.model_fields and not isinstance(raw.get("tag") or "", str):
         ignored.append("tag (expected text)")

@@ -22,6 +22,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Libraries report a full disk by their own types of error, with the system's text or, as torch.save, with none.
 NO_SPACE_TEXTS = ("no space left", "quota exceeded", "pytorchstreamwriter", "unexpected pos")
 
+DOES_NOT_EXIST = "does not exist"
 DIGEST = "digest"  # field of a record: the hash of all its other fields
 
 
@@ -61,6 +62,18 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def absent(path: Path) -> str:
+    """What to say of a path that does not exist, after its name: also where a link leads to none."""
+    for link in (path, *path.parents):
+        try:
+            if link.is_symlink() and not exists(link):
+                which = "" if link == path else f"is in {link}, which "
+                return f"{which}is a link to {link.readlink()}, which does not exist, or leads back to the link"
+        except OSError:  # a name that no path can have
+            break
+    return DOES_NOT_EXIST
 
 
 def check_name(path: Path | str) -> None:

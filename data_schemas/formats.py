@@ -11,12 +11,15 @@ from 1.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_schemas.errors import DataError, WrongValue
+from data_schemas.files import absent
+from data_schemas.text import listed
 
 BOM = b"\xef\xbb\xbf"  # that some programs write before a text
 COMPRESSIONS = (".gz", ".zst")
@@ -74,15 +77,21 @@ def describe(value: object) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
-        return f"a mapping with {shorten(', '.join(map(str, value)))}" if value else "an empty mapping"
+        return f"a mapping with {shorten(listed(map(str, value)))}" if value else "an empty mapping"
     if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
+        return f"binary data of {len(value)} bytes"
     return shorten(repr(value))
 
 
 def shorten(text: str, limit: int = 80) -> str:
     """The text, cut to `limit` characters with an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a finite number that a float can hold; true and false are none."""
+    # An integer may be too large for a float, where isfinite() raises.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def from_json(text: str, column: str) -> object:
@@ -92,8 +101,10 @@ def from_json(text: str, column: str) -> object:
     except RepeatedKey as error:
         raise WrongValue(column, str(error), "each key once") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-        place = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-        raise WrongValue(column, f"{describe(text)} ({place})", "JSON") from None
+        problem = error
+        if isinstance(error, json.JSONDecodeError):
+            problem = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        raise WrongValue(column, f"{describe(text)} ({problem})", "JSON") from None
 
 
 def format_of(path: Path) -> str:
@@ -112,7 +123,7 @@ def compression_of(path: Path) -> str:
 def cannot_open(path: Path, error: OSError) -> str:
     """The message of an error for a file that cannot be opened."""
     if isinstance(error, FileNotFoundError):
-        return f"{path} does not exist"
+        return f"{path} {absent(path)}"
     return f"{path} cannot be read ({error.strerror or error})"
 
 

@@ -6,6 +6,7 @@ The text is in memory by a piece that slides over it, and that grows where a row
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from json.decoder import WHITESPACE  # pyright: ignore[reportAttributeAccessIssue]
 from pathlib import Path
@@ -189,7 +190,7 @@ class _Text:
         self._at += 1
 
     def value(self) -> _Item:
-        """The value that begins here. Raises NotJSON where there is none."""
+        """The value that begins here, or its text where Python cannot read it. Raises NotJSON where there is none."""
         while True:
             try:
                 value, end, has_repeated = _decode(self._piece, self._at)
@@ -200,7 +201,11 @@ class _Text:
                 if self._is_end or not is_cut:
                     raise self.error(error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in 1000 others
-                raise NotJSON(f"{self.path} is not JSON ({error})") from None
+                if end := _end_of(self._piece, self._at, is_end=self._is_end):
+                    raw, self._at = self._piece[self._at : end], end
+                    return raw, WrongValue("row", f"{describe(raw)} ({error})", "JSON that can be read")
+                if self._is_end:
+                    raise NotJSON(f"{self.path} is not JSON ({error})") from None
             self._slide()
         start, self._at = self._at, end
         problem = _repeated_in(value) if has_repeated else None
@@ -238,6 +243,24 @@ def _decode(text: str, start: int) -> tuple[Any, int, bool]:
         return *JSON.raw_decode(text, start), False
     except RepeatedKey:
         return *_MARKING_JSON.raw_decode(text, start), True
+
+
+def _end_of(text: str, start: int, *, is_end: bool) -> int | None:
+    """Where the value ends that begins here, by its brackets, however deep they are; None where the text is cut off in
+    it. `is_end`: nothing comes behind the text."""
+    depth = 0
+    for match in _PART.finditer(text, start):
+        mark = match[0][0]
+        depth += (mark in "[{") - (mark in "]}")
+        if match[0] == '"' or (match.end() == len(text) and not is_end and mark not in "]}"):
+            return None
+        if not depth:
+            return match.end()
+    return None
+
+
+# A string, the beginning of one without its end, a bracket, or a number or word.
+_PART = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}"]|[^\s,:\[\]{}"]+', re.DOTALL)
 
 
 class _Repeated(dict[str, Any]):

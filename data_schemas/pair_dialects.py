@@ -3,11 +3,10 @@
 dialects.py has the list of dialects, and labels.py the rows of KTO, of which pairs are made.
 """
 
-import sys
 from collections.abc import Callable
 
 from data_schemas.errors import WrongValue
-from data_schemas.formats import describe
+from data_schemas.formats import describe, is_number
 from data_schemas.messages import Fields, messages_of, unpacked
 from data_schemas.questions import Question, after_system, answers, question, spoken_dialog, system_of, text_of
 
@@ -91,7 +90,7 @@ def scored(raw: Fields, column: str = "scores", *, lowest_is_best: bool = False)
     if not isinstance(responses, list) or not isinstance(numbers, list) or len(responses) != len(numbers):
         raise WrongValue(column, describe(numbers), f"a number for each response of {describe(responses)}")
     for number in numbers:
-        if not _is_number(number):
+        if not is_number(number):
             raise WrongValue(column, describe(number), "finite numbers")
     best = {number: response for response, number in zip(reversed(responses), reversed(numbers), strict=True)}
     if len(best) < 2:
@@ -131,11 +130,6 @@ def _complete_dialog(raw: Fields, column: str) -> list[Fields]:
         expected = "a dialog of '\\n\\nHuman: …\\n\\nAssistant: …' (or a prompt column beside it)"
         raise WrongValue(column, describe(raw[column]), expected)
     return messages
-
-
-def _is_number(value: object) -> bool:
-    # An integer may be too large for a float, where isfinite() raises.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _rated(raw: Fields) -> Fields:
@@ -188,6 +182,6 @@ def _number(value: object, column: str) -> float | None:
             value = float(value)
         except ValueError:
             raise WrongValue(column, describe(value), "a number") from None
-    if not isinstance(value, int | float) or not _is_number(value):
+    if not isinstance(value, int | float) or not is_number(value):
         raise WrongValue(column, describe(value), "a finite number")
     return float(value)

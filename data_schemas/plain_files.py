@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, cast
 
 from data_schemas.errors import DataError
 from data_schemas.files import check_regular
@@ -23,6 +23,18 @@ from data_schemas.zstd import has_complete_frames, open_zstd
 
 BUFFER_BYTES = 1 << 18
 CHUNK_BYTES = 1 << 20  # that are decompressed, or decoded as text, at a time
+# The first bytes of content that is no text in UTF-8, whatever the file's name says, and what to do about it.
+OTHER_CONTENT = {
+    b"\x1f\x8b": ("a gzip file", "decompress it, or give it the ending .gz"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "decompress it, or give it the ending .zst"),
+    b"BZh91AY&SY": ("a bzip2 file", "decompress it"),
+    b"\xfd7zXZ\x00": ("an xz file", "decompress it"),
+    b"PK\x03\x04": ("a zip file, as those of a spreadsheet are", "extract it, or export it as CSV in UTF-8"),
+    b"PAR1\x15": ("a Parquet file", "give it the ending .parquet"),
+    b"ARROW1\x00\x00": ("an Arrow file", "give it the ending .arrow"),
+    codecs.BOM_UTF16_LE: ("UTF-16 text", "save it as UTF-8"),
+    codecs.BOM_UTF16_BE: ("UTF-16 text", "save it as UTF-8"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,25 +61,40 @@ class FileState:
 
 
 class PlainFile:
-    """The content of a file after decompression and a byte order mark, from the start for each stream.
+    """The content of a file of text after decompression and a byte order mark, from the start for each stream.
 
-    Raises DataError for a file that is not a regular one, cannot be opened, or is no complete file of its compression;
-    its streams raise it where the disk fails.
+    Where a carriage return alone ends the lines, as on early Macs, each of them is read as \\n.
+
+    Raises DataError for a file that is not a regular one, cannot be opened, is no complete file of its compression, or
+    begins as a file of another kind does; its streams raise it where the disk fails.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._file = path, _open_plain(path)
         self.state = FileState.of(path, self._file.fileno())
-        self._start = 0
-        self._start = len(BOM) if self.bytes().read(len(BOM)) == BOM else 0
+        self._start, self._has_carriage_returns = 0, False
+        first = self.bytes().peek()
+        _check_start(path, first)
+        self._start = len(BOM) if first.startswith(BOM) else 0
+        self._has_carriage_returns = self._ends_lines_by_carriage_returns()
+
+    def _ends_lines_by_carriage_returns(self) -> bool:
+        """Whether the content has carriage returns and no \\n; reads as far as the first \\n."""
+        stream, is_found = self.bytes(), False
+        while content := stream.read(BUFFER_BYTES):
+            if b"\n" in content:
+                return False
+            is_found = is_found or b"\r" in content
+        return is_found
 
     def bytes(self) -> io.BufferedReader:
         """The content as bytes; a loop over it has the lines, which only \\n ends."""
-        return io.BufferedReader(_Stream(self.path, self._file, self._start), BUFFER_BYTES)
+        stream = _Stream(self.path, self._file, self._start, has_carriage_returns=self._has_carriage_returns)
+        return io.BufferedReader(stream, BUFFER_BYTES)
 
     def text(self) -> io.TextIOWrapper:
-        """The content as text, with the ends of lines as they are. Raises UnicodeDecodeError where it is not UTF-8."""
-        return io.TextIOWrapper(self.bytes(), encoding="utf-8", newline="")
+        """The content as text in lines that only \\n ends. Raises UnicodeDecodeError where it is not UTF-8."""
+        return io.TextIOWrapper(self.bytes(), encoding="utf-8", newline="\n")
 
     def chunks(self) -> Iterator[str]:
         """The content as pieces of text. Raises DataError, with the line, where it is not UTF-8."""
@@ -97,8 +124,9 @@ class PlainFile:
 class _Stream(io.RawIOBase):
     """A stream over an open file with its own position."""
 
-    def __init__(self, path: Path, file: IO[bytes], start: int) -> None:
+    def __init__(self, path: Path, file: IO[bytes], start: int, *, has_carriage_returns: bool) -> None:
         self._path, self._file, self._position = path, file, start
+        self._has_carriage_returns = has_carriage_returns  # in place of \\n
 
     def readable(self) -> bool:
         return True
@@ -109,9 +137,17 @@ class _Stream(io.RawIOBase):
             content = self._file.read(len(buffer))
         except OSError as error:  # as of a folder
             raise DataError(cannot_open(self._path, error)) from None
-        buffer[: len(content)] = content
+        buffer[: len(content)] = content.replace(b"\r", b"\n") if self._has_carriage_returns else content
         self._position += len(content)
         return len(content)
+
+
+def _check_start(path: Path, content: bytes) -> None:
+    """Raises DataError where content, after decompression, begins as a file of another kind does."""
+    for start, (kind, remedy) in OTHER_CONTENT.items():
+        if content.startswith(start):
+            inside = f"{path} decompressed is {kind}, expected text in UTF-8; decompress it twice"
+            raise DataError(inside if compression_of(path) else f"{path} is {kind}, expected text in UTF-8; {remedy}")
 
 
 def _open_plain(path: Path) -> IO[bytes]:
@@ -136,15 +172,19 @@ def _open_plain(path: Path) -> IO[bytes]:
 
 
 def first_lines(path: Path, number: int) -> bytes:
-    """The first lines of a file after decompression. Raises OSError, EOFError or zlib.error where it is damaged."""
+    """The first lines of a file after decompression.
+
+    Raises OSError, EOFError or zlib.error where it is damaged, DataError where it begins as a file of another kind.
+    """
     check_regular(path)
     with _opened(path) as file:
+        _check_start(path, file.peek())
         return b"".join(itertools.islice(file, number))
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     if compression_of(path) == ".gz":
-        return cast(BinaryIO, gzip.open(path))
+        return io.BufferedReader(cast(io.RawIOBase, gzip.open(path)))
     if compression_of(path) == ".zst":
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, open_zstd(path))))
+        return io.BufferedReader(cast(io.RawIOBase, open_zstd(path)))
     return path.open("rb")

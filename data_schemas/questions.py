@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_schemas.errors import WrongValue
-from data_schemas.formats import describe
+from data_schemas.formats import describe, is_number
 from data_schemas.messages import ROLES, Fields, messages_of, unpacked
 from data_schemas.text import is_distinctive
 
@@ -30,6 +30,11 @@ class Question(NamedTuple):
     is_spoken: bool = False  # an HH dialog in one text
 
 
+def number_as_text(value: object) -> object:
+    """A finite number as its text, as of an answer to a sum; any other value as it is."""
+    return str(value) if is_number(value) else value
+
+
 def text_of(raw: Fields, column: str) -> str:
     """The column's text. Raises WrongValue for an empty text, and for any other value."""
     value = raw.get(column)
@@ -38,6 +43,11 @@ def text_of(raw: Fields, column: str) -> str:
     if not value.strip():
         raise WrongValue(column, "empty text", "text")
     return value
+
+
+def text_or_number_of(raw: Fields, column: str) -> str:
+    """The column's text, or its number as text. Raises WrongValue as `text_of` does."""
+    return text_of({column: number_as_text(raw.get(column))}, column)
 
 
 def user(text: str) -> Fields:
@@ -87,7 +97,7 @@ def instruction(raw: Fields) -> list[Fields]:
         if not isinstance(turn, list) or len(turn) != 2:
             raise WrongValue(f"history.{position}", describe(turn), "a list of question and answer")
         messages += [user(turn[0]), assistant(turn[1])]
-    text = text_of(raw, "instruction")
+    text = text_or_number_of(raw, "instruction")
     more = [text_of(raw, name) for name in ("input", "context") if raw.get(name)]
     if len(set(more)) > 1:
         raise WrongValue("input, context", "two different texts", "one, or the same in both columns")
@@ -100,8 +110,8 @@ def question(raw: Fields, column: str = "prompt") -> Question:
     is_prompt = column == "prompt"
     systems = SYSTEM_COLUMNS[:1] if is_prompt else SYSTEM_COLUMNS
     context = None if is_prompt else raw.get("context")  # a passage that the question is about
-    value = unpacked(raw[column])
-    spoken = spoken_dialog(text_of(raw, column)) if isinstance(value, str) else None
+    value = number_as_text(unpacked(raw[column]))
+    spoken = spoken_dialog(text_of({column: value}, column)) if isinstance(value, str) else None
     is_spoken = spoken is not None and len(spoken) > 1 and spoken[-1] == assistant("")
     if isinstance(value, str) and not is_spoken:
         text = f"{text_of(raw, 'context')}\n\n{value}" if context else value
@@ -151,7 +161,7 @@ def _begins_with(prompt: str, text: str) -> bool:
 
 
 def _answer(asked: Question, column: str, value: object) -> list[Fields]:
-    value = unpacked(value)
+    value = number_as_text(unpacked(value))
     if not isinstance(value, str):
         messages = _rest(messages_of(value, column), asked.messages)
     else:

@@ -25,7 +25,7 @@ from data_schemas.row_kinds import check_dialects, check_share, rows_of
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import Source, SourceValue, short_name, sources
 from data_schemas.splitting import num_copies
-from data_schemas.text import printable
+from data_schemas.text import listed, printable
 
 OnBadRow = Literal["error", "set_aside"]
 Paths = SourceValue | Sequence[SourceValue]
@@ -112,7 +112,7 @@ def read_pairs(
 def warn_of_ignored(ignored: Mapping[str, Sequence[str]]) -> None:
     """Logs a warning for each file with columns that are not read, and so are not in what is written."""
     for name, columns in ignored.items():
-        log.warning("%s: the columns %s are not read, and are not written", name, ", ".join(map(printable, columns)))
+        log.warning("%s: the columns %s are not read, and are not written", name, listed(columns))
 
 
 def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
@@ -175,7 +175,7 @@ def _read(
         source_name = short_name(source, all_sources) if with_sources else None
         check_share(source, row_type)
         if not lines:
-            raise DataError(f"{name} is empty: it has no rows")
+            raise DataError(f"{name} has no rows")
         lines = as_prompts(name, lines) if dialects is PROMPTS else lines
         check_dialects(name, lines, dialects)
         ignored: dict[str, None] = {}
@@ -193,7 +193,7 @@ def _read(
                 read.bad.append(_bad_row(name, line, error))
         if ignored:
             read.ignored[name] = list(ignored)
-            read.notes.append(f"{name}: ignored columns: {', '.join(map(printable, ignored))}")
+            read.notes.append(f"{name}: ignored columns: {listed(ignored)}")
             log.info("%s", read.notes[-1])
         if bad := read.bad[num_bad:]:
             read.notes.append(_report(name, bad, len(lines)))

@@ -22,6 +22,7 @@ from data_schemas.nesting import check_depth
 from data_schemas.row_errors import first_error
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt, Row
 from data_schemas.sources import Source
+from data_schemas.text import listed
 
 T = TypeVar("T", bound=Row)
 
@@ -53,7 +54,7 @@ def check_dialects(name: str, lines: Lines, dialects: tuple[Dialect, ...]) -> No
                 return
             columns = (columns or {}) | dict.fromkeys(map(str, line.raw))
     if columns is not None:
-        found = ", ".join(columns) or "none"
+        found = listed(columns) or "none"
         raise UnknownColumns(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
 
 
@@ -75,7 +76,7 @@ def rows_of(
         named = next((dialect for dialect in dialects if dialect.is_named(raw)), None)
         if named is not None:
             raise WrongValue(next(name for name in named.columns if raw[name] is None), "nothing", "a value")
-        raise WrongValue("columns", shorten(", ".join(map(str, raw))) or "none", accepted(dialects))
+        raise WrongValue("columns", shorten(listed(map(str, raw))) or "none", accepted(dialects))
     ignored.update(dict.fromkeys(ignored_columns(raw, dialect, row_type)))
     check_row(raw, row_type)
     try:

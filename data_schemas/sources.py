@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from data_schemas.errors import ConfigError, DataError
-from data_schemas.files import check_name, check_regular, exists
+from data_schemas.files import absent, check_name, check_regular, exists
 from data_schemas.folders import data_files
 from data_schemas.formats import EXPECTED_FORMATS, Lines, format_of, shorten
 from data_schemas.hub import hub_rows, is_hub_name
@@ -25,7 +25,7 @@ from data_schemas.json_files import json_rows
 from data_schemas.line_files import JSONLines, Paragraphs, Renamed
 from data_schemas.plain_files import PlainFile
 from data_schemas.tables import arrow_rows, csv_rows, parquet_rows, tsv_rows
-from data_schemas.text import nearest
+from data_schemas.text import listed, nearest
 from data_schemas.yaml_files import load_yaml
 
 KEYS = ("path", "split", "name", "revision", "columns", "share", "tag")
@@ -146,7 +146,7 @@ class Source:
         """The files of a source that is not on the hub; raises as `rows_by_file` does."""
         path = Path(self.path)
         if not exists(path):
-            raise ConfigError(f"{self.path} does not exist (nor is it a hub name, owner/name)")
+            raise ConfigError(f"{self.path} {absent(path)} (nor is it a hub name, owner/name)")
         for key in ("name", "revision"):
             if getattr(self, key) is not None:
                 raise ConfigError(f"{self.path} is a path; {key} is for data sets of the hub: leave it out")
@@ -165,7 +165,7 @@ class Source:
             if column not in present:
                 raise DataError(
                     f"{file} has no column {column!r}, which `columns` gives as {ours}; "
-                    f"it has {shorten(', '.join(present), 200) or 'none'}{nearest(column, list(present))}"
+                    f"it has {shorten(listed(present), 200) or 'none'}{nearest(column, list(present))}"
                 )
         return Renamed(lines, self._renamed)
 

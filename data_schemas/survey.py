@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from data_schemas.dialects import Dialect
+from data_schemas.dialects import PROMPTS, Dialect
 from data_schemas.errors import WrongValue
 from data_schemas.formats import Line, describe, format_of, shorten
 from data_schemas.labels import pairs_of_labels
@@ -22,6 +22,7 @@ from data_schemas.rows import Conversation, Document, Message, PreferencePair, P
 from data_schemas.sources import Source
 
 ORDER = ("preferences", "instructions", "documents", "prompts")  # of the kinds: a pair has the columns of a prompt too
+PROMPT_COLUMNS = frozenset(name for dialect in PROMPTS for name in dialect.columns)
 MAX_CHARACTERS = 2_000_000  # of which the scripts are counted
 # Our column -> words by which other people call it. A set of columns is guessed where each of them is found.
 WORDS = {
@@ -89,8 +90,8 @@ class Survey:
 
 def survey(source: Source) -> Survey:
     """Reads all rows of a source. Raises UserError, as the readers do, where a file cannot be read."""
-    by_file = [(name, line) for name, lines in source.rows_by_file() for line in lines]
-    files = list(dict.fromkeys(name for name, _ in by_file))
+    lines_by_file = dict(source.rows_by_file())
+    by_file = [(name, line) for name, lines in lines_by_file.items() for line in lines]
     raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
     columns = list(dict.fromkeys(str(name) for raw in raws for name in raw))
     kinds = [kind for kind in ORDER if any(_dialect_of(raw, kind) for raw in raws)]
@@ -102,12 +103,12 @@ def survey(source: Source) -> Survey:
     kind, read = _best_of(by_file, kinds)
     if not raws:  # no row has columns: what is wrong with them is known
         read = _unreadable(by_file)
-    if kind == "documents" and all(format_of(Path(file)) == ".txt" for file in files):
+    if kind == "documents" and all(format_of(Path(file)) == ".txt" for file in lines_by_file):
         kinds = [*kinds, "prompts"]  # one a line
     return Survey(
         source,
         is_guessed=guess is not None,
-        files=files,
+        files=list(lines_by_file),
         num_lines=len(by_file),
         columns=columns,
         kind=kind,
@@ -169,13 +170,16 @@ def _unreadable(by_file: Iterable[tuple[str, Line]]) -> _Read:
 
 
 def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple[str, _Read]:
-    """The kind as which most lines are valid, the first of several, and the rows; prompts only if no other has any.
+    """The kind as which most lines are valid, the first of several, and the rows.
 
-    Every pair and every example has the columns of a prompt too, also where it is a bad one.
+    Every pair and every example has the columns of a prompt too, also where it is a bad one. So they are prompts only
+    where they are valid as no other kind, and most of them have no columns besides those of a prompt that make one.
     """
+    raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
+    have_more = 2 * sum(any(_is_more_than_prompt(raw, kind) for kind in kinds) for raw in raws) > len(raws)
     best, read, num_best = "", _Read(), -1
     for kind in kinds:
-        if kind == "prompts" and num_best > 0:
+        if kind == "prompts" and (num_best > 0 or have_more):
             continue
         as_kind = _read(by_file, kind)
         num_valid = len({item.place for item in as_kind.rows})
@@ -188,6 +192,14 @@ def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple
 
 def _dialect_of(raw: Mapping[str, object], kind: str) -> Dialect | None:
     return next((dialect for dialect in KINDS[kind][1] if dialect.is_named(dict(raw))), None)
+
+
+def _is_more_than_prompt(raw: Mapping[str, object], kind: str) -> bool:
+    """Whether a row has values in the columns of the kind, of which one belongs to no prompt."""
+    dialect = _dialect_of(raw, kind)
+    if dialect is None or PROMPT_COLUMNS.issuperset(dialect.columns):
+        return False
+    return all(raw[name] not in (None, "") for name in dialect.columns)
 
 
 def guess_columns(columns: Sequence[str]) -> tuple[str, dict[str, str]] | None:

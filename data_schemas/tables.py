@@ -1,6 +1,7 @@
 """Reads tables: .csv and .tsv with a header line, .parquet, and .arrow (a file or a stream of Arrow's IPC format)."""
 
 import csv
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_schemas.plain_files import FileState, PlainFile, first_lines
 
 ROWS_OF_BATCH = 1024  # of a binary table, as Python values at a time
 MAX_CELL = 2**26  # characters of a cell: behind a quote that is not closed, the rest of the file is one cell
+NUM_HEADER_LINES = 10  # in which the names of the columns are looked for without reading the rows
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a whole cell in quotes
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream has none
@@ -30,7 +32,7 @@ class SeparatedRows(FileLines):
         reader = csv.reader(self._file.text(), strict=True, delimiter=self._delimiter, quoting=self._quoting)
         start = 0
         try:
-            header = _header(self._file.path, next(reader, []))
+            header = _header(self._file.path, _first_row(reader))
             start = reader.line_num
             for cells in reader:
                 number, start = start + 1, reader.line_num
@@ -42,7 +44,15 @@ class SeparatedRows(FileLines):
                     expected = f"{len(header)}, as in the first line"
                     yield Line(number, cells, WrongValue("row", f"{len(cells)} cells", expected))
         except csv.Error as error:
-            raise DataError(f"{self._file.path}:{start + 1} is not CSV ({error})") from None
+            # The module's own words for it advise how to open a file in Python.
+            is_return = str(error).startswith("new-line character seen in unquoted field")
+            problem = "a carriage return in a cell without quotes" if is_return else error
+            raise DataError(f"{self._file.path}:{start + 1} is not CSV ({problem})") from None
+
+
+def _first_row(reader: Iterator[list[str]]) -> list[str]:
+    """The first row with a cell that is not blank: programs write empty lines above a table."""
+    return next((cells for cells in reader if any(map(str.strip, cells))), [])
 
 
 def csv_rows(file: PlainFile) -> SeparatedRows:
@@ -52,13 +62,13 @@ def csv_rows(file: PlainFile) -> SeparatedRows:
     divides the header line separates the cells.
     """
     file.check_text()
-    delimiters = (mark for mark in (DELIMITERS[".csv"], ";", "\t") if len(_first_cells(file, mark)) > 1)
+    delimiters = (mark for mark in (DELIMITERS[".csv"], ";", "\t") if len(_first_cells(file.text(), mark)) > 1)
     return SeparatedRows(file, delimiter=next(delimiters, DELIMITERS[".csv"]), quoting=csv.QUOTE_MINIMAL)
 
 
-def _first_cells(file: PlainFile, delimiter: str) -> list[str]:
+def _first_cells(text: Iterable[str], delimiter: str) -> list[str]:
     try:
-        return next(csv.reader(file.text(), delimiter=delimiter), [])
+        return _first_row(csv.reader(text, delimiter=delimiter))
     except csv.Error:
         return []  # whoever reads the rows reports it
 
@@ -80,7 +90,10 @@ def tsv_rows(file: PlainFile) -> SeparatedRows:
         if any(QUOTED.fullmatch(cell) for line in plain for cell in _cells(line)):
             raise DataError(f"{error}; if quotes are part of its texts, double them in quoted cells") from None
         return plain
-    return quoted if num_bad_quoted <= _num_bad(plain) else plain
+    try:
+        return quoted if num_bad_quoted <= _num_bad(plain) else plain
+    except DataError:  # a carriage return that only quotes make a part of a cell
+        return quoted
 
 
 def _num_bad(rows: SeparatedRows) -> int:
@@ -169,8 +182,8 @@ def column_names(path: Path, ending: str) -> list[str]:
     import pyarrow.parquet
 
     if ending in DELIMITERS:
-        header = decoded(path, first_lines(path, 1).removeprefix(BOM)).splitlines()
-        return _header(path, next(csv.reader(header, delimiter=DELIMITERS[ending]), []))
+        first = io.StringIO(decoded(path, first_lines(path, NUM_HEADER_LINES).removeprefix(BOM)), newline=None)
+        return _header(path, _first_cells(first, DELIMITERS[ending]))
     if ending not in TABLE_FORMATS:
         return []
     if ending == ".parquet":

@@ -5,7 +5,7 @@ import io
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Control characters can move a terminal's cursor, and those of writing direction reorder what is displayed.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -15,6 +15,12 @@ LONGEST_SHOWN = 200  # characters of a value in a message
 def printable(text: str) -> str:
     """The text with every character that is unsafe in a terminal escaped, as in `\\x1b`."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them; one that is empty, or has a comma or a space at an end, in quotes."""
+    plain = re.compile(r"[^\s,]([^,]*[^\s,])?")
+    return ", ".join(printable(name if plain.fullmatch(name) else repr(name)) for name in names)
 
 
 def escape_what_the_terminal_lacks() -> None:

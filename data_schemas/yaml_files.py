@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from data_schemas.errors import ConfigError
-from data_schemas.files import check_regular
+from data_schemas.files import absent, check_regular
 from data_schemas.text import shown
 
 MAX_BYTES = 2_000_000  # of a file; reading them takes seconds
@@ -162,7 +162,7 @@ def _read_text(path: Path) -> str:
             )
         return content.decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
+        raise ConfigError(f"{path} {absent(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({type(error).__name__})") from None
 

@@ -35,7 +35,7 @@ from engine.sampling.answers import Answer
 from engine.sampling.prompts import Side, draw_both_sides, write_both_sides
 from engine.tokens.contract import contract_of
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/annotate.py --config configs/stages/annotate.yaml --num_prompts 1000"
 TRAITS = StageTraits(
     purpose="Lets policies answer prompts and an annotator compare the answers, which gives preference pairs.",

@@ -44,7 +44,7 @@ from engine.sampling.sampler import sample_in_turn
 from engine.tasks.changes import changes_to_best
 
 # Shapes: P = prompts, K = answers to each prompt.
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 EXAMPLE = "accelerate launch stages/evaluate_policy.py --config configs/stages/evaluate_policy.yaml"
 OF_LLM_JUDGES = (  # columns of the table of rounds that only an LLM judge gives
     "lc_win_rate_vs_first",

@@ -51,7 +51,7 @@ from engine.runtime.functions import find_function
 from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, run_stage
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 EXAMPLE = "python stages/prepare_data.py --preferences pairs.jsonl --chosen_as_instructions 0.3 --output_dir data"
 TRAITS = StageTraits(
     purpose="Reads files, or the rows that a function writes, and splits them into training and held-out rows.",

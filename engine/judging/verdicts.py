@@ -148,11 +148,13 @@ def read_verdict(answer: Answer) -> Verdict | Unparsable:
     """
     if answer.problem:
         return Unparsable(answer.problem)
+    if not answer.ended:
+        return Unparsable("cut_off")
     if not answer.text.strip():
         return Unparsable("empty")
     codes = list(CODE.finditer(answer.text))
     if not codes:
-        return Unparsable("no_code" if answer.ended else "cut_off")
+        return Unparsable("no_code")
     last = codes[-1]
     if last["tie"]:
         return Verdict(None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_schemas.column_checks import check_columns
 from data_schemas.endpoints import ENDPOINT_KEYS
 from data_schemas.errors import ConfigError, DataError, UnknownColumns, UserError
-from data_schemas.files import check_regular, exists, read_json
+from data_schemas.files import DOES_NOT_EXIST, absent, check_regular, exists, read_json
 from data_schemas.formats import format_of
 from data_schemas.functions import find_module
 from data_schemas.key_rules import check_batch
@@ -129,9 +129,9 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
         is_on_hub = given.source.is_on_hub() if isinstance(given, File) else _looks_like_hub_name(given.path)
         if not is_on_hub:
             hint = "; no endpoint of the recipe has this name either" if key in ENDPOINT_KEYS else ""
-            raise ConfigError(
-                f"{where}={given.path!r} does not exist, neither in {Path.cwd()} nor beside the recipe{hint}"
-            )
+            why = absent(path)
+            places = f", neither in {Path.cwd()} nor beside the recipe" if why == DOES_NOT_EXIST else ""
+            raise ConfigError(f"{where}={given.path!r} {why}{places}{hint}")
     elif isinstance(given, File) and step.stage == "prepare_data":
         try:
             check_columns(given.source, key)

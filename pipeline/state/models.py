@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_schemas.artifact import Artifact
 from data_schemas.errors import ConfigError
+from data_schemas.files import absent
 from data_schemas.hub import is_hub_name
 from pipeline.state import summary
 from pipeline.state.summary import POLICY_STAGES, SUMMARY, StepEntry, Summary, trained_models
@@ -28,7 +29,7 @@ def _model_of(name: str, of_run: Callable[[Path, Summary], str]) -> str:
     if not folder.exists():
         if is_hub_name(name):
             return name
-        raise ConfigError(f"{name} does not exist")
+        raise ConfigError(f"{name} {absent(folder)}")
     if (folder / SUMMARY).is_file():
         return str(folder / of_run(folder, summary.read(folder)))
     artifact = Artifact.read(folder)

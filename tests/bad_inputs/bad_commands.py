@@ -136,14 +136,14 @@ CASES = [
         "{path: : not a mapping, as in {path: x.csv, columns:",
     ),
     Case("generate from no file", program("generate", "model", "gone.jsonl", "-o", "o"), "gone.jsonl does not exist"),
-    Case("generate from an empty file", program("generate", *FILES, rows=""), "in.jsonl is empty: it has no rows"),
+    Case("generate from an empty file", program("generate", *FILES, rows=""), "in.jsonl has no rows"),
     Case(
         "generate from documents", program("generate", *FILES, rows=[{"text": "a"}]), "in.jsonl has the columns text;"
     ),
     Case(
         "generate from a bad row",
-        program("generate", *FILES, rows=[PROMPT, {"prompt": 3}]),
-        "in.jsonl:2: prompt: found 3, expected",
+        program("generate", *FILES, rows=[PROMPT, {"prompt": True}]),
+        "in.jsonl:2: prompt: found True, expected",
     ),
     Case(
         "generate from rows set aside", program("generate", *FILES, rows=[PROMPT | {"weight": 0}]), "no prompt that can"
@@ -177,7 +177,7 @@ CASES = [
     Case(
         "score without answers", program("score", "rm", *FILES[1:4]), "in.jsonl has the columns prompt; expected messag"
     ),
-    Case("score of an empty file", program("score", "rm", *FILES[1:4], rows=""), "in.jsonl is empty: it has no rows"),
+    Case("score of an empty file", program("score", "rm", *FILES[1:4], rows=""), "in.jsonl has no rows"),
     Case(
         "score of no candidates",
         program("score", "rm", *FILES[1:4], rows=[{"prompt": [], "candidates": []}]),

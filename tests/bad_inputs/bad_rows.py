@@ -52,7 +52,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("documents", [1, 2], "row: found a list of 2, expected a mapping of columns to values"),
     ("documents", {"txt": "a"}, "columns: found txt, expected text"),
     ("documents", {}, "columns: found none, expected text"),
-    ("documents", '{"text": "a\n', """line: found '{"text": "a' (Unterminated string starting at at character 10)"""),
+    ("documents", '{"text": "a\n', """line: found '{"text": "a' (Unterminated string starting at character 10)"""),
     ("documents", '{"text": "\\ud83d"}\n', "line: found half a character (\\ud83d), expected whole characters"),
     ("documents", "[" * 100_000 + "\n", "line: found '[[["),
     ("documents", f'{{"text": {"1" * 5000}}}\n', 'line: found \'{"text":'),
@@ -185,7 +185,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("instructions", sharegpt("gpt", 3), "conversations.1.value: found 3, expected text"),
     ("instructions", sharegpt("function_call", "[1]"), "conversations.1.value: found 1, expected a function call with"),
     ("instructions", sharegpt("gpt", "a") | {"system": 3}, "system: found 3, expected text"),
-    ("instructions", {"instruction": "q", "output": 1}, "output: found 1, expected text"),
+    ("instructions", {"instruction": "q", "output": True}, "output: found True, expected text"),
     ("instructions", {"instruction": " ", "output": "a"}, "instruction: found empty text, expected text"),
     ("instructions", {"instruction": "q", "output": "a", "history": [["b"]]}, "history.0: found a list of 1, expected"),
     ("instructions", {"instruction": "q", "output": "a", "history": 3}, "history: found 3, expected a list of turns"),
@@ -231,10 +231,10 @@ def of_row(kind: str, row: Any, says: str) -> Case:
 
 # name of a file of documents, its content, the error
 FILES: list[tuple[str, bytes, str]] = [
-    ("none.jsonl", b"", "none.jsonl is empty: it has no rows"),
-    ("header.csv", b"text\n", "header.csv is empty: it has no rows"),
-    ("none.json", b" ", "none.json is empty: it has no rows"),
-    ("blank.txt", b"\n \n", "blank.txt is empty: it has no rows"),
+    ("none.jsonl", b"", "none.jsonl has no rows"),
+    ("header.csv", b"text\n", "header.csv has no rows"),
+    ("none.json", b" ", "none.json has no rows"),
+    ("blank.txt", b"\n \n", "blank.txt has no rows"),
     ("pairs.jsonl", json.dumps(GOOD["preferences"]).encode(), "pairs.jsonl has the columns prompt, chosen, rejected;"),
     ("null.jsonl", b'{"text": null}', "null.jsonl:1: text: found nothing, expected a value"),
     ("bytes.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "bytes.jsonl:2: line: found byte 0xe9 at 11, expected UTF-8"),
@@ -254,6 +254,7 @@ FILES: list[tuple[str, bytes, str]] = [
         b'[{"text": "a',
         "open.json is not JSON (Unterminated string starting at: line 1 column 11",
     ),
+    ("extra_key.json", b'{"text": "a"} x', "extra_key.json is not JSON (Extra data: line 1 column 15 (char 14))"),
     ("extra.json", b'[{"text": "a"}]\n x', "extra.json is not JSON (Extra data: line 2 column 2 (char 17))"),
     (
         "comma.json",
@@ -267,6 +268,22 @@ FILES: list[tuple[str, bytes, str]] = [
     ),
     ("colon.json", b'{"a" []}', "colon.json is not JSON (Expecting ':' delimiter: line 1 column 6 (char 5))"),
     ("deep.json", b"[" * 100_000, "deep.json is not JSON (maximum recursion depth exceeded"),
+    (
+        "long_number.json",
+        b'[{"text": ' + b"9" * 5000 + b"}]",
+        'long_number.json:1: row: found \'{"text": 999999',
+    ),
+    (
+        "utf16.jsonl",
+        '{"text": "a"}'.encode("utf-16"),
+        "utf16.jsonl is UTF-16 text, expected text in UTF-8; save it as UTF-8",
+    ),
+    (
+        "twice.jsonl.gz",
+        gzip.compress(gzip.compress(b'{"text": "a"}')),
+        "twice.jsonl.gz decompressed is a gzip file, expected text in UTF-8; decompress it twice",
+    ),
+    ("return.csv", b"text,id\na\rb,1\n", "return.csv:2 is not CSV (a carriage return in a cell without quotes)"),
     (
         "nested.json",
         b'[[{"text": "a"}]]',
@@ -442,7 +459,7 @@ CASES = [
     ),
     *(of_row(*row) for row in ROWS),
     *(of_file(*file) for file in FILES),
-    of_recipe("none.jsonl", b"", "data.instructions: HERE/none.jsonl is empty: it has no rows"),
+    of_recipe("none.jsonl", b"", "data.instructions: HERE/none.jsonl has no rows"),
     of_recipe("rows.jsonl", b'{"text": "a"}', "data.instructions: HERE/rows.jsonl has the columns text; expected"),
     of_recipe("cut.jsonl.gz", b"\x1f\x8b", "data.preferences: HERE/cut.jsonl.gz is not a complete gzip", "preferences"),
     of_recipe("cut.json", b"[", "data.prompts: HERE/cut.json is not JSON", "prompts"),

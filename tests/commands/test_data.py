@@ -96,13 +96,13 @@ def test_a_source_without_a_row_is_exit_code_two(files, name, content):
     (files / name).write_text(content)
     done = data(files, name)
     assert done.returncode == 2
-    assert done.stderr == f"error: {name} has no row; expected at least one\n"
+    assert done.stderr == f"error: {name} has no rows\n"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "cause"),
     [
-        ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), "line: found byte 0xff at 1, expected UTF-8 (a.jsonl:1)"),
+        ("a.jsonl", '{"prompt": "é"}'.encode("latin-1"), "line: found byte 0xe9 at 13, expected UTF-8 (a.jsonl:1)"),
         ("a.csv", b"prompt,answer\na,b,c\n", "row: found 3 cells, expected 2, as in the first line (a.csv:2)"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_source_without_a_readable_row_is_exit_code_two_with_the_cause(files, 
     (files / name).write_bytes(content)
     done = data(files, name)
     assert done.returncode == 2
-    assert done.stderr == f"error: {name} has no row that can be read: 1 row: {cause}\n"
+    assert done.stderr == f"error: {name} has no valid row: 1 row: {cause}\n"
     assert "no known format" not in done.stdout
 
 

@@ -23,7 +23,7 @@ GOOD = {"messages": TWO_TURNS}
             read_documents,
             {"text": "a"},
             '{"text": "b\n',
-            """line: found '{"text": "b' (Unterminated string starting at at character 10), expected JSON""",
+            """line: found '{"text": "b' (Unterminated string starting at character 10), expected JSON""",
         ),
         (
             read_documents,
@@ -100,7 +100,7 @@ GOOD = {"messages": TWO_TURNS}
             {"conversations": [{"from": "function_call", "value": "[1]"}]},
             "conversations.0.value: found 1, expected a function call with name and arguments",
         ),
-        (read_conversations, GOOD, {"instruction": "a", "output": 1}, "output: found 1, expected text"),
+        (read_conversations, GOOD, {"instruction": "a", "output": True}, "output: found True, expected text"),
         (
             read_pairs,
             {"prompt": "a", "chosen": "b", "rejected": "c"},
@@ -237,10 +237,10 @@ def test_a_file_without_the_columns_is_an_error_that_names_those_found_and_accep
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.jsonl", b"", "a.jsonl is empty: it has no rows"),
-        ("a.csv", b"text\n", "a.csv is empty: it has no rows"),
-        ("a.json", b"[]", "a.json is empty: it has no rows"),
-        ("a.txt", b"\n \n", "a.txt is empty: it has no rows"),
+        ("a.jsonl", b"", "a.jsonl has no rows"),
+        ("a.csv", b"text\n", "a.csv has no rows"),
+        ("a.json", b"[]", "a.json has no rows"),
+        ("a.txt", b"\n \n", "a.txt has no rows"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "a.jsonl.gz is not a complete gzip file"),
         ("a.json", b"[1,", "a.json is not JSON (Expecting value: line 1 column 4 (char 3))"),
         ("a.json", b'{"a": [], "b": []}', "a.json holds a mapping with a, b, expected a list of rows"),

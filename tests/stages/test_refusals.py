@@ -18,7 +18,7 @@ from tests.stage_runs import call_stage
         ),
         ("sft", {"model_name_or_path": "empty"}, "has no tokenizer that can be read"),
         ("sft", {"train_data": ["pairs.jsonl"]}, "has the columns prompt, chosen, rejected; expected messages"),
-        ("sft", {"train_data": ["none.jsonl"]}, "none.jsonl is empty: it has no rows"),
+        ("sft", {"train_data": ["none.jsonl"]}, "none.jsonl has no rows"),
         ("sft", {"eval_data": ["conversations.jsonl"]}, "24 dialogs are both in train_data and in eval_data"),
         (
             "sft",

@@ -40,7 +40,8 @@ def test_the_last_code_is_the_verdict_and_without_one_there_is_none(text, verdic
 
 
 def test_an_answer_that_was_cut_off_or_refused_has_no_verdict():
-    assert read_verdict(said("First, answer A", ended=False)) == Unparsable("cut_off")
+    for text in ("First, answer A", "[[A:4]] would be too much, since", "", "[[B:2]]"):
+        assert read_verdict(said(text, ended=False)) == Unparsable("cut_off")
     assert read_verdict(said("I can't compare [[A:4]]", problem="refused")) == Unparsable("refused")
     assert read_verdict(said("", problem="rejected")) == Unparsable("rejected")
 
