@@ -196,7 +196,8 @@ def _open_arrow(path: Path) -> Any:
 
     with path.open("rb") as file:
         is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
-    source = pyarrow.memory_map(str(path))
+    # Not mapped into memory: where another program cuts a mapped file off, the system ends this one by a signal.
+    source = pyarrow.OSFile(str(path))
     return pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
 
 

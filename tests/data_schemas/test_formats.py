@@ -13,10 +13,11 @@ import pytest
 
 from data_schemas import tables
 from data_schemas.column_checks import check_columns
+from data_schemas.errors import DataError
 from data_schemas.files import check_regular
 from data_schemas.reading import read_conversations, read_documents, read_pairs
 from data_schemas.rows import Document, for_template
-from data_schemas.sources import Source
+from data_schemas.sources import Source, lines_of
 from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
 
 
@@ -308,6 +309,22 @@ def test_arrow_files_and_streams(tmp_path, kind):
     with open_writer(path, table.schema) as writer:
         writer.write_table(table)
     assert messages_of(read_conversations(path)) == dialogs
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_an_arrow_file_that_is_cut_off_while_it_is_read_is_an_error(tmp_path, kind):
+    """Beyond the end of a mapped file a read would end this process by a signal."""
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist([{"text": "x" * 1000}] * 2000)
+    path = tmp_path / "a.arrow"
+    with {"file": pyarrow.ipc.new_file, "stream": pyarrow.ipc.new_stream}[kind](path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    rows = iter(lines_of(path))
+    assert next(rows).raw == {"text": "x" * 1000}
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=r"a\.arrow changed while it was read"):
+        list(rows)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.parquet", "folder"])
