@@ -71,7 +71,9 @@ def least_parameters(config: Mapping[str, Any]) -> int:
 
 
 def _check_against_weights(config: Mapping[str, Any], folder: Path, *, place: str) -> None:
-    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    # An adapter says nothing of its size: its base, which config.json describes, is elsewhere.
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")]
+    num_bytes = sum(path.stat().st_size for path in weights)
     least = least_parameters(config)
     if num_bytes and least > MAX_PARAMETERS_A_BYTE * num_bytes:
         raise DataError(

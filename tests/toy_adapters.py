@@ -22,9 +22,8 @@ def adapted(base: Path, folder: Path, *, quantization: Any = None, **form: Any) 
     from peft import LoraConfig, get_peft_model
 
     options = {"quantization_config": quantization} if quantization else {}
-    model = get_peft_model(
-        load_causal(str(base), dtype="float32", **options), LoraConfig(r=4, task_type="CAUSAL_LM", **form)
-    )
+    lora = LoraConfig(**({"r": 4, "task_type": "CAUSAL_LM"} | form))
+    model = get_peft_model(load_causal(str(base), dtype="float32", **options), lora)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():

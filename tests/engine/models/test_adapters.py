@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from data_schemas import packages
 from data_schemas.errors import DataError
+from data_schemas.model_sizes import MAX_PARAMETERS_A_BYTE, least_parameters
 from engine.models import merging
 from engine.models.adapters import BASE, AdapterBase, Quantization
 from engine.models.loading import load_causal, load_reward
@@ -135,6 +136,18 @@ def test_an_adapter_moves_with_its_base_and_refuses_another_one(tiny_model, tied
     (tmp_path / "b" / "adapter" / BASE).unlink()
     with pytest.raises(DataError, match=f"without a valid {BASE}"):
         load_causal(str(tmp_path / "b" / "adapter"))
+
+
+def test_an_adapter_may_be_much_smaller_than_the_model_that_its_config_describes(tiny_model, tmp_path):
+    """As one of rank 8 on 135M parameters: its folder has the model's config.json, and no weights of the model."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(200_000)
+    model.save_pretrained(tmp_path / "base")
+    expected = logits(adapted(tmp_path / "base", tmp_path / "adapter", r=1, target_modules=["q_proj"]))
+    folder = tmp_path / "adapter"
+    num_bytes = (folder / "adapter_model.safetensors").stat().st_size
+    assert least_parameters(json.loads((folder / "config.json").read_text())) > MAX_PARAMETERS_A_BYTE * num_bytes
+    torch.testing.assert_close(logits(load_causal(str(folder))), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_a_quantised_base_cannot_be_restored_without_bitsandbytes(monkeypatch):
