@@ -83,10 +83,10 @@ def _losses_of(job: Values) -> list[float] | str:
 
 def train_stage(job: Values) -> Values:
     """The losses of the steps of one stage."""
-    from benchmarks.speed import sides
+    from benchmarks.speed.training_sides import DPO_KEYS, train_ours
 
     with without_writing():
-        return sides.train_ours(job["stage"], job, **(sides.DPO_KEYS if job["stage"] == "dpo" else {}))
+        return train_ours(job["stage"], job, **(DPO_KEYS if job["stage"] == "dpo" else {}))
 
 
 def resume(job: Values) -> Values:

@@ -221,7 +221,6 @@ def test_only_finished_runs_are_reported(one_finished_seed, monkeypatch):
 
 
 def test_the_plot_has_the_rounds_and_the_curves_over_kl(one_finished_seed):
-    pytest.importorskip("matplotlib", reason="the benchmarks' own requirement")
     report.draw(
         {name: report.scores_of(name, [0]) for name in (report.FULL, report.STALE)}, one_finished_seed / "a.svg"
     )
