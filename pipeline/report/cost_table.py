@@ -12,7 +12,8 @@ from pipeline.planner.memory import Memory
 from pipeline.planner.remedies import Remedy, does_not_fit
 
 GIB = 2**30
-COLUMNS = ("step", "rows", "tokens", "params", "trained", "FLOPs", "GiB", "of", "disk GB", "hours", "price", "verdict")
+UNITS = ((3600, "h"), (60, "min"), (1, "s"))
+COLUMNS = ("step", "rows", "tokens", "params", "trained", "FLOPs", "GiB", "of", "disk GB", "time", "price", "verdict")
 BUCKETS = ("weights", "gradients", "optimizer", "reference", "activations", "logits", "kv_cache")
 
 
@@ -40,7 +41,7 @@ def steps_table(estimate: RunEstimate) -> Table:
         amount(sum(step.work.flops for step in estimate.to_run)),
         *[""] * 2,
         f"{estimate.disk() / 1e9:.2f}",
-        hours(*total) if total else "?",
+        time_of(*total) if total else "?",
         f"{price:,.2f}" if price is not None else "",
     )
     return table
@@ -58,7 +59,7 @@ def _row(step: StepEstimate) -> list[Text | str]:
         f"{needed / GIB:.1f}" if needed is not None else "",
         f"{device.usable / GIB:.1f}" if device and step.memory else "",
         f"{step.disk / 1e9:.2f}" + (f" +{step.temporary_disk / 1e9:.0f}" if step.temporary_disk >= 5e8 else ""),
-        hours(step.seconds.low, step.seconds.high) if step.seconds else "?",
+        time_of(step.seconds.low, step.seconds.high) if step.seconds else "?",
         f"{step.price:,.2f}" if step.price is not None else "",
         verdict(step),
     ]
@@ -102,7 +103,7 @@ def totals(estimate: RunEstimate) -> Iterator[Text]:
     chain, seconds = estimate.critical_path()
     if chain:
         shown = chain if len(chain) <= 4 else [*chain[:2], "...", chain[-1]]
-        yield Text(f"critical path: {' -> '.join(shown)} ({len(chain)} steps, about {hours(seconds, seconds)} h)")
+        yield Text(f"critical path: {' -> '.join(shown)} ({len(chain)} steps, about {time_of(seconds, seconds)})")
     free, disk = estimate.free_disk, estimate.disk()
     line = Text(f"disk: {disk / 1e9:.1f} GB at most, {free / 1e9:.1f} GB are free")
     yield line if disk <= free else line.append(": too few", style="red")
@@ -139,11 +140,11 @@ def amount(value: float) -> str:
     return f"{value:.0f}" if value else ""
 
 
-def hours(low: float, high: float) -> str:
-    """A range of seconds in hours."""
-    small, large = low / 3600, high / 3600
-    digits = 3 if large < 0.1 else 2 if large < 1 else 1
-    return f"{small:.{digits}f}" if low == high else f"{small:.{digits}f}-{large:.{digits}f}"
+def time_of(low: float, high: float) -> str:
+    """A range of seconds in the unit of its upper end, as in `7-8 s`, `12-15 min` or `3.1-4.2 h`."""
+    seconds, unit = next(((size, name) for size, name in UNITS if high >= 2 * size), UNITS[-1])
+    small, large = (f"{value / seconds:.{int(value < 10 * seconds)}f}" for value in (low, high))
+    return f"{small} {unit}" if small == large else f"{small}-{large} {unit}"
 
 
 def gib(value: float) -> str:
