@@ -173,6 +173,7 @@ def draw(scores: Mapping[str, Scores], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (axes, curves) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
+    rounds = np.arange(0)
     for position, (name, of_seeds) in enumerate(scores.items()):
         means_SR = np.array(list(of_seeds.values())).mean(axis=2)
         rounds = np.arange(means_SR.shape[1])
@@ -241,6 +242,8 @@ earlier recipe are on [another page](alignment-two-rounds.md).{others}
 """
 
 OTHERS = {  # pages of other parts, mentioned where they have been written
+    "alignment-best-of.md": """
+[Best of n by a stale and by a refitted reward model](alignment-best-of.md) says what refitting it buys.""",
     "alignment-real-model.md": """
 [Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
     "alignment-rl.md": """

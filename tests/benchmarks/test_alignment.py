@@ -1,13 +1,15 @@
 """The alignment benchmark: its scores, controls, intervals and table, worked out by hand."""
 
+import itertools
 import json
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import yaml
 
-from benchmarks.alignment import checkable, controls, curation, real_model, report, run
+from benchmarks.alignment import best_of, checkable, controls, curation, real_model, report, run
 from tests.stage_runs import run_here
 from tests.toy_rows import write_jsonl
 from toy_world.make import make
@@ -259,3 +261,34 @@ def test_the_table_of_curation_has_the_paired_difference(tmp_path, monkeypatch):
     assert curated == "| curated rows | 60 | 0.350 |"
     assert verdict.startswith("Curated above raw: +0.150 [+0.150, +0.150] over prompts, ")
     assert verdict.endswith("2 of 2 seeds above.")
+
+
+def test_the_best_of_n_is_the_mean_over_all_ways_to_draw_n_answers():
+    generator = np.random.default_rng(0)
+    by_PN, values_PN = generator.normal(size=(2, 3, 6))
+    for n in (1, 2, 5, 6):
+        drawn = list(itertools.combinations(range(6), n))
+        expected = [
+            np.mean([row[max(some, key=by.__getitem__)] for some in drawn])
+            for by, row in zip(by_PN, values_PN, strict=True)
+        ]
+        assert best_of.best_of(n, by_PN, values_PN) == pytest.approx(expected)
+
+
+def test_the_page_of_the_best_of_n_has_both_reward_models(tmp_path, monkeypatch):
+    """The stale one prefers the worse answers, the other one the better ones."""
+    monkeypatch.setattr(best_of, "RUNS", tmp_path)
+    monkeypatch.setattr(best_of, "gold", lambda prompt, answer, ended: float(answer))
+    monkeypatch.setattr(best_of, "run", lambda seeds: None)
+    folder = tmp_path / "best-of-0"
+    folder.mkdir()
+    for name, sign in ((best_of.STALE, -1), (best_of.REFITTED, 1)):
+        answers = [{"text": str(value), "ended": True, "score": sign * value} for value in range(best_of.NUM_ANSWERS)]
+        write_jsonl(folder / f"{name}.jsonl", [{"prompt": [], "candidates": answers}] * 2)
+    best_of.main([0, 1], tmp_path)
+    page = (tmp_path / best_of.PAGE).read_text()
+    assert "Seeds: 1." in page and "| 1 | 0.00 | 63.500 | +0.00 | 63.500 | +0.00 | 63.500 |" in page
+    last = f"| 128 | {math.log(128) - 127 / 128:.2f} | 0.000 | +63.50 | 127.000 | +63.50 | 127.000 |"
+    assert last in page and "Its peak is at n = 1" in page
+    assert "- Best of 128, the last round's above round 1's: +127.000 [+127.000, +127.000]." in page
+    assert (tmp_path / best_of.PLOT).read_text().startswith("<?xml")

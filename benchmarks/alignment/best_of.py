@@ -1,0 +1,189 @@
+"""What a refitted reward model sees that a stale one does not: best-of-n from one policy, by either (Gao et al.).
+
+    python -m benchmarks.alignment best_of
+
+Of finished runs of the full recipe, the policy before the last round answers the held-out prompts NUM_ANSWERS times.
+The reward model of round 1, which knows only answers of the first policy, and that of the last round score them. The
+gold score of the best of n by either, for n up to NUM_ANSWERS, is estimated without bias from all answers (Gao et al.,
+arXiv 2210.10760, and Stiennon et al., arXiv 2009.01325). Best-of-n is ln n - (n - 1) / n nats from the policy.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.alignment.launching import launch, on_cores
+from benchmarks.alignment.report import FULL, RUNS, pooled_interval, run_folder, seeds_interval, shown
+from toy_world.gold import gold
+
+NUM_ANSWERS = 128
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+REPORTED = (8, 128)  # the n of rejection sampling, and the largest
+STALE, REFITTED, BY_GOLD = "stale", "refitted", "gold"
+PAGE, PLOT = "alignment-best-of.md", "alignment-best-of.svg"
+
+
+def run(seeds: Sequence[int]) -> None:
+    """Samples and scores the answers of every seed that has finished the full recipe; finished files stay."""
+
+    def run_seed(seed: int, core: int) -> None:
+        run, folder = run_folder(seed, FULL), _folder(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        steps = _steps(seed)
+        last = max(int(name.split(".")[0].removeprefix("round-")) for name in steps if name.startswith("round-"))
+        policy, answers = run / steps[f"round-{last - 1}.dpo"], folder / "answers.jsonl"
+        prompts = run / steps["prepare_data"] / "evaluation_prompts.jsonl"
+        common = ["--use_cpu", "--generation_batch_size", "256"]
+        if not answers.exists():
+            sampled = ["--num_answers", str(NUM_ANSWERS), "--max_new_tokens", "32", *common]
+            launch(["pipeline.cli", "generate", str(policy), str(prompts), "-o", str(answers), *sampled], core)
+        for name, number in ((STALE, 1), (REFITTED, last)):
+            scored = folder / f"{name}.jsonl"
+            if not scored.exists():
+                model = run / steps[f"round-{number}.reward_model"]
+                launch(["pipeline.cli", "score", str(model), str(answers), "-o", str(scored), *common], core)
+
+    on_cores(run_seed, [seed for seed in seeds if (run_folder(seed, FULL) / "summaries" / f"{FULL}.json").exists()])
+
+
+def _folder(seed: int) -> Path:
+    return RUNS / f"best-of-{seed}"
+
+
+def _steps(seed: int) -> dict[str, str]:
+    """The folders of the full recipe's steps, by name."""
+    content = json.loads((run_folder(seed, FULL) / "summaries" / f"{FULL}.json").read_text())
+    return {step["name"]: step["folder"] for step in content["steps"]}
+
+
+def scores_of(seed: int) -> dict[str, np.ndarray]:
+    """The scores of all answers by either reward model and by gold, [P, N]."""
+    found: dict[str, np.ndarray] = {}
+    for name in (STALE, REFITTED):
+        groups = [json.loads(line) for line in (_folder(seed) / f"{name}.jsonl").read_text().splitlines()]
+        found[name] = np.array([[candidate["score"] for candidate in group["candidates"]] for group in groups])
+        found[BY_GOLD] = np.array(
+            [[gold(group["prompt"], one["text"], one["ended"]) for one in group["candidates"]] for group in groups]
+        )
+    return found
+
+
+def best_of(n: int, by_PN: np.ndarray, values_PN: np.ndarray) -> np.ndarray:
+    """For each prompt the expected value of the answer that is best by `by_PN` of n drawn without replacement, [P]."""
+    num = by_PN.shape[1]
+    order = np.argsort(by_PN, axis=1, kind="stable")
+    weights_N = np.array([math.comb(place, n - 1) / math.comb(num, n) for place in range(num)])
+    return np.take_along_axis(values_PN, order, axis=1) @ weights_N
+
+
+def curves(seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """The gold score of the best of each of SIZES by stale, refitted and gold; of each prompt, [S, n, P]."""
+    scores = [scores_of(seed) for seed in seeds]
+    return {
+        name: np.array([[best_of(n, one[name], one[BY_GOLD]) for n in SIZES] for one in scores])
+        for name in (STALE, REFITTED, BY_GOLD)
+    }
+
+
+def proxies(seeds: Sequence[int], name: str) -> np.ndarray:
+    """The reward of the best of each of SIZES by a reward model itself, less that of one answer, mean of all, [n]."""
+    scores = [scores_of(seed)[name] for seed in seeds]
+    means_n = np.array([np.mean([best_of(n, one, one) for one in scores]) for n in SIZES])
+    return means_n - means_n[0]
+
+
+def table(gold_of: dict[str, np.ndarray], seeds: Sequence[int]) -> list[str]:
+    rises = {name: proxies(seeds, name) for name in (STALE, REFITTED)}
+    lines = [
+        "| n | KL, nats | gold, best by round 1's | its own reward rises by | gold, best by the last round's | its own "
+        "reward rises by | gold, best by gold |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for place, n in enumerate(SIZES):
+        means = {name: gold_SnP[:, place].mean() for name, gold_SnP in gold_of.items()}
+        cells = [str(n), f"{math.log(n) - (n - 1) / n:.2f}"]
+        for name in (STALE, REFITTED):
+            cells += [f"{means[name]:.3f}", f"{rises[name][place]:+.2f}"]
+        lines.append(f"| {' | '.join([*cells, f'{means[BY_GOLD]:.3f}'])} |")
+    return lines
+
+
+def differences(gold_of: dict[str, np.ndarray]) -> list[str]:
+    """Refitted less stale, and what either gains over one answer, with intervals."""
+    lines = []
+    for n in REPORTED:
+        place = SIZES.index(n)
+        difference_SP = gold_of[REFITTED][:, place] - gold_of[STALE][:, place]
+        over_seeds = seeds_interval(difference_SP)
+        beside = f", {shown(over_seeds)} over seeds" if over_seeds else ""
+        lines.append(
+            f"- Best of {n}, the last round's above round 1's: {shown(pooled_interval(difference_SP))}{beside}."
+        )
+    for name, label in ((STALE, "round 1's"), (REFITTED, "the last round's")):
+        gain_SP = gold_of[name][:, -1] - gold_of[name][:, 0]
+        lines.append(f"- Best of {SIZES[-1]} by {label} above one answer: {shown(pooled_interval(gain_SP))}.")
+        peak = int(gold_of[name].mean(axis=(0, 2)).argmax())
+        fall_SP = gold_of[name][:, -1] - gold_of[name][:, peak]
+        if peak < len(SIZES) - 1:
+            lines.append(
+                f"  Its peak is at n = {SIZES[peak]}; from there to the end: {shown(pooled_interval(fall_SP))}."
+            )
+    return lines
+
+
+def draw(gold_of: dict[str, np.ndarray], path: Path) -> None:
+    """Gold over the square root of the KL, as in Gao et al., figure 1."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "alignloop"
+    import matplotlib.pyplot as plt
+
+    roots = [math.sqrt(math.log(n) - (n - 1) / n) for n in SIZES]
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    styles = {STALE: ("C3", "the reward model of round 1"), REFITTED: ("C0", "that of the last round")}
+    for name, (colour, label) in styles.items():
+        for of_seed in gold_of[name].mean(axis=2):
+            axes.plot(roots, of_seed, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(
+            roots, gold_of[name].mean(axis=(0, 2)), color=colour, marker="o", markersize=4, label=f"best by {label}"
+        )
+    axes.plot(roots, gold_of[BY_GOLD].mean(axis=(0, 2)), color="C7", linestyle=":", label="best by gold")
+    axes.set(xlabel="square root of the KL to the policy (nats)", ylabel="gold score of the best of n")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+TEXT = """# Best of n by a stale and by a refitted reward model
+
+In the demo's world, the policy before the last of six rounds answers 300 held-out prompts {num} times. The reward model
+of round 1 has learnt from answers of the first policy only, that of the last round from the answers of all rounds.
+The table has the gold score of the best of n answers by either: what rejection sampling would train on. Seeds: {seeds}.
+Measured by `python -m benchmarks.alignment best_of`. Intervals are those of [the table of rounds](alignment.md).
+
+{table}
+
+{differences}
+
+![gold over the square root of the KL]({plot})
+"""
+
+
+def main(seeds: Sequence[int], docs: Path) -> None:
+    run(seeds)
+    done = [seed for seed in seeds if (_folder(seed) / f"{REFITTED}.jsonl").exists()]
+    gold_of = curves(done)
+    draw(gold_of, docs / PLOT)
+    text = TEXT.format(
+        num=NUM_ANSWERS,
+        seeds=len(done),
+        table="\n".join(table(gold_of, done)),
+        differences="\n".join(differences(gold_of)),
+        plot=PLOT,
+    )
+    (docs / PAGE).write_text(text)
+    print(text)
