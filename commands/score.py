@@ -52,7 +52,7 @@ def score(arguments: argparse.Namespace, console: Console) -> None:
 
     check_is_reward_model(path)
     load_tokenizer(path)
-    console.print(Text(printable(f"scoring {len(answers)} answers by {name_of(path)}")), soft_wrap=True)
+    console.print(Text(printable(f"scoring {len(answers):,} answers by {name_of(path)}")), soft_wrap=True)
     identity = {"REWARD_MODEL": identity_of(path), "ANSWERS": digest([row.to_json() for row in rows])}
 
     def scored(stage: Stage) -> Sequence[Row]:

@@ -180,7 +180,8 @@ class RewardModelScorer:
         """The scores of answers that may have several turns, in reward units. An empty answer has the lowest of all
         scores, so that it never wins. Raises StageError where different answers all have the same score."""
         tokenizer, scorer = self.kept if self.keeps_model else load_scorer(self.path, self.settings)
-        encoded = [encode_for_scoring(tokenizer, answer) for answer in answers]
+        counted = progress.each(answers, "tokenizing answers", total=len(answers), unit="answers")
+        encoded = [encode_for_scoring(tokenizer, answer) for answer in counted]
         rows = [row for row in encoded if row]
         rewards = in_groups(
             self.stage,
