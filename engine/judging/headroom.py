@@ -20,6 +20,7 @@ PROXY_METRICS = ("best_by_proxy", *ACCURACY)
 HEADROOM_METRICS = ("best_by_judge", "differing_pairs", "compared_pairs", *PROXY_METRICS)
 MIN_DIFFERING = 0.25  # share of pairs with different scores, below which a round has little to learn from
 MIN_REACHED = 0.25  # share of the headroom that a useful reward model reaches
+MAX_WIDTH = 0.3  # of the interval of an accuracy, above which no sentence about it is supported
 
 
 def headroom(judge_PK: np.ndarray, proxy_PK: np.ndarray | None, *, seed: int) -> dict[str, Metric]:
@@ -63,18 +64,26 @@ def diagnosis(metrics: Mapping[str, Metric]) -> str | None:
     best, differing, mean = (_number(metrics, name) for name in ("best_by_judge", "differing_pairs", "judge_mean"))
     if best is None or differing is None or mean is None:
         return None
-    accuracy, low, chosen = (
-        _number(metrics, name) for name in ("proxy_accuracy", "proxy_accuracy_low", "best_by_proxy")
-    )
+    accuracy, low, high, chosen = (_number(metrics, name) for name in (*ACCURACY, "best_by_proxy"))
     room = f"choosing the best of its answers would raise the judge's mean from {mean:.3f} to {best:.3f}"
     if differing < MIN_DIFFERING:
         return f"the answers to one prompt hardly differ: the judge tells {differing:.0%} of their pairs apart"
-    if accuracy is None or low is None or chosen is None:
+    if accuracy is None or low is None or high is None or chosen is None:
         return room
     if low <= 0.5:
         pairs = f"it orders {accuracy:.0%} of {metrics['compared_pairs']} pairs as the judge does"
+        if high - low > MAX_WIDTH:
+            return (
+                f"too few answers to say what the reward model knows of this policy's: {pairs}, [{low:.0%}, {high:.0%}]"
+            )
         return f"the reward model is no better than chance on this policy's answers: {pairs}"
     reached = (chosen - mean) / (best - mean)
+    if reached <= 0:
+        return (
+            f"the reward model chooses worse than chance among this policy's answers, so winners by it would lower the "
+            f"judge's mean: {room}, its choice gives {chosen:.3f}; train it longer, on more pairs of this policy, or "
+            "leave out rejection_sampling and sft"
+        )
     if reached < MIN_REACHED:
         return f"the reward model chooses little better than chance: {room}, its choice gives {chosen:.3f}"
     return f"the reward model finds {reached:.0%} of what is there: {room}, its choice gives {chosen:.3f}"

@@ -1,6 +1,6 @@
 """The preflight of a run: commands/preflight.py tries every distinct section on a small model before it is launched.
 
-Its result is kept in the run's folder, so the same recipe is tried once.
+What has passed is kept in the run's folder, so that each section is tried once, and again when it changes.
 """
 
 import importlib.metadata
@@ -22,28 +22,30 @@ from pipeline.launch import preview
 from pipeline.launch.command_line import ROOT, environment
 from pipeline.launch.processes import program
 from pipeline.state.run import Run
-from pipeline.steps import Output, Served, Step
+from pipeline.steps import File, Model, Output, Served, Step
 
 RESULT = ".preflight.json"  # in the run's folder
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft")
 ROWS_OF = {"sft": "instructions.train", "reward_model": "preferences.train", "dpo": "preferences.train"}
 PROMPTS = "prompts.train"  # of the stages that generate
+SOURCES = ("prepare_data", "pretrain", "prepare_base")  # the rows and the model of all trials come from them
+MAX_PASSED = 200  # digests that are kept
 UNTRIED = ("prepare_base", "average_models")  # commands/trials.py has no trial of them
 REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
 
 
 def preflight(run: Run, *, keeps_result: bool = True) -> None:
-    """Tries the steps that are going to run, unless the same ones have passed before.
+    """Tries the steps that are going to run, without those that have passed before.
 
-    `keeps_result` writes into the run's folder that they have. A preflight that could not run itself is a warning on
+    `keeps_result` writes into the run's folder which have. A preflight that could not run itself is a warning on
     stderr. Raises ConfigError, which names every section that a library refuses.
     """
-    request = make_request(run)
+    request, result = make_request(run), run.recipe.folder / RESULT
+    known = (read_json(result) or {}).get("passed")
+    passed = [digest for digest in known if isinstance(digest, str)] if isinstance(known, list) else []
+    digests = {trial["step"]: digest_of(run, request, trial) for trial in request["trials"]}
+    request["trials"] = [trial for trial in request["trials"] if digests[trial["step"]] not in passed]
     if not request["trials"]:
-        return
-    digest = digest_of(run, request)
-    result = run.recipe.folder / RESULT
-    if (read_json(result) or {}).get("passed") == digest:
         return
     sections = ", ".join(dict.fromkeys(trial["section"] for trial in request["trials"]))
     print(f"trying {sections} on a small model first; --no-preflight skips this", file=sys.stderr, flush=True)
@@ -61,7 +63,8 @@ def preflight(run: Run, *, keeps_result: bool = True) -> None:
         print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
     elif keeps_result:
         result.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(result, json.dumps({"passed": digest}))
+        passed += [digests[trial["step"]] for trial in request["trials"]]
+        write_atomically(result, json.dumps({"passed": passed[-MAX_PASSED:]}))
 
 
 def _call(command: Sequence[str], env: Mapping[str, str], errors: Path) -> tuple[int, str, str]:
@@ -116,11 +119,18 @@ def make_request(run: Run) -> PreflightRequest:
     }
 
 
-def digest_of(run: Run, request: PreflightRequest) -> str:
-    """A digest of what a preflight depends on: the request, the content of its models and rows, and the libraries."""
-    fingerprints = [run.identities[trial["step"]].fingerprint for trial in request["trials"]]
+def digest_of(run: Run, request: PreflightRequest, trial: Trial) -> str:
+    """A digest of what a trial depends on: its keys, the content of the models and rows, and the libraries."""
+    sources = [run.identities[step.name].fingerprint for step in run.steps if step.stage in SOURCES]
+    step = next(step for step in run.steps if step.name == trial["step"])
+    inputs = run.identities[step.name].content["inputs"]
+    given = {  # what no other step makes: a model of the recipe, files of tasks
+        key: [identity for item, identity in zip(items, inputs[key], strict=True) if isinstance(item, File | Model)]
+        for key, items in step.inputs.items()
+    }
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return digest_record({**request, "fingerprints": fingerprints, "versions": versions})
+    common = {**request, "trials": None, "sources": sources, "inputs": given, "versions": versions}
+    return digest_record({**common, **trial, "step": None})
 
 
 def _shape(step: Step, names: Sequence[str]) -> dict[str, Any]:

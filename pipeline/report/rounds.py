@@ -14,18 +14,19 @@ ROWS: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "wins vs previous": lambda row: _interval(row, "win_rate_vs_previous"),
     "gate": lambda row: str(row.get("gate") or "-"),
     "decided by": lambda row: str(row.get("gate_reason") or "-").partition("; ")[0],
-    "proxy's mean": lambda row: number(row["proxy_mean"]),
-    "proxy's accuracy": lambda row: _interval(row, "proxy_accuracy"),
-    "best by proxy": lambda row: number(row["best_by_proxy"]),
+    "reward's mean": lambda row: number(row["proxy_mean"]),
+    "reward's accuracy": lambda row: _interval(row, "proxy_accuracy"),
+    "on its own pairs": lambda row: number(row["reward_accuracy"]),
+    "best by reward": lambda row: number(row["best_by_proxy"]),
     "best by judge": lambda row: number(row["best_by_judge"]),
     "KL to first": lambda row: number(row["kl_to_first"]),
     "answer tokens": lambda row: number(row["mean_answer_tokens"]),
     "ended": lambda row: number(row["ended_share"]),
     "distinct-2": lambda row: number(row["distinct_2"]),
-    "reward accuracy": lambda row: number(row["reward_accuracy"]),
     "SFT eval loss": lambda row: number(row["sft_eval_loss"]),
     "DPO accuracy": lambda row: number(row["dpo_reward_accuracy"]),
 }
+FAR_KL = 10.0  # nats an answer from the first policy, beyond which models that judge are weak evidence
 # For each tag of the evaluation prompts, where they have tags.
 ROWS_OF_A_TAG: Mapping[str, str] = {
     "judge's mean": "judge_mean",
@@ -122,9 +123,23 @@ def exploited_rewards(summary: Summary) -> list[str]:
     return said
 
 
+def far_policy(summary: Summary) -> str | None:
+    """A warning where the newest policy is so far from the first one that a judge model knows no such answers."""
+    row = summary["rounds"][-1] if summary["rounds"] else {}
+    kl = row.get("kl_to_first")
+    if not isinstance(kl, int | float) or kl <= FAR_KL:
+        return None
+    return (
+        f"{printable(str(row['policy']))} is {kl:.1f} nats an answer from the first policy: a judge or a reward model "
+        "that was trained on answers near that one may prefer what it has never seen, so read the answers; a lower "
+        "dpo.learning_rate, a higher dpo.beta or evaluate_policy.gate_max_kl keep policies nearer"
+    )
+
+
 def remarks(summary: Summary) -> list[str]:
-    """What a reader of the table should know: what limits the next round, a useless judge, and exploited rewards."""
-    said = (diagnosis(summary), judge_warning(summary), *exploited_rewards(summary))
+    """What a reader of the table should know: what limits the next round, a useless judge, a policy that is far from
+    the first, and exploited rewards."""
+    said = (diagnosis(summary), judge_warning(summary), far_policy(summary), *exploited_rewards(summary))
     return [text for text in said if text]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,22 @@ def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monk
     preflight(plan_run())
     run = plan_run(dpo={"beta": 0.2})
     assert list(read_json(run.recipe.folder / RESULT) or {}) == ["passed"]
-    started: list[Any] = []
-    monkeypatch.setattr(launch, "_call", lambda *words: started.append(words) or (0, "", ""))
+    started: list[list[str]] = []
+
+    def call(command: Sequence[str], *words: object) -> tuple[int, str, str]:
+        started.append([trial["section"] for trial in json.loads(Path(command[-1]).read_text())["trials"]])
+        return 0, "", ""
+
+    monkeypatch.setattr(launch, "_call", call)
     preflight(plan_run())
     assert not started
+    preflight(run)  # only what has changed
+    assert started == [["dpo"]]
     preflight(run)
-    assert len(started) == 1
+    preflight(plan_run())
+    assert len(started) == 1  # both are known
+    preflight(plan_run(prepare_base={"pad_to_multiple_of": 64}))
+    assert len(started) == 2 and len(started[1]) > 1  # another model is another trial of every section
 
 
 def test_a_trial_that_takes_too_long_is_reported_and_tried_again(plan_run, tmp_path, monkeypatch, capfd):

@@ -66,6 +66,18 @@ def test_a_judge_no_better_than_chance_is_said_below_the_table(world, accuracy, 
     assert (f"the judge orders {accuracy or 0:.0%} of" in text) == is_said
 
 
+@pytest.mark.parametrize(("kl", "is_said"), [(12.13, True), (10.0, False), (None, False)])
+def test_a_policy_far_from_the_first_is_said_below_the_table(world, kl, is_said):
+    world.run()
+    summary = world.summary()
+    first, second = summary["rounds"]
+    changed = summary | {"rounds": [first, second | {"kl_to_first": kl}]}
+    (world.run_folder / "summary.json").write_text(json.dumps(changed))
+    code, out, _ = world.call("status", "runs/toy")
+    said = f"{second['policy']} is 12.1 nats an answer from the first policy: a judge or a reward model that was"
+    assert code == 0 and (said in " ".join(out.split())) == is_said
+
+
 @pytest.mark.parametrize(
     ("stage", "loss", "high", "is_said"),
     [("rl", -2.0, 0.49, True), ("rl", -2.0, 0.5, False), ("rl", 1.0, 0.49, False), ("dpo", -2.0, 0.49, False)],
