@@ -50,7 +50,9 @@ def _check_data(recipe: Recipe) -> None:
         raise ConfigError(f"{where}: base_model is missing; give a folder or a hub name, or a section pretrain")
     is_pretrained = recipe.section("pretrain").is_in_file or "pretrain" in (recipe.stages or [])
     if is_pretrained and not (is_generated or data.get("documents")):
-        raise ConfigError(f"{where}: data.documents is missing; pretrain needs text")
+        raise ConfigError(
+            f"{where}: data.documents is missing; pretrain needs text: give it, or base_model in place of pretrain"
+        )
     if recipe.stages is not None:
         _check_data_of_one_pass(recipe, recipe.stages)
         return

@@ -56,6 +56,7 @@ def _check_first_pairs(recipe: Recipe) -> None:
         return
     if "annotate" in recipe.round_stages:
         raise ConfigError(
-            f"{recipe.path}: annotate.annotator_function or data.preferences is missing: who compares answers?"
+            f"{recipe.path}: annotate.annotator_function or data.preferences is missing: who compares answers? "
+            "`stages` names the steps that need none, as in stages: [sft]"
         )
     raise ConfigError(f"{recipe.path}: data.preferences is missing: {trained_on_pairs[0]} has no pairs")
