@@ -163,6 +163,33 @@ def proxies(name: str, seeds: Sequence[int]) -> list[tuple[list[float], list[flo
     return found
 
 
+def reward_models(names: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """What the reward models know of the policy that was trained after them, by round: the share of pairs of its
+    answers that they order as gold does, and the gold score of the best of four answers by them, less that of one."""
+    lines: list[str] = []
+    for name in names:
+        records = [
+            [json.loads((folder / "artifact.json").read_text())["metrics"] for folder in found[1:]]
+            for seed in seeds
+            if (found := evaluations(run_folder(seed, name), f"summaries/{name}.json"))
+        ]
+        if not records or any(one.get("proxy_accuracy") is None for run in records for one in run):
+            continue
+        accuracy_R = np.mean([[one["proxy_accuracy"] for one in run] for run in records], axis=0)
+        chosen_R = np.mean([[one["best_by_proxy"] - one["judge_mean"] for one in run] for run in records], axis=0)
+        room_R = np.mean([[one["best_by_judge"] - one["judge_mean"] for one in run] for run in records], axis=0)
+        lines += [
+            f"| {name}: accuracy | {len(records)} | {' | '.join(f'{value:.3f}' for value in accuracy_R)} |",
+            f"| its best of 4 above one answer | | {' | '.join(f'{value:+.3f}' for value in chosen_R)} |",
+            f"| gold's best of 4 above one answer | | {' | '.join(f'{value:+.3f}' for value in room_R)} |",
+        ]
+    if not lines:
+        return []
+    rounds = lines[0].count("|") - 3
+    head = ["", "seeds", *(f"round {number}" for number in range(1, rounds + 1))]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines]
+
+
 def draw(scores: Mapping[str, Scores], path: Path) -> None:
     """Draws the gold score by round, a line for each variation's mean and a point for each seed; and, of the refitted
     and the stale reward model, gold and proxy over the square root of the KL (Gao et al., 2210.10760, figure 1)."""
@@ -208,12 +235,14 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
     (_, num_rounds, num_prompts) = np.array(list(scores[FULL].values())).shape
     folder.mkdir(exist_ok=True)
     draw(scores, folder / "alignment.svg")
+    known = reward_models((FULL, STALE), seeds)
     text = TEXT.format(
         seeds=len(scores[FULL]),
         rounds=num_rounds - 1,
         prompts=num_prompts,
         table="\n".join(table(scores)),
         verdict=verdict(scores),
+        reward_models=REWARD_MODELS_TEXT.format(table="\n".join(known)) if known else "",
         controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
         others="".join(text for name, text in OTHERS.items() if (folder / name).exists()),
     )
@@ -235,8 +264,8 @@ differences.
 
 {verdict}
 
-A small world shows what a part does there, not what it does at scale. Parts left out and controls in two rounds of an
-earlier recipe are on [another page](alignment-two-rounds.md).{others}
+{reward_models}A small world shows what a part does there, not what it does at scale. Parts left out and controls in two
+rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{others}
 
 ![gold by round](alignment.svg)
 """
@@ -249,6 +278,13 @@ OTHERS = {  # pages of other parts, mentioned where they have been written
     "alignment-rl.md": """
 [RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md) have one too.""",
 }
+
+REWARD_MODELS_TEXT = """What the round's reward model knows of the policy that is trained after it, on held-out prompts:
+how many of the pairs of its answers it orders as gold does, and what its choice of four answers is worth.
+
+{table}
+
+"""
 
 CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
 that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the

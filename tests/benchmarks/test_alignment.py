@@ -202,7 +202,8 @@ def one_finished_seed(tmp_path, monkeypatch):
             candidates = [{"score": 0.2 * number}, {"score": 0.4 * number}]
             (evaluation / "answers.jsonl").write_text(json.dumps({"candidates": candidates}) + "\n")
             numbers = {"kl_to_first": 4.0 * number, "gold_mean": 0.3 * number, "proxy_mean": 1.0}
-            (evaluation / "artifact.json").write_text(json.dumps({"metrics": numbers}))
+            room = {"judge_mean": 0.3 * number, "best_by_judge": 0.9, "best_by_proxy": 0.25, "proxy_accuracy": 0.56}
+            (evaluation / "artifact.json").write_text(json.dumps({"metrics": numbers | room}))
             steps.append({"stage": "evaluate_policy", "folder": evaluation.name})
         summary = {"state": state, "steps": [{"stage": "sft", "folder": "round-0.sft-x"}, *steps]}
         for name in (report.FULL, report.STALE):
@@ -219,6 +220,8 @@ def test_only_finished_runs_are_reported(one_finished_seed, monkeypatch):
     report.report(list(run.SETTINGS), [0, 1], one_finished_seed / "docs")
     text = (one_finished_seed / "docs" / "alignment.md").read_text()
     assert "runs 1 rounds with 1 seeds" in text and "| full recipe | 1 | 0.000 | 0.300 | +0.300" in text
+    assert "| reward model not refitted: accuracy | 1 | 0.560 |\n| its best of 4 above one answer | | -0.050 |" in text
+    assert "| gold's best of 4 above one answer | | +0.600 |" in text
     assert drawn == [([report.FULL, report.STALE], "alignment.svg")]
 
 
