@@ -17,6 +17,7 @@ from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dial
 from data_schemas.errors import DataError, SetAside, WrongValue
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, cannot_open, describe
+from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
 from data_schemas.line_files import as_prompts
 from data_schemas.nesting import is_too_deep
@@ -77,7 +78,8 @@ def read_documents(
     """Texts to pretrain on. With `keep`, this takes the rows one after the other, and the result has none. With
     `with_sources`, a row has the short name of its source, unless it has another `source` itself.
 
-    Like the other three readers, raises ConfigError for a path that does not exist, and DataError for a file that
+    Like the other three readers, raises ConfigError for a path that does not exist, or a name of `columns` that no
+    format of rows has, and DataError for a file that
     cannot be read, has other columns, or has a bad row and on_bad_row is "error". `advice` ends the last message.
     """
     return _read(paths, Document, DOCUMENTS, on_bad_row, keep=keep, with_sources=with_sources)
@@ -174,6 +176,7 @@ def _read(
     for source, name, lines in sources(given):
         source_name = short_name(source, all_sources) if with_sources else None
         check_share(source, row_type)
+        check_names(source.columns, where=source.path)
         if not lines:
             raise DataError(f"{name} has no rows")
         lines = as_prompts(name, lines) if dialects is PROMPTS else lines

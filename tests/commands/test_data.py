@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -127,6 +128,19 @@ def test_columns_of_no_kind_are_a_report_with_what_is_expected(files):
     assert done.returncode == 0
     assert "read as       nothing" in done.stdout and "for the recipe" not in done.stdout
     assert "documents     text\n" in "\n".join(line.rstrip() for line in done.stdout.splitlines())
+
+
+def test_columns_of_no_kind_give_a_command_that_a_shell_can_run(files):
+    (files / "$fragen.csv").write_text("Frage,Antwort,Quelle: x\nWann?,Um 9.,web\n")
+    (files / "fragen.csv").write_text("Frage,Antwort,Quelle\nWann?,Um 9.,web\n")
+    for name in ("fragen.csv", "$fragen.csv"):
+        (line,) = [line for line in data(files, name).stdout.splitlines() if line.startswith("alignloop data ")]
+        (given,) = shlex.split(line)[2:]
+        assert yaml.safe_load(given) == {"path": name, "columns": {"prompt": "Frage", "answer": "Antwort"}}
+        assert "read as     instructions, by the columns prompt + answer (1)" in data(files, given).stdout
+    assert line != 'alignloop data "{path: $fragen.csv, columns: {prompt: Frage, answer: Antwort}}"'
+    (files / "one.csv").write_text("Absatz\nHallo\n")
+    assert data(files, "one.csv").stdout.endswith('\nalignloop data "{path: one.csv, columns: {text: Absatz}}"\n')
 
 
 def test_without_a_model_nothing_heavy_is_imported(files):
