@@ -35,7 +35,10 @@ Keep = Callable[[T, int, str, int], None]  # takes a row, how often it counts, i
 log = logging.getLogger(__name__)
 
 NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
-ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
+ADVICE = (
+    "set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep them in "
+    "rejected_rows.jsonl"
+)
 ONE_FILE_ADVICE = "correct or remove the row"  # of a command that reads a file without a recipe
 
 
