@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
 ADVICE = (
-    "set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep them in "
-    "rejected_rows.jsonl"
+    "set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep them "
+    "in rejected_rows.jsonl"
 )
 ONE_FILE_ADVICE = "correct or remove the row"  # of a command that reads a file without a recipe
 
@@ -72,7 +72,8 @@ class ReadRows(Generic[T]):
     rows: list[T]
     bad: list[BadRow]
     ignored: dict[str, list[str]] = field(default_factory=dict)  # file -> its columns that nothing reads
-    notes: list[str] = field(default_factory=list)  # one line for each file with such columns, or with rows set aside
+    notes: list[str] = field(default_factory=list)  # one line for each file with such columns
+    warnings: list[str] = field(default_factory=list)  # one line for each file with rows that are set aside
 
 
 def read_documents(
@@ -202,8 +203,8 @@ def _read(
             read.notes.append(f"{name}: ignored columns: {listed(ignored)}")
             log.info("%s", read.notes[-1])
         if bad := read.bad[num_bad:]:
-            read.notes.append(_report(name, bad, len(lines)))
-            log.warning("%s", read.notes[-1])
+            read.warnings.append(_report(name, bad, len(lines)))
+            log.warning("%s", read.warnings[-1])
     return read
 
 

@@ -8,8 +8,8 @@ from data_schemas.errors import UserError
 from data_schemas.rows import for_template
 
 ADVICE = (
-    " (set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep them "
-    "in rejected_rows.jsonl)"
+    " (set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep "
+    "them in rejected_rows.jsonl)"
 )
 
 
