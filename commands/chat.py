@@ -2,6 +2,9 @@
 
 alignloop chat MODEL_DIR --prompt "What is the capital of France?"
 alignloop chat MODEL_DIR --with OTHER_DIR --reward_model REWARD_MODEL_DIR
+
+In a conversation, /new starts another one, and an empty line ends it. Where stdin is a file or a pipe, each line is a
+turn of one conversation, empty lines are skipped, and the questions are printed before their answers.
 """
 
 import argparse
@@ -9,81 +12,24 @@ import codecs
 import contextlib
 import io
 import sys
-from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING
 
-from transformers import TextStreamer, logging
+from rich.console import Console
 
-from commands.generate import PURPOSE
-from commands.program import options_of, parser_for
+from commands.program import displayed, imports, options_of, parser_for
 from data_schemas.errors import ConfigError, UserError
-from data_schemas.rows import Message, Prompt
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
-from engine.judging.scoring import encode_for_scoring, load_scorer, turns_of
-from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import check_is_policy, check_is_reward_model, load_causal, name_of
-from engine.models.policy_tokenizer import load_policy_tokenizer
-from engine.runtime.arguments import GenerationArguments
-from engine.runtime.world import device_of
-from engine.sampling.answers import SampleRequest, SamplingSettings, end_tokens
-from engine.sampling.transformers_engine import GroupGenerator, PromptRequests
-from engine.tokens.template import encode_prompt
 
-Reward = Callable[[Prompt, str], float]
+if TYPE_CHECKING:
+    from commands.speakers import Reward, Speaker
 
-
-class _Streamer(TextStreamer):
-    """Prints an answer while it is generated; control characters are printed as escapes, not sent to the terminal."""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        super().on_finalized_text(printable(text), stream_end)
-
-
-class Speaker:
-    """A model and its side of the conversation: what it was asked, and what it answered itself."""
-
-    def __init__(self, name: str, generator: GroupGenerator, dialog: list[Message]) -> None:
-        self.name, self.generator, self.dialog = name, generator, dialog
-
-    @classmethod
-    def load(cls, path: str, sampling: GenerationArguments, system: str | None) -> Self:
-        """The speaker with its model on this process's device. Raises UserError for what is not a prepared policy."""
-        tokenizer = load_policy_tokenizer(path)
-        check_is_policy(path)
-        model = load_causal(path, dtype=sampling.dtype)
-        model.to(device_of(sampling.use_cpu)).eval()  # pyright: ignore[reportArgumentType]
-        settings = SamplingSettings.of(sampling, purpose=PURPOSE)
-        end_ids = end_tokens(model, tokenizer)
-        dialog = [Message(role="system", content=system)] if system else []
-        return cls(name_of(path), GroupGenerator(model, tokenizer, settings, end_ids=end_ids, longest=0), dialog)
-
-    def answer(self, question: str) -> tuple[Prompt, str]:
-        """Prints the answer to the question, which continues the conversation; returns it with its prompt.
-
-        Where it is empty, or interrupted by Ctrl-C, the question is forgotten.
-        """
-        tokenizer, asked = self.generator.tokenizer, [*self.dialog, Message(role="user", content=question)]
-        prompt = Prompt(prompt=asked)
-        requests = PromptRequests(encode_prompt(tokenizer, asked), [SampleRequest(prompt, 0)])
-        streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
-        text = self.generator.stream(requests, streamer)["text"]
-        if turns := turns_of(text):
-            self.dialog = [*asked, *turns]
-        return prompt, text
-
-
-def load_reward_of(path: str, sampling: GenerationArguments) -> Reward:
-    """The reward of an answer by this reward model. Raises UserError for what is not one."""
-    check_is_reward_model(path)
-    tokenizer, scorer = load_scorer(path, ScoringSettings.of(sampling))
-
-    def reward(prompt: Prompt, text: str) -> float:
-        row = encode_for_scoring(tokenizer, (prompt, turns_of(text)))
-        assert row is not None, "only answers that are not empty are scored"
-        return scorer.rewards([[row]])[0]
-
-    return reward
+NEW = "/new"
+HINT = f"(an empty line ends the conversation, and {NEW} starts another)"
+HINT_OF_A_PIPE = (
+    f"(the lines form one conversation, in which {NEW} starts another and empty lines are skipped; "
+    "`alignloop generate` answers independent prompts)"
+)
 
 
 def main() -> int:
@@ -94,8 +40,6 @@ def main() -> int:
     parser.add_argument("--prompt", help="one question; its answer is printed and the program ends")
     parser.add_argument("--system", help="a system prompt")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         return talk(arguments)
     except UserError as error:
@@ -112,37 +56,61 @@ def read_utf8_where_the_terminal_has_ascii() -> None:
 
 def talk(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises UserError for a wrong option or a folder that holds no prepared model."""
-    _, sampling = options_of("chat", arguments)
-    paths = [arguments.model, *([arguments.other] if arguments.other else [])]
-    speakers = [Speaker.load(path, sampling, arguments.system) for path in paths]
-    reward = load_reward_of(arguments.reward_model, sampling) if arguments.reward_model else None
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise ConfigError("--prompt is empty")
+    with displayed(Console(stderr=True, highlight=False)):
+        speakers, reward = load(arguments)
     if arguments.prompt is not None:
-        if not arguments.prompt.strip():
-            raise ConfigError("--prompt is empty")
-        ask(speakers, arguments.prompt, reward)
+        ask(speakers, arguments.prompt, reward, named=len(speakers) > 1)
         return 0
     read_utf8_where_the_terminal_has_ascii()
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 # pyright: ignore[reportUnusedImport]  # input() then edits lines and has a history
-    print("(an empty line ends the conversation)")
+    converse(speakers, reward, is_typed=sys.stdin.isatty())
+    return 0
+
+
+def load(arguments: argparse.Namespace) -> "tuple[list[Speaker], Reward | None]":
+    """The models that answer, and the reward model. Raises UserError."""
+    _, sampling = options_of("chat", arguments)
+    with imports():
+        from commands.speakers import Speaker, load_reward_of
+
+    paths = [arguments.model, *([arguments.other] if arguments.other else [])]
+    speakers = [Speaker.load(path, sampling, arguments.system) for path in paths]
+    return speakers, load_reward_of(arguments.reward_model, sampling) if arguments.reward_model else None
+
+
+def converse(speakers: list["Speaker"], reward: "Reward | None", *, is_typed: bool) -> None:
+    """Answers one line after another until they end. Lines that are not typed are printed, and may be empty."""
+    print(HINT if is_typed else HINT_OF_A_PIPE)
     while True:
         try:
-            text = input("you: ").strip()
+            text = input("you: " if is_typed else "").strip()
         except (EOFError, KeyboardInterrupt):
-            print()
-            return 0
+            print(end="\n" if is_typed else "")
+            return
+        if not text and is_typed:
+            return
         if not text:
-            return 0
+            continue
+        if not is_typed:
+            print(f"you: {printable(text)}", flush=True)
+        if text == NEW:
+            for speaker in speakers:
+                speaker.forget()
+            print("(a new conversation)")
+            continue
         try:
-            ask(speakers, text, reward)
+            ask(speakers, text, reward, named=True)
         except KeyboardInterrupt:
             print("\n(stopped: this answer is not part of the conversation)")
 
 
-def ask(speakers: list[Speaker], question: str, reward: Reward | None) -> None:
-    """Prints the answer of each speaker, with its name where there are several, and its reward."""
+def ask(speakers: list["Speaker"], question: str, reward: "Reward | None", *, named: bool) -> None:
+    """Prints the answer of each speaker, `named` with its name, and its reward."""
     for speaker in speakers:
-        if len(speakers) > 1:
+        if named:
             print(f"{printable(speaker.name)}: ", end="", flush=True)
         prompt, text = speaker.answer(question)
         if not text.strip():

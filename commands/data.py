@@ -5,9 +5,11 @@ alignloop data FILE... [--model FOLDER] [--evaluation FILE]
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -85,6 +87,8 @@ def show(found: Survey, model: Model | None, evaluation: Sequence[SourceValue], 
     for name, value in facts_of(found):
         facts.add_row(name, plain(value))
     console.print(facts)
+    if not found.kind and found.columns and not found.problems:
+        console.print(plain(command_with_columns(found)), soft_wrap=True)  # in one line, for a shell
     if found.rows:
         console.print(lengths_of(found, model))
         for part in rules_of(found, evaluation):
@@ -113,7 +117,10 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
     if not found.kind:
         facts.append(("read as", "nothing: no known format of rows has these columns; expected one of"))
         facts.extend((kind, accepted(kind)) for kind in KINDS if kind != "evaluation_prompts")
-        facts.append(("remedy", "name them in the recipe, as in {path: x.csv, columns: {prompt: Q, answer: A}}"))
+        remedy = (
+            "name them as in the command below: on the left alignloop's name, on the right the file's; correct both"
+        )
+        facts.append(("remedy", remedy))
         return facts
     dialects = ", ".join(f"{columns} ({count:,})" for columns, count in found.dialects.items())
     others = f"; also possible: {', '.join(found.other_kinds)}" if found.other_kinds else ""
@@ -212,6 +219,23 @@ def message_line(message: Message) -> str:
     return f"{message.role}: {excerpt(message.content + calls, MAX_MESSAGE)}"
 
 
+def command_with_columns(found: Survey) -> str:
+    """A command that reads the source, with its first columns as a prompt and an answer, or its only one as a text."""
+    source = found.source
+    columns = [source.columns.get(name, name) for name in found.columns]
+    names = ("prompt", "answer") if len(columns) > 1 else ("text",)
+    value = replace(source, columns=dict(zip(names, columns, strict=False))).value()
+    text = flow(value)
+    quoted = shlex.quote(text) if set(text) & set('"$`!\\') else f'"{text}"'
+    return f"alignloop data {quoted}"
+
+
+def flow(value: SourceValue) -> str:
+    """A source as YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
 def recipe_block(surveys: Sequence[Survey]) -> str:
     """The section `data` of a recipe that reads the sources."""
     lines = ["data:"]
@@ -220,9 +244,7 @@ def recipe_block(surveys: Sequence[Survey]) -> str:
         if not values:
             continue
         lines.append(f"  {kind}:")
-        for value in values:
-            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
-            lines.append(f"    - {text.removesuffix('...' + chr(10)).strip()}")
+        lines.extend(f"    - {flow(value)}" for value in values)
     if any(found.problems for found in surveys if found.rows):
         lines.append("  on_bad_row: set_aside  # leaves out the rows with a problem, and keeps them in a file")
     return "\n".join(lines)

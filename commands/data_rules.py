@@ -21,43 +21,58 @@ from engine.curation.table import Table as Rows
 from stages.curate import compare
 
 MAX_EXAMPLE = 60  # characters of a row
+BY_DEFAULT = "what `curate: {}` would drop (nothing is dropped now)"
+ON_REQUEST = (
+    "what document_rules or dialog_rules of `curate` would drop if a recipe asked for them (nothing is dropped now)"
+)
 
 
 def rules_of(found: Survey, evaluation: Sequence[SourceValue]) -> list[Table | Text]:
     """What each rule would drop of the rows, with an example, and the overlap with evaluation sets.
 
-    All rules are tried, those too that a recipe has to ask for. Raises what reading an evaluation set raises.
+    Those that `curate: {}` has and those that a recipe has to ask for are in two tables, which are independent: a row
+    may be in both. Raises what reading an evaluation set raises.
     """
     kinds: dict[str, Kind] = {**{kind: kind for kind in KINDS}, "evaluation_prompts": "prompts"}
     kind = kinds[str(found.kind)]
     with tempfile.TemporaryDirectory(prefix="alignloop-data-") as folder:
         file = Path(folder) / "rows.jsonl"
         write_rows(file, [item.row for item in found.rows])
-        arguments = CurateArguments(
-            decontaminate_against=list(evaluation) or None,
+        by_default = CurateArguments(decontaminate_against=list(evaluation) or None)
+        on_request = CurateArguments(
             document_rules=["gopher", "c4", "fineweb"],
-            dialog_rules=[*ANSWER_CHECKS, *PROMPT_CHECKS],
+            dialog_rules=[name for name in (*ANSWER_CHECKS, *PROMPT_CHECKS) if name not in by_default.dialog_rules],
+            exact_duplicates=False,
+            near_duplicates=None,
         )
-        setattr(arguments, kind, [str(file)])
-        sets = evaluation_sets(arguments)
-        rows = compare(kind, arguments, sets)
-        shown: list[Table | Text] = [_of_rules(rows, found)] if rows.findings else []
+        sets = None
+        shown: list[Table | Text] = []
+        for arguments, title in ((by_default, BY_DEFAULT), (on_request, ON_REQUEST)):
+            setattr(arguments, kind, [str(file)])
+            of_arguments = evaluation_sets(arguments)
+            rows = compare(kind, arguments, of_arguments)
+            sets = sets or of_arguments
+            shown += [Text(title), _of_rules(rows, found)] if rows.findings else []
     return [*shown, *(_of_sets(sets) if sets else [])]
 
 
 def _of_rules(rows: Rows, found: Survey) -> Table:
-    table = Table("rule of curation", "rows", "value", "example", box=box.SIMPLE_HEAD, header_style="dim")
+    table = Table("rule", "rows", "value", "limit", "example", box=box.SIMPLE_HEAD, header_style="dim")
     table.columns[1].justify = "right"
-    table.columns[3].overflow = "fold"
+    table.columns[4].overflow = "fold"
     for rule, dropped in rows.dropped_by_rule():
         index = min(dropped)
         finding = rows.findings[index]
-        value = f"{finding.value:.3g}" if isinstance(finding.value, float) else str(finding.value)
         text = excerpt(rows.content(index).text.replace("\n", " "), MAX_EXAMPLE)
         line = found.rows[index].place.rpartition(":")[2]
-        cells = (excerpt(value, 20), f"line {line}: {text}")
+        limit = "" if finding.threshold is None else _short(finding.threshold)
+        cells = (_short(finding.value), limit, f"line {line}: {text}")
         table.add_row(rule, f"{len(dropped):,}", *(Text(printable(cell)) for cell in cells))
     return table
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else excerpt(str(value), 20)
 
 
 def _of_sets(sets: EvaluationIndex) -> list[Text]:

@@ -51,6 +51,7 @@ class Artifact(BaseModel):
     versions: dict[str, str] = {}
     engine: str = ""  # that wrapped the model in training: DDP, DeepSpeed ZeRO-3, FSDP2 or none
     warnings: list[str] = []  # what a user should know of the step; in the file only if there are any
+    notes: list[str] = []  # on the files that were read, harmless, for `alignloop check`; likewise
     seconds: float = 0.0
 
     @classmethod
@@ -90,7 +91,7 @@ class Artifact(BaseModel):
         self.sha256 = dict(zip(self.files, hash_files(paths), strict=True))
         self.beside = {path.name: digest for path, digest in zip(beside, hash_files(beside), strict=True)}
         content = json.loads(self.model_dump_json())
-        for name in ("engine", "warnings"):
+        for name in ("engine", "warnings", "notes"):
             if not content[name]:
                 del content[name]
         content[DIGEST] = digest_record(content)

@@ -6,6 +6,7 @@ from pathlib import Path
 from data_schemas.dialects import PROMPTS
 from data_schemas.errors import DataError
 from data_schemas.formats import Line, Lines, format_of, json_lines
+from data_schemas.known_columns import check_names
 from data_schemas.line_files import as_prompts
 from data_schemas.plain_files import first_lines
 from data_schemas.row_kinds import KINDS, check_dialects, check_share
@@ -20,7 +21,8 @@ def check_columns(source: Source, kind: str) -> None:
     """Checks the first rows of a local file or folder; raises DataError where they are not of `kind`.
 
     `kind` is one of documents, instructions, preferences, prompts, evaluation_prompts. A large file of a format that
-    can only be read completely is not checked here but by the stage. Raises ConfigError as the readers do.
+    can only be read completely is not checked here but by the stage. Raises ConfigError as the readers do, also for a
+    name of `columns` that no format of rows has.
     """
     row_type, dialects = KINDS[kind]
     check_share(source, row_type)
@@ -31,6 +33,7 @@ def check_columns(source: Source, kind: str) -> None:
         if len(lines) == 0:  # a small file is read to its end, so that what is wrong there is found
             raise DataError(f"{file} has no rows")
         renamed = source.rename(str(file), lines)
+        check_names(source.columns, where=source.path)
         check_dialects(str(file), as_prompts(str(file), renamed) if dialects is PROMPTS else renamed, dialects)
 
 

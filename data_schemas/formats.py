@@ -169,4 +169,10 @@ def decoded(path: Path, content: bytes, line: int = 1) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        raise DataError(f"{path}:{line}: found byte 0x{content[error.start]:02x}, expected UTF-8 text") from None
+        raise DataError(f"{path}:{line}: {not_utf8(content[error.start])}") from None
+
+
+def not_utf8(byte: int) -> str:
+    """The message for a byte of a file that is not UTF-8. Spreadsheets on Windows write cp1252 in western Europe."""
+    remedy = 'save it as "CSV UTF-8", or convert it: iconv -f cp1252 -t utf-8'
+    return f"found byte 0x{byte:02x}, expected UTF-8 text; {remedy}"

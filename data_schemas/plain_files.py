@@ -18,7 +18,7 @@ from typing import IO, cast
 
 from data_schemas.errors import DataError
 from data_schemas.files import check_regular
-from data_schemas.formats import BOM, cannot_open, compression_of, shorten
+from data_schemas.formats import BOM, cannot_open, compression_of, not_utf8, shorten
 from data_schemas.zstd import has_complete_frames, open_zstd
 
 BUFFER_BYTES = 1 << 18
@@ -106,8 +106,7 @@ class PlainFile:
                 yield decoder.decode(content, final=not content)
             except UnicodeDecodeError as error:  # its object has what was left of the chunk before, which has no \n
                 line = num_lines + error.object.count(b"\n", 0, error.start) + 1
-                found = f"found byte 0x{error.object[error.start]:02x}, expected UTF-8 text"
-                raise DataError(f"{self.path}:{line}: {found}") from None
+                raise DataError(f"{self.path}:{line}: {not_utf8(error.object[error.start])}") from None
             if not content:
                 return
             num_lines += content.count(b"\n")

@@ -17,6 +17,7 @@ from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dial
 from data_schemas.errors import DataError, SetAside, WrongValue
 from data_schemas.files import write_atomically
 from data_schemas.formats import Line, cannot_open, describe
+from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
 from data_schemas.line_files import as_prompts
 from data_schemas.nesting import is_too_deep
@@ -34,7 +35,10 @@ Keep = Callable[[T, int, str, int], None]  # takes a row, how often it counts, i
 log = logging.getLogger(__name__)
 
 NUM_REASONS = 3  # why rows are set aside, most frequent first, in a warning
-ADVICE = "set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl"
+ADVICE = (
+    "set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep them "
+    "in rejected_rows.jsonl"
+)
 ONE_FILE_ADVICE = "correct or remove the row"  # of a command that reads a file without a recipe
 
 
@@ -68,7 +72,8 @@ class ReadRows(Generic[T]):
     rows: list[T]
     bad: list[BadRow]
     ignored: dict[str, list[str]] = field(default_factory=dict)  # file -> its columns that nothing reads
-    notes: list[str] = field(default_factory=list)  # one line for each file with such columns, or with rows set aside
+    notes: list[str] = field(default_factory=list)  # one line for each file with such columns
+    warnings: list[str] = field(default_factory=list)  # one line for each file with rows that are set aside
 
 
 def read_documents(
@@ -77,7 +82,8 @@ def read_documents(
     """Texts to pretrain on. With `keep`, this takes the rows one after the other, and the result has none. With
     `with_sources`, a row has the short name of its source, unless it has another `source` itself.
 
-    Like the other three readers, raises ConfigError for a path that does not exist, and DataError for a file that
+    Like the other three readers, raises ConfigError for a path that does not exist, or a name of `columns` that no
+    format of rows has, and DataError for a file that
     cannot be read, has other columns, or has a bad row and on_bad_row is "error". `advice` ends the last message.
     """
     return _read(paths, Document, DOCUMENTS, on_bad_row, keep=keep, with_sources=with_sources)
@@ -174,6 +180,7 @@ def _read(
     for source, name, lines in sources(given):
         source_name = short_name(source, all_sources) if with_sources else None
         check_share(source, row_type)
+        check_names(source.columns, where=source.path)
         if not lines:
             raise DataError(f"{name} has no rows")
         lines = as_prompts(name, lines) if dialects is PROMPTS else lines
@@ -196,8 +203,8 @@ def _read(
             read.notes.append(f"{name}: ignored columns: {listed(ignored)}")
             log.info("%s", read.notes[-1])
         if bad := read.bad[num_bad:]:
-            read.notes.append(_report(name, bad, len(lines)))
-            log.warning("%s", read.notes[-1])
+            read.warnings.append(_report(name, bad, len(lines)))
+            log.warning("%s", read.warnings[-1])
     return read
 
 

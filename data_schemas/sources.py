@@ -22,6 +22,7 @@ from data_schemas.folders import data_files
 from data_schemas.formats import EXPECTED_FORMATS, Lines, format_of, shorten
 from data_schemas.hub import hub_rows, is_hub_name
 from data_schemas.json_files import json_rows
+from data_schemas.known_columns import exchanged
 from data_schemas.line_files import JSONLines, Paragraphs, Renamed
 from data_schemas.plain_files import PlainFile
 from data_schemas.tables import arrow_rows, csv_rows, parquet_rows, tsv_rows
@@ -163,9 +164,10 @@ class Source:
                 break
         for ours, column in self.columns.items():
             if column not in present:
+                hint = exchanged(self.columns, present) or nearest(column, list(present))
                 raise DataError(
                     f"{file} has no column {column!r}, which `columns` gives as {ours}; "
-                    f"it has {shorten(listed(present), 200) or 'none'}{nearest(column, list(present))}"
+                    f"it has {shorten(listed(present), 200) or 'none'}{hint}"
                 )
         return Renamed(lines, self._renamed)
 

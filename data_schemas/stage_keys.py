@@ -97,6 +97,9 @@ class StageDescription(BaseModel):
     keys: dict[str, StageKey]
 
 
+SECTIONS = {"prepare_data": "data (of the stage prepare_data)"}  # others are called as their stage
+
+
 @functools.cache
 def stages() -> dict[str, StageDescription]:
     """Every stage's description, by name."""
@@ -108,7 +111,7 @@ def stages() -> dict[str, StageDescription]:
 
 def elsewhere(name: str) -> str:
     """Which sections have a key of this name, for the end of an error message; empty where none has."""
-    sections = [stage for stage, description in stages().items() if name in description.keys]
+    sections = [SECTIONS.get(stage, stage) for stage, description in stages().items() if name in description.keys]
     if not sections:
         return ""
     return f"; it is a key of the section{'s' * bool(sections[1:])} {', '.join(sections)}"

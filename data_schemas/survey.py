@@ -16,6 +16,7 @@ from pathlib import Path
 from data_schemas.dialects import PROMPTS, Dialect
 from data_schemas.errors import WrongValue
 from data_schemas.formats import Line, describe, format_of, shorten
+from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
 from data_schemas.row_kinds import KINDS, rows_of
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
@@ -91,6 +92,7 @@ class Survey:
 def survey(source: Source) -> Survey:
     """Reads all rows of a source. Raises UserError, as the readers do, where a file cannot be read."""
     lines_by_file = dict(source.rows_by_file())
+    check_names(source.columns, where=source.path)
     by_file = [(name, line) for name, lines in lines_by_file.items() for line in lines]
     raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
     columns = list(dict.fromkeys(str(name) for raw in raws for name in raw))

@@ -146,7 +146,7 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
     """Reads the rows of every kind, at most max_rows of each. Raises what the readers raise for a bad row or file."""
     files = sources(stage, arguments)
     bad: list[BadRow] = []
-    notes: dict[str, None] = {}
+    notes, warnings = dict[str, None](), dict[str, None]()
     numbers, generated = FileNumbers(), str(stage.folder / "made")
 
     def read(kind: str, reader: Callable[..., ReadRows[RowType]], row_type: type[RowType]) -> RowView[RowType]:
@@ -159,6 +159,7 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
             result = reader(files[kind], on_bad_row=arguments.on_bad_row, keep=keep)
             bad.extend(result.bad)
             notes.update(dict.fromkeys(result.notes))
+            warnings.update(dict.fromkeys(result.warnings))
         return store.view().first(arguments.max_rows)
 
     rows = SourceRows(
@@ -170,9 +171,10 @@ def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
         read("evaluation_prompts", read_prompts, Prompt),
         bad,
         notes=[],
+        warnings=[],
         files=numbers,
     )
-    return replace(rows, notes=list(notes))
+    return replace(rows, notes=list(notes), warnings=list(warnings))
 
 
 @progress.activity("writing rows")
@@ -202,7 +204,10 @@ def write(
     if not files["evaluation_prompts"] and needs_prompts:
         raise ConfigError("no evaluation prompt is left: give evaluation_prompts, or a larger evaluation_share")
     return StageResult(
-        outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"}, metrics=dict(counts), warnings=rows.notes
+        outputs=outputs | {"rejected_rows": "rejected_rows.jsonl"},
+        metrics=dict(counts),
+        warnings=rows.warnings,
+        notes=rows.notes,
     )
 
 

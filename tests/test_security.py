@@ -191,7 +191,7 @@ def test_a_bad_rows_text_reaches_no_terminal_raw(tiny_model, rows, tmp_path, mon
 
 
 def test_an_answers_text_reaches_no_terminal_raw(tiny_model, capsys):
-    from commands.chat import _Streamer
+    from commands.speakers import _Streamer
 
     tokenizer: Any = load_tokenizer(str(tiny_model))
     streamer: Any = _Streamer(tokenizer)

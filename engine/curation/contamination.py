@@ -47,14 +47,16 @@ _TABLE_BITS = 24  # of the table in which most n-grams of clean rows are not fou
 def most_frequent_causes(
     prompts: Sequence[Prompt], *, dialogs: Iterable[Conversation | PreferencePair], documents: Iterable[Document]
 ) -> str:
-    """The evaluation prompts for which most of these dropped rows were dropped, each with the number of rows."""
+    """The evaluation prompts for which these dropped rows were dropped, for the end of a sentence: those that caused
+    more than others did, with their numbers of rows, else one as an example."""
     texts = distinctive_texts(prompts)
     found = [asked_later(messages_of(row), texts) for row in dialogs] + contained(documents, prompts)
     original = {normalise(message.content): message.content for row in prompts for message in _first_user_message(row)}
-    causes = Counter(text for text in found if text).most_common(NUM_CAUSES)
-    return ", ".join(
-        f"{shorten(' '.join(original[text].split()), NUM_CHARACTERS)!r} ({count})" for text, count in causes
-    )
+    causes = Counter(text for text in found if text).most_common()
+    quoted = {text: repr(shorten(" ".join(original[text].split()), NUM_CHARACTERS)) for text, _ in causes[:NUM_CAUSES]}
+    least = causes[-1][1]
+    more = [f"{quoted[text]} ({count})" for text, count in causes[:NUM_CAUSES] if count > least]
+    return f"most because of {', '.join(more)}" if more else f"as {quoted[causes[0][0]]}"
 
 
 def asked_later(messages: Sequence[Message], texts: Iterable[str]) -> str:

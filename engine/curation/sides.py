@@ -45,7 +45,8 @@ class SourceRows:
     prompts: RowView[Prompt]
     evaluation_prompts: RowView[Prompt]
     bad: list[BadRow]
-    notes: list[str]  # what a user should know of the files, one line each
+    notes: list[str]  # on the files: the columns that nothing reads, one line for each file
+    warnings: list[str]  # what a user should know of the rows, one line each: those that are left out, for one
     files: FileNumbers = field(default_factory=FileNumbers)  # that the origins of rows name
 
     @property
@@ -82,7 +83,7 @@ SIDES: tuple[Place, ...] = ("evaluation", "judge", "judge_validation", "validati
 
 def tell_apart(rows: SourceRows) -> SourceRows:
     """The rows with groups by which they can be split: where all dialogs have the same first user message, the system
-    message counts too. A note says where one group is still large."""
+    message counts too. A warning says where one group is still large."""
     groups = itertools.chain(*(kind.groups() for kind in rows.dialogs))
     is_one_group = all(group == first for first in itertools.islice(groups, 1) for group in groups)
     if is_one_group and systems_tell_apart(itertools.chain(*(kind.once() for kind in rows.dialogs))):
@@ -93,10 +94,10 @@ def tell_apart(rows: SourceRows) -> SourceRows:
             prompts=_with_system_groups(rows, rows.prompts, Prompt),
             evaluation_prompts=_with_system_groups(rows, rows.evaluation_prompts, Prompt),
         )
-    note = large_group(rows.dialogs)
-    if note:
-        log.warning("%s", note)
-    return replace(rows, notes=[*rows.notes, *filter(None, [note])])
+    warning = large_group(rows.dialogs)
+    if warning:
+        log.warning("%s", warning)
+    return replace(rows, warnings=[*rows.warnings, *filter(None, [warning])])
 
 
 def large_group(kinds: Sequence[DialogView]) -> str:
@@ -157,19 +158,20 @@ def decontaminate(rows: SourceRows, evaluation: Sequence[Prompt]) -> tuple[Sourc
     conversations, bad_conversations = _without_later(rows.conversations, texts)
     pairs, bad_pairs = _without_later(rows.pairs, texts)
     prompts, bad_prompts = _without_later(rows.prompts, texts)
-    notes = list(rows.notes)
+    warnings = list(rows.warnings)
     num_dialogs = len(bad_conversations) + len(bad_pairs)
-    if num_dialogs or len(bad_documents):
+    of_dialogs = f"{num_dialogs} of {len(rows.conversations) + len(rows.pairs)} dialogs that ask an evaluation prompt"
+    of_documents = f"{len(bad_documents)} of {len(rows.documents)} documents that contain an evaluation prompt"
+    left_out = [f"{of_dialogs} in a later turn"] * bool(num_dialogs) + [of_documents] * bool(len(bad_documents))
+    if left_out:
         dialogs = itertools.chain(bad_conversations, bad_pairs)
         causes = most_frequent_causes(evaluation, dialogs=dialogs, documents=bad_documents)
-        notes.append(
-            f"left out: {num_dialogs} of {len(rows.conversations) + len(rows.pairs)} dialogs that ask an evaluation "
-            f"prompt in a later turn, {len(bad_documents)} of {len(rows.documents)} documents that contain one; most "
-            f"because of {causes}"
-        )
-        log.warning("%s", notes[-1])
-    clean = replace(rows, documents=documents, conversations=conversations, pairs=pairs, prompts=prompts, notes=notes)
-    return clean, len(bad_documents), num_dialogs + len(bad_prompts)
+        warnings.append(f"left out: {', '.join(left_out)}; {causes}")
+        log.warning("%s", warnings[-1])
+    rows = replace(
+        rows, documents=documents, conversations=conversations, pairs=pairs, prompts=prompts, warnings=warnings
+    )
+    return rows, len(bad_documents), num_dialogs + len(bad_prompts)
 
 
 def _without_later(rows: RowView[DialogType], texts: set[str]) -> tuple[RowView[DialogType], RowView[DialogType]]:

@@ -18,6 +18,7 @@ the model was trained and evaluated with:
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+folder = "."  # the folder of this file, or the model's name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 dialogs = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]]
@@ -34,6 +35,7 @@ CHAT = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+folder = "."  # the folder of this file, or the model's name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 ```

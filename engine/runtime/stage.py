@@ -73,6 +73,7 @@ class StageResult:
     choices: list[Choice] = field(default_factory=list)
     contract: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # what a user should know of the step without reading its log
+    notes: list[str] = field(default_factory=list)  # harmless ones on the files that were read
     engine: str = ""  # that wrapped the model in training
 
 
@@ -243,6 +244,7 @@ def _finish(name: str, folder: Path, values: Values, result: StageResult, *, sec
         choices=result.choices,
         contract=result.contract,
         warnings=list(dict.fromkeys([*notices.kept(), *result.warnings])),
+        notes=result.notes,
         versions=versions,
         engine=result.engine,
         seconds=round(seconds, 3),

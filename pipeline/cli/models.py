@@ -68,7 +68,8 @@ def chat(
     system: System = None,
     **options: Any,
 ) -> None:
-    """Chat with a model, or with two side by side. An empty line or Ctrl-D ends the conversation."""
+    """Chat with a model, or with two side by side. An empty line or Ctrl-D ends the conversation, and /new
+    starts another. Lines from a file or pipe form one conversation, in which empty lines are skipped."""
     models = {
         "with": model_of(other) if other is not None else None,
         "reward_model": reward_model_of(reward_model) if reward_model is not None else None,

@@ -27,6 +27,7 @@ SAMPLING = ("engine", "temperature", "top_p", "max_new_tokens", "num_answers", "
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+folder = "."  # the folder of this file, or the model's name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 dialog = [{"role": "user", "content": "Hi"}]

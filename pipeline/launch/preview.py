@@ -74,7 +74,7 @@ def _notes(run: Run) -> list[str]:
     step = next(step for step in run.steps if step.stage == "prepare_data")
     folder = run.folder(step.name)
     artifact = Artifact.read(folder) if folder else None
-    return artifact.warnings if artifact else []
+    return [*artifact.notes, *artifact.warnings] if artifact else []
 
 
 def _training_rows(run: Run) -> tuple[list[TrainingRows], list[str]]:

@@ -28,7 +28,7 @@ def show(console: Console, folder: Path, summary: Summary) -> None:
     console.print(Text(head(summary, folder)))
     for step in running_steps(summary) if is_running(summary, folder) else ():
         step["seconds"] = _seconds(step, folder)
-    console.print(terminal.steps_table(summary))
+    console.print(terminal.steps_table(summary, width=console.width))
     for line in running(summary, folder, width=console.width):
         console.print(line)
     for line in waiting.lines(summary, folder):

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.box import MARKDOWN
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
@@ -26,6 +27,7 @@ from pipeline.steps import BestPolicy, File, Model, Output, Served, Step
 
 ACTIONS: tuple[Action, ...] = ("reuse", "resume", "run", "skip", "to be hashed", "pending")
 PROMPT_WIDTH, ANSWER_WIDTH = 50, 90  # characters of a sample answer in the table
+SPACE = "  "  # between two numbers of a step
 ALWAYS_COUNTED = ("reuse", "resume", "run")
 COLOURS = {
     "reuse": "green",
@@ -133,7 +135,7 @@ def sources(step: Step) -> list[str]:
 def headline(stage: str, metrics: Mapping[str, object]) -> str:
     """The few metrics of a step that its line shows."""
     shown = [name for name in stages()[stage].traits.headlines if metrics.get(name) is not None]
-    return "  ".join(f"{name} {number(metrics[name])}" for name in shown)
+    return SPACE.join(f"{name} {number(metrics[name])}" for name in shown)
 
 
 def rounds_table(summary: Summary) -> Table:
@@ -177,7 +179,7 @@ def _one_line(text: str, longest: int) -> str:
 
 
 def cost_cells(cost: Cost | None) -> list[str]:
-    """The estimated seconds, the measured memory and the estimated one, in GiB."""
+    """What `COSTS` heads: the estimated seconds, the measured memory and the estimated one, in GiB."""
     if cost is None:
         return ["", "", ""]
     seconds = cost["estimated_seconds"]
@@ -185,21 +187,46 @@ def cost_cells(cost: Cost | None) -> list[str]:
     return [f"{seconds[0]:.0f}-{seconds[1]:.0f}" if seconds else "", *memory]
 
 
-def steps_table(summary: Summary) -> Table:
-    """The state, time and numbers of every step. A step is named by its folder."""
+COSTS = ("est. s", "GiB", "est. GiB")  # the heads of `cost_cells`
+FIRST_LEFT_OUT = (0, 2, 1)  # of them, where the table is too wide
+MIN_NAME = 12  # characters of the column of steps
+
+
+def steps_table(summary: Summary, *, width: int) -> Table:
+    """The state, time and numbers of every step. A step is named by its folder.
+
+    Where `width` characters are too few, the estimated costs are left out first and then the measured memory; then each
+    number has its own line, and the names of the steps are folded.
+    """
+    steps = summary["steps"]
+    names = ["step", *(step["folder"] or step["name"] for step in steps)]
+    states = ["state", *(step["state"] for step in steps)]
+    seconds = ["seconds", *(f"{step['seconds']:.1f}" for step in steps)]
+    beside = list(zip(COSTS, *(cost_cells(step.get("cost")) for step in steps), strict=True))
+    numbers = ["numbers", *(headline(step["stage"], step["metrics"]) for step in steps)]
+    costs = [index for index, cells in enumerate(beside) if any(cells[1:])]
+    for left_out in FIRST_LEFT_OUT:
+        if _width_of(names, states, seconds, *(beside[index] for index in costs), numbers) > width:
+            costs = [index for index in costs if index != left_out]
+    others = [states, seconds, *(beside[index] for index in costs)]
+    if _width_of(names, *others, numbers) > width:
+        numbers = [line.replace(SPACE, "\n") for line in numbers]
+    room = width - _width_of([], *others, numbers)
     table = Table(box=MARKDOWN)
-    names = [step["folder"] or step["name"] for step in summary["steps"]]
-    table.add_column("step", min_width=max(map(len, names), default=4))
-    table.add_column("state", min_width=7)
-    table.add_column("seconds", justify="right", min_width=7)
-    costs = [step.get("cost") for step in summary["steps"]]
-    if any(costs):
-        table.add_column("estimated", justify="right")
-        table.add_column("GiB", justify="right")
-        table.add_column("estimated", justify="right")
-    table.add_column("numbers")
-    for name, step in zip(names, summary["steps"], strict=True):
-        state = Text(step["state"], style=COLOURS.get(step["state"], "default"))
-        beside = cost_cells(step.get("cost")) if any(costs) else []
-        table.add_row(name, state, f"{step['seconds']:.1f}", *beside, headline(step["stage"], step["metrics"]))
+    table.add_column("step", width=max(MIN_NAME, min(room, _longest(names))), overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for head, *_ in others[1:]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("numbers", overflow="fold")
+    for name, *cells in list(zip(names, *others, numbers, strict=True))[1:]:
+        table.add_row(name, Text(cells[0], style=COLOURS.get(cells[0], "default")), *cells[1:])
     return table
+
+
+def _width_of(*columns: Sequence[str]) -> int:
+    """The characters of a table with these columns."""
+    return 1 + sum(_longest(cells) + 3 for cells in columns)
+
+
+def _longest(cells: Sequence[str]) -> int:
+    return max((cell_len(line) for cell in cells for line in cell.split("\n")), default=0)

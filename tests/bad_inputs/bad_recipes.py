@@ -16,6 +16,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     # -- the content of a recipe
     ("rouns=3", "SET: unknown key 'rouns'; did you mean 'rounds'?"),
     ("path=elsewhere", "SET: unknown key 'path'"),
+    (
+        "on_bad_row=set_aside",
+        "SET: unknown key 'on_bad_row'; it is a key of the sections data (of the stage prepare_data), pretrain,",
+    ),
     ("name=null", "SET: name=None: expected text"),
     ("name=a/b", "SET: name='a/b': expected text that matches"),
     ("output_dir=toy.yaml", "toy.yaml is a file; expected a folder, or a path where one can be made"),

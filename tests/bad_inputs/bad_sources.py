@@ -1,8 +1,10 @@
 """Bad paths and mappings of files of rows, and files that are no regular files, given to a recipe and to a stage."""
 
 import os
+import sys
 from collections.abc import Callable
 
+from commands import data
 from tests.bad_inputs.cases import Call, Case, Place
 
 ROW = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
@@ -32,6 +34,19 @@ SETTINGS: list[tuple[str, str]] = [
     (
         "data.instructions={path: qa.csv, columns: {prompt: Q, answer: B}}",
         "data.instructions: HERE/qa.csv has no column 'B', which `columns` gives as answer; it has Q, A",
+    ),
+    (
+        "data.instructions={path: qa.csv, columns: {promt: Q, answer: A}}",
+        "HERE/qa.csv: columns={promt: Q}: no format of rows has a column 'promt'; did you mean 'prompt'?",
+    ),
+    (
+        "data.instructions={path: qa.csv, columns: {prompt: Q, zzz: A}}",
+        "no format of rows has a column 'zzz'; expected a name as prompt, answer, chosen, rejected, messages or text",
+    ),
+    (
+        "data.instructions={path: qa.csv, columns: {Q: prompt, A: answer}}",
+        "HERE/qa.csv has no column 'prompt', which `columns` gives as Q; it has Q, A; the sides are exchanged? "
+        "expected {prompt: Q, answer: A}",
     ),
     ("data.instructions=qa.csv", "data.instructions: HERE/qa.csv has the columns Q, A; expected messages | "),
     ("data.preferences={path: pairs.jsonl, share: 2}", "share=2 repeats rows, which only documents and instructions"),
@@ -120,12 +135,25 @@ def repeated_pairs(place: Place) -> Call:
     return place.stage("prepare_data", preferences=[{"path": "pairs.jsonl", "share": 2}])
 
 
+def unknown_name_of_stage(place: Place) -> Call:
+    place.write("qa.csv", FILES["qa.csv"])
+    return place.stage("prepare_data", instructions=[{"path": "qa.csv", "columns": {"promt": "Q", "answer": "A"}}])
+
+
+def unknown_name_of_data(place: Place) -> Call:
+    place.write("qa.csv", FILES["qa.csv"])
+    place.patch.setattr(sys, "argv", ["data", "{path: qa.csv, columns: {promt: Q, answer: A}}"])
+    return data.main
+
+
 def mapping_by_hand(place: Place) -> Call:
     return place.stage_by_hand("prepare_data", "--prompts", "{path: ]", "--output_dir", "out")
 
 
 CASES = [
     *(of_setting(*setting) for setting in SETTINGS),
+    Case("name of a column, to a stage", unknown_name_of_stage, "a column 'promt'; did you mean 'prompt'?"),
+    Case("name of a column, to data", unknown_name_of_data, "a column 'promt'; did you mean 'prompt'?"),
     Case("recipe that is a pipe", pipe("toy.yaml"), f"toy.yaml {PIPE}"),
     Case("rows that are a pipe", pipe("chats.jsonl"), f"data.instructions: HERE/chats.jsonl {PIPE}"),
     Case("template that is a pipe", pipe("t.jinja", "prepare_base.chat_template=t.jinja"), f"HERE/t.jinja {PIPE}"),

@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.main import get_command
 
-from commands import assess, chat, check, generate, rewardbench, scale, score
+from commands import assess, chat, check, generate, rewardbench, scale, score, speakers
 from data_schemas.unexpected import guarded
 from pipeline import cli
 from pipeline.cli.app import app
@@ -150,12 +150,15 @@ def test_check_shows_escapes(terminal, tiny_model, tmp_path):
 
 def test_chat_shows_escapes_and_reads_what_is_typed(terminal, tiny_model, monkeypatch):
     dialogs = []
-    monkeypatch.setattr(chat, "encode_prompt", lambda _, dialog: dialogs.append([m.content for m in dialog]) or [1, 2])
+    encoded = [1, 2]
+    monkeypatch.setattr(
+        speakers, "encode_prompt", lambda _, dialog: dialogs.append([m.content for m in dialog]) or encoded
+    )
     typed = f"{HELLO}\n\n".encode()
     words = [tiny_model, "--max_new_tokens", "6", "--temperature", "0", "--use_cpu"]
     out, err = terminal(chat.main, *words, typed=typed)
     assert dialogs == [[HELLO]]
-    check_ascii(out, err, shows_korean=False)
+    check_ascii(out, err, shows_korean=True)
 
 
 def test_generate_and_score_show_escapes(terminal, tiny_model, tiny_reward_model, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -129,6 +130,19 @@ def test_columns_of_no_kind_are_a_report_with_what_is_expected(files):
     assert "documents     text\n" in "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
+def test_columns_of_no_kind_give_a_command_that_a_shell_can_run(files):
+    (files / "$fragen.csv").write_text("Frage,Antwort,Quelle: x\nWann?,Um 9.,web\n")
+    (files / "fragen.csv").write_text("Frage,Antwort,Quelle\nWann?,Um 9.,web\n")
+    for name in ("fragen.csv", "$fragen.csv"):
+        (line,) = [line for line in data(files, name).stdout.splitlines() if line.startswith("alignloop data ")]
+        (given,) = shlex.split(line)[2:]
+        assert yaml.safe_load(given) == {"path": name, "columns": {"prompt": "Frage", "answer": "Antwort"}}
+        assert "read as     instructions, by the columns prompt + answer (1)" in data(files, given).stdout
+    assert line != 'alignloop data "{path: $fragen.csv, columns: {prompt: Frage, answer: Antwort}}"'
+    (files / "one.csv").write_text("Absatz\nHallo\n")
+    assert data(files, "one.csv").stdout.endswith('\nalignloop data "{path: one.csv, columns: {text: Absatz}}"\n')
+
+
 def test_without_a_model_nothing_heavy_is_imported(files):
     program = (
         "import sys, runpy; sys.argv = ['data.py', 'pairs.jsonl']\n"
@@ -156,8 +170,23 @@ def test_it_shows_what_curation_would_drop_and_which_evaluation_prompts_the_rows
     shown = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 4}
     assert [shown.get(rule) for rule in ("exact_duplicate", "near_duplicate", "empty_answer")] == ["1", "1", "1"]
     assert "line 5: Is the question" in done.stdout
+    report = done.stdout[: done.stdout.index("row 1 (")]
+    assert "what `curate: {}` would drop (nothing is dropped now)" in report and "gopher" not in report
+    (limits,) = [line.split()[1:4] for line in report.splitlines() if "near_duplicate" in line]
+    assert limits[0] == "1" and float(limits[1]) > 0.8 and limits[2] == "0.8"
     done = data(tmp_path, "rows.jsonl", "--evaluation", "asked.txt", columns=120)
     overlap = "asked: 1 of its 2 prompts are in these rows (1 completely), 1 share an 8-gram; longest span 10 words"
     assert overlap in " ".join(done.stdout.split())
     done = data(tmp_path, "rows.jsonl", "--evaluation", "gone.txt")
     assert (done.returncode, done.stderr) == (2, "error: gone.txt does not exist (nor is it a hub name, owner/name)\n")
+
+
+def test_rules_that_a_recipe_has_to_ask_for_are_in_a_table_of_their_own(tmp_path):
+    """A short text that is there twice: by default only its copy is dropped, and by a rule for the web both."""
+    (tmp_path / "texts.txt").write_text("Bern opens at 9.\n\nBern opens at 9.\n")
+    report = data(tmp_path, "texts.txt", columns=120).stdout
+    first, second = report.split(
+        "what document_rules or dialog_rules of `curate` would drop if a recipe asked for them"
+    )
+    shown = [[line.split()[:4] for line in part.splitlines() if "line " in line] for part in (first, second)]
+    assert shown == [[["exact_duplicate", "1", "1", "1"]], [["gopher_min_words", "2", "4", "50"]]]

@@ -7,7 +7,10 @@ import pytest
 from data_schemas.errors import UserError
 from data_schemas.rows import for_template
 
-ADVICE = " (set on_bad_row: set_aside to skip and keep such rows in rejected_rows.jsonl)"
+ADVICE = (
+    " (set data.on_bad_row: set_aside in a recipe, or --on_bad_row set_aside of a stage, to skip such rows and keep "
+    "them in rejected_rows.jsonl)"
+)
 
 
 def user(text):

@@ -210,7 +210,8 @@ def test_bytes_that_are_not_utf8_are_a_bad_row_in_jsonl_and_an_error_in_other_fi
     assert len(read_documents(tmp_path / "a.jsonl", on_bad_row="set_aside").rows) == 1
     (tmp_path / "a.csv").write_bytes(b"text\na\ncaf\xe9\n")
     assert fails(read_documents, tmp_path / "a.csv", on_bad_row="set_aside") == (
-        f"{tmp_path}/a.csv:3: found byte 0xe9, expected UTF-8 text"
+        f'{tmp_path}/a.csv:3: found byte 0xe9, expected UTF-8 text; save it as "CSV UTF-8", or convert it: '
+        "iconv -f cp1252 -t utf-8"
     )
 
 

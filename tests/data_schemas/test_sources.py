@@ -6,9 +6,12 @@ import pytest
 
 from data_schemas.column_checks import check_columns
 from data_schemas.errors import ConfigError
+from data_schemas.known_columns import check_names
 from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts
+from data_schemas.row_kinds import KINDS
 from data_schemas.sources import Source
 from data_schemas.splitting import num_copies
+from data_schemas.survey import survey
 from tests.data_schemas.raw_rows import assistant, fails, lines, messages_of, user
 
 
@@ -80,6 +83,32 @@ def test_a_column_that_the_file_lacks_is_named_before_anything_runs(tmp_path):
     )
     assert fails(read_conversations, given) == expected
     assert fails(check_columns, Source.of(given), "instructions") == expected
+
+
+def test_a_name_that_no_format_of_rows_has_is_refused(tmp_path):
+    path = lines(tmp_path / "qa.csv", "Frage,Antwort\nHi,Yo\n")
+    given = {"path": str(path), "columns": {"promt": "Frage", "answer": "Antwort"}}
+    expected = f"{path}: columns={{promt: Frage}}: no format of rows has a column 'promt'; did you mean 'prompt'?"
+    assert fails(read_conversations, given) == expected
+    assert fails(check_columns, Source.of(given), "instructions") == expected
+    assert fails(survey, Source.of(given)) == expected
+
+
+def test_exchanged_sides_of_columns_are_named(tmp_path):
+    path = lines(tmp_path / "qa.csv", "Frage,Antwort,Quelle\nHi,Yo,web\n")
+    given = {"path": str(path), "columns": {"Frage": "prompt", "answer": "Antwort", "Quelle": "zzz"}}
+    expected = (
+        f"{path} has no column 'prompt', which `columns` gives as Frage; it has Frage, Antwort, Quelle; "
+        "the sides are exchanged? expected {prompt: Frage}"
+    )
+    assert fails(read_conversations, given) == expected
+    assert fails(survey, Source.of(given)) == expected
+
+
+def test_every_column_that_a_format_or_a_row_has_can_be_named():
+    columns = {name for _, dialects in KINDS.values() for dialect in dialects for name in dialect.columns}
+    others = "tag reference tools group_id source strength difficulty score system context history edited between label"
+    check_names(dict.fromkeys({*columns, *others.split(), "weight", "images", "kto_tag"}, "x"), where="x")
 
 
 def test_large_tables_are_checked_by_their_header(tmp_path):

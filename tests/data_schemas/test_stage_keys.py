@@ -55,6 +55,11 @@ def test_a_value_gets_its_keys_type(stage, name, value, typed):
         ("sft", {"beta": 0.1}, "here: unknown key 'beta' of stage sft"),
         (
             "sft",
+            {"judge_share": 0.1},
+            "here: unknown key 'judge_share' of stage sft; it is a key of the section data (of the stage prepare_data)",
+        ),
+        (
+            "sft",
             {"per_device_train": 3},
             "here: unknown key 'per_device_train' of stage sft; did you mean 'per_device_train_batch_size'?",
         ),

@@ -28,13 +28,31 @@ def test_a_short_evaluation_prompt_leaves_nothing_out_and_a_long_one_is_reported
         assert len(trained) == 34 - left_out
         assert record.metrics["dialogs_left_out"] == 2 * left_out  # the dialogs and their prompts
     assert record.warnings == [
-        f"{tmp_path}/held_out.jsonl: ignored columns: topic",
-        "left out: 4 of 34 dialogs that ask an evaluation prompt in a later turn, 0 of 0 documents that contain one; "
-        "most because of 'Please say more of it' (4)",
+        "left out: 4 of 34 dialogs that ask an evaluation prompt in a later turn; as 'Please say more of it'"
     ]
+    assert record.notes == [f"{tmp_path}/held_out.jsonl: ignored columns: topic"]
     log = (folder / "log.txt").read_text(encoding="utf-8")
     assert "WARNING" in next(line for line in log.splitlines() if "left out: 4 of 34" in line)
     assert log.count("ignored columns: topic") == 1
+
+
+def test_documents_that_contain_an_evaluation_prompt_are_reported_without_dialogs(tmp_path):
+    asked = ["Please say more of it", "Why is the sky so blue?"]
+    write_jsonl(tmp_path / "held_out.jsonl", [{"prompt": text} for text in asked])
+    write_jsonl(tmp_path / "rows.jsonl", [dialog(f"Question {number} about a town?", "Yes.") for number in range(30)])
+    texts = [*asked, asked[1], *(f"A text {number}" for number in range(9))]
+    write_jsonl(tmp_path / "documents.jsonl", [{"text": f"{text} {place}."} for place, text in enumerate(texts)])
+    record = run_here(
+        "prepare_data",
+        tmp_path / "out",
+        documents=[tmp_path / "documents.jsonl"],
+        instructions=[tmp_path / "rows.jsonl"],
+        evaluation_prompts=[tmp_path / "held_out.jsonl"],
+    )
+    assert record.warnings == [
+        "left out: 3 of 12 documents that contain an evaluation prompt; most because of 'Why is the sky so blue?' (2)"
+    ]
+    assert not record.notes
 
 
 def test_rows_with_one_first_user_message_are_split_by_their_system_messages(tmp_path):

@@ -226,7 +226,7 @@ def costs(steps: Sequence[StepFacts]) -> Table | None:
         for step in steps
         if (cost := step.entry.get("cost"))
     ]
-    return Table(("step", "seconds", "estimated", "GiB", "estimated"), rows) if rows else None
+    return Table(("step", "seconds", *terminal.COSTS), rows) if rows else None
 
 
 def _parts(step: StepFacts) -> list[tuple[str, float]]:

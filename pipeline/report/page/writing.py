@@ -147,10 +147,10 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
 
 def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
     """What a reader should know before the numbers: the table's remarks, warnings, and what could not be read."""
-    said = rounds.remarks(summary)
-    said += [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
-    said += unread(steps, evaluated)
-    return [f"{text[:1].upper()}{text[1:]}" for text in said]
+    remarks = [f"{text[:1].upper()}{text[1:]}" for text in rounds.remarks(summary)]
+    # These begin with the name of a step, which is written as it is.
+    warnings = [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
+    return [*remarks, *warnings, *unread(steps, evaluated)]
 
 
 def _recipe(recipe: RecipeEntry | None) -> Mapping[str, object]:

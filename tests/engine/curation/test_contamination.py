@@ -64,5 +64,11 @@ def test_the_prompts_that_cause_most_drops_are_named_with_their_numbers():
     documents = [Document(text="A quiz: what is the capital?")]
     prompts = [Prompt(prompt=[user(text)]) for text in texts]
     assert most_frequent_causes(prompts, dialogs=dialogs, documents=documents) == (
-        "'Which word is the past of go?' (3), 'What is the capital?' (2), 'How many legs has a cat?' (2)"
+        "most because of 'Which word is the past of go?' (3), 'What is the capital?' (2), "
+        "'How many legs has a cat?' (2)"
     )
+    dialogs = [later[1], later[0], later[1], later[2]]
+    assert most_frequent_causes(prompts, dialogs=dialogs, documents=[]) == (
+        "most because of 'Which word is the past of go?' (2)"
+    )
+    assert most_frequent_causes(prompts, dialogs=later, documents=[]) == "as 'What is the capital?'"

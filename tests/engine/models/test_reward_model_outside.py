@@ -78,14 +78,15 @@ def test_a_reward_model_has_the_contract_of_its_policy(tiny_model, tiny_reward_m
     assert plain_template(str(policy.chat_template)) == policy.chat_template
 
 
-def test_the_card_says_how_to_score_and_names_no_folder_of_this_machine(tiny_reward_model, tmp_path):
+def test_the_card_says_how_to_score_and_names_no_folder_of_this_machine(tiny_reward_model, tmp_path, monkeypatch):
     card = (tiny_reward_model / CARD).read_text()
     for part in ("# Reward model", "AutoModelForSequenceClassification", "pairs.jsonl", "<|im_end|>", "step "):
         assert part in card
     for folder in (str(tiny_reward_model.parent.parent), str(tmp_path.parent), "/tmp"):
         assert folder not in card
     code = card.split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {"folder": str(tiny_reward_model)}
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tiny_reward_model)
     exec(code, names)
     assert names["scores"].shape == (1,)
     record = Artifact.read(tiny_reward_model.parent)

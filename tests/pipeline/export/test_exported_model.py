@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+from engine.models.card import CARD
 from pipeline.export.card import UNKNOWN, Card
 from pipeline.export.folder import check_model, find_model, write_folder
 from pipeline.state.lineage import lineage_of
@@ -62,3 +64,13 @@ def test_the_exported_folder_has_the_logits_of_the_steps_model(tmp_path, tiny_mo
     found = json.loads(done.stdout.splitlines()[-1])
     vocabulary = json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"]
     assert found == {"ours": [], "shape": [1, vocabulary], "is_random": True, "equal": True}
+    for card in (tmp_path / "out" / "README.md", run / step / "model" / CARD):
+        runs_as_written(card)
+
+
+def runs_as_written(card: Path) -> None:
+    """The card's program runs in the folder of the card, in a process without our packages."""
+    code = card.read_text().split("```python\n")[1].split("```")[0]
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=card.parent, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr

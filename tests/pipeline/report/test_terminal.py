@@ -38,6 +38,41 @@ def test_status_shows_every_step_and_the_table_by_round(world):
         ]
 
 
+COSTS_BY_WIDTH = {
+    80: [],
+    100: [],
+    120: [],
+    127: ["GiB"],
+    140: ["GiB", "est. GiB"],
+    150: ["est. s", "GiB", "est. GiB"],
+}
+
+
+@pytest.mark.parametrize(("width", "costs"), COSTS_BY_WIDTH.items())
+def test_the_table_of_steps_shows_every_number_and_leaves_out_costs_first(world, width, costs):
+    world.run()
+    numbers = {
+        "sft": {"eval_loss_at_step_0": 5.1234, "eval_loss": 2.3456},
+        "dpo": {"eval_rewards/accuracies": 0.875, "eval_rewards/margins": 0.0625},
+    }
+    cost = {"estimated_seconds": [117.0, 141.0], "memory": 1.5 * 2**30, "estimated_memory": 1.25 * 2**30}
+    step = world.summary()["steps"][0] | {"state": "ran", "seconds": 123.4, "cost": cost}
+    folders = {"sft": "round-0.sft-15874d45", "dpo": "round-1.rejection_sampling-0123abcd"}
+    steps = [step | {"stage": stage, "metrics": numbers[stage], "folder": folders[stage]} for stage in numbers]
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(terminal.steps_table(world.summary() | {"steps": steps}, width=width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    text = "".join(lines)
+    assert [head for head in terminal.COSTS if f" {head} |" in lines[1]] == costs
+    for name in numbers["sft"] | numbers["dpo"]:
+        value = (numbers["sft"] | numbers["dpo"])[name]
+        assert any(f"{name} {value:.3f}" in line for line in lines), name
+    assert "…" not in text and "123.4" in text and "round-0.sft-15874d45" in text
+    joined = "".join(line.split("|")[1].strip() for line in lines if "|" in line)
+    assert "round-1.rejection_sampling-0123abcd" in joined
+
+
 def test_the_table_by_round_has_rows_for_each_tag_of_the_prompts(world):
     world.run()
     summary = world.summary()

@@ -130,6 +130,15 @@ def test_names_from_a_foreign_run_are_shown_as_text(tmp_path, where):
     assert not re.search("[\x00\x1b\u202e]", content) and "alert" in content
 
 
+def test_a_warning_begins_with_the_name_of_its_step_as_it_is(tmp_path):
+    folder = write_run(tmp_path / "toy")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["steps"][0] |= {"name": "prepare_data", "warnings": ["left out: 2 of 9 dialogs"]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    content, _ = page_of(folder)
+    assert "prepare_data: left out: 2 of 9 dialogs" in content and "Prepare_data" not in content
+
+
 def test_without_samples_no_prompt_and_no_answer_is_in_the_page(tmp_path):
     content, _ = page_of(write_run(tmp_path / "toy", shows_samples=False))
     assert "says 1" not in content and "Name a sound" not in content
