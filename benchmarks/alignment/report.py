@@ -271,8 +271,8 @@ rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{othe
 """
 
 OTHERS = {  # pages of other parts, mentioned where they have been written
-    "alignment-best-of.md": """
-[Best of n by a stale and by a refitted reward model](alignment-best-of.md) says what refitting it buys.""",
+    "alignment-headroom.md": """
+[What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
     "alignment-real-model.md": """
 [Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
     "alignment-rl.md": """

@@ -4,7 +4,7 @@
     python -m benchmarks.alignment world --only "DPO alone" --seeds 0 1
     python -m benchmarks.alignment smollm2 --base_model DIR     # a real model on prompts that a program can check
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
-    python -m benchmarks.alignment best_of                      # a stale and a refitted reward model
+    python -m benchmarks.alignment headroom                     # what is left to find, and who finds it
     python -m benchmarks.alignment curation                     # SFT on dirty rows, as they are and curated
     python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
     python -m benchmarks.alignment llm_judge                    # annotated by an LLM judge with noise and order bias
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.alignment import best_of, curation, llm_judge, real_model, reinforcement
+from benchmarks.alignment import curation, headroom, llm_judge, real_model, reinforcement
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
 from benchmarks.alignment.report import CONTROLS, FULL, ROOT, report, run_folder
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "part",
-        choices=["world", "smollm2", "report", "best_of", "rl", "curation", "llm_judge"],
+        choices=["world", "smollm2", "report", "headroom", "rl", "curation", "llm_judge"],
         help="what to run; each prints or writes a report",
     )
     parser.add_argument(
@@ -87,8 +87,8 @@ def main() -> None:
     if arguments.part == "rl":
         reinforcement.main(arguments.seeds, arguments.docs)
         return
-    if arguments.part == "best_of":
-        best_of.main(arguments.seeds, arguments.docs)
+    if arguments.part == "headroom":
+        headroom.main(arguments.seeds, arguments.docs)
         return
     if arguments.part == "curation":
         curation.main(arguments.seeds)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.alignment import best_of, checkable, controls, curation, real_model, report, run
+from benchmarks.alignment import checkable, controls, curation, headroom, real_model, report, run
 from tests.stage_runs import run_here
 from tests.toy_rows import write_jsonl
 from toy_world.make import make
@@ -275,23 +275,35 @@ def test_the_best_of_n_is_the_mean_over_all_ways_to_draw_n_answers():
             np.mean([row[max(some, key=by.__getitem__)] for some in drawn])
             for by, row in zip(by_PN, values_PN, strict=True)
         ]
-        assert best_of.best_of(n, by_PN, values_PN) == pytest.approx(expected)
+        assert headroom.best_of(n, by_PN, values_PN) == pytest.approx(expected)
 
 
-def test_the_page_of_the_best_of_n_has_both_reward_models(tmp_path, monkeypatch):
+def test_a_vote_takes_the_most_frequent_of_n_answers():
+    texts, values_PN = [["a", "b", "b", "c", "a", "a"]], np.array([[1.0, 5.0, 5.0, 7.0, 1.0, 1.0]])
+    assert headroom.voted(3, texts, values_PN).tolist() == [3.0]  # of b, and of a
+    assert headroom.voted(6, texts, values_PN).tolist() == [1.0]
+    assert headroom.voted(1, texts, values_PN) == pytest.approx([20 / 6])
+
+
+def test_the_page_of_the_headroom_has_both_reward_models(tmp_path, monkeypatch):
     """The stale one prefers the worse answers, the other one the better ones."""
-    monkeypatch.setattr(best_of, "RUNS", tmp_path)
-    monkeypatch.setattr(best_of, "gold", lambda prompt, answer, ended: float(answer))
-    monkeypatch.setattr(best_of, "run", lambda seeds: None)
-    folder = tmp_path / "best-of-0"
+    monkeypatch.setattr(headroom, "RUNS", tmp_path)
+    monkeypatch.setattr(headroom, "gold", lambda prompt, answer, ended: float(answer))
+    monkeypatch.setattr(headroom, "run", lambda seeds: None)
+    folder = tmp_path / "headroom-0"
     folder.mkdir()
-    for name, sign in ((best_of.STALE, -1), (best_of.REFITTED, 1)):
-        answers = [{"text": str(value), "ended": True, "score": sign * value} for value in range(best_of.NUM_ANSWERS)]
+    for number, temperature in itertools.product((1, 2), headroom.TEMPERATURES):
+        answer = {"text": str(number + temperature), "ended": True}
+        write_jsonl(folder / f"round-{number}-{temperature}.jsonl", [{"prompt": [], "candidates": [answer]}] * 2)
+    for name, sign in ((headroom.STALE, -1), (headroom.REFITTED, 1)):
+        answers = [{"text": str(value), "ended": True, "score": sign * value} for value in range(headroom.NUM_ANSWERS)]
         write_jsonl(folder / f"{name}.jsonl", [{"prompt": [], "candidates": answers}] * 2)
-    best_of.main([0, 1], tmp_path)
-    page = (tmp_path / best_of.PAGE).read_text()
-    assert "Seeds: 1." in page and "| 1 | 0.00 | 63.500 | +0.00 | 63.500 | +0.00 | 63.500 |" in page
-    last = f"| 128 | {math.log(128) - 127 / 128:.2f} | 0.000 | +63.50 | 127.000 | +63.50 | 127.000 |"
+    headroom.main([0, 1], tmp_path)
+    page = (tmp_path / headroom.PAGE).read_text()
+    assert "Seeds: 1." in page and "| 1 | 0.00 | 63.500 | +0.00 | 63.500 | +0.00 | 63.500 | 63.500 |" in page
+    last = f"| 128 | {math.log(128) - 127 / 128:.2f} | 0.000 | +63.50 | 127.000 | +63.50 | 0.000 | 127.000 |"
     assert last in page and "Its peak is at n = 1" in page
     assert "- Best of 128, the last round's above round 1's: +127.000 [+127.000, +127.000]." in page
-    assert (tmp_path / best_of.PLOT).read_text().startswith("<?xml")
+    assert "| 0.4 | 1.400 | 2.400 |" in page
+    assert "- From round 1 to the last at temperature 0: +1.000 [+1.000, +1.000]." in page
+    assert (tmp_path / headroom.PLOT).read_text().startswith("<?xml")

@@ -1,15 +1,18 @@
-"""What a refitted reward model sees that a stale one does not: best-of-n from one policy, by either (Gao et al.).
+"""What is left to find in a policy's answers, and who finds it: reward models, a vote, or a lower temperature.
 
-    python -m benchmarks.alignment best_of
+    python -m benchmarks.alignment headroom
 
 Of finished runs of the full recipe, the policy before the last round answers the held-out prompts NUM_ANSWERS times.
 The reward model of round 1, which knows only answers of the first policy, and that of the last round score them. The
 gold score of the best of n by either, for n up to NUM_ANSWERS, is estimated without bias from all answers (Gao et al.,
-arXiv 2210.10760, and Stiennon et al., arXiv 2009.01325). Best-of-n is ln n - (n - 1) / n nats from the policy.
+arXiv 2210.10760, and Stiennon et al., arXiv 2009.01325). Best-of-n is ln n - (n - 1) / n nats from the policy. A vote
+takes the most frequent of n answers (self-consistency, Wang et al., arXiv 2203.11171). The policies of all rounds also
+answer once more at lower temperatures.
 """
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +26,10 @@ NUM_ANSWERS = 128
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPORTED = (8, 128)  # the n of rejection sampling, and the largest
 STALE, REFITTED, BY_GOLD = "stale", "refitted", "gold"
-PAGE, PLOT = "alignment-best-of.md", "alignment-best-of.svg"
+VOTE = "vote"
+TEMPERATURES = (1.0, 0.4, 0.0)
+ANSWERS_AT = 8  # to each prompt at a temperature; one at 0, where all are equal
+PAGE, PLOT = "alignment-headroom.md", "alignment-headroom.svg"
 
 
 def run(seeds: Sequence[int]) -> None:
@@ -37,9 +43,18 @@ def run(seeds: Sequence[int]) -> None:
         policy, answers = run / steps[f"round-{last - 1}.dpo"], folder / "answers.jsonl"
         prompts = run / steps["prepare_data"] / "evaluation_prompts.jsonl"
         common = ["--use_cpu", "--generation_batch_size", "256"]
-        if not answers.exists():
-            sampled = ["--num_answers", str(NUM_ANSWERS), "--max_new_tokens", "32", *common]
-            launch(["pipeline.cli", "generate", str(policy), str(prompts), "-o", str(answers), *sampled], core)
+
+        def sample(model: Path, file: Path, *options: object) -> None:
+            if not file.exists():
+                words = ["generate", model, prompts, "-o", file, "--max_new_tokens", 32, *options]
+                launch(["pipeline.cli", *map(str, words), *common], core)
+
+        sample(policy, answers, "--num_answers", NUM_ANSWERS)
+        for number in range(1, last + 1):
+            for temperature in TEMPERATURES:
+                of_round = folder / f"round-{number}-{temperature}.jsonl"
+                options = ("--temperature", temperature, "--num_answers", ANSWERS_AT if temperature else 1)
+                sample(run / steps[f"round-{number}.dpo"], of_round, *options)
         for name, number in ((STALE, 1), (REFITTED, last)):
             scored = folder / f"{name}.jsonl"
             if not scored.exists():
@@ -50,7 +65,7 @@ def run(seeds: Sequence[int]) -> None:
 
 
 def _folder(seed: int) -> Path:
-    return RUNS / f"best-of-{seed}"
+    return RUNS / f"headroom-{seed}"
 
 
 def _steps(seed: int) -> dict[str, str]:
@@ -71,6 +86,62 @@ def scores_of(seed: int) -> dict[str, np.ndarray]:
     return found
 
 
+def gold_of_file(file: Path) -> np.ndarray:
+    """The gold score of every answer of a file, [P, N]."""
+    groups = [json.loads(line) for line in file.read_text().splitlines()]
+    return np.array(
+        [[gold(group["prompt"], one["text"], one["ended"]) for one in group["candidates"]] for group in groups]
+    )
+
+
+def voted(n: int, texts: Sequence[Sequence[str]], values_PN: np.ndarray) -> np.ndarray:
+    """For each prompt the value of the most frequent of n answers, the first of several; mean of N / n draws, [P]."""
+    num = values_PN.shape[1]
+    chosen_PD = np.array(
+        [
+            [_most_frequent(of_prompt[start : start + n]) + start for start in range(0, num - n + 1, n)]
+            for of_prompt in texts
+        ]
+    )
+    return np.take_along_axis(values_PN, chosen_PD, axis=1).mean(axis=1)
+
+
+def _most_frequent(texts: Sequence[str]) -> int:
+    counts = Counter(texts)
+    return max(range(len(texts)), key=lambda place: (counts[texts[place]], -place))
+
+
+def texts_of(seed: int) -> list[list[str]]:
+    lines = (_folder(seed) / f"{STALE}.jsonl").read_text().splitlines()
+    return [[one["text"] for one in json.loads(line)["candidates"]] for line in lines]
+
+
+def temperatures(seeds: Sequence[int]) -> list[str]:
+    """The mean gold of each round's DPO policy at each temperature, a line a temperature."""
+    by_seed = [sorted(_folder(seed).glob(f"round-*-{TEMPERATURES[0]}.jsonl")) for seed in seeds]
+    rounds = min(map(len, by_seed))
+    head = ["temperature", *(f"round {number}" for number in range(1, rounds + 1))]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for temperature in TEMPERATURES:
+        means = [
+            np.mean([gold_of_file(_folder(seed) / f"round-{number}-{temperature}.jsonl").mean() for seed in seeds])
+            for number in range(1, rounds + 1)
+        ]
+        lines.append(f"| {temperature:g} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    lines.append("")
+    for temperature in TEMPERATURES:
+        first_SP, last_SP = (
+            np.array(
+                [gold_of_file(_folder(seed) / f"round-{number}-{temperature}.jsonl").mean(axis=1) for seed in seeds]
+            )
+            for number in (1, rounds)
+        )
+        lines.append(
+            f"- From round 1 to the last at temperature {temperature:g}: {shown(pooled_interval(last_SP - first_SP))}."
+        )
+    return lines
+
+
 def best_of(n: int, by_PN: np.ndarray, values_PN: np.ndarray) -> np.ndarray:
     """For each prompt the expected value of the answer that is best by `by_PN` of n drawn without replacement, [P]."""
     num = by_PN.shape[1]
@@ -80,12 +151,15 @@ def best_of(n: int, by_PN: np.ndarray, values_PN: np.ndarray) -> np.ndarray:
 
 
 def curves(seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """The gold score of the best of each of SIZES by stale, refitted and gold; of each prompt, [S, n, P]."""
+    """The gold score of the best of each of SIZES by stale, refitted, a vote and gold; of each prompt, [S, n, P]."""
     scores = [scores_of(seed) for seed in seeds]
-    return {
+    found = {
         name: np.array([[best_of(n, one[name], one[BY_GOLD]) for n in SIZES] for one in scores])
         for name in (STALE, REFITTED, BY_GOLD)
     }
+    texts = [texts_of(seed) for seed in seeds]
+    votes = [[voted(n, of_seed, one[BY_GOLD]) for n in SIZES] for of_seed, one in zip(texts, scores, strict=True)]
+    return found | {VOTE: np.array(votes)}
 
 
 def proxies(seeds: Sequence[int], name: str) -> np.ndarray:
@@ -99,15 +173,15 @@ def table(gold_of: dict[str, np.ndarray], seeds: Sequence[int]) -> list[str]:
     rises = {name: proxies(seeds, name) for name in (STALE, REFITTED)}
     lines = [
         "| n | KL, nats | gold, best by round 1's | its own reward rises by | gold, best by the last round's | its own "
-        "reward rises by | gold, best by gold |",
-        "|---|---|---|---|---|---|---|",
+        "reward rises by | gold, by vote | gold, best by gold |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for place, n in enumerate(SIZES):
         means = {name: gold_SnP[:, place].mean() for name, gold_SnP in gold_of.items()}
         cells = [str(n), f"{math.log(n) - (n - 1) / n:.2f}"]
         for name in (STALE, REFITTED):
             cells += [f"{means[name]:.3f}", f"{rises[name][place]:+.2f}"]
-        lines.append(f"| {' | '.join([*cells, f'{means[BY_GOLD]:.3f}'])} |")
+        lines.append(f"| {' | '.join([*cells, f'{means[VOTE]:.3f}', f'{means[BY_GOLD]:.3f}'])} |")
     return lines
 
 
@@ -122,7 +196,11 @@ def differences(gold_of: dict[str, np.ndarray]) -> list[str]:
         lines.append(
             f"- Best of {n}, the last round's above round 1's: {shown(pooled_interval(difference_SP))}{beside}."
         )
-    for name, label in ((STALE, "round 1's"), (REFITTED, "the last round's")):
+    above_SP = gold_of[VOTE][:, -1] - gold_of[REFITTED][:, -1]
+    lines.append(
+        f"- The most frequent of {SIZES[-1]} above the last round's choice: {shown(pooled_interval(above_SP))}."
+    )
+    for name, label in ((STALE, "round 1's"), (REFITTED, "the last round's"), (VOTE, "vote")):
         gain_SP = gold_of[name][:, -1] - gold_of[name][:, 0]
         lines.append(f"- Best of {SIZES[-1]} by {label} above one answer: {shown(pooled_interval(gain_SP))}.")
         peak = int(gold_of[name].mean(axis=(0, 2)).argmax())
@@ -151,6 +229,7 @@ def draw(gold_of: dict[str, np.ndarray], path: Path) -> None:
         axes.plot(
             roots, gold_of[name].mean(axis=(0, 2)), color=colour, marker="o", markersize=4, label=f"best by {label}"
         )
+    axes.plot(roots, gold_of[VOTE].mean(axis=(0, 2)), color="C2", marker="o", markersize=4, label="the most frequent")
     axes.plot(roots, gold_of[BY_GOLD].mean(axis=(0, 2)), color="C7", linestyle=":", label="best by gold")
     axes.set(xlabel="square root of the KL to the policy (nats)", ylabel="gold score of the best of n")
     axes.grid(alpha=0.3)
@@ -158,18 +237,22 @@ def draw(gold_of: dict[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-TEXT = """# Best of n by a stale and by a refitted reward model
+TEXT = """# What is left to find in the answers, and who finds it
 
 In the demo's world, the policy before the last of six rounds answers 300 held-out prompts {num} times. The reward model
 of round 1 has learnt from answers of the first policy only, that of the last round from the answers of all rounds.
-The table has the gold score of the best of n answers by either: what rejection sampling would train on. Seeds: {seeds}.
-Measured by `python -m benchmarks.alignment best_of`. Intervals are those of [the table of rounds](alignment.md).
+The table has the gold score of the best of n answers by either, and of the most frequent of n. Seeds: {seeds}. Measured
+by `python -m benchmarks.alignment headroom`. Intervals are those of [the table of rounds](alignment.md).
 
 {table}
 
 {differences}
 
 ![gold over the square root of the KL]({plot})
+
+The gold score of the policy of each round, after DPO, by the temperature of its answers:
+
+{temperatures}
 """
 
 
@@ -184,6 +267,7 @@ def main(seeds: Sequence[int], docs: Path) -> None:
         table="\n".join(table(gold_of, done)),
         differences="\n".join(differences(gold_of)),
         plot=PLOT,
+        temperatures="\n".join(temperatures(done)),
     )
     (docs / PAGE).write_text(text)
     print(text)
