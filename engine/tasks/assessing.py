@@ -81,13 +81,13 @@ class Assessor:
         return ComparingPanel(LLMJudge.of(self.stage, LLMJudgeArguments(**keys), str(judge.llm)), self.answers)
 
     def assessed(self, name: str, panel: Panel) -> Assessed:
-        candidate = self.assessment.candidates[name]
+        candidate, baseline = self.assessment.candidates[name], self.assessment.compared_with
         return Assessed(
             name=name,
             is_endpoint=candidate.endpoint is not None,
             training_cost=candidate.training_cost,
             score=panel.score(name),
-            wins=panel.compare(name, self.assessment.compared_with),
+            wins=None if name == baseline else panel.compare(name, baseline),
             characters=float(np.mean([len(one.text) for one in self.answers[name]])),
             measures=self.measures[name],
         )

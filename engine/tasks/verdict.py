@@ -23,13 +23,13 @@ class Assessed:
     is_endpoint: bool
     training_cost: float | None  # None: it is not trained
     score: float | None  # mean of its answers, where the judge scores single ones
-    wins: Interval  # against the baseline
+    wins: Interval | None  # against the baseline; None: this is the baseline
     characters: float  # of an answer, mean
     measures: Measures
 
 
 def best(candidates: Sequence[Assessed]) -> Assessed | None:
-    return max(candidates, key=lambda one: one.wins.mean, default=None)
+    return max(candidates, key=lambda one: one.wins.mean if one.wins else 0.5, default=None)
 
 
 def untrained(candidates: Sequence[Assessed]) -> list[Assessed]:
@@ -54,7 +54,7 @@ def rows(candidates: Sequence[Assessed]) -> list[tuple[str, ...]]:
         (
             one.name,
             _number(one.score),
-            f"{one.wins.mean:.3f} [{one.wins.low:.2f}, {one.wins.high:.2f}]",
+            f"{one.wins.mean:.3f} [{one.wins.low:.2f}, {one.wins.high:.2f}]" if one.wins else "baseline",
             f"{one.characters:.0f}",
             _number(one.measures.latency, digits=2),
             _money(one.measures.money, times=1000),
@@ -95,9 +95,12 @@ def _without_training(candidates: Sequence[Assessed], compare: Compare) -> str:
     if own is None or served is None:
         only = best(candidates)
         assert only is not None, "an assessment has two candidates"
+        found = f"no candidate wins more often than {only.name}, the baseline"
+        if only.wins:
+            found = f"{only.name} has the most wins ({_percent(only.wins)} against the baseline)"
         return (
-            f"This does not show whether training helps: {only.name} has the most wins ({_percent(only.wins)} against "
-            "the baseline), and no candidate is trained or a larger model to reach; add one of these."
+            f"This does not show whether training helps: {found}, and no candidate is trained or a larger model to "
+            "reach; add one of these."
         )
     wins = compare(served.name, own.name)
     against = f"{served.name} wins {_percent(wins)} against {own.name}, the best model of your own"

@@ -17,7 +17,9 @@ from tests.engine.judging.scripted_judges import by_length, judge
 EVEN, AHEAD, BEHIND = Interval(0.5, 0.4, 0.6), Interval(0.7, 0.6, 0.8), Interval(0.3, 0.2, 0.4)
 
 
-def candidate(name: str, wins: Interval, money: float | None, *, cost: float | None = None, served=False) -> Assessed:
+def candidate(
+    name: str, wins: Interval | None, money: float | None, *, cost: float | None = None, served=False
+) -> Assessed:
     return Assessed(name, served, cost, None, wins, 100.0, Measures(0.5, 0.1, money))
 
 
@@ -51,7 +53,12 @@ def test_the_verdict_compares_training_with_the_best_candidate_without_it(wins, 
 
 
 def test_without_a_trained_candidate_the_verdict_is_about_the_room_for_it():
-    own = [candidate("base", EVEN, None), candidate("prompted", AHEAD, None)]
+    own = [candidate("base", None, None), candidate("prompted", AHEAD, None)]
+    assert [row[2] for row in rows(own)] == ["baseline", "0.700 [0.60, 0.80]"]
+    worse = verdict([own[0], candidate("prompted", BEHIND, None)], lambda one, other: BEHIND)
+    assert worse.startswith(
+        "This does not show whether training helps: no candidate wins more often than base, the base"
+    )
     large = candidate("large", AHEAD, None, served=True)
     assert verdict([*own, large], lambda one, other: AHEAD).startswith("There is room for training: large wins 70%")
     assert "against prompted, the best model of your own" in verdict([*own, large], lambda one, other: EVEN)
@@ -88,7 +95,7 @@ def test_models_with_prompts_and_examples_are_compared_by_a_task(tiny_model, tie
     assert head.split(" | ")[0].strip("| ") == "candidate"
     names = [line.split("|")[1].strip() for line in cells[:4]]
     assert names == list(content["candidates"])
-    assert "0.500 [" in cells[0] and "tuned wins" in cells[4]
+    assert "| baseline " in cells[0] and "tuned wins" in cells[4]
     first, second = read_rows(tmp_path / "a.jsonl", Candidates)
     assert [answer.policy for answer in first.candidates] == names
     assert [message.content for message in second.prompt] == ["Say no."]  # without system prompt and examples
