@@ -83,8 +83,8 @@ def read_documents(
     `with_sources`, a row has the short name of its source, unless it has another `source` itself.
 
     Like the other three readers, raises ConfigError for a path that does not exist, or a name of `columns` that no
-    format of rows has, and DataError for a file that
-    cannot be read, has other columns, or has a bad row and on_bad_row is "error". `advice` ends the last message.
+    format of rows has, and DataError for a file that cannot be read, has other columns, or has a bad row and
+    on_bad_row is "error". `advice` ends the last message.
     """
     return _read(paths, Document, DOCUMENTS, on_bad_row, keep=keep, with_sources=with_sources)
 

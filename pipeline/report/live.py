@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -96,6 +97,8 @@ class RunDisplay:
         if state.state in ("ran", "resumed") and state.artifact is not None:
             for warning in state.artifact.warnings:
                 print_warning(self.console, warning)
+            for note in state.artifact.notes:
+                print_warning(self.console, note, kind="note")
 
     def _show_running(self, position: int, step: Step, state: StepState) -> None:
         now, head = self.clock(), self._line(position, step, state)
@@ -145,9 +148,12 @@ def step_head(position: int, num_steps: int, name: str, state: str, seconds: flo
     return line.append(f"{seconds:7.1f} s")
 
 
-def print_warning(console: Console, warning: str, *, name: str = "") -> None:
-    """A warning in yellow, wrapped on a terminal, and in one line elsewhere."""
-    text = Text(f"warning: {f'{name}: ' if name else ''}{printable(warning)}", style="yellow")
+def print_warning(
+    console: Console, warning: str, *, name: str = "", kind: Literal["warning", "note"] = "warning"
+) -> None:
+    """A warning in yellow, or a harmless note; wrapped on a terminal, and in one line elsewhere."""
+    style = "yellow" if kind == "warning" else "dim"
+    text = Text(f"{kind}: {f'{name}: ' if name else ''}{printable(warning)}", style=style)
     indent = 0 if name else INDENT
     if console.is_terminal:
         console.print(Padding(text, (0, 0, 0, indent)))

@@ -99,13 +99,15 @@ def test_the_warnings_of_a_step_follow_its_line_once(tmp_path):
         files={},
         metrics={},
         warnings=[warning],
+        notes=["faq.csv: ignored columns: team"],
     )
     display(step_of("sft"), StepState(tmp_path, "ran", artifact=artifact))
     lines = printed(console)
+    assert lines.pop().rstrip() == f"{' ' * 8}note: faq.csv: ignored columns: team"
     assert " ".join(" ".join(lines[1:]).split()) == f"warning: {warning}"
     assert all(line.startswith(" " * 8) and len(line) <= 60 for line in lines[1:])
     display(step_of("sft"), StepState(tmp_path, "reused", artifact=artifact))
-    assert len(printed(console)) == len(lines) + 1
+    assert len(printed(console)) == len(lines) + 2
 
 
 def test_live_lines_show_every_step_that_runs(tmp_path):
