@@ -15,6 +15,7 @@ import numpy as np
 ROOT = Path(__file__).absolute().parents[2]
 RUNS = ROOT / "runs"
 FULL, STALE = "full recipe", "reward model not refitted"
+PAGE = "alignment"
 CONTROLS = ("shuffled labels", "swapped pairs", "hash of the text")
 NUM_RESAMPLES = 5_000
 # 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom; with more the last one is used, which is wider.
@@ -227,14 +228,14 @@ def draw(scores: Mapping[str, Scores], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
-    """Writes alignment.md and its plot into the folder, from the finished runs."""
+def report(names: Sequence[str], seeds: Sequence[int], folder: Path, *, page: str = PAGE) -> None:
+    """Writes a page (alignment.md) and its plot into the folder, from the finished runs."""
     scores = {name: found for name in names if (found := scores_of(name, seeds))}
     if FULL not in scores:
         sys.exit("error: no seed has finished the full recipe; run `python -m benchmarks.alignment world` first")
     (_, num_rounds, num_prompts) = np.array(list(scores[FULL].values())).shape
     folder.mkdir(exist_ok=True)
-    draw(scores, folder / "alignment.svg")
+    draw(scores, folder / f"{page}.svg")
     known = reward_models((FULL, STALE), seeds)
     text = TEXT.format(
         seeds=len(scores[FULL]),
@@ -244,9 +245,10 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
         verdict=verdict(scores),
         reward_models=REWARD_MODELS_TEXT.format(table="\n".join(known)) if known else "",
         controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
-        others="".join(text for name, text in OTHERS.items() if (folder / name).exists()),
+        others="".join(text for name, text in OTHERS.items() if (folder / name).exists() and name != f"{page}.md"),
+        page=page,
     )
-    (folder / "alignment.md").write_text(text)
+    (folder / f"{page}.md").write_text(text)
     print(text)
 
 
@@ -267,10 +269,12 @@ differences.
 {reward_models}A small world shows what a part does there, not what it does at scale. Parts left out and controls in two
 rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{others}
 
-![gold by round](alignment.svg)
+![gold by round]({page}.svg)
 """
 
 OTHERS = {  # pages of other parts, mentioned where they have been written
+    "alignment-parts.md": """
+[A reward model that is not refitted, and controls](alignment-parts.md), were run over six rounds with fewer seeds.""",
     "alignment-headroom.md": """
 [What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
     "alignment-real-model.md": """

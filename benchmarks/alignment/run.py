@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.alignment import curation, headroom, llm_judge, real_model, reinforcement
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
-from benchmarks.alignment.report import CONTROLS, FULL, ROOT, report, run_folder
+from benchmarks.alignment.report import CONTROLS, FULL, PAGE, ROOT, report, run_folder
 
 SEEDS = (0, 1, 2, 3, 4)
 ROUNDS = 6
@@ -74,8 +74,9 @@ def main() -> None:
         "--base_model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a model folder or a name on the hub"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    names = {"world": list(SETTINGS), "smollm2": list(real_model.settings())}
+    names = {"world": list(SETTINGS), "report": list(SETTINGS), "smollm2": list(real_model.settings())}
     parser.add_argument("--only", nargs="+", help="some of the variations of the world or of the real model")
+    parser.add_argument("--page", default=PAGE, help="name of the report's page, without .md")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     known = names.get(arguments.part, [])
@@ -98,7 +99,8 @@ def main() -> None:
         return
     if arguments.part == "world":
         run_world(arguments.seeds, arguments.only or known)
-    report(list(SETTINGS), arguments.seeds, arguments.docs)
+    reported = arguments.only if arguments.part == "report" and arguments.only else list(SETTINGS)
+    report(reported, arguments.seeds, arguments.docs, page=arguments.page)
 
 
 if __name__ == "__main__":
