@@ -68,7 +68,7 @@ def test_the_data_have_their_hash_and_number_of_rows(tmp_path):
 def test_results_have_intervals_and_the_settings_of_their_sampling(tmp_path):
     write_run(tmp_path)
     sections = card_of(tmp_path)[1]
-    assert "| wins vs first    | 0.800 [0.70, 0.90] |" in sections["Results"]
+    assert "| wins vs first     | 0.800 [0.70, 0.90] |" in sections["Results"]
     assert (
         "| judge | `gold` |\n| prompts | `30` |\n| temperature | `0.9` |\n| top_p | `1.0` |" in sections["Evaluation"]
     )

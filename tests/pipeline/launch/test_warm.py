@@ -124,9 +124,9 @@ def test_all_children_of_a_warm_step_are_found_and_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "preloaded_modules", list)
     (tmp_path / "step.py").write_text(
         "import os, subprocess, time\n"
-        "if os.fork() == 0:\n    os.setsid(); print('fork', os.getpid(), flush=True); time.sleep(600)\n"
+        "if os.fork() == 0:\n    os.setsid(); os.write(1, b'fork %d\\n' % os.getpid()); time.sleep(600)\n"
         "other = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
-        "print('child', other.pid, flush=True); time.sleep(600)\n"
+        "os.write(1, b'child %d\\n' % other.pid); time.sleep(600)\n"  # in one piece: print() may write several
     )
     environment = os.environ | {command_line.STEP_FOLDER: str(tmp_path)}
     console = tmp_path / "console.txt"
