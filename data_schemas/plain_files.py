@@ -145,8 +145,10 @@ def _check_start(path: Path, content: bytes) -> None:
     """Raises DataError where content, after decompression, begins as a file of another kind does."""
     for start, (kind, remedy) in OTHER_CONTENT.items():
         if content.startswith(start):
-            inside = f"{path} decompressed is {kind}, expected text in UTF-8; decompress it twice"
-            raise DataError(inside if compression_of(path) else f"{path} is {kind}, expected text in UTF-8; {remedy}")
+            is_inside = bool(compression_of(path))
+            if is_inside and remedy.startswith("decompress"):
+                remedy = "decompress it twice"
+            raise DataError(f"{path}{' decompressed' * is_inside} is {kind}, expected text in UTF-8; {remedy}")
 
 
 def _open_plain(path: Path) -> IO[bytes]:

@@ -177,11 +177,9 @@ def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple
     Every pair and every example has the columns of a prompt too, also where it is a bad one. So they are prompts only
     where they are valid as no other kind, and most of them have no columns besides those of a prompt that make one.
     """
-    raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
-    have_more = 2 * sum(any(_is_more_than_prompt(raw, kind) for kind in kinds) for raw in raws) > len(raws)
     best, read, num_best = "", _Read(), -1
     for kind in kinds:
-        if kind == "prompts" and (num_best > 0 or have_more):
+        if kind == "prompts" and (num_best > 0 or _are_more_than_prompts(by_file, kinds)):
             continue
         as_kind = _read(by_file, kind)
         num_valid = len({item.place for item in as_kind.rows})
@@ -194,6 +192,12 @@ def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple
 
 def _dialect_of(raw: Mapping[str, object], kind: str) -> Dialect | None:
     return next((dialect for dialect in KINDS[kind][1] if dialect.is_named(dict(raw))), None)
+
+
+def _are_more_than_prompts(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> bool:
+    """Whether most rows with columns have those of another kind."""
+    raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
+    return 2 * sum(any(_is_more_than_prompt(raw, kind) for kind in kinds) for raw in raws) > len(raws)
 
 
 def _is_more_than_prompt(raw: Mapping[str, object], kind: str) -> bool:

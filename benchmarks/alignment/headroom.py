@@ -12,8 +12,10 @@ answer once more at lower temperatures.
 
 import json
 import math
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +58,10 @@ def run(seeds: Sequence[int]) -> None:
                 options = ("--temperature", temperature, "--num_answers", ANSWERS_AT if temperature else 1)
                 sample(run / steps[f"round-{number}.dpo"], of_round, *options)
         for name, number in ((STALE, 1), (REFITTED, last)):
-            scored = folder / f"{name}.jsonl"
-            if not scored.exists():
+            file = folder / f"{name}.jsonl"
+            if not file.exists():
                 model = run / steps[f"round-{number}.reward_model"]
-                launch(["pipeline.cli", "score", str(model), str(answers), "-o", str(scored), *common], core)
+                launch(["pipeline.cli", "score", str(model), str(answers), "-o", str(file), *common], core)
 
     on_cores(run_seed, [seed for seed in seeds if (run_folder(seed, FULL) / "summaries" / f"{FULL}.json").exists()])
 
@@ -74,24 +76,30 @@ def _steps(seed: int) -> dict[str, str]:
     return {step["name"]: step["folder"] for step in content["steps"]}
 
 
-def scores_of(seed: int) -> dict[str, np.ndarray]:
-    """The scores of all answers by either reward model and by gold, [P, N]."""
-    found: dict[str, np.ndarray] = {}
-    for name in (STALE, REFITTED):
-        groups = [json.loads(line) for line in (_folder(seed) / f"{name}.jsonl").read_text().splitlines()]
-        found[name] = np.array([[candidate["score"] for candidate in group["candidates"]] for group in groups])
-        found[BY_GOLD] = np.array(
-            [[gold(group["prompt"], one["text"], one["ended"]) for one in group["candidates"]] for group in groups]
+@dataclass(frozen=True)
+class Sampled:
+    """The answers of a file: their texts, gold scores, and rewards where a reward model has scored them, all [P, N]."""
+
+    texts: list[list[str]]
+    gold: np.ndarray
+    rewards: np.ndarray
+
+    @classmethod
+    def read(cls, file: Path) -> "Sampled":
+        groups = [json.loads(line) for line in file.read_text().splitlines()]
+        answers = [[(group["prompt"], one) for one in group["candidates"]] for group in groups]
+        return cls(
+            [[one["text"] for _, one in row] for row in answers],
+            np.array([[gold(prompt, one["text"], one["ended"]) for prompt, one in row] for row in answers]),
+            np.array([[one["score"] for _, one in row] for row in answers]),
         )
-    return found
 
 
-def gold_of_file(file: Path) -> np.ndarray:
-    """The gold score of every answer of a file, [P, N]."""
-    groups = [json.loads(line) for line in file.read_text().splitlines()]
-    return np.array(
-        [[gold(group["prompt"], one["text"], one["ended"]) for one in group["candidates"]] for group in groups]
-    )
+Scored = Sequence[Mapping[str, Sampled]]  # of each seed: the same answers, by STALE and by REFITTED
+
+
+def scored(seeds: Sequence[int]) -> Scored:
+    return [{name: Sampled.read(_folder(seed) / f"{name}.jsonl") for name in (STALE, REFITTED)} for seed in seeds]
 
 
 def voted(n: int, texts: Sequence[Sequence[str]], values_PN: np.ndarray) -> np.ndarray:
@@ -111,35 +119,25 @@ def _most_frequent(texts: Sequence[str]) -> int:
     return max(range(len(texts)), key=lambda place: (counts[texts[place]], -place))
 
 
-def texts_of(seed: int) -> list[list[str]]:
-    lines = (_folder(seed) / f"{STALE}.jsonl").read_text().splitlines()
-    return [[one["text"] for one in json.loads(line)["candidates"]] for line in lines]
-
-
 def temperatures(seeds: Sequence[int]) -> list[str]:
     """The mean gold of each round's DPO policy at each temperature, a line a temperature."""
-    by_seed = [sorted(_folder(seed).glob(f"round-*-{TEMPERATURES[0]}.jsonl")) for seed in seeds]
-    rounds = min(map(len, by_seed))
+    rounds = min(len(list(_folder(seed).glob(f"round-*-{TEMPERATURES[0]}.jsonl"))) for seed in seeds)
     head = ["temperature", *(f"round {number}" for number in range(1, rounds + 1))]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines, gains = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"], []
     for temperature in TEMPERATURES:
-        means = [
-            np.mean([gold_of_file(_folder(seed) / f"round-{number}-{temperature}.jsonl").mean() for seed in seeds])
-            for number in range(1, rounds + 1)
-        ]
-        lines.append(f"| {temperature:g} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    lines.append("")
-    for temperature in TEMPERATURES:
-        first_SP, last_SP = (
-            np.array(
-                [gold_of_file(_folder(seed) / f"round-{number}-{temperature}.jsonl").mean(axis=1) for seed in seeds]
-            )
-            for number in (1, rounds)
+        gold_RSP = np.array(
+            [
+                [
+                    Sampled.read(_folder(seed) / f"round-{number}-{temperature}.jsonl").gold.mean(axis=1)
+                    for seed in seeds
+                ]
+                for number in range(1, rounds + 1)
+            ]
         )
-        lines.append(
-            f"- From round 1 to the last at temperature {temperature:g}: {shown(pooled_interval(last_SP - first_SP))}."
-        )
-    return lines
+        lines.append(f"| {temperature:g} | {' | '.join(f'{mean:.3f}' for mean in gold_RSP.mean(axis=(1, 2)))} |")
+        gain = shown(pooled_interval(gold_RSP[-1] - gold_RSP[0]))
+        gains.append(f"- From round 1 to the last at temperature {temperature:g}: {gain}.")
+    return [*lines, "", *gains]
 
 
 def best_of(n: int, by_PN: np.ndarray, values_PN: np.ndarray) -> np.ndarray:
@@ -150,26 +148,26 @@ def best_of(n: int, by_PN: np.ndarray, values_PN: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values_PN, order, axis=1) @ weights_N
 
 
-def curves(seeds: Sequence[int]) -> dict[str, np.ndarray]:
+def curves(seeds: Scored) -> dict[str, np.ndarray]:
     """The gold score of the best of each of SIZES by stale, refitted, a vote and gold; of each prompt, [S, n, P]."""
-    scores = [scores_of(seed) for seed in seeds]
-    found = {
-        name: np.array([[best_of(n, one[name], one[BY_GOLD]) for n in SIZES] for one in scores])
-        for name in (STALE, REFITTED, BY_GOLD)
+    gold_of = {
+        name: np.array([[best_of(n, one[name].rewards, one[name].gold) for n in SIZES] for one in seeds])
+        for name in (STALE, REFITTED)
     }
-    texts = [texts_of(seed) for seed in seeds]
-    votes = [[voted(n, of_seed, one[BY_GOLD]) for n in SIZES] for of_seed, one in zip(texts, scores, strict=True)]
-    return found | {VOTE: np.array(votes)}
+    answers = [one[STALE] for one in seeds]
+    return gold_of | {
+        BY_GOLD: np.array([[best_of(n, one.gold, one.gold) for n in SIZES] for one in answers]),
+        VOTE: np.array([[voted(n, one.texts, one.gold) for n in SIZES] for one in answers]),
+    }
 
 
-def proxies(seeds: Sequence[int], name: str) -> np.ndarray:
+def proxies(seeds: Scored, name: str) -> np.ndarray:
     """The reward of the best of each of SIZES by a reward model itself, less that of one answer, mean of all, [n]."""
-    scores = [scores_of(seed)[name] for seed in seeds]
-    means_n = np.array([np.mean([best_of(n, one, one) for one in scores]) for n in SIZES])
+    means_n = np.array([np.mean([best_of(n, one[name].rewards, one[name].rewards) for one in seeds]) for n in SIZES])
     return means_n - means_n[0]
 
 
-def table(gold_of: dict[str, np.ndarray], seeds: Sequence[int]) -> list[str]:
+def table(gold_of: Mapping[str, np.ndarray], seeds: Scored) -> list[str]:
     rises = {name: proxies(seeds, name) for name in (STALE, REFITTED)}
     lines = [
         "| n | KL, nats | gold, best by round 1's | its own reward rises by | gold, best by the last round's | its own "
@@ -185,8 +183,8 @@ def table(gold_of: dict[str, np.ndarray], seeds: Sequence[int]) -> list[str]:
     return lines
 
 
-def differences(gold_of: dict[str, np.ndarray]) -> list[str]:
-    """Refitted less stale, and what either gains over one answer, with intervals."""
+def differences(gold_of: Mapping[str, np.ndarray]) -> list[str]:
+    """Refitted less stale, a vote less refitted, and what each gains over one answer, with intervals."""
     lines = []
     for n in REPORTED:
         place = SIZES.index(n)
@@ -212,7 +210,7 @@ def differences(gold_of: dict[str, np.ndarray]) -> list[str]:
     return lines
 
 
-def draw(gold_of: dict[str, np.ndarray], path: Path) -> None:
+def draw(gold_of: Mapping[str, np.ndarray], path: Path) -> None:
     """Gold over the square root of the KL, as in Gao et al., figure 1."""
     import matplotlib
 
@@ -239,7 +237,7 @@ def draw(gold_of: dict[str, np.ndarray], path: Path) -> None:
 
 TEXT = """# What is left to find in the answers, and who finds it
 
-In the demo's world, the policy before the last of six rounds answers 300 held-out prompts {num} times. The reward model
+In the demo's world, the policy of the round before the last answers each held-out prompt {num} times. The reward model
 of round 1 has learnt from answers of the first policy only, that of the last round from the answers of all rounds.
 The table has the gold score of the best of n answers by either, and of the most frequent of n. Seeds: {seeds}. Measured
 by `python -m benchmarks.alignment headroom`. Intervals are those of [the table of rounds](alignment.md).
@@ -259,12 +257,15 @@ The gold score of the policy of each round, after DPO, by the temperature of its
 def main(seeds: Sequence[int], docs: Path) -> None:
     run(seeds)
     done = [seed for seed in seeds if (_folder(seed) / f"{REFITTED}.jsonl").exists()]
-    gold_of = curves(done)
+    if not done:
+        sys.exit("error: no seed has finished the full recipe; run `python -m benchmarks.alignment world` first")
+    answers = scored(done)
+    gold_of = curves(answers)
     draw(gold_of, docs / PLOT)
     text = TEXT.format(
         num=NUM_ANSWERS,
         seeds=len(done),
-        table="\n".join(table(gold_of, done)),
+        table="\n".join(table(gold_of, answers)),
         differences="\n".join(differences(gold_of)),
         plot=PLOT,
         temperatures="\n".join(temperatures(done)),

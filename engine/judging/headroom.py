@@ -80,8 +80,8 @@ def diagnosis(metrics: Mapping[str, Metric]) -> str | None:
     reached = (chosen - mean) / (best - mean)
     if reached <= 0:
         return (
-            f"the reward model chooses worse than chance among this policy's answers, so winners by it would lower the "
-            f"judge's mean: {room}, its choice gives {chosen:.3f}; train it longer, on more pairs of this policy, or "
+            f"the reward model's choice among this policy's answers is no better than any of them, so its winners "
+            f"teach nothing: {room}, its choice gives {chosen:.3f}; train it longer, on more pairs of this policy, or "
             "leave out rejection_sampling and sft"
         )
     if reached < MIN_REACHED:

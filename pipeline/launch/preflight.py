@@ -28,6 +28,7 @@ RESULT = ".preflight.json"  # in the run's folder
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft")
 ROWS_OF = {"sft": "instructions.train", "reward_model": "preferences.train", "dpo": "preferences.train"}
 PROMPTS = "prompts.train"  # of the stages that generate
+GIVEN = (File, Model)  # inputs that the recipe names
 SOURCES = ("prepare_data", "pretrain", "prepare_base")  # the rows and the model of all trials come from them
 MAX_PASSED = 200  # digests that are kept
 UNTRIED = ("prepare_base", "average_models")  # commands/trials.py has no trial of them
@@ -37,7 +38,7 @@ REMEDY = "correct the recipe, or skip this trial on a small model with --no-pref
 def preflight(run: Run, *, keeps_result: bool = True) -> None:
     """Tries the steps that are going to run, without those that have passed before.
 
-    `keeps_result` writes into the run's folder which have. A preflight that could not run itself is a warning on
+    `keeps_result` writes into the run's folder which have passed. A preflight that could not run itself is a warning on
     stderr. Raises ConfigError, which names every section that a library refuses.
     """
     request, result = make_request(run), run.recipe.folder / RESULT
@@ -123,14 +124,14 @@ def digest_of(run: Run, request: PreflightRequest, trial: Trial) -> str:
     """A digest of what a trial depends on: its keys, the content of the models and rows, and the libraries."""
     sources = [run.identities[step.name].fingerprint for step in run.steps if step.stage in SOURCES]
     step = next(step for step in run.steps if step.name == trial["step"])
-    inputs = run.identities[step.name].content["inputs"]
+    identity = run.identities[step.name].content
     given = {  # what no other step makes: a model of the recipe, files of tasks
-        key: [identity for item, identity in zip(items, inputs[key], strict=True) if isinstance(item, File | Model)]
+        key: [of_item for item, of_item in zip(items, identity["inputs"][key], strict=True) if isinstance(item, GIVEN)]
         for key, items in step.inputs.items()
     }
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    common = {**request, "trials": None, "sources": sources, "inputs": given, "versions": versions}
-    return digest_record({**common, **trial, "step": None})
+    content = {"sources": sources, "inputs": given, "functions": identity["functions"], "versions": versions}
+    return digest_record({**request, **content, "trials": None, **trial, "step": None})
 
 
 def _shape(step: Step, names: Sequence[str]) -> dict[str, Any]:

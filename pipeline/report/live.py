@@ -96,9 +96,9 @@ class RunDisplay:
         self.console.print(self._line(position, step, state), soft_wrap=True)
         if state.state in ("ran", "resumed") and state.artifact is not None:
             for warning in state.artifact.warnings:
-                print_warning(self.console, warning)
+                print_remark(self.console, warning)
             for note in state.artifact.notes:
-                print_warning(self.console, note, kind="note")
+                print_remark(self.console, note, kind="note")
 
     def _show_running(self, position: int, step: Step, state: StepState) -> None:
         now, head = self.clock(), self._line(position, step, state)
@@ -148,12 +148,12 @@ def step_head(position: int, num_steps: int, name: str, state: str, seconds: flo
     return line.append(f"{seconds:7.1f} s")
 
 
-def print_warning(
-    console: Console, warning: str, *, name: str = "", kind: Literal["warning", "note"] = "warning"
+def print_remark(
+    console: Console, remark: str, *, name: str = "", kind: Literal["warning", "note"] = "warning"
 ) -> None:
     """A warning in yellow, or a harmless note; wrapped on a terminal, and in one line elsewhere."""
     style = "yellow" if kind == "warning" else "dim"
-    text = Text(f"{kind}: {f'{name}: ' if name else ''}{printable(warning)}", style=style)
+    text = Text(f"{kind}: {f'{name}: ' if name else ''}{printable(remark)}", style=style)
     indent = 0 if name else INDENT
     if console.is_terminal:
         console.print(Padding(text, (0, 0, 0, indent)))

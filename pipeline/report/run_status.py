@@ -35,7 +35,7 @@ def show(console: Console, folder: Path, summary: Summary) -> None:
         console.print(Text(line), soft_wrap=True)
     for step in summary["steps"]:
         for warning in step.get("warnings", []):
-            live.print_warning(console, warning, name=step["name"])
+            live.print_remark(console, warning, name=step["name"])
     result.show_numbers(console, summary)
 
 

@@ -293,7 +293,7 @@ def test_the_page_of_the_headroom_has_both_reward_models(tmp_path, monkeypatch):
     folder = tmp_path / "headroom-0"
     folder.mkdir()
     for number, temperature in itertools.product((1, 2), headroom.TEMPERATURES):
-        answer = {"text": str(number + temperature), "ended": True}
+        answer = {"text": str(number + temperature), "ended": True, "score": None}
         write_jsonl(folder / f"round-{number}-{temperature}.jsonl", [{"prompt": [], "candidates": [answer]}] * 2)
     for name, sign in ((headroom.STALE, -1), (headroom.REFITTED, 1)):
         answers = [{"text": str(value), "ended": True, "score": sign * value} for value in range(headroom.NUM_ANSWERS)]

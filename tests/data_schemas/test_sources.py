@@ -6,7 +6,7 @@ import pytest
 
 from data_schemas.column_checks import check_columns
 from data_schemas.errors import ConfigError
-from data_schemas.known_columns import check_names
+from data_schemas.known_columns import KNOWN_COLUMNS, check_names
 from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts
 from data_schemas.row_kinds import KINDS
 from data_schemas.sources import Source
@@ -108,7 +108,10 @@ def test_exchanged_sides_of_columns_are_named(tmp_path):
 def test_every_column_that_a_format_or_a_row_has_can_be_named():
     columns = {name for _, dialects in KINDS.values() for dialect in dialects for name in dialect.columns}
     others = "tag reference tools group_id source strength difficulty score system context history edited between label"
-    check_names(dict.fromkeys({*columns, *others.split(), "weight", "images", "kto_tag"}, "x"), where="x")
+    named = {*columns, *others.split(), "weight", "images", "kto_tag"}
+    assert named <= KNOWN_COLUMNS
+    check_names(dict.fromkeys(named, "x"), where="x")
+    assert "no format of rows has a column 'promt'" in fails(check_names, {"promt": "x"}, where="x")
 
 
 def test_large_tables_are_checked_by_their_header(tmp_path):

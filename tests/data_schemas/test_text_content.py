@@ -101,6 +101,7 @@ def test_content_of_another_kind_is_named(tmp_path, name, content, found):
     assert f"{name} {found}" in fails(read_documents, tmp_path / name)
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
     assert f"{name}.gz decompressed {found}" in fails(read_documents, tmp_path / f"{name}.gz")
+    assert ("save it as UTF-8" in fails(read_documents, tmp_path / f"{name}.gz")) == ("UTF-16" in found)
     with pytest.raises(DataError, match=found):
         check_columns(Source(str(tmp_path / name)), "documents")
 

@@ -58,12 +58,16 @@ def test_without_a_reward_model_or_a_choice_the_metrics_are_null():
         (
             [[0.0, 0.1, 0.2, 0.3, 9.0]] * 50,
             [[0.1, 0.2, 0.3, 0.4, 0.0]] * 50,
-            "chooses worse than chance among this policy's answers, so winners by it would lower the judge's mean",
+            "choice among this policy's answers is no better than any of them, so its winners teach nothing: choosing",
         ),
         # Five of six pairs: not beyond chance, and no evidence of chance either.
         ([[0.0, 1.0]] * 6, [[0.0, 1.0]] * 4 + [[1.0, 0.0]] * 2, "too few answers to say what the reward model knows"),
         # Right on most pairs, and its favourite is the worst of all.
-        ([[0.1, 0.2, 0.3, 0.4, 0.0]] * 50, [[0.1, 0.2, 0.3, 0.4, 0.5]] * 50, "chooses worse than chance among this"),
+        (
+            [[0.1, 0.2, 0.3, 0.4, 0.0]] * 50,
+            [[0.1, 0.2, 0.3, 0.4, 0.5]] * 50,
+            "choice among this policy's answers is no better than",
+        ),
         ([[0.0, 1.0]] * 50, None, "choosing the best of its answers would raise the judge's mean from 0.500 to 1.000"),
     ],
 )
