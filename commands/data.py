@@ -21,6 +21,7 @@ from rich.text import Text
 from commands.data_rules import rules_of
 from data_schemas.errors import DataError, UserError
 from data_schemas.formats import format_of
+from data_schemas.known_columns import misspelt
 from data_schemas.reading import ONE_FILE_ADVICE, read_prompts
 from data_schemas.row_kinds import KINDS
 from data_schemas.rows import Conversation, Document, Message, PreferencePair, Prompt, Row
@@ -138,7 +139,8 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
     shares = scripts(text for item in found.rows for text in parts_of(item.row).values())
     of_scripts = ", ".join(f"{script} {share:.0%}" for script, share in shares.items() if share >= MIN_SHARE)
     facts.append(("scripts", of_scripts or "no letters"))
-    facts.append(("ignored", f"columns {listed(found.ignored)}" if found.ignored else "no column"))
+    ignored = f"columns {listed(found.ignored)}{misspelt(found.ignored)}" if found.ignored else "no column"
+    facts.append(("ignored", ignored))
     return facts
 
 

@@ -1,5 +1,6 @@
 """The names of columns that some format of rows reads: what a mapping `columns` may have on its left side."""
 
+import difflib
 from collections.abc import Iterable, Mapping
 
 from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, MESSAGES, PAIRS, PROMPTS
@@ -9,6 +10,7 @@ from data_schemas.messages import MEDIA, ROW_TRAINING_KEYS
 from data_schemas.rows import Conversation, Document, PreferencePair, Prompt
 from data_schemas.text import listed, nearest
 
+MISSPELT = 0.85  # similarity of two names, from which one is taken for the other with a letter wrong
 KNOWN_COLUMNS = frozenset(
     (
         *(
@@ -34,6 +36,18 @@ def check_names(columns: Mapping[str, str], *, where: str) -> None:
                 f"{where}: columns={{{listed([ours])}: {listed([column])}}}: no format of rows has a column {ours!r}"
                 f"{hint or '; expected a name as prompt, answer, chosen, rejected, messages or text'}"
             )
+
+
+def misspelt(columns: Iterable[str]) -> str:
+    """A hint where columns that no format of rows reads are nearly called as one that does, as `choosen`."""
+    near = {
+        column: close[0]
+        for column in columns
+        if column not in KNOWN_COLUMNS
+        and (close := difflib.get_close_matches(column.strip().lower(), KNOWN_COLUMNS, n=1, cutoff=MISSPELT))
+    }
+    meant = ", ".join(f"{known!r} by {listed([column])!r}" for column, known in near.items())
+    return f"; did you mean {meant}?" if near else ""
 
 
 def exchanged(columns: Mapping[str, str], present: Iterable[str]) -> str:

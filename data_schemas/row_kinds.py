@@ -17,6 +17,7 @@ from data_schemas.dialects import (
 )
 from data_schemas.errors import ConfigError, SetAside, UnknownColumns, WrongValue
 from data_schemas.formats import Line, Lines, describe, shorten
+from data_schemas.known_columns import misspelt
 from data_schemas.messages import Fields
 from data_schemas.nesting import check_depth
 from data_schemas.row_errors import first_error
@@ -55,7 +56,9 @@ def check_dialects(name: str, lines: Lines, dialects: tuple[Dialect, ...]) -> No
             columns = (columns or {}) | dict.fromkeys(map(str, line.raw))
     if columns is not None:
         found = listed(columns) or "none"
-        raise UnknownColumns(f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}")
+        raise UnknownColumns(
+            f"{name} has the columns {shorten(found, 200)}; expected {accepted(dialects)}{misspelt(columns)}"
+        )
 
 
 def rows_of(

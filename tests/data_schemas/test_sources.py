@@ -6,7 +6,7 @@ import pytest
 
 from data_schemas.column_checks import check_columns
 from data_schemas.errors import ConfigError
-from data_schemas.known_columns import KNOWN_COLUMNS, check_names
+from data_schemas.known_columns import KNOWN_COLUMNS, check_names, misspelt
 from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts
 from data_schemas.row_kinds import KINDS
 from data_schemas.sources import Source
@@ -112,6 +112,14 @@ def test_every_column_that_a_format_or_a_row_has_can_be_named():
     assert named <= KNOWN_COLUMNS
     check_names(dict.fromkeys(named, "x"), where="x")
     assert "no format of rows has a column 'promt'" in fails(check_names, {"promt": "x"}, where="x")
+
+
+def test_a_misspelt_column_is_named_with_the_one_that_is_meant(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "choosen": "a", "Rejected": "b", "note": "c"}))
+    message = fails(read_pairs, path)
+    assert message.endswith("messages + label; did you mean 'chosen' by 'choosen', 'rejected' by 'Rejected'?")
+    assert misspelt(["question_id", "answer", "Q", "customer_question", "liked", ""]) == ""
 
 
 def test_large_tables_are_checked_by_their_header(tmp_path):
