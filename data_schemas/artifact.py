@@ -52,7 +52,7 @@ class Artifact(BaseModel):
     engine: str = ""  # that wrapped the model in training: DDP, DeepSpeed ZeRO-3, FSDP2 or none
     warnings: list[str] = []  # what a user should know of the step; in the file only if there are any
     notes: list[str] = []  # on the files that were read, harmless, for `alignloop check`; likewise
-    seconds: float = 0.0
+    seconds: float = 0.0  # from the launch to the record, with what earlier starts took that were interrupted
 
     @classmethod
     def read(cls, folder: Path) -> "Artifact | None":

@@ -12,6 +12,8 @@ from data_schemas.files import read_json
 from data_schemas.text import printable
 
 PROGRESS = "progress.json"
+LAUNCHED = "ALIGNLOOP_LAUNCHED"  # a variable of a stage: when its runner launched it, by the machine's monotonic clock
+TIMING = "timing.json"  # seconds by part of all starts of a stage, until its record is written
 STARTING = "starting"  # before the stage has reported anything: it imports its libraries
 WORKING = "working"  # between two activities, as while its parts are put together
 

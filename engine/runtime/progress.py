@@ -6,7 +6,8 @@
 
 An activity may be entered inside another, as an evaluation is inside training. The stage only adds to numbers in
 memory; a thread of the first process writes the file once a second if something changed, so that a long call, as that
-which loads a model, is visible too. A count costs less than a microsecond, a write 0.1 ms.
+which loads a model, is visible too. A count costs less than a microsecond, a write 0.1 ms. The same thread writes
+`timing.json`, from which a later start knows how long this one took.
 """
 
 import contextlib
@@ -19,7 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from data_schemas.progress import PROGRESS, Activity, StageProgress
+from data_schemas.artifact import RECORD
+from data_schemas.progress import PROGRESS, TIMING, Activity, StageProgress
+from engine.runtime import timing
 
 SECONDS_BETWEEN_WRITES = 1.0
 Item = TypeVar("Item")
@@ -123,12 +126,13 @@ def each(items: Iterable[Item], name: str, *, total: int, unit: str) -> Iterator
 @contextlib.contextmanager
 def published(folder: Path, *, is_main: bool) -> Iterator[None]:
     """Writes the activities of the first process (`is_main`) to `progress.json` in `folder`, and deletes the file at
-    the end. A file that can't be written, as on a full disk, is no error."""
+    the end; and its seconds to `timing.json`, which remains where the stage has no record. A file that can't be
+    written, as on a full disk, is no error."""
     _activities.clear()
     if not is_main:
         yield
         return
-    writer = _Writer(folder / PROGRESS)
+    writer = _Writer(folder)
     writer.start()
     try:
         yield
@@ -137,12 +141,11 @@ def published(folder: Path, *, is_main: bool) -> Iterator[None]:
 
 
 class _Writer(threading.Thread):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(name="progress", daemon=True)
-        self.path, self.started_at = path, time.time()
-        self.partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        self.folder, self.started_at = folder, time.time()
         self.has_ended = threading.Event()
-        self.written = ""
+        self.written: dict[str, str] = {}
 
     def run(self) -> None:
         while True:
@@ -153,15 +156,26 @@ class _Writer(threading.Thread):
 
     def write(self) -> None:
         activities = [asdict(activity) for activity in current().activities]
-        text = json.dumps({"started": round(self.started_at, 1), "activities": activities})
-        if text != self.written:
-            self.partial.write_text(text, encoding="utf-8")  # not synced to the disk: after a crash nobody reads it
-            self.partial.replace(self.path)
-            self.written = text
+        self._replace(PROGRESS, {"started": round(self.started_at, 1), "activities": activities})
+        self._replace(TIMING, timing.by_part())
 
     def end(self) -> None:
         self.has_ended.set()
         self.join()
-        for path in (self.path, self.partial):
+        with contextlib.suppress(OSError):
+            self._replace(TIMING, timing.by_part())
+        names = [PROGRESS, TIMING] if (self.folder / RECORD).exists() else [PROGRESS]
+        for path in [*(self.folder / name for name in names), *map(self._partial, (PROGRESS, TIMING))]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def _replace(self, name: str, content: object) -> None:
+        text = json.dumps(content)
+        if text != self.written.get(name):
+            partial = self._partial(name)
+            partial.write_text(text, encoding="utf-8")  # not synced to the disk: after a crash it decides nothing
+            partial.replace(self.folder / name)
+            self.written[name] = text
+
+    def _partial(self, name: str) -> Path:
+        return self.folder / f".{name}.partial-{os.getpid()}"

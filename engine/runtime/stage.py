@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +143,7 @@ def _run(
             clear_leftovers(folder)
             (folder / "outcome.json").unlink(missing_ok=True)  # of an earlier attempt
         start_logging(folder, str(values.get("log_level", "info")), is_main=is_main)
-        started = time.monotonic()
-        timing.start()
+        timing.start(folder)
         notices.start(folder if is_main else None)
         training_precision.report(name, given, values)
         rank_done_file(folder, rank).unlink(missing_ok=True)
@@ -154,7 +152,7 @@ def _run(
                 result = _call_main(name, folder, classes, main, values, defaults, is_main=is_main)
                 if is_main:
                     wait_for_other_ranks(folder)
-                    _finish(name, folder, values, result, seconds=time.monotonic() - started)
+                    _finish(name, folder, values, result)
                 else:
                     rank_done_file(folder, rank).parent.mkdir(exist_ok=True)
                     rank_done_file(folder, rank).touch()
@@ -215,9 +213,9 @@ def _call_main(
 
 
 @progress.activity("writing the record")
-def _finish(name: str, folder: Path, values: Values, result: StageResult, *, seconds: float) -> None:
+def _finish(name: str, folder: Path, values: Values, result: StageResult) -> None:
     """Writes the outcome and the record, and deletes the checkpoints unless they are to be kept."""
-    versions = {}
+    seconds, versions = timing.by_part(), {}
     for library in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
@@ -226,7 +224,7 @@ def _finish(name: str, folder: Path, values: Values, result: StageResult, *, sec
         "cause": "",
         "hint": "",
         "kind": "",
-        "seconds": timing.by_part(),
+        "seconds": seconds,
         "used": used(on_cpu=training_precision.is_on_cpu(values)),
     }
     write_atomically(folder / "outcome.json", json.dumps(outcome))
@@ -247,7 +245,7 @@ def _finish(name: str, folder: Path, values: Values, result: StageResult, *, sec
         notes=result.notes,
         versions=versions,
         engine=result.engine,
-        seconds=round(seconds, 3),
+        seconds=round(sum(seconds.values()), 3),
     ).write(folder)
     if not values.get("keep_checkpoints"):  # only now: a kill before the record needs them to resume
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

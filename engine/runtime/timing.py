@@ -1,19 +1,27 @@
 """Where a stage's time goes: seconds by part, reported in outcome.json by a stage that finished.
 
-A part that is entered inside another stops the other's clock, so the parts add up to the total. The times describe how
-a step ran, not its result, so they are not in the record.
+A part that is entered inside another stops the other's clock, so the parts add up to the total. It begins when the
+runner launches the stage, and includes what earlier starts took that were interrupted: `timing.json`, which
+engine/runtime/progress.py writes, has it until the record is written.
 
     @timing.part("load")
     def load_tokenizer(path): ...
 """
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
-Part = Literal["load", "train", "evaluate", "save", "generate", "score", "other"]
+from data_schemas.errors import UserError
+from data_schemas.files import read_json
+from data_schemas.progress import LAUNCHED, TIMING
+
+Part = Literal["start", "load", "train", "evaluate", "save", "generate", "score", "other"]
 
 
 @dataclass
@@ -34,9 +42,13 @@ class _Clock:
 _clock = _Clock()  # one for the process, which runs one stage
 
 
-def start() -> None:
-    """Sets the clock of a new stage to zero; time outside of every part is `other`."""
-    _clock.seconds, _clock.entered, _clock.since = {}, ("other",), time.monotonic()
+def start(folder: Path | None = None) -> None:
+    """Starts the clock of a stage: at zero, or at what its earlier starts in `folder` took. What has passed since its
+    launch is `start`, and time outside of every part is `other`."""
+    _clock.seconds = _earlier(folder) if folder else {}
+    _clock.entered, _clock.since = ("other",), time.monotonic()
+    if (launched := _launched()) is not None:
+        _clock.seconds["start"] = _clock.seconds.get("start", 0.0) + _clock.since - launched
 
 
 @contextlib.contextmanager
@@ -53,6 +65,32 @@ def part(name: Part) -> Iterator[None]:
 
 
 def by_part() -> dict[str, float]:
-    """Seconds since `start`, by part."""
-    _clock.charge()
-    return {name: round(seconds, 3) for name, seconds in _clock.seconds.items()}
+    """Seconds by part, until now. Another thread may call it."""
+    seconds = dict(_clock.seconds)
+    if _clock.entered:
+        name = _clock.entered[-1]
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - _clock.since
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _earlier(folder: Path) -> dict[str, float]:
+    """What `timing.json` has; nothing where the file is missing or damaged, which costs no result."""
+    try:
+        content = read_json(folder / TIMING)
+        found = {part: float(content[part]) for part in get_args(Part) if part in content} if content else {}
+    except (OSError, UserError, TypeError, ValueError):
+        return {}
+    return {part: seconds for part, seconds in found.items() if 0 <= seconds < float("inf")}
+
+
+def _launched() -> float | None:
+    """When the runner launched this stage, by the clock that the processes of one machine share; None without a runner
+    on this machine."""
+    value = os.environ.get(LAUNCHED)
+    if value is None or os.environ.get("ALIGNLOOP_RUNNER_HOST") != socket.gethostname():
+        return None
+    try:
+        launched = float(value)
+    except ValueError:
+        return None
+    return min(launched, time.monotonic()) if launched >= 0 else None

@@ -4,6 +4,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 import psutil
 import yaml
 
+from data_schemas.progress import LAUNCHED
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 
 ROOT = Path(__file__).absolute().parents[2]  # holds stages/ and configs/, in the source tree and where it is installed
 STEP_FOLDER = "ALIGNLOOP_STEP_FOLDER"  # a variable of every process that a step starts, by which they are found
+OF_ONE_STEP = (STEP_FOLDER, LAUNCHED)  # what tells the environment of a step from that of another of the same kind
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def environment(step: Step, folder: Path, function_folder: Path, slot: Slot = AL
         "ALIGNLOOP_RUNNER_HOST": socket.gethostname(),
         "ALIGNLOOP_FUNCTION_PATH": str(function_folder),
         STEP_FOLDER: str(folder),
+        LAUNCHED: str(time.monotonic()),
     }
     if step.launch.num_machines == 1 and not _is_one_process(step.launch) and (loopback := _loopback()):
         # The processes of one machine are reachable from no other. A user's own choice stays.

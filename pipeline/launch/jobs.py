@@ -14,6 +14,7 @@ from data_schemas.endpoints import PAID_ANSWERS
 from data_schemas.files import read_json, write_atomically
 from data_schemas.locks import lock_folder
 from data_schemas.people import FOLDER as PEOPLE
+from data_schemas.progress import TIMING
 from data_schemas.stage_keys import Values, stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import ending_of
@@ -124,11 +125,11 @@ def start_again(run: Run, job: Job, warm: WarmPool, show: Show) -> Job | None:
 def finish(run: Run, job: Job, show: Show) -> None:
     """Takes the record of a finished step into the summary. Raises StageFailed or StepWaits where there is none."""
     state, folder = run.states[job.step.name], job.stage.folder
-    state.seconds = job.stage.seconds
     exit_code, output = job.stage.finish()
     if run.decide(job.step).action != "reuse":  # the record decides whether a step is complete, not the exit code
         raise ending_of(job.step, folder, job.stage.command, exit_code=exit_code, output=output)
     state.artifact = record_of(folder)
+    state.seconds = state.artifact.seconds  # of all its starts
     state.state = "resumed" if job.decision.action == "resume" else "ran"
     summary.write(run.recipe.folder, run, "running")
     _link(run.recipe.folder / "steps" / job.step.name, folder)
@@ -162,6 +163,7 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
         "mlflow_id.txt",
         PAID_ANSWERS,
         PEOPLE,
+        TIMING,
     }
     kept |= {"metrics.jsonl"} if resume else set()
     for path in folder.iterdir() if folder.is_dir() else ():

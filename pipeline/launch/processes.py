@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from data_schemas.locks import is_locked
-from pipeline.launch.command_line import STEP_FOLDER
+from pipeline.launch.command_line import OF_ONE_STEP, STEP_FOLDER
 from pipeline.launch.warm import Fork, WarmPool, WarmPython
 
 LEFTOVER_SECONDS = 10.0  # for a process whose runner has ended to end by itself before it is killed
@@ -110,7 +110,7 @@ def _start(
 
 def get_warm_python(warm: WarmPool, env: Mapping[str, str]) -> WarmPython | None:
     """The warm Python for steps of this environment. It imports its libraries while other steps run."""
-    return warm.python({name: value for name, value in env.items() if name != STEP_FOLDER})
+    return warm.python({name: value for name, value in env.items() if name not in OF_ONE_STEP})
 
 
 def _fork(
@@ -125,7 +125,7 @@ def _fork(
     python = get_warm_python(warm, env)
     if python is not None:
         with contextlib.suppress(OSError):
-            own = {STEP_FOLDER: env[STEP_FOLDER]}
+            own = {name: env[name] for name in OF_ONE_STEP if name in env}
             return python.start(command[1:], folder / "console.txt", own, cores, while_waiting=while_starting)
     return None
 

@@ -230,10 +230,10 @@ def costs(steps: Sequence[StepFacts]) -> Table | None:
 
 
 def _parts(step: StepFacts) -> list[tuple[str, float]]:
-    """The parts of a step's time; the rest is what passes outside of the stage's own parts, such as its imports."""
+    """The parts of a step's time; the rest is what passes outside of the stage's own parts."""
     parts = [(name, value) for name, value in step.seconds_by_part.items() if name != "other"]
     rest = max(0.0, step.entry["seconds"] - sum(value for _, value in parts))
-    return [*parts, ("start and rest", rest)]
+    return [*parts, ("rest", rest)]
 
 
 def _seconds(value: float | None) -> str:

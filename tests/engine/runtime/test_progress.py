@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from data_schemas.progress import PROGRESS, StageProgress
+from data_schemas.artifact import RECORD
+from data_schemas.progress import PROGRESS, TIMING, StageProgress
 from engine.runtime import progress
 
 
@@ -74,7 +75,10 @@ def test_the_file_shows_what_goes_on_and_is_gone_at_the_end(tmp_path, monkeypatc
         wait_for(lambda: StageProgress.read(tmp_path).activities == ())
     assert (shown.activities[0].done, shown.activities[0].total, shown.activities[0].loss) == (3, 9, 2.5)
     assert shown.started == pytest.approx(time.time(), abs=30)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [TIMING]  # for the next start, since there is no record
+    with progress.published(tmp_path, is_main=True):
+        (tmp_path / RECORD).touch()
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD]
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 

@@ -4,6 +4,7 @@ prepare_data is the example, because it loads no torch.
 """
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -62,8 +63,14 @@ def test_an_unfinished_folder_is_resumed_only_with_the_same_keys(words, tmp_path
     assert "(make_data)" in said
     # Runtime keys may change, and the function was corrected.
     (tmp_path / "makers.py").write_text("def broken(folder, *, seed):\n    pass\n")
+    # The seconds of the starts that were interrupted count too.
+    timing = tmp_path / "out" / "timing.json"
+    assert set(json.loads(timing.read_text())) == {"other"}
+    timing.write_text('{"load": 500, "other": 300}')
     again = by_hand("prepare_data", *words, "--make_data", "makers:broken", "--log_level", "warning", cwd=tmp_path)
-    assert again.returncode == 0 and Artifact.read(tmp_path / "out") is not None
+    record = Artifact.read(tmp_path / "out")
+    assert again.returncode == 0 and record is not None and 800 < record.seconds < 1000
+    assert not timing.exists()
 
 
 def test_a_key_that_the_stage_refused_may_be_corrected_in_the_same_folder(words, tmp_path):
