@@ -17,7 +17,7 @@ from pipeline.launch.machine import check_machine, emulated_precision
 from pipeline.launch.preflight import preflight
 from pipeline.launch.processes import call
 from pipeline.plan import Step
-from pipeline.planner.devices import gpu_named
+from pipeline.planner.devices import gpu_named, this_gpu
 from pipeline.planner.estimate import planner_of
 from pipeline.planner.remedies import remedies_of
 from pipeline.recipe.schema import Recipe
@@ -95,8 +95,11 @@ def init(
     ] = None,
 ) -> None:
     """Write a recipe to start from into this folder."""
-    recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd()))
+    on_cpu = this_gpu() is None
+    recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd(), on_cpu=on_cpu))
     print_text(f"written: {', '.join(map(str, (recipe, *others)))}")
+    if name is None:
+        print(f"it is for this machine, with {'no GPU' if on_cpu else 'a GPU'}: see `launch` and `bf16`")
     print("set its model and data, then:")
     print_text(f"  {command_name()} plan {recipe}     # shows every step and checks every key; runs nothing")
     print_text(f"  {command_name()} check {recipe}    # shows the rows that each stage trains on")

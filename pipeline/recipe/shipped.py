@@ -9,6 +9,14 @@ from data_schemas.yaml_files import read_yaml
 
 CONFIGS = Path(__file__).absolute().parents[2] / "configs"  # in the source tree and in an installed wheel alike
 STARTER = "my-run"
+# What the starter says of the device, which is one GPU, and what it says on a machine without one.
+ON_CPU = {
+    "# One GPU. Eight GPUs: {profile: zero3, num_processes: 8}. No GPU: {device: cpu}.": (
+        "# No GPU. One GPU: {device: gpu}. Eight GPUs: {profile: zero3, num_processes: 8, device: gpu}."
+    ),
+    "device: gpu}\n": "device: cpu}\n",
+    "bf16: true                  # false on a CPU": "bf16: false                 # true on a GPU",
+}
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -37,8 +45,9 @@ def find_recipe(given: Path) -> Path:
     )
 
 
-def copy_recipe(name: str | None, folder: Path) -> list[Path]:
-    """Writes a shipped recipe, or the starter where no name is given, into the folder, with its chat template.
+def copy_recipe(name: str | None, folder: Path, *, on_cpu: bool = False) -> list[Path]:
+    """Writes a shipped recipe, or the starter where no name is given, into the folder, with its chat template. `on_cpu`
+    is for the starter: it then runs without a GPU.
 
     Returns the files written, the recipe first. Raises ConfigError for an unknown name, and where a file would be
     overwritten; nothing is written then.
@@ -52,6 +61,9 @@ def copy_recipe(name: str | None, folder: Path) -> list[Path]:
         )
     # The commands in a recipe's comments name the shipped file.
     text = source.read_text(encoding="utf-8").replace(f"{CONFIGS.name}/{source.name}", source.name)
+    if name is None and on_cpu:
+        for gpu, cpu in ON_CPU.items():
+            text = text.replace(gpu, cpu)
     contents = {folder / source.name: text}
     template = str((read_yaml(source).get("prepare_base") or {}).get("chat_template"))
     if template.endswith(".jinja"):  # a path beside the recipe

@@ -61,8 +61,9 @@ def test_init_writes_a_recipe_once_and_prints_the_next_commands(world):
     code, out, err = world.call("init")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[:2] == ["written: my-run.yaml", "set its model and data, then:"]
-    assert [re.search(r"(\w+) my-run\.yaml", line)[1] for line in lines[2:]] == ["plan", "check", "run"]
+    assert (lines[0], lines[2]) == ("written: my-run.yaml", "set its model and data, then:")
+    assert lines[1].startswith("it is for this machine, with ")
+    assert [re.search(r"(\w+) my-run\.yaml", line)[1] for line in lines[3:]] == ["plan", "check", "run"]
     code, out, err = world.call("init")
     assert (code, out, err) == (2, "", "error: my-run.yaml exists already; move it away, or use another folder\n")
     code, out, _ = world.call("init", "llama3_8b")

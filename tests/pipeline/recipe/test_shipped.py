@@ -69,11 +69,14 @@ def test_a_template_of_another_content_is_not_overwritten_and_nothing_is_written
     assert copy_recipe("llama3_8b", tmp_path) == [tmp_path / "llama3_8b.yaml"]
 
 
-def test_the_starter_plans_once_its_placeholders_are_replaced(tmp_path, monkeypatch):
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_the_starter_plans_once_its_placeholders_are_replaced(on_cpu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (recipe,) = copy_recipe(None, tmp_path)
+    (recipe,) = copy_recipe(None, tmp_path, on_cpu=on_cpu)
     assert recipe.name == f"{STARTER}.yaml"
     values = yaml.safe_load(recipe.read_text())
+    assert (values["launch"]["device"], values["defaults"]["bf16"]) == (("cpu", False) if on_cpu else ("gpu", True))
+    assert ("No GPU. One GPU:" in recipe.read_text()) == on_cpu
     placeholders = [str(value) for value in (values["base_model"], *values["data"].values())]
     placeholders = [value for value in placeholders if PLACEHOLDER.fullmatch(value)]
     assert placeholders == ["BASE_MODEL", "INSTRUCTIONS", "PREFERENCES"]
