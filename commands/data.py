@@ -8,6 +8,7 @@ import json
 import shlex
 import statistics
 import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
     if found.is_guessed:
         guessed = ", ".join(f"{listed([column])} is {ours}" for ours, column in found.source.columns.items())
         facts.append(("guessed", f"{guessed}; write `columns` as below, or correct it"))
-    num_bad = sum(len(problem.places) for problem in found.problems)
+    num_bad = sum(problem.count for problem in found.problems)
     facts.append(("rows", f"{len(found.rows):,} valid, {num_bad:,} with a problem"))
     facts.append(("duplicates", f"{found.num_duplicates:,} (texts equal to those of an earlier row)"))
     if found.num_first_messages is not None:
@@ -154,15 +155,20 @@ def lengths_of(found: Survey, model: Model | None) -> Table:
     table = Table("length of", "unit", "median", "95 % up to", "longest", box=box.SIMPLE_HEAD, header_style="dim")
     for column in table.columns[2:]:
         column.justify = "right"
+    characters: dict[str, array[int]] = {}
+    words: dict[str, array[int]] = {}
     texts: dict[str, list[str]] = {}
-    for item in found.rows:
+    for number, item in enumerate(found.rows):
         for name, text in parts_of(item.row).items():
-            texts.setdefault(name, []).append(text)
-    for name, of_part in texts.items():
-        table.add_row(name, "characters", *quantiles([len(text) for text in of_part]))
-        table.add_row("", "words", *quantiles([len(text.split()) for text in of_part]))
+            characters.setdefault(name, array("q")).append(len(text))
+            words.setdefault(name, array("q")).append(len(text.split()))
+            if model is not None and number < MAX_TOKENIZED_ROWS:
+                texts.setdefault(name, []).append(text)
+    for name in characters:
+        table.add_row(name, "characters", *quantiles(characters[name]))
+        table.add_row("", "words", *quantiles(words[name]))
         if model is not None:
-            table.add_row("", "tokens", *quantiles(model.num_tokens(of_part[:MAX_TOKENIZED_ROWS])))
+            table.add_row("", "tokens", *quantiles(model.num_tokens(texts[name])))
     if model is not None and found.kind != "documents":
         rendered: dict[str, list[str]] = {}
         for item in found.rows[:MAX_TOKENIZED_ROWS]:
@@ -193,8 +199,8 @@ def quantiles(numbers: Sequence[int]) -> list[str]:
 
 def problem_line(problem: Problem) -> str:
     """A kind of problem with its count and its first lines."""
-    count = len(problem.places)
-    first = ", ".join(problem.places[:3]) + (", …" if count > 3 else "")
+    count = problem.count
+    first = ", ".join(problem.places) + (", …" if count > len(problem.places) else "")
     rows = "row" if count == 1 else "rows"
     return f"{count:,} {rows}: {problem.place_in_row}: found {problem.found}, expected {problem.expected} ({first})"
 

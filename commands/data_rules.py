@@ -37,7 +37,7 @@ def rules_of(found: Survey, evaluation: Sequence[SourceValue]) -> list[Table | T
     kind = kinds[str(found.kind)]
     with tempfile.TemporaryDirectory(prefix="alignloop-data-") as folder:
         file = Path(folder) / "rows.jsonl"
-        write_rows(file, [item.row for item in found.rows])
+        write_rows(file, (item.row for item in found.rows))
         by_default = CurateArguments(decontaminate_against=list(evaluation) or None)
         on_request = CurateArguments(
             document_rules=["gopher", "c4", "fineweb"],

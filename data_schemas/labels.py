@@ -4,13 +4,17 @@ Preferences are made of the rows of a prompt that has good and bad answers. A ba
 on: dialects.py sets such a row of instructions aside.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from data_schemas.disk_list import DiskList
 from data_schemas.errors import SetAside, WrongValue
 from data_schemas.formats import Line, Lines, describe
 from data_schemas.messages import ROW_TRAINING_KEYS, Fields, unpacked
+from data_schemas.nesting import is_too_deep
 
 LABELS = ("label", "kto_tag")  # TRL's and LLaMA-Factory's
 WORDS = {"true": True, "1": True, "false": False, "0": False}  # of CSV files
@@ -52,32 +56,55 @@ class _Labelled(NamedTuple):
     is_good: bool
 
     @property
-    def group(self) -> str:
-        return json.dumps([self.prompt, self.raw.get("system"), self.raw.get("tools")], sort_keys=True)
+    def group(self) -> bytes:
+        """A key that the answers to a prompt share."""
+        asked = json.dumps([self.prompt, self.raw.get("system"), self.raw.get("tools")], sort_keys=True)
+        return hashlib.sha256(asked.encode()).digest()[:16]
 
 
 def pairs_of_labels(lines: Lines) -> Lines:
     """The lines of a file, with pairs in place of labelled answers where a prompt has good and bad ones.
 
     Every answer is used: of two good and three bad ones the first good one is in two pairs. The pairs of a prompt are
-    where its first answer was. Labelled answers without another are left as they are. A file
-    with labels is held in memory.
+    where its first answer was. Labelled answers without another are left as they are. Raises DataError where the
+    temporary folder can't be written.
     """
-    if not any(map(_labelled, lines)):
-        return lines
-    labelled = [_labelled(line) for line in lines]
-    groups: dict[str, list[_Labelled]] = {}
-    for answer in filter(None, labelled):
-        groups.setdefault(answer.group, []).append(answer)
-    result: list[Line] = []
-    for line, answer in zip(lines, labelled, strict=True):
-        result += [line] if answer is None else _pairs_of(groups.pop(answer.group, []))
-    return result
+    paired = _Paired(lines)
+    return paired if paired.places else lines
+
+
+class _Paired:
+    """Lines whose labelled answers are on the disk until all answers to a prompt are together.
+
+    In memory is an index: 16 bytes an answer, and about 250 a prompt.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+        self.answers = DiskList[_Labelled]()
+        self.places: dict[bytes, array[int]] = {}  # of a prompt: number of its first row, then places of its answers
+        for number, line in enumerate(lines):
+            if (answer := _labelled(line)) is not None:
+                self.places.setdefault(answer.group, array("q", [number])).append(len(self.answers))
+                self.answers.append(answer)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __iter__(self) -> Iterator[Line]:
+        for number, line in enumerate(self.lines):
+            answer = _labelled(line)
+            if answer is None:
+                yield line
+                continue
+            first, *places = self.places[answer.group]
+            if number == first:
+                yield from _pairs_of([self.answers[place] for place in places])
 
 
 def _labelled(line: Line) -> _Labelled | None:
     raw = line.raw
-    if line.error or not isinstance(raw, dict) or (label := as_label(label_of(raw)[1])) is None:
+    if line.error or not isinstance(raw, dict) or (label := as_label(label_of(raw)[1])) is None or is_too_deep(raw):
         return None
     if any(raw.get(name) is not None and not raw[name] for name in ROW_TRAINING_KEYS):
         return None  # it is set aside

@@ -14,8 +14,9 @@ from typing import Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from data_schemas.dialects import CONVERSATIONS, DOCUMENTS, PAIRS, PROMPTS, Dialect
+from data_schemas.disk_list import DiskList
 from data_schemas.errors import DataError, SetAside, WrongValue
-from data_schemas.files import write_atomically
+from data_schemas.files import writing_atomically
 from data_schemas.formats import Line, cannot_open, describe
 from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
@@ -70,7 +71,7 @@ class ReadRows(Generic[T]):
     """The rows of all files in order, those that were set aside, and what else a user should know of the files."""
 
     rows: list[T]
-    bad: list[BadRow]
+    bad: DiskList[BadRow]
     ignored: dict[str, list[str]] = field(default_factory=dict)  # file -> its columns that nothing reads
     notes: list[str] = field(default_factory=list)  # one line for each file with such columns
     warnings: list[str] = field(default_factory=list)  # one line for each file with rows that are set aside
@@ -123,9 +124,12 @@ def warn_of_ignored(ignored: Mapping[str, Sequence[str]]) -> None:
 
 def write_rows(path: Path, rows: Iterable[Row | BadRow]) -> int:
     """Writes one JSON object a line, all or none of them; returns their number."""
-    lines = [row.to_json() + "\n" for row in rows]
-    write_atomically(path, "".join(lines))
-    return len(lines)
+    number = 0
+    with writing_atomically(path) as file:
+        for row in rows:
+            file.write(f"{row.to_json()}\n".encode())
+            number += 1
+    return number
 
 
 def read_rows(path: Path, row_type: type[T], *, ignored: dict[str, None] | None = None) -> list[T]:
@@ -173,7 +177,7 @@ def _read(
     *,
     with_sources: bool = False,
 ) -> ReadRows[T]:
-    read: ReadRows[T] = ReadRows([], [])
+    read: ReadRows[T] = ReadRows([], DiskList())
     keep = keep or (lambda row, copies, file, line: read.rows.extend([row] * copies))
     given = [paths] if isinstance(paths, str | Path | Mapping) else paths
     all_sources = list(map(Source.of, given)) if with_sources else []
@@ -185,25 +189,27 @@ def _read(
             raise DataError(f"{name} has no rows")
         lines = as_prompts(name, lines) if dialects is PROMPTS else lines
         check_dialects(name, lines, dialects)
-        ignored: dict[str, None] = {}
-        num_bad = len(read.bad)
+        ignored, reasons = dict[str, None](), Counter[str]()
         for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
                 for row in rows:
                     row = _with(_with(row, "tag", source.tag), "source", source_name)
                     keep(row, num_copies(_unit_of(row), source.share), name, line.number)
-                read.bad.extend(_bad_row(name, line, reason) for reason in set_aside)
+                for reason in set_aside:
+                    read.bad.append(_bad_row(name, line, reason))
+                    reasons[f"{reason.field}: {reason.found}"] += 1
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({advice})") from None
                 read.bad.append(_bad_row(name, line, error))
+                reasons[f"{error.field}: {error.found}"] += 1
         if ignored:
             read.ignored[name] = list(ignored)
             read.notes.append(f"{name}: ignored columns: {listed(ignored)}")
             log.info("%s", read.notes[-1])
-        if bad := read.bad[num_bad:]:
-            read.warnings.append(_report(name, bad, len(lines)))
+        if reasons:
+            read.warnings.append(_report(name, reasons, len(lines)))
             log.warning("%s", read.warnings[-1])
     return read
 
@@ -223,9 +229,9 @@ def _bad_row(name: str, line: Line, error: WrongValue) -> BadRow:
     return BadRow(name, line.number, error.field, error.found, error.expected, raw)
 
 
-def _report(name: str, bad: Sequence[BadRow], num_rows: int) -> str:
+def _report(name: str, reasons: Counter[str], num_rows: int) -> str:
     """How many rows of a file are set aside, and the most frequent reasons."""
-    reasons = Counter(f"{row.field}: {row.found}" for row in bad).most_common(NUM_REASONS)
-    counted = "; ".join(f"{reason} ({count})" for reason, count in reasons)
-    more = "; …" if sum(count for _, count in reasons) < len(bad) else ""
-    return printable(f"{name}: {len(bad)} set aside of {num_rows} rows: {counted}{more}")
+    frequent = reasons.most_common(NUM_REASONS)
+    counted = "; ".join(f"{reason} ({count})" for reason, count in frequent)
+    more = "; …" if len(reasons) > len(frequent) else ""
+    return printable(f"{name}: {reasons.total()} set aside of {num_rows} rows: {counted}{more}")

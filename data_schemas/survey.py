@@ -2,20 +2,23 @@
 
 Of the kinds whose columns a source has, it is read as that of which most rows are valid. Where it has the columns of
 none, columns with common other names are guessed, as Q and A for prompt and answer.
+
+Memory does not grow with the texts: files are read again for each kind, and the rows are on the disk.
 """
 
-import itertools
+import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from data_schemas.dialects import PROMPTS, Dialect
+from data_schemas.disk_list import DiskList
 from data_schemas.errors import WrongValue
-from data_schemas.formats import Line, describe, format_of, shorten
+from data_schemas.formats import Line, Lines, describe, format_of, shorten
 from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
 from data_schemas.row_kinds import KINDS, rows_of
@@ -25,6 +28,7 @@ from data_schemas.sources import Source
 ORDER = ("preferences", "instructions", "documents", "prompts")  # of the kinds: a pair has the columns of a prompt too
 PROMPT_COLUMNS = frozenset(name for dialect in PROMPTS for name in dialect.columns)
 MAX_CHARACTERS = 2_000_000  # of which the scripts are counted
+MAX_PLACES = 3  # of the rows with a problem that are named
 # Our column -> words by which other people call it. A set of columns is guessed where each of them is found.
 WORDS = {
     "prompt": "prompt question q query instruction problem user human request ask",
@@ -44,6 +48,9 @@ GUESSES = (
 )
 
 
+LinesByFile = Mapping[str, Lines]
+
+
 @dataclass
 class Problem:
     """Bad rows with the same place in the row and the same expectation."""
@@ -51,7 +58,8 @@ class Problem:
     place_in_row: str  # `messages.content`, for messages of any number
     expected: str
     found: str  # in the first of them
-    places: list[str] = field(default_factory=list)  # file:line of each
+    count: int = 0
+    places: list[str] = field(default_factory=list)  # file:line of the first of them
 
 
 @dataclass(frozen=True)
@@ -72,61 +80,69 @@ class Survey:
     kind: str
     other_kinds: list[str]  # that the rows could be read as, too
     dialects: dict[str, int]  # columns of a dialect -> rows in it
-    rows: list[PlacedRow]
+    rows: Sequence[PlacedRow]
     problems: list[Problem]
     ignored: list[str]  # columns that are not read
-
-    @property
-    def num_duplicates(self) -> int:
-        """Rows whose texts are equal to those of an earlier row."""
-        texts = [tuple(parts_of(item.row).items()) for item in self.rows]
-        return len(texts) - len(set(texts))
-
-    @property
-    def num_first_messages(self) -> int | None:
-        """Different first user messages, by which rows are split; None for documents."""
-        groups = {getattr(item.row, "group_id", None) for item in self.rows}
-        return None if self.kind == "documents" else len(groups)
+    num_duplicates: int  # rows whose texts are equal to those of an earlier row
+    num_first_messages: int | None  # different first user messages, by which rows are split; None for documents
 
 
 def survey(source: Source) -> Survey:
     """Reads all rows of a source. Raises UserError, as the readers do, where a file cannot be read."""
-    lines_by_file = dict(source.rows_by_file())
+    by_file = dict(source.rows_by_file())
     check_names(source.columns, where=source.path)
-    by_file = [(name, line) for name, lines in lines_by_file.items() for line in lines]
-    raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
-    columns = list(dict.fromkeys(str(name) for raw in raws for name in raw))
-    kinds = [kind for kind in ORDER if any(_dialect_of(raw, kind) for raw in raws)]
-    guess = None if kinds or source.columns or not raws else guess_columns(columns)
+    columns, found, has_columns = dict[str, None](), set[str](), False
+    for raw in _raws(by_file):
+        has_columns = True
+        columns.update(dict.fromkeys(map(str, raw)))
+        found.update(kind for kind in ORDER if kind not in found and _dialect_of(raw, kind))
+    kinds = [kind for kind in ORDER if kind in found]
+    guess = None if kinds or source.columns or not has_columns else guess_columns(list(columns))
     if guess:
         kinds = [guess[0]]
         source = replace(source, columns=guess[1])
-        by_file = [(name, renamed) for name, line in by_file for renamed in source.rename(name, [line])]
+        by_file = {name: source.rename(name, lines) for name, lines in by_file.items()}
     kind, read = _best_of(by_file, kinds)
-    if not raws:  # no row has columns: what is wrong with them is known
+    if not has_columns:  # no row has columns: what is wrong with them is known
         read = _unreadable(by_file)
-    if kind == "documents" and all(format_of(Path(file)) == ".txt" for file in lines_by_file):
+    if kind == "documents" and all(format_of(Path(file)) == ".txt" for file in by_file):
         kinds = [*kinds, "prompts"]  # one a line
+    texts, first_messages = set[bytes](), set[bytes]()
+    for item in read.rows:
+        texts.add(_key(parts_of(item.row).items()))
+        first_messages.add(_key(getattr(item.row, "group_id", None)))
     return Survey(
         source,
         is_guessed=guess is not None,
-        files=list(lines_by_file),
-        num_lines=len(by_file),
-        columns=columns,
+        files=list(by_file),
+        num_lines=sum(map(len, by_file.values())),
+        columns=list(columns),
         kind=kind,
         other_kinds=[other for other in kinds if other != kind],
         dialects=dict(read.dialects.most_common()),
         rows=read.rows,
-        problems=sorted(read.problems.values(), key=lambda problem: -len(problem.places)),
+        problems=sorted(read.problems.values(), key=lambda problem: -problem.count),
         ignored=list(read.ignored),
+        num_duplicates=len(read.rows) - len(texts),
+        num_first_messages=None if kind == "documents" else len(first_messages),
     )
+
+
+def _raws(by_file: LinesByFile) -> Iterator[dict[str, object]]:
+    """The rows that have columns."""
+    return (line.raw for lines in by_file.values() for line in lines if isinstance(line.raw, dict))
+
+
+def _key(value: object) -> bytes:
+    return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).digest()[:16]
 
 
 @dataclass
 class _Read:
     """The rows of a source as one kind."""
 
-    rows: list[PlacedRow] = field(default_factory=list)
+    rows: DiskList[PlacedRow] = field(default_factory=DiskList)
+    num_lines: int = 0  # of the files, that have a valid row
     dialects: Counter[str] = field(default_factory=Counter)
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)  # columns that nothing reads
@@ -136,25 +152,28 @@ class _Read:
         field_name = re.sub(r"\.\d+", "", error.field)
         kind = (field_name, error.expected)
         problem = self.problems.setdefault(kind, Problem(field_name, error.expected, error.found))
-        problem.places.append(place)
+        problem.count += 1
+        if len(problem.places) < MAX_PLACES:
+            problem.places.append(place)
 
 
-def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
+def _placed(by_file: LinesByFile) -> Iterator[tuple[str, Line]]:
+    return ((name, line) for name, lines in by_file.items() for line in lines)
+
+
+def _read(by_file: LinesByFile, kind: str) -> _Read:
     row_type, dialects = KINDS[kind]
     read = _Read()
     if row_type is PreferencePair:
-        by_file = [
-            (name, line)
-            for name, group in itertools.groupby(by_file, key=lambda item: item[0])
-            for line in pairs_of_labels([line for _, line in group])
-        ]
-    for name, line in by_file:
+        by_file = {name: pairs_of_labels(lines) for name, lines in by_file.items()}
+    for name, line in _placed(by_file):
         place = f"{name}:{line.number}"
         if isinstance(line.raw, dict) and (dialect := _dialect_of(line.raw, kind)):
             read.dialects[" + ".join(dialect.columns)] += 1
         try:
             rows, set_aside = rows_of(line, row_type, dialects, read.ignored)
             read.rows.extend(PlacedRow(place, row) for row in rows)
+            read.num_lines += bool(rows)
             for reason in set_aside:
                 read.add_problem(reason, place)
         except WrongValue as error:
@@ -162,16 +181,16 @@ def _read(by_file: Iterable[tuple[str, Line]], kind: str) -> _Read:
     return read
 
 
-def _unreadable(by_file: Iterable[tuple[str, Line]]) -> _Read:
+def _unreadable(by_file: LinesByFile) -> _Read:
     """The problems of lines that are no mappings."""
     read = _Read()
-    for name, line in by_file:
+    for name, line in _placed(by_file):
         error = line.error or WrongValue("row", describe(line.raw), "a mapping of columns to values")
         read.add_problem(error, f"{name}:{line.number}")
     return read
 
 
-def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple[str, _Read]:
+def _best_of(by_file: LinesByFile, kinds: Sequence[str]) -> tuple[str, _Read]:
     """The kind as which most lines are valid, the first of several, and the rows.
 
     Every pair and every example has the columns of a prompt too, also where it is a bad one. So they are prompts only
@@ -182,7 +201,7 @@ def _best_of(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> tuple
         if kind == "prompts" and (num_best > 0 or _are_more_than_prompts(by_file, kinds)):
             continue
         as_kind = _read(by_file, kind)
-        num_valid = len({item.place for item in as_kind.rows})
+        num_valid = as_kind.num_lines
         if num_valid > num_best:
             best, read, num_best = kind, as_kind, num_valid
         if not as_kind.problems:
@@ -194,10 +213,10 @@ def _dialect_of(raw: Mapping[str, object], kind: str) -> Dialect | None:
     return next((dialect for dialect in KINDS[kind][1] if dialect.is_named(dict(raw))), None)
 
 
-def _are_more_than_prompts(by_file: Sequence[tuple[str, Line]], kinds: Sequence[str]) -> bool:
+def _are_more_than_prompts(by_file: LinesByFile, kinds: Sequence[str]) -> bool:
     """Whether most rows with columns have those of another kind."""
-    raws = [line.raw for _, line in by_file if isinstance(line.raw, dict)]
-    return 2 * sum(any(_is_more_than_prompt(raw, kind) for kind in kinds) for raw in raws) > len(raws)
+    votes = Counter(any(_is_more_than_prompt(raw, kind) for kind in kinds) for raw in _raws(by_file))
+    return votes[True] > votes[False]
 
 
 def _is_more_than_prompt(raw: Mapping[str, object], kind: str) -> bool:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from data_schemas.disk_list import DiskList
 from data_schemas.errors import ConfigError
 from data_schemas.files import writing_atomically
 from data_schemas.reading import (
@@ -145,7 +146,7 @@ def generate(folder: Path, reference: str, given: dict[str, Any]) -> None:
 def read_sources(stage: Stage, arguments: PrepareDataArguments) -> SourceRows:
     """Reads the rows of every kind, at most max_rows of each. Raises what the readers raise for a bad row or file."""
     files = sources(stage, arguments)
-    bad: list[BadRow] = []
+    bad = DiskList[BadRow]()
     notes, warnings = dict[str, None](), dict[str, None]()
     numbers, generated = FileNumbers(), str(stage.folder / "made")
 

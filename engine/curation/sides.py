@@ -44,7 +44,7 @@ class SourceRows:
     pairs: RowView[PreferencePair]
     prompts: RowView[Prompt]
     evaluation_prompts: RowView[Prompt]
-    bad: list[BadRow]
+    bad: Sequence[BadRow]
     notes: list[str]  # on the files: the columns that nothing reads, one line for each file
     warnings: list[str]  # what a user should know of the rows, one line each: those that are left out, for one
     files: FileNumbers = field(default_factory=FileNumbers)  # that the origins of rows name

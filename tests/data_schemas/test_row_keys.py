@@ -1,10 +1,11 @@
 """Columns with a meaning beside the texts of a row: labels, ratings, weights; and those that nothing reads."""
 
 import logging
+import tracemalloc
 
 import pytest
 
-from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts
+from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts, write_rows
 from data_schemas.rows import for_template
 from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
 
@@ -70,6 +71,24 @@ def test_labelled_dialogs_make_pairs_too(tmp_path):
 def test_an_answer_with_both_labels_is_a_bad_row(tmp_path):
     path = lines(tmp_path / "a.jsonl", kto("a", True), kto("b", False), kto("a", False))
     assert "a.jsonl:1: label: found an answer with true and with false, expected one label" in fails(read_pairs, path)
+
+
+def test_labelled_answers_and_rows_that_are_set_aside_are_not_held(tmp_path):
+    """2,000 answers of 2 kB, which half of the file lies between; then as many bad rows."""
+    texts = [f"{number} " + "word " * 400 for number in range(2000)]
+    rows = [kto(text, place < 1000, prompt=f"p{place % 1000}") for place, text in enumerate(texts)]
+    path, kept = lines(tmp_path / "a.jsonl", *rows), []
+    del texts, rows
+    tracemalloc.start()
+    try:
+        read_pairs(path, keep=lambda row, copies, file, line: kept.append(row.prompt[0].content))
+        assert (len(kept), kept[-1]) == (1000, "p999")
+        read = read_conversations(path, on_bad_row="set_aside", keep=lambda row, copies, file, line: None)
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
+    assert (len(read.bad), read.bad[-1].line) == (1000, 2000)
+    assert write_rows(tmp_path / "rejected_rows.jsonl", read.bad) == 1000
 
 
 # -- ratings ----------------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_text_file_is_read_as_documents_and_may_be_prompts(tmp_path):
 
 def test_a_file_of_no_kind_has_no_rows(tmp_path):
     found = survey(Source(str(lines(tmp_path / "a.jsonl", {"x1": 1}))))
-    assert (found.kind, found.rows, found.problems, found.columns) == ("", [], [], ["x1"])
+    assert (found.kind, list(found.rows), found.problems, found.columns) == ("", [], [], ["x1"])
 
 
 def test_scripts_are_shares_of_the_letters():
