@@ -34,8 +34,8 @@ RATE_SIZE, RATE_REPEATS = 1024, 4  # of the matrix product by which the speed of
 def answer(question: Question) -> object:
     """The answer to one question, as JSON has it."""
     if "rows" in question:
-        tokenizer = _tokenizer(question)
-        return {name: row_lengths(asked, tokenizer) for name, asked in question["rows"].items()}
+        tokenizer, problem = _tokenizer(question)
+        return {name: row_lengths(asked, tokenizer, problem) for name, asked in question["rows"].items()}
     if "model" in question:
         return model_answer(question["model"])
     if "probe" in question:
@@ -43,14 +43,13 @@ def answer(question: Question) -> object:
     return cpu_rate()
 
 
-def _tokenizer(question: Question) -> PreTrainedTokenizerBase | None:
-    """The run's tokenizer; None where it can't be read, as that of a hub name on a machine without network."""
+def _tokenizer(question: Question) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The run's tokenizer; None and the reason where it can't be read, as that of a hub name without network."""
     try:
         with Path(os.devnull).open("w") as nowhere:
-            return load_tokenizer(cast(TokenizerRequest, question.get("tokenizer", {})), Console(file=nowhere))
-    except Exception as error:
-        print(f"tokenizer: {error}", file=sys.stderr)
-        return None
+            return load_tokenizer(cast(TokenizerRequest, question.get("tokenizer", {})), Console(file=nowhere)), ""
+    except Exception as error:  # a library may refuse a tokenizer in any way
+        return None, " ".join(str(error).split())[:300]
 
 
 def model_answer(source: ModelSource) -> ModelAnswer:

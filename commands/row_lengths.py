@@ -1,6 +1,6 @@
 """How many tokens rows have: a sample of a step's rows, tokenized as the step does it.
 
-Where the tokenizer can't be read, four characters count as a token (is_exact is false).
+Where the tokenizer can't be read, four characters count as a token.
 """
 
 import itertools
@@ -18,14 +18,15 @@ MAX_SAMPLES = 2000
 CHARACTERS_A_TOKEN, TOKENS_A_TURN = 4, 4  # without a tokenizer
 
 
-def row_lengths(asked: RowFiles, tokenizer: PreTrainedTokenizerBase | None) -> RowLengths:
-    """The number of rows of the files, and the tokens of at most MAX_SAMPLES of them."""
+def row_lengths(asked: RowFiles, tokenizer: PreTrainedTokenizerBase | None, problem: str = "") -> RowLengths:
+    """The number of rows of the files, and the tokens of at most MAX_SAMPLES of them. Without a tokenizer, `problem`
+    says why."""
     lines = [line for file in asked["files"] for line in Path(file).read_bytes().splitlines() if line.strip()]
     step = max(1, -(-len(lines) // MAX_SAMPLES))
     chosen = lines[::step]
     samples = [sample for line in chosen for sample in _samples(asked["kind"], line, tokenizer)]
     count = round(len(lines) * len(samples) / max(1, len(chosen)))
-    return {"count": count, "samples": samples, "is_exact": tokenizer is not None}
+    return {"count": count, "samples": samples, "problem": problem}
 
 
 def _samples(kind: str, line: bytes, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[RowSample]:

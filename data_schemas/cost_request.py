@@ -26,7 +26,7 @@ class RowSample(TypedDict):
 class RowLengths(TypedDict):
     count: int  # rows of the files
     samples: list[RowSample]  # of rows that are evenly spread over the files
-    is_exact: bool  # by the tokenizer; false: a token for each four characters
+    problem: str  # why the tokenizer can't be read; four characters then count as a token
 
 
 class ModelAnswer(TypedDict):

@@ -9,7 +9,7 @@ from data_schemas.text import printable
 from pipeline.planner.devices import gpu_named
 from pipeline.planner.estimate import Planner, RunEstimate, StepEstimate, planner_of
 from pipeline.planner.models import UnknownSizes
-from pipeline.planner.remedies import does_not_fit, remedies_of
+from pipeline.planner.remedies import refusals, remedies_of
 from pipeline.state.costs import Estimated
 from pipeline.state.run import Run
 
@@ -66,12 +66,10 @@ def estimated(estimate: StepEstimate) -> Estimated:
 
 
 def _refuse(run: Run, planner: Planner, estimate: RunEstimate, *, forced: bool) -> None:
-    unfit = [step for step in estimate.to_run if step.fits is False]
-    if not unfit:
+    if all(step.fits is not False for step in estimate.to_run):
         return
-    remedies = remedies_of(planner, estimate)
-    line = does_not_fit(unfit[0], remedies.get(unfit[0].step.name))
-    more = f" ({len(unfit) - 1} more steps do not fit either)" if len(unfit) > 1 else ""
+    line, *others = refusals(estimate, remedies_of(planner, estimate))
+    more = f" (`plan --cost` shows {len(others)} more)" if others else ""
     if not forced:
         raise ConfigError(f"{run.recipe.path}: {line}{more}; {FORCE}")
     print(f"warning: {printable(line)}{more}", file=sys.stderr)

@@ -110,8 +110,8 @@ class Planner:
         self.writers = {step.name: writer_of(step, asks, self._note) for step in run.steps if WRITER in step.inputs}
         lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}
         self.rows = RowsOfRun(run, lengths)
-        if any(not rows.is_exact for rows in self.rows.known.values()):
-            self._note("the tokenizer can't be read here: four characters count as a token")
+        for problem in {found["problem"] for found in lengths.values() if found["problem"]}:
+            self._note(f"four characters count as a token, since the tokenizer can't be read: {problem}")
 
     def estimate(self) -> RunEstimate:
         works = {step.name: self.work(step) for step in self.run.steps}

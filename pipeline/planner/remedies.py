@@ -1,6 +1,6 @@
 """The nearest change that makes a step fit: smaller batches before checkpointing, ZeRO, offload and adapters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data_schemas.stage_keys import Keys, stages, with_defaults
@@ -35,17 +35,33 @@ def remedies_of(planner: Planner, estimate: RunEstimate) -> dict[str, Remedy | N
     return {step.step.name: _remedy(planner, step) for step in estimate.to_run if step.fits is False}
 
 
-def does_not_fit(estimate: StepEstimate, remedy: Remedy | None) -> str:
-    """One sentence: what the step needs, what there is, and what to change."""
-    assert estimate.needed is not None and estimate.device is not None and estimate.memory is not None
-    least = "" if estimate.memory.is_probed else "at least "
+def refusals(estimate: RunEstimate, remedies: Mapping[str, Remedy | None]) -> list[str]:
+    """A sentence for each step that does not fit; those of which the same is true, as in each round, share one."""
+    alike: dict[tuple[str, Remedy | None], list[StepEstimate]] = {}
+    for step in estimate.to_run:
+        if step.fits is False:
+            alike.setdefault((_need(step), remedies.get(step.step.name)), []).append(step)
+    return [_does_not_fit(steps, need, remedy) for (need, remedy), steps in alike.items()]
+
+
+def _need(estimate: StepEstimate) -> str:
+    assert estimate.needed is not None and estimate.device is not None
+    room = f"{estimate.device.name} has room for {estimate.device.usable / GIB:.1f} GiB"
+    return f"{_least(estimate)}{estimate.needed / GIB:.1f} GiB, and {room}"
+
+
+def _least(estimate: StepEstimate) -> str:
+    return "" if estimate.memory is not None and estimate.memory.is_probed else "at least "
+
+
+def _does_not_fit(steps: Sequence[StepEstimate], need: str, remedy: Remedy | None) -> str:
+    """What the steps need, what there is, and what to change."""
+    first, *others = [step.step.name for step in steps]
+    verb = f"and {len(others)} more {'step' if len(others) == 1 else 'steps'} need" if others else "needs"
     change = "no change of batch, checkpointing, ZeRO, offload or LoRA makes it fit"
     if remedy is not None:
-        change = f"the nearest change that fits is {remedy.text}, with {least}{remedy.needed / GIB:.1f} GiB"
-    return (
-        f"{estimate.step.name} needs {least}{estimate.needed / GIB:.1f} GiB, and {estimate.device.name} has room for "
-        f"{estimate.device.usable / GIB:.1f} GiB; {change}"
-    )
+        change = f"the nearest change that fits is {remedy.text}, with {_least(steps[0])}{remedy.needed / GIB:.1f} GiB"
+    return f"{first} {verb} {need}; {change}"
 
 
 def _remedy(planner: Planner, estimate: StepEstimate) -> Remedy | None:

@@ -38,7 +38,6 @@ class Rows:
     count: float
     samples: Sequence[RowSample]
     is_assumed: bool = False  # they do not exist yet
-    is_exact: bool = True  # lengths are those of the tokenizer
 
     def mean(self, values: Sequence[float]) -> float:
         return sum(values) / len(values) if values else 0.0
@@ -73,9 +72,7 @@ class RowsOfRun:
 
     def __init__(self, run: Run, lengths: Mapping[str, RowLengths]) -> None:
         self.steps = {step.name: step for step in run.steps}
-        self.known = {
-            name: Rows(found["count"], found["samples"], is_exact=found["is_exact"]) for name, found in lengths.items()
-        }
+        self.known = {name: Rows(found["count"], found["samples"]) for name, found in lengths.items()}
         self.finished = {name.partition("/")[0] for name in lengths}
 
     def of(self, references: Sequence[Reference], shares: Sequence[float] | None = None) -> Rows:
@@ -156,7 +153,7 @@ class RowsOfRun:
                 samples.append({"shared": shared, "branches": kept, "trained": sum(kept)})
         count = prompts.count * (keys.get("num_winners") or 1 if answers == 1 else 1)
         count *= TOP_QUARTILE if keys.get("keep_by") == "top_quartile" else 1
-        return Rows(count, samples, is_assumed=True, is_exact=prompts.is_exact)
+        return Rows(count, samples, is_assumed=True)
 
 
 def _questions(step: Step) -> Rows:
@@ -169,7 +166,7 @@ def _questions(step: Step) -> Rows:
     ]
     count = sum(min(count, most) if most else count for count in counts)
     sample: RowSample = {"shared": 0, "branches": [WITHOUT_DATA], "trained": 0}
-    return Rows(count, [sample], is_assumed=True, is_exact=False)
+    return Rows(count, [sample], is_assumed=True)
 
 
 def _lines(path: str) -> int:
@@ -198,7 +195,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
             _resampled(part.samples, max(1, round(MAX_SAMPLES * part.count / total))) for part in parts
         )
     )
-    return Rows(total, samples, any(part.is_assumed for part in parts), all(part.is_exact for part in parts))
+    return Rows(total, samples, any(part.is_assumed for part in parts))
 
 
 def _resampled(samples: Sequence[RowSample], count: int) -> Iterator[RowSample]:

@@ -30,7 +30,6 @@ class Work:
     new_tokens: float = 0.0  # of these answers
     mean_context: float = 0.0  # tokens that a generated token attends to, mean
     is_assumed: bool = False
-    is_exact: bool = True  # lengths are by the tokenizer
     samples: Sequence[RowSample] = field(default_factory=list, repr=False)  # rows that are trained on
 
 
@@ -92,7 +91,6 @@ def _training(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
         hardware_flops=forward * (passes + recomputed),
         updates=updates,
         is_assumed=train.is_assumed,
-        is_exact=train.is_exact,
         samples=train.samples,
     )
 
@@ -162,7 +160,6 @@ def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
         new_tokens=answers * new,
         mean_context=prompt + new / 2,
         is_assumed=step.name not in rows.finished and any(side.is_assumed for side in prompts),
-        is_exact=all(side.is_exact for side in prompts),
     )
 
 
@@ -188,7 +185,6 @@ def _paraphrasing(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape | None) 
         new_tokens=answers * new,
         mean_context=question + new / 2,
         is_assumed=prompts.is_assumed,
-        is_exact=prompts.is_exact,
     )
 
 
@@ -217,6 +213,5 @@ def _reinforcement(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Wor
         new_tokens=answers * new,
         mean_context=prompt + new / 2,
         is_assumed=prompts.is_assumed,
-        is_exact=prompts.is_exact,
         samples=[sample] if prompts.count else [],
     )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.planner.estimate import RunEstimate, StepEstimate
 from pipeline.planner.memory import Memory
-from pipeline.planner.remedies import Remedy, does_not_fit
+from pipeline.planner.remedies import Remedy, refusals
 
 GIB = 2**30
 UNITS = ((3600, "h"), (60, "min"), (1, "s"))
@@ -18,7 +18,7 @@ BUCKETS = ("weights", "gradients", "optimizer", "reference", "activations", "log
 
 
 def show(console: Console, estimate: RunEstimate, remedies: dict[str, Remedy | None]) -> None:
-    """Prints both tables, the totals, a line for each step that does not fit, and what the numbers rest on."""
+    """Prints both tables, the totals, the steps that do not fit, and what the numbers rest on."""
     console.print(steps_table(estimate))
     console.print(memory_table(estimate))
     for line in (*totals(estimate), *verdicts(estimate, remedies), *basis(estimate)):
@@ -110,10 +110,8 @@ def totals(estimate: RunEstimate) -> Iterator[Text]:
 
 
 def verdicts(estimate: RunEstimate, remedies: dict[str, Remedy | None]) -> Iterator[Text]:
-    """A line for each step that does not fit, with the nearest change that does."""
-    for step in estimate.to_run:
-        if step.fits is False:
-            yield Text(does_not_fit(step, remedies.get(step.step.name)), style="red")
+    """The steps that do not fit, with the nearest change that does."""
+    yield from (Text(line, style="red") for line in refusals(estimate, remedies))
 
 
 def basis(estimate: RunEstimate) -> Iterator[Text]:

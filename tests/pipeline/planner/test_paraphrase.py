@@ -23,7 +23,7 @@ SHAPE = Shape(hidden=8, layers=2, heads=2, key_heads=2, head_size=4, feed_forwar
 PROMPTS: RowLengths = {
     "count": 100,
     "samples": [{"shared": 0, "branches": [length], "trained": 0} for length in (4, 16)],
-    "is_exact": True,
+    "problem": "",
 }
 KEYS = {"num_paraphrases": 2, "back_translations": ["German"], "max_new_tokens": 8, "generation_batch_size": 4}
 INPUTS = {"prompts": [Output("prepare_data", "prompts.train")], "paraphrase_llm": [Model("writer")]}

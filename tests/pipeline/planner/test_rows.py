@@ -18,7 +18,7 @@ def annotate(number: int, prompts: int) -> Step:
 
 
 def lengths(count: int, *samples: RowSample) -> RowLengths:
-    return {"count": count, "samples": list(samples), "is_exact": True}
+    return {"count": count, "samples": list(samples), "problem": ""}
 
 
 PROMPT: RowSample = {"shared": 0, "branches": [5], "trained": 0}
