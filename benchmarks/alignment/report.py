@@ -87,7 +87,8 @@ def table(scores: Mapping[str, Scores]) -> list[str]:
             against = f"{shown(pooled_interval(differences_SP))}, {above} of {len(differences_SP)} seeds above"
             interval = seeds_interval(differences_SP)
             over_seeds = shown(interval) if interval else "-"
-        cells = [name, str(len(of_seeds)), *means, shown(gain), against, over_seeds]
+        missing = ["-"] * (rounds - len(means))  # of a variation with fewer rounds
+        cells = [name, str(len(of_seeds)), *means, *missing, shown(gain), against, over_seeds]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -201,16 +202,17 @@ def draw(scores: Mapping[str, Scores], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (axes, curves) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
-    rounds = np.arange(0)
+    last = 0
     for position, (name, of_seeds) in enumerate(scores.items()):
         means_SR = np.array(list(of_seeds.values())).mean(axis=2)
         rounds = np.arange(means_SR.shape[1])
+        last = max(last, rounds[-1])
         colour = f"C{position}"
         style: dict[str, Any] = {"linestyle": "--" if name in CONTROLS else "-", "color": colour}
         axes.plot(rounds, means_SR.mean(axis=0), label=name, linewidth=2.5 if name == FULL else 1.5, **style)
         shift = (position - len(scores) / 2) * 0.012  # so that points of one round do not hide each other
         axes.scatter(np.tile(rounds + shift, len(means_SR)), means_SR.ravel(), s=10, color=colour, alpha=0.6)
-    axes.set(xlabel="round", ylabel="mean gold score of the held-out prompts", xticks=rounds)
+    axes.set(xlabel="round", ylabel="mean gold score of the held-out prompts", xticks=range(last + 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     for name, colour in ((FULL, "C0"), (STALE, "C3")):

@@ -29,13 +29,12 @@ ROUNDS = 6
 ANNOTATOR = "annotate.annotator_function=benchmarks.alignment.controls"
 SETTINGS: dict[str, list[str]] = {
     FULL: [],
-    "DPO alone": ["round_stages=[annotate, dpo]"],
+    "DPO alone": ["round_stages=[annotate, dpo]"],  # without rejection sampling, SFT has no rows either
     # As many answers are compared as in six rounds: 3,600 x 6, all of the first policy.
     "DPO of one batch": [
         *("rounds=1", "round_stages=[annotate, dpo]", "annotate.num_prompts=3600", "annotate.num_answers=6")
     ],
     "DPO before rejection sampling": ["round_stages=[annotate, reward_model, dpo, rejection_sampling, sft]"],
-    "no rejection sampling": ["round_stages=[annotate, reward_model, sft, dpo]"],
     "no DPO": ["round_stages=[annotate, reward_model, rejection_sampling, sft]"],
     "reward model not refitted": ["refit_reward_model=false"],
     "SFT from the base": ["sft_from=base"],

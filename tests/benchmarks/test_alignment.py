@@ -180,6 +180,12 @@ def test_the_verdict_names_what_differs_beyond_both_intervals():
     ]
 
 
+def test_a_variation_of_fewer_rounds_is_compared_by_its_last_one():
+    scores = {report.FULL: {0: np.array([[0.0], [0.2], [0.5]])}, "DPO of one batch": {0: np.array([[0.0], [0.4]])}}
+    line = report.table(scores)[-1]
+    assert line.startswith("| DPO of one batch | 1 | 0.000 | 0.400 | - | +0.400 [+0.400, +0.400] | -0.100 [")
+
+
 def test_a_round_that_falls_is_named():
     falls = {0: np.array([[0.0] * 9, [0.5] * 9, [0.4] * 9]), 1: np.array([[0.0] * 9, [0.5] * 9, [0.6] * 9])}
     assert report.climb(falls) == (
