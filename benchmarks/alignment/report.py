@@ -276,7 +276,8 @@ rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{othe
 
 OTHERS = {  # pages of other parts, mentioned where they have been written
     "alignment-parts.md": """
-[A reward model that is not refitted, and controls](alignment-parts.md), were run over six rounds with fewer seeds.""",
+[One batch in place of rounds, no DPO, a reward model that is not refitted, and controls](alignment-parts.md), were run
+with fewer seeds.""",
     "alignment-headroom.md": """
 [What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
     "alignment-real-model.md": """
