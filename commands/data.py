@@ -131,7 +131,8 @@ def facts_of(found: Survey) -> list[tuple[str, str]]:
         guessed = ", ".join(f"{listed([column])} is {ours}" for ours, column in found.source.columns.items())
         facts.append(("guessed", f"{guessed}; write `columns` as below, or correct it"))
     num_bad = sum(problem.count for problem in found.problems)
-    facts.append(("rows", f"{len(found.rows):,} valid, {num_bad:,} with a problem"))
+    valid = "valid pairs" if any(name.endswith(" + label") for name in found.dialects) else "valid"
+    facts.append(("rows", f"{len(found.rows):,} {valid}, {num_bad:,} with a problem"))
     facts.append(("duplicates", f"{found.num_duplicates:,} (texts equal to those of an earlier row)"))
     if found.num_first_messages is not None:
         facts.append(
@@ -228,9 +229,10 @@ def message_line(message: Message) -> str:
 
 
 def command_with_columns(found: Survey) -> str:
-    """A command that reads the source, with its first columns as a prompt and an answer, or its only one as a text."""
+    """A command that reads the source, with its first columns of text as a prompt and an answer, or the only one as a
+    text."""
     source = found.source
-    columns = [source.columns.get(name, name) for name in found.columns]
+    columns = [source.columns.get(name, name) for name in found.text_columns or found.columns]
     names = ("prompt", "answer") if len(columns) > 1 else ("text",)
     value = replace(source, columns=dict(zip(names, columns, strict=False))).value()
     text = flow(value)
@@ -253,7 +255,7 @@ def recipe_block(surveys: Sequence[Survey]) -> str:
             continue
         lines.append(f"  {kind}:")
         lines.extend(f"    - {flow(value)}" for value in values)
-    if any(found.problems for found in surveys if found.rows):
+    if any(not problem.is_set_aside for found in surveys if found.rows for problem in found.problems):
         lines.append("  on_bad_row: set_aside  # leaves out the rows with a problem, and keeps them in a file")
     return "\n".join(lines)
 

@@ -17,6 +17,9 @@ from torch.utils._pytree import tree_leaves
 # Shapes: O = outputs of a layer, I = its inputs.
 
 ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
+MAKING = [getattr(torch.ops.aten, name).default for name in ("zeros", "ones", "full")]
+MAKING.append(torch.ops.aten.empty.memory_format)
+MAX_REAL = 1 << 20  # numbers of a tensor that is made with content, as one of token ids is
 BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that share one, in bitsandbytes' NF4
 
 
@@ -83,14 +86,26 @@ class LiveMemory(TorchDispatchMode):
 
 
 class Content(TorchDispatchMode):
-    """Answers what tensors without content can't: the value of a scalar, and how many elements a mask keeps."""
+    """Answers what tensors without content can't: the value of a scalar, and how many elements a mask keeps. And large
+    tensors of numbers that are made inside, as the sum of the head's gradients, have no content either."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake_mode = fake_mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in MAKING and math.prod(args[0]) > MAX_REAL and _makes_floats(kwargs or {}):
+            with self.fake_mode:
+                return func(*args, **kwargs or {})
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else 1
         if func is torch.ops.aten.index.Tensor and isinstance(args[0], FakeTensor):
             args = (args[0], [part for index in args[1] for part in _as_numbers(index)])
         return func(*args, **kwargs or {})
+
+
+def _makes_floats(kwargs: dict[str, Any]) -> bool:
+    return (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
 
 
 def _as_numbers(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
@@ -113,6 +128,13 @@ def without_content(make: Callable[[], ModuleType]) -> ModuleType:
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 setattr(module, name, made.setdefault(id(tensor), _fake(tensor)))
     return model
+
+
+def fake_mode_of(model: torch.nn.Module) -> FakeTensorMode:
+    """The mode in which `without_content` made the weights of the model."""
+    weight = next(model.parameters())
+    assert isinstance(weight, FakeTensor)
+    return weight.fake_mode
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from commands.live_memory import Content, FourBitLinear, LiveMemory, Peak, quantise, without_content
+from commands.live_memory import (
+    Content,
+    FourBitLinear,
+    LiveMemory,
+    Peak,
+    fake_mode_of,
+    quantise,
+    without_content,
+)
 from commands.probed_trainer import config_of, recorded_heads, short, token_row, trainer_of
 from data_schemas.cost_request import Probe, ProbeAnswer, RowSample
 from data_schemas.stage_keys import with_defaults
@@ -160,7 +168,7 @@ class Bench:
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         memory = LiveMemory(trained)
         memory.add(*model.parameters(), *model.buffers())
-        with memory, Content():
+        with memory, Content(fake_mode_of(model)):
             optimizer = torch.optim.AdamW(trained, foreach=False)
             for weight in trained:
                 weight.grad = torch.zeros_like(weight)

@@ -1,5 +1,6 @@
 """A list of values that are on the disk, for as many as memory may not hold."""
 
+import contextlib
 import pickle
 import tempfile
 from array import array
@@ -23,7 +24,7 @@ class DiskList(Sequence[T], Generic[T]):
         self._end = 0
 
     def append(self, value: T) -> None:
-        try:
+        with _errors():
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the list
             if self._file.tell() != self._end:  # a value was read
@@ -31,8 +32,6 @@ class DiskList(Sequence[T], Generic[T]):
             pickle.dump(value, self._file)
             self._starts.append(self._end)
             self._end = self._file.tell()
-        except OSError as error:
-            raise DataError(f"{tempfile.gettempdir()}: rows can't be written into this folder: {error}") from error
 
     def extend(self, values: Iterable[T]) -> None:
         for value in values:
@@ -52,9 +51,18 @@ class DiskList(Sequence[T], Generic[T]):
             return [self[each] for each in range(len(self))[place]]
         start = self._starts[place]
         assert self._file is not None, "a list with values has a file"
-        self._file.seek(start)
-        value: T = pickle.load(self._file)
+        with _errors():  # it first writes what is in its buffer
+            self._file.seek(start)
+            value: T = pickle.load(self._file)
         return value
 
     def __iter__(self) -> Iterator[T]:
         return (self[place] for place in range(len(self)))
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{tempfile.gettempdir()}: rows can't be written into this folder: {error}") from error

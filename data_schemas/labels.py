@@ -58,7 +58,7 @@ class _Labelled(NamedTuple):
     @property
     def group(self) -> bytes:
         """A key that the answers to a prompt share."""
-        asked = json.dumps([self.prompt, self.raw.get("system"), self.raw.get("tools")], sort_keys=True)
+        asked = _as_text([self.prompt, self.raw.get("system"), self.raw.get("tools")])
         return hashlib.sha256(asked.encode()).digest()[:16]
 
 
@@ -76,7 +76,7 @@ def pairs_of_labels(lines: Lines) -> Lines:
 class _Paired:
     """Lines whose labelled answers are on the disk until all answers to a prompt are together.
 
-    In memory is an index: 16 bytes an answer, and about 250 a prompt.
+    In memory is an index, of 16 bytes an answer and about 250 a prompt, and all answers to the prompt that is read.
     """
 
     def __init__(self, lines: Lines) -> None:
@@ -97,9 +97,18 @@ class _Paired:
             if answer is None:
                 yield line
                 continue
-            first, *places = self.places[answer.group]
+            # A prompt that was not there before is in a file that has changed, which its reader reports at its end.
+            first, *places = self.places.get(answer.group, (None,))
             if number == first:
                 yield from _pairs_of([self.answers[place] for place in places])
+
+
+def _as_text(value: object) -> str:
+    """A text that is the same for equal values: also for those of a table that JSON has no form for, as binary data."""
+    try:
+        return json.dumps(value, sort_keys=True, default=repr)
+    except (TypeError, ValueError):  # keys of several types
+        return repr(value)
 
 
 def _labelled(line: Line) -> _Labelled | None:
@@ -118,7 +127,7 @@ def _pairs_of(group: Sequence[_Labelled]) -> list[Line]:
     good, bad = [[each for each in group if each.is_good is side] for side in (True, False)]
     if not good or not bad:
         return [labelled.line for labelled in group]
-    good_texts, bad_texts = [{json.dumps(each.answer, sort_keys=True) for each in side} for side in (good, bad)]
+    good_texts, bad_texts = [{_as_text(each.answer) for each in side} for side in (good, bad)]
     contradicted = good_texts & bad_texts
     if contradicted:
         error = WrongValue("label", "an answer with true and with false", "one label for each answer to a prompt")

@@ -8,12 +8,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_schemas.errors import UserError
 from data_schemas.files import read_json
 from data_schemas.text import printable
 
 PROGRESS = "progress.json"
 LAUNCHED = "ALIGNLOOP_LAUNCHED"  # a variable of a stage: when its runner launched it, by the machine's monotonic clock
 TIMING = "timing.json"  # seconds by part of all starts of a stage, until its record is written
+MAX_SECONDS = 1e9  # of a part of a stage: a file with more is damaged
 STARTING = "starting"  # before the stage has reported anything: it imports its libraries
 WORKING = "working"  # between two activities, as while its parts are put together
 
@@ -39,10 +41,10 @@ class Activity:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """The activities of a running stage, the outermost first, and when the stage was started."""
+    """The activities of a running stage, the outermost first, and when it was started."""
 
     activities: tuple[Activity, ...] = ()
-    started: float | None = None  # seconds since the epoch
+    started: float | None = None  # seconds since the epoch; earlier by what interrupted starts took
 
     @classmethod
     def read(cls, folder: Path) -> "StageProgress":
@@ -53,6 +55,17 @@ class StageProgress:
             return cls(activities, float(content["started"])) if all(map(_is_valid, activities)) else cls()
         except (OSError, KeyError, TypeError, ValueError, OverflowError):
             return cls()
+
+
+def kept_seconds(folder: Path) -> dict[str, float]:
+    """Seconds by part of the starts of an unfinished stage; nothing where `timing.json` is missing or damaged, which
+    costs no result."""
+    try:
+        content = read_json(folder / TIMING) or {}
+        found = {str(part): float(seconds) for part, seconds in content.items()}
+    except (OSError, UserError, TypeError, ValueError, OverflowError):
+        return {}
+    return {part: seconds for part, seconds in found.items() if 0 <= seconds < MAX_SECONDS}
 
 
 def _is_valid(activity: Activity) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_schemas.dialects import PROMPTS, Dialect
 from data_schemas.disk_list import DiskList
-from data_schemas.errors import WrongValue
+from data_schemas.errors import SetAside, WrongValue
 from data_schemas.formats import Line, Lines, describe, format_of, shorten
 from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
@@ -58,6 +58,7 @@ class Problem:
     place_in_row: str  # `messages.content`, for messages of any number
     expected: str
     found: str  # in the first of them
+    is_set_aside: bool  # for what the row says: it stops no run
     count: int = 0
     places: list[str] = field(default_factory=list)  # file:line of the first of them
 
@@ -77,6 +78,7 @@ class Survey:
     files: list[str]
     num_lines: int
     columns: list[str]
+    text_columns: list[str]  # those in which a value may be a message
     kind: str
     other_kinds: list[str]  # that the rows could be read as, too
     dialects: dict[str, int]  # columns of a dialect -> rows in it
@@ -91,10 +93,11 @@ def survey(source: Source) -> Survey:
     """Reads all rows of a source. Raises UserError, as the readers do, where a file cannot be read."""
     by_file = dict(source.rows_by_file())
     check_names(source.columns, where=source.path)
-    columns, found, has_columns = dict[str, None](), set[str](), False
+    columns, of_text, found, has_columns = dict[str, None](), set[str](), set[str](), False
     for raw in _raws(by_file):
         has_columns = True
         columns.update(dict.fromkeys(map(str, raw)))
+        of_text.update(name for name, value in raw.items() if name not in of_text and _is_text(value))
         found.update(kind for kind in ORDER if kind not in found and _dialect_of(raw, kind))
     kinds = [kind for kind in ORDER if kind in found]
     guess = None if kinds or source.columns or not has_columns else guess_columns(list(columns))
@@ -117,6 +120,7 @@ def survey(source: Source) -> Survey:
         files=list(by_file),
         num_lines=sum(map(len, by_file.values())),
         columns=list(columns),
+        text_columns=[name for name in columns if name in of_text],
         kind=kind,
         other_kinds=[other for other in kinds if other != kind],
         dialects=dict(read.dialects.most_common()),
@@ -133,6 +137,11 @@ def _raws(by_file: LinesByFile) -> Iterator[dict[str, object]]:
     return (line.raw for lines in by_file.values() for line in lines if isinstance(line.raw, dict))
 
 
+def _is_text(value: object) -> bool:
+    """Whether the value may be a message or a dialog: a text with a letter, or a list."""
+    return isinstance(value, list) or (isinstance(value, str) and any(map(str.isalpha, value)))
+
+
 def _key(value: object) -> bytes:
     return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).digest()[:16]
 
@@ -142,7 +151,7 @@ class _Read:
     """The rows of a source as one kind."""
 
     rows: DiskList[PlacedRow] = field(default_factory=DiskList)
-    num_lines: int = 0  # of the files, that have a valid row
+    num_unused: int = 0  # lines of the files that are in no valid row
     dialects: Counter[str] = field(default_factory=Counter)
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)  # columns that nothing reads
@@ -151,7 +160,8 @@ class _Read:
         # Messages and list items are numbered: `messages.3.content` is one kind of problem for every number.
         field_name = re.sub(r"\.\d+", "", error.field)
         kind = (field_name, error.expected)
-        problem = self.problems.setdefault(kind, Problem(field_name, error.expected, error.found))
+        is_set_aside = isinstance(error, SetAside)
+        problem = self.problems.setdefault(kind, Problem(field_name, error.expected, error.found, is_set_aside))
         problem.count += 1
         if len(problem.places) < MAX_PLACES:
             problem.places.append(place)
@@ -164,20 +174,22 @@ def _placed(by_file: LinesByFile) -> Iterator[tuple[str, Line]]:
 def _read(by_file: LinesByFile, kind: str) -> _Read:
     row_type, dialects = KINDS[kind]
     read = _Read()
+    for raw in _raws(by_file):
+        if dialect := _dialect_of(raw, kind):
+            read.dialects[" + ".join(dialect.columns)] += 1
     if row_type is PreferencePair:
         by_file = {name: pairs_of_labels(lines) for name, lines in by_file.items()}
     for name, line in _placed(by_file):
         place = f"{name}:{line.number}"
-        if isinstance(line.raw, dict) and (dialect := _dialect_of(line.raw, kind)):
-            read.dialects[" + ".join(dialect.columns)] += 1
         try:
             rows, set_aside = rows_of(line, row_type, dialects, read.ignored)
             read.rows.extend(PlacedRow(place, row) for row in rows)
-            read.num_lines += bool(rows)
+            read.num_unused += not rows
             for reason in set_aside:
                 read.add_problem(reason, place)
         except WrongValue as error:
             read.add_problem(error, place)
+            read.num_unused += 1
     return read
 
 
@@ -191,17 +203,17 @@ def _unreadable(by_file: LinesByFile) -> _Read:
 
 
 def _best_of(by_file: LinesByFile, kinds: Sequence[str]) -> tuple[str, _Read]:
-    """The kind as which most lines are valid, the first of several, and the rows.
+    """The kind in whose valid rows most lines are, the first of several, and the rows.
 
     Every pair and every example has the columns of a prompt too, also where it is a bad one. So they are prompts only
     where they are valid as no other kind, and most of them have no columns besides those of a prompt that make one.
     """
-    best, read, num_best = "", _Read(), -1
+    best, read, num_best, num_lines = "", _Read(), -1, sum(map(len, by_file.values()))
     for kind in kinds:
         if kind == "prompts" and (num_best > 0 or _are_more_than_prompts(by_file, kinds)):
             continue
         as_kind = _read(by_file, kind)
-        num_valid = as_kind.num_lines
+        num_valid = num_lines - as_kind.num_unused
         if num_valid > num_best:
             best, read, num_best = kind, as_kind, num_valid
         if not as_kind.problems:

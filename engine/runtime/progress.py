@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_schemas.artifact import RECORD
-from data_schemas.progress import PROGRESS, TIMING, Activity, StageProgress
+from data_schemas.progress import PROGRESS, TIMING, Activity, StageProgress, kept_seconds
 from engine.runtime import timing
 
 SECONDS_BETWEEN_WRITES = 1.0
@@ -143,7 +143,8 @@ def published(folder: Path, *, is_main: bool) -> Iterator[None]:
 class _Writer(threading.Thread):
     def __init__(self, folder: Path) -> None:
         super().__init__(name="progress", daemon=True)
-        self.folder, self.started_at = folder, time.time()
+        self.folder = folder
+        self.started_at = time.time() - sum(kept_seconds(folder).values())
         self.has_ended = threading.Event()
         self.written: dict[str, str] = {}
 

@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from data_schemas.errors import UserError
-from data_schemas.files import read_json
-from data_schemas.progress import LAUNCHED, TIMING
+from data_schemas.progress import LAUNCHED, kept_seconds
 
 Part = Literal["start", "load", "train", "evaluate", "save", "generate", "score", "other"]
 
@@ -45,10 +43,11 @@ _clock = _Clock()  # one for the process, which runs one stage
 def start(folder: Path | None = None) -> None:
     """Starts the clock of a stage: at zero, or at what its earlier starts in `folder` took. What has passed since its
     launch is `start`, and time outside of every part is `other`."""
-    _clock.seconds = _earlier(folder) if folder else {}
+    earlier = kept_seconds(folder) if folder else {}
+    _clock.seconds = {part: earlier[part] for part in get_args(Part) if part in earlier}
     _clock.entered, _clock.since = ("other",), time.monotonic()
     if (launched := _launched()) is not None:
-        _clock.seconds["start"] = _clock.seconds.get("start", 0.0) + _clock.since - launched
+        _clock.seconds["start"] = _clock.seconds.get("start", 0.0) + max(0.0, _clock.since - launched)
 
 
 @contextlib.contextmanager
@@ -71,16 +70,6 @@ def by_part() -> dict[str, float]:
         name = _clock.entered[-1]
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - _clock.since
     return {name: round(value, 3) for name, value in seconds.items()}
-
-
-def _earlier(folder: Path) -> dict[str, float]:
-    """What `timing.json` has; nothing where the file is missing or damaged, which costs no result."""
-    try:
-        content = read_json(folder / TIMING)
-        found = {part: float(content[part]) for part in get_args(Part) if part in content} if content else {}
-    except (OSError, UserError, TypeError, ValueError):
-        return {}
-    return {part: seconds for part, seconds in found.items() if 0 <= seconds < float("inf")}
 
 
 def _launched() -> float | None:

@@ -83,8 +83,8 @@ def _hold_out_some(rows: Sequence[RowType], share: float) -> Collection[str]:
     if groups:
         notices.warn(
             log,
-            "validation_share=%s of %d rows holds out none by hash: %d %s held out, so eval_loss is noisy; to hold out "
-            "more, raise data.validation_share",
+            "validation_share=%s of %d rows would hold out none by hash, so %d %s held out instead, and eval_loss is "
+            "noisy; to hold out more, raise data.validation_share",
             share,
             len(rows),
             len(groups),

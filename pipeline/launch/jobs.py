@@ -14,7 +14,7 @@ from data_schemas.endpoints import PAID_ANSWERS
 from data_schemas.files import read_json, write_atomically
 from data_schemas.locks import lock_folder
 from data_schemas.people import FOLDER as PEOPLE
-from data_schemas.progress import TIMING
+from data_schemas.progress import TIMING, kept_seconds
 from data_schemas.stage_keys import Values, stages
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import ending_of
@@ -73,7 +73,8 @@ def start(
         if step.name in run.estimates:
             write_estimate(folder, run.estimates[step.name])
     _link(run.recipe.folder / "steps" / step.name, folder)  # so that people find the folder while the step runs
-    started = previous.stage.started if previous else time.monotonic()
+    earlier = sum(kept_seconds(folder).values())
+    started = previous.stage.started if previous else time.monotonic() - earlier
 
     def show_seconds() -> None:
         state.seconds = time.monotonic() - started

@@ -131,7 +131,8 @@ def digest_of(run: Run, request: PreflightRequest, trial: Trial) -> str:
     }
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     content = {"sources": sources, "inputs": given, "functions": identity["functions"], "versions": versions}
-    return digest_record({**request, **content, "trials": None, **trial, "step": None})
+    asked = {**trial, "step": None, "rows": bool(trial["rows"]), "use_cpu": request["use_cpu"]}
+    return digest_record({**content, **asked})  # the sources say which tokenizer and model, wherever they are
 
 
 def _shape(step: Step, names: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,10 @@ class Estimator:
             if line.startswith(ANSWER):
                 return json.loads(line.removeprefix(ANSWER))
         last = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        raise StageError(f"commands/estimate.py ended without an answer: {' '.join(last) or 'no message'}")
+        cause, code = " ".join(last) or "no message", self.process.wait()
+        if code < 0:
+            cause = f"killed by {signal.Signals(-code).name}, as by a system whose memory is full"
+        raise StageError(f"commands/estimate.py ended without an answer: {cause}")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """`alignloop status`: the state of a run, what its running steps do now, its warnings, and its numbers by round."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from data_schemas.locks import is_locked
-from data_schemas.progress import StageProgress, describe_progress
+from data_schemas.progress import StageProgress, describe_progress, kept_seconds
 from data_schemas.text import printable
 from pipeline.report import live, result, terminal, waiting
 from pipeline.state.summary import StepEntry, Summary
@@ -26,8 +27,10 @@ REMEDIES = {
 def show(console: Console, folder: Path, summary: Summary) -> None:
     """Prints the state, the steps, the running ones in detail, the warnings and the table by round."""
     console.print(Text(head(summary, folder)))
-    for step in running_steps(summary) if is_running(summary, folder) else ():
+    lives = is_running(summary, folder)
+    for step in running_steps(summary):
         step["seconds"] = _seconds(step, folder)
+        step["state"] = "running" if lives else "stopped"
     console.print(terminal.steps_table(summary, width=console.width))
     for line in running(summary, folder, width=console.width):
         console.print(line)
@@ -115,8 +118,17 @@ def _head(summary: Summary, step: StepEntry, folder: Path) -> Text:
 
 
 def _seconds(step: StepEntry, folder: Path) -> float:
-    """How long the step took; of a running one, since its stage was started."""
-    started = _progress(step, folder).started if step["state"] == "running" else None
+    """How long the step took, in all its starts; until now where it is running."""
+    if step["state"] != "running" or not step["folder"]:
+        return step["seconds"]
+    place = folder / step["folder"]
+    earlier = sum(kept_seconds(place).values())
+    if not is_locked(folder):  # its process has ended
+        return earlier
+    started = _progress(step, folder).started
+    if started is None:  # it imports its libraries; its config was written when it was launched
+        with contextlib.suppress(OSError):
+            started = (place / "config.yaml").stat().st_mtime - earlier
     return step["seconds"] if started is None else max(0.0, time.time() - started)
 
 

@@ -1,8 +1,11 @@
 """Bad rows and bad files of rows, given to prepare_data and to a recipe."""
 
+import errno
 import gzip
 import io
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -421,6 +424,20 @@ def all_set_aside(kind: str, *rows: Any) -> Any:
     return make
 
 
+def full_temporary_folder(place: Place) -> Call:
+    """Labelled answers are written there until all answers to a prompt have been read."""
+
+    def full(*, dir: Path | None = None) -> Any:
+        if dir is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return temporary_file(dir=dir)
+
+    temporary_file = tempfile.TemporaryFile
+    place.patch.setattr(tempfile, "TemporaryFile", full)
+    place.write("rows.jsonl", [{"prompt": "q", "completion": text, "label": text == "a"} for text in "ab"])
+    return place.stage("prepare_data", preferences=["rows.jsonl"])
+
+
 def one_first_message(place: Place) -> Call:
     place.write("rows.jsonl", [dialog(USER, ANSWER | {"content": text}) for text in "abc"])
     return place.stage("prepare_data", instructions=["rows.jsonl"])
@@ -502,6 +519,11 @@ CASES = [
         "labels without a pair",
         all_set_aside("preferences", {"prompt": "q", "completion": "a", "label": True}),
         "all 1 rows are set aside; the first: rows.jsonl:1: label: found only good answers to this prompt",
+    ),
+    Case(
+        "labels and a full temporary folder",
+        full_temporary_folder,
+        "rows can't be written into this folder: [Errno 28] No space left on device",
     ),
     Case(
         "one first user message",

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from commands import memory_probe
-from commands.live_memory import FourBitLinear
+from commands.live_memory import MAX_REAL, Content, FourBitLinear, fake_mode_of, without_content
 from commands.memory_probe import Bench, measure
 from data_schemas.cost_request import Probe, RowSample
 
@@ -168,3 +169,14 @@ def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(stage, case, t
     is_checkpointed_adapter = case["checkpointing"] and case.get("use_peft", False)
     tolerance = OF_CHECKPOINTED_ADAPTERS if is_checkpointed_adapter else TOLERANCE
     assert predicted["peak"] == pytest.approx(measured, rel=tolerance)
+
+
+def test_large_tensors_of_numbers_that_a_step_makes_take_no_memory():
+    """As the sum of the gradients of a head in TRL's chunked loss: 2 GiB at the sizes of Llama 3 8B."""
+    model = without_content(lambda: torch.nn.Linear(3, 3))
+    with Content(fake_mode_of(model)):
+        made = [torch.zeros(MAX_REAL, 2), torch.ones(2 * MAX_REAL), torch.full((2 * MAX_REAL,), 0.5)]
+        made.append(torch.empty(2 * MAX_REAL, dtype=torch.bfloat16))
+        kept = [torch.zeros(MAX_REAL), torch.zeros(2 * MAX_REAL, dtype=torch.long), torch.ones(4, dtype=torch.bool)]
+    assert all(isinstance(tensor, FakeTensor) for tensor in made)
+    assert not any(isinstance(tensor, FakeTensor) for tensor in kept)

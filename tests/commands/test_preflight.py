@@ -104,6 +104,11 @@ def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monk
     assert len(started) == 1  # both are known
     preflight(plan_run(prepare_base={"pad_to_multiple_of": 64}))
     assert len(started) == 2 and len(started[1]) > 1  # another model is another trial of every section
+    preflight(plan_run())
+    request = launch.make_request(run)
+    moved = request | {"tokenizer": {"path": "prepared", "is_prepared": True}}
+    for trial in request["trials"]:  # the tokenizer that prepare_base has written is that which was tried
+        assert launch.digest_of(run, moved, trial) == launch.digest_of(run, request, trial)
 
 
 def test_a_trial_that_takes_too_long_is_reported_and_tried_again(plan_run, tmp_path, monkeypatch, capfd):

@@ -1,5 +1,7 @@
 """A list on the disk behaves as a list in memory does."""
 
+from pathlib import Path
+
 import pytest
 
 from data_schemas.disk_list import DiskList
@@ -32,3 +34,14 @@ def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(DataError, match=r"rows can't be written into this folder: .*No space left on device"):
         DiskList().append(1)
+
+
+def test_a_disk_that_is_full_once_the_buffer_is_written_is_named():
+    found = DiskList()
+    found._file = Path("/dev/full").open("r+b", buffering=1 << 20)  # noqa: SIM115 - as the list's own
+    found._file.tell = lambda: found._end
+    found.append("x")
+    with pytest.raises(DataError, match="rows can't be written into this folder"):
+        found[0]
+    with pytest.raises(DataError, match="rows can't be written into this folder"):
+        list(found)

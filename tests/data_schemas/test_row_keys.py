@@ -1,10 +1,14 @@
 """Columns with a meaning beside the texts of a row: labels, ratings, weights; and those that nothing reads."""
 
+import json
 import logging
 import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_schemas.errors import DataError
 from data_schemas.reading import read_conversations, read_documents, read_pairs, read_prompts, write_rows
 from data_schemas.rows import for_template
 from tests.data_schemas.raw_rows import TWO_TURNS, assistant, fails, lines, messages_of, user
@@ -71,6 +75,27 @@ def test_labelled_dialogs_make_pairs_too(tmp_path):
 def test_an_answer_with_both_labels_is_a_bad_row(tmp_path):
     path = lines(tmp_path / "a.jsonl", kto("a", True), kto("b", False), kto("a", False))
     assert "a.jsonl:1: label: found an answer with true and with false, expected one label" in fails(read_pairs, path)
+
+
+def test_labelled_answers_of_a_table_that_json_cannot_write_are_bad_rows(tmp_path):
+    binary = pa.array([b"yes", b"no"], pa.binary())
+    answers = {"prompt": ["p", "p"], "label": [True, False]}
+    pq.write_table(pa.table(answers | {"completion": binary}), tmp_path / "a.parquet")
+    assert "a.parquet:1: chosen" in fails(read_pairs, tmp_path / "a.parquet")
+    days = pa.array([1, 1], pa.date32())
+    pq.write_table(pa.table(answers | {"completion": ["yes", "no"], "system": days}), tmp_path / "b.parquet")
+    assert "b.parquet:1: system" in fails(read_pairs, tmp_path / "b.parquet")
+
+
+def test_a_labelled_answer_that_is_added_while_the_file_is_read_is_no_crash(tmp_path):
+    path = lines(tmp_path / "a.jsonl", *(kto(text, text == "a", prompt=f"p{n}") for n in range(3000) for text in "ab"))
+
+    def append(*_):
+        with path.open("a") as file:
+            file.write(json.dumps(kto("x", True, prompt="new")) + "\n")
+
+    with pytest.raises(DataError, match="changed while it was read; run again once it is complete"):
+        read_pairs(path, keep=append)
 
 
 def test_labelled_answers_and_rows_that_are_set_aside_are_not_held(tmp_path):

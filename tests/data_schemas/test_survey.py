@@ -76,6 +76,20 @@ def test_a_source_is_read_as_the_kind_with_the_most_valid_rows(tmp_path, rows, k
     assert (found.kind, found.other_kinds) == (kind, others)
 
 
+def test_labelled_answers_are_preferences_where_most_of_them_make_pairs(tmp_path):
+    """Two good answers and three bad ones make three pairs; two prompts have good answers only."""
+    five = [{"prompt": "q", "completion": text, "label": text in "ab"} for text in "abcde"]
+    alone = [{"prompt": prompt, "completion": "a", "label": True} for prompt in ("r", "s")]
+    found = survey(Source(str(lines(tmp_path / "a.jsonl", *five, *alone))))
+    assert (found.kind, found.dialects) == ("preferences", {"prompt + completion + label": 7})
+    assert (len(found.rows), [(problem.count, problem.is_set_aside) for problem in found.problems]) == (3, [(2, True)])
+
+
+def test_columns_of_text_are_told_from_numbers(tmp_path):
+    rows = [{"no": 1, "id": "17", "ask": "Who?", "talk": [{"x": 1}], "empty": None}]
+    assert survey(Source(str(lines(tmp_path / "a.jsonl", *rows)))).text_columns == ["ask", "talk"]
+
+
 def test_a_text_file_is_read_as_documents_and_may_be_prompts(tmp_path):
     (tmp_path / "a.txt").write_text("What is 2+2?\nWho?\n")
     found = survey(Source(str(tmp_path / "a.txt")))

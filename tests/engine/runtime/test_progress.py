@@ -76,7 +76,10 @@ def test_the_file_shows_what_goes_on_and_is_gone_at_the_end(tmp_path, monkeypatc
     assert (shown.activities[0].done, shown.activities[0].total, shown.activities[0].loss) == (3, 9, 2.5)
     assert shown.started == pytest.approx(time.time(), abs=30)
     assert [path.name for path in tmp_path.iterdir()] == [TIMING]  # for the next start, since there is no record
+    (tmp_path / TIMING).write_text('{"train": 5000}')
     with progress.published(tmp_path, is_main=True):
+        wait_for(lambda: StageProgress.read(tmp_path).started)
+        assert StageProgress.read(tmp_path).started == pytest.approx(time.time() - 5000, abs=30)
         (tmp_path / RECORD).touch()
     assert [path.name for path in tmp_path.iterdir()] == [RECORD]
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]

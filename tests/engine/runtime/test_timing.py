@@ -77,7 +77,20 @@ def test_a_launch_in_the_future_counts_nothing(clock, monkeypatch):
     assert timing.by_part() == {"start": 0, "other": 0}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"train": "x"}', '{"train": -3}', '{"train": NaN}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"train": "x"}',
+        '{"train": -3}',
+        '{"train": NaN}',
+        '{"train": 1e308}',
+        f'{{"train": 1{"0" * 400}}}',
+        "\xff",
+    ],
+)
 def test_a_damaged_file_of_earlier_starts_counts_nothing(content, clock, tmp_path):
     (tmp_path / TIMING).write_bytes(content.encode("latin-1"))
     timing.start(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from data_schemas.artifact import Artifact
-from data_schemas.progress import PROGRESS
+from data_schemas.progress import PROGRESS, TIMING
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
 from pipeline.report import live
@@ -168,3 +168,16 @@ def test_status_follows_a_running_step(world):
     process.communicate()
     code, out, _ = world.call("status", "runs/toy", "--follow")
     assert code == 0 and "toy: interrupted (2 of 10 steps are finished)" in out and "training" not in out
+
+
+def test_a_step_whose_process_was_killed_is_stopped_with_its_seconds(world):
+    process = world.start("run", "toy.yaml", *ONE_ROUND, TOY=json.dumps({"round-0.sft": "hang"}))
+    world.hanging()
+    folder = world.folder("round-0.sft")
+    (folder / TIMING).write_text('{"train": 71.5, "load": 12}')
+    code, out, _ = world.call("status", "runs/toy")
+    assert code == 0 and re.search(rf"{folder.name} +\| running +\| +(8[3-9]|9\d)\.\d ", out), out
+    process.kill()
+    process.communicate()
+    code, out, _ = world.call("status", "runs/toy")
+    assert code == 0 and "toy: stopped" in out and re.search(rf"{folder.name} +\| stopped +\| +83\.5 ", out), out
