@@ -14,7 +14,7 @@ import numpy as np
 
 ROOT = Path(__file__).absolute().parents[2]
 RUNS = ROOT / "runs"
-FULL, STALE = "full recipe", "reward model not refitted"
+FULL, STALE, ONE_BATCH = "full recipe", "reward model not refitted", "DPO of one batch"
 PAGE = "alignment"
 CONTROLS = ("shuffled labels", "swapped pairs", "hash of the text")
 NUM_RESAMPLES = 5_000
@@ -246,7 +246,7 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path, *, page: st
         table="\n".join(table(scores)),
         verdict=verdict(scores),
         reward_models=REWARD_MODELS_TEXT.format(table="\n".join(known)) if known else "",
-        controls=CONTROLS_TEXT if scores.keys() & set(CONTROLS) else "",
+        controls=ONE_BATCH_TEXT * (ONE_BATCH in scores) + CONTROLS_TEXT * bool(scores.keys() & set(CONTROLS)),
         others="".join(text for name, text in OTHERS.items() if (folder / name).exists() and name != f"{page}.md"),
         page=page,
     )
@@ -291,6 +291,10 @@ how many of the pairs of its answers it orders as gold does, and what its choice
 
 {table}
 
+"""
+
+ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which as many answers are compared as in six
+rounds: six answers to each of 3,600 prompts, all of the first policy.
 """
 
 CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.alignment import curation, headroom, llm_judge, real_model, reinforcement
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
-from benchmarks.alignment.report import CONTROLS, FULL, PAGE, ROOT, report, run_folder
+from benchmarks.alignment.report import CONTROLS, FULL, ONE_BATCH, PAGE, ROOT, report, run_folder
 
 SEEDS = (0, 1, 2, 3, 4)
 ROUNDS = 6
@@ -30,8 +30,7 @@ ANNOTATOR = "annotate.annotator_function=benchmarks.alignment.controls"
 SETTINGS: dict[str, list[str]] = {
     FULL: [],
     "DPO alone": ["round_stages=[annotate, dpo]"],  # without rejection sampling, SFT has no rows either
-    # As many answers are compared as in six rounds: 3,600 x 6, all of the first policy.
-    "DPO of one batch": [
+    ONE_BATCH: [  # as many answers are compared as in six rounds
         *("rounds=1", "round_stages=[annotate, dpo]", "annotate.num_prompts=3600", "annotate.num_answers=6")
     ],
     "DPO before rejection sampling": ["round_stages=[annotate, reward_model, dpo, rejection_sampling, sft]"],

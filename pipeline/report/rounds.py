@@ -100,8 +100,9 @@ def judge_warning(summary: Summary) -> str | None:
         accuracy = step["metrics"].get("eval_accuracy")
         if step["name"] == "judge" and isinstance(accuracy, int | float) and accuracy <= 0.5:
             return (
-                f"the judge orders {accuracy:.0%} of its held-out pairs rightly, which is no better than chance: its "
-                "numbers and the gate say nothing of quality; raise data.judge_share or set evaluate_policy.judge_model"
+                f"the judge orders {accuracy:.0%} of its held-out pairs rightly, which is no better than chance "
+                "(`check` shows how many they are): its numbers and the gate say nothing of quality; raise "
+                "data.judge_share or set evaluate_policy.judge_model"
             )
     return None
 
