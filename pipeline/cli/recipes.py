@@ -213,7 +213,8 @@ def check(
 ) -> None:
     """Show the rows that each stage trains on, with the trained tokens in colour.
 
-    Also shows what is wrong with the rows, and which precision is fastest on this device. Trains nothing.
+    Also shows what is wrong with the rows, and which precision is fastest on this device. Trains nothing. The run's
+    folder keeps which sections passed a trial on a small model.
     """
     loaded, steps = load(recipe, overrides)
     planned = Run.of(loaded, steps, hash_limit=SMALL)
@@ -223,7 +224,7 @@ def check(
         command = [sys.executable, str(command_line.ROOT / "commands" / "check.py"), str(request)]
         code = call(command, environment())
         if tries_first and not code:
-            preflight(planned, keeps_result=False)
+            preflight(planned)
     _warn_of_machine(loaded, steps)
     raise typer.Exit(code)
 

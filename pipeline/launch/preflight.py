@@ -3,6 +3,7 @@
 What has passed is kept in the run's folder, so that each section is tried once, and again when it changes.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import subprocess
@@ -35,11 +36,11 @@ UNTRIED = ("prepare_base", "average_models")  # commands/trials.py has no trial 
 REMEDY = "correct the recipe, or skip this trial on a small model with --no-preflight"
 
 
-def preflight(run: Run, *, keeps_result: bool = True) -> None:
+def preflight(run: Run) -> None:
     """Tries the steps that are going to run, without those that have passed before.
 
-    `keeps_result` writes into the run's folder which have passed. A preflight that could not run itself is a warning on
-    stderr. Raises ConfigError, which names every section that a library refuses.
+    A preflight that could not run itself is a warning on stderr. Raises ConfigError, which names every section that a
+    library refuses.
     """
     request, result = make_request(run), run.recipe.folder / RESULT
     known = (read_json(result) or {}).get("passed")
@@ -62,10 +63,11 @@ def preflight(run: Run, *, keeps_result: bool = True) -> None:
     if code or not_tried:
         cause = "; ".join(not_tried) or [*errors.strip().splitlines()[-1:], f"exit code {code}"][0]
         print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
-    elif keeps_result:
-        result.parent.mkdir(parents=True, exist_ok=True)
+    else:
         passed += [digests[trial["step"]] for trial in request["trials"]]
-        write_atomically(result, json.dumps({"passed": passed[-MAX_PASSED:]}))
+        with contextlib.suppress(OSError):  # a folder that can't be written: the sections are tried once more
+            result.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(result, json.dumps({"passed": passed[-MAX_PASSED:]}))
 
 
 def _call(command: Sequence[str], env: Mapping[str, str], errors: Path) -> tuple[int, str, str]:

@@ -1,7 +1,7 @@
 """Prepares the request of `alignloop check`: the training rows of a recipe that exist already, the tokenizer and the
 sizes of its base model, and the precision of its steps. commands/check.py, which has torch, shows them.
 
-If `prepare_data` and `curate` have not run, they run in a scratch folder. Nothing is written into the run.
+If `prepare_data` and `curate` have not run, they run in a scratch folder. Of the run nothing is written.
 """
 
 import json

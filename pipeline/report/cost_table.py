@@ -118,8 +118,8 @@ def basis(estimate: RunEstimate) -> Iterator[Text]:
     """What the numbers are taken from."""
     learnt = [step for step in estimate.to_run if step.seconds and step.seconds.basis == "measured"]
     stated = [step for step in estimate.to_run if step.seconds and step.seconds.basis == "utilisation"]
-    parts = [f"{len(learnt)} from finished steps on this hardware"] if learnt else []
-    parts += [f"{len(stated)} from stated shares of the device's peak"] if stated else []
+    parts = [f"of {len(learnt)} steps, by finished ones on this hardware"] if learnt else []
+    parts += [f"of {len(stated)} steps, by an assumed share of the device's peak speed"] if stated else []
     if parts:
         yield Text(f"time: {', '.join(parts)}", style="dim")
     if any(step.work.is_assumed and step.work.rows for step in estimate.to_run):

@@ -84,6 +84,16 @@ def test_what_a_library_refuses_is_one_line_with_section_and_key(plan_run):
     assert not (run.recipe.folder / RESULT).exists()
 
 
+def test_a_folder_that_cannot_be_written_is_no_error(plan_run, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "_call", lambda *_: (0, "", ""))
+    run = plan_run()
+    run.recipe.folder.parent.mkdir(exist_ok=True)
+    run.recipe.folder.symlink_to("/proc/no/such/folder")
+    preflight(run)
+    assert capsys.readouterr().err.count("\n") == 1 and not (run.recipe.folder / RESULT).exists()
+    run.recipe.folder.unlink()
+
+
 def test_a_recipe_that_passed_is_not_tried_again_until_it_changes(plan_run, monkeypatch):
     preflight(plan_run())
     run = plan_run(dpo={"beta": 0.2})
