@@ -15,6 +15,8 @@ from benchmarks.speed.flops import faster
 from benchmarks.speed.sampling_sides import prompts_of_call
 from benchmarks.speed.sides import SIDES
 from benchmarks.speed.workloads import QUICK, Settings, cell
+from tests.loop_recipes import wait_until
+from tests.patience import PATIENCE
 from tests.processes import has_ended
 from tests.toy_rows import conversation, pair, write_jsonl
 
@@ -132,8 +134,10 @@ class LLM:
             assert (values["rows"], values["tokens"], values["vllm"], values["dtype"]) == (8, 24, "0", "bfloat16")
             assert values["seconds"] > 0
             worker = int((tmp_path / "worker").read_text())
-            assert psutil.Process(worker).status() == psutil.STATUS_STOPPED, (
-                "otherwise it takes time from the other sides"
+            wait_until(
+                lambda pid=worker: psutil.Process(pid).status() == psutil.STATUS_STOPPED,
+                seconds=PATIENCE,
+                what="the worker to be stopped: otherwise it takes time from the other sides",
             )
         program.end(patience=60)
         assert program.process.returncode == 0, "it ends by itself, even if the benchmark was killed"
