@@ -5,14 +5,14 @@ import pickle
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Generic, TypeVar, overload
+from typing import IO, TypeVar, overload
 
 from data_schemas.errors import DataError
 
 T = TypeVar("T")
 
 
-class DiskList(Sequence[T], Generic[T]):
+class DiskList(Sequence[T]):
     """Values in an unnamed temporary file, which is made with the first of them; 8 bytes each are in memory.
 
     Raises DataError where the temporary folder can't be written.
@@ -24,7 +24,7 @@ class DiskList(Sequence[T], Generic[T]):
         self._end = 0
 
     def append(self, value: T) -> None:
-        with _errors():
+        with _disk_errors():
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the list
             if self._file.tell() != self._end:  # a value was read
@@ -51,7 +51,7 @@ class DiskList(Sequence[T], Generic[T]):
             return [self[each] for each in range(len(self))[place]]
         start = self._starts[place]
         assert self._file is not None, "a list with values has a file"
-        with _errors():  # it first writes what is in its buffer
+        with _disk_errors():  # it first writes what is in its buffer
             self._file.seek(start)
             value: T = pickle.load(self._file)
         return value
@@ -61,7 +61,7 @@ class DiskList(Sequence[T], Generic[T]):
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

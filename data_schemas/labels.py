@@ -4,7 +4,6 @@ Preferences are made of the rows of a prompt that has good and bad answers. A ba
 on: dialects.py sets such a row of instructions aside.
 """
 
-import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from data_schemas.disk_list import DiskList
 from data_schemas.errors import SetAside, WrongValue
+from data_schemas.files import short_digest
 from data_schemas.formats import Line, Lines, describe
 from data_schemas.messages import ROW_TRAINING_KEYS, Fields, unpacked
 from data_schemas.nesting import is_too_deep
@@ -58,8 +58,7 @@ class _Labelled(NamedTuple):
     @property
     def group(self) -> bytes:
         """A key that the answers to a prompt share."""
-        asked = _as_text([self.prompt, self.raw.get("system"), self.raw.get("tools")])
-        return hashlib.sha256(asked.encode()).digest()[:16]
+        return short_digest(_as_text([self.prompt, self.raw.get("system"), self.raw.get("tools")]))
 
 
 def pairs_of_labels(lines: Lines) -> Lines:
@@ -70,37 +69,38 @@ def pairs_of_labels(lines: Lines) -> Lines:
     temporary folder can't be written.
     """
     paired = _Paired(lines)
-    return paired if paired.places else lines
+    return paired if paired.groups else lines
 
 
 class _Paired:
     """Lines whose labelled answers are on the disk until all answers to a prompt are together.
 
-    In memory is an index, of 16 bytes an answer and about 250 a prompt, and all answers to the prompt that is read.
+    In memory is an index, of 16 bytes an answer and about 250 a prompt, and all answers to the prompt that is read. Of
+    a file that changes meanwhile its reader reports that at its end.
     """
 
     def __init__(self, lines: Lines) -> None:
         self.lines = lines
         self.answers = DiskList[_Labelled]()
-        self.places: dict[bytes, array[int]] = {}  # of a prompt: number of its first row, then places of its answers
+        self.is_labelled = bytearray()  # of each line
+        first_and_places: dict[bytes, array[int]] = {}  # of a prompt: its first line, then the places of its answers
         for number, line in enumerate(lines):
-            if (answer := _labelled(line)) is not None:
-                self.places.setdefault(answer.group, array("q", [number])).append(len(self.answers))
+            answer = _labelled(line)
+            self.is_labelled.append(answer is not None)
+            if answer is not None:
+                first_and_places.setdefault(answer.group, array("q", [number])).append(len(self.answers))
                 self.answers.append(answer)
+        self.groups = {numbers[0]: numbers[1:] for numbers in first_and_places.values()}
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __iter__(self) -> Iterator[Line]:
         for number, line in enumerate(self.lines):
-            answer = _labelled(line)
-            if answer is None:
+            if number in self.groups:
+                yield from _pairs_of([self.answers[place] for place in self.groups[number]])
+            elif number >= len(self.is_labelled) or not self.is_labelled[number]:
                 yield line
-                continue
-            # A prompt that was not there before is in a file that has changed, which its reader reports at its end.
-            first, *places = self.places.get(answer.group, (None,))
-            if number == first:
-                yield from _pairs_of([self.answers[place] for place in places])
 
 
 def _as_text(value: object) -> str:

@@ -193,17 +193,16 @@ def _read(
         for line in pairs_of_labels(lines) if dialects is PAIRS else lines:
             try:
                 rows, set_aside = rows_of(line, row_type, dialects, ignored)
-                for row in rows:
-                    row = _with(_with(row, "tag", source.tag), "source", source_name)
-                    keep(row, num_copies(_unit_of(row), source.share), name, line.number)
-                for reason in set_aside:
-                    read.bad.append(_bad_row(name, line, reason))
-                    reasons[f"{reason.field}: {reason.found}"] += 1
             except WrongValue as error:
                 if on_bad_row == "error" and not isinstance(error, SetAside):
                     raise DataError(f"{name}:{line.number}: {error} ({advice})") from None
-                read.bad.append(_bad_row(name, line, error))
-                reasons[f"{error.field}: {error.found}"] += 1
+                rows, set_aside = [], [error]
+            for row in rows:
+                row = _with(_with(row, "tag", source.tag), "source", source_name)
+                keep(row, num_copies(_unit_of(row), source.share), name, line.number)
+            for reason in set_aside:
+                read.bad.append(_bad_row(name, line, reason))
+                reasons[f"{reason.field}: {reason.found}"] += 1
         if ignored:
             read.ignored[name] = list(ignored)
             read.notes.append(f"{name}: ignored columns: {listed(ignored)}")

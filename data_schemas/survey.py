@@ -6,7 +6,6 @@ none, columns with common other names are guessed, as Q and A for prompt and ans
 Memory does not grow with the texts: files are read again for each kind, and the rows are on the disk.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 from data_schemas.dialects import PROMPTS, Dialect
 from data_schemas.disk_list import DiskList
 from data_schemas.errors import SetAside, WrongValue
+from data_schemas.files import short_digest
 from data_schemas.formats import Line, Lines, describe, format_of, shorten
 from data_schemas.known_columns import check_names
 from data_schemas.labels import pairs_of_labels
@@ -143,7 +143,7 @@ def _is_text(value: object) -> bool:
 
 
 def _key(value: object) -> bytes:
-    return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).digest()[:16]
+    return short_digest(repr(value))
 
 
 @dataclass
@@ -183,13 +183,12 @@ def _read(by_file: LinesByFile, kind: str) -> _Read:
         place = f"{name}:{line.number}"
         try:
             rows, set_aside = rows_of(line, row_type, dialects, read.ignored)
-            read.rows.extend(PlacedRow(place, row) for row in rows)
-            read.num_unused += not rows
-            for reason in set_aside:
-                read.add_problem(reason, place)
         except WrongValue as error:
-            read.add_problem(error, place)
-            read.num_unused += 1
+            rows, set_aside = [], [error]
+        read.rows.extend(PlacedRow(place, row) for row in rows)
+        read.num_unused += not rows
+        for reason in set_aside:
+            read.add_problem(reason, place)
     return read
 
 

@@ -31,7 +31,10 @@ SETTINGS: dict[str, list[str]] = {
     FULL: [],
     "DPO alone": ["round_stages=[annotate, dpo]"],  # without rejection sampling, SFT has no rows either
     ONE_BATCH: [  # as many answers are compared as in six rounds
-        *("rounds=1", "round_stages=[annotate, dpo]", "annotate.num_prompts=3600", "annotate.num_answers=6")
+        "rounds=1",
+        "round_stages=[annotate, dpo]",
+        "annotate.num_prompts=3600",
+        "annotate.num_answers=6",
     ],
     "DPO before rejection sampling": ["round_stages=[annotate, reward_model, dpo, rejection_sampling, sft]"],
     "no DPO": ["round_stages=[annotate, reward_model, rejection_sampling, sft]"],

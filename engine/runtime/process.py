@@ -25,8 +25,7 @@ def end_with_the_runner() -> None:
     runner = os.environ.get("ALIGNLOOP_RUNNER_PID")
     if not runner:
         return
-    parent, here = os.getppid(), socket.gethostname()
-    is_runners = os.environ.get("ALIGNLOOP_RUNNER_HOST", here) == here
+    parent, is_runners = os.getppid(), is_on_the_runners_machine()
 
     def watch() -> None:
         while True:
@@ -35,6 +34,12 @@ def end_with_the_runner() -> None:
             time.sleep(0.3)
 
     threading.Thread(target=watch, name="end-with-the-runner", daemon=True).start()
+
+
+def is_on_the_runners_machine() -> bool:
+    """Whether process numbers and the monotonic clock are those of the runner; true without a runner."""
+    here = socket.gethostname()
+    return os.environ.get("ALIGNLOOP_RUNNER_HOST", here) == here
 
 
 def end_with_the_parent(parent: int) -> None:

@@ -10,7 +10,6 @@ engine/runtime/progress.py writes, has it until the record is written.
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from data_schemas.progress import LAUNCHED, kept_seconds
+from engine.runtime import process
 
 Part = Literal["start", "load", "train", "evaluate", "save", "generate", "score", "other"]
 
@@ -76,7 +76,7 @@ def _launched() -> float | None:
     """When the runner launched this stage, by the clock that the processes of one machine share; None without a runner
     on this machine."""
     value = os.environ.get(LAUNCHED)
-    if value is None or os.environ.get("ALIGNLOOP_RUNNER_HOST") != socket.gethostname():
+    if value is None or not process.is_on_the_runners_machine():
         return None
     try:
         launched = float(value)

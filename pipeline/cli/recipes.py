@@ -95,7 +95,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a recipe to start from into this folder."""
-    on_cpu = this_gpu() is None
+    on_cpu = name is None and this_gpu() is None
     recipe, *others = (path.relative_to(Path.cwd()) for path in copy_recipe(name, Path.cwd(), on_cpu=on_cpu))
     print_text(f"written: {', '.join(map(str, (recipe, *others)))}")
     if name is None:

@@ -47,6 +47,7 @@ def preflight(run: Run) -> None:
     passed = [digest for digest in known if isinstance(digest, str)] if isinstance(known, list) else []
     digests = {trial["step"]: digest_of(run, request, trial) for trial in request["trials"]}
     request["trials"] = [trial for trial in request["trials"] if digests[trial["step"]] not in passed]
+    tried = [digest for trial in request["trials"] if (digest := digests[trial["step"]])]
     if not request["trials"]:
         return
     sections = ", ".join(dict.fromkeys(trial["section"] for trial in request["trials"]))
@@ -64,7 +65,7 @@ def preflight(run: Run) -> None:
         cause = "; ".join(not_tried) or [*errors.strip().splitlines()[-1:], f"exit code {code}"][0]
         print(f"warning: the recipe was not tried on a small model: {printable(cause)}", file=sys.stderr)
     else:
-        passed += [digests[trial["step"]] for trial in request["trials"]]
+        passed += tried
         with contextlib.suppress(OSError):  # a folder that can't be written: the sections are tried once more
             result.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(result, json.dumps({"passed": passed[-MAX_PASSED:]}))
@@ -122,9 +123,12 @@ def make_request(run: Run) -> PreflightRequest:
     }
 
 
-def digest_of(run: Run, request: PreflightRequest, trial: Trial) -> str:
-    """A digest of what a trial depends on: its keys, the content of the models and rows, and the libraries."""
+def digest_of(run: Run, request: PreflightRequest, trial: Trial) -> str | None:
+    """A digest of what a trial depends on: its keys, the content of the models and rows, and the libraries. None where
+    a large file is not hashed yet, as in `check`: such a trial is not kept."""
     sources = [run.identities[step.name].fingerprint for step in run.steps if step.stage in SOURCES]
+    if None in sources:
+        return None
     step = next(step for step in run.steps if step.name == trial["step"])
     identity = run.identities[step.name].content
     given = {  # what no other step makes: a model of the recipe, files of tasks

@@ -1,8 +1,8 @@
 """The predicted peak of memory beside what a process measures that runs the same steps with real weights.
 
-Both are peaks above what the process held before the model existed. Each case has a process of its own, since what
-other tests have changed in the libraries of this one changes the peak, and is measured in a fork of it, whose
-allocations of more than MMAP_BYTES are returned to the system when they are freed.
+Both are the peak less the memory that the process used before the model was created. Each case runs in a new process,
+because other tests change the libraries in theirs, and is measured in a fork of that process, whose allocations of more
+than MMAP_BYTES are returned to the system when they are freed.
 """
 
 import ctypes
@@ -176,7 +176,7 @@ def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(stage, case, t
 
 
 def compare(stage: str, case: dict[str, Any], scratch: str) -> None:
-    """Writes the predicted peak and the measured one. In a process of its own."""
+    """Writes the predicted and the measured peak to `peaks.json`. Called in a new process."""
     probe = probe_of(stage, **case)
     predicted = measure(probe)
     assert predicted["problem"] == "", predicted["problem"]

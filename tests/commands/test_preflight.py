@@ -84,6 +84,17 @@ def test_what_a_library_refuses_is_one_line_with_section_and_key(plan_run):
     assert not (run.recipe.folder / RESULT).exists()
 
 
+def test_a_trial_on_a_file_that_is_not_hashed_yet_is_not_kept(plan_run, monkeypatch):
+    """As a large base model in `check`: another one in its place would have the same digest."""
+    run, started = plan_run(), []
+    monkeypatch.setattr(launch, "_call", lambda *_: started.append(1) or (0, "", ""))
+    name = next(step.name for step in run.steps if step.stage == "prepare_base")
+    run.identities[name] = replace(run.identities[name], fingerprint=None)
+    preflight(run)
+    preflight(run)
+    assert len(started) == 2 and (read_json(run.recipe.folder / RESULT) or {}) == {"passed": []}
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(plan_run, monkeypatch, capsys):
     monkeypatch.setattr(launch, "_call", lambda *_: (0, "", ""))
     run = plan_run()

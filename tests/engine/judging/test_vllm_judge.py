@@ -75,7 +75,7 @@ def compared(folder: Path, model: Path, **keys: Any) -> tuple[LLMJudge, list[Com
 
 
 def check(judge: LLMJudge, comparisons: list[Comparison]) -> None:
-    assert [one.texts for one in comparisons] == SCRIPT
+    """The verdicts of the scripted texts, and what they say of the judge."""
     assert [one.verdicts for one in comparisons] == [
         (Verdict("first", 4), Verdict("second", 2)),
         (Verdict("second", 3), Verdict("first", 3)),
@@ -91,10 +91,14 @@ def check(judge: LLMJudge, comparisons: list[Comparison]) -> None:
 
 
 def test_a_model_folder_judges_in_both_orders(judge_model, tmp_path):
-    check(*compared(tmp_path / "step", judge_model))
+    judge, comparisons = compared(tmp_path / "step", judge_model)
+    assert [one.texts for one in comparisons] == SCRIPT
+    check(judge, comparisons)
 
 
 @needs_vllm
 def test_a_model_folder_judges_in_both_orders_under_a_real_vllm(judge_model, tmp_path):
-    check(*compared(tmp_path / "step", judge_model, **KEYS))
+    judge, comparisons = compared(tmp_path / "step", judge_model, **KEYS)
+    assert [one.texts for one in comparisons] == SCRIPT
+    check(judge, comparisons)
     assert (tmp_path / "step" / "vllm.log").is_file()

@@ -1,4 +1,4 @@
-"""Steps that do not fit: what is said of them, and for how many of them at once."""
+"""The error messages about steps that do not fit into memory, and which steps share one."""
 
 from pipeline.planner.devices import GIB, gpu_named
 from pipeline.planner.estimate import RunEstimate, StepEstimate
