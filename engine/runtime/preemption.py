@@ -82,8 +82,11 @@ def is_requested(accelerator: "Accelerator | None" = None) -> bool:
         return _state.is_requested
     if _state.is_requested:
         accelerator.set_trigger()
-    _state.is_requested = accelerator.check_trigger() or _state.is_requested
-    return _state.is_requested
+    # Not `_state.is_requested`: a signal that comes while the processes compare is known to this one only. If this one
+    # stopped here, another would add up gradients without it. All of them learn of it at the next call.
+    if is_agreed := accelerator.check_trigger():
+        _state.is_requested = True
+    return is_agreed
 
 
 def forget() -> None:
