@@ -3,6 +3,7 @@
 A launch takes many seconds, so each pair of stage and profile is launched once and all checks read its output.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,26 @@ def test_sigterm_saves_a_checkpoint_on_all_ranks_and_the_numbers_stay(profile, r
     wanted, found = metrics_of(whole), metrics_of(cut)
     for key in (80, "eval_loss"), (80, "eval_mean_token_accuracy"), (79, "loss"):
         assert found[key] == pytest.approx(wanted[key], rel=1e-6), key
+
+
+@pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long)])
+def test_a_resume_in_the_middle_of_a_later_epoch_goes_on_with_its_rows(profile, run_stage, tiny_model, rows, tmp_path):
+    """24 rows are three steps an epoch. Several processes read the rest of it through one sampler more than before."""
+    checkpoints = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 9, "keep_checkpoints": True}
+    keys = keys_of("sft", tiny_model, rows) | checkpoints | {"max_steps": 6, "eval_steps": 6, "logging_steps": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_stage("sft", whole, profile=profile, processes=2, **keys)
+
+    shutil.copytree(whole, cut)
+    for ended in ("artifact.json", "outcome.json"):
+        (cut / ended).unlink()
+    for leftover in ("model", "checkpoints/checkpoint-5", "checkpoints/checkpoint-6"):
+        shutil.rmtree(cut / leftover)
+    run_stage("sft", cut, profile=profile, processes=2, **keys)
+    assert "resuming from step 4\n" in (cut / "log.txt").read_text()
+    assert metrics_of(cut) == metrics_of(whole)
+    first, second = weights_of(whole / "model"), weights_of(cut / "model")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # Starts a command as `srun` does on two machines: here they are this one, twice.

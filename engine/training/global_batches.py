@@ -5,7 +5,7 @@ Rows are shuffled by seed and epoch, and divided so that all processes have abou
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import datasets
@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class GlobalBatches(Sampler[int]):
-    """A shuffled epoch, cut to a multiple of the global batch.
+    """A shuffled epoch, cut to a multiple of the global batch: the epoch in which the step after `steps_taken()` lies.
+
+    An epoch that the data loader sets does not arrive where it wraps this sampler more than once, as in a resumed run
+    of several processes (accelerate 1.14: SkipBatchSampler around BatchSamplerShard).
 
     Consecutive runs of `global_batch_size` indices are one optimizer step. Within it, consecutive runs of
     `micro_batch_size` (None: the global batch) are what one process computes at once; `num_tokens`, the length of each
@@ -37,25 +40,24 @@ class GlobalBatches(Sampler[int]):
         seed: int,
         micro_batch_size: int | None = None,
         num_tokens: Sequence[int] = (),
+        steps_taken: Callable[[], int] = lambda: 0,
     ) -> None:
         if num_rows < global_batch_size:
             raise ConfigError(
                 f"{num_rows} training rows are fewer than one global_batch_size={global_batch_size}; "
                 f"lower global_batch_size to {num_rows} or less, or give more rows"
             )
-        self.num_rows, self.seed, self.epoch = num_rows, seed, 0
+        self.num_rows, self.seed, self.steps_taken = num_rows, seed, steps_taken
         self.size = num_rows // global_batch_size * global_batch_size
         self.global_batch_size, self.num_tokens = global_batch_size, num_tokens
         self.micro_batch_size = micro_batch_size or global_batch_size
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        epoch = self.steps_taken() * self.global_batch_size // self.size
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.num_rows, generator=generator)[: self.size].tolist()
         for start in range(0, self.size, self.global_batch_size):
             rows = order[start : start + self.global_batch_size]
@@ -112,6 +114,9 @@ class GlobalBatching(TRLTrainer):
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatches:
+        return self._global_batches(lambda: self.state.global_step, train_dataset)
+
+    def _global_batches(self, steps_taken: Callable[[], int], train_dataset: Dataset | None = None) -> GlobalBatches:
         dataset = cast(datasets.Dataset, self.train_dataset if train_dataset is None else train_dataset)
         return GlobalBatches(
             len(dataset),
@@ -119,6 +124,7 @@ class GlobalBatching(TRLTrainer):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             micro_batch_size=self.args.per_device_train_batch_size,
             num_tokens=self._tokens_of_rows(dataset),
+            steps_taken=steps_taken,
         )
 
     def _tokens_of_rows(self, dataset: datasets.Dataset) -> Sequence[int]:
@@ -132,9 +138,8 @@ class GlobalBatching(TRLTrainer):
 
     def rows_of_step(self, step: int) -> list[int]:
         """The rows that an optimizer step sees, numbered from 1 in the tokenized training data."""
-        sampler, size = self._get_train_sampler(), self.stage_arguments.global_batch_size
-        epoch, place = divmod((step - 1) * size, len(sampler))
-        sampler.set_epoch(epoch)
+        sampler, size = self._global_batches(lambda: step - 1), self.stage_arguments.global_batch_size
+        place = (step - 1) * size % len(sampler)
         return sorted(row + 1 for row in list(sampler)[place : place + size])
 
 
