@@ -118,7 +118,9 @@ def _number(value: float | None, *, digits: int = 3) -> str:
 
 
 def _money(value: float | None, *, times: int) -> str:
-    return "-" if value is None else f"{value * times:.3g}"
+    if value is None:
+        return "-"
+    return f"{value * times:,.2f}" if value * times >= 0.1 or not value else f"{value * times:.2g}"
 
 
 def _count(value: float | None) -> str:

@@ -28,7 +28,7 @@ def test_a_training_pays_off_by_the_difference_of_the_costs():
     assert answers_to_pay_off(trained, prompted) == pytest.approx(20_000)  # 40 / (0.003 - 0.001)
     assert answers_to_pay_off(candidate("tuned", AHEAD, 0.003, cost=40), prompted) == float("inf")
     assert answers_to_pay_off(candidate("tuned", AHEAD, None, cost=40), prompted) is None
-    assert [row[-2:] for row in rows([prompted, trained])] == [("3", "-"), ("1", "20,000")]
+    assert [row[-2:] for row in rows([prompted, trained])] == [("3.00", "-"), ("1.00", "20,000")]
     table = text_table([("a", "1")], ("name", "n")).splitlines()
     assert table == ["| name | n |", "| ---- | - |", "| a    | 1 |"]
 
@@ -132,5 +132,5 @@ def test_an_endpoint_is_compared_by_a_judge_behind_another(tiny_model, tmp_path,
     out = capsys.readouterr().out
     assert len(asked) == 2  # each instruction is paid for once, the timed ones too
     large = next(line for line in out.splitlines() if line.startswith("| large"))
-    assert [cell.strip() for cell in large.split("|")][6] == "7"  # 1,000 times (1000 * 2 + 500 * 10) / 1e6
+    assert [cell.strip() for cell in large.split("|")][6] == "7.00"  # 1,000 times (1000 * 2 + 500 * 10) / 1e6
     assert "There is room for training: large wins 100% [100%, 100%] against own" in out

@@ -19,7 +19,8 @@ MAX_SHOWN_CHARACTERS = 150_000  # of all these texts together
 class PromptAnswers:
     """A policy's answers to one prompt. The texts are of the prompt and of the first answer."""
 
-    prompt: str
+    earlier: str  # the messages before the prompt's last one, a line each; empty where there are none
+    prompt: str  # its last message
     text: str
     ended: bool
     scores: Sequence[float | None]  # of the judge, one for each answer
@@ -76,13 +77,10 @@ def _proxies(folder: Path, outputs: Mapping[str, str]) -> Iterator[float | None]
 
 def _answers_of(row: Mapping[str, list[Mapping[str, object]]], proxies: Iterator[float | None]) -> PromptAnswers:
     candidates, messages = row["candidates"], row["prompt"]
-    if len(messages) == 1:
-        prompt = str(messages[0]["content"])
-    else:
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
     first = candidates[0]
     return PromptAnswers(
-        prompt=shortened(prompt),
+        earlier=shortened("\n".join(f"{message['role']}: {message['content']}" for message in messages[:-1])),
+        prompt=shortened(str(messages[-1]["content"])),
         text=shortened(str(first["text"])),
         ended=bool(first["ended"]),
         scores=[_finite(answer.get("score")) for answer in candidates],
@@ -119,6 +117,7 @@ def win_rate(policy: Evaluated, other: Evaluated) -> float | None:
 class SideBySide:
     """The answers of every policy to one prompt."""
 
+    earlier: str
     prompt: str
     change: float | None  # of the mean score from the first policy to the last; None where one is not scored
     answers: Sequence[tuple[str, PromptAnswers]]  # policy -> its answers
@@ -141,7 +140,8 @@ def side_by_side(evaluations: Sequence[Evaluated]) -> list[SideBySide]:
         if prompt in seen:
             continue
         seen.add(prompt)
-        room -= len(compared[prompt].prompt) + sum(len(answers.text) for _, answers in compared[prompt].answers)
+        one = compared[prompt]
+        room -= len(one.earlier) + len(one.prompt) + sum(len(answers.text) for _, answers in one.answers)
         if len(chosen) == MAX_SHOWN or (room < 0 and chosen):
             break
         chosen.append(compared[prompt])
@@ -152,7 +152,7 @@ def _compared(prompt: str, evaluations: Sequence[Evaluated]) -> SideBySide:
     answers = [(one.policy, one.prompts[prompt]) for one in evaluations]
     first, last = mean(answers[0][1].scores), mean(answers[-1][1].scores)
     change = None if first is None or last is None else last - first
-    return SideBySide(answers[0][1].prompt, change, answers)
+    return SideBySide(answers[0][1].earlier, answers[0][1].prompt, change, answers)
 
 
 def mean(values: Sequence[float | None]) -> float | None:

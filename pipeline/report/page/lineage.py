@@ -12,6 +12,8 @@ from pipeline.report.rounds import number
 
 NODE_WIDTH, NODE_HEIGHT = 150, 40  # pixels
 GAP_X, GAP_Y, MARGIN = 44, 16, 10
+LEFT = 32  # of the first column: room for the arrows around its boxes
+MAX_BOW = 40  # of such an arrow, in pixels; it reaches three quarters of them
 MAX_LABEL = 21  # characters of a step's name in its box
 
 
@@ -34,7 +36,7 @@ def graph(steps: Sequence[StepFacts]) -> Markup:
         sources = recorded.get(step.name) or step.entry.get("inputs", [])
         parts += [_arrow(source, step.name, places) for source in dict.fromkeys(sources) if source in places]
     parts += [_node(step, places[step.name]) for step in steps]
-    width = MARGIN * 2 + max(place.x for place in places.values()) + NODE_WIDTH
+    width = MARGIN + max(place.x for place in places.values()) + NODE_WIDTH
     height = MARGIN * 2 + max(place.y for place in places.values()) + NODE_HEIGHT
     return Markup(
         f'<svg class="graph" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
@@ -49,7 +51,7 @@ def _places(steps: Sequence[StepFacts]) -> dict[str, Place]:
     places: dict[str, Place] = {}
     for step in steps:
         column = step.entry["round"]
-        x = MARGIN + rounds.index(column) * (NODE_WIDTH + GAP_X)
+        x = LEFT + rounds.index(column) * (NODE_WIDTH + GAP_X)
         places[step.name] = Place(x, MARGIN + heights[column] * (NODE_HEIGHT + GAP_Y))
         heights[column] += 1
     return places
@@ -61,7 +63,7 @@ def _arrow(source: str, target: str, places: Mapping[str, Place]) -> str:
         x = start.x + NODE_WIDTH // 2
         path = f"M{x} {start.y + NODE_HEIGHT}V{end.y}"
     elif start.x == end.x:  # around the boxes between them, on the left
-        bow = start.x - 8 - 4 * ((end.y - start.y) // (NODE_HEIGHT + GAP_Y))
+        bow = start.x - min(8 + 4 * ((end.y - start.y) // (NODE_HEIGHT + GAP_Y)), MAX_BOW)
         path = f"M{start.x} {start.middle}C{bow} {start.middle} {bow} {end.middle} {end.x} {end.middle}"
     else:
         right, half = start.x + NODE_WIDTH, GAP_X // 2 + 8

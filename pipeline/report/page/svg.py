@@ -1,6 +1,6 @@
 """Charts as inline SVG: text that can be selected, printed and read aloud, without a script.
 
-Colours are classes (`c0` … `c6`), which the page's style sheet gives a colour-blind palette in light and dark. Every
+Colours are classes (`c0` … `c7`), which the page's style sheet gives a colour-blind palette in light and dark. Every
 line also has its own dashes and its own marker, so that it can be told apart without colour.
 """
 
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from data_schemas.text import printable
 from pipeline.report.page.curves import Point
 
-NUM_COLOURS = 7
+NUM_COLOURS = 8
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 12, 40  # margins of a chart, in pixels
 
 

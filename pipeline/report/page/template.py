@@ -66,6 +66,7 @@ def shown_answers(one: SideBySide) -> Mapping[str, object]:
     first = one.answers[0][1].text
     change = one.change or 0.0
     return {
+        "earlier": one.earlier,
         "prompt": one.prompt,
         "change": _change(one),
         "kind": "up" if change > 0 else "down" if change < 0 else "same",

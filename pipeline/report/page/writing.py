@@ -108,6 +108,7 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
     evaluated = evaluations(steps)
     is_running = run_status.is_running(summary, folder)
     recipe = summary.get("recipe")
+    warnings = [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
     shows_samples = recipe is None or recipe["shows_samples"]
     by_round = [[name, *cells] for name, cells in rounds.rows(summary)] if summary["rounds"] else []
     compared = evaluated if shows_samples else []
@@ -116,7 +117,9 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "state": summary["state"],
         "verdict": verdict(summary),
         "doing": doing(steps) if is_running else [],
-        "remarks": _remarks(summary, steps, evaluated),
+        "remarks": [*map(_sentence, rounds.remarks(summary)), *unread(steps, evaluated)],
+        "warnings": warnings,
+        "warnings_title": _title(warnings, steps),
         "head": run_status.head(summary, folder),
         "command": "" if is_running else next_command(summary, folder),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -145,12 +148,13 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
     return fill("report.html.j2", {**context, "contents": contents})
 
 
-def _remarks(summary: Summary, steps: Sequence[StepFacts], evaluated: Sequence[Evaluated]) -> list[str]:
-    """What a reader should know before the numbers: the table's remarks, warnings, and what could not be read."""
-    remarks = [f"{text[:1].upper()}{text[1:]}" for text in rounds.remarks(summary)]
-    # These begin with the name of a step, which is written as it is.
-    warnings = [f"{step.name}: {warning}" for step in steps for warning in step.entry.get("warnings", [])]
-    return [*remarks, *warnings, *unread(steps, evaluated)]
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _title(warnings: Sequence[str], steps: Sequence[StepFacts]) -> str:
+    count = sum(bool(step.entry.get("warnings")) for step in steps)
+    return f"{len(warnings)} warning{'s' * (len(warnings) != 1)} of {count} step{'s' * (count != 1)}"
 
 
 def _recipe(recipe: RecipeEntry | None) -> Mapping[str, object]:

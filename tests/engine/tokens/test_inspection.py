@@ -31,6 +31,7 @@ def test_rows_over_max_length_are_left_out_and_their_share_of_all_tokens_is_repo
     assert [len(row.sequences[0]) for row in kept] == [length for length in lengths if length <= limit]
     lost = sum(length for length in lengths if length > limit)
     assert (report.num_left_out, report.num_tokens, report.num_tokens_left_out) == (2, sum(lengths), lost)
+    assert report.counts("train") == {"dropped_too_long": 2}
     long = [place for place, length in enumerate(lengths) if length > limit]
     asked = [next(one.content for one in rows[place].messages if one.role == "user") for place in long]
     named = [

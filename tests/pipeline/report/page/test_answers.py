@@ -9,7 +9,7 @@ from pipeline.report.page.answers import Evaluated, PromptAnswers, marked_words,
 
 
 def prompt(*scores, text="an answer", asked="a prompt"):
-    return PromptAnswers(asked, text, True, scores, [None] * len(scores), [2] * len(scores))
+    return PromptAnswers("", asked, text, True, scores, [None] * len(scores), [2] * len(scores))
 
 
 def test_the_proxys_scores_belong_to_prompts_and_answers_in_their_order(tmp_path):
@@ -27,6 +27,17 @@ def test_the_proxys_scores_belong_to_prompts_and_answers_in_their_order(tmp_path
     assert read.prompts["a"].proxies == [1.0, 2.0] and read.prompts["b"].proxies == [3.0, None]
     assert read.scores == [0.5, 1.0, 0.5, 1.0] and read.proxies == [1.0, 2.0, 3.0]
     assert read.lengths == [1.0] * 4 and read.problem == ""
+
+
+def test_of_a_dialog_the_last_message_is_the_prompt_however_long_the_earlier_ones_are(tmp_path):
+    messages = [{"role": "system", "content": "s" * 2_000}, {"role": "user", "content": "the question"}]
+    candidate = {"text": "x", "num_tokens": 1, "ended": True}
+    (tmp_path / "answers.jsonl").write_text(
+        json.dumps({"prompt": messages, "prompt_id": "a", "candidates": [candidate]})
+    )
+    read = read_evaluation(tmp_path, "sft", {"answers": "answers.jsonl"}).prompts["a"]
+    assert read.prompt == "the question"
+    assert read.earlier.startswith("system: sss") and read.earlier.endswith("more characters)")
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,9 @@ def test_a_warning_begins_with_the_name_of_its_step_as_it_is(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     summary["steps"][0] |= {"name": "prepare_data", "warnings": ["left out: 2 of 9 dialogs"]}
     (folder / "summary.json").write_text(json.dumps(summary))
-    content, _ = page_of(folder)
+    content, page = page_of(folder)
     assert "prepare_data: left out: 2 of 9 dialogs" in content and "Prepare_data" not in content
+    assert "1 warning of 1 step" in page.texts["summary"]  # they open below it: the verdict and the table come first
 
 
 def test_without_samples_no_prompt_and_no_answer_is_in_the_page(tmp_path):
@@ -148,7 +149,9 @@ def test_without_samples_no_prompt_and_no_answer_is_in_the_page(tmp_path):
 def test_the_machine_is_named_once_and_the_page_is_printed_in_light_colours(tmp_path):
     content, _ = page_of(write_run(tmp_path / "toy"))
     assert content.count("GiB of memory") == 1
-    assert re.findall(r"@media ([^{]*) \{", content) == ["screen and (prefers-color-scheme: dark)", "print"]
+    # Paper knows no dark scheme, and a phone's layout no scheme at all.
+    wanted = ["screen and (prefers-color-scheme: dark)", "(max-width: 40rem)", "print"]
+    assert re.findall(r"@media ([^{]*) \{", content) == wanted
 
 
 def test_six_rounds_take_less_than_500_kB(tmp_path):
@@ -272,7 +275,7 @@ def test_a_run_writes_its_page_while_it_goes_on_and_when_it_ends(world):
 
 @needs_chromium
 def test_a_page_with_long_names_fits_a_phone(tmp_path):
-    run = write_run(tmp_path / "run")
+    run = write_run(tmp_path / "run", texts={"round-1.dpo": ["an answer of many words " * 9] * 3})
     summary = json.loads((run / "summary.json").read_text())
     for row in summary["rounds"]:
         row["judge"] = "a_package_with_a_long_name.a_module_with_another.and_the_judge_itself:score_of_an_answer"
@@ -282,3 +285,10 @@ def test_a_page_with_long_names_fits_a_phone(tmp_path):
         opened.open(page)
         opened.picture(tmp_path / "phone.png", width=390, height=800, dark=False)
         assert opened.value("document.documentElement.scrollWidth") == 390
+        # An answer takes a phone's width, below its policy and scores; with more room it stands beside them.
+        places = """(() => { const [policy, answer] = ["th", "td.text"].map(
+            (name) => document.querySelector(`.answer tbody ${name}`).getBoundingClientRect());
+            return [answer.top >= policy.bottom, answer.width > 250, answer.left > policy.right] })()"""
+        assert opened.value(places) == [True, True, False]
+        opened.picture(tmp_path / "desk.png", width=1280, height=800, dark=False)
+        assert opened.value(places) == [False, True, True]
