@@ -1,4 +1,4 @@
-"""What is left to find in a policy's answers, and who finds it: reward models, a vote, or a lower temperature.
+"""What is left to find in a policy's answers, and who finds it: reward models, or a vote.
 
     python -m benchmarks.alignment headroom
 
@@ -6,8 +6,7 @@ Of finished runs of the full recipe, the policy before the last round answers th
 The reward model of round 1, which knows only answers of the first policy, and that of the last round score them. The
 gold score of the best of n by either, for n up to NUM_ANSWERS, is estimated without bias from all answers (Gao et al.,
 arXiv 2210.10760, and Stiennon et al., arXiv 2009.01325). Best-of-n is ln n - (n - 1) / n nats from the policy. A vote
-takes the most frequent of n answers (self-consistency, Wang et al., arXiv 2203.11171). The policies of all rounds also
-answer once more at lower temperatures.
+takes the most frequent of n answers (self-consistency, Wang et al., arXiv 2203.11171).
 """
 
 import json
@@ -29,8 +28,6 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPORTED = (8, 128)  # the n of rejection sampling, and the largest
 STALE, REFITTED, BY_GOLD = "stale", "refitted", "gold"
 VOTE = "vote"
-TEMPERATURES = (1.0, 0.4, 0.0)
-ANSWERS_AT = 8  # to each prompt at a temperature; one at 0, where all are equal
 PAGE, PLOT = "alignment-headroom.md", "alignment-headroom.svg"
 
 
@@ -46,17 +43,9 @@ def run(seeds: Sequence[int]) -> None:
         prompts = run / steps["prepare_data"] / "evaluation_prompts.jsonl"
         common = ["--use_cpu", "--generation_batch_size", "256"]
 
-        def sample(model: Path, file: Path, *options: object) -> None:
-            if not file.exists():
-                words = ["generate", model, prompts, "-o", file, "--max_new_tokens", 32, *options]
-                launch(["pipeline.cli", *map(str, words), *common], core)
-
-        sample(policy, answers, "--num_answers", NUM_ANSWERS)
-        for number in range(1, last + 1):
-            for temperature in TEMPERATURES:
-                of_round = folder / f"round-{number}-{temperature}.jsonl"
-                options = ("--temperature", temperature, "--num_answers", ANSWERS_AT if temperature else 1)
-                sample(run / steps[f"round-{number}.dpo"], of_round, *options)
+        if not answers.exists():
+            words = ["generate", policy, prompts, "-o", answers, "--max_new_tokens", 32, "--num_answers", NUM_ANSWERS]
+            launch(["pipeline.cli", *map(str, words), *common], core)
         for name, number in ((STALE, 1), (REFITTED, last)):
             file = folder / f"{name}.jsonl"
             if not file.exists():
@@ -117,27 +106,6 @@ def voted(n: int, texts: Sequence[Sequence[str]], values_PN: np.ndarray) -> np.n
 def _most_frequent(texts: Sequence[str]) -> int:
     counts = Counter(texts)
     return max(range(len(texts)), key=lambda place: (counts[texts[place]], -place))
-
-
-def temperatures(seeds: Sequence[int]) -> list[str]:
-    """The mean gold of each round's DPO policy at each temperature, a line a temperature."""
-    rounds = min(len(list(_folder(seed).glob(f"round-*-{TEMPERATURES[0]}.jsonl"))) for seed in seeds)
-    head = ["temperature", *(f"round {number}" for number in range(1, rounds + 1))]
-    lines, gains = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"], []
-    for temperature in TEMPERATURES:
-        gold_RSP = np.array(
-            [
-                [
-                    Sampled.read(_folder(seed) / f"round-{number}-{temperature}.jsonl").gold.mean(axis=1)
-                    for seed in seeds
-                ]
-                for number in range(1, rounds + 1)
-            ]
-        )
-        lines.append(f"| {temperature:g} | {' | '.join(f'{mean:.3f}' for mean in gold_RSP.mean(axis=(1, 2)))} |")
-        gain = shown(pooled_interval(gold_RSP[-1] - gold_RSP[0]))
-        gains.append(f"- From round 1 to the last at temperature {temperature:g}: {gain}.")
-    return [*lines, "", *gains]
 
 
 def best_of(n: int, by_PN: np.ndarray, values_PN: np.ndarray) -> np.ndarray:
@@ -248,9 +216,7 @@ by `python -m benchmarks.alignment headroom`. Intervals are those of [the table 
 
 ![gold over the square root of the KL]({plot})
 
-The gold score of the policy of each round, after DPO, by the temperature of its answers:
-
-{temperatures}
+[What the policies are worth at a lower temperature](alignment-temperature.md) has its own page.
 """
 
 
@@ -268,7 +234,6 @@ def main(seeds: Sequence[int], docs: Path) -> None:
         table="\n".join(table(gold_of, answers)),
         differences="\n".join(differences(gold_of)),
         plot=PLOT,
-        temperatures="\n".join(temperatures(done)),
     )
     (docs / PAGE).write_text(text)
     print(text)

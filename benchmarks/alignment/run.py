@@ -5,6 +5,7 @@
     python -m benchmarks.alignment smollm2 --base_model DIR     # a real model on prompts that a program can check
     python -m benchmarks.alignment report                       # docs/alignment.md and its plot, from finished runs
     python -m benchmarks.alignment headroom                     # what is left to find, and who finds it
+    python -m benchmarks.alignment temperature                  # the same policies at the temperature of a served model
     python -m benchmarks.alignment curation                     # SFT on dirty rows, as they are and curated
     python -m benchmarks.alignment rl                           # RL beside DPO at equal KL: docs/alignment-rl.md
     python -m benchmarks.alignment llm_judge                    # annotated by an LLM judge with noise and order bias
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.alignment import curation, headroom, llm_judge, real_model, reinforcement
+from benchmarks.alignment import curation, headroom, llm_judge, real_model, reinforcement, temperature
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
 from benchmarks.alignment.report import CONTROLS, FULL, ONE_BATCH, PAGE, ROOT, report, run_folder
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "part",
-        choices=["world", "smollm2", "report", "headroom", "rl", "curation", "llm_judge"],
+        choices=["world", "smollm2", "report", "headroom", "temperature", "rl", "curation", "llm_judge"],
         help="what to run; each prints or writes a report",
     )
     parser.add_argument(
@@ -95,6 +96,9 @@ def main() -> None:
         return
     if arguments.part == "headroom":
         headroom.main(arguments.seeds, arguments.docs)
+        return
+    if arguments.part == "temperature":
+        temperature.main(arguments.seeds, arguments.docs)
         return
     if arguments.part == "curation":
         curation.main(arguments.seeds)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.alignment import checkable, controls, curation, headroom, real_model, report, run
+from benchmarks.alignment import checkable, controls, curation, headroom, real_model, report, run, temperature
 from tests.stage_runs import run_here
 from tests.toy_rows import write_jsonl
 from toy_world.make import make
@@ -298,9 +298,6 @@ def test_the_page_of_the_headroom_has_both_reward_models(tmp_path, monkeypatch):
     monkeypatch.setattr(headroom, "run", lambda seeds: None)
     folder = tmp_path / "headroom-0"
     folder.mkdir()
-    for number, temperature in itertools.product((1, 2), headroom.TEMPERATURES):
-        answer = {"text": str(number + temperature), "ended": True, "score": None}
-        write_jsonl(folder / f"round-{number}-{temperature}.jsonl", [{"prompt": [], "candidates": [answer]}] * 2)
     for name, sign in ((headroom.STALE, -1), (headroom.REFITTED, 1)):
         answers = [{"text": str(value), "ended": True, "score": sign * value} for value in range(headroom.NUM_ANSWERS)]
         write_jsonl(folder / f"{name}.jsonl", [{"prompt": [], "candidates": answers}] * 2)
@@ -310,6 +307,39 @@ def test_the_page_of_the_headroom_has_both_reward_models(tmp_path, monkeypatch):
     last = f"| 128 | {math.log(128) - 127 / 128:.2f} | 0.000 | +63.50 | 127.000 | +63.50 | 0.000 | 127.000 |"
     assert last in page and "Its peak is at n = 1" in page
     assert "- Best of 128, the last round's above round 1's: +127.000 [+127.000, +127.000]." in page
-    assert "| 0.4 | 1.400 | 2.400 |" in page
-    assert "- From round 1 to the last at temperature 0: +1.000 [+1.000, +1.000]." in page
     assert (tmp_path / headroom.PLOT).read_text().startswith("<?xml")
+
+
+def test_the_page_of_temperatures_has_the_policies_of_every_round_and_the_controls(tmp_path, monkeypatch):
+    """Of two seeds, with two held-out prompts: the recipe rises at the served temperature, and a control does not."""
+    monkeypatch.setattr(temperature, "gold", lambda prompt, answer, ended: float(answer))
+    monkeypatch.setattr(temperature, "run", lambda seeds: None)
+    for module in (temperature, report):
+        monkeypatch.setattr(module, "RUNS", tmp_path)
+    for seed, name in itertools.product((0, 1), (report.FULL, "shuffled labels")):
+        folder, rounds = report.run_folder(seed, name), range(4)
+        (folder / "summaries").mkdir(parents=True)
+        steps = [
+            {"name": f"round-{number}.{stage}", "stage": stage, "folder": f"round-{number}.{stage}-0"}
+            for number in rounds
+            for stage in ("dpo", "evaluate_policy")
+        ]
+        content = {"state": "done", "steps": steps, "rounds": [{"policy": f"round-{number}.dpo"} for number in rounds]}
+        (folder / "summaries" / f"{name}.json").write_text(json.dumps(content))
+        for number in rounds:
+            level = 0.1 * number if name == report.FULL else -0.1 * number
+            scored = [{"candidates": [{"score": level}]}] * 2
+            (folder / f"round-{number}.evaluate_policy-0").mkdir()
+            write_jsonl(folder / f"round-{number}.evaluate_policy-0" / "answers.jsonl", scored)
+            for degree in temperature.TEMPERATURES:
+                file = temperature.answers_file(seed, folder / f"round-{number}.dpo-0", degree)
+                file.parent.mkdir(exist_ok=True)
+                answers = [{"text": str(0.5 + level), "ended": True}, {"text": str(0.7 + level), "ended": True}]
+                write_jsonl(file, [{"prompt": [], "candidates": answers}] * 2)
+    temperature.main([0, 1, 2], tmp_path)
+    page = (tmp_path / temperature.PAGE).read_text()
+    assert "| full recipe | 1 | 2 | 0.000 | 0.100 | 0.200 | 0.300 | +0.300 [+0.300, +0.300] |" in page
+    assert "| full recipe | 0.6 | 2 | 0.600 | 0.700 | 0.800 | 0.900 | +0.300 [+0.300, +0.300] |" in page
+    assert "| shuffled labels | 0 | 2 | 0.600 | 0.500 | 0.400 | 0.300 | -0.300 [-0.300, -0.300] |" in page
+    assert "rises in every round. No round of a seed falls beyond its interval." in page
+    assert "full recipe +0.100 [+0.100, +0.100]" in page and "Controls that improved: none." in page
