@@ -130,8 +130,9 @@ def after_round_2(scores: Mapping[str, Scores]) -> list[str]:
     return [f"- From round 2 to the last round, over prompts: {', '.join(added)}."] if added else []
 
 
-def climb(full: Scores) -> str:
-    """Whether the full recipe rises in every round, and which rounds of which seeds fall beyond their interval."""
+def climb(full: Scores, *, at: str = "which the gate keeps") -> str:
+    """Whether the full recipe rises in every round, and which rounds of which seeds fall beyond their interval below
+    the best policy before them; `at` says of which kind it is."""
     scores_SRP = np.array(list(full.values()))
     means_R = scores_SRP.mean(axis=(0, 2))
     falls = [number for number in range(1, len(means_R)) if means_R[number] <= means_R[number - 1]]
@@ -144,7 +145,7 @@ def climb(full: Scores) -> str:
     ]
     fallen = "No round of a seed falls beyond its interval."
     if beyond:
-        fallen = f"Beyond its interval below the best policy before it, which the gate keeps: {', '.join(beyond)}."
+        fallen = f"Beyond its interval below the best policy before it, {at}: {', '.join(beyond)}."
     return f"- The full recipe's mean over the seeds {rises}. {fallen}"
 
 
@@ -280,6 +281,8 @@ OTHERS = {  # pages of other parts, mentioned where they have been written
 with fewer seeds.""",
     "alignment-headroom.md": """
 [What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
+    "alignment-temperature.md": """
+[The same policies at the temperature of a served model](alignment-temperature.md) are on another page.""",
     "alignment-real-model.md": """
 [Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
     "alignment-rl.md": """

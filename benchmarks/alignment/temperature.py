@@ -57,12 +57,14 @@ def run(seeds: Sequence[int]) -> None:
 
 
 def policies(seed: int, name: str) -> list[Path]:
-    """The folders of a finished variation's policies, by round; none where it has not finished."""
+    """The folders of a variation's policies, by round; none where it has not finished."""
     folder = run_folder(seed, name)
     summary = folder / "summaries" / f"{name}.json"
     if not summary.exists():
         return []
     content = json.loads(summary.read_text())
+    if content["state"] != "done":
+        return []
     folders = {step["name"]: step["folder"] for step in content["steps"]}
     return [folder / folders[row["policy"]] for row in content["rounds"]]
 
@@ -89,15 +91,16 @@ def _gold(file: Path) -> list[float]:
 
 def table(seeds: Sequence[int]) -> list[str]:
     """The mean gold score by round, a line for each variation and temperature."""
+    rounds = max(len(policies(seed, name)) for seed in seeds for name in NAMES)
     lines: list[str] = []
     for name in NAMES:
         for temperature in (1, *TEMPERATURES):
             if scores := scores_at(temperature, name, seeds):
                 scores_SRP = np.array(list(scores.values()))
-                means = " | ".join(f"{value:.3f}" for value in scores_SRP.mean(axis=(0, 2)))
+                means = [f"{value:.3f}" for value in scores_SRP.mean(axis=(0, 2))]
+                cells = " | ".join(means + ["-"] * (rounds - len(means)))
                 gain = shown(pooled_interval(scores_SRP[:, -1] - scores_SRP[:, 0]))
-                lines.append(f"| {name} | {temperature:g} | {len(scores)} | {means} | {gain} |")
-    rounds = lines[0].count("|") - 5
+                lines.append(f"| {name} | {temperature:g} | {len(scores)} | {cells} | {gain} |")
     head = ["", "temperature", "seeds", *(f"round {number}" for number in range(rounds)), "gain over round 0"]
     return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines]
 
@@ -105,15 +108,18 @@ def table(seeds: Sequence[int]) -> list[str]:
 def verdict(seeds: Sequence[int]) -> list[str]:
     """What the table says at SERVED: whether every round rises, what later rounds add, and which controls improve."""
     full = scores_at(SERVED, FULL, seeds)
-    after_2 = seeds_interval(np.array([scores_RP[-1] - scores_RP[2] for scores_RP in full.values()]))
-    over_seeds = [f"  The same over seeds: {shown(after_2)}."] if after_2 else []
+    added = after_round_2({FULL: full})
+    over_seeds = (
+        seeds_interval(np.array([scores_RP[-1] - scores_RP[2] for scores_RP in full.values()])) if added else None
+    )
+    if over_seeds:
+        added.append(f"  The same over seeds: {shown(over_seeds)}.")
     controls = {name: np.array(list(scores_at(SERVED, name, seeds).values())) for name in CONTROLS}
     gains = {name: pooled_interval(one[:, -1] - one[:, 0]) for name, one in controls.items() if one.size}
     improved = [name for name, (_, low, _) in gains.items() if low > 0]
     return [
-        climb(full),
-        *after_round_2({FULL: full}),
-        *over_seeds,
+        climb(full, at="at this temperature"),
+        *added,
         f"- Controls that improved: {', '.join(improved) or 'none'}.",
     ]
 
@@ -134,9 +140,9 @@ At temperature {served:g}:
 
 
 def main(seeds: Sequence[int], docs: Path) -> None:
-    run(seeds)
     if not any(policies(seed, FULL) for seed in seeds):
         sys.exit("error: no seed has finished the full recipe; run `python -m benchmarks.alignment world` first")
+    run(seeds)
     text = TEXT.format(served=SERVED, table="\n".join(table(seeds)), verdict="\n".join(verdict(seeds)))
     (docs / PAGE).write_text(text)
     print(text)

@@ -83,7 +83,7 @@ def is_requested(accelerator: "Accelerator | None" = None) -> bool:
     if _state.is_requested:
         accelerator.set_trigger()
     # Not `_state.is_requested`: a signal that comes while the processes compare is known to this one only. If this one
-    # stopped here, another would add up gradients without it. All of them learn of it at the next call.
+    # stopped here, another would wait for it in the next all-reduce. All of them learn of it at the next call.
     if is_agreed := accelerator.check_trigger():
         _state.is_requested = True
     return is_agreed

@@ -118,6 +118,7 @@ def _number(value: float | None, *, digits: int = 3) -> str:
 
 
 def _money(value: float | None, *, times: int) -> str:
+    """With two decimals, or with two digits where that would show less of them."""
     if value is None:
         return "-"
     return f"{value * times:,.2f}" if value * times >= 0.1 or not value else f"{value * times:.2g}"

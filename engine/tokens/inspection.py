@@ -73,10 +73,10 @@ class TokenReport:
 
     def counts(self, side: str) -> dict[str, int]:
         """Rows that were dropped or set aside, by the name of their metric: those of the held-out side begin with
-        `eval_`, as the Trainer's do."""
+        `eval_`, as the Trainer's do. A dialog that became several rows counts with each of them that is too long."""
         counts = {f"dropped_{reason}": count for reason, count in self.dropped.items()}
         if self.num_left_out:
-            counts["dropped_too_long"] = self.num_left_out
+            counts["dropped_after_cut" if self.is_truncated else "dropped_too_long"] = self.num_left_out
         if self.refused:
             counts["set_aside_by_template"] = len(self.refused)
         return {f"{'eval_' if side == 'eval' else ''}{name}": count for name, count in counts.items()}

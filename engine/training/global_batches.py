@@ -25,7 +25,7 @@ class GlobalBatches(Sampler[int]):
     """A shuffled epoch, cut to a multiple of the global batch: the epoch in which the step after `steps_taken()` lies.
 
     An epoch that the data loader sets does not arrive where it wraps this sampler more than once, as in a resumed run
-    of several processes (accelerate 1.14: SkipBatchSampler around BatchSamplerShard).
+    of several processes (accelerate 1.15: SkipBatchSampler around BatchSamplerShard).
 
     Consecutive runs of `global_batch_size` indices are one optimizer step. Within it, consecutive runs of
     `micro_batch_size` (None: the global batch) are what one process computes at once; `num_tokens`, the length of each

@@ -336,10 +336,13 @@ def test_the_page_of_temperatures_has_the_policies_of_every_round_and_the_contro
                 file.parent.mkdir(exist_ok=True)
                 answers = [{"text": str(0.5 + level), "ended": True}, {"text": str(0.7 + level), "ended": True}]
                 write_jsonl(file, [{"prompt": [], "candidates": answers}] * 2)
+    stopped = report.run_folder(0, "swapped pairs") / "summaries" / "swapped pairs.json"
+    stopped.write_text(json.dumps({"state": "stopped", "steps": [], "rounds": [{"policy": "round-0.sft"}]}))
     temperature.main([0, 1, 2], tmp_path)
     page = (tmp_path / temperature.PAGE).read_text()
     assert "| full recipe | 1 | 2 | 0.000 | 0.100 | 0.200 | 0.300 | +0.300 [+0.300, +0.300] |" in page
     assert "| full recipe | 0.6 | 2 | 0.600 | 0.700 | 0.800 | 0.900 | +0.300 [+0.300, +0.300] |" in page
     assert "| shuffled labels | 0 | 2 | 0.600 | 0.500 | 0.400 | 0.300 | -0.300 [-0.300, -0.300] |" in page
     assert "rises in every round. No round of a seed falls beyond its interval." in page
+    assert "swapped pairs" not in page
     assert "full recipe +0.100 [+0.100, +0.100]" in page and "Controls that improved: none." in page

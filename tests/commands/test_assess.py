@@ -66,6 +66,15 @@ def test_without_a_trained_candidate_the_verdict_is_about_the_room_for_it():
     assert verdict(own, lambda one, other: EVEN).startswith("This does not show whether training helps: prompted")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0.0, "0.00"), (0.0012, "1.20"), (0.00009, "0.09"), (0.0000012, "0.0012"), (12.345, "12,345.00")],
+)
+def test_money_of_a_thousand_answers_is_shown_with_two_decimals_or_two_digits(value, shown):
+    (row,) = rows([candidate("base", None, value)])
+    assert row[5] == shown
+
+
 def write(path, content) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 

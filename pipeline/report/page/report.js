@@ -37,6 +37,7 @@ function open() {
   step.scrollIntoView();
 }
 addEventListener("hashchange", open);
+addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("#warnings")) one.open = true; });
 open();
 const nameOf = (details) => details.id || details.querySelector("summary").textContent;
 const seconds = Number(document.body.dataset.refresh);

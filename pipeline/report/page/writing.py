@@ -119,7 +119,7 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "doing": doing(steps) if is_running else [],
         "remarks": [*map(_sentence, rounds.remarks(summary)), *unread(steps, evaluated)],
         "warnings": warnings,
-        "warnings_title": _title(warnings, steps),
+        "warnings_title": _warnings_title(warnings, steps),
         "head": run_status.head(summary, folder),
         "command": "" if is_running else next_command(summary, folder),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -152,7 +152,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
-def _title(warnings: Sequence[str], steps: Sequence[StepFacts]) -> str:
+def _warnings_title(warnings: Sequence[str], steps: Sequence[StepFacts]) -> str:
     count = sum(bool(step.entry.get("warnings")) for step in steps)
     return f"{len(warnings)} warning{'s' * (len(warnings) != 1)} of {count} step{'s' * (count != 1)}"
 

@@ -30,7 +30,7 @@ def send_sigterm() -> None:
 
 
 def test_a_signal_that_comes_while_the_processes_agree_waits_for_the_next_point():
-    """The other process has left this point without it, and would be alone in its next sum of gradients."""
+    """The other process has left this point without it, and would wait in its next all-reduce for ever."""
     with preemption.listen_for_signals(), pytest.raises(preemption.Preempted), preemption.delayed():
         assert not preemption.is_requested(TwoProcesses(during=send_sigterm))
         assert preemption.is_requested(TwoProcesses())

@@ -104,7 +104,13 @@ def test_the_page_loads_nothing_and_its_policy_permits_only_its_own_style_and_sc
 
 def test_text_of_a_model_is_shown_as_text(tmp_path):
     folder = write_run(tmp_path / "toy", texts={"round-1.dpo": [HOSTILE] * 3})
+    for file in folder.glob("*/answers.jsonl"):  # of dialogs: what comes before the last message is hostile too
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row["prompt"].insert(0, {"role": "system", "content": f"earlier {HOSTILE}"})
+        file.write_text("\n".join(map(json.dumps, rows)))
     content, page = page_of(folder)
+    assert content.count('<p class="earlier">system: earlier &lt;/script&gt;') == 3
     assert [tag for tag, _ in page.elements].count("script") == 1 and not page.attributes("onerror")
     for character in ("\x1b", "\u202e", "\x00"):
         assert character not in content
@@ -149,7 +155,7 @@ def test_without_samples_no_prompt_and_no_answer_is_in_the_page(tmp_path):
 def test_the_machine_is_named_once_and_the_page_is_printed_in_light_colours(tmp_path):
     content, _ = page_of(write_run(tmp_path / "toy"))
     assert content.count("GiB of memory") == 1
-    # Paper knows no dark scheme, and a phone's layout no scheme at all.
+    # Dark colours are for screens only; the phone's layout is for both schemes, and for paper.
     wanted = ["screen and (prefers-color-scheme: dark)", "(max-width: 40rem)", "print"]
     assert re.findall(r"@media ([^{]*) \{", content) == wanted
 
@@ -277,6 +283,10 @@ def test_a_run_writes_its_page_while_it_goes_on_and_when_it_ends(world):
 def test_a_page_with_long_names_fits_a_phone(tmp_path):
     run = write_run(tmp_path / "run", texts={"round-1.dpo": ["an answer of many words " * 9] * 3})
     summary = json.loads((run / "summary.json").read_text())
+    policy = "round-1.a_stage_with_a_name_of_more_than_forty_characters"
+    evaluation = next(run.glob("round-1.evaluate_policy-*")) / "artifact.json"
+    record = json.loads(evaluation.read_text())
+    evaluation.write_text(json.dumps(record | {"keys": record["keys"] | {"policy_step": policy}}))
     for row in summary["rounds"]:
         row["judge"] = "a_package_with_a_long_name.a_module_with_another.and_the_judge_itself:score_of_an_answer"
     (run / "summary.json").write_text(json.dumps(summary))
@@ -292,3 +302,17 @@ def test_a_page_with_long_names_fits_a_phone(tmp_path):
         assert opened.value(places) == [True, True, False]
         opened.picture(tmp_path / "desk.png", width=1280, height=800, dark=False)
         assert opened.value(places) == [False, True, True]
+
+
+@needs_chromium
+def test_warnings_are_folded_on_a_screen_and_printed(tmp_path):
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["steps"][0]["warnings"] = ["left out: 2 of 9 dialogs"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    page, _ = write_page(run)
+    with browser(tmp_path / "browser") as opened:
+        opened.open(page)
+        assert opened.value("document.querySelector('#warnings').open") is False
+        opened.call("Page.printToPDF")
+        opened.wait_until("document.querySelector('#warnings').open")
