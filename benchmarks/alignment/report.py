@@ -12,6 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.alignment.report_text import (
+    BY_ROUND_TEXT,
+    CONTROLS_TEXT,
+    ONE_BATCH_TEXT,
+    OTHERS,
+    REWARD_MODELS_TEXT,
+    TEXT,
+)
+
 ROOT = Path(__file__).absolute().parents[2]
 RUNS = ROOT / "runs"
 FULL, STALE, ONE_BATCH = "full recipe", "reward model not refitted", "DPO of one batch"
@@ -117,6 +126,26 @@ def verdict(scores: Mapping[str, Scores]) -> str:
     if gains:
         lines.append(f"- Controls that improved: {', '.join(improved) or 'none'}.")
     return "\n".join([climb(scores[FULL]), *after_round_2(scores), *lines])
+
+
+def differences_by_round(scores: Mapping[str, Scores]) -> list[str]:
+    """The difference to the full recipe in every round, of the seeds that both have, a line a variation of as many
+    rounds that is no control. A star marks those that the interval over seeds is beyond zero with, too."""
+    full, lines = scores[FULL], list[str]()
+    rounds = min(len(scores_RP) for scores_RP in full.values())
+    for name, of_seeds in scores.items():
+        seeds = sorted(of_seeds.keys() & full.keys())
+        if name in (FULL, *CONTROLS) or not seeds or any(len(of_seeds[seed]) != rounds for seed in seeds):
+            continue
+        cells = []
+        for number in range(1, rounds):
+            differences_SP = np.array([of_seeds[seed][number] - full[seed][number] for seed in seeds])
+            over_prompts, over_seeds = pooled_interval(differences_SP), seeds_interval(differences_SP)
+            is_beyond = [one is not None and one[1] * one[2] > 0 for one in (over_prompts, over_seeds)]
+            cells.append(shown(over_prompts) + "*" * all(is_beyond))
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
+    head = ["", "seeds", *(f"round {number}" for number in range(1, rounds))]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines] if lines else []
 
 
 def after_round_2(scores: Mapping[str, Scores]) -> list[str]:
@@ -239,13 +268,14 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path, *, page: st
     (_, num_rounds, num_prompts) = np.array(list(scores[FULL].values())).shape
     folder.mkdir(exist_ok=True)
     draw(scores, folder / f"{page}.svg")
-    known = reward_models((FULL, STALE), seeds)
+    known, by_round = reward_models((FULL, STALE), seeds), differences_by_round(scores)
     text = TEXT.format(
         seeds=len(scores[FULL]),
         rounds=num_rounds - 1,
         prompts=num_prompts,
         table="\n".join(table(scores)),
         verdict=verdict(scores),
+        by_round=BY_ROUND_TEXT.format(table="\n".join(by_round)) if by_round else "",
         reward_models=REWARD_MODELS_TEXT.format(table="\n".join(known)) if known else "",
         controls=ONE_BATCH_TEXT * (ONE_BATCH in scores) + CONTROLS_TEXT * bool(scores.keys() & set(CONTROLS)),
         others="".join(text for name, text in OTHERS.items() if (folder / name).exists() and name != f"{page}.md"),
@@ -253,54 +283,3 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path, *, page: st
     )
     (folder / f"{page}.md").write_text(text)
     print(text)
-
-
-TEXT = """# Does the loop align?
-
-In the demo's world (`configs/demo.yaml`), the loop runs {rounds} rounds with {seeds} seeds on one pretrained base. The
-table has the mean gold score of 4 answers to each of the same {prompts} held-out prompts. Only annotation and
-evaluation ever see the gold score. Measured by `make bench-alignment`. Intervals are 95 %: over prompts, bootstrap
-intervals of paired differences with prompts resampled within each seed; over seeds, Student's t of the seeds' mean
-differences.
-
-{table}
-
-{controls}Differences beyond both intervals:
-
-{verdict}
-
-{reward_models}A small world shows what a part does there, not what it does at scale. Parts left out and controls in two
-rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{others}
-
-![gold by round]({page}.svg)
-"""
-
-OTHERS = {  # pages of other parts, mentioned where they have been written
-    "alignment-parts.md": """
-[One batch in place of rounds, no DPO, a reward model that is not refitted, and controls](alignment-parts.md), were run
-with fewer seeds.""",
-    "alignment-headroom.md": """
-[What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
-    "alignment-temperature.md": """
-[The same policies at the temperature of a served model](alignment-temperature.md) are on another page.""",
-    "alignment-real-model.md": """
-[Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
-    "alignment-rl.md": """
-[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md) have one too.""",
-}
-
-REWARD_MODELS_TEXT = """What the round's reward model knows of the policy that is trained after it, on held-out prompts:
-how many of the pairs of its answers it orders as gold does, and what its choice of four answers is worth.
-
-{table}
-
-"""
-
-ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which as many answers are compared as in six
-rounds: six answers to each of 3,600 prompts, all of the first policy.
-"""
-
-CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
-that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
-text.
-"""

@@ -180,6 +180,22 @@ def test_the_verdict_names_what_differs_beyond_both_intervals():
     ]
 
 
+def test_differences_by_round_are_starred_where_prompts_and_seeds_agree():
+    """Above in round 1 with both seeds; in round 2 above with one and below with the other, which the interval over
+    prompts does not see. One batch has fewer rounds, and a control no place here."""
+    full = {seed: np.zeros((3, 40)) for seed in (0, 1)}
+    ahead = {
+        seed: np.stack([np.zeros(40), np.full(40, 0.1 + 0.001 * seed), np.full(40, 0.3 - 0.5 * seed)]) for seed in full
+    }
+    batch = {seed: np.zeros((2, 40)) for seed in full}
+    lines = report.differences_by_round(
+        {report.FULL: full, "DPO alone": ahead, report.ONE_BATCH: batch, report.CONTROLS[0]: ahead}
+    )
+    assert lines[0] == "|  | seeds | round 1 | round 2 |"
+    assert lines[2:] == ["| DPO alone | 2 | +0.100 [+0.100, +0.100]* | +0.050 [+0.050, +0.050] |"]
+    assert report.differences_by_round({report.FULL: full, report.ONE_BATCH: batch}) == []
+
+
 def test_a_variation_of_fewer_rounds_is_compared_by_its_last_one():
     scores = {report.FULL: {0: np.array([[0.0], [0.2], [0.5]])}, "DPO of one batch": {0: np.array([[0.0], [0.4]])}}
     line = report.table(scores)[-1]

@@ -1,0 +1,58 @@
+"""The words of the alignment benchmark's page of rounds, around its tables."""
+
+TEXT = """# Does the loop align?
+
+In the demo's world (`configs/demo.yaml`), the loop runs {rounds} rounds with {seeds} seeds on one pretrained base. The
+table has the mean gold score of 4 answers to each of the same {prompts} held-out prompts. Only annotation and
+evaluation ever see the gold score. Measured by `make bench-alignment`. Intervals are 95 %: over prompts, bootstrap
+intervals of paired differences with prompts resampled within each seed; over seeds, Student's t of the seeds' mean
+differences.
+
+{table}
+
+{controls}Differences beyond both intervals:
+
+{verdict}
+
+{by_round}{reward_models}A small world shows what a part does there, not what it does at scale. Parts left out and
+controls in two rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{others}
+
+![gold by round]({page}.svg)
+"""
+
+OTHERS = {  # pages of other parts, mentioned where they have been written
+    "alignment-parts.md": """
+[One batch in place of rounds, no DPO, a reward model that is not refitted, and controls](alignment-parts.md), were run
+with fewer seeds.""",
+    "alignment-headroom.md": """
+[What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
+    "alignment-temperature.md": """
+[The same policies at the temperature of a served model](alignment-temperature.md) are on another page.""",
+    "alignment-real-model.md": """
+[Three rounds of a real model](alignment-real-model.md) have a page of their own.""",
+    "alignment-rl.md": """
+[RL beside DPO at equal KL, and a reward that can be exploited](alignment-rl.md) have one too.""",
+}
+
+BY_ROUND_TEXT = """The difference to the full recipe in every round, over prompts; a star marks those that are beyond
+the interval over seeds too:
+
+{table}
+
+"""
+
+REWARD_MODELS_TEXT = """What the round's reward model knows of the policy that is trained after it, on held-out prompts:
+how many of the pairs of its answers it orders as gold does, and what its choice of four answers is worth.
+
+{table}
+
+"""
+
+ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which as many answers are compared as in six
+rounds: six answers to each of 3,600 prompts, all of the first policy.
+"""
+
+CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
+that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
+text.
+"""
