@@ -220,10 +220,9 @@ def encode_all(
 def check_rows_left(name: str, encoded: Sequence[TokenRow], num_rows: int, counts: Mapping[str, int]) -> None:
     """Raises DataError where none of the rows is left after encoding; `counts` are those dropped or set aside."""
     if not encoded:
-        found = f": {format_counts(counts)}" if counts else ""
+        found = format_counts(counts) if counts else "all are too long, or have nothing to train"
         raise DataError(
-            f"{name}: nothing is left of {num_rows} rows (all are too long, or have nothing to train){found}; "
-            "raise max_length, or give rows that fit"
+            f"{name}: nothing is left of {num_rows} rows ({found}); raise max_length, or give rows that fit"
         )
 
 

@@ -476,7 +476,7 @@ CASES = [
     Case(
         "rows that are too long",
         of_rows("sft", [{"messages": [USER, ANSWER]}], max_length=2),
-        "train: nothing is left of 1 rows (all are too long, or have nothing to train)",
+        "train: nothing is left of 1 rows (dropped_too_long 1)",
     ),
     Case(
         "rows that fill no batch",

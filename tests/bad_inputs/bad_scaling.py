@@ -56,7 +56,7 @@ CASES = [
     Case(
         "scale with too few steps",
         scale("--flops=1e6", *GRID),
-        "--flops 1e+06 --width 32: 0 steps of 1024 tokens, expected",
+        "--flops 1e+06 --width 32: 0 steps of 2048 tokens, expected",
     ),
     Case(
         "scale on a base model",
@@ -70,7 +70,14 @@ CASES = [
     ),
     Case(
         "scale with steps of warm-up and no end",
-        scale(*GRID, settings=("pretrain.max_steps=-1",)),
+        scale(
+            *GRID,
+            settings=(
+                "pretrain.max_steps=-1",
+                "pretrain.global_batch_size=16",
+                "pretrain.per_device_train_batch_size=16",
+            ),
+        ),
         "pretrain.warmup_steps=30: expected a share of the steps, as 0.03, or also max_steps",
     ),
     Case(

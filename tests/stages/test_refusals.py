@@ -23,7 +23,7 @@ from tests.stage_runs import call_stage
         (
             "sft",
             {"max_length": 4},
-            "or have nothing to train); raise max_length, or give rows that fit",
+            "train: nothing is left of 24 rows (dropped_too_long 24); raise max_length, or give rows that fit",
         ),
         ("sft", {"train_data_shares": [0.5, 0.5]}, "sft: 2 shares for 1 files of data; give one share for each file"),
         ("sft", {"eval_data": None, "validation_share": 0.0}, "sft: no row is left for eval_data"),
