@@ -1,11 +1,13 @@
 """The lines of running steps, on a terminal and elsewhere, and the warnings of those that have ended."""
 
+import contextlib
 import io
 import json
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -172,12 +174,15 @@ def test_status_follows_a_running_step(world):
 
 def test_a_step_whose_process_was_killed_is_stopped_with_its_seconds(world):
     process = world.start("run", "toy.yaml", *ONE_ROUND, TOY=json.dumps({"round-0.sft": "hang"}))
-    world.hanging()
+    left_over = world.hanging()
     folder = world.folder("round-0.sft")
     (folder / TIMING).write_text('{"train": 71.5, "load": 12}')
     code, out, _ = world.call("status", "runs/toy")
     assert code == 0 and re.search(rf"{folder.name} +\| running +\| +(8[3-9]|9\d)\.\d ", out), out
     process.kill()
     process.communicate()
+    for pid in left_over:  # the toy's stages do not end with their runner
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     code, out, _ = world.call("status", "runs/toy")
     assert code == 0 and "toy: stopped" in out and re.search(rf"{folder.name} +\| stopped +\| +83\.5 ", out), out
