@@ -26,6 +26,7 @@ from pipeline.report.page.answers import Evaluated, side_by_side
 from pipeline.report.page.facts import FactsReader, StepFacts, evaluations
 from pipeline.report.page.lineage import anchor, graph
 from pipeline.report.page.sections import Table
+from pipeline.report.page.svg import NUM_COLOURS
 from pipeline.report.page.template import LEFT_OUT, fill, shown_answers
 from pipeline.report.page.verdict import doing, next_command, verdict
 from pipeline.report.rounds import number
@@ -140,6 +141,7 @@ def render(folder: Path, summary: Summary, reader: FactsReader) -> str:
         "samples_note": "" if shows_samples else LEFT_OUT,
         "dropped": sections.dropped(steps),
         "time": sections.times(steps),
+        "num_colours": NUM_COLOURS,
         "costs": sections.costs(steps),
         "recipe": _recipe(recipe),
         "versions": _versions(steps),

@@ -302,6 +302,8 @@ def test_a_page_with_long_names_fits_a_phone(tmp_path):
         assert opened.value(places) == [True, True, False]
         opened.picture(tmp_path / "desk.png", width=1280, height=800, dark=False)
         assert opened.value(places) == [False, True, True]
+        heights = "[...document.querySelectorAll('.answer:first-of-type tr')].map((row) => row.clientHeight)"
+        assert max(opened.value(heights)) < 70  # no name is broken letter by letter
 
 
 @needs_chromium
