@@ -120,12 +120,15 @@ def verdict(scores: Mapping[str, Scores]) -> str:
         for relation, names in groups.items()
         if names
     ]
-    controls = {name: np.array(list(scores[name].values())) for name in CONTROLS if name in scores}
+    return "\n".join([climb(scores[FULL]), *after_round_2(scores), *lines, *improved_controls(scores)])
+
+
+def improved_controls(scores: Mapping[str, Scores]) -> list[str]:
+    """A line that names the controls whose gain over round 0 is beyond its interval; no line without controls."""
+    controls = {name: np.array(list(scores[name].values())) for name in CONTROLS if scores.get(name)}
     gains = {name: pooled_interval(scores_SRP[:, -1] - scores_SRP[:, 0]) for name, scores_SRP in controls.items()}
     improved = [name for name, (_, low, _) in gains.items() if low > 0]
-    if gains:
-        lines.append(f"- Controls that improved: {', '.join(improved) or 'none'}.")
-    return "\n".join([climb(scores[FULL]), *after_round_2(scores), *lines])
+    return [f"- Controls that improved: {', '.join(improved) or 'none'}."] if gains else []
 
 
 def differences_by_round(scores: Mapping[str, Scores]) -> list[str]:

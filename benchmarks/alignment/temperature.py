@@ -22,6 +22,7 @@ from benchmarks.alignment.report import (
     Scores,
     after_round_2,
     climb,
+    improved_controls,
     pooled_interval,
     run_folder,
     scores_of,
@@ -114,14 +115,8 @@ def verdict(seeds: Sequence[int]) -> list[str]:
     )
     if over_seeds:
         added.append(f"  The same over seeds: {shown(over_seeds)}.")
-    controls = {name: np.array(list(scores_at(SERVED, name, seeds).values())) for name in CONTROLS}
-    gains = {name: pooled_interval(one[:, -1] - one[:, 0]) for name, one in controls.items() if one.size}
-    improved = [name for name, (_, low, _) in gains.items() if low > 0]
-    return [
-        climb(full, at="at this temperature"),
-        *added,
-        f"- Controls that improved: {', '.join(improved) or 'none'}.",
-    ]
+    controls = {name: scores_at(SERVED, name, seeds) for name in CONTROLS}
+    return [climb(full, at="at this temperature"), *added, *improved_controls(controls)]
 
 
 TEXT = """# The same policies at the temperature at which a model is served
