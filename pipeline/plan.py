@@ -221,8 +221,11 @@ def plan_tasks(plan: Plan, number: int | None, progress: Progress) -> Inputs:
 
 def has_system_prompts(recipe: Recipe) -> bool:
     """Whether a round samples answers under system messages, which the base model's chat template must support."""
-    rounds = range(1, recipe.rounds + 1) if "rejection_sampling" in recipe.round_stages else ()
-    return any(recipe.section("rejection_sampling", number).keys.get("system_prompts") for number in rounds)
+    return any(
+        "rejection_sampling" in recipe.stages_of_round(number)
+        and recipe.section("rejection_sampling", number).keys.get("system_prompts")
+        for number in range(1, recipe.rounds + 1)
+    )
 
 
 def plan_dpo(plan: Plan, number: int, start: Output | BestPolicy, progress: Progress) -> Output:
@@ -240,7 +243,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
 
     Raises ConfigError where the round trains no new policy.
     """
-    recipe, stages_of_round = plan.recipe, plan.recipe.round_stages
+    recipe, stages_of_round = plan.recipe, plan.recipe.stages_of_round(number)
     best_two = progress.best  # round 0 has one policy
     best = best_two[0]
 
@@ -262,7 +265,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         progress.reward_model = plan.train("reward_model", number, inputs)
 
     policy: Output | BestPolicy = best  # the model that the round trains further
-    if recipe.dpo_comes_first:
+    if recipe.dpo_comes_first(number):
         policy = plan_dpo(plan, number, policy, progress)
 
     if "rejection_sampling" in stages_of_round:
@@ -275,7 +278,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
 
     if "sft" in stages_of_round:
         start = {"model_name_or_path": policy if recipe.sft_from == "best" else foundation.base}
-        winners = progress.winners[-recipe.sft_batches :]
+        winners = progress.winners[-recipe.sft_batches :] if "rejection_sampling" in stages_of_round else []
         shares = [variant.human_share for variant in recipe.section("sft", number).variants]
         data = [[*winners, foundation.instructions] if share else winners for share in shares]
         keys = [{"train_data_shares": [1.0] * len(winners) + [s] if 0 < s < 1 else None} for s in shares]
@@ -285,7 +288,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
             inputs = [of_variant | {"train_data": curated} for of_variant in inputs]
         policy = plan.train_variants("sft", number, inputs=inputs, keys=keys)
 
-    if "dpo" in stages_of_round and not recipe.dpo_comes_first:
+    if "dpo" in stages_of_round and not recipe.dpo_comes_first(number):
         policy = plan_dpo(plan, number, policy, progress)
 
     # RL goes on from that policy; its rewards are the round's reward model, functions, or both.
@@ -296,19 +299,22 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
 
     if policy == best or isinstance(policy, BestPolicy) or policy in progress.policies:
         raise ConfigError(
-            f"{recipe.path}: round {number} trains no new policy: round_stages has neither "
-            "rejection_sampling with sft, nor dpo, nor rl"
+            f"{recipe.path}: round {number} trains no new policy: {recipe.key_of_stages(number)} has "
+            "neither rejection_sampling with sft, nor dpo, nor rl"
         )
     progress.policies.append(policy)
     tasks = plan_tasks(plan, number, progress)
     if foundation.evaluation is None:
         return
     named = [Model(name) for name in recipe.named_reward_models(number)]
+    annotates = "annotate" in stages_of_round and not recipe.names_annotator(number)
+    is_optimised = annotates or {"reward_model", "rejection_sampling", "rl"} & set(stages_of_round)
+    newest = progress.reward_model if is_optimised else None
     inputs = {
         **foundation.evaluation,
         **tasks,
         "first_policy": progress.policies[0],
-        "proxy_model": progress.reward_model or next(iter(named), None),  # what the round optimises
+        "proxy_model": newest or next(iter(named), None),  # what the round optimises
         "previous": [EvaluationFolder(name) for name in progress.evaluations],
     }
     progress.evaluations.append(plan.evaluate(number, policy, inputs))

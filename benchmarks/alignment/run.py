@@ -31,6 +31,7 @@ ANNOTATOR = "annotate.annotator_function=benchmarks.alignment.controls"
 SETTINGS: dict[str, list[str]] = {
     FULL: [],
     "DPO alone": ["round_stages=[annotate, dpo]"],  # without rejection sampling, SFT has no rows either
+    "DPO alone from round 3": ["round_stages_from={3: [annotate, dpo]}"],
     ONE_BATCH: [  # as many answers are compared as in six rounds
         "rounds=1",
         "round_stages=[annotate, dpo]",

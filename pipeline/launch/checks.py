@@ -56,7 +56,8 @@ def _check_data(recipe: Recipe) -> None:
     if recipe.stages is not None:
         _check_data_of_one_pass(recipe, recipe.stages)
         return
-    if recipe.first_sft or (recipe.human_share and "sft" in recipe.round_stages):
+    in_rounds = any("sft" in recipe.stages_of_round(number) for number in range(1, recipe.rounds + 1))
+    if recipe.first_sft or (recipe.human_share and in_rounds):
         chosen_answers = recipe.has_preferences and data.get("chosen_as_instructions")
         if not (is_generated or data.get("instructions") or chosen_answers):
             raise ConfigError(

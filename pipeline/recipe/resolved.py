@@ -85,7 +85,7 @@ class Recipe(Settings):
         keys = self.section("annotate", round_number).keys
         names = ("annotator_function", "annotator_models", "annotator_llm")
         judges = any(keys.get(name) for name in names) or bool(keys.get("people") and not keys.get("people_budget"))
-        return "annotate" in self.round_stages and judges
+        return "annotate" in self.stages_of_round(round_number) and judges
 
     def asks_people_second(self, round_number: int) -> bool:
         """Whether people compare the answers of a round on which a model that judges first is least sure."""
@@ -94,12 +94,12 @@ class Recipe(Settings):
 
     def named_reward_models(self, round_number: int) -> list[str]:
         """The reward models that the recipe names and a round optimises: of rejection sampling, rl and annotators."""
-        models: list[str] = []
-        if "rejection_sampling" in self.round_stages:
+        models, stages_of_round = list[str](), self.stages_of_round(round_number)
+        if "rejection_sampling" in stages_of_round:
             models.append(self.section("rejection_sampling", round_number).keys.get("reward_model") or "")
-        if "rl" in self.round_stages:
+        if "rl" in stages_of_round:
             models.append(self.section("rl", round_number).keys.get("reward_model") or "")
-        if "annotate" in self.round_stages:
+        if "annotate" in stages_of_round:
             models += self.section("annotate", round_number).keys.get("annotator_models") or []
         return [model for model in models if model]
 
@@ -188,7 +188,7 @@ def _is_trained(settings: Settings, name: Section, round_number: int) -> bool:
         return name == "sft" and settings.first_sft
     if name == "reward_model" and not settings.refit_reward_model and round_number > 1:
         return False
-    return name in settings.round_stages
+    return name in settings.stages_of_round(round_number)
 
 
 def _check_average(average: Values, num_variants: int | None, *, where: str) -> None:

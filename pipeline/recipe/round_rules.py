@@ -5,33 +5,35 @@ from pipeline.recipe.resolved import Recipe
 
 
 def check_rounds(recipe: Recipe) -> None:
-    """Raises ConfigError where a stage in `round_stages` lacks its input, or no other stage uses its output."""
-    stages, where = recipe.round_stages, f"{recipe.path}: round_stages"
+    """Raises ConfigError where a stage of a round lacks its input, or no other stage uses its output."""
     for number in range(1, recipe.rounds + 1):
-        reward_model = recipe.section("rejection_sampling", number).keys.get("reward_model")
-        if "rejection_sampling" in stages and "reward_model" not in stages and not reward_model:
-            raise ConfigError(
-                f"{where}: rejection_sampling has no reward model: add reward_model, "
-                "or give rejection_sampling.reward_model"
-            )
-        if "annotate" in stages and "reward_model" not in stages and not recipe.names_annotator(number):
-            raise ConfigError(
-                f"{where}: annotate has no annotator: give annotate.annotator_function, "
-                "annotate.annotator_models or annotate.people, or add reward_model"
-            )
-        if "rl" in stages and "reward_model" not in stages and not _names_reward(recipe, number):
-            raise ConfigError(
-                f"{where}: rl has no reward: add reward_model, or give rl.reward_model or rl.reward_functions"
-            )
+        _check_inputs(recipe, number)
+        _check_curation_for_sft(recipe, number)
+    _check_first_pairs(recipe)
+
+
+def _check_inputs(recipe: Recipe, number: int) -> None:
+    stages, where = recipe.stages_of_round(number), f"{recipe.path}: {recipe.key_of_stages(number)}"
+    has_reward_model = any("reward_model" in recipe.stages_of_round(earlier) for earlier in range(1, number + 1))
+    named_reward_model = recipe.section("rejection_sampling", number).keys.get("reward_model")
+    if "rejection_sampling" in stages and not has_reward_model and not named_reward_model:
+        raise ConfigError(
+            f"{where}: rejection_sampling has no reward model: add reward_model, "
+            "or give rejection_sampling.reward_model"
+        )
+    if "annotate" in stages and not has_reward_model and not recipe.names_annotator(number):
+        raise ConfigError(
+            f"{where}: annotate has no annotator: give annotate.annotator_function, "
+            "annotate.annotator_models or annotate.people, or add reward_model"
+        )
+    if "rl" in stages and not has_reward_model and not _names_reward(recipe, number):
+        raise ConfigError(f"{where}: rl has no reward: add reward_model, or give rl.reward_model or rl.reward_functions")
     if "annotate" in stages and not {"reward_model", "dpo"} & set(stages):
         raise ConfigError(f"{where}: nothing trains on the pairs of annotate: add dpo or reward_model, or leave it out")
     if "rejection_sampling" in stages and "sft" not in stages:
         raise ConfigError(f"{where}: nothing trains on the winners of rejection_sampling: add sft, or leave it out")
     if "sft" in stages and "rejection_sampling" not in stages and not recipe.human_share:
         raise ConfigError(f"{where}: sft has no rows: add rejection_sampling, or human_share > 0")
-    for number in range(1, recipe.rounds + 1):
-        _check_curation_for_sft(recipe, number)
-    _check_first_pairs(recipe)
 
 
 def _check_curation_for_sft(recipe: Recipe, number: int) -> None:
@@ -50,13 +52,17 @@ def _names_reward(recipe: Recipe, round_number: int) -> bool:
 
 
 def _check_first_pairs(recipe: Recipe) -> None:
-    """Raises ConfigError where round 1 trains on preference pairs and there are none."""
-    trained_on_pairs = [stage for stage in recipe.round_stages if stage in ("reward_model", "dpo")]
-    if not recipe.rounds or not trained_on_pairs or recipe.has_preferences or recipe.names_annotator(1):
-        return
-    if "annotate" in recipe.round_stages:
-        raise ConfigError(
-            f"{recipe.path}: annotate.annotator_function or data.preferences is missing: who compares answers? "
-            "`stages` names the steps that need none, as in stages: [sft]"
-        )
-    raise ConfigError(f"{recipe.path}: data.preferences is missing: {trained_on_pairs[0]} has no pairs")
+    """Raises ConfigError where a round trains on preference pairs and there are none."""
+    trained_on_pairs = {"reward_model", "dpo"}
+    for number in range(1, recipe.rounds + 1):
+        stages = recipe.stages_of_round(number)
+        if recipe.has_preferences or recipe.names_annotator(number):
+            return
+        if not (readers := [stage for stage in stages if stage in trained_on_pairs]):
+            continue
+        if "annotate" in stages:
+            raise ConfigError(
+                f"{recipe.path}: annotate.annotator_function or data.preferences is missing: who compares answers? "
+                "`stages` names the steps that need none, as in stages: [sft]"
+            )
+        raise ConfigError(f"{recipe.path}: data.preferences is missing: {readers[0]} has no pairs")

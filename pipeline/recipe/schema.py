@@ -41,6 +41,7 @@ from pipeline.recipe.settings import Settings
 KEYS_OF_ROUNDS = (
     "rounds",
     "round_stages",
+    "round_stages_from",
     "by_round",
     "first_sft",
     "refit_reward_model",
@@ -69,6 +70,7 @@ def _file_model() -> type[RecipeFile]:
         "RecipeFile",
         __base__=RecipeFile,
         round_stages=(list[Literal[of_a_round]], RecipeFile.model_fields["round_stages"]),  # pyright: ignore
+        round_stages_from=(dict[int, list[Literal[of_a_round]]], RecipeFile.model_fields["round_stages_from"]),  # pyright: ignore
         by_round=(dict[int, dict[Literal[sections], Keys]], {}),  # pyright: ignore
         **empty,  # pyright: ignore[reportArgumentType]
     )
@@ -151,6 +153,9 @@ def _type_and_resolve(file: RecipeFile) -> Recipe:
 
 
 def _check_by_round(file: RecipeFile) -> None:
+    for number in file.round_stages_from:
+        if number < 1:
+            raise ConfigError(f"{file.path}: round_stages_from.{number}: rounds begin with 1")
     for number, sections in file.by_round.items():
         if not 0 <= number <= file.rounds:
             raise ConfigError(f"{file.path}: by_round.{number}: the run has rounds 0 to {file.rounds}")

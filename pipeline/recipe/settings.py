@@ -30,6 +30,16 @@ def with_dpo_first(stages: Sequence[str]) -> list[str]:
     return [*others[:place], "dpo", *others[place:]]
 
 
+def order_problem(given: Sequence[str]) -> str | None:
+    """What is wrong with the order of a round's stages, with the orders that are possible; None: nothing."""
+    ordered = [stage for stage in stages_of_a_round() if stage in given]
+    orders = [ordered, with_dpo_first(ordered)]
+    if given in orders:
+        return None
+    possible = " or ".join(dict.fromkeys(f"[{', '.join(order)}]" for order in orders))
+    return f"the order is fixed; try {possible}"
+
+
 class Settings(Mix, BaseModel):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200, description="Name of the run, and of its folder."
@@ -56,6 +66,10 @@ class Settings(Mix, BaseModel):
     round_stages: list[str] = Field(
         default_factory=stages_of_every_round,
         description="The stages of a round; dpo may stand before rejection_sampling.",
+    )
+    round_stages_from: dict[int, list[str]] = Field(
+        default_factory=dict,
+        description="Other stages from a round on, as in `{3: [annotate, dpo]}`, until the next round that is listed.",
     )
     refit_reward_model: bool = Field(
         default=True, description="Each round trains a reward model on all batches so far; false: only round 1 does."
@@ -107,11 +121,16 @@ class Settings(Mix, BaseModel):
     @field_validator("round_stages")
     @classmethod
     def _in_their_order(cls, given: list[str]) -> list[str]:
-        ordered = [stage for stage in stages_of_a_round() if stage in given]
-        orders = [ordered, with_dpo_first(ordered)]
-        if given not in orders:
-            possible = " or ".join(dict.fromkeys(f"[{', '.join(order)}]" for order in orders))
-            raise ValueError(f"the order is fixed; try {possible}")
+        if problem := order_problem(given):
+            raise ValueError(problem)
+        return given
+
+    @field_validator("round_stages_from")
+    @classmethod
+    def _each_in_order(cls, given: dict[int, list[str]]) -> dict[int, list[str]]:
+        for number, stages in given.items():
+            if problem := order_problem(stages):
+                raise ValueError(f"{number}: {problem}")
         return given
 
     @field_validator("base_model", "output_dir")
@@ -121,10 +140,23 @@ class Settings(Mix, BaseModel):
             raise ValueError(problem)
         return given
 
-    @property
-    def dpo_comes_first(self) -> bool:
-        """Whether rejection sampling and SFT go on from the round's DPO model."""
-        stages = self.round_stages
+    def stages_of_round(self, number: int) -> list[str]:
+        """The stages of a round, in the order they run."""
+        first = self._listed_from(number)
+        return self.round_stages if first is None else self.round_stages_from[first]
+
+    def key_of_stages(self, number: int) -> str:
+        """The key that gives the stages of a round, for messages."""
+        first = self._listed_from(number)
+        return "round_stages" if first is None else f"round_stages_from.{first}"
+
+    def _listed_from(self, number: int) -> int | None:
+        """The entry of `round_stages_from` that holds in a round; None: `round_stages` does."""
+        return max((first for first in self.round_stages_from if first <= number), default=None)
+
+    def dpo_comes_first(self, number: int) -> bool:
+        """Whether rejection sampling and SFT of a round go on from its DPO model."""
+        stages = self.stages_of_round(number)
         return {"dpo", "rejection_sampling"} <= set(stages) and stages == with_dpo_first(stages)
 
     @property

@@ -271,6 +271,34 @@ def test_dpo_may_come_before_rejection_sampling_which_then_takes_its_answers(pla
     assert plan(order)["round-2.sft"].inputs["model_name_or_path"] == [BASE]
 
 
+def test_rounds_have_other_stages_from_a_round_on(plan):
+    steps = plan("rounds=5", "round_stages_from={2: [annotate, dpo], 4: [reward_model, rejection_sampling, sft]}")
+    of_rounds = {number: [step.stage for step in steps.values() if step.round == number] for number in range(1, 6)}
+    whole = ["annotate", "reward_model", "rejection_sampling", "sft", "dpo", "evaluate_policy"]
+    alone, raft = ["annotate", "dpo", "evaluate_policy"], ["reward_model", "rejection_sampling", "sft"]
+    assert of_rounds == {1: whole, 2: alone, 3: alone, 4: [*raft, "evaluate_policy"], 5: [*raft[1:], "evaluate_policy"]}
+    assert steps["round-3.dpo"].inputs["model_name_or_path"] == [BestPolicy("round-2.evaluate_policy")]
+    batches = [Output("round-1.annotate", "pairs.train"), Output("round-3.annotate", "pairs.train")]
+    assert [steps["round-4.reward_model"].inputs["train_data"][place] for place in (1, 3)] == batches
+    # The reward model of round 1 is no reward of the rounds that do not read it.
+    proxies = [steps[f"round-{number}.evaluate_policy"].inputs.get("proxy_model") for number in range(1, 6)]
+    first, fourth = [Output(f"round-{number}.reward_model", "model") for number in (1, 4)]
+    assert proxies == [[first], None, None, [fourth], [fourth]]
+
+
+def test_a_later_round_may_read_the_reward_model_of_an_earlier_one(plan):
+    steps = plan("rounds=3", "round_stages_from={2: [rejection_sampling, sft]}", "sft_from=best")
+    reward_model = Output("round-1.reward_model", "model")
+    assert steps["round-3.rejection_sampling"].inputs["reward_model"] == [reward_model]
+    assert steps["round-3.evaluate_policy"].inputs["proxy_model"] == [reward_model]
+    # Without rejection sampling SFT takes no winners of an earlier round.
+    steps = plan("rounds=3", "round_stages_from={3: [annotate, sft, dpo]}")
+    assert steps["round-3.dpo"].inputs["model_name_or_path"] == [Output("round-0.sft", "model")]
+    # The first rounds of a longer run are those of a shorter one.
+    whole, longer = plan(), plan("rounds=3", "round_stages_from={3: [annotate, dpo]}")
+    assert [longer[name] for name in whole] == list(whole.values())
+
+
 def test_no_two_steps_are_the_same(plan):
     steps = plan("round_stages=[reward_model, rejection_sampling, sft, dpo]")
     # Without new pairs the reward model of round 1 is that of round 2.
@@ -332,6 +360,17 @@ def test_a_given_judge_asks_for_no_pairs(plan):
             ["round_stages=[reward_model, rejection_sampling, sft]", "data.preferences=null"],
             "data.preferences is missing: reward_model has no pairs",
         ),
+        (["round_stages_from={2: [annotate, sft]}"], "round_stages_from.2: nothing trains on the pairs of annotate"),
+        (
+            ["round_stages=[sft, dpo]", "round_stages_from={2: [rejection_sampling, sft]}"],
+            "round_stages_from.2: rejection_sampling has no reward model",
+        ),
+        (
+            ["rejection_sampling.reward_model=acme/reward", "round_stages=[rejection_sampling, sft]"]
+            + ["round_stages_from={2: [dpo]}", "data.preferences=null"],
+            "data.preferences is missing: dpo has no pairs",
+        ),
+        (["round_stages_from={2: [reward_model]}"], "round 2 trains no new policy"),
         (["round_stages=[]"], "round 1 trains no new policy"),
         (["round_stages=[annotate, reward_model]"], "round 1 trains no new policy"),
         (["round_stages=[sft]"], "round 1 trains no new policy"),
