@@ -93,11 +93,13 @@ def _train(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None:
 def _reinforce(trial: Trial, model: str, scratch: Path, *, use_cpu: bool) -> None:
     """One window of answers to one prompt and one step on them, with an evaluation before and after.
 
-    The reward is the answer's length: a recipe's functions are not called, and its reward model may not exist yet.
+    The reward is the answer's length: a recipe's functions are not called, and its reward model may not exist yet. This
+    process samples, not vLLM.
     """
     keys = trial["keys"] | _small_training(trial["keys"], model, scratch, use_cpu=use_cpu)
     rewards = {"reward_model": None, "reward_functions": [f"{__name__}:length"], "reward_weights": None}
-    keys |= rewards | {"num_reference_answers": 1, "num_eval_answers": 1, "steps_per_window": 1, "kl_budget": None}
+    keys |= rewards | {"engine": "transformers", "vllm": None}
+    keys |= {"num_reference_answers": 1, "num_eval_answers": 1, "steps_per_window": 1, "kl_budget": None}
     keys["max_completion_length"] = min(NUM_TOKENS, keys.get("max_completion_length") or NUM_TOKENS)
     answers = keys.get("num_generations") or 8
     keys |= {"global_batch_size": answers, "per_device_train_batch_size": answers}

@@ -236,6 +236,8 @@ def _rl(values: Values) -> None:
         raise ConfigError(f"reward_weights={weights}: nothing is trained; expected at least one other than 0")
     if not values["temperature"]:
         raise ConfigError("temperature=0: all answers to a prompt would be the same; expected a number above 0")
+    if values["engine"] == "vllm":
+        _vllm_of_rl(values)
     number, answers = values["num_generations"], values["global_batch_size"]
     if answers % number:
         nearest = max(1, (answers + number // 2) // number) * number
@@ -249,6 +251,20 @@ def _rl(values: Values) -> None:
             f"max_steps={steps} is not a multiple of steps_per_window x num_iterations = {of_window}, the steps of a "
             f"window; try {(steps // of_window + 1) * of_window}"
         )
+
+
+def _vllm_of_rl(values: Values) -> None:
+    """vLLM samples beside the training process, on its device, from its weights."""
+    options = values["vllm"] or {}
+    for key in ("tensor_parallel_size", "data_parallel_size"):
+        if options.get(key, 1) > 1:
+            raise ConfigError(
+                f"vllm.{key}={options[key]}: rl starts one vLLM for each training process, on its device; "
+                f"leave {key} out"
+            )
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if values[key]:
+            raise ConfigError(f"{key}: vLLM cannot load the quantized weights of a training; leave engine: vllm out")
 
 
 def check_average(values: Values, count: int) -> None:

@@ -8,6 +8,7 @@ from data_schemas.limits import Limits
 from data_schemas.stage_keys import Keys, StageKey, Values, check_value
 from data_schemas.text import nearest
 
+SHARE_BESIDE_TRAINING = 0.3  # of a GPU's memory, where vLLM samples beside the model in training; as in TRL
 VLLM_KEYS = {
     "python": StageKey(type="str"),  # the interpreter of vLLM's environment
     "tensor_parallel_size": StageKey(type="int", limits=Limits(minimum=1)),  # GPUs that hold one copy of the model

@@ -21,12 +21,13 @@ from data_schemas.rows import Prompt
 from data_schemas.stage_keys import StageTraits
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.loading import load_tokenizer, path_of, training_options
-from engine.models.lora import adapters_of, load_policy, reference_options
+from engine.models.lora import adapters_of, describe_adapter, load_policy, reference_options
 from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
 from engine.reinforcement.log_probs import Reference
 from engine.reinforcement.rewards import make_rewards
 from engine.reinforcement.schedule import Schedule
 from engine.reinforcement.trainer import GRPOLoopTrainer, PolicyGradientTrainer, RLOOLoopTrainer
+from engine.reinforcement.vllm_rollouts import ServedWeights
 from engine.runtime import progress, world
 from engine.runtime.stage import Stage, StageResult, run_stage
 from engine.runtime.world import device_of
@@ -119,10 +120,10 @@ def make_trainer(
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         max_new_tokens=arguments.max_completion_length,
-        dtype="auto",
+        dtype=_sampling_dtype(arguments, training),
         batch_size=arguments.generation_batch_size,
-        engine="transformers",
-        vllm=None,
+        engine=arguments.engine,
+        vllm=arguments.vllm,
         use_cpu=training.use_cpu,
     )
     scoring = ScoringSettings(device_of(training.use_cpu), "auto", arguments.generation_batch_size)
@@ -153,7 +154,18 @@ def make_trainer(
         train_prompts=train,
         eval_prompts=held_out,
         sampling=sampling,
+        served=ServedWeights(stage, tokenizer, sampling, policy.config, folder=Path(str(training.output_dir)))
+        if arguments.engine == "vllm"
+        else None,
+        describe_adapter=lambda trained, folder: describe_adapter(trained, model, folder, continued=adapters.continued),
     )
+
+
+def _sampling_dtype(arguments: RLArguments, training: PolicyGradientConfig) -> str:
+    """The precision in which answers are sampled: of vLLM that in which the policy is trained."""
+    if arguments.engine == "transformers":
+        return "auto"
+    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
 
 
 def main(stage: Stage, arguments: RLArguments, training: PolicyGradientConfig, model: ModelConfig) -> StageResult:
@@ -163,7 +175,10 @@ def main(stage: Stage, arguments: RLArguments, training: PolicyGradientConfig, m
     with progress.activity("reading rows"):
         train, held_out, num_too_long = read_both_sides(stage, arguments, tokenizer)
     trainer = make_trainer(stage, arguments, training, model, tokenizer, train, held_out)
-    return train_and_save(trainer, model, metrics={"dropped_too_long": num_too_long})
+    try:
+        return train_and_save(trainer, model, metrics={"dropped_too_long": num_too_long})
+    finally:
+        trainer.policy_sampler.close()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 A launch takes many seconds, so each pair of stage and profile is launched once and all checks read its output.
 """
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.models.verification import check_weights
 from pipeline.launch import command_line, processes
 from pipeline.plan import Step
 from pipeline.recipe.sections import Launch
+from tests.engine.sampling.fake_vllm import FakeVLLM
 from tests.loop_recipes import wait_until
 from tests.patience import PATIENCE
 from tests.stage_runs import metrics_of, run_here, stage_keys, weights_of
@@ -109,20 +111,23 @@ REWARDS = "def letters(prompt, answer, ended):\n    return answer.count('e') - 0
 
 
 LORA: dict[str, Any] = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_dropout": 0.0, "at_end": "merge"}
+BY_VLLM: dict[str, Any] = {"engine": "vllm"}
 
 
 @pytest.mark.parametrize(
-    ("profile", "reward", "adapters"),
+    ("profile", "reward", "more"),
     [
         ("ddp", "function", {}),
         pytest.param("zero2", "function", {}, marks=long),
         pytest.param("zero3", "function", {}, marks=long),
         pytest.param("zero3", "model", {}, marks=long),  # each process loads all of the reward model
         pytest.param("zero3", "model", LORA, marks=long),
+        pytest.param("ddp", "function", BY_VLLM, marks=long),
+        pytest.param("zero3", "function", LORA | BY_VLLM, marks=long),
     ],
 )
 def test_rl_on_two_processes_gives_the_numbers_of_one(
-    profile, reward, adapters, run_stage, tiny_model, tiny_reward_model, rows, tmp_path, monkeypatch
+    profile, reward, more, run_stage, tiny_model, tiny_reward_model, rows, tmp_path, monkeypatch
 ):
     (tmp_path / "toy_rewards.py").write_text(REWARDS)
     monkeypatch.setenv("ALIGNLOOP_FUNCTION_PATH", str(tmp_path))
@@ -141,19 +146,25 @@ def test_rl_on_two_processes_gives_the_numbers_of_one(
         "eval_steps": 2,
         "beta": 0.1,
         **rewards,
-        **adapters,
+        **more,
     }
+    fake = FakeVLLM(tmp_path / "env", log_prob=-math.log(250)) if more.get("engine") == "vllm" else None
+    keys["vllm"] = {"python": fake.python} if fake else None
     one, two = tmp_path / "one", tmp_path / "two"
     assert run_here("rl", one, **keys).engine == "none"
     record = run_stage("rl", two, profile=profile, processes=2, env={"ALIGNLOOP_FUNCTION_PATH": str(tmp_path)}, **keys)
     assert record.engine == {"ddp": "DDP", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}[profile]
     assert f"the engine that wraps the model: {record.engine}" in (two / "log.txt").read_text()
     wanted, found = metrics_of(one), metrics_of(two)
+    if fake:  # one for each process, and each with the weights before and after the window
+        assert (len(fake.notes("load")), len(fake.notes("weights"))) == (1 + 2, 1 + 2)
     assert found.keys() == wanted.keys()
     same = ("reward", "completions/mean_length", "num_tokens", "frac_reward_zero_std")
     assert {name: found[1, name] for name in same} == pytest.approx({name: wanted[1, name] for name in same})
-    for step, name in [(0, "eval_reward"), (1, "loss"), (1, "kl"), (2, "loss"), (2, "kl"), (2, "eval_kl")]:
+    for step, name in [(0, "eval_reward"), (1, "loss"), (2, "loss"), (2, "eval_kl")]:
         assert found[step, name] == pytest.approx(wanted[step, name], abs=1e-4), (step, name)
+    for step in (1, 2):  # TRL's is the mean of the micro-batches' means, and the processes have other micro-batches
+        assert found[step, "kl"] == pytest.approx(wanted[step, "kl"], abs=1e-3)
 
 
 @pytest.mark.parametrize("profile", ["ddp", pytest.param("zero2", marks=long)])

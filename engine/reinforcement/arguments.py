@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from trl import GRPOConfig
 
+from data_schemas.stage_keys import Keys
 from engine.runtime.arguments import KEEP_BY_LOSS, TrainingStageArguments
 from engine.runtime.keys import key_field
 
@@ -53,6 +54,14 @@ class RLArguments(TrainingStageArguments):
     )
     generation_batch_size: int = key_field(
         32, "answers written at a time; another size changes rounding at most", minimum=1, maximum=10**6
+    )
+    engine: Literal["transformers", "vllm"] = key_field(
+        "transformers",
+        "what generates: this process, or a vLLM that gets the weights whenever they have changed",
+        omitted_at_default=True,
+    )
+    vllm: Keys | None = key_field(
+        None, "python: the interpreter of vLLM's own environment; gpu_memory_utilization, max_model_len", role="runtime"
     )
     num_eval_answers: int = key_field(1, "answers to each held-out prompt in an evaluation", minimum=1, maximum=1000)
     max_prompt_tokens: int | None = key_field(None, "longer prompts are left out; null: no limit", minimum=1)

@@ -1,9 +1,11 @@
 """Log-probs of answers under the policy and under the reference, and samplers of both."""
 
 import contextlib
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,11 +16,13 @@ from trl.trainer.utils import add_fused_lm_head
 
 from data_schemas.rows import Prompt
 from data_schemas.stage_keys import Values
-from engine.models.loading import load_causal
+from engine.models.loading import load_causal, outside_zero3
+from engine.models.merging import write_plain
 from engine.packing.shared_rows import base_model_of
 from engine.packing.trainer_mixin import SharedRowsMixin
 from engine.reinforcement.arguments import PolicyGradientConfig, RLArguments
-from engine.reinforcement.rollouts import LiveSampler
+from engine.reinforcement.rollouts import LiveSampler, Rollouts
+from engine.reinforcement.vllm_rollouts import ServedWeights, VLLMRollouts
 from engine.sampling.answers import SamplingSettings
 from engine.tokens.template import encode_prompt
 from engine.training.host import Batch
@@ -56,8 +60,12 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
         train_prompts: list[Prompt],
         eval_prompts: list[Prompt],
         sampling: SamplingSettings,
+        served: ServedWeights | None = None,
+        describe_adapter: Callable[[Any, Path], None] | None = None,
         **kwargs,
     ) -> None:
+        """`served`: vLLM samples; then `describe_adapter` makes the folder of LoRA's adapter complete."""
+        self._describe_adapter, self._reference_path = describe_adapter, reference.path
         self.train_prompts, self.eval_prompts = train_prompts, eval_prompts
         super().__init__(*args, **kwargs)
         self.beta = self.stage_arguments.beta  # TRL's trainer was given 0, so that it loads no reference itself
@@ -68,6 +76,13 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
             for prompt in (*train_prompts, *eval_prompts)
         }
         self._reference = None if reference.is_start and self._has_adapters else self._load_reference(reference)
+        self.policy_sampler: Rollouts
+        self.reference_sampler: Rollouts
+        if served:
+            served.longest = max(map(len, self._tokens.values()))
+            self.policy_sampler = VLLMRollouts(served, self._write_policy, lambda: self.state.global_step)
+            self.reference_sampler = VLLMRollouts(served, self._write_reference, lambda: "reference")
+            return
         longest = max(map(len, self._tokens.values())) + sampling.max_new_tokens
         # Under DeepSpeed the weights are views of its buffers and must stay there.
         options: Any = {"longest": longest, "packs_weights": not self.is_deepspeed_enabled}
@@ -122,6 +137,33 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
         return cast(torch.nn.Module, self.accelerator.prepare_model(model, evaluation_mode=True)).eval()
+
+    def _write_policy(self, folder: Path) -> None:
+        """Writes the complete policy into an empty folder, LoRA's adapter merged. All processes call this."""
+        adapter = folder.with_name(f"{folder.name}-adapter")
+        with self._ready_policy() as model:
+            if self.stage.is_main and not self._has_adapters:
+                model.save_pretrained(folder)
+            elif self.stage.is_main:
+                policy: Any = self.model
+                policy.save_pretrained(adapter)
+                assert self._describe_adapter is not None
+                self._describe_adapter(policy, adapter)
+        if self.stage.is_main and self._has_adapters:
+            with outside_zero3():  # only the main process is here
+                write_plain(adapter, folder)
+            shutil.rmtree(adapter)
+
+    def _write_reference(self, folder: Path) -> None:
+        """As `_write_policy`, of the reference."""
+        if self._reference is None:
+            if self.stage.is_main:
+                with outside_zero3():
+                    load_causal(self._reference_path).save_pretrained(folder)
+            return
+        with self._ready_reference() as model:
+            if self.stage.is_main:
+                model.save_pretrained(folder)
 
     @contextlib.contextmanager
     def _ready_policy(self) -> Iterator[PreTrainedModel]:

@@ -23,6 +23,7 @@ from data_schemas.errors import StageError, UserError
 from engine.reinforcement import advantages
 from engine.reinforcement.answer_batches import TokenAnswer, answer_batch
 from engine.reinforcement.evaluation import HeldOutRewards, kl_of
+from engine.reinforcement.mismatch import Mismatch, metrics_of, mismatch
 from engine.reinforcement.rewards import forget_scores
 from engine.reinforcement.rollouts import flat
 from engine.reinforcement.schedule import Schedule
@@ -61,6 +62,8 @@ class PolicyGradientTrainer(HeldOutRewards):
         self._counters: dict[str, int] = {}  # the two above as of the last step
         self._is_postponed = {"should_save": False, "should_evaluate": False}  # to the end of the window
         super().__init__(*args, reward_funcs=[_scored_by_this_project], **kwargs)
+        # By it TRL's loss of GRPO asks for importance_sampling_ratio; the answers come from `policy_sampler`.
+        self.use_vllm = self.stage_arguments.engine == "vllm"
 
     # -- rows and steps ---------------------------------------------------------------------------------------------
 
@@ -218,15 +221,21 @@ class PolicyGradientTrainer(HeldOutRewards):
             self.schedule.micro_batches(size=per_device, rank=self.args.process_index, processes=self.args.world_size)
         )
         needs_reference = self.beta != 0 or self.stage_arguments.kl_budget is not None
-        needs_policy = needs_reference or self.is_rloo or self.schedule.steps_of_window > 1
-        kl_N = torch.zeros(len(rows))
+        needs_policy = needs_reference or self.is_rloo or self.schedule.steps_of_window > 1 or self.use_vllm
+        kl_N, mismatches = torch.zeros(len(rows)), list[Mismatch]()
         for numbers in own if needs_policy else ():
             batch = self._on_device(answer_batch([rows[n] for n in numbers], pad_token_id=self.pad_token_id))
             kept = {"policy": self.log_probs(batch)}
             if needs_reference:
                 kept["reference"] = self.reference_log_probs(batch)
                 kl_N[list(numbers)] = kl_of(kept["policy"], kept["reference"], batch["completion_mask"]).cpu()
+            if self.use_vllm:
+                sampled = [answers[n].log_probs or [] for n in numbers]
+                mismatches.append(mismatch(kept["policy"], sampled, batch["completion_mask"]))
+                kept["ratios"] = mismatches[-1].ratios_N1
             self._batches[numbers[0]] = kept
+        for name, value in metrics_of(mismatches).items() if self.use_vllm else ():
+            self._metrics["train"][name].append(value)
         if needs_reference:
             kl_N = cast(torch.Tensor, sum(gather_object([kl_N])))
             self._check_budget(float(kl_N.sum()) / max(1, len(rows) - sum(masks)))
@@ -279,6 +288,8 @@ class PolicyGradientTrainer(HeldOutRewards):
                 batch["old_logps"] = (policy_NC * batch["completion_mask"].to(policy_NC.device)).sum(1)
             elif self.schedule.steps_of_window > 1:  # else TRL takes the log-probs of the step itself
                 batch["old_per_token_logps"] = policy_NC
+        if "ratios" in kept:
+            batch["importance_sampling_ratio"] = kept["ratios"][places]
         return self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> Batch:

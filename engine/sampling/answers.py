@@ -47,6 +47,7 @@ class Answer:
     ended: bool  # by the end token, not by max_new_tokens
     policy: str = ""  # name of the policy
     problem: str = ""  # of an endpoint: "refused" by its model, "rejected" by the server
+    log_probs: list[float] | None = None  # of the tokens, as they were sampled; where rl asks vLLM for them
 
 
 class GeneratedAnswer(TypedDict):
@@ -56,6 +57,7 @@ class GeneratedAnswer(TypedDict):
     ids: list[int]
     ended: bool
     problem: NotRequired[str]
+    log_probs: NotRequired[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,25 +6,19 @@ answers, bit by bit on the same devices. Groups are divided among our processes,
 number and size change rounding at most, as another kind of device does.
 """
 
-import contextlib
-import hashlib
 import logging
 import os
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Sequence
 
-import torch
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig
 
 from data_schemas.errors import ConfigError
-from data_schemas.stage_keys import Keys, Values
+from data_schemas.stage_keys import Keys
 from data_schemas.vllm_keys import check_interpreter, vllm_options
 from engine.models.loading import identity_of, read_config
 from engine.models.merging import plain_folder
 from engine.models.policy_tokenizer import load_policy_tokenizer
-from engine.runtime import notices, progress, world
+from engine.runtime import notices
 from engine.runtime.journal import in_batches
 from engine.runtime.process import trusts_code
 from engine.runtime.stage import Stage
@@ -36,12 +30,11 @@ from engine.sampling.batching import (
     encode_requests,
     longest_prompt,
 )
-from engine.sampling.vllm_process import VLLM, environment, version_of
+from engine.sampling.vllm_copies import Copies, vllms_for
+from engine.sampling.vllm_process import version_of
 
 TESTED_VERSIONS = ("0.32.0",)  # of vLLM
-SHARE_OF_RAM = 0.4  # on a CPU, for all copies together; vLLM's own default leaves no memory for anything else
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
 class VLLMEngine:
@@ -51,15 +44,7 @@ class VLLMEngine:
         """Raises ConfigError where the interpreter has no vLLM, or the policy's files cannot be read."""
         self.stage, self.name, self.policy, self.settings = stage, name, policy, settings
         self.tokenizer = load_policy_tokenizer(policy.path)
-        self.options = vllm_options({"vllm": settings.vllm})
-        # Not resolved: an environment is found by the path of its interpreter, which is a link.
-        self.python = os.path.abspath(os.path.expanduser(self.options["python"]))  # noqa: PTH100, PTH111
-        check_interpreter(self.python)
-        self.version = version_of(self.python)
-        log.info("vLLM %s of %s", self.version, self.python)
-        if self.version.partition("+")[0] not in TESTED_VERSIONS:
-            tested = ", ".join(TESTED_VERSIONS)
-            notices.warn(log, "vLLM %s was not tested with alignloop (%s was)", self.version, tested)
+        self.options, self.python, self.version = options_of(settings)
         self.model = plain_folder(policy.path, stage.folder / "checkpoints")
         self.config = read_config(self.model)
 
@@ -68,20 +53,15 @@ class VLLMEngine:
         vLLM does not support the model, StageError where vLLM's process fails."""
         encoded = encode_requests(self.tokenizer, requests)
         load_settings = self._load_settings(longest_prompt(encoded))
-        copies = _Copies(
-            [
-                VLLM(
-                    self.python, {**load_settings, **own}, environment(self.python) | env, self.stage.folder / log_file
-                )
-                for own, env, log_file in copy_settings(self.options, self.model, use_cpu=self.settings.use_cpu)
-            ],
+        copies = Copies(
+            vllms_for(self.python, self.options, load_settings, self.stage.folder, use_cpu=self.settings.use_cpu),
             self.settings,
             self.tokenizer,
             end_tokens_of(generation_config_of(self.model, self.config), self.tokenizer),
         )
         return answer_in_length_order(encoded, self.policy, lambda ordered: self._generate(copies, ordered))
 
-    def _generate(self, copies: "_Copies", ordered: list[EncodedRequest]) -> list[GeneratedAnswer]:
+    def _generate(self, copies: Copies, ordered: list[EncodedRequest]) -> list[GeneratedAnswer]:
         """Groups of answers, divided among the processes; each is generated once and kept in the journal."""
         rows = [(one.ids, one.prompt_id, one.request.k, one.request.temperature) for one in ordered]
         model_identity = identity_of(self.policy.path)
@@ -110,73 +90,10 @@ class VLLMEngine:
         given = self.options.get("max_model_len")
         return {
             "model": self.model,
-            "skip_tokenizer_init": True,
             "dtype": _dtype(self.settings.dtype, self.config),
-            "max_model_len": _context(longest, self.settings.max_new_tokens, self.config, given),
-            "enable_prefix_caching": True,
-            "load_format": "safetensors",  # other formats are pickled: opening them runs the code they hold
-            "generation_config": "vllm",  # nothing from the model's own
-            "trust_remote_code": trusts_code(),
+            "max_model_len": context(longest, self.settings.max_new_tokens, self.config, given),
+            **common_load_settings(),
         }
-
-
-class _Copies:
-    """The vLLMs of this process, each with a copy of the model, and the time that they took."""
-
-    def __init__(
-        self,
-        vllms: Sequence[VLLM],
-        settings: SamplingSettings,
-        tokenizer: PreTrainedTokenizerBase,
-        end_ids: set[int],
-    ) -> None:
-        self.vllms, self.settings, self.tokenizer, self.end_ids = vllms, settings, tokenizer, end_ids
-        self.num_tokens, self.seconds = 0, 0.0
-
-    def generate(self, group: Sequence[EncodedRequest]) -> list[GeneratedAnswer]:
-        """The group's answers, in order; its requests are divided among the copies."""
-        wanted = [
-            {
-                "prompt": one.ids,
-                "temperature": self.settings.temperature_of(one.request),
-                "seed": seed_of(self.settings.seed, one.prompt_id, one.request.k),
-            }
-            for one in group
-        ]
-        common = {
-            "top_p": self.settings.top_p,
-            "max_tokens": self.settings.max_new_tokens,
-            "stop": sorted(self.end_ids),
-        }
-        parts = list(zip(self.vllms, _split(wanted, len(self.vllms)), strict=True))
-        with progress.activity("starting vLLM") if not self.seconds else contextlib.nullcontext():
-            for vllm in self.vllms:  # all copies load at the same time
-                vllm.start()
-            for vllm, part in parts:
-                vllm.submit({**common, "answers": part})
-        started = time.monotonic()
-        answers = [ids for vllm, _ in parts for ids in vllm.results()]
-        self.seconds += time.monotonic() - started
-        self.num_tokens += sum(map(len, answers))
-        return [self._to_answer(ids) for _, ids in zip(group, answers, strict=True)]
-
-    def close(self) -> None:
-        for vllm in self.vllms:
-            vllm.close()
-
-    def _to_answer(self, ids: list[int]) -> GeneratedAnswer:
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return {"text": text, "ids": ids, "ended": ids[-1] in self.end_ids}
-
-
-def seed_of(seed: str, prompt_id: str, k: int) -> int:
-    """The seed of one answer, below 2^62."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{k}".encode()).digest()[:8], "big") >> 2
-
-
-def _split(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
-    """`count` parts of similar size, in order."""
-    return [items[part * len(items) // count : (part + 1) * len(items) // count] for part in range(count)]
 
 
 def _dtype(name: str, config: PretrainedConfig) -> str:
@@ -185,7 +102,35 @@ def _dtype(name: str, config: PretrainedConfig) -> str:
     return saved if name == "auto" else name
 
 
-def _context(longest: int, max_new_tokens: int, config: PretrainedConfig, given: int | None) -> int | None:
+def options_of(settings: SamplingSettings) -> tuple[Keys, str, str]:
+    """The options inside the key `vllm`, the interpreter's absolute path, and the version of its vLLM.
+
+    Raises ConfigError where the interpreter has none.
+    """
+    options = vllm_options({"vllm": settings.vllm})
+    # Not resolved: an environment is found by the path of its interpreter, which is a link.
+    python = os.path.abspath(os.path.expanduser(options["python"]))  # noqa: PTH100, PTH111
+    check_interpreter(python)
+    version = version_of(python)
+    log.info("vLLM %s of %s", version, python)
+    if version.partition("+")[0] not in TESTED_VERSIONS:
+        tested = ", ".join(TESTED_VERSIONS)
+        notices.warn(log, "vLLM %s was not tested with alignloop (%s was)", version, tested)
+    return options, python, version
+
+
+def common_load_settings() -> Keys:
+    """The arguments of vLLM's LLM that are the same for every model."""
+    return {
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": True,
+        "load_format": "safetensors",  # other formats are pickled: opening them runs the code they hold
+        "generation_config": "vllm",  # nothing from the model's own
+        "trust_remote_code": trusts_code(),
+    }
+
+
+def context(longest: int, max_new_tokens: int, config: PretrainedConfig, given: int | None) -> int | None:
     """vLLM's max_model_len in tokens; None leaves it to vLLM. Raises ConfigError where `given` is less than needed."""
     needed = longest + max_new_tokens
     if given is not None and given < needed:  # a runtime key must not cut answers
@@ -203,59 +148,3 @@ def generation_config_of(path: str, config: PretrainedConfig) -> GenerationConfi
         return GenerationConfig.from_pretrained(path)
     except OSError:
         return GenerationConfig.from_model_config(config)
-
-
-def copy_settings(options: Values, path: str, *, use_cpu: bool) -> list[tuple[Keys, dict[str, str], str]]:
-    """For each vLLM of this process: its own arguments of LLM, its own environment variables, the name of its log.
-
-    Raises ConfigError where the processes on this machine need more GPUs than are available.
-    """
-    processes = world.num_local_processes()
-    shards, copies = options.get("tensor_parallel_size", 1), options.get("data_parallel_size", 1)
-    needed, gpus = processes * copies * shards, [] if use_cpu else _gpus()
-    if gpus and needed > len(gpus):
-        raise ConfigError(
-            f"vllm needs {processes} processes x data_parallel_size {copies} x tensor_parallel_size "
-            f"{shards} = {needed} GPUs, {len(gpus)} are available; lower one of them"
-        )
-    found: list[tuple[Keys, dict[str, str], str]] = []
-    for copy in range(copies):
-        first = (world.local_rank() * copies + copy) * shards
-        own: Keys = {"tensor_parallel_size": shards}
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + shards])}
-        if not gpus:
-            env |= _cpu_environment([_cores(part, needed) for part in range(first, first + shards)])
-        share = options.get("gpu_memory_utilization", None if gpus else SHARE_OF_RAM / needed)
-        if share is not None:
-            own["gpu_memory_utilization"] = share
-        if Path(path).is_dir():
-            env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        number = world.rank() * copies + copy
-        found.append((own, env, f"vllm-{number}.log" if number else "vllm.log"))
-    return found
-
-
-def _cpu_environment(cores: Sequence[Sequence[int]]) -> Mapping[str, str]:
-    """Variables of a vLLM on a CPU, of which each shard has one list of cores."""
-    bound = "|".join(",".join(map(str, shard)) for shard in cores)
-    return {
-        # On a CPU vLLM 0.32 cannot load what it compiled ahead of time, and compiles again at each start; what inductor
-        # caches it can load.
-        "VLLM_USE_AOT_COMPILE": os.environ.get("VLLM_USE_AOT_COMPILE", "0"),
-        # The first is read by a copy in one process, the second by shards, each of which has its own process.
-        "OMP_NUM_THREADS": str(len(cores[0])),
-        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or bound,
-    }
-
-
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [str(number) for number in range(torch.cuda.device_count())]
-    return [name for name in visible.split(",") if name.strip() and name != "-1"]
-
-
-def _cores(part: int, parts: int) -> list[int]:
-    """One of `parts` equal parts of this process's cores; one core at least."""
-    cores = world.available_cores()
-    return cores[part * len(cores) // parts : (part + 1) * len(cores) // parts] or [cores[part % len(cores)]]

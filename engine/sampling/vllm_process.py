@@ -85,16 +85,20 @@ class _Message(TypedDict, total=False):
 
     ready: bool
     ids: list[list[int]]
+    log_probs: list[list[float]] | None
     error: str
-    at: str  # import, load or generate
+    at: str  # import, load, generate or weights
 
 
 class VLLM:
     """One vLLM process. It is started by `start` or the first request; the caller must `close` it in any case."""
 
-    def __init__(self, python: str, settings: Values, env: Mapping[str, str], log_file: Path) -> None:
-        """`settings` are the arguments of vLLM's LLM."""
+    def __init__(
+        self, python: str, settings: Values, env: Mapping[str, str], log_file: Path, *, may_leave: bool = True
+    ) -> None:
+        """`settings` are the arguments of vLLM's LLM; `may_leave`: SIGTERM is answered while the model loads."""
         self.python, self.settings, self.env, self.log_file = python, settings, env, log_file
+        self.may_leave = may_leave
         self.process: subprocess.Popen[str] | None = None
         self.is_ready = False
 
@@ -116,15 +120,27 @@ class VLLM:
 
     def submit(self, request: Keys) -> None:
         """Sends a request, after the model is loaded; `vllm_worker.py` defines its form."""
+        self._become_ready()
+        self._send(request)
+
+    def results(self) -> list[tuple[list[int], list[float] | None]]:
+        """The tokens of each answer to the last request, in order, and their log-probs where the request asks for
+        them. Raises StageError where the process fails."""
+        message = self._receive()
+        answers = message.get("ids", [])
+        return list(zip(answers, message.get("log_probs") or [None] * len(answers), strict=True))
+
+    def load_weights(self, folder: str) -> None:
+        """Loads the weights of another model of the same architecture. Raises StageError where that fails."""
+        self._become_ready()
+        self._send({"weights": folder})
+        self._receive()
+
+    def _become_ready(self) -> None:
         self.start()
         if not self.is_ready:
             self._receive()
             self.is_ready = True
-        self._send(request)
-
-    def results(self) -> list[list[int]]:
-        """The tokens of each answer to the last request, in order. Raises StageError where the process fails."""
-        return self._receive().get("ids", [])
 
     def close(self) -> None:
         """Ends the process and those that it has started."""
@@ -151,7 +167,7 @@ class VLLM:
         output = _pipe(self._running().stdout)
         while not select.select([output], [], [], 0.2)[0]:
             # Loading may take longer than the time until SIGKILL, and leaving it loses nothing; a group is finished.
-            if not self.is_ready and preemption.is_requested():
+            if not self.is_ready and self.may_leave and preemption.is_requested():
                 raise preemption.Preempted
         line = output.readline()
         if not line:

@@ -3,9 +3,10 @@
     python -I vllm_worker.py version    prints {"version": ...} without importing vLLM
     python -I vllm_worker.py serve      JSON lines: reads settings, then requests; writes one message for each
 
-A request is {"answers": [{"prompt": tokens, "temperature": float, "seed": int}, ...], "top_p", "max_tokens", "stop"}.
-The message is {"ids": [tokens, ...]} or {"error": text, "at": "import" | "load" | "generate"}. Nothing of this project
-is imported: that environment has other versions of its dependencies, or none.
+A request is {"answers": [{"prompt": tokens, "temperature": float, "seed": int}, ...], "top_p", "max_tokens", "stop",
+"log_probs": bool}, or {"weights": folder}. The message is {"ids": [tokens, ...], "log_probs": [floats, ...] or null},
+{"ready": true}, or {"error": text, "at": "import" | "load" | "generate" | "weights"}. Nothing of this project is
+imported: that environment has other versions of its dependencies, or none.
 """
 
 import importlib
@@ -58,14 +59,18 @@ def serve(answers):
             return
         is_busy.set()
         try:
-            _send(answers, ids=_generate(vllm, model, request))
+            if "weights" in request:
+                model.collective_rpc("reload_weights", kwargs={"weights_path": request["weights"]})
+                _send(answers, ready=True)
+            else:
+                _send(answers, **_generate(vllm, model, request))
         except BaseException as error:
-            _send(answers, error=_line(error), at="generate")
+            _send(answers, error=_line(error), at="weights" if "weights" in request else "generate")
             raise
 
 
 def _generate(vllm, model, request):
-    """The tokens of each requested answer, the end token included."""
+    """The tokens of each requested answer, the end token included, and their log-probs."""
     parameters = [
         vllm.SamplingParams(
             temperature=answer["temperature"],
@@ -74,13 +79,19 @@ def _generate(vllm, model, request):
             max_tokens=request["max_tokens"],
             stop_token_ids=request["stop"],
             detokenize=False,
+            logprobs=0 if request["log_probs"] else None,  # 0: of the sampled token alone
         )
         for answer in request["answers"]
     ]
     prompts = [{"prompt_token_ids": answer["prompt"]} for answer in request["answers"]]
     # Prefixes cached by an earlier group would change the shapes of this group's first pass, and so its rounding.
     model.reset_prefix_cache()
-    return [list(output.outputs[0].token_ids) for output in model.generate(prompts, parameters, use_tqdm=False)]
+    answers = [output.outputs[0] for output in model.generate(prompts, parameters, use_tqdm=False)]
+    ids = [list(answer.token_ids) for answer in answers]
+    if not request["log_probs"]:
+        return {"ids": ids, "log_probs": None}
+    pairs = [zip(answer.token_ids, answer.logprobs, strict=True) for answer in answers]
+    return {"ids": ids, "log_probs": [[at[token].logprob for token, at in own] for own in pairs]}
 
 
 def _read(requests, is_busy):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from data_schemas.cost_request import Probe, ProbeAnswer
 from data_schemas.stage_keys import Keys, with_defaults
+from data_schemas.vllm_keys import SHARE_BESIDE_TRAINING
 from pipeline.planner.devices import GIB, Device
 from pipeline.planner.model_states import FOUR_BITS, NESTED_BITS, ModelStates, TrainedModel, model_states
 from pipeline.planner.rows import heaviest_micro_batch, tokens_of
@@ -186,8 +187,15 @@ def memory_of(
 def needed(memory: Memory, step: Step, device: Device) -> float:
     """Bytes that the step needs of what `device.usable` counts: of one GPU, or of the machine whose CPU computes."""
     if not device.is_cpu:
-        return memory.device
+        return memory.device + _vllm_share(step) * device.memory
     return memory.device * max(1, step.launch.num_processes // step.launch.num_machines) + memory.host
+
+
+def _vllm_share(step: Step) -> float:
+    """The share of a GPU that the vLLM beside a training reserves."""
+    if step.stage != "rl" or step.keys.get("engine") != "vllm":
+        return 0.0
+    return (step.keys.get("vllm") or {}).get("gpu_memory_utilization", SHARE_BESIDE_TRAINING)
 
 
 def micro_batch_tokens(probe: Probe) -> int:

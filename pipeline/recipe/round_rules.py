@@ -27,7 +27,9 @@ def _check_inputs(recipe: Recipe, number: int) -> None:
             "annotate.annotator_models or annotate.people, or add reward_model"
         )
     if "rl" in stages and not has_reward_model and not _names_reward(recipe, number):
-        raise ConfigError(f"{where}: rl has no reward: add reward_model, or give rl.reward_model or rl.reward_functions")
+        raise ConfigError(
+            f"{where}: rl has no reward: add reward_model, or give rl.reward_model or rl.reward_functions"
+        )
     if "annotate" in stages and not {"reward_model", "dpo"} & set(stages):
         raise ConfigError(f"{where}: nothing trains on the pairs of annotate: add dpo or reward_model, or leave it out")
     if "rejection_sampling" in stages and "sft" not in stages:

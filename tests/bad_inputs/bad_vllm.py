@@ -49,6 +49,8 @@ def of_recipe(command: str, *settings: str) -> Callable[[Place], Call]:
     return lambda place: place.alignloop(command, *place.recipe(*settings))
 
 
+BY_RL = ("round_stages=[annotate, reward_model, rl]", "rl.engine=vllm")
+
 CASES = [
     Case(
         "vllm without its interpreter",
@@ -128,6 +130,16 @@ CASES = [
         "vllm with too few GPUs",
         with_two_gpus,
         "vllm needs 1 processes x data_parallel_size 1 x tensor_parallel_size 3 = 3 GPUs, 2 are available",
+    ),
+    Case(
+        "vllm in several parts beside a training",
+        of_recipe("plan", *BY_RL, "rl.vllm={python: x, tensor_parallel_size: 2}"),
+        "rl: vllm.tensor_parallel_size=2: rl starts one vLLM for each training process, on its device; leave",
+    ),
+    Case(
+        "vllm of quantized weights in training",
+        of_recipe("plan", *BY_RL, "rl.vllm={python: x}", "rl.use_peft=true", "rl.load_in_4bit=true"),
+        "rl: load_in_4bit: vLLM cannot load the quantized weights of a training; leave engine: vllm out",
     ),
     Case("vllm with a model without a config", by_vllm(drop("config.json")), "model cannot be loaded as a model ("),
 ]

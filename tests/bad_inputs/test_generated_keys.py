@@ -140,7 +140,10 @@ BAD_SETTINGS = [
     ("sft_from", ["worst", True, None, 3, ""]),
     ("launch", ["ddp", [], 3, None, {"profil": "ddp"}]),
     ("defaults", ["x", [], 3, {"betta": 1}, {"seed": -1}, {"seed": NAN}]),
-    ("round_stages_from", [[], "x", 3, {0: ["dpo"]}, {"x": ["dpo"]}, {1: "dpo"}, {1: ["dppo"]}, {1: ["dpo", "sft"]}, {1: 3}]),
+    (
+        "round_stages_from",
+        [[], "x", 3, {0: ["dpo"]}, {"x": ["dpo"]}, {1: "dpo"}, {1: ["dppo"]}, {1: ["dpo", "sft"]}, {1: 3}],
+    ),
     ("by_round", [[], "x", {9: {}}, {-1: {}}, {"x": {}}, {1: {"dppo": {}}}, {1: {"dpo": {"beta": 0}}}, {1: 3}]),
     ("sft", [[], "x", 3, {"variants": []}, {"variants": [3]}, {"variants": [{"seed": -1}]}, {"average": 3}]),
     ("no", [1]),

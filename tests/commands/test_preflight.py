@@ -171,6 +171,7 @@ def test_the_model_that_paraphrases_is_tried_and_an_endpoint_is_not(plan_run, ti
 def test_functions_of_the_user_are_not_called(plan_run, tmp_path: Path, capfd):
     (tmp_path / "scores.py").write_text("def score(prompt, answer, ended):\n    open('called', 'w')\n    return 1.0\n")
     stages = ["reward_model", "rejection_sampling", "sft", "rl"]
-    preflight(plan_run(round_stages=stages, rl={"reward_functions": ["scores:score"], "num_generations": 4}))
+    vllm = {"engine": "vllm", "vllm": {"python": "/gone/python"}}  # this is not started, either
+    preflight(plan_run(round_stages=stages, rl={"reward_functions": ["scores:score"], "num_generations": 4, **vllm}))
     assert "not tried" not in capfd.readouterr().err
     assert not (tmp_path / "called").exists()

@@ -40,7 +40,7 @@ def test_a_stage_by_hand_gets_vllm_as_a_mapping():
 
 def test_the_engine_is_identity_and_where_vllm_is_found_is_not():
     generating = {name for name, stage in stages().items() if "engine" in stage.keys}
-    assert generating == {"paraphrase", "annotate", "rejection_sampling", "evaluate_policy", "evaluate_tasks"}
+    assert generating == {"paraphrase", "annotate", "rejection_sampling", "rl", "evaluate_policy", "evaluate_tasks"}
     for name in generating:
         keys = stages()[name].keys
         assert (keys["engine"].role, keys["engine"].default) == ("identity", "transformers")

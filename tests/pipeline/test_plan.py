@@ -366,8 +366,12 @@ def test_a_given_judge_asks_for_no_pairs(plan):
             "round_stages_from.2: rejection_sampling has no reward model",
         ),
         (
-            ["rejection_sampling.reward_model=acme/reward", "round_stages=[rejection_sampling, sft]"]
-            + ["round_stages_from={2: [dpo]}", "data.preferences=null"],
+            [
+                "rejection_sampling.reward_model=acme/reward",
+                "round_stages=[rejection_sampling, sft]",
+                "round_stages_from={2: [dpo]}",
+                "data.preferences=null",
+            ],
             "data.preferences is missing: dpo has no pairs",
         ),
         (["round_stages_from={2: [reward_model]}"], "round 2 trains no new policy"),

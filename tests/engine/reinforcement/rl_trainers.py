@@ -18,6 +18,7 @@ K = 4
 # Tokens of each answer, and whether it ended; their lengths differ, and so do the prompts'.
 TOKENS = [[40, 41, 42], [50] * 7, [60, 61], [43, 44, 45, 46, 47], [70, 71, 72, 73], [80] * 6, [90, 91, 92], [33]]
 ENDED = [True, False, True, True, True, False, True, True]
+LOG_PROB = -5.8  # that vLLM reports of every token, near that of a policy with random weights
 REWARDS = [1.0, 0.5, -2.0, 0.25, 3.0, 1.0, 1.5, -1.0]
 
 
@@ -30,6 +31,7 @@ def answers() -> list[list[Answer]]:
                 text=f"answer {place * K + k}",
                 ids=TOKENS[place * K + k],
                 ended=ENDED[place * K + k],
+                log_probs=[LOG_PROB] * len(TOKENS[place * K + k]),
             )
             for k in range(K)
         ]

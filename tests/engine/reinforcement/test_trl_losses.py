@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from engine.reinforcement.mismatch import mismatch
 from engine.reinforcement.trainer import PolicyGradientTrainer
-from tests.engine.reinforcement.rl_trainers import PROMPTS, K, gradients_of, move, ours, trls
+from tests.engine.reinforcement.rl_trainers import LOG_PROB, PROMPTS, K, gradients_of, move, ours, trls
+from tests.engine.sampling.fake_vllm import FakeVLLM
 
 
 def loss_of(trainer: PolicyGradientTrainer) -> torch.Tensor:
@@ -66,6 +68,43 @@ def test_grpo_is_that_of_trl(arguments, training, micro_batch, tiny_model, tmp_p
     assert expected["clip_ratio/region_mean"][-1] > 0
     assert logged["reward"] == pytest.approx(expected["reward"])
     assert logged["reward_std"] == pytest.approx(expected["reward_std"])
+
+
+def test_the_loss_on_answers_of_vllm_is_that_of_trl(tiny_model, tmp_path):
+    training = {"num_iterations": 2, "max_completion_length": 9}
+    mine = ours(
+        tiny_model,
+        tmp_path,
+        {"beta": 0.3, "engine": "vllm", "vllm": {"python": FakeVLLM(tmp_path / "env").python}},
+        **training,
+    )
+    order = [PROMPTS[number] for number in mine.schedule.prompts_of(0)]
+    theirs, inputs = trls(tiny_model, tmp_path, order, beta=0.3, **training)
+    mine._begin(0)
+    ratios_N1 = torch.cat([batch["importance_sampling_ratio"] for batch in mine._batches.values()])
+    # TRL's formula (`_generate_and_score_completions`, sequence_mask with its default clip_max of 3).
+    difference_NC = (inputs["old_per_token_logps"] - LOG_PROB) * inputs["completion_mask"]
+    expected_N1 = difference_NC.sum(dim=-1, keepdim=True).exp()
+    expected_N1 = expected_N1.masked_fill(expected_N1 > 3.0, 0.0)
+    assert torch.allclose(ratios_N1, expected_N1, atol=1e-5)
+    assert 0.0 in expected_N1 and len(expected_N1.unique()) > 3
+    theirs.use_vllm, inputs["importance_sampling_ratio"] = True, expected_N1
+    assert_equal_to_trl(mine, theirs, inputs)
+    without = {name: tensor for name, tensor in inputs.items() if name != "importance_sampling_ratio"}
+    theirs.use_vllm = False
+    assert float(theirs._compute_loss(theirs.model, without)) != pytest.approx(float(loss_of(mine)), abs=1e-3)
+    metrics = mine._metrics["train"]
+    tokens = difference_NC[inputs["completion_mask"].bool()].abs()
+    assert metrics["sampling/sampling_logp_difference/mean"] == [pytest.approx(float(tokens.mean()), abs=1e-5)]
+    assert metrics["sampling/importance_sampling_ratio/mean"] == [pytest.approx(float(expected_N1.mean()), abs=1e-5)]
+
+
+def test_log_probs_that_the_sampler_does_not_know_change_nothing():
+    policy_NC = torch.tensor([[-1.0, -2.0, -9.0], [-1.0, 0.0, 0.0]])
+    mask_NC = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    found = mismatch(policy_NC, [[-1.5, float("nan"), float("-inf")], [-1.0]], mask_NC)
+    assert torch.allclose(found.ratios_N1, torch.tensor([[0.5], [0.0]]).exp())
+    assert found.differences.tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -20,7 +20,7 @@ def token_of(prompt: list[int], seed: int, position: int, stop: list[int]) -> in
 
 
 SOURCE = """
-import hashlib, json, os, signal, sys, time
+import hashlib, json, os, shutil, signal, sys, time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -47,9 +47,16 @@ class SamplingParams:
         self.__dict__.update(given)
 
 
+class LogProb:
+    def __init__(self, logprob):
+        self.logprob = logprob
+
+
 class Output:
-    def __init__(self, token_ids):
+    def __init__(self, token_ids, logprobs):
         self.token_ids, self.outputs = token_ids, [self]
+        each = LogProb(behaviour().get("log_prob", -1.0))
+        self.logprobs = None if logprobs is None else [{token: each} for token in token_ids]
 
 
 TOKEN_OF
@@ -58,9 +65,21 @@ TOKEN_OF
 class LLM:
     def __init__(self, **given):
         note(event="load", **given)
+        self.keep(given["model"])
         if "refusal" in behaviour():
             raise ValueError(behaviour()["refusal"])
         time.sleep(behaviour().get("load_seconds", 0))
+
+    def collective_rpc(self, method, kwargs):
+        assert method == "reload_weights" and list(kwargs) == ["weights_path"]
+        note(event="weights", folder=kwargs["weights_path"])
+        if "weights_refusal" in behaviour():
+            raise ValueError(behaviour()["weights_refusal"])
+        self.keep(kwargs["weights_path"])
+
+    def keep(self, folder):
+        if kept := behaviour().get("keep_weights_in"):
+            shutil.copytree(folder, Path(kept) / str(len(list(Path(kept).iterdir()))))
 
     def reset_prefix_cache(self):
         note(event="reset")
@@ -78,7 +97,8 @@ class LLM:
             raise RuntimeError("no blocks\\nare left")
         while (event := behaviour().get("group_waits_for")) and not Path(event).exists():
             time.sleep(0.02)
-        return [Output(self.tokens(prompt["prompt_token_ids"], own)) for prompt, own in zip(prompts, parameters)]
+        answers = [self.tokens(prompt["prompt_token_ids"], own) for prompt, own in zip(prompts, parameters)]
+        return [Output(tokens, own.logprobs) for tokens, own in zip(answers, parameters)]
 
     def tokens(self, prompt, parameters):
         found = []

@@ -12,7 +12,8 @@ from engine.runtime.stage import Stage
 from engine.runtime.tracking import Tracker
 from engine.sampling.answers import Policy, SamplingSettings, end_tokens, end_tokens_of
 from engine.sampling.sampler import sample_in_turn
-from engine.sampling.vllm_engine import generation_config_of, seed_of
+from engine.sampling.vllm_copies import seed_of
+from engine.sampling.vllm_engine import generation_config_of
 from engine.tokens.template import encode_prompt
 from tests.engine.sampling.fake_vllm import token_of
 from tests.engine.sampling.vllm_prompts import PROMPTS
@@ -78,6 +79,7 @@ def test_vllm_is_asked_for_one_answer_per_seed_with_our_tokens_and_without_the_m
             "top_p": 0.9,
             "max_tokens": 12,
             "detokenize": False,
+            "logprobs": None,
             "seed": seed_of("5/p", own.prompt_id, k),
             "stop_token_ids": [tokenizer.eos_token_id],
         }

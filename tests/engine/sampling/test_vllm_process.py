@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_schemas.errors import ConfigError
-from engine.sampling.vllm_engine import copy_settings
+from engine.sampling.vllm_copies import copy_settings
 from tests.engine.sampling.vllm_prompts import PROMPTS
 from tests.processes import alive, within
 from tests.stage_runs import ROOT

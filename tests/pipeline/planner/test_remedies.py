@@ -1,8 +1,12 @@
 """The error messages about steps that do not fit into memory, and which steps share one."""
 
+from typing import Any
+
+import pytest
+
 from pipeline.planner.devices import GIB, gpu_named
 from pipeline.planner.estimate import RunEstimate, StepEstimate
-from pipeline.planner.memory import Memory
+from pipeline.planner.memory import Memory, needed
 from pipeline.planner.models import SizedModel
 from pipeline.planner.remedies import Remedy, refusals
 from pipeline.planner.shapes import Shape
@@ -17,6 +21,17 @@ def estimate(name: str, gib: float, *, is_probed: bool = True) -> StepEstimate:
     step = Step(name, name.partition(".")[2], 1, name.partition(".")[2], {}, {}, Launch())
     memory, t4 = Memory(weights=gib * GIB, is_probed=is_probed), gpu_named("t4", where="here")
     return StepEstimate(step, "run", t4, Work(), 0, 0, 0, memory, None, 0, 0, None)
+
+
+def test_a_vllm_beside_training_reserves_its_share_of_the_gpu():
+    t4 = gpu_named("t4", where="here")
+
+    def in_gib(**keys: Any) -> float:
+        return needed(Memory(weights=2 * GIB), Step("rl", "rl", 1, "rl", keys, {}, Launch()), t4) / GIB
+
+    assert in_gib() == 2
+    assert in_gib(engine="vllm", vllm={"python": "x"}) == pytest.approx(2 + 0.3 * 14.7)
+    assert in_gib(engine="vllm", vllm={"python": "x", "gpu_memory_utilization": 0.5}) == pytest.approx(2 + 0.5 * 14.7)
 
 
 def test_steps_with_the_same_need_and_remedy_share_a_sentence():
