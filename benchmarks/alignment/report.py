@@ -18,7 +18,9 @@ from benchmarks.alignment.report_text import (
     ONE_BATCH_TEXT,
     OTHERS,
     REWARD_MODELS_TEXT,
+    STAGES_TEXT,
     TEXT,
+    TITLES,
 )
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -273,6 +275,7 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path, *, page: st
     draw(scores, folder / f"{page}.svg")
     known, by_round = reward_models((FULL, STALE), seeds), differences_by_round(scores)
     text = TEXT.format(
+        title=TITLES.get(page, "Does the loop align?"),
         seeds=len(scores[FULL]),
         rounds=num_rounds - 1,
         prompts=num_prompts,
@@ -280,7 +283,9 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path, *, page: st
         verdict=verdict(scores),
         by_round=BY_ROUND_TEXT.format(table="\n".join(by_round)) if by_round else "",
         reward_models=REWARD_MODELS_TEXT.format(table="\n".join(known)) if known else "",
-        controls=ONE_BATCH_TEXT * (ONE_BATCH in scores) + CONTROLS_TEXT * bool(scores.keys() & set(CONTROLS)),
+        controls=STAGES_TEXT * (page in TITLES)
+        + ONE_BATCH_TEXT * (ONE_BATCH in scores)
+        + CONTROLS_TEXT * bool(scores.keys() & set(CONTROLS)),
         others="".join(text for name, text in OTHERS.items() if (folder / name).exists() and name != f"{page}.md"),
         page=page,
     )

@@ -1,6 +1,8 @@
 """The words of the alignment benchmark's page of rounds, around its tables."""
 
-TEXT = """# Does the loop align?
+TITLES = {"alignment-parts": "What the parts of the loop are worth"}  # of pages other than the benchmark's own
+
+TEXT = """# {title}
 
 In the demo's world (`configs/demo.yaml`), the loop runs {rounds} rounds with {seeds} seeds on one pretrained base. The
 table has the mean gold score of 4 answers to each of the same {prompts} held-out prompts. Only annotation and
@@ -22,8 +24,8 @@ controls in two rounds of an earlier recipe are on [another page](alignment-two-
 
 OTHERS = {  # pages of other parts, mentioned where they have been written
     "alignment-parts.md": """
-[One batch in place of rounds, no DPO, a reward model that is not refitted, and controls](alignment-parts.md), were run
-with fewer seeds.""",
+[What the parts are worth](alignment-parts.md): no DPO, a reward model that is not refitted, DPO alone from
+round 3 on.""",
     "alignment-headroom.md": """
 [What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
     "alignment-temperature.md": """
@@ -46,6 +48,12 @@ how many of the pairs of its answers it orders as gold does, and what its choice
 
 {table}
 
+"""
+
+STAGES_TEXT = """DPO alone is annotation and DPO, without a reward model, rejection sampling and SFT; from round 3
+(`round_stages_from: {3: [annotate, dpo]}`), after two rounds of the full recipe. No DPO is rejection sampling and SFT
+(RAFT, arXiv 2304.06767) with a refitted reward model. A reward model that is not refitted is that of round 1 in all
+rounds.
 """
 
 ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which as many answers are compared as in six

@@ -66,6 +66,7 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
     ) -> None:
         """`served`: vLLM samples; then `describe_adapter` makes the folder of LoRA's adapter complete."""
         self._describe_adapter, self._reference_path = describe_adapter, reference.path
+        self._served_dtype = served.settings.dtype if served else "float32"
         self.train_prompts, self.eval_prompts = train_prompts, eval_prompts
         super().__init__(*args, **kwargs)
         self.beta = self.stage_arguments.beta  # TRL's trainer was given 0, so that it loads no reference itself
@@ -139,11 +140,19 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
         return cast(torch.nn.Module, self.accelerator.prepare_model(model, evaluation_mode=True)).eval()
 
     def _write_policy(self, folder: Path) -> None:
-        """Writes the complete policy into an empty folder, LoRA's adapter merged. All processes call this."""
+        """Writes the complete policy in vLLM's precision into an empty folder, LoRA's adapter merged.
+
+        All processes call this.
+        """
         adapter = folder.with_name(f"{folder.name}-adapter")
         with self._ready_policy() as model:
             if self.stage.is_main and not self._has_adapters:
-                model.save_pretrained(folder)
+                dtype, kept = getattr(torch, self._served_dtype), dict[Any, torch.Tensor]()
+                weights = model.state_dict()
+                for name, tensor in weights.items():
+                    place = tensor.data_ptr(), tensor.shape  # tied weights stay one tensor
+                    weights[name] = kept[place] = kept[place] if place in kept else tensor.to("cpu", dtype)
+                model.save_pretrained(folder, state_dict=weights)
             elif self.stage.is_main:
                 policy: Any = self.model
                 policy.save_pretrained(adapter)
@@ -151,7 +160,7 @@ class AnswerLogProbs(SharedRowsMixin, TrainingLoop):
                 self._describe_adapter(policy, adapter)
         if self.stage.is_main and self._has_adapters:
             with outside_zero3():  # only the main process is here
-                write_plain(adapter, folder)
+                write_plain(adapter, folder, dtype=self._served_dtype)
             shutil.rmtree(adapter)
 
     def _write_reference(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_schemas.files import read_json
 from engine.models.loading import load_causal
@@ -13,7 +14,7 @@ from engine.training import run
 from tests.engine.sampling.fake_vllm import FakeVLLM
 from tests.engine.sampling.real_vllm import KEYS, needs_vllm
 from tests.engine.training.training_runs import assert_equal_weights
-from tests.stage_runs import call_stage, metrics_of, run_here
+from tests.stage_runs import call_stage, metrics_of, run_here, weights_of
 from tests.toy_models import tiny_llama
 from tests.toy_rows import conversation, write_jsonl
 
@@ -87,6 +88,18 @@ def test_vllm_gets_the_weights_whenever_they_have_changed(adapters, fake, keys, 
     (load,) = fake.notes("load")
     assert (load["dtype"], load["logprobs_mode"]) == ("float32", "processed_logprobs")
     assert not (folder / "checkpoints" / "vllm-weights").exists()
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "tied_model"])
+def test_vllm_gets_the_weights_in_the_precision_of_training(model, fake, keys, tmp_path, request):
+    folder, start = tmp_path / "rl", request.getfixturevalue(model)
+    precision = {"bf16": True, "max_steps": 1}
+    run_here("rl", folder, **keys | {"model_name_or_path": start, **precision, **by_vllm(fake)})
+    (load,) = fake.notes("load")
+    assert load["dtype"] == "bfloat16"
+    given, trained = load_file(tmp_path / "weights" / "1" / "model.safetensors"), weights_of(folder / "model")
+    assert {name: tensor.dtype for name, tensor in given.items()} == dict.fromkeys(trained, torch.bfloat16)
+    assert all(torch.equal(tensor, trained[name].bfloat16()) for name, tensor in given.items())
 
 
 def test_the_answers_are_those_of_vllm_and_their_probabilities_are_compared(fake, keys, tiny_model, tmp_path):
