@@ -129,8 +129,8 @@ def test_weights_that_vllm_does_not_take_end_training_with_its_words(fake, keys,
     fake.behave(weights_refusal="no parameter\nis called so")
     folder = tmp_path / "rl"
     assert call_stage("rl", folder, **keys | {"model_name_or_path": tiny_model, **by_vllm(fake)}) == 1
-    cause = read_json(folder / "outcome.json")["cause"]
-    assert "vLLM's process failed (ValueError: no parameter is called so); its log: " in cause
+    outcome = read_json(folder / "outcome.json")
+    assert outcome and "vLLM's process failed (ValueError: no parameter is called so); its log: " in outcome["cause"]
 
 
 @needs_vllm
