@@ -308,8 +308,8 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         return
     named = [Model(name) for name in recipe.named_reward_models(number)]
     annotates = "annotate" in stages_of_round and not recipe.names_annotator(number)
-    is_optimised = annotates or {"reward_model", "rejection_sampling", "rl"} & set(stages_of_round)
-    newest = progress.reward_model if is_optimised else None
+    reads = any(recipe.takes_reward_model(name, number) for name in ("rejection_sampling", "rl"))
+    newest = progress.reward_model if annotates or reads or "reward_model" in stages_of_round else None
     inputs = {
         **foundation.evaluation,
         **tasks,

@@ -39,6 +39,11 @@ def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
             continue
         if recipe.section(name).is_in_file and name not in used:
             yield f"the section {name} is not used: no step of this recipe runs it"
+    run = {(step.section, step.round) for step in steps}
+    for number, sections in recipe.sections.items():
+        for name, section in sections.items():
+            if section.is_in_round and name in used and (name, number) not in run:
+                yield f"by_round.{number}.{name} is not used: round {number} runs no step of {name}"
     data = recipe.section("data").keys
     for kind, stages in READERS.items():
         if kind == "preferences" and data.get("chosen_as_instructions"):

@@ -53,7 +53,8 @@ how many of the pairs of its answers it orders as gold does, and what its choice
 STAGES_TEXT = """DPO alone is annotation and DPO, without a reward model, rejection sampling and SFT; from round 3
 (`round_stages_from: {3: [annotate, dpo]}`), after two rounds of the full recipe. No DPO is rejection sampling and SFT
 (RAFT, arXiv 2304.06767) with a refitted reward model. A reward model that is not refitted is that of round 1 in all
-rounds.
+rounds. Another kind of CPU rounds differently, and one run of a seed may then end 0.02 apart, as the full recipe here
+and on [the page of rounds](alignment.md); all runs of a page are from one machine.
 """
 
 ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which as many answers are compared as in six

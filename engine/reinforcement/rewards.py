@@ -24,6 +24,7 @@ from engine.tokens.contract import contract_differences, contract_of
 
 # Shapes: N = answers, R = sources of rewards.
 
+MOST = 1e15  # of a reward; deviations of larger ones are not finite in 32 bits
 JOURNAL = "rewards"  # begins the names of the folders in which scores are kept until the window is over
 
 
@@ -35,12 +36,22 @@ class Rewards:
     weights: Sequence[float]
 
     def score(self, answers: Sequence[Answer], *, purpose: str) -> dict[str, torch.Tensor]:
-        """Source -> its rewards, [N], before weights. Raises ConfigError where a function fails, StageError where the
-        reward model gives all answers one score."""
-        return {
-            name: torch.tensor(scorer(f"{JOURNAL}-{purpose}-{place}", answers), dtype=torch.float32)
-            for place, (name, scorer) in enumerate(self.sources.items())
-        }
+        """Source -> its rewards, [N], before weights.
+
+        Raises ConfigError where a function fails or a weighted reward exceeds MOST, StageError where the reward model
+        gives all answers one score.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for place, ((name, scorer), weight) in enumerate(zip(self.sources.items(), self.weights, strict=True)):
+            scores = scorer(f"{JOURNAL}-{purpose}-{place}", answers)
+            for answer, score in zip(answers, scores, strict=True):
+                if abs(score) > MOST or abs(score * weight) > MOST:
+                    raise ConfigError(
+                        f"the reward {name} of {answer.text[:80]!r} is {score:g} x the weight {weight:g}, expected at "
+                        f"most {MOST:g}: make it smaller"
+                    )
+            found[name] = torch.tensor(scores, dtype=torch.float32)
+        return found
 
     def total(self, by_source: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum of the rewards, [N]."""

@@ -23,6 +23,7 @@ from data_schemas.errors import StageError, UserError
 from engine.reinforcement import advantages
 from engine.reinforcement.answer_batches import TokenAnswer, answer_batch
 from engine.reinforcement.evaluation import HeldOutRewards, kl_of
+from engine.reinforcement.flat_windows import FlatWindows, TrainingEnds
 from engine.reinforcement.mismatch import Mismatch, metrics_of, mismatch
 from engine.reinforcement.rewards import forget_scores
 from engine.reinforcement.rollouts import flat
@@ -35,17 +36,12 @@ from engine.training.host import Batch
 
 # Shapes: P = prompts of a window, K = answers to each, N = answers of a window or batch, C = tokens of the longest.
 
-MOST_FLAT_WINDOWS = 3  # in a row, after which training ends
 log = logging.getLogger(__name__)
 
 
 def _scored_by_this_project(**kwargs: object) -> list[float]:
     """TRL's constructors ask for a reward, which is never called."""
     raise NotImplementedError
-
-
-class _TrainingEnds(Exception):
-    """A guard ends training; the best model so far is saved."""
 
 
 class PolicyGradientTrainer(HeldOutRewards):
@@ -57,9 +53,8 @@ class PolicyGradientTrainer(HeldOutRewards):
         self.schedule = schedule
         self._window = -1  # the present one; none has begun
         self._batches: dict[int, Batch] = {}  # of this process in the present window, by the number of the first answer
-        self._flat_windows = 0  # in a row, up to the present one
-        self._has_learned = False  # a window had a group with variance
-        self._counters: dict[str, int] = {}  # the two above as of the last step
+        self._flat = FlatWindows()
+        self._counters: dict[str, int] = {}  # its counters as of the last step
         self._is_postponed = {"should_save": False, "should_evaluate": False}  # to the end of the window
         super().__init__(*args, reward_funcs=[_scored_by_this_project], **kwargs)
         # By it TRL's loss of GRPO asks for importance_sampling_ratio; the answers come from `policy_sampler`.
@@ -80,7 +75,7 @@ class PolicyGradientTrainer(HeldOutRewards):
     def train(self, *args, **kwargs) -> TrainOutput:
         try:
             return super().train(*args, **kwargs)
-        except _TrainingEnds as end:
+        except TrainingEnds as end:
             self.warn_of_end(str(end))
             return TrainOutput(self.state.global_step, 0.0, {})
 
@@ -89,13 +84,12 @@ class PolicyGradientTrainer(HeldOutRewards):
 
     def remember_step(self) -> None:
         super().remember_step()
-        self._counters = {"flat_windows": self._flat_windows, "has_learned": int(self._has_learned)}
+        self._counters = self._flat.counters()
 
     def restore(self, progress: checkpoints.Progress) -> None:
         super().restore(progress)
         self._counters = progress.counters
-        self._flat_windows = progress.counters.get("flat_windows", 0)
-        self._has_learned = bool(progress.counters.get("has_learned"))
+        self._flat.restore(progress)
 
     def answer_sigterm(self) -> None:
         """Inside a window saving and evaluating are postponed to its end, and SIGTERM is answered there."""
@@ -120,7 +114,7 @@ class PolicyGradientTrainer(HeldOutRewards):
     ) -> torch.Tensor | float | None:
         """In a window that teaches nothing the optimizer changes nothing, not even by its momentum."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self._flat_windows and not self.beta:
+        if self._flat.in_a_row and (self._flat.all_masked or not self.beta):
             model.zero_grad(set_to_none=True)
         return norm
 
@@ -141,7 +135,7 @@ class PolicyGradientTrainer(HeldOutRewards):
 
     @progress.activity("sampling and scoring a window")
     def _begin(self, window: int) -> None:
-        """Samples and scores the window's answers. Raises _TrainingEnds where a guard ends training."""
+        """Samples and scores the window's answers. Raises TrainingEnds where a guard ends training."""
         self._window, self._batches = window, {}
         numbers = self.schedule.prompts_of(window)
         prompts = [self.train_prompts[number] for number in numbers]
@@ -189,30 +183,17 @@ class PolicyGradientTrainer(HeldOutRewards):
         prompt_tokens = sum(len(self.tokens_of(group[0].prompt)) * len(group) for group in answers)
         self._total_train_tokens += prompt_tokens + int(lengths_PK.sum())
         logged["num_tokens"] = [self._total_train_tokens]
-        self.count_flat(every, is_flat=bool(flat_P.all()))
+        masked_PK = torch.tensor([[self._is_masked(answer) for answer in group] for group in answers])
+        self._flat.count(scored.rewards_PK, masked_PK, arguments=self.args, example=every[0].text)
         return scored.rewards_PK
 
-    def count_flat(self, answers: Sequence[Answer], *, is_flat: bool) -> None:
-        """Counts windows in a row in which every group's rewards are equal.
-
-        Raises StageError where training began with MOST_FLAT_WINDOWS of them, _TrainingEnds where they come later.
-        """
-        self._flat_windows = self._flat_windows + 1 if is_flat else 0
-        self._has_learned |= not is_flat
-        if self._flat_windows < MOST_FLAT_WINDOWS:
-            return
-        found = f"in {MOST_FLAT_WINDOWS} windows in a row all {self.schedule.num_generations} answers to each prompt"
-        if self._has_learned:
-            raise _TrainingEnds(f"{found} have the same reward")
-        raise StageError(
-            f"{found} have the same reward, as {answers[0].text[:60]!r} has: there is nothing to learn from. Check "
-            "the reward, raise num_generations or temperature, or give prompts that the policy sometimes answers well"
-        )
+    def _is_masked(self, answer: Answer) -> bool:
+        return bool(self.args.mask_truncated_completions) and not answer.ended
 
     def _make_batches(self, answers: Sequence[Answer], rewards_PK: torch.Tensor) -> None:
         """Fills `_batches` with the micro-batches of this process."""
         per_device, size = self.args.per_device_train_batch_size, self.schedule.num_generations
-        masks = [self.args.mask_truncated_completions and not answer.ended for answer in answers]
+        masks = [self._is_masked(answer) for answer in answers]
         rows = [
             TokenAnswer(number // size, self.tokens_of(answer.prompt), answer.ids, is_masked)
             for number, (answer, is_masked) in enumerate(zip(answers, masks, strict=True))
@@ -246,11 +227,11 @@ class PolicyGradientTrainer(HeldOutRewards):
             self._batches[numbers[0]] = self._training_batch(rows, numbers, advantages_N, kept, num_tokens)
 
     def _check_budget(self, kl: float) -> None:
-        """Logs the KL of the window's answers in nats an answer. Raises _TrainingEnds beyond the budget."""
+        """Logs the KL of the window's answers in nats an answer. Raises TrainingEnds beyond the budget."""
         self._metrics["train"]["kl_per_answer"].append(kl)
         budget = self.stage_arguments.kl_budget
         if budget is not None and kl > budget:
-            raise _TrainingEnds(f"the KL to the reference is {kl:.3g} nats an answer, above kl_budget={budget:g}")
+            raise TrainingEnds(f"the KL to the reference is {kl:.3g} nats an answer, above kl_budget={budget:g}")
 
     def _advantages(self, rewards_PK: torch.Tensor, kl_PK: torch.Tensor) -> torch.Tensor:
         """[P, K]. RLOO subtracts beta x KL of the answer from its reward; GRPO has it in the loss."""

@@ -80,7 +80,11 @@ class ServedWeights:
             "model": str(self.folder),
             "dtype": self.settings.dtype,
             "max_model_len": context(
-                self.longest, self.settings.max_new_tokens, self.config, self.options.get("max_model_len")
+                self.longest,
+                self.settings.max_new_tokens,
+                self.config,
+                self.options.get("max_model_len"),
+                key="max_completion_length",
             ),
             "logprobs_mode": "processed_logprobs",  # those of the distribution that is sampled, at its temperature
             **common_load_settings(),

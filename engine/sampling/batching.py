@@ -62,16 +62,19 @@ def answer_in_length_order(
     ]
 
 
-def check_context(config: PretrainedConfig, *, longest: int, max_new_tokens: int) -> int | None:
+def check_context(
+    config: PretrainedConfig, *, longest: int, max_new_tokens: int, key: str = "max_new_tokens"
+) -> int | None:
     """The model's context length in tokens, None where it has no limit; a warning is logged where answers exceed it.
+    `key` is what the stage calls `max_new_tokens`.
 
     Raises ConfigError where they do and the model has no rotary positions: it would fail there.
     """
     limit = max_positions(config)
     if limit and longest + max_new_tokens > limit:
-        found = f"prompts of up to {longest} tokens + max_new_tokens={max_new_tokens} exceed the model's"
+        found = f"prompts of up to {longest} tokens + {key}={max_new_tokens} exceed the model's"
         if not has_rotary_positions(config):
-            remedy = f"set max_new_tokens: {limit - longest} or less" if longest < limit else "leave out longer prompts"
+            remedy = f"set {key}: {limit - longest} or less" if longest < limit else "leave out longer prompts"
             raise ConfigError(f"{found} {limit} positions; {remedy}")
         notices.warn(log, "%s context of %d tokens", found, limit)
     return limit

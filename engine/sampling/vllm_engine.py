@@ -130,15 +130,22 @@ def common_load_settings() -> Keys:
     }
 
 
-def context(longest: int, max_new_tokens: int, config: PretrainedConfig, given: int | None) -> int | None:
-    """vLLM's max_model_len in tokens; None leaves it to vLLM. Raises ConfigError where `given` is less than needed."""
+def context(
+    longest: int, max_new_tokens: int, config: PretrainedConfig, given: int | None, *, key: str = "max_new_tokens"
+) -> int | None:
+    """vLLM's max_model_len in tokens; None leaves it to vLLM. `key` is what the stage calls `max_new_tokens`.
+
+    Raises ConfigError where `given` is less than needed, or more than the model has.
+    """
     needed = longest + max_new_tokens
     if given is not None and given < needed:  # a runtime key must not cut answers
         raise ConfigError(
             f"vllm.max_model_len={given} is too little for prompts of up to {longest} tokens + "
-            f"max_new_tokens={max_new_tokens}; try {needed}, or leave it out"
+            f"{key}={max_new_tokens}; try {needed}, or leave it out"
         )
-    limit = check_context(config, longest=longest, max_new_tokens=max_new_tokens)
+    limit = check_context(config, longest=longest, max_new_tokens=max_new_tokens, key=key)
+    if given is not None and limit and given > limit:
+        raise ConfigError(f"vllm.max_model_len={given} is more than the model's {limit} positions; leave it out")
     return given if limit and needed > limit else given or needed
 
 

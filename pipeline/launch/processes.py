@@ -212,9 +212,9 @@ def stop(stages: Sequence[StageProcess]) -> None:
             seconds, grace = time.monotonic() - started, max(stage.grace_seconds for stage in alive)
             if seconds > grace:
                 break
-            if seconds > 1 and not has_printed:
+            names = ", ".join(stage.folder.name for stage in alive if not stage.has_ended())  # else a helper ends
+            if seconds > 1 and names and not has_printed:
                 has_printed = True
-                names = ", ".join(stage.folder.name for stage in alive)
                 with contextlib.suppress(OSError):  # the terminal is closed; saving goes on
                     print(
                         f"{names}: saving progress (up to {grace:g} s); press Ctrl-C again to stop now", file=sys.stderr

@@ -34,6 +34,7 @@ class ResolvedSection:
     variants: Sequence[Variant]  # one that equals the section if it lists none
     average: Values  # keys of average_models; empty for a single variant
     is_in_file: bool  # whether the recipe has this section
+    is_in_round: bool  # whether `by_round` has keys of it for this round
 
 
 class Recipe(Settings):
@@ -91,6 +92,12 @@ class Recipe(Settings):
         """Whether people compare the answers of a round on which a model that judges first is least sure."""
         keys = self.section("annotate", round_number).keys
         return bool(keys.get("people") and keys.get("people_budget"))
+
+    def takes_reward_model(self, name: Section, round_number: int) -> bool:
+        """Whether rejection sampling or rl of a round reads the reward model of the rounds: its section says nothing
+        of another one, and not `reward_model: null`."""
+        keys = self.section(name, round_number).keys
+        return name in self.stages_of_round(round_number) and "reward_model" not in keys
 
     def named_reward_models(self, round_number: int) -> list[str]:
         """The reward models that the recipe names and a round optimises: of rejection sampling, rl and annotators."""
@@ -162,6 +169,7 @@ def _resolve_section(settings: Settings, typed: TypedSections, name: Section, ro
         variants=variants,
         average=MappingProxyType(average if average and len(variants) > 1 else {}),
         is_in_file=name in typed.in_file,
+        is_in_round=name in typed.by_round.get(round_number, {}),
     )
 
 

@@ -36,6 +36,8 @@ def order_problem(given: Sequence[str]) -> str | None:
     orders = [ordered, with_dpo_first(ordered)]
     if given in orders:
         return None
+    if repeated := sorted({stage for stage in given if given.count(stage) > 1}):
+        return f"{', '.join(repeated)} is there more than once"
     possible = " or ".join(dict.fromkeys(f"[{', '.join(order)}]" for order in orders))
     return f"the order is fixed; try {possible}"
 

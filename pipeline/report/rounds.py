@@ -33,10 +33,11 @@ ROWS_OF_A_TAG: Mapping[str, str] = {
     "gain vs first": "score_gain_vs_first",
     "wins vs first": "win_rate_vs_first",
 }
-# Of an LLM judge or a baseline; shown beside the row of this name where a round has them.
+# Of an LLM judge, a baseline or RL; shown beside the row of this name where a round has them.
 OPTIONAL_ROWS: Mapping[str, Mapping[str, str]] = {
     "wins vs first": {"at equal length": "lc_win_rate_vs_first"},
     "wins vs previous": {"wins vs baseline": "win_rate_vs_baseline", "at equal length ": "lc_win_rate_vs_baseline"},
+    "DPO accuracy": {"RL reward": "rl_reward", "RL's KL": "rl_kl"},
     "gate": {"wins, judge alone": "judged_win_rate", "corrected by people": "corrected_win_rate"},
 }
 

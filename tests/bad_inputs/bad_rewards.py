@@ -8,6 +8,8 @@ from tests.bad_inputs.cases import Call, Case, Place
 
 REWARDS = """
 def length(prompt, answer, ended): return float(len(answer))
+def huge(prompt, answer, ended): return 1e39
+def one(prompt, answer, ended): return 1.0
 def same(prompt, answer, ended): return 0.5
 def nan(prompt, answer, ended): return float("nan")
 def nothing(prompt, answer, ended): return None
@@ -72,8 +74,24 @@ CASES = [
     Case(
         "rewards without variance",
         rl(reward_functions=["rewards:same"]),
-        "in 3 windows in a row all 2 answers to each prompt have the same reward, as ",
+        "in 3 windows in a row all 2 answers to each prompt have the same reward (the first one is ",
         1,
+    ),
+    Case(
+        "answers that never end, and are masked",
+        rl(max_completion_length=1, mask_truncated_completions=True),
+        "in 3 windows in a row no answer ended within max_completion_length=1 (the first one is ",
+        1,
+    ),
+    Case(
+        "a reward that 32 bits do not hold",
+        rl(reward_functions=["rewards:huge"]),
+        " is 1e+39 x the weight 1, expected at most 1e+15: make it smaller",
+    ),
+    Case(
+        "a weight that makes a reward too large",
+        rl(reward_functions=["rewards:one"], reward_weights=[1e16]),
+        " is 1 x the weight 1e+16, expected at most 1e+15: make it smaller",
     ),
     Case(
         "fewer prompts than a window has",

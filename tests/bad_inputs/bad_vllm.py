@@ -127,6 +127,11 @@ CASES = [
         "vllm.max_model_len=9 is too little for prompts of up to ",
     ),
     Case(
+        "vllm with a longer context than the model's",
+        by_vllm(options={"max_model_len": 10**6}),
+        "vllm.max_model_len=1000000 is more than the model's ",
+    ),
+    Case(
         "vllm with too few GPUs",
         with_two_gpus,
         "vllm needs 1 processes x data_parallel_size 1 x tensor_parallel_size 3 = 3 GPUs, 2 are available",

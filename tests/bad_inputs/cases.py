@@ -46,7 +46,7 @@ NO_REFUSALS = {
     "Interrupted",
     "NotImplementedError",
     "_TookTooLong",
-    "_TrainingEnds",
+    "TrainingEnds",
     "UnsupportedAdapter",
     "Exit",
 }

@@ -286,6 +286,19 @@ def test_rounds_have_other_stages_from_a_round_on(plan):
     assert proxies == [[first], None, None, [fourth], [fourth]]
 
 
+@pytest.mark.parametrize(
+    ("of_rl", "proxy"),
+    [
+        ([], Output("round-1.reward_model", "model")),
+        (["rl.reward_model=null"], None),
+    ],
+)
+def test_only_a_reward_model_that_rl_reads_is_the_proxy_of_its_round(of_rl, proxy, plan):
+    settings = ["rl.reward_functions=[rewards:length]", "rl.num_generations=2", *of_rl]
+    steps = plan("rounds=2", "round_stages_from={2: [annotate, dpo, rl]}", *settings)
+    assert steps["round-2.evaluate_policy"].inputs.get("proxy_model") == (proxy and [proxy])
+
+
 def test_a_later_round_may_read_the_reward_model_of_an_earlier_one(plan):
     steps = plan("rounds=3", "round_stages_from={2: [rejection_sampling, sft]}", "sft_from=best")
     reward_model = Output("round-1.reward_model", "model")

@@ -126,6 +126,18 @@ def test_what_rounds_do_not_use_is_a_warning(toy_recipe):
     assert check_unused(recipe, make_plan(recipe)) == ["the section dpo is not used: no step of this recipe runs it"]
 
 
+def test_keys_of_a_round_that_does_not_run_their_section_are_a_warning(toy_recipe):
+    later = ["rounds=3", "round_stages_from={2: [annotate, dpo]}"]
+    given = [
+        "by_round={1: {sft: {seed: 2}}, 2: {dpo: {beta: 0.2}, sft: {seed: 2}}, 3: {rejection_sampling: {seed: 2}}}"
+    ]
+    recipe = load_recipe(toy_recipe, later + given)
+    assert check_unused(recipe, make_plan(recipe)) == [
+        f"by_round.{number}.{name} is not used: round {number} runs no step of {name}"
+        for number, name in ((2, "sft"), (3, "rejection_sampling"))
+    ]
+
+
 def test_rounds_0_says_itself_what_it_leaves_out(toy_recipe):
     recipe = load_recipe(toy_recipe, ["rounds=0", "dpo.beta=0.2", "data.judge_share=0.5"])
     assert check_unused(recipe, make_plan(recipe)) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.launch.command_line import ROOT
-from pipeline.launch.processes import Interrupted, program, signals_raise
+from pipeline.launch.processes import STEP_FOLDER, Interrupted, StageProcess, program, signals_raise
 from tests.patience import PATIENCE
 from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
 from tests.processes import alive, within
@@ -88,6 +88,16 @@ def test_a_plan_that_is_stopped_leaves_no_process_and_no_file(tmp_path):
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and err == "estimating what the steps will need\n"
     assert not any(map(alive, programs)) and not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_helper_that_outlives_its_stage_is_not_reported_as_progress_that_is_saved(tmp_path, capfd):
+    """As vLLM, which takes seconds to end."""
+    command = ["bash", "-c", "(trap '' TERM; sleep 2) & exit 3"]
+    env = {**os.environ, STEP_FOLDER: str(tmp_path)}
+    stage = StageProcess(command, tmp_path, env, cores=None, grace_seconds=PATIENCE)
+    stage.wait(PATIENCE)
+    assert stage.finish()[0] == 3
+    assert capfd.readouterr().err == ""
 
 
 def test_a_signal_while_a_program_is_being_started_ends_it(monkeypatch):

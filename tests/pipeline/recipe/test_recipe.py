@@ -100,7 +100,7 @@ def test_stages_that_generate_run_outside_zero_unless_their_own_section_sets_it(
         ("sft.max_length=2.5", "sft: max_length=2.5 is a number, expected nothing (null) | int"),
         ("rounds=two", "rounds='two': expected an integer"),
         ("round_stages=[dpo, sft]", "round_stages=['dpo', 'sft']: the order is fixed; try [sft, dpo]"),
-        ("round_stages=[sft, sft]", "round_stages=['sft', 'sft']: the order is fixed; try [sft]"),
+        ("round_stages=[sft, sft]", "round_stages=['sft', 'sft']: sft is there more than once"),
         (
             "round_stages=[annotate, dpo, reward_model, rejection_sampling, sft]",
             "the order is fixed; try [annotate, reward_model, rejection_sampling, sft, dpo] or "
