@@ -236,5 +236,6 @@ def parse(model: type[T], values: Mapping[str, object], *, where: str) -> T:
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {place} is missing") from None
         hint = nearest(str(first["input"]), all_sections()) if first["loc"][-1] == "[key]" else ""
-        message = problem_of_field(first) + (unquoted_hint(first["input"]) or hint)
+        may_be_text = not first["type"].startswith(("int", "float", "bool", "list", "dict"))
+        message = problem_of_field(first) + ((unquoted_hint(first["input"]) if may_be_text else "") or hint)
         raise ConfigError(f"{where}: {place}={shown(first['input'])}: {message}") from None
