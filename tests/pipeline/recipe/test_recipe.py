@@ -168,11 +168,11 @@ def test_a_users_mistake_is_one_line_with_a_hint(recipe_file, override, message)
     assert "\n" not in str(error.value)
 
 
-def test_a_boolean_in_place_of_a_number_is_not_asked_to_be_text(toy_recipe):
+def test_a_boolean_in_place_of_a_number_is_not_asked_to_be_text(recipe_file):
     with pytest.raises(ConfigError, match=r"rounds=True: expected an integer$"):
-        load_recipe(toy_recipe, ["rounds=true"])
+        checked(recipe_file, "rounds=true")
     with pytest.raises(ConfigError, match=r"name=True: expected text; YAML reads an unquoted yes, on or true"):
-        load_recipe(toy_recipe, ["name=on"])
+        checked(recipe_file, "name=on")
 
 
 def test_rl_runs_as_ddp_beside_other_stages_under_fsdp2(recipe_file, monkeypatch):
