@@ -68,7 +68,8 @@ def version_of(python: str) -> str:
         )
         found: dict[str, str] = json.loads(process.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        ending = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else error
+        lines = str(getattr(error, "stderr", None) or ending).strip().splitlines()
         raise ConfigError(
             f"{where} is not a working Python interpreter ({lines[-1] if lines else error}); give the one of the "
             "environment in which vLLM is installed"

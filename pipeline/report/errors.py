@@ -1,5 +1,6 @@
 """How a command ends that did not succeed: one line on stderr, and where its log is; tracebacks only with -v."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -90,7 +91,7 @@ def report_failure(failure: StageFailed) -> None:
     """Why the stage failed, where its log is, and a remedy, on stderr. With -v also its command and last output."""
     cause = printable(failure.cause)
     if cause.startswith("ended") and not failure.is_reported and (last := _last_line(failure.tail)):
-        cause += f": {last}"
+        cause += f": {last}" if re.match(r"[\w.]*(Error|Exception|Exit)\b", last) else f"; its last line is {last!r}"
     print(f"error: {failure.step.name} failed: {cause}", file=sys.stderr)
     if shown.tracebacks:
         print(f"command: {shlex.join(failure.command)}\nlast lines of {short_path(failure.log)}:", file=sys.stderr)

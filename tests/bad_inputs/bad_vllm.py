@@ -88,6 +88,11 @@ CASES = [
         "vllm.python='HERE/python' is not a working Python interpreter (",
     ),
     Case(
+        "vllm's interpreter is another program",
+        by_python("python", "#!/bin/sh\nexit 3\n"),
+        "vllm.python='HERE/python' is not a working Python interpreter (exit code 3); give the one",
+    ),
+    Case(
         "vllm's interpreter fails",
         by_python("python", "#!/bin/sh\necho broken >&2\nexit 3\n"),
         "vllm.python='HERE/python' is not a working Python interpreter (broken)",

@@ -1,5 +1,11 @@
 """A stage that fails, is killed, halves its batch or resumes: what the runner reports and does."""
 
+from pathlib import Path
+
+from pipeline.launch.failures import StageFailed
+from pipeline.recipe.sections import Launch
+from pipeline.report.errors import report_failure
+from pipeline.steps import Step
 from tests.pipeline.toy_house import ONE_ROUND, STEPS_OF_ONE_ROUND
 
 
@@ -29,6 +35,13 @@ def test_with_verbose_a_failed_stage_is_reported_with_its_command_and_its_traceb
     assert lines[0].endswith(f"stages/dpo.py --config {world.folder('round-1.dpo')}/config.yaml")
     assert lines[1] == f"last lines of runs/toy/{world.folder('round-1.dpo').name}/console.txt:"
     assert "  Traceback (most recent call last):" in lines
+
+
+def test_a_stage_that_ends_without_an_error_is_shown_with_its_last_line(capfd):
+    step, line = Step("rl", "rl", None, "rl", {}, {}, Launch()), "the engine that wraps the model: none"
+    failed = StageFailed(step, [], Path("console.txt"), [line], "ended with exit code 3", "", False, False)
+    report_failure(failed)
+    assert capfd.readouterr().err.startswith(f"error: rl failed: ended with exit code 3; its last line is {line!r}\n")
 
 
 def test_without_verbose_no_traceback_is_shown(world):
