@@ -190,3 +190,11 @@ def test_the_table_by_round_shows_what_each_task_costs():
     shown = dict(rounds.rows({"rounds": rounds_of}))  # pyright: ignore[reportArgumentType]
     assert shown["gsm8k"] == ["0.400 [0.31, 0.50]", "0.350 [0.31, 0.50]"]
     assert shown["gsm8k vs first"] == ["-", "-0.050 [-0.12, 0.02]"]
+    assert "RL reward" not in shown
+
+
+def test_the_table_by_round_shows_the_reward_and_the_kl_of_rl():
+    columns = {"round": 1, "policy": "p", "reasons": {}} | dict.fromkeys(column for column, _, _ in summary.columns())
+    rounds_of = [columns, columns | {"rl_reward": 18.4, "rl_kl": 1.25}]
+    shown = dict(rounds.rows({"rounds": rounds_of}))  # pyright: ignore[reportArgumentType]
+    assert (shown["RL reward"], shown["RL's KL"]) == (["-", "18.400"], ["-", "1.250"])
