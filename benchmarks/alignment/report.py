@@ -250,8 +250,9 @@ def draw(scores: Mapping[str, Scores], path: Path) -> None:
     axes.set(xlabel="round", ylabel="mean gold score of the held-out prompts", xticks=range(last + 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    for name, colour in ((FULL, "C0"), (STALE, "C3")):
-        for number, (kl, gold, proxy) in enumerate(proxies(name, list(scores.get(name, {})))):
+    for name in (name for name in (FULL, STALE) if name in scores):
+        colour = f"C{list(scores).index(name)}"
+        for number, (kl, gold, proxy) in enumerate(proxies(name, list(scores[name]))):
             label = name if not number else None
             curves.plot(np.sqrt(kl), gold, color=colour, marker="o", markersize=3, label=label and f"gold, {label}")
             if name == STALE:  # one reward model in all rounds, so its scores can be compared
