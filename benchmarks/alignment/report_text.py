@@ -54,8 +54,8 @@ STAGES_TEXT = """DPO alone is annotation and DPO, without a reward model, reject
 (`round_stages_from: {3: [annotate, dpo]}`), after two rounds of the full recipe. No DPO is rejection sampling and SFT
 (RAFT, arXiv 2304.06767) with a refitted reward model. A reward model that is not refitted is that of round 1 in all
 rounds: at the right of the plot its own reward goes on rising with the KL and gold does not, so it is overoptimised
-(Gao et al., arXiv 2210.10760). Another kind of CPU rounds differently, and one run of a seed may then end 0.02 apart, as
-the full recipe here and on [the page of rounds](alignment.md); all runs of a page are from one machine.
+(Gao et al., arXiv 2210.10760). Another kind of CPU rounds differently, and one run of a seed may then end 0.02 apart,
+as the full recipe here and on [the page of rounds](alignment.md); all runs of a page are from one machine.
 
 """
 
