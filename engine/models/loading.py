@@ -171,7 +171,13 @@ def load_with_info(cls: ModelClass, path: str | Path, **options: Any) -> tuple[P
     loaded = cls.from_pretrained(
         path, output_loading_info=True, use_safetensors=True, trust_remote_code=trusts_code(), **options
     )
-    return cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
+    model, info = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
+    for module in model.modules() if "quantization_config" in options else ():
+        # On a CPU with AVX512-BF16 bitsandbytes packs a 4-bit matrix anew at its first evaluation, which fails for one
+        # that is narrower than a block of 64, and the numbers would be others than on any other CPU.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return model, info
 
 
 @timing.part("load")

@@ -5,9 +5,10 @@ next prompts are prefilled when an answer to them begins. What is computed toget
 group that is generated again, or by another process, has the same answers bit by bit.
 """
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -184,15 +185,32 @@ def supports_shared_prompts(model: PreTrainedModel, *, longest: int) -> bool:
                 shared += logits_PV
                 for length in range(2):
                     shared += cache.step(rows, [ids[length] for _, ids in answers])
-            for ids in [*prompts, *(prompts[place] + ids[:end] for end in (1, 2) for place, ids in answers)]:
-                output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)  # pyright: ignore[reportCallIssue]
-                separate.append(output.logits[0, -1])
+            with computed_precision(model) as precisions:
+                for ids in [*prompts, *(prompts[place] + ids[:end] for end in (1, 2) for place, ids in answers)]:
+                    output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)  # pyright: ignore[reportCallIssue]
+                    separate.append(output.logits[0, -1])
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         log.info("the model does not support shared prompts: %s", error)
         return False
     shared_RV, separate_RV = torch.stack(shared[2:]).float(), torch.stack(separate[2:]).float()
     errors_R = (shared_RV - separate_RV).abs().amax(1) / separate_RV.abs().amax(1)
     # In half precision one row in ten of a real model is beyond the tolerance by rounding; a fault is in every row.
-    is_half = model.dtype != torch.float32
-    tolerance = TOLERANCES.get(str(model.dtype).removeprefix("torch."), TOLERANCES["bfloat16"])
-    return float(errors_R.median() if is_half else errors_R.max()) <= tolerance
+    (precision,) = precisions
+    tolerance = TOLERANCES.get(str(precision).removeprefix("torch."), TOLERANCES["bfloat16"])
+    return float(errors_R.max() if precision == torch.float32 else errors_R.median()) <= tolerance
+
+
+@contextlib.contextmanager
+def computed_precision(model: PreTrainedModel) -> Iterator[set[torch.dtype]]:
+    """The precision in which the model computes in the block: that of its weights, or that of autocast, by which a
+    policy in training is wrapped."""
+    found, device = set[torch.dtype](), model.device.type
+
+    def note(*_: object) -> None:
+        found.add(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype)
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()

@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +18,7 @@ from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.launch import command_line
+from pipeline.launch.processes import program
 from pipeline.launch.rows import ROW_STEPS
 from pipeline.plan import Model, Output, Step
 from pipeline.state.run import Run
@@ -59,10 +61,14 @@ def _write_rows(run: Run, step: Step, scratch: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(run.stage_config(step)))
     command = command_line.launch_command(step, folder)
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent)
-    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", check=False)
+    output: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    with program(command, env=env, **output) as process:
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        process.wait()
     if Artifact.read(folder) is None:
         outcome = read_json(folder / "outcome.json") or {}
-        last_line = done.stderr.strip().splitlines()[-1:]
+        last_line = errors.strip().splitlines()[-1:]
         cause = f"{step.name}: {outcome.get('cause') or ' '.join(last_line) or 'it did not finish'}"
         if outcome.get("kind") == "config":
             raise ConfigError(cause)

@@ -43,9 +43,9 @@ def test_variants_are_separate_steps_and_their_average_has_the_sections_name(pla
 
 
 def test_the_average_of_dpo_is_measured_against_its_parts_reference(plan, tmp_path):
-    steps = plan(f"dpo.variants={LEARNING_RATES}", "dpo.beta=0.3")
+    steps = plan(f"dpo.variants={LEARNING_RATES}", "dpo.beta=0.3", "dpo.bf16=false")
     assert steps["round-1.dpo"].inputs["reference_model"] == [Output("round-1.sft", "model")]
-    assert steps["round-1.dpo"].keys["stage_keys"] == {"beta": 0.3}
+    assert steps["round-1.dpo"].keys["stage_keys"] == {"beta": 0.3, "bf16": False}
     assert steps["round-1.evaluate_policy"].keys["policy_step"] == "round-1.dpo"
     assert "reference_model" not in plan(f"sft.variants={LEARNING_RATES}")["round-1.sft"].inputs
 

@@ -243,6 +243,13 @@ def test_a_budget_that_is_spent_at_the_start_is_an_error(tiny_model, tied_model,
     assert error_of(tmp_path / "rl").startswith("kl_budget=0.5 is spent before the first step: the policy is already ")
 
 
+def test_a_policy_in_mixed_precision_is_sampled_by_the_fast_sampler(tiny_model, files, tmp_path):
+    """Its weights are float32, and it computes in bfloat16 wherever it is called."""
+    record = run_here("rl", tmp_path / "rl", **keys(tiny_model, files, bf16=True, max_steps=1))
+    assert not [warning for warning in record.warnings if "generate()" in warning]
+    assert "generate()" not in log_of(tmp_path / "rl")
+
+
 def test_windows_without_variance_end_training(tiny_model, files, tmp_path):
     folder = tmp_path / "rl"
     assert call_stage("rl", folder, **keys(tiny_model, files, reward_functions=["toy_rewards:constant"])) == 1
