@@ -109,6 +109,13 @@ def stages() -> dict[str, StageDescription]:
     return {name: StageDescription.model_validate(stage) for name, stage in content.items()}
 
 
+# (stage, name of the key in other stages or in TRL) -> its name here, where the nearest name is another key.
+SAME_MEANING = {
+    ("rl", "max_new_tokens"): "max_completion_length",
+    ("rl", "max_prompt_length"): "max_prompt_tokens",
+}
+
+
 def elsewhere(name: str) -> str:
     """Which sections have a key of this name, for the end of an error message; empty where none has."""
     sections = [SECTIONS.get(stage, stage) for stage, description in stages().items() if name in description.keys]
@@ -127,7 +134,9 @@ def check_keys(stage: str, values: Values, *, where: str) -> Keys:
     typed: Keys = {}
     for name, value in values.items():
         if name not in keys:
-            hint = unquoted_hint(name) or nearest(str(name), list(keys)) or elsewhere(str(name))
+            meant = SAME_MEANING.get((stage, str(name)))
+            hint = f"; did you mean {meant!r}?" if meant else unquoted_hint(name) or nearest(str(name), list(keys))
+            hint = hint or elsewhere(str(name))
             raise ConfigError(f"{where}: unknown key {shown(name)} of stage {stage}{hint}")
         typed[name] = check_value(value, keys[name], where=f"{where}: {name}")
         if name in REPLACED_KEYS and typed[name] not in (None, False):

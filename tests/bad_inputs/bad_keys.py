@@ -46,6 +46,8 @@ LIMITS = [
     ("rl", "--num_generations 1", "num_generations=1: expected a number 2 or more"),
     ("rl", "--beta -1", "beta=-1.0: expected a number 0 or more"),
     ("rl", "--kl_budget 0", "kl_budget=0.0: expected a number above 0"),
+    ("rl", "--max_new_tokens", "unknown key 'max_new_tokens' of stage rl; did you mean 'max_completion_length'?"),
+    ("rl", "--max_prompt_length", "unknown key 'max_prompt_length' of stage rl; did you mean 'max_prompt_tokens'?"),
     ("rl", "--use_vllm", "unknown key 'use_vllm' of stage rl"),
     ("sft", "--global_batch_size 0", "global_batch_size=0: expected a number 1 or more"),
     ("sft", "--per_device_train_batch_size 0", "per_device_train_batch_size=0: expected a number 1 or more"),
