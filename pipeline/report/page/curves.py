@@ -55,6 +55,10 @@ class Curves:
             return ""
         (first, start), (last, end) = self.eval_loss[0], self.eval_loss[-1]
         best, lowest = min(self.eval_loss, key=lambda point: (point[1], point[0]))
+        if self.second == "reward":  # of RL, whose loss is minus the reward of a few sampled answers
+            return (
+                f"The held-out reward never rose above its value at the start, {-start:.4g}." if best == first else ""
+            )
         if best == first:
             return (
                 f"The held-out loss never fell below its value at the start, {start:.4g}: the learning rate is too "

@@ -52,6 +52,15 @@ def test_without_a_file_there_are_no_curves(tmp_path):
     assert read_curves(tmp_path / "metrics.jsonl").is_empty
 
 
+def test_rl_does_not_overfit_by_the_noise_of_its_rewards(tmp_path):
+    def remark_of(*rewards: float) -> str:
+        rows = [{"step": step, "eval_loss": -reward, "eval_reward": reward} for step, reward in enumerate(rewards)]
+        return curves_of(tmp_path, {"step": 1, "reward": 0.5}, *rows).remark
+
+    assert remark_of(0.25, 0.5, 0.375) == ""
+    assert remark_of(0.5, 0.25) == "The held-out reward never rose above its value at the start, 0.5."
+
+
 @pytest.mark.parametrize(
     ("losses", "words"),
     [
