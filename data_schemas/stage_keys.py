@@ -135,8 +135,8 @@ def check_keys(stage: str, values: Values, *, where: str) -> Keys:
     for name, value in values.items():
         if name not in keys:
             meant = SAME_MEANING.get((stage, str(name)))
-            hint = f"; did you mean {meant!r}?" if meant else unquoted_hint(name) or nearest(str(name), list(keys))
-            hint = hint or elsewhere(str(name))
+            named = f"; did you mean {meant!r}?" if meant else ""
+            hint = named or unquoted_hint(name) or nearest(str(name), list(keys)) or elsewhere(str(name))
             raise ConfigError(f"{where}: unknown key {shown(name)} of stage {stage}{hint}")
         typed[name] = check_value(value, keys[name], where=f"{where}: {name}")
         if name in REPLACED_KEYS and typed[name] not in (None, False):

@@ -11,6 +11,7 @@ prompts is saved, that of step 0 included.
 import logging
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
@@ -115,22 +116,22 @@ def make_trainer(
         seed=training.seed,
         round=arguments.round,
     )
-    sampling = SamplingSettings(
-        seed=f"{training.seed}/{stage.name}/{arguments.round}",
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        max_new_tokens=arguments.max_completion_length,
-        dtype=_sampling_dtype(arguments, training),
-        batch_size=arguments.generation_batch_size,
-        engine=arguments.engine,
-        vllm=arguments.vllm,
-        use_cpu=training.use_cpu,
-    )
     scoring = ScoringSettings(device_of(training.use_cpu), "auto", arguments.generation_batch_size)
     rewards = make_rewards(stage, arguments, tokenizer, scoring)
     prepare_config(training, arguments)
     policy = load_policy(model)
     adapters = adapters_of(model, policy, tokenizer)
+    sampling = SamplingSettings(
+        seed=f"{training.seed}/{stage.name}/{arguments.round}",
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_new_tokens=arguments.max_completion_length,
+        dtype=_sampling_dtype(arguments, training, policy.dtype),
+        batch_size=arguments.generation_batch_size,
+        engine=arguments.engine,
+        vllm=arguments.vllm,
+        use_cpu=training.use_cpu,
+    )
     reference_path = arguments.reference_model or path
     tokens = [encode_prompt(tokenizer, prompt.prompt, tools=prompt.tools) for prompt in held_out]
     trainer_class = RLOOLoopTrainer if arguments.algorithm == "rloo" else GRPOLoopTrainer
@@ -161,11 +162,12 @@ def make_trainer(
     )
 
 
-def _sampling_dtype(arguments: RLArguments, training: PolicyGradientConfig) -> str:
-    """The precision in which answers are sampled: of vLLM that in which the policy is trained."""
+def _sampling_dtype(arguments: RLArguments, training: PolicyGradientConfig, weights: torch.dtype) -> str:
+    """The precision in which answers are sampled: of vLLM that in which the policy computes."""
     if arguments.engine == "transformers":
         return "auto"
-    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    mixed = "bfloat16" if training.bf16 else "float16" if training.fp16 else ""
+    return mixed or str(weights).removeprefix("torch.")
 
 
 def main(stage: Stage, arguments: RLArguments, training: PolicyGradientConfig, model: ModelConfig) -> StageResult:

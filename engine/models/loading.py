@@ -173,8 +173,8 @@ def load_with_info(cls: ModelClass, path: str | Path, **options: Any) -> tuple[P
     )
     model, info = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
     for module in model.modules() if "quantization_config" in options else ():
-        # On a CPU with AVX512-BF16 bitsandbytes packs a 4-bit matrix anew at its first evaluation, which fails for one
-        # that is narrower than a block of 64, and the numbers would be others than on any other CPU.
+        # On a CPU with AVX512-BF16 bitsandbytes repacks a 4-bit matrix when it is first evaluated. This fails for a
+        # matrix that is narrower than a block of 64, and it rounds differently from every other CPU.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return model, info

@@ -37,14 +37,26 @@ def mismatch(policy_NC: torch.Tensor, sampled: Sequence[Sequence[float]], mask_N
 
 def metrics_of(found: Sequence[Mismatch]) -> dict[str, float]:
     """Metrics of all processes' answers, under TRL's names; of no tokens they are 0. All processes call this."""
-    own = [(one.differences.tolist(), one.ratios_N1.flatten().tolist()) for one in found]
-    every = gather_object(own)
-    differences = [value for part, _ in every for value in part]
-    ratios = [value for _, part in every for value in part]
+    parts = [(_summary(one.differences), _summary(one.ratios_N1)) for one in found]
+    every: list[tuple[list[float], list[float]]] = gather_object(parts)
+    differences, ratios = (_joined([pair[place] for pair in every]) for place in (0, 1))
     return {
-        "sampling/sampling_logp_difference/mean": sum(differences) / max(1, len(differences)),
-        "sampling/sampling_logp_difference/max": max(differences, default=0.0),
-        "sampling/importance_sampling_ratio/min": min(ratios, default=0.0),
-        "sampling/importance_sampling_ratio/mean": sum(ratios) / max(1, len(ratios)),
-        "sampling/importance_sampling_ratio/max": max(ratios, default=0.0),
+        "sampling/sampling_logp_difference/mean": differences["mean"],
+        "sampling/sampling_logp_difference/max": differences["max"],
+        "sampling/importance_sampling_ratio/min": ratios["min"],
+        "sampling/importance_sampling_ratio/mean": ratios["mean"],
+        "sampling/importance_sampling_ratio/max": ratios["max"],
     }
+
+
+def _summary(values: torch.Tensor) -> list[float]:
+    """Count, sum, lowest and highest; nothing of no values."""
+    return [values.numel(), *map(float, (values.sum(), values.min(), values.max()))] if values.numel() else []
+
+
+def _joined(summaries: Sequence[Sequence[float]]) -> dict[str, float]:
+    known = [summary for summary in summaries if summary]
+    if not known:
+        return {"mean": 0.0, "min": 0.0, "max": 0.0}
+    counts, sums, lowest, highest = zip(*known, strict=True)
+    return {"mean": sum(sums) / sum(counts), "min": min(lowest), "max": max(highest)}

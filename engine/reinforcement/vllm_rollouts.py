@@ -1,6 +1,6 @@
-"""Samples answers by vLLM from the weights of a model in training, which it gets anew after every change.
+"""Samples answers by vLLM from the weights of a model in training, which are sent to it after every change.
 
-The weights are written to a folder, from which vLLM loads them in place. Each process has a vLLM of its own, on the
+The weights are written to a folder, from which vLLM loads them in place. Each process has a separate vLLM, on the
 device that it trains on. Answers have the log-probs with which vLLM has sampled them: the trainer's own differ by
 rounding, and GRPO's loss is corrected for it (engine/reinforcement/mismatch.py).
 """

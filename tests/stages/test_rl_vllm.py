@@ -90,11 +90,12 @@ def test_vllm_gets_the_weights_whenever_they_have_changed(adapters, fake, keys, 
     assert not (folder / "checkpoints" / "vllm-weights").exists()
 
 
+@pytest.mark.parametrize("precision", [{"bf16": True}, {"bf16": False, "dtype": "bfloat16"}])
 @pytest.mark.parametrize("model", ["tiny_model", "tied_model"])
-def test_vllm_gets_the_weights_in_the_precision_of_training(model, fake, keys, tmp_path, request):
+def test_vllm_gets_the_weights_in_the_precision_of_training(model, precision, fake, keys, tmp_path, request):
     folder, start = tmp_path / "rl", request.getfixturevalue(model)
-    precision = {"bf16": True, "max_steps": 1}
-    run_here("rl", folder, **keys | {"model_name_or_path": start, **precision, **by_vllm(fake)})
+    given = keys | {"model_name_or_path": start, "max_steps": 1, "save_strategy": "no"}
+    run_here("rl", folder, **given | precision | by_vllm(fake))
     (load,) = fake.notes("load")
     assert load["dtype"] == "bfloat16"
     given, trained = load_file(tmp_path / "weights" / "1" / "model.safetensors"), weights_of(folder / "model")
