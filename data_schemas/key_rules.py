@@ -4,14 +4,15 @@ The pipeline checks a recipe's steps with it, and every stage its own command li
 """
 
 import datetime
-import re
 from collections.abc import Callable
 
+from data_schemas.answering_rules import check_annotation, check_people, check_rejection_sampling, one_of
 from data_schemas.curation_rules import check_curation, check_paraphrases
 from data_schemas.endpoints import parse_endpoints
 from data_schemas.errors import ConfigError, UserError
 from data_schemas.packages import is_installed, to_install
 from data_schemas.ranges import check_ranges
+from data_schemas.rows import STRENGTHS
 from data_schemas.splitting import Shares
 from data_schemas.stage_keys import Values, with_defaults
 from data_schemas.text import nearest, shown
@@ -52,14 +53,6 @@ def check_values(stage: str, values: Values, *, where: str) -> None:
         RULES.get(stage, lambda _: None)(values)
     except UserError as error:
         raise ConfigError(f"{where}: {error}") from None
-
-
-def _one_of(values: Values, *names: str) -> None:
-    given = [name for name in names if values[name]]
-    if len(given) > 1:
-        raise ConfigError(f"{given[0]} and {given[1]} are both given; set one of them to null")
-    if not given:
-        raise ConfigError(f"{', '.join(names[:-1])} or {names[-1]} is missing")
 
 
 def _packages(given: Values) -> None:
@@ -108,63 +101,18 @@ def check_batch(global_batch_size: int, micro_batch: int | None, *, processes: i
     raise ConfigError(f"global_batch_size={global_batch_size} {problem}; try {nearest_valid}")
 
 
-def _people(stage: str, values: Values) -> None:
-    """Rules of the stages in which people compare answers."""
-    names = values["people"] or []
-    defaults = with_defaults(stage, {})
-    if not names and any(values[key] != defaults[key] for key in ("people_budget", "people_overlap")):
-        raise ConfigError("people is missing: the names of those who compare answers, as in people: [ana, ben]")
-    for name in names:  # a page and a file bear it
-        if not re.fullmatch("[A-Za-z0-9_-]{1,40}", name):
-            raise ConfigError(f"people={shown(name)}: expected a name of at most 40 letters, digits, - and _")
-    if len({name.lower() for name in names}) < len(names):
-        raise ConfigError(f"people={shown(names)}: two of the names are the same; give each person a separate one")
-
-
-def _annotate(values: Values) -> None:
-    models = ("annotator_function", "annotator_models", "annotator_llm")
-    _people("annotate", values)
-    if values["people"] and not values["people_budget"]:
-        if named := [name for name in models if values[name]]:
-            raise ConfigError(
-                f"people and {named[0]} are both given; set people_budget, how many comparisons go to people after "
-                f"{named[0]} has judged, or leave one of them out"
-            )
-        if values["num_answers"] != 2:
-            raise ConfigError(f"people compare two answers to each prompt; num_answers={values['num_answers']}: set 2")
-    else:
-        _one_of(values, *models)
-    if values["second_opinion"] and not values["people_budget"]:
-        raise ConfigError("second_opinion chooses what people compare; set people and people_budget, or leave it out")
-    number, policies, margins = values["num_answers"], _num_policies(values), values["strength_margins"]
-    if number < max(2, policies):
-        raise ConfigError(
-            f"num_answers={number} is too few to compare answers of {policies} policies; try {max(2, policies)}"
-        )
-    if len(margins) != 3 or sorted(margins, reverse=True) != margins:
-        raise ConfigError(f"strength_margins={margins}: expected three falling score differences")
-    if values["keep_rankings"] and values["rejected"] == "random":
-        raise ConfigError("keep_rankings: true keeps all answers in order; it does not support rejected: random")
-
-
-def _num_policies(values: Values) -> int:
-    return len(values["policies"] or []) + len(values["other_policies"] or [])
-
-
 def _prepare_data(values: Values) -> None:
     evaluation = 0.0 if values["evaluation_prompts"] or values["make_data"] else values["evaluation_share"]
     Shares(evaluation=evaluation, judge=values["judge_share"], validation=values["validation_share"])
 
 
-def _rejection_sampling(values: Values) -> None:
-    number, least = values["num_answers"], max(2, _num_policies(values))
-    if number < least:
-        raise ConfigError(f"num_answers={number} is too few to choose the best answer among them; try {least}")
-    if (values["keep_by"] == "min_score") != (values["min_score"] is not None):
-        raise ConfigError("min_score and keep_by: min_score need each other; set both or neither")
-    limits = values["temperature_range"]
-    if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
-        raise ConfigError(f"temperature_range={limits}: expected [lowest, highest]")
+def _reward_model(values: Values) -> None:
+    margins = values["level_margins"]
+    if margins is not None and (len(margins) != len(STRENGTHS) or sorted(margins, reverse=True) != margins):
+        raise ConfigError(
+            f"level_margins={margins}: expected {len(STRENGTHS)} falling numbers, one for each strength from "
+            f"{STRENGTHS[0]} to {STRENGTHS[-1]}"
+        )
 
 
 def _evaluate_tasks(values: Values) -> None:
@@ -189,13 +137,13 @@ def _evaluate_policy(values: Values) -> None:
     if values["gate_max_task_fall"] is not None and not values["tasks"]:
         raise ConfigError("gate_max_task_fall has no tasks to compare; add a section evaluate_tasks, or leave it out")
     judges = ("judge_function", "judge_model", "judge_llm")
-    _people("evaluate_policy", values)
+    check_people("evaluate_policy", values)
     if values["people"] and values["people_budget"] is None:
         raise ConfigError("people_budget is missing: how many of the evaluation's comparisons people label, as in 200")
     if values["people"] and values["people_against"] == "baseline" and not values["baseline"]:
         raise ConfigError("people_against: baseline needs baseline, the model to compare with; give it")
     if any(values[name] for name in judges):
-        _one_of(values, *judges)
+        one_of(values, *judges)
         return
     defaults = with_defaults("evaluate_policy", {})
     for name in (
@@ -285,6 +233,13 @@ def check_average(values: Values, count: int) -> None:
 def _average_models(values: Values) -> None:
     count = len(values["models"] or [])
     check_average(values, count)
+    if not values["averaged_stage"]:
+        of_evaluation = ("eval_data", "train_data", "reference_model", "stage_keys")
+        if given := next((name for name in of_evaluation if values[name]), None):
+            raise ConfigError(f"{given} is for the evaluation; set averaged_stage, whose loss it is, or leave it out")
+        if values["weights"] == "greedy":
+            raise ConfigError("weights=greedy compares losses; set averaged_stage and eval_data, or give the weights")
+        return
     if values["averaged_stage"] == "dpo" and not values["reference_model"]:
         raise ConfigError("reference_model is missing: the loss of dpo is measured against the parts' reference")
     if not (values["eval_data"] or values["train_data"]):
@@ -317,8 +272,9 @@ RULES: dict[str, Callable[[Values], None]] = {
     "prepare_base": _prepare_base,
     "prepare_data": _prepare_data,
     "pretrain": _pretrain,
-    "annotate": _annotate,
-    "rejection_sampling": _rejection_sampling,
+    "annotate": check_annotation,
+    "rejection_sampling": check_rejection_sampling,
+    "reward_model": _reward_model,
     "evaluate_policy": _evaluate_policy,
     "evaluate_tasks": _evaluate_tasks,
     "average_models": _average_models,

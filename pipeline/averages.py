@@ -1,10 +1,12 @@
-"""The variants of a section in the plan: a step for each, and a step that averages their models."""
+"""The variants of a section in the plan: a step for each, and a step that averages their models. And the average of
+policies of different rounds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_schemas.stage_keys import Values, stages
+from data_schemas.stage_keys import Keys, Values, stages
 from pipeline.recipe.resolved import ResolvedSection
+from pipeline.recipe.sections import Launch
 from pipeline.steps import Output, Reference, Step, with_open_precision
 
 # Keys of training that the evaluation of a trained model does not read, so variants that differ in them are
@@ -23,6 +25,7 @@ ONLY_IN_TRAINING = (
     "eval_steps",
     "strengths",
     "max_similarity",
+    "level_margins",
     "train_data_shares",
     "eval_data_shares",
 )
@@ -54,13 +57,30 @@ def with_average(name: str, variants: Sequence[Step], section: ResolvedSection) 
     return [*distinct, _average_step(name, distinct, average, section.keys)]
 
 
+def average_across_rounds(name: str, trained: Step, policies: Sequence[Reference], weights: list[float]) -> Step:
+    """The step average_models of policies, of which the step `trained` wrote the last. It is not measured
+    on held-out rows: the round's evaluation measures it."""
+    keys = {**_runtime_keys(trained.keys), "weights": weights}
+    return Step(name, "average_models", trained.round, trained.section, keys, {"models": [*policies]}, _launch(trained))
+
+
+def _runtime_keys(values: Values) -> Keys:
+    """The values that average_models has too and that are no part of a step's identity."""
+    known = stages()["average_models"].keys
+    return {key: value for key, value in values.items() if key in known and known[key].role == "runtime"}
+
+
+def _launch(part: Step) -> Launch:
+    """How an average is launched: it evaluates without training, for which FSDP2 does not wrap a model."""
+    return part.launch.model_copy(update={"profile": "ddp"}) if part.launch.profile == "fsdp2" else part.launch
+
+
 def _average_step(name: str, parts: Sequence[Step], average: Values, values: Values) -> Step:
     """The step average_models. It is evaluated on the held-out rows of all its parts, with the section's `values`."""
     first = parts[0]
     values = with_open_precision(first.stage, values, first.launch)
-    known, known_to_parts = stages()["average_models"].keys, stages()[first.stage].keys
-    keys = {key: value for key, value in values.items() if key in known and known[key].role == "runtime"}
-    keys |= average
+    known_to_parts = stages()[first.stage].keys
+    keys = _runtime_keys(values) | dict(average)
     keys |= {
         "averaged_stage": first.stage,
         "part_names": [part.name for part in parts],
@@ -75,6 +95,4 @@ def _average_step(name: str, parts: Sequence[Step], average: Values, values: Val
         inputs[side] = list(dict.fromkeys(reference for part in parts for reference in part.inputs[side]))
     if first.stage == "dpo":
         inputs["reference_model"] = first.inputs.get("reference_model", first.inputs["model_name_or_path"])
-    # It evaluates without training, for which FSDP2 does not wrap a model.
-    launch = first.launch.model_copy(update={"profile": "ddp"}) if first.launch.profile == "fsdp2" else first.launch
-    return Step(name, "average_models", first.round, first.section, keys, inputs, launch)
+    return Step(name, "average_models", first.round, first.section, keys, inputs, _launch(first))

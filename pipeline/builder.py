@@ -5,10 +5,22 @@ from dataclasses import dataclass, field, replace
 
 from data_schemas.curation_rules import is_mix_of_sources
 from data_schemas.stage_keys import Keys, Values
-from pipeline.averages import with_average
+from pipeline.averages import average_across_rounds, with_average
 from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import Inputs, Model, Output, Reference, Split, Step, file_of, make_step, source_steps, split_of
+from pipeline.steps import (
+    BestPolicy,
+    Inputs,
+    Model,
+    Output,
+    Reference,
+    Split,
+    Step,
+    file_of,
+    make_step,
+    source_steps,
+    split_of,
+)
 
 CURATED = ("documents", "instructions", "preferences", "prompts")  # kinds of rows, as prepare_data names them
 SAMPLES = {"num_prompts": 8, "num_answers": 1}  # what an evaluation without a judge samples
@@ -152,6 +164,20 @@ class Plan:
         *parts, last = with_average(name, steps, resolved)
         self.steps.extend(parts)
         return Output(self._add_unless_repeated(last), "model")
+
+    def parts_of(self, model: Output) -> list[Output]:
+        """The models of the variants whose average this model is; itself where it is not an average."""
+        step = next(step for step in self.steps if step.name == model.step)
+        parts = step.inputs["models"] if step.stage == "average_models" else [model]
+        return [part for part in parts if isinstance(part, Output)]
+
+    def average_with_best(self, round_number: int, best: Output | BestPolicy, trained: Output) -> Output:
+        """Adds the step that averages the best policy before a round with the one that the round has trained, and
+        returns its model."""
+        step = next(step for step in self.steps if step.name == trained.step)
+        name, weight = step_name("average", round_number), self.recipe.average_with_best
+        average = average_across_rounds(name, step, [best, trained], [weight, 1.0 - weight])
+        return Output(self._add_unless_repeated(average), "model")
 
     def evaluate(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:
         """Adds the evaluation of a policy and returns the name of its step."""

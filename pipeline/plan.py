@@ -1,4 +1,5 @@
-"""The plan of a run: a recipe becomes a list of steps. Planning runs nothing and reads no data. Read this file first.
+"""The plan of a run: a recipe becomes a list of steps. Planning runs nothing and reads no data. Read this file first,
+then foundation.py, what is planned before the rounds.
 
 `make_plan` describes the training loop: the data and the base model, the first policy, then the rounds. An input of a
 step is a reference to an output of an earlier step, so the fingerprint of every step (a hash of its keys and inputs) is
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 
 from data_schemas.errors import ConfigError
 from pipeline.builder import Plan
+from pipeline.foundation import Foundation, plan_base, plan_data, plan_data_and_base, plan_judge, plan_pretraining
+from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
 from pipeline.steps import (
     BestPolicy,
@@ -26,16 +29,6 @@ from pipeline.steps import (
 )
 
 
-@dataclass(frozen=True)
-class Foundation:
-    """What all rounds share."""
-
-    base: Output
-    instructions: Split  # written by people
-    prompts: Inputs  # prompt inputs of the stages that generate answers
-    evaluation: Inputs | None  # of every evaluation: held-out prompts and the judge; None: the recipe has no judge
-
-
 @dataclass
 class Progress:
     """What the rounds so far have produced."""
@@ -45,6 +38,7 @@ class Progress:
     evaluations: list[str] = field(default_factory=list)  # the evaluation step of each policy
     preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
     winners: list[Split] = field(default_factory=list)  # batches of rejection sampling's winners, likewise
+    candidates: list[Output] = field(default_factory=list)  # all its answers with their scores, likewise
     reward_model: Output | None = None
 
     @property
@@ -86,80 +80,6 @@ def plan_loop(plan: Plan) -> None:
         progress.preferences.append(plan.split("preferences", optional=optional))
     for number in range(1, recipe.rounds + 1):
         plan_round(plan, number, foundation, progress)
-
-
-def plan_data_and_base(plan: Plan) -> Foundation:
-    """The steps before round 0: data, base model, and a judge if the recipe names none."""
-    recipe = plan.recipe
-    data = plan_data(plan, is_evaluated=recipe.evaluates_policies, is_pretrained=recipe.section("pretrain").is_in_file)
-    prompts = plan.split("prompts")
-    base = plan_base(plan)
-    evaluation = plan_judge(plan, data, base) if recipe.evaluates_policies else None
-    return Foundation(
-        base=base,
-        instructions=plan.split("instructions"),
-        prompts={"prompts": prompts.train, "validation_prompts": prompts.validation},
-        evaluation=evaluation,
-    )
-
-
-def plan_data(plan: Plan, *, is_evaluated: bool, is_pretrained: bool) -> str:
-    """The step that prepares the data, and those that curate its training rows and paraphrase its training prompts if
-    the recipe has sections for it. Returns the name of the first."""
-    data = plan.add_data(is_evaluated=is_evaluated)
-    section = plan.recipe.section("curate")
-    if section.is_in_file:
-        given = plan.recipe.base_model
-        tokenizer = Model(given) if given else None
-        if given and not is_pretrained and section.keys.get("mix_tokens"):
-            tokenizer = plan_base(plan)  # its chat template is the one that the rows will have
-        plan.curate_data(data, tokenizer)
-    if plan.recipe.section("paraphrase").is_in_file:
-        plan.paraphrase_prompts()
-    return data
-
-
-def plan_base(plan: Plan) -> Output:
-    """The base model: given, pretrained from random weights, or given and pretrained further. Then it is prepared.
-
-    A given model whose tokenizer is extended is prepared first, so that its new tokens are pretrained.
-    """
-    recipe = plan.recipe
-    given = None if recipe.base_model is None else Model(recipe.base_model)
-    if given is None:
-        return prepare(plan, plan_pretraining(plan, None))
-    if not recipe.section("pretrain").is_in_file:
-        return prepare(plan, given)
-    if recipe.section("prepare_base").keys.get("extend_tokenizer"):
-        return plan_pretraining(plan, prepare(plan, given))
-    return prepare(plan, plan_pretraining(plan, given))
-
-
-def prepare(plan: Plan, model: Reference) -> Output:
-    needs_system = {"needs_system_role": True} if has_system_prompts(plan.recipe) else {}
-    return Output(plan.add("prepare_base", inputs={"model_name_or_path": model}, keys=needs_system), "model")
-
-
-def plan_pretraining(plan: Plan, start: Reference | None) -> Output:
-    """The step that pretrains a model from `start`; None: from random weights."""
-    documents = plan.split("documents")
-    inputs: dict[str, Reference] = {"train_data": documents.train, "eval_data": documents.validation}
-    if start is not None:
-        inputs["model_name_or_path"] = start
-    return Output(plan.add("pretrain", inputs=inputs), "model")
-
-
-def plan_judge(plan: Plan, data: str, base: Output) -> Inputs:
-    """What every evaluation reads: the held-out prompts, and a judge that is trained if the recipe names none."""
-    evaluation: dict[str, Reference] = {"prompts": Output(data, "evaluation_prompts")}
-    if not plan.recipe.names_judge:
-        inputs = {
-            "model_name_or_path": base,
-            "train_data": Output(data, "preferences.judge"),  # pairs that no reward model of a round is trained on
-            "eval_data": Output(data, "preferences.judge_validation", optional=True),
-        }
-        evaluation["judge_model"] = Output(plan.add("judge", inputs=inputs), "model")
-    return evaluation
 
 
 def plan_one_pass(plan: Plan, stages: Sequence[str]) -> None:
@@ -219,23 +139,34 @@ def plan_tasks(plan: Plan, number: int | None, progress: Progress) -> Inputs:
     return {"tasks": [EvaluationFolder(name) for name in progress.tasks]}
 
 
-def has_system_prompts(recipe: Recipe) -> bool:
-    """Whether a round samples answers under system messages, which the base model's chat template must support."""
-    return any(
-        "rejection_sampling" in recipe.stages_of_round(number)
-        and recipe.section("rejection_sampling", number).keys.get("system_prompts")
-        for number in range(1, recipe.rounds + 1)
-    )
+def rank_by(plan: Plan, number: int, reward_model: Output | None) -> Inputs:
+    """The reward models of rejection sampling: the newest one; with `vote`, its variants in place of their average."""
+    if reward_model is None:
+        return {}
+    votes = plan.recipe.section("rejection_sampling", number).keys.get("vote") is not None
+    first, *others = plan.parts_of(reward_model) if votes else [reward_model]
+    return {"reward_model": first, **({"other_reward_models": others} if others else {})}
+
+
+def earlier_scores(plan: Plan, section: Section, number: int, progress: Progress) -> Inputs:
+    """The answers that rejection sampling has scored so far, where a section draws the hardest prompts first."""
+    is_by_difficulty = plan.recipe.section(section, number).keys.get("prompt_order") == "hardest_first"
+    return {"earlier_candidates": progress.candidates} if is_by_difficulty and progress.candidates else {}
 
 
 def plan_dpo(plan: Plan, number: int, start: Output | BestPolicy, progress: Progress) -> Output:
-    """DPO in a round, on the most recent pairs. `start` is the SFT model of the round, or the best policy so far."""
+    """DPO in a round, on the most recent batches of pairs, and of older ones on a smaller share.
+
+    `start` is the SFT model of the round, or the best policy so far.
+    """
     recipe = plan.recipe
     reference = {"reference_model": progress.policies[0]} if recipe.dpo_reference == "first" else {}
     models = {"model_name_or_path": start, **reference}
     batches = [variant.dpo_batches for variant in recipe.section("dpo", number).variants]
     data = [progress.preferences[-num_batches:] for num_batches in batches]
-    return plan.train_variants("dpo", number, inputs=[models | training_inputs(splits) for splits in data])
+    shares = [[recipe.dpo_batch_decay**age for age in reversed(range(len(splits)))] for splits in data]
+    keys = [{"train_data_shares": given if min(given) < 1 else None} for given in shares]
+    return plan.train_variants("dpo", number, inputs=[models | training_inputs(splits) for splits in data], keys=keys)
 
 
 def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progress) -> None:
@@ -255,6 +186,7 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         else:
             judges = {} if recipe.names_annotator(number) else {"annotator_models": progress.reward_model}
         inputs = {**foundation.prompts, "policies": policies, **judges}
+        inputs |= earlier_scores(plan, "annotate", number, progress)
         annotate = plan.add("annotate", number, inputs=inputs, keys={"round": number})
         progress.preferences.append(split_of(annotate, "pairs"))
 
@@ -271,10 +203,12 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
     if "rejection_sampling" in stages_of_round:
         sampled = best_two if policy == best else [policy, best]
         policies = sampled if recipe.sampling_policies == "best_two" else sampled[:1]
-        reward_model = {"reward_model": progress.reward_model} if progress.reward_model else {}
-        inputs = {**foundation.prompts, "policies": policies, **reward_model}
+        reward_models = rank_by(plan, number, progress.reward_model)
+        scores = earlier_scores(plan, "rejection_sampling", number, progress)
+        inputs = {**foundation.prompts, "policies": policies, **reward_models, **scores}
         sampling = plan.add("rejection_sampling", number, inputs=inputs, keys={"round": number})
         progress.winners.append(split_of(sampling, "winners"))
+        progress.candidates.append(Output(sampling, "candidates"))
 
     if "sft" in stages_of_round:
         start = {"model_name_or_path": policy if recipe.sft_from == "best" else foundation.base}
@@ -302,6 +236,8 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
             f"{recipe.path}: round {number} trains no new policy: {recipe.key_of_stages(number)} has "
             "neither rejection_sampling with sft, nor dpo, nor rl"
         )
+    if recipe.average_with_best:
+        policy = plan.average_with_best(number, best, policy)
     progress.policies.append(policy)
     tasks = plan_tasks(plan, number, progress)
     if foundation.evaluation is None:

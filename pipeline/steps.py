@@ -87,6 +87,11 @@ class Step:
     launch: Launch
 
 
+def is_average_across_rounds(step: Step) -> bool:
+    """Whether the step averages policies of different rounds, and not the variants of a section."""
+    return step.stage == "average_models" and "averaged_stage" not in step.keys
+
+
 def source_steps(step: Step) -> list[str]:
     """The steps that a step reads from, each once. For the best policy so far it is the step that chooses it."""
     references = (item for items in step.inputs.values() for item in items)

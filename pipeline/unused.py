@@ -31,6 +31,18 @@ def check_unused(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
     ]
 
 
+def _without_effect(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
+    """A sentence for each key whose condition no round of the plan meets."""
+    if recipe.dpo_batch_decay < 1 and not any(
+        "train_data_shares" in step.keys for step in steps if step.stage == "dpo"
+    ):
+        yield "dpo_batch_decay is not used: DPO is trained on one batch of pairs in every round; see dpo_batches"
+    for name in ("annotate", "rejection_sampling"):
+        ordered = [step for step in steps if step.stage == name and step.keys.get("prompt_order") == "hardest_first"]
+        if ordered and not any("earlier_candidates" in step.inputs for step in ordered):
+            yield f"{name}.prompt_order is not used: no round before has rejection_sampling, whose rewards it needs"
+
+
 def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     used = {step.section for step in steps}
     has_no_round = recipe.stages is None and not recipe.rounds  # `rounds: 0` says itself what is left out
@@ -44,6 +56,7 @@ def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
         for name, section in sections.items():
             if section.is_in_round and name in used and (name, number) not in run:
                 yield f"by_round.{number}.{name} is not used: round {number} runs no step of {name}"
+    yield from _without_effect(recipe, steps)
     data = recipe.section("data").keys
     for kind, stages in READERS.items():
         if kind == "preferences" and data.get("chosen_as_instructions"):

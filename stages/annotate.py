@@ -32,7 +32,7 @@ from engine.runtime.keys import key_field
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 from engine.sampling.answering import AnsweringArguments, answer_round
 from engine.sampling.answers import Answer
-from engine.sampling.prompts import Side, draw_both_sides, write_both_sides
+from engine.sampling.prompts import PROMPT_ORDER_HELP, PromptOrder, Side, draw_both_sides, write_both_sides
 from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 4
@@ -65,6 +65,10 @@ class AnnotateArguments(PeopleArguments, LLMJudgeArguments, AnsweringArguments):
     keep_rankings: bool = key_field(False, "keep the answers between the best and the worst: rows are rankings")
     num_prompts: int | None = key_field(None, "prompts drawn; null: all", minimum=1)
     num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all", minimum=0)
+    prompt_order: PromptOrder = key_field("random", PROMPT_ORDER_HELP, omitted_at_default=True)
+    earlier_candidates: list[str] | None = key_field(
+        None, "answers of earlier rounds with their rewards, for prompt_order", role="rows", omitted_at_default=True
+    )
     round: int = key_field(1, "each round draws the next prompts", minimum=0, maximum=10**6)
     strength_margins: list[float] = key_field(
         [1.0, 0.5, 0.25], "score difference from which a pair is significantly better, better, slightly better"

@@ -2,7 +2,8 @@
 
 As in Llama 3 (arXiv 2407.21783, 4.1.5) for reward models, SFT and DPO. The paper does not give the weights: here they
 are equal, given, or found greedily (model soups, arXiv 2203.05482, recipe 1); slerp is for two models. The average and
-each of its parts are evaluated on the same held-out rows with the training stage's own loss.
+each of its parts are evaluated on the same held-out rows with the training stage's own loss. Policies of different
+rounds (WARP, arXiv 2406.16768) have no `averaged_stage` in common and are not evaluated here.
 
     accelerate launch stages/average_models.py --config configs/stages/average_models.yaml --weights greedy
 """
@@ -66,7 +67,9 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class AverageModelsArguments(LoadingArguments):
     models: list[str] = required_field("folders of the models to average", role="model")
-    averaged_stage: Literal["sft", "reward_model", "dpo"] = required_field("the stage that trained them")
+    averaged_stage: Literal["sft", "reward_model", "dpo"] | None = key_field(
+        None, "the stage that trained them, by whose loss they are evaluated; null: they are not"
+    )
     weights: str | list[float] = key_field("uniform", "uniform, greedy (by eval loss), or a number a model", minimum=0)
     method: Literal["linear", "slerp"] = key_field("linear", "weighted mean, or the arc between two models")
     fraction: float = key_field(
@@ -91,8 +94,10 @@ class Evaluation:
     """The training stage's evaluation of one model after another, on rows that are read and tokenized once."""
 
     def __init__(self, stage: Stage, arguments: AverageModelsArguments) -> None:
-        self.stage, self.method = stage, METHODS[arguments.averaged_stage]
-        given = check_keys(arguments.averaged_stage, arguments.stage_keys, where=f"{stage.name}: stage_keys")
+        averaged_stage = arguments.averaged_stage
+        assert averaged_stage, "without it nothing is evaluated"
+        self.stage, self.method = stage, METHODS[averaged_stage]
+        given = check_keys(averaged_stage, arguments.stage_keys, where=f"{stage.name}: stage_keys")
         self.values = (
             {"seed": arguments.seed}
             | given
@@ -156,14 +161,14 @@ def make_average(stage: Stage, arguments: AverageModelsArguments, weights: Seque
 
 
 def choose_weights(
-    stage: Stage, arguments: AverageModelsArguments, evaluate: Evaluation, losses: Sequence[float]
+    stage: Stage, arguments: AverageModelsArguments, evaluate: Evaluation | None, losses: Sequence[float]
 ) -> list[float]:
     """One weight a model, sum 1; `losses` are the models' own. The greedy ones are found by evaluating averages."""
     if arguments.method == "slerp":
         return [1 - arguments.fraction, arguments.fraction]
     if isinstance(arguments.weights, list):
         return normalised(arguments.weights)
-    if arguments.weights == "greedy":
+    if evaluate is not None and arguments.weights == "greedy":
         return greedy_weights(losses, lambda weights: evaluate(make_average(stage, arguments, weights))["eval_loss"])
     return normalised([1.0] * len(arguments.models))
 
@@ -182,23 +187,24 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
             shutil.rmtree(leftover)
     arguments = with_plain_models(stage, arguments)
     check_same_architecture([Path(folder) for folder in arguments.models])
-    evaluate = Evaluation(stage, arguments)
-    losses = [evaluate(folder)["eval_loss"] for folder in arguments.models]
+    evaluate = Evaluation(stage, arguments) if arguments.averaged_stage else None
+    losses = [evaluate(folder)["eval_loss"] for folder in arguments.models] if evaluate else []
 
     weights = choose_weights(stage, arguments, evaluate, losses)
     average = make_average(stage, arguments, weights)
-    metrics = evaluate(average)
-    if not math.isfinite(metrics["eval_loss"]):
+    metrics = evaluate(average) if evaluate else {}
+    if evaluate and not math.isfinite(metrics["eval_loss"]):
         raise StageError("the average's eval_loss is nan or infinite")
 
-    names = arguments.part_names or [str(number) for number in range(1, len(losses) + 1)]
-    metrics |= {f"eval_loss_of_{name}": loss for name, loss in zip(names, losses, strict=True)}
+    names = arguments.part_names or [str(number) for number in range(1, len(weights) + 1)]
+    metrics |= {f"eval_loss_of_{name}": loss for name, loss in zip(names, losses, strict=False)}
     metrics |= {f"weight_of_{name}": weight for name, weight in zip(names, weights, strict=True)}
     if stage.is_main:
         shutil.rmtree(stage.folder / "model", ignore_errors=True)
         average.rename(stage.folder / "model")
         check_weights(stage.folder / "model")
-    return StageResult(outputs={"model": "model"}, metrics={**metrics}, contract=contract_of(evaluate.tokenizer))
+    contract = contract_of(load_tokenizer(arguments.models[0]))
+    return StageResult(outputs={"model": "model"}, metrics={**metrics}, contract=contract)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ class DPOArguments(PreferenceArguments):
     ranking_pairs: Literal["best_worst", "all"] = key_field(
         "best_worst", "pairs made from a ranking: its best against its worst answer, or all pairs"
     )
+    train_data_shares: list[float] | None = key_field(
+        None, "share kept of each file of train_data; null: all", minimum=0, maximum=1, omitted_at_default=True
+    )
     reference_model: str | None = key_field(None, "the reference policy; null: the model it starts from", role="model")
 
 
@@ -91,8 +94,8 @@ def encoder(tokenizer: PreTrainedTokenizerBase, arguments: DPOArguments) -> tupl
 
 
 def read_rows(stage: Stage, arguments: DPOArguments, *, seed: int) -> SplitRows[PreferencePair]:
-    """The training pairs and the held-out ones; `seed` is not used."""
-    train, held_out = split_rows(stage, arguments, read_pairs)
+    """The training pairs and the held-out ones; `seed` draws the share that is kept of a file."""
+    train, held_out = split_rows(stage, arguments, read_pairs, shares=arguments.train_data_shares, seed=seed)
     train, dropped = select_pairs(stage, arguments, train)
     if arguments.ranking_pairs == "all":
         train, held_out = ([pair for row in rows for pair in all_pairs(row)] for rows in (train, held_out))

@@ -21,14 +21,22 @@ from data_schemas.reading import write_rows
 from data_schemas.rows import Candidate, Candidates, Conversation, Dropped, Message, Prompt, tag_of
 from data_schemas.stage_keys import StageTraits
 from engine.endpoints.paid_answers import endpoint_metrics
-from engine.judging.scoring import RewardModelScorer, score_by_prompt, scored_candidates
+from engine.judging.ensemble import EnsembleScorer
+from engine.judging.scoring import RewardModelScorer, Scorer, score_by_prompt, scored_candidates
 from engine.judging.shared_scoring import ScoringSettings
 from engine.models.policy_tokenizer import load_policy_tokenizer
 from engine.runtime.keys import key_field, required_field
 from engine.runtime.stage import Stage, StageResult, format_counts, run_stage
 from engine.sampling.answering import AnsweringArguments, answer_round
 from engine.sampling.answers import Answer
-from engine.sampling.prompts import Side, draw_both_sides, with_system_prompt, write_both_sides
+from engine.sampling.prompts import (
+    PROMPT_ORDER_HELP,
+    PromptOrder,
+    Side,
+    draw_both_sides,
+    with_system_prompt,
+    write_both_sides,
+)
 from engine.tokens.contract import contract_of
 
 RECIPE_VERSION = 4
@@ -47,6 +55,15 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class RejectionSamplingArguments(AnsweringArguments):
     reward_model: str = required_field("the reward model that ranks", role="model")
+    other_reward_models: list[str] | None = key_field(
+        None, "more reward models, which rank together with it by `vote`", role="model", omitted_at_default=True
+    )
+    vote: Literal["mean", "worst"] | None = key_field(
+        None,
+        "how several reward models rank: by the mean or by the worst of their standardised scores (arXiv 2310.02743); "
+        "in a recipe they are the variants of reward_model, whose average ranks where this is null",
+        omitted_at_default=True,
+    )
     num_answers: int = key_field(8, "K, answers to each prompt, over all policies", minimum=1, maximum=100_000)
     temperature_range: list[float] | None = key_field(
         None, "[lowest, highest]: each prompt draws its temperature", minimum=0
@@ -57,6 +74,10 @@ class RejectionSamplingArguments(AnsweringArguments):
     keep_system_prompt: bool = key_field(False, "keep the drawn system prompt in the winner's row")
     num_prompts: int | None = key_field(None, "prompts drawn; null: all", minimum=1)
     num_validation_prompts: int | None = key_field(None, "held-out prompts drawn; null: all", minimum=0)
+    prompt_order: PromptOrder = key_field("random", PROMPT_ORDER_HELP, omitted_at_default=True)
+    earlier_candidates: list[str] | None = key_field(
+        None, "answers of earlier rounds with their rewards, for prompt_order", role="rows", omitted_at_default=True
+    )
     round: int = key_field(1, "each round draws the next prompts", minimum=0, maximum=10**6)
     keep_by: Literal["rank", "min_score", "top_quartile"] = key_field(
         "rank", "which of a prompt's num_winners best win: all, by score, or in the top quartile of all prompts' best"
@@ -177,13 +198,20 @@ def metrics_of(
     }
 
 
+def scorer_of(stage: Stage, arguments: RejectionSamplingArguments) -> Scorer:
+    settings, others = ScoringSettings.of(arguments), arguments.other_reward_models
+    if not others or arguments.vote is None:
+        return RewardModelScorer(stage, arguments.reward_model, settings)
+    return EnsembleScorer(stage, [arguments.reward_model, *others], arguments.vote, settings)
+
+
 def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
     draw = draw_both_sides(arguments, purpose="rejection_sampling")
     drawn = draw.prompts
     requests = [request_for(prompt, arguments) for _, prompt in drawn]
     log.info("%d prompts x %d answers", len(drawn), arguments.num_answers)
     answers = answer_round(stage, arguments, requests, num_answers=arguments.num_answers, round=arguments.round)
-    scorer = RewardModelScorer(stage, arguments.reward_model, ScoringSettings.of(arguments))
+    scorer = scorer_of(stage, arguments)
     scores = score_by_prompt(scorer, "scores", answers)
 
     groups = [choose_winners(*scored, arguments) for scored in zip(answers, scores, strict=True)]

@@ -39,6 +39,7 @@ WINGS = {
         "steps",
         "averages",
         "builder",
+        "foundation",
         "plan",
         "unused",
         "state",

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from data_schemas.errors import ConfigError
 from data_schemas.rows import Strength
+from engine.judging.ensemble import check_same_template
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, score_by_prompt
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import load_tokenizer
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
 
@@ -69,14 +68,7 @@ class RewardModelAnnotator:
     settings: ScoringSettings
 
     def __post_init__(self) -> None:
-        first = load_tokenizer(self.paths[0])
-        for path in self.paths[1:]:
-            other = load_tokenizer(path)
-            if other.chat_template != first.chat_template:
-                raise ConfigError(
-                    f"the reward models {self.paths[0]} and {path} have different chat templates: "
-                    "they would score different texts; give models with the same template"
-                )
+        check_same_template(self.paths)
 
     def __call__(self, answers: Sequence[Sequence[Answer]]) -> list[Judgement]:
         voters = [

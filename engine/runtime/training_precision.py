@@ -20,8 +20,10 @@ def resolve(stage: str, values: Values) -> Keys:
     An average is evaluated with the keys of the stage that trained its parts, where the same holds.
     """
     if stage == "average_models":
+        if not (averaged_stage := values.get("averaged_stage")):
+            return dict(values)
         inner = values.get("stage_keys") or {}
-        chosen = _resolve(values["averaged_stage"], inner, on_cpu=is_on_cpu(values))
+        chosen = _resolve(averaged_stage, inner, on_cpu=is_on_cpu(values))
         return {**values, "stage_keys": chosen} if chosen != inner else dict(values)
     return _resolve(stage, values, on_cpu=is_on_cpu(values))
 

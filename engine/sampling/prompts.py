@@ -1,16 +1,25 @@
 """Which prompts a round uses, and the files of the rows that are written for them, by side."""
 
 import hashlib
+import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
-from data_schemas.reading import read_prompts, write_rows
-from data_schemas.rows import Message, Prompt, Row, tag_of
+from data_schemas.reading import read_prompts, read_rows, write_rows
+from data_schemas.rows import Candidates, Message, Prompt, Row, tag_of
 from engine.runtime import timing
 from engine.runtime.stage import Stage
 
+log = logging.getLogger(__name__)
 Side = Literal["train", "validation"]
+PromptOrder = Literal["random", "hardest_first"]
+PROMPT_ORDER_HELP = (
+    "which prompts are drawn: the next ones of a random order, or first those whose answers had the most different "
+    "rewards in earlier rounds (after eva, arXiv 2411.00062)"
+)
 
 
 class RoundKeys(Protocol):
@@ -20,6 +29,8 @@ class RoundKeys(Protocol):
     validation_prompts: list[str] | None
     num_prompts: int | None
     num_validation_prompts: int | None
+    prompt_order: PromptOrder
+    earlier_candidates: list[str] | None
     seed: int
     round: int
 
@@ -34,6 +45,26 @@ def draw_prompts(
         return order
     start = (max(round, 1) - 1) * count % len(order)
     return (order + order)[start : start + count]
+
+
+def difficulties(files: Sequence[str]) -> dict[str, float]:
+    """The standard deviation of the rewards of a prompt's answers, by the prompt's group; of a later file where several
+    have the group, and the mean where a file has it several times."""
+    newest: dict[str, float] = {}
+    for file in files:
+        spreads: dict[str, list[float]] = defaultdict(list)
+        for group in read_rows(Path(file), Candidates):
+            if group.spread is not None:
+                spreads[group.group_id].append(group.spread)
+        newest |= {name: sum(values) / len(values) for name, values in spreads.items()}
+    return newest
+
+
+def hardest_first(prompts: Sequence[Prompt], difficulty: Mapping[str, float]) -> list[Prompt]:
+    """The prompts by falling difficulty. Those that have none are taken for one of mean difficulty; equal ones keep
+    their order."""
+    mean = sum(difficulty.values()) / max(1, len(difficulty))
+    return sorted(prompts, key=lambda row: -difficulty.get(row.group_id, mean))
 
 
 def num_seen_before(total: int, count: int | None, *, round: int) -> int:
@@ -63,9 +94,15 @@ def draw_both_sides(keys: RoundKeys, *, purpose: str) -> Draw:
     for side, files, count in sides:
         rows = read_prompts(files).rows if files else []
         chosen = draw_prompts(rows, count, seed=keys.seed, purpose=purpose, round=keys.round)
-        drawn.extend((side, row) for row in chosen)
         if side == "train":
             num_seen = num_seen_before(len(rows), count, round=keys.round)
+            if keys.prompt_order == "hardest_first" and not keys.earlier_candidates:
+                log.info("prompt_order: no earlier answers are known, so the prompts are drawn in random order")
+            elif keys.earlier_candidates:
+                known = difficulties(keys.earlier_candidates)
+                chosen = hardest_first(draw_prompts(rows, None, seed=keys.seed, purpose=purpose), known)[:count]
+                num_seen = sum(row.group_id in known for row in chosen)
+        drawn.extend((side, row) for row in chosen)
     return Draw(drawn, num_seen)
 
 

@@ -14,7 +14,7 @@ field invalidates tables that earlier runs wrote.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 from data_schemas.rows import Dropped
@@ -78,7 +78,7 @@ class TokenRow(ABC):
     @classmethod
     def column_names(cls) -> tuple[str, ...]:
         """The names of the table's columns, in order."""
-        return tuple(field.name for field in fields(cls))  # pyright: ignore[reportArgumentType] - all are dataclasses
+        return tuple(column.name for column in fields(cls))  # pyright: ignore[reportArgumentType] - all are dataclasses
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class TokenRanking(TokenRow):
     """All answers to one prompt, the best first, at least two. Each sequence is the prompt followed by the answer."""
 
     answers: list[list[int]]
+    margin: list[float] = field(default_factory=list)  # of the best answer's reward over the worst's; empty: none
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -141,7 +142,7 @@ class TokenRanking(TokenRow):
         return self._with_at_least_two([list(ids) for ids in distinct])
 
     def _with_at_least_two(self, answers: list[list[int]]) -> Self | None:
-        return type(self)(answers) if len(answers) > 1 else None
+        return type(self)(answers, self.margin) if len(answers) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -29,24 +29,28 @@ Rows = TypeVar("Rows")
 class RankingCollator:
     """A batch of rankings: all answers padded to one width, and their pairs as indices into them.
 
-    Rows hold `answers`, the token ids of each answer with its prompt, the best first. The batch holds
-    `input_ids` and `attention_mask` [A, T]; `better` and `worse` [P], the answers of each pair as indices into A;
-    `num_pairs` [P], how many pairs the ranking of that pair has; `best` and `worst` [B], indices into A.
+    Rows hold `answers`, the token ids of each answer with its prompt, the best first, and may hold `margin`, that of
+    the best over the worst. The batch holds `input_ids` and `attention_mask` [A, T]; `better` and `worse` [P], the
+    answers of each pair as indices into A; `num_pairs` [P], how many pairs the ranking of that pair has; `best` and
+    `worst` [B], indices into A; and, where rows have a margin, `margins` [P], which grow evenly with the ranks between
+    the two answers.
     With `share_prompts` also the shared row that the model is run on (packing/shared_rows.py).
     """
 
     pad_token_id: int
     share_prompts: bool = False
 
-    def __call__(self, examples: Sequence[Mapping[str, list[list[int]]]]) -> Batch:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         sizes_B = [len(example["answers"]) for example in examples]
         ends_B = list(itertools.accumulate(sizes_B))
-        better_P, worse_P, num_pairs_P = [], [], []
-        for size, end in zip(sizes_B, ends_B, strict=True):
+        better_P, worse_P, num_pairs_P, margins_P = [], [], [], []
+        for example, size, end in zip(examples, sizes_B, ends_B, strict=True):
             pairs = list(itertools.combinations(range(end - size, end), 2))
             better_P += [better for better, _ in pairs]
             worse_P += [worse for _, worse in pairs]
             num_pairs_P += [len(pairs)] * len(pairs)
+            for margin in example.get("margin", ()):
+                margins_P += [margin * (worse - better) / (size - 1) for better, worse in pairs]
         sequences_A = [ids for example in examples for ids in example["answers"]]
         packed: Batch = {}
         if self.share_prompts:
@@ -63,6 +67,7 @@ class RankingCollator:
             "num_pairs": torch.tensor(num_pairs_P),
             "best": torch.tensor([0, *ends_B[:-1]]),
             "worst": torch.tensor(ends_B) - 1,
+            **({"margins": torch.tensor(margins_P)} if margins_P else {}),
         }
 
 
@@ -88,9 +93,10 @@ class BradleyTerryTrainer(TrainingLoop, SharedRowsMixin, RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Mean over rankings of the mean over their pairs of -log sigmoid(r_better - r_worse), a scalar.
+        """Mean over rankings of the mean over their pairs of -log sigmoid(r_better - r_worse - margin), a scalar.
 
-        InstructGPT, arXiv 2203.02155, eq. 1. With `return_outputs` also the margins of best over worst, [B].
+        InstructGPT, arXiv 2203.02155, eq. 1; the margin as in Llama 2, arXiv 2307.09288, eq. 2. It is 0 in evaluations,
+        so that their losses are comparable. With `return_outputs` also the margins of best over worst, [B].
         """
         rewards_A = self._rewards(model, dict(inputs)).float()
         better_P, worse_P = rewards_A[inputs["better"]], rewards_A[inputs["worse"]]
@@ -98,7 +104,10 @@ class BradleyTerryTrainer(TrainingLoop, SharedRowsMixin, RewardTrainer):
         # DeepSpeed casts float64 inputs to float32.
         exact_P = 1 / (inputs["num_pairs"].double() * len(inputs["best"]))
         weight_P = exact_P.float()
-        loss = (weight_P * -torch.nn.functional.logsigmoid(better_P - worse_P)).sum()
+        differences_P = better_P - worse_P
+        if self.model.training and "margins" in inputs:
+            differences_P = differences_P - inputs["margins"]
+        loss = (weight_P * -torch.nn.functional.logsigmoid(differences_P)).sum()
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * (weight_P * (better_P + worse_P) ** 2).sum()
 

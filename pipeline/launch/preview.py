@@ -20,8 +20,8 @@ from data_schemas.stage_keys import Keys, stages, with_defaults
 from pipeline.launch import command_line
 from pipeline.launch.processes import program
 from pipeline.launch.rows import ROW_STEPS
-from pipeline.plan import Model, Output, Step
 from pipeline.state.run import Run
+from pipeline.steps import Model, Output, Step
 
 ROW_KEYS = ("train_data", "eval_data")
 TRAINING_TOKENS = 512  # rows of the matrices by which the speed of training is measured

@@ -11,7 +11,7 @@ from pipeline.planner.shapes import Shape
 from pipeline.steps import Step
 
 # Inputs that score every answer.
-JUDGES = ("reward_model", "judge_model", "proxy_model", "annotator_models", "second_opinion")
+JUDGES = ("reward_model", "other_reward_models", "judge_model", "proxy_model", "annotator_models", "second_opinion")
 GENERATING = ("paraphrase", "annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy")
 QUESTION_TOKENS = 60  # of what asks for a paraphrase or a translation, beside the text itself
 EVALUATIONS = 10  # of a training with the default eval_steps, besides the one before its first step

@@ -103,7 +103,8 @@ class Recipe(Settings):
         """The reward models that the recipe names and a round optimises: of rejection sampling, rl and annotators."""
         models, stages_of_round = list[str](), self.stages_of_round(round_number)
         if "rejection_sampling" in stages_of_round:
-            models.append(self.section("rejection_sampling", round_number).keys.get("reward_model") or "")
+            keys = self.section("rejection_sampling", round_number).keys
+            models += [keys.get("reward_model") or "", *(keys.get("other_reward_models") or [])]
         if "rl" in stages_of_round:
             models.append(self.section("rl", round_number).keys.get("reward_model") or "")
         if "annotate" in stages_of_round:

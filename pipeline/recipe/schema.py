@@ -49,6 +49,8 @@ KEYS_OF_ROUNDS = (
     "reward_model_from",
     "sft_from",
     "sft_batches",
+    "average_with_best",
+    "dpo_batch_decay",
     "annotate_policies",
     "sampling_policies",
 )

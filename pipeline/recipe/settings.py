@@ -87,8 +87,22 @@ class Settings(Mix, BaseModel):
         description="The model that SFT starts from, from round 1 on: the base, or the best policy (the round's DPO"
         " model where dpo comes first).",
     )
+    dpo_batch_decay: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="With several batches of pairs in DPO, the share of each older batch's pairs, relative to the next"
+        " newer one: 0.5 trains on half of the batch before, a quarter of the one before that, and so on.",
+    )
     sft_batches: int = Field(
         default=1, ge=1, le=1000, description="Number of most recent batches of winners that SFT is trained on."
+    )
+    average_with_best: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Weight of the best policy before the round in an average with the model that the round trains,"
+        " which is then the round's policy (WARP, arXiv 2406.16768); 0: none.",
     )
     annotate_policies: Literal["best", "best_two"] = Field(
         default="best_two", description="The policies whose answers are compared."

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from data_schemas.errors import ConfigError
 from data_schemas.stage_keys import Keys, Values, with_defaults
 from pipeline.builder import Plan
+from pipeline.foundation import plan_data
 from pipeline.launch.checks import check_recipe
-from pipeline.plan import plan_data
 from pipeline.recipe.names import Section
 from pipeline.recipe.resolved import Recipe
 from pipeline.scaling.sizes import Size, at_width, vocabulary_of

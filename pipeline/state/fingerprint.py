@@ -18,7 +18,17 @@ from typing import TypedDict
 from data_schemas.files import canonical_json, digest, read_json, write_atomically
 from data_schemas.functions import source_hash
 from data_schemas.stage_keys import Keys, Values, identity_of, stages
-from pipeline.steps import BestPolicy, EvaluationFolder, File, Model, Output, Reference, Served, Step
+from pipeline.steps import (
+    BestPolicy,
+    EvaluationFolder,
+    File,
+    Model,
+    Output,
+    Reference,
+    Served,
+    Step,
+    is_average_across_rounds,
+)
 
 SMALL = 64 * 2**20  # bytes; `alignloop plan` hashes files up to this size
 TO_BE_HASHED = "to be hashed"
@@ -162,6 +172,7 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
         return [f"{_model_kind(old.get('stage'))} -> {_model_kind(new['stage'])}"]
     lines = []
     section = f"{step.section}.average" if step.stage == "average_models" else step.section
+    section = "average_with_best" if is_average_across_rounds(step) else section
     if old.get("recipe_version") != new["recipe_version"]:
         lines.append(f"stage {step.stage} changed (version {old.get('recipe_version')} -> {new['recipe_version']})")
     omitted = {name: key.default for name, key in stages()[step.stage].keys.items() if key.omitted_at_default}

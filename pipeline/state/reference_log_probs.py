@@ -13,6 +13,7 @@ KEYS = (
     "validation_share",
     "strengths",
     "max_similarity",
+    "train_data_shares",
     "ranking_pairs",
     "on_bad_row",
     "max_length",

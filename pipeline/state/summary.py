@@ -18,7 +18,7 @@ from pipeline.state.costs import Cost, read_cost
 from pipeline.state.recipe_changes import recipe_changes
 from pipeline.state.run import Run, StepState
 from pipeline.state.samples import SampleAnswer, is_judged, samples_of
-from pipeline.steps import Step, source_steps
+from pipeline.steps import Step, is_average_across_rounds, source_steps
 
 SUMMARY = "summary.json"
 TAGGED = "tag/"  # how the names of an evaluation's numbers by tag begin, see engine/judging/groups.py
@@ -180,18 +180,28 @@ def make(
 
 
 def trained_models(summary: Summary) -> list[TrainedModel]:
-    """The models of the finished steps that train, in the order of the plan."""
+    """The models of the finished steps that train, and averages of them, in the order of the plan.
+
+    The stage of an average is that of the models that it is made of.
+    """
+    stage_of: dict[str, str] = {}  # of the finished models, by step
+    for entry in summary["steps"]:
+        parts = [stage_of[name] for name in entry.get("inputs", []) if name in stage_of]
+        if entry["metrics"] and stages()[entry["stage"]].traits.kind == "trains":
+            stage_of[entry["name"]] = entry["stage"]
+        elif entry["metrics"] and entry["stage"] == "average_models" and parts:
+            stage_of[entry["name"]] = parts[-1]
     return [
         {
             "step": entry["name"],
-            "stage": entry["stage"],
+            "stage": stage_of[entry["name"]],
             "folder": f"{entry['folder']}/model",
             "loss_before": _number(entry["metrics"].get("eval_loss_at_step_0")),
             "loss_after": _number(entry["metrics"].get("eval_loss")),
             "accuracy": _first_number(entry["metrics"], ("eval_accuracy", "eval_rewards/accuracies")),
         }
         for entry in summary["steps"]
-        if stages()[entry["stage"]].traits.kind == "trains" and entry["metrics"]
+        if entry["name"] in stage_of
     ]
 
 
@@ -213,7 +223,8 @@ def _best(evaluation: Artifact, states: Mapping[str, StepState]) -> BestEntry:
 def _round_row(evaluation: Step, steps: Sequence[Step], states: Mapping[str, StepState]) -> dict[str, object]:
     """The numbers of one round, and the reason for each that is null."""
     # The last step of a section has its numbers: of a section with variants, the average.
-    artifacts = {step.section: states[step.name].artifact for step in steps if step.round == evaluation.round}
+    of_sections = [step for step in steps if step.round == evaluation.round and not is_average_across_rounds(step)]
+    artifacts = {step.section: states[step.name].artifact for step in of_sections}
     row: dict[str, object] = {"round": evaluation.round, "policy": evaluation.keys.get("policy_step")}
     reasons: dict[str, str] = {}
     planned = {step.section for step in steps}

@@ -80,6 +80,12 @@ TOGETHER = [
         "keep_rankings: true keeps all answers in order; it does not support",
     ),
     ("rejection_sampling", "--num_answers 1", "num_answers=1 is too few to choose the best answer among them; try 2"),
+    ("rejection_sampling", "--vote mean", "vote=mean has one reward model to ask; list several as variants of the"),
+    ("rejection_sampling", "--other_reward_models m", "vote and other_reward_models need each other; set both or"),
+    ("rejection_sampling", "--earlier_candidates c", "earlier_candidates is for prompt_order: hardest_first; set both"),
+    ("rejection_sampling", "--prompt_order hardest_first", "prompt_order: hardest_first has nothing to choose where"),
+    ("reward_model", "--level_margins 3 2 1", "level_margins=[3.0, 2.0, 1.0]: expected 4 falling numbers, one for"),
+    ("reward_model", "--level_margins 0 1 2 3", "level_margins=[0.0, 1.0, 2.0, 3.0]: expected 4 falling numbers, one"),
     ("rejection_sampling", "--min_score 1", "min_score and keep_by: min_score need each other;"),
     (
         "rejection_sampling",
@@ -124,6 +130,12 @@ TOGETHER = [
     ("average_models", "--averaged_stage dpo", "reference_model is missing: the loss of dpo is measured against the"),
     ("average_models", "--eval_data null", "eval_data is missing: the held-out rows that the average and its parts"),
     ("average_models", "--stage_keys {eval_data:[x]}", "stage_keys.eval_data is a key of average_models itself"),
+    ("average_models", "--averaged_stage null", "eval_data is for the evaluation; set averaged_stage, whose loss it"),
+    (
+        "average_models",
+        "--averaged_stage null --eval_data null --weights greedy",
+        "weights=greedy compares losses; set averaged_stage and eval_data, or give the weights",
+    ),
     ("average_models", "--part_names one", "1 part_names for 2 models; give one for each"),
 ]
 

@@ -135,6 +135,8 @@ BAD_SETTINGS = [
     ("dpo_batches", [0, 1001, 1.5, NAN, None, True]),
     ("round_stages", ["dpo", ["dppo"], ["dpo", "sft"], 3, None, {}]),
     ("first_sft", ["maybe", 3, None, []]),
+    ("dpo_batch_decay", [0, -0.5, 1.5, NAN, None, "x", True]),
+    ("average_with_best", [-0.1, 1, 1.5, NAN, None, "x", True]),
     ("sft_batches", [0, 1001, 1.5, NAN, None, True]),
     ("reward_model_from", ["worst", True, None, 3, ""]),
     ("sft_from", ["worst", True, None, 3, ""]),

@@ -92,6 +92,47 @@ def test_dpo_starts_from_the_rounds_sft_and_sees_the_most_recent_batches(plan, b
     assert [reference.step for reference in step.inputs["train_data"]] == train_data
 
 
+def test_dpo_reads_less_of_older_batches(plan):
+    steps = plan("rounds=3", "dpo_batches=3", "dpo_batch_decay=0.5")
+    assert [item.step for item in steps["round-3.dpo"].inputs["train_data"]] == [
+        "round-1.annotate",
+        "round-2.annotate",
+        "round-3.annotate",
+    ]
+    assert steps["round-3.dpo"].keys["train_data_shares"] == [0.25, 0.5, 1.0]
+    assert "train_data_shares" not in plan("dpo_batches=3")["round-2.dpo"].keys
+    assert "train_data_shares" not in plan("dpo_batch_decay=0.5")["round-2.dpo"].keys
+
+
+def test_the_hardest_prompts_by_the_rewards_of_earlier_rounds(plan):
+    hardest = "{prompt_order: hardest_first, num_prompts: 9}"
+    steps = plan("rounds=3", f"rejection_sampling={hardest}", f"annotate={hardest}")
+    first, second = (Output(f"round-{number}.rejection_sampling", "candidates") for number in (1, 2))
+    assert "earlier_candidates" not in steps["round-1.rejection_sampling"].inputs
+    for section in ("annotate", "rejection_sampling"):
+        assert steps[f"round-2.{section}"].inputs["earlier_candidates"] == [first]
+        assert steps[f"round-3.{section}"].inputs["earlier_candidates"] == [first, second]
+    assert "earlier_candidates" not in plan("rounds=3")["round-3.annotate"].inputs
+
+
+def test_the_rounds_policy_may_be_an_average_with_the_best_before(plan):
+    plain, steps = plan(), plan("average_with_best=0.25")
+    assert set(steps) == set(plain) | {"round-1.average", "round-2.average"}
+    average = steps["round-2.average"]
+    assert (average.stage, average.section, average.round) == ("average_models", "dpo", 2)
+    assert average.inputs == {"models": [BestPolicy("round-1.evaluate_policy"), Output("round-2.dpo", "model")]}
+    assert average.keys["weights"] == [0.25, 0.75]
+    assert "averaged_stage" not in average.keys
+    evaluation = steps["round-2.evaluate_policy"]
+    assert evaluation.inputs["model_name_or_path"] == [Output("round-2.average", "model")]
+    assert evaluation.keys["policy_step"] == "round-2.average"
+    assert steps["round-2.dpo"] == plain["round-2.dpo"]
+    names = list(steps)
+    assert names.index("round-2.average") == names.index("round-2.dpo") + 1
+    with_rl = plan("average_with_best=0.25", "round_stages=[annotate, reward_model, rejection_sampling, sft, rl]")
+    assert with_rl["round-1.average"].inputs["models"][1] == Output("round-1.rl", "model")
+
+
 def test_the_best_policy_so_far_samples_and_the_base_is_trained(plan):
     steps = plan()
     assert steps["round-1.rejection_sampling"].inputs["policies"] == [BestPolicy("round-0.evaluate_policy")]

@@ -154,3 +154,25 @@ def test_a_mistake_in_variants_is_one_line_before_launch(plan, overrides, messag
     with pytest.raises(ConfigError, match=message) as caught:
         plan(*overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_the_variants_of_the_reward_model_vote_in_rejection_sampling(plan):
+    variants = "reward_model.variants=[{seed: 1}, {seed: 2}, {seed: 3}]"
+    by_average = plan(variants)["round-1.rejection_sampling"]
+    assert by_average.inputs["reward_model"] == [Output("round-1.reward_model", "model")]
+    assert "other_reward_models" not in by_average.inputs
+    steps = plan(variants, "rejection_sampling.vote=worst", "refit_reward_model=false")
+    for number in (1, 2):
+        step = steps[f"round-{number}.rejection_sampling"]
+        assert step.inputs["reward_model"] == [Output("round-1.reward_model.1", "model")]
+        assert step.inputs["other_reward_models"] == [
+            Output("round-1.reward_model.2", "model"),
+            Output("round-1.reward_model.3", "model"),
+        ]
+    # The average is still the model that annotates and that an evaluation reports.
+    assert steps["round-1.evaluate_policy"].inputs["proxy_model"] == [Output("round-1.reward_model", "model")]
+
+
+def test_a_vote_of_one_reward_model_is_refused(plan):
+    with pytest.raises(ConfigError, match="vote=mean has one reward model to ask; list several as variants"):
+        plan("rejection_sampling.vote=mean")

@@ -136,3 +136,13 @@ def test_a_users_mistake_is_one_line_and_nothing_is_written(changed, message, ti
     outcome = read_json(tmp_path / "out" / "outcome.json")
     assert message in outcome["cause"]
     assert not (tmp_path / "out" / "model").exists() and not list((tmp_path / "out").glob("checkpoints/average-*"))
+
+
+def test_without_a_stage_the_average_is_written_and_not_measured(parts, tmp_path):
+    folders = parts("dpo")
+    models = [folder / "model" for folder in folders]
+    made = run_here("average_models", tmp_path / "out", models=models, weights=[0.25, 0.75])
+    assert made.metrics == {"weight_of_1": 0.25, "weight_of_2": 0.75}
+    one, two = (weights_of(model) for model in models)
+    for name, average in weights_of(tmp_path / "out" / "model").items():
+        assert torch.allclose(average, 0.25 * one[name] + 0.75 * two[name], atol=1e-7)

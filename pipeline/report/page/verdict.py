@@ -26,6 +26,8 @@ def verdict(summary: Summary) -> str:
     before, after = newest["loss_before"], newest["loss_after"]
     if after is None:
         return f"Trained: {newest['step']}."
+    if before is None:  # of an average
+        return f"Trained: {newest['step']}; its loss on held-out rows is {number(after)}."
     return f"Trained: {newest['step']}; its loss on held-out rows went from {number(before)} to {number(after)}."
 
 

@@ -92,7 +92,7 @@ def test_a_row_that_is_cut_off_keeps_its_start_and_is_left_out_where_it_then_tra
 def test_a_rows_columns_are_those_that_tables_on_disk_have_in_their_order():
     """The names and the order decide whether a table that an earlier run wrote is still read."""
     assert TokenDialog.column_names() == ("input_ids", "labels")
-    assert TokenRanking.column_names() == ("answers",)
+    assert TokenRanking.column_names() == ("answers", "margin")
     assert TokenPair.column_names() == (
         "prompt_ids",
         *("chosen_ids", "chosen_trained", "chosen_content"),

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.models.loading import load_reward
+from data_schemas.rows import PreferencePair
+from engine.models.loading import load_reward, load_tokenizer
 from engine.training.reward import BradleyTerryTrainer, RankingCollator
+from stages.reward_model import RewardModelArguments, encoder
 from tests.stage_runs import metrics_of, run_here
 from tests.toy_rows import pair, write_jsonl
 
@@ -100,3 +102,56 @@ def test_a_reward_model_that_is_trained_further_keeps_its_head(tiny_model, rows,
     )
     heads = [load_reward(str(tmp_path / name / "model")).score.weight for name in ("one", "two")]
     assert torch.equal(heads[0], heads[1])
+
+
+def with_margins(*rankings: tuple[list[int], float]) -> dict[str, torch.Tensor]:
+    rows = [{"answers": [[reward, 9] for reward in ranking], "margin": [margin]} for ranking, margin in rankings]
+    return RankingCollator(pad_token_id=0)(rows)
+
+
+def test_a_margin_is_subtracted_in_training_only(trainer):
+    # Of a ranking of three answers, neighbours have half of the margin of the best over the worst.
+    trainer.model.training = True
+    trainer._metrics["train"] = defaultdict(list)
+    of_three = -(math.log(sigmoid(2 - 0.3)) + math.log(sigmoid(1 - 0.6)) + math.log(sigmoid(-1 - 0.3))) / 3
+    of_two = -math.log(sigmoid(1 - 1.0))
+    given = with_margins(([3, 1, 2], 0.6), ([5, 4], 1.0))
+    assert given["margins"].tolist() == pytest.approx([0.3, 0.6, 0.3, 1.0])
+    assert float(trainer.compute_loss(rewards, given)) == pytest.approx((of_three + of_two) / 2)
+    trainer.model.training = False
+    plain = float(trainer.compute_loss(rewards, batch([3, 1, 2], [5, 4])))
+    assert float(trainer.compute_loss(rewards, given)) == plain
+
+
+def test_the_margin_is_that_of_the_rows_strength(tiny_model):
+    tokenizer = load_tokenizer(str(tiny_model))
+    arguments = RewardModelArguments(train_data=["pairs.jsonl"], level_margins=[3.0, 2.0, 1.0, 0.0])
+    encode, _ = encoder(tokenizer, arguments)
+    levels = ["significantly_better", "better", "slightly_better", "marginally_better", None]
+    rows = [PreferencePair.model_validate(pair(0) | ({"strength": level} if level else {})) for level in levels]
+    assert [encode(row)[0].margin for row in rows] == [[3.0], [2.0], [1.0], [0.0], [0.0]]
+    plain, _ = encoder(tokenizer, RewardModelArguments(train_data=["pairs.jsonl"]))
+    assert plain(rows[0])[0].margin == []
+
+
+def test_margins_change_what_is_trained_and_not_how_it_is_measured(tiny_model, rows, tmp_path):
+    strong = [pair(number) | {"strength": "significantly_better"} for number in range(24)]
+    data = write_jsonl(tmp_path / "strong.jsonl", strong)
+    keys = {"train_data": [data], "eval_data": [rows / "pairs_eval.jsonl"], "max_steps": 4, "eval_steps": 2}
+    margins = [3.0, 2.0, 1.0, 0.0]
+    records = [
+        run_here("reward_model", tmp_path / name, model_name_or_path=tiny_model, **keys, **more)
+        for name, more in (("plain", {}), ("margins", {"level_margins": margins}))
+    ]
+    assert records[0].metrics["eval_loss_at_step_0"] == records[1].metrics["eval_loss_at_step_0"]
+    heads = [load_reward(str(tmp_path / name / "model")).score.weight for name in ("plain", "margins")]
+    assert not torch.equal(*heads)
+    assert not [line for line in records[1].warnings if "level_margins" in line]
+    none = run_here(
+        "reward_model",
+        tmp_path / "none",
+        model_name_or_path=tiny_model,
+        level_margins=margins,
+        **keys | {"train_data": [rows / "pairs.jsonl"]},
+    )
+    assert any("level_margins changes nothing: none of " in line for line in none.warnings)

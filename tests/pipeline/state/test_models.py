@@ -53,3 +53,14 @@ def test_of_a_run_the_evaluation_of_the_newest_reward_models_round_is_meant(tmp_
     later["metrics"] = {"best_by_proxy": None}
     assert evaluation_with(run_of(tmp_path, reward_model, later)) is None
     assert evaluation_with(str(tmp_path / "round-2.reward_model-0123")) is None
+
+
+def test_of_a_run_without_a_judge_the_policy_is_the_average_and_not_its_last_part(tmp_path):
+    one, two = entry("sft.1", "sft"), entry("sft.2", "sft")
+    average = entry("sft", "average_models") | {"inputs": ["sft.1", "sft.2", "prepare_data"]}
+    assert model_of(run_of(tmp_path, one, two, average)) == f"{tmp_path}/sft-0123/model"
+    unfinished = entry("sft", "average_models", metrics=False) | {"inputs": ["sft.1", "sft.2"]}
+    assert model_of(run_of(tmp_path, one, two, unfinished)) == f"{tmp_path}/sft.2-0123/model"
+    of_rewards = entry("reward_model", "average_models") | {"inputs": ["reward_model.1"]}
+    run = run_of(tmp_path, one, entry("reward_model.1", "reward_model"), of_rewards)
+    assert model_of(run) == f"{tmp_path}/sft.1-0123/model"
