@@ -182,6 +182,11 @@ def _rl(values: Values) -> None:
         )
     if weights is not None and not any(weights):
         raise ConfigError(f"reward_weights={weights}: nothing is trained; expected at least one other than 0")
+    if values["reward_shaping"] == "none" and values["num_reference_answers"] != 1:
+        raise ConfigError(
+            f"num_reference_answers={values['num_reference_answers']} is for reward_shaping: sigmoid_of_reference; set "
+            "it, or leave num_reference_answers out"
+        )
     if not values["temperature"]:
         raise ConfigError("temperature=0: all answers to a prompt would be the same; expected a number above 0")
     if values["engine"] == "vllm":

@@ -85,7 +85,7 @@ def diagnosis(metrics: Mapping[str, Metric]) -> str | None:
             "leave out rejection_sampling and sft"
         )
     if reached < MIN_REACHED:
-        return f"the reward model chooses little better than chance: {room}, its choice gives {chosen:.3f}"
+        return f"the reward model's choice is little better than a random one: {room}, its choice gives {chosen:.3f}"
     return f"the reward model finds {reached:.0%} of what is there: {room}, its choice gives {chosen:.3f}"
 
 

@@ -53,6 +53,9 @@ class HeldOutRewards(AnswerLogProbs):
         self._reference_rewards: dict[str, float] = {}  # of each prompt, by its id
         super().__init__(*args, **kwargs)
 
+    def shown_loss(self, loss: float) -> str:
+        return f"reward on held-out prompts {-loss:.4f}"
+
     def score(
         self, answers: Sequence[Sequence[Answer]], reference_P1: torch.Tensor | None, *, purpose: str
     ) -> ScoredAnswers:

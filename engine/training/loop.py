@@ -74,6 +74,10 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self.skipped_steps, self.recent_losses = progress.skipped_steps, progress.recent_losses
         self._unlogged = Unlogged.read(progress.unlogged)
 
+    def shown_loss(self, loss: float) -> str:
+        """A held-out loss with its name, for messages."""
+        return f"eval_loss {loss:.4f}"
+
     def counters(self) -> dict[str, int]:
         """What a kind of trainer counts beyond the Trainer, as of the last step, for the checkpoint."""
         return {}

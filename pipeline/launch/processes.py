@@ -217,7 +217,8 @@ def stop(stages: Sequence[StageProcess]) -> None:
                 has_printed = True
                 with contextlib.suppress(OSError):  # the terminal is closed; saving goes on
                     print(
-                        f"{names}: saving progress (up to {grace:g} s); press Ctrl-C again to stop now", file=sys.stderr
+                        f"{names}: saving progress (up to {grace:g} s); Ctrl-C or another signal stops it now",
+                        file=sys.stderr,
                     )
             time.sleep(0.05)
     finally:

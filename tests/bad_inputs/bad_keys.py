@@ -112,6 +112,7 @@ TOGETHER = [
     ("rl", "--reward_functions null", "reward_model or reward_functions is missing: nothing scores the answers"),
     ("rl", "--reward_weights 1 1", "2 reward_weights for 1 rewards; give one for the reward model and each function"),
     ("rl", "--reward_weights 0", "reward_weights=[0.0]: nothing is trained; expected at least one other than 0"),
+    ("rl", "--num_reference_answers 4", "num_reference_answers=4 is for reward_shaping: sigmoid_of_reference; set it"),
     ("rl", "--num_generations 6", "global_batch_size=32 answers are not a multiple of num_generations=6 for each"),
     (
         "rl",
