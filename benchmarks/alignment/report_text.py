@@ -1,31 +1,29 @@
 """The words of the alignment benchmark's page of rounds, around its tables."""
 
-TITLES = {"alignment-parts": "What the parts of the loop are worth"}  # of pages other than the benchmark's own
+TEXT = """# Does the loop align?
 
-TEXT = """# {title}
+{sentence}
 
 In the demo's world (`configs/demo.yaml`), the loop runs {rounds} rounds with {seeds} seeds on one pretrained base. The
 table has the mean gold score of 4 answers to each of the same {prompts} held-out prompts. Only annotation and
-evaluation ever see the gold score. Measured by `make bench-alignment`. Intervals are 95 %: over prompts, bootstrap
+evaluation ever see the gold score. Measured by `make bench-alignment` on one machine: another kind of CPU rounds
+differently, and a run of a seed may then end 0.02 apart. Intervals are 95 %: over prompts, bootstrap
 intervals of paired differences with prompts resampled within each seed; over seeds, Student's t of the seeds' mean
 differences.
 
 {table}
 
-{controls}Differences beyond both intervals:
+{words}Differences beyond both intervals:
 
 {verdict}
 
 {by_round}{reward_models}A small world shows what a part does there, not what it does at scale. Parts left out and
 controls in two rounds of an earlier recipe are on [another page](alignment-two-rounds.md).{others}
 
-![gold by round]({page}.svg)
+![gold by round](alignment.svg)
 """
 
 OTHERS = {  # pages of other parts, mentioned where they have been written
-    "alignment-parts.md": """
-[What the parts are worth](alignment-parts.md): no DPO, a reward model that is not refitted, DPO alone from
-round 3 on.""",
     "alignment-headroom.md": """
 [What is left to find in the answers, and who finds it](alignment-headroom.md), is measured by itself.""",
     "alignment-temperature.md": """
@@ -54,16 +52,17 @@ STAGES_TEXT = """DPO alone is annotation and DPO, without a reward model, reject
 (`round_stages_from: {3: [annotate, dpo]}`), after two rounds of the full recipe. No DPO is rejection sampling and SFT
 (RAFT, arXiv 2304.06767) with a refitted reward model. A reward model that is not refitted is that of round 1 in all
 rounds: at the right of the plot its own reward goes on rising with the KL and gold does not, so it is overoptimised
-(Gao et al., arXiv 2210.10760). Another kind of CPU rounds differently, and one run of a seed may then end 0.02 apart,
-as the full recipe here and on [the page of rounds](alignment.md); all runs of a page are from one machine.
+(Gao et al., arXiv 2210.10760).
 
 """
 
 ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which as many answers are compared as in six
 rounds: six answers to each of 3,600 prompts, all of the first policy.
+
 """
 
 CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
 that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
 text.
+
 """

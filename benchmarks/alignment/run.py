@@ -23,15 +23,26 @@ from pathlib import Path
 
 from benchmarks.alignment import curation, headroom, llm_judge, real_model, reinforcement, temperature
 from benchmarks.alignment.launching import alignloop, make_base, on_cores
-from benchmarks.alignment.report import CONTROLS, FULL, ONE_BATCH, PAGE, ROOT, report, run_folder
+from benchmarks.alignment.report import (
+    CONTROLS,
+    DPO_ALONE,
+    DPO_ALONE_LATER,
+    FULL,
+    NO_DPO,
+    ONE_BATCH,
+    ROOT,
+    STALE,
+    report,
+    run_folder,
+)
 
 SEEDS = (0, 1, 2, 3, 4)
 ROUNDS = 6
 ANNOTATOR = "annotate.annotator_function=benchmarks.alignment.controls"
 SETTINGS: dict[str, list[str]] = {
     FULL: [],
-    "DPO alone": ["round_stages=[annotate, dpo]"],  # without rejection sampling, SFT has no rows either
-    "DPO alone from round 3": ["round_stages_from={3: [annotate, dpo]}"],
+    DPO_ALONE: ["round_stages=[annotate, dpo]"],  # without rejection sampling, SFT has no rows either
+    DPO_ALONE_LATER: ["round_stages_from={3: [annotate, dpo]}"],
     ONE_BATCH: [  # as many answers are compared as in six rounds
         "rounds=1",
         "round_stages=[annotate, dpo]",
@@ -39,8 +50,8 @@ SETTINGS: dict[str, list[str]] = {
         "annotate.num_answers=6",
     ],
     "DPO before rejection sampling": ["round_stages=[annotate, reward_model, dpo, rejection_sampling, sft]"],
-    "no DPO": ["round_stages=[annotate, reward_model, rejection_sampling, sft]"],
-    "reward model not refitted": ["refit_reward_model=false"],
+    NO_DPO: ["round_stages=[annotate, reward_model, rejection_sampling, sft]"],
+    STALE: ["refit_reward_model=false"],
     "SFT from the base": ["sft_from=base"],
     "no NLL term": ["dpo.loss_type=[sigmoid]", "dpo.loss_weights=[1.0]"],
     "no formatting mask": ["dpo.mask_formatting=false"],
@@ -83,7 +94,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     names = {"world": list(SETTINGS), "report": list(SETTINGS), "smollm2": list(real_model.settings())}
     parser.add_argument("--only", nargs="+", help="some of the variations of the world or of the real model")
-    parser.add_argument("--page", default=PAGE, help="name of the report's page, without .md")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     known = names.get(arguments.part, [])
@@ -110,7 +120,7 @@ def main() -> None:
     if arguments.part == "world":
         run_world(arguments.seeds, arguments.only or known)
     reported = arguments.only if arguments.part == "report" and arguments.only else list(SETTINGS)
-    report(reported, arguments.seeds, arguments.docs, page=arguments.page)
+    report(reported, arguments.seeds, arguments.docs)
 
 
 if __name__ == "__main__":

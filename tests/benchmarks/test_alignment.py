@@ -241,6 +241,8 @@ def test_only_finished_runs_are_reported(one_finished_seed, monkeypatch):
     monkeypatch.setattr(report, "draw", lambda scores, path: drawn.append((list(scores), path.name)))
     report.report(list(run.SETTINGS), [0, 1], one_finished_seed / "docs")
     text = (one_finished_seed / "docs" / "alignment.md").read_text()
+    said = "1 rounds raise the mean gold score from 0.000 to 0.300"
+    assert f"{said} (the loop with the first round's reward model throughout: 0.300)." in " ".join(text.split())
     assert "runs 1 rounds with 1 seeds" in text and "| full recipe | 1 | 0.000 | 0.300 | +0.300" in text
     assert "| reward model not refitted: accuracy | 1 | 0.560 |\n| its best of 4 above one answer | | -0.050 |" in text
     assert "| gold's best of 4 above one answer | | +0.600 |" in text
