@@ -127,10 +127,13 @@ class Plan:
         step = self.training_prompts if kind == "prompts" and self.training_prompts else self.training_rows
         return of_data._replace(train=replace(of_data.train, step=step))
 
-    def train(self, section: Section, round_number: int | None, inputs: Inputs) -> Output:
-        """Adds the steps of a section that trains, with the same inputs for all its variants. Returns its model."""
+    def train(self, section: Section, round_number: int | None, inputs: Inputs, keys: Values | None = None) -> Output:
+        """Adds the steps of a section that trains, with the same inputs and keys for all its variants. Returns its
+        model."""
         num_variants = len(self.recipe.section(section, round_number or 0).variants)
-        return self.train_variants(section, round_number, inputs=[inputs] * num_variants)
+        return self.train_variants(
+            section, round_number, inputs=[inputs] * num_variants, keys=[keys or {}] * num_variants
+        )
 
     def train_variants(
         self,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.builder import Plan
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import Inputs, Model, Output, Reference, Split
+from pipeline.steps import REWARD_BASE, Inputs, Model, Output, Reference, Split
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class Foundation:
     """What all rounds share."""
 
     base: Output
+    reward_base: Output  # what reward models start from where they do not start from a policy
     instructions: Split  # written by people
     prompts: Inputs  # prompt inputs of the stages that generate answers
     evaluation: Inputs | None  # of every evaluation: held-out prompts and the judge; None: the recipe has no judge
@@ -23,9 +24,14 @@ def plan_data_and_base(plan: Plan) -> Foundation:
     data = plan_data(plan, is_evaluated=recipe.evaluates_policies, is_pretrained=recipe.section("pretrain").is_in_file)
     prompts = plan.split("prompts")
     base = plan_base(plan)
+    reward_base = base
+    trains_reward_model = any("reward_model" in recipe.stages_of_round(number + 1) for number in range(recipe.rounds))
+    if recipe.reward_base and trains_reward_model:
+        reward_base = prepare(plan, Model(recipe.reward_base), name=REWARD_BASE)
     evaluation = plan_judge(plan, data, base) if recipe.evaluates_policies else None
     return Foundation(
         base=base,
+        reward_base=reward_base,
         instructions=plan.split("instructions"),
         prompts={"prompts": prompts.train, "validation_prompts": prompts.validation},
         evaluation=evaluation,
@@ -64,9 +70,9 @@ def plan_base(plan: Plan) -> Output:
     return prepare(plan, plan_pretraining(plan, given))
 
 
-def prepare(plan: Plan, model: Reference) -> Output:
+def prepare(plan: Plan, model: Reference, *, name: str = "prepare_base") -> Output:
     needs_system = {"needs_system_role": True} if has_system_prompts(plan.recipe) else {}
-    return Output(plan.add("prepare_base", inputs={"model_name_or_path": model}, keys=needs_system), "model")
+    return Output(plan.add("prepare_base", name=name, inputs={"model_name_or_path": model}, keys=needs_system), "model")
 
 
 def plan_pretraining(plan: Plan, start: Reference | None) -> Output:

@@ -192,9 +192,12 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
 
     # The reward model is trained on all pairs so far, in every round or only in the first.
     if "reward_model" in stages_of_round and (recipe.refit_reward_model or progress.reward_model is None):
-        start = best if recipe.reward_model_from == "best" else foundation.base
+        start = best if recipe.reward_model_from == "best" else foundation.reward_base
         inputs = {"model_name_or_path": start, **training_inputs(progress.preferences)}
-        progress.reward_model = plan.train("reward_model", number, inputs)
+        # Its tokenizer and template may be others than those of the policies whose answers it reads.
+        reads_others = recipe.reward_base and "other_contract" not in recipe.section("reward_model", number).keys
+        keys = {"other_contract": True} if reads_others else {}
+        progress.reward_model = plan.train("reward_model", number, inputs, keys)
 
     policy: Output | BestPolicy = best  # the model that the round trains further
     if recipe.dpo_comes_first(number):

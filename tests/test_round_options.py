@@ -1,5 +1,7 @@
 """The options of rounds that older batches, variants and policies of earlier rounds take part in, run together."""
 
+import json
+
 import pytest
 import torch
 
@@ -56,3 +58,24 @@ def test_a_loop_with_all_of_them_runs_and_each_of_them_acts(tmp_path):
     assert place.config("round-2.dpo", name="options")["train_data_shares"] == [0.5, 1.0]
     code, out, err = place.run(*OPTIONS, name="options")
     assert code == 0 and set(place.states(name="options").values()) == {"reused"}, out
+
+
+@pytest.mark.long
+def test_a_reward_model_of_its_own_size_and_tokenizer(tmp_path):
+    place = Place(tmp_path)
+    larger = place.words("pretrain.architecture.hidden_size=48", "pretrain.vocab_size=280", name="larger")
+    code, out, err = place.call("run", *larger, "--until", "pretrain")
+    assert code == 0, f"{out[-3000:]}\n{err[-3000:]}"
+    base = f"reward_model_from=runs/larger/{place.folder('pretrain', name='larger').name}/model"
+    code, out, err = place.run("rounds=1", base)
+    assert code == 0, f"{out[-3000:]}\n{err[-3000:]}"
+    reward_model, policy = (place.folder(f"round-1.{stage}") / "model" for stage in ("reward_model", "dpo"))
+    widths = [json.loads((folder / "config.json").read_text())["hidden_size"] for folder in (reward_model, policy)]
+    assert widths == [48, 32]
+    tokens = [
+        json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"] for folder in (reward_model, policy)
+    ]
+    assert tokens[0] != tokens[1]
+    assert place.summary()["rounds"][1]["proxy_mean"] is not None
+    code, out, err = place.call("plan", *place.words("rounds=2", base), "--cost")
+    assert code == 0 and "the sizes" not in out, f"{out}\n{err}"

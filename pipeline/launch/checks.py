@@ -17,7 +17,7 @@ from data_schemas.stage_keys import stages, with_defaults
 from data_schemas.synonyms import read_synonyms
 from pipeline.launch.machine import check_devices, place_of_launch
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import File, Model, Step
+from pipeline.steps import REWARD_BASE, File, Model, Step
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -118,7 +118,9 @@ def _check_inputs(recipe: Recipe, steps: Sequence[Step]) -> None:
         raise ConfigError(f"{recipe.path}: prepare_base.chat_template={template!r} does not exist")
     for step in steps:
         for key, references in step.inputs.items():
-            where = "base_model" if step.stage == "prepare_base" else f"{step.section}.{key}"
+            where = f"{step.section}.{key}"
+            if step.stage == "prepare_base":
+                where = "reward_model_from" if step.name == REWARD_BASE else "base_model"
             for reference in references:
                 if isinstance(reference, File | Model):
                     _check_input(

@@ -13,14 +13,14 @@ from pipeline.launch import preview
 from pipeline.planner import history
 from pipeline.planner.devices import Device, device_of
 from pipeline.planner.memory import Memory, memory_of, micro_batch_tokens, needed, trained_model
-from pipeline.planner.models import WRITER, SizedModel, base_model, writer_of
+from pipeline.planner.models import WRITER, SizedModel, base_model, reward_base_of, writer_of
 from pipeline.planner.questions import Estimator, estimator
 from pipeline.planner.rows import RowsOfRun, existing_files
 from pipeline.planner.speed import Seconds, seconds_of
 from pipeline.planner.work import Work, work_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.state.run import Run
-from pipeline.steps import Step, source_steps
+from pipeline.steps import REWARD_BASE, Step, source_steps
 
 BYTES_OF_TOKEN = 5  # of a row's text
 BYTES_OF_ROW = 400  # of a row's other fields
@@ -107,7 +107,11 @@ class Planner:
         self.notes: dict[str, None] = {}
         self.cpu_rate: float | None = None
         self.model = base_model(run, asks, self._note)
-        self.writers = {step.name: writer_of(step, asks, self._note) for step in run.steps if WRITER in step.inputs}
+        # Models of steps that are not the run's: they write paraphrases, or are what reward models start from.
+        self.others = {step.name: writer_of(step, asks, self._note) for step in run.steps if WRITER in step.inputs}
+        if reward_base := reward_base_of(run, asks, self._note):
+            names = [step.name for step in run.steps if step.section == "reward_model"]
+            self.others |= dict.fromkeys([REWARD_BASE, *names], reward_base)
         lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}
         self.rows = RowsOfRun(run, lengths)
         for problem in {found["problem"] for found in lengths.values() if found["problem"]}:
@@ -123,8 +127,8 @@ class Planner:
         return RunEstimate(estimates, self.model, free_disk(self.run.recipe), list(self.notes))
 
     def model_of(self, step: Step) -> SizedModel | None:
-        """The model of a step: the run's, or the one that writes paraphrases, which is None behind an endpoint."""
-        return self.writers.get(step.name, self.model)
+        """The model of a step: the run's, or another one that the recipe names, which is None behind an endpoint."""
+        return self.others.get(step.name, self.model)
 
     def work(self, step: Step) -> Work:
         """The work of a step with its keys."""

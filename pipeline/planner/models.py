@@ -1,4 +1,5 @@
-"""The sizes of the models of a run: of its base model, and of the one that writes paraphrases."""
+"""The sizes of the models of a run: of its base model, of the one that reward models start from, and of the one that
+writes paraphrases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from pipeline.launch import preview
 from pipeline.planner.questions import Estimator
 from pipeline.planner.shapes import KNOWN, Shape
 from pipeline.state.run import Run
-from pipeline.steps import Model, Step
+from pipeline.steps import REWARD_BASE, Model, Step
 
 Note = Callable[[str], None]  # takes a sentence on what the numbers rest on
 WRITER = "paraphrase_llm"  # the input of the stage paraphrase whose answers are not those of a policy
@@ -53,6 +54,19 @@ def writer_of(step: Step, asks: Estimator | None, note: Note) -> SizedModel | No
     model, problem = _sized({"path": reference.path}, asks, note)
     if model is None:
         note(f"{step.section}.{WRITER}: the sizes of {reference.path} are not known: {problem}")
+    return model
+
+
+def reward_base_of(run: Run, asks: Estimator | None, note: Note) -> SizedModel | None:
+    """The model from outside that the run's reward models start from; None where there is none or its sizes are not
+    known."""
+    step = next((step for step in run.steps if step.name == REWARD_BASE), None)
+    reference = step.inputs["model_name_or_path"][0] if step else None
+    if not isinstance(reference, Model):
+        return None
+    model, problem = _sized({"path": reference.path}, asks, note)
+    if model is None:
+        note(f"reward_model_from: the sizes of {reference.path} are not known, so base_model's are taken: {problem}")
     return model
 
 

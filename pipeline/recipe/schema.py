@@ -151,6 +151,8 @@ def _type_and_resolve(file: RecipeFile) -> Recipe:
     settings["output_dir"] = expand(file.output_dir, Path.cwd(), where=f"{file.path}: output_dir")
     if file.base_model:
         settings["base_model"] = locate(file.base_model, folder, where=f"{file.path}: base_model")
+    if file.reward_base:
+        settings["reward_model_from"] = locate(file.reward_base, folder, where=f"{file.path}: reward_model_from")
     return resolve(Settings(**settings), TypedSections(defaults, sections, in_file, by_round))
 
 

@@ -79,8 +79,10 @@ class Settings(Mix, BaseModel):
     dpo_reference: Literal["start", "first"] = Field(
         default="start", description="The reference of DPO: the model that it starts from, or the first policy."
     )
-    reward_model_from: Literal["base", "best"] = Field(
-        default="base", description="The model that the reward model starts from: the base or the best policy."
+    reward_model_from: str = Field(
+        default="base",
+        description="The model that the reward model starts from: `base`, `best` (the best policy), or a model of its"
+        " own, as a folder or a hub name.",
     )
     sft_from: Literal["base", "best"] = Field(
         default="base",
@@ -149,12 +151,17 @@ class Settings(Mix, BaseModel):
                 raise ValueError(f"{number}: {problem}")
         return given
 
-    @field_validator("base_model", "output_dir")
+    @field_validator("base_model", "output_dir", "reward_model_from")
     @classmethod
     def _is_possible_path(cls, given: str | None) -> str | None:
         if given is not None and (problem := path_problem(given)):
             raise ValueError(problem)
         return given
+
+    @property
+    def reward_base(self) -> str | None:
+        """The model from outside the run that the reward model starts from; None: one of the run's own."""
+        return None if self.reward_model_from in ("base", "best") else self.reward_model_from
 
     def stages_of_round(self, number: int) -> list[str]:
         """The stages of a round, in the order they run."""

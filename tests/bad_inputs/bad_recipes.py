@@ -37,7 +37,12 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("annotate.prompt_order=hardest_first", "prompt_order: hardest_first has nothing to choose where all prompts are"),
     ("sft_batches=0", "SET: sft_batches=0: expected 1 or more"),
     ("sft_batches=1001", "sft_batches=1001: expected 1000 or less"),
-    ("reward_model_from=sft", "reward_model_from='sft': expected 'base' or 'best'"),
+    ("reward_model_from=sft", "reward_model_from='sft' does not exist, neither in HERE nor beside the recipe"),
+    (
+        "reward_model_from=",
+        "--set reward_model_from=: the value is empty; write reward_model_from=null for nothing, or",
+    ),
+    ("reward_model_from=toy.yaml", "reward_model_from=HERE/toy.yaml is a file, expected a model folder"),
     ("sft_from=worst", "SET: sft_from='worst': expected 'base' or 'best'"),
     ("dpo=[1]", "SET: dpo=[1]: expected a mapping"),
     ("dpo={1: 2}", "SET: dpo.1=1: expected text"),

@@ -92,6 +92,22 @@ def test_dpo_starts_from_the_rounds_sft_and_sees_the_most_recent_batches(plan, b
     assert [reference.step for reference in step.inputs["train_data"]] == train_data
 
 
+def test_a_reward_model_may_start_from_a_model_of_its_own(plan, tmp_path):
+    larger = tmp_path / "work" / "larger"
+    larger.mkdir()
+    plain, steps = plan(), plan("reward_model_from=larger", "prepare_base.dtype=bfloat16")
+    assert set(steps) == set(plain) | {"prepare_reward_base"}
+    step = steps["prepare_reward_base"]
+    assert (step.stage, step.inputs) == ("prepare_base", {"model_name_or_path": [Model(str(larger))]})
+    assert step.keys["dtype"] == "bfloat16"
+    trained = steps["round-2.reward_model"]
+    assert trained.inputs["model_name_or_path"] == [Output("prepare_reward_base", "model")]
+    assert trained.keys["other_contract"] is True
+    assert "other_contract" not in plain["round-2.reward_model"].keys
+    policies = "round_stages=[annotate, dpo]", "annotate.annotator_function=world:score"
+    assert "prepare_reward_base" not in plan("reward_model_from=larger", *policies)
+
+
 def test_dpo_reads_less_of_older_batches(plan):
     steps = plan("rounds=3", "dpo_batches=3", "dpo_batch_decay=0.5")
     assert [item.step for item in steps["round-3.dpo"].inputs["train_data"]] == [
