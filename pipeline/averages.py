@@ -1,5 +1,5 @@
-"""The variants of a section in the plan: a step for each, and a step that averages their models. And the average of
-policies of different rounds."""
+"""The variants of a section in the plan, with a step that averages their models; and averages of policies of different
+rounds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,11 +57,15 @@ def with_average(name: str, variants: Sequence[Step], section: ResolvedSection) 
     return [*distinct, _average_step(name, distinct, average, section.keys)]
 
 
-def average_across_rounds(name: str, trained: Step, policies: Sequence[Reference], weights: list[float]) -> Step:
+def average_across_rounds(
+    name: str, round_number: int, trained: Step, policies: Sequence[Reference], weights: list[float]
+) -> Step:
     """The step average_models of policies, of which the step `trained` wrote the last. It is not measured
     on held-out rows: the round's evaluation measures it."""
     keys = {**_runtime_keys(trained.keys), "weights": weights}
-    return Step(name, "average_models", trained.round, trained.section, keys, {"models": [*policies]}, _launch(trained))
+    one = {"profile": "single", "num_processes": 1, "num_machines": 1, "wrapper": None}  # it computes no loss
+    launch = trained.launch.model_copy(update=one)
+    return Step(name, "average_models", round_number, trained.section, keys, {"models": [*policies]}, launch)
 
 
 def _runtime_keys(values: Values) -> Keys:

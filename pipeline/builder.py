@@ -43,10 +43,13 @@ class Plan:
         name: str = "",
         inputs: Inputs,
         keys: Values | None = None,
+        without: Sequence[str] = (),
     ) -> str:
-        """Adds the step of a section and returns its name, or that of an equal earlier step."""
+        """Adds the step of a section, without some of its keys, and returns its name, or that of an equal earlier
+        step."""
         name = name or step_name(section, round_number)
-        values = self.recipe.section(section, round_number or 0).keys
+        given = self.recipe.section(section, round_number or 0).keys
+        values = {key: value for key, value in given.items() if key not in without}
         step = make_step(self.recipe, section, round_number, name=name, values=values, inputs=inputs, keys=keys or {})
         return self._add_unless_repeated(step)
 
@@ -179,7 +182,7 @@ class Plan:
         returns its model."""
         step = next(step for step in self.steps if step.name == trained.step)
         name, weight = step_name("average", round_number), self.recipe.average_with_best
-        average = average_across_rounds(name, step, [best, trained], [weight, 1.0 - weight])
+        average = average_across_rounds(name, round_number, step, [best, trained], [weight, 1.0 - weight])
         return Output(self._add_unless_repeated(average), "model")
 
     def evaluate(self, round_number: int | None, policy: Output, inputs: Inputs) -> str:

@@ -6,6 +6,9 @@ from pipeline.builder import Plan
 from pipeline.recipe.resolved import Recipe
 from pipeline.steps import REWARD_BASE, Inputs, Model, Output, Reference, Split
 
+# Keys of prepare_base that are about base_model itself.
+OF_BASE_MODEL = ("model_revision", "extend_tokenizer", "num_new_tokens")
+
 
 @dataclass(frozen=True)
 class Foundation:
@@ -71,8 +74,18 @@ def plan_base(plan: Plan) -> Output:
 
 
 def prepare(plan: Plan, model: Reference, *, name: str = "prepare_base") -> Output:
+    """The prepared model. Keys that are of `base_model` alone do not hold for another one."""
     needs_system = {"needs_system_role": True} if has_system_prompts(plan.recipe) else {}
-    return Output(plan.add("prepare_base", name=name, inputs={"model_name_or_path": model}, keys=needs_system), "model")
+    return Output(
+        plan.add(
+            "prepare_base",
+            name=name,
+            without=OF_BASE_MODEL if name == REWARD_BASE else (),
+            inputs={"model_name_or_path": model},
+            keys=needs_system,
+        ),
+        "model",
+    )
 
 
 def plan_pretraining(plan: Plan, start: Reference | None) -> Output:

@@ -34,6 +34,7 @@ class Progress:
     """What the rounds so far have produced."""
 
     policies: list[Output]  # the first one is that of round 0
+    trained: list[Output] = field(default_factory=list)  # what rounds have trained, before an average with the best
     tasks: list[str] = field(default_factory=list)  # the evaluation on tasks of each policy
     evaluations: list[str] = field(default_factory=list)  # the evaluation step of each policy
     preferences: list[Split] = field(default_factory=list)  # batches of preference pairs, the most recent one last
@@ -70,7 +71,7 @@ def plan_loop(plan: Plan) -> None:
     if recipe.first_sft:
         inputs = {"model_name_or_path": foundation.base, **training_inputs([foundation.instructions])}
         first_policy = plan.train("sft", 0, inputs)
-    progress = Progress([first_policy])
+    progress = Progress([first_policy], [first_policy])
     tasks = plan_tasks(plan, 0, progress)
     if foundation.evaluation:
         progress.evaluations.append(plan.evaluate(0, first_policy, {**foundation.evaluation, **tasks}))
@@ -234,11 +235,12 @@ def plan_round(plan: Plan, number: int, foundation: Foundation, progress: Progre
         inputs = rl_inputs(plan, number, policy, prompts, progress.reward_model)
         policy = Output(plan.add("rl", number, inputs=inputs, keys={"round": number}), "model")
 
-    if policy == best or isinstance(policy, BestPolicy) or policy in progress.policies:
+    if policy == best or isinstance(policy, BestPolicy) or policy in progress.trained:
         raise ConfigError(
             f"{recipe.path}: round {number} trains no new policy: {recipe.key_of_stages(number)} has "
             "neither rejection_sampling with sft, nor dpo, nor rl"
         )
+    progress.trained.append(policy)
     if recipe.average_with_best:
         policy = plan.average_with_best(number, best, policy)
     progress.policies.append(policy)

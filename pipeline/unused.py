@@ -6,7 +6,7 @@ from data_schemas.endpoints import request_hints
 from data_schemas.errors import ConfigError
 from pipeline.recipe.names import all_sections, runs_once
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import Step
+from pipeline.steps import REWARD_BASE, Step
 
 # Rows of the section `data` -> the stages that read them, or whose inputs are drawn from them.
 READERS = {
@@ -33,10 +33,12 @@ def check_unused(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
 
 def _without_effect(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     """A sentence for each key whose condition no round of the plan meets."""
-    if recipe.dpo_batch_decay < 1 and not any(
-        "train_data_shares" in step.keys for step in steps if step.stage == "dpo"
-    ):
-        yield "dpo_batch_decay is not used: DPO is trained on one batch of pairs in every round; see dpo_batches"
+    dpo = [step for step in steps if step.stage == "dpo"]
+    if recipe.dpo_batch_decay < 1 and not any("train_data_shares" in step.keys for step in dpo):
+        why = "DPO is trained on one batch of pairs in every round; see dpo_batches" if dpo else "no round runs dpo"
+        yield f"dpo_batch_decay is not used: {why}"
+    if recipe.reward_base and not any(step.name == REWARD_BASE for step in steps):
+        yield "reward_model_from is not used: no round trains a reward model"
     for name in ("annotate", "rejection_sampling"):
         ordered = [step for step in steps if step.stage == name and step.keys.get("prompt_order") == "hardest_first"]
         if ordered and not any("earlier_candidates" in step.inputs for step in ordered):
@@ -56,7 +58,8 @@ def _unused(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
         for name, section in sections.items():
             if section.is_in_round and name in used and (name, number) not in run:
                 yield f"by_round.{number}.{name} is not used: round {number} runs no step of {name}"
-    yield from _without_effect(recipe, steps)
+    if not has_no_round:
+        yield from _without_effect(recipe, steps)
     data = recipe.section("data").keys
     for kind, stages in READERS.items():
         if kind == "preferences" and data.get("chosen_as_instructions"):

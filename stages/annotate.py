@@ -243,7 +243,7 @@ def main(stage: Stage, arguments: AnnotateArguments) -> StageResult:
         )
     all_pairs = pairs["train"] + pairs["validation"]
     log.info("%d pairs, dropped: %s", len(all_pairs), format_counts(dropped) or "none")
-    metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(all_pairs, judgements, dropped)
+    metrics = {**draw.counts} | metrics_of(all_pairs, judgements, dropped)
     metrics |= (judge.metrics("annotator") if judge else {}) | endpoint_metrics(stage.folder, arguments.endpoints)
     metrics |= people.metrics() if people else {}
     return StageResult(

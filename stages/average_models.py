@@ -191,15 +191,16 @@ def main(stage: Stage, arguments: AverageModelsArguments) -> StageResult:
     losses = [evaluate(folder)["eval_loss"] for folder in arguments.models] if evaluate else []
 
     weights = choose_weights(stage, arguments, evaluate, losses)
-    average = make_average(stage, arguments, weights)
-    metrics = evaluate(average) if evaluate else {}
+    # Without an evaluation nothing holds the first process until the others have seen the folder.
+    average = make_average(stage, arguments, weights) if evaluate or stage.is_main else None
+    metrics = evaluate(average) if evaluate and average else {}
     if evaluate and not math.isfinite(metrics["eval_loss"]):
         raise StageError("the average's eval_loss is nan or infinite")
 
     names = arguments.part_names or [str(number) for number in range(1, len(weights) + 1)]
     metrics |= {f"eval_loss_of_{name}": loss for name, loss in zip(names, losses, strict=False)}
     metrics |= {f"weight_of_{name}": weight for name, weight in zip(names, weights, strict=True)}
-    if stage.is_main:
+    if stage.is_main and average:
         shutil.rmtree(stage.folder / "model", ignore_errors=True)
         average.rename(stage.folder / "model")
         check_weights(stage.folder / "model")

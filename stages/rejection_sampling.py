@@ -231,7 +231,7 @@ def main(stage: Stage, arguments: RejectionSamplingArguments) -> StageResult:
             "keep_unfinished and keep_by"
         )
     log.info("%d winners, dropped: %s", sum(map(len, winners.values())), format_counts(dropped) or "none")
-    metrics = {"prompts_seen_before": draw.num_seen_before} | metrics_of(groups, winners, dropped)
+    metrics = {**draw.counts} | metrics_of(groups, winners, dropped)
     metrics |= endpoint_metrics(stage.folder, arguments.endpoints)
     return StageResult(
         outputs=outputs, metrics=metrics, contract=contract_of(load_policy_tokenizer(arguments.policies[0]))

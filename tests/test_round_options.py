@@ -54,7 +54,7 @@ def test_a_loop_with_all_of_them_runs_and_each_of_them_acts(tmp_path):
     hard = {name for name, spread in spreads.items() if spread > mean} - held_out
     later = read_rows(place.folder("round-2.rejection_sampling", name="options") / "candidates.jsonl", Candidates)
     assert hard and hard <= {group.group_id for group in later}
-    assert metrics["round-2.rejection_sampling"]["prompts_seen_before"] == len(hard)
+    assert metrics["round-2.rejection_sampling"]["prompts_of_known_difficulty"] == len(hard)
     assert place.config("round-2.dpo", name="options")["train_data_shares"] == [0.5, 1.0]
     code, out, err = place.run(*OPTIONS, name="options")
     assert code == 0 and set(place.states(name="options").values()) == {"reused"}, out

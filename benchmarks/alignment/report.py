@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks.alignment.report_text import (
     BY_ROUND_TEXT,
-    CONTROLS_TEXT,
     ONE_BATCH_TEXT,
     OTHERS,
     REWARD_MODELS_TEXT,
@@ -28,7 +27,11 @@ RUNS = ROOT / "runs"
 FULL, STALE, ONE_BATCH = "full recipe", "reward model not refitted", "DPO of one batch"
 NO_DPO, DPO_ALONE, DPO_ALONE_LATER = "no DPO", "DPO alone", "DPO alone from round 3"
 PAGE = "alignment"
-CONTROLS = ("shuffled labels", "swapped pairs", "hash of the text")
+CONTROLS = {
+    "shuffled labels": "which are independent of the answers",
+    "swapped pairs": "in which the worse answer is preferred",
+    "hash of the text": "as a reward",
+}
 NUM_RESAMPLES = 5_000
 # 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom; with more the last one is used, which is wider.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -116,7 +119,7 @@ def sentence(scores: Mapping[str, Scores]) -> str:
         ONE_BATCH: "one batch of as many judged answers for DPO",
         NO_DPO: "the loop without DPO",
         STALE: "the loop with the first round's reward model throughout",
-        DPO_ALONE: "annotation and DPO alone, in less than half of the time",
+        DPO_ALONE: "annotation and DPO alone",
     }
     said = [f"{words}: {mean(name)}" for name, words in others.items() if name in scores]
     gain = f"{rounds} rounds raise the mean gold score from {mean(FULL, 0)} to {mean(FULL)}"
@@ -285,6 +288,14 @@ def draw(scores: Mapping[str, Scores], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def controls_text(names: Sequence[str]) -> str:
+    """What the controls are that have finished."""
+    if not names:
+        return ""
+    said = "; ".join(f"{name}, {CONTROLS[name]}" for name in names)
+    return f"{textwrap.fill(f'Controls, which must not improve: {said}.', 118)}\n\n"
+
+
 def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
     """Writes alignment.md and its plot into the folder, from the finished runs."""
     scores = {name: found for name in names if (found := scores_of(name, seeds))}
@@ -305,7 +316,7 @@ def report(names: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
         reward_models=REWARD_MODELS_TEXT.format(table="\n".join(known)) if known else "",
         words=STAGES_TEXT * ({NO_DPO, STALE, DPO_ALONE, DPO_ALONE_LATER} <= scores.keys())
         + ONE_BATCH_TEXT * (ONE_BATCH in scores)
-        + CONTROLS_TEXT * bool(scores.keys() & set(CONTROLS)),
+        + controls_text([name for name in CONTROLS if name in scores]),
         others="".join(text for name, text in OTHERS.items() if (folder / name).exists()),
     )
     (folder / f"{PAGE}.md").write_text(text)

@@ -60,9 +60,3 @@ ONE_BATCH_TEXT = """DPO of one batch is one round of annotation and DPO in which
 rounds: six answers to each of 3,600 prompts, all of the first policy.
 
 """
-
-CONTROLS_TEXT = """Shuffled labels, swapped pairs and the hash of the text are controls, which must not improve: labels
-that are independent of the answers, pairs in which the worse answer is preferred, and a reward that is a hash of the
-text.
-
-"""

@@ -47,14 +47,12 @@ class HeldOutRewards(AnswerLogProbs):
     """Mixin, to be placed before TRL's GRPOTrainer or RLOOTrainer among the bases."""
 
     schedule: Schedule
+    loss_measure = ("reward on held-out prompts", -1)
 
     def __init__(self, *args, rewards: Rewards, **kwargs) -> None:
         self.rewards = rewards
         self._reference_rewards: dict[str, float] = {}  # of each prompt, by its id
         super().__init__(*args, **kwargs)
-
-    def shown_loss(self, loss: float) -> str:
-        return f"reward on held-out prompts {-loss:.4f}"
 
     def score(
         self, answers: Sequence[Sequence[Answer]], reference_P1: torch.Tensor | None, *, purpose: str

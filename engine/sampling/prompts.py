@@ -40,31 +40,39 @@ def draw_prompts(
 ) -> list[Prompt]:
     """`count` prompts (None: all) in an order drawn by seed and purpose. Each round takes the next ones and starts
     again from the first after the last."""
+    return in_order_of_round(prompts, count, seed=seed, purpose=purpose, round=round)[:count]
+
+
+def in_order_of_round(
+    prompts: Sequence[Prompt], count: int | None, *, seed: int, purpose: str, round: int
+) -> list[Prompt]:
+    """All prompts, those first that the round draws, and then those of the rounds after it."""
     order = sorted(prompts, key=lambda row: hashlib.sha256(f"{seed}/{purpose}/{row.prompt_id}".encode()).digest())
     if count is None or count >= len(order):
         return order
     start = (max(round, 1) - 1) * count % len(order)
-    return (order + order)[start : start + count]
+    return order[start:] + order[:start]
 
 
 def difficulties(files: Sequence[str]) -> dict[str, float]:
-    """The standard deviation of the rewards of a prompt's answers, by the prompt's group; of a later file where several
-    have the group, and the mean where a file has it several times."""
+    """How hard prompts are, by their group: the standard deviation of the rewards of a prompt's answers, relative to
+    the mean of its file, since reward models differ in scale. Of several files the last one with the group counts."""
     newest: dict[str, float] = {}
     for file in files:
         spreads: dict[str, list[float]] = defaultdict(list)
         for group in read_rows(Path(file), Candidates):
             if group.spread is not None:
                 spreads[group.group_id].append(group.spread)
-        newest |= {name: sum(values) / len(values) for name, values in spreads.items()}
+        of_groups = {name: sum(values) / len(values) for name, values in spreads.items()}
+        mean = sum(of_groups.values()) / max(1, len(of_groups))
+        newest |= {name: value / (mean or 1.0) for name, value in of_groups.items()}
     return newest
 
 
 def hardest_first(prompts: Sequence[Prompt], difficulty: Mapping[str, float]) -> list[Prompt]:
-    """The prompts by falling difficulty. Those that have none are taken for one of mean difficulty; equal ones keep
+    """The prompts by falling difficulty. Those that have none are taken for one of mean difficulty, 1; equal ones keep
     their order."""
-    mean = sum(difficulty.values()) / max(1, len(difficulty))
-    return sorted(prompts, key=lambda row: -difficulty.get(row.group_id, mean))
+    return sorted(prompts, key=lambda row: -difficulty.get(row.group_id, 1.0))
 
 
 def num_seen_before(total: int, count: int | None, *, round: int) -> int:
@@ -79,7 +87,7 @@ class Draw:
     """A round's prompts with their sides, training prompts first."""
 
     prompts: list[tuple[Side, Prompt]]
-    num_seen_before: int  # training prompts that the same stage drew in an earlier round
+    counts: dict[str, int]  # metrics of the draw: of the training prompts
 
 
 @timing.part("load")
@@ -90,20 +98,21 @@ def draw_both_sides(keys: RoundKeys, *, purpose: str) -> Draw:
         ("train", keys.prompts, keys.num_prompts),
         ("validation", keys.validation_prompts, keys.num_validation_prompts),
     )
-    num_seen = 0
+    counts: dict[str, int] = {}
     for side, files, count in sides:
         rows = read_prompts(files).rows if files else []
         chosen = draw_prompts(rows, count, seed=keys.seed, purpose=purpose, round=keys.round)
         if side == "train":
-            num_seen = num_seen_before(len(rows), count, round=keys.round)
-            if keys.prompt_order == "hardest_first" and not keys.earlier_candidates:
-                log.info("prompt_order: no earlier answers are known, so the prompts are drawn in random order")
-            elif keys.earlier_candidates:
+            counts = {"prompts_seen_before": num_seen_before(len(rows), count, round=keys.round)}
+            if keys.earlier_candidates:  # what earlier rounds drew depends on answers that are not at hand
                 known = difficulties(keys.earlier_candidates)
-                chosen = hardest_first(draw_prompts(rows, None, seed=keys.seed, purpose=purpose), known)[:count]
-                num_seen = sum(row.group_id in known for row in chosen)
+                order = in_order_of_round(rows, count, seed=keys.seed, purpose=purpose, round=keys.round)
+                chosen = hardest_first(order, known)[:count]
+                counts = {"prompts_of_known_difficulty": sum(row.group_id in known for row in chosen)}
         drawn.extend((side, row) for row in chosen)
-    return Draw(drawn, num_seen)
+    if keys.prompt_order == "hardest_first" and not keys.earlier_candidates:
+        log.info("prompt_order: no earlier answers are known, so the prompts are drawn in random order")
+    return Draw(drawn, counts)
 
 
 def with_system_prompt(prompt: Prompt, text: str) -> Prompt:

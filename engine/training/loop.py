@@ -56,6 +56,7 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
 
     token_row_type: type[TokenRow]  # of the rows in its datasets
     is_reward_model_trainer = False  # SharedRowsMixin reads it too
+    loss_measure = ("eval_loss", 1)  # what messages call the held-out loss, and the sign by which they show it
     accuracy_metric = ""  # what keep: best_by_accuracy compares; empty where the rows hold no answers to compare
 
     def __init__(self, *args, stage: Stage, adapters: Adapters, **kwargs) -> None:
@@ -73,10 +74,6 @@ class TrainingLoop(GuardedSteps, ExactEvaluation):
         self._evaluation_is_due = progress.evaluation_is_due
         self.skipped_steps, self.recent_losses = progress.skipped_steps, progress.recent_losses
         self._unlogged = Unlogged.read(progress.unlogged)
-
-    def shown_loss(self, loss: float) -> str:
-        """A held-out loss with its name, for messages."""
-        return f"eval_loss {loss:.4f}"
 
     def counters(self) -> dict[str, int]:
         """What a kind of trainer counts beyond the Trainer, as of the last step, for the checkpoint."""

@@ -83,6 +83,11 @@ class BradleyTerryTrainer(TrainingLoop, SharedRowsMixin, RewardTrainer):
         """Rows are tokenized already: `answers`, the best first."""
         return dataset
 
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Keeps the margins in float32: under DeepSpeed the Trainer casts every float to the weights' dtype."""
+        kept = {"margins": inputs["margins"].to(self.args.device)} if "margins" in inputs else {}
+        return super()._prepare_inputs(inputs) | kept
+
     def batch_weights(self, inputs: Batch) -> dict[str, float]:
         return {"": len(inputs["best"]), "mean_reward": len(inputs["input_ids"])}
 

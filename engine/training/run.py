@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -102,7 +102,7 @@ def _publish(trainer: TrainingLoop, model: ModelConfig, metrics: Mapping[str, in
         is_lowest = best == best_step(losses)
         where = "every evaluation" if is_lowest else f"step {best}, whose model keep={keep} saves"
         raise StageError(f"eval_loss is nan or infinite at {where}")
-    for warning in warnings_of(losses, accuracies, best, keep=keep, shown=trainer.shown_loss):
+    for warning in warnings_of(losses, accuracies, best, keep=keep, measure=trainer.loss_measure):
         notices.warn(log, "%s", warning)
     if trainer.skipped_steps:
         notices.keep(f"{trainer.skipped_steps} steps were skipped, since their loss or gradient was bad; see log.txt")
@@ -136,12 +136,14 @@ def warnings_of(
     kept: int,
     *,
     keep: str,
-    shown: Callable[[float], str],
+    measure: tuple[str, int] = ("eval_loss", 1),
 ) -> Iterator[str]:
-    """What a user should know of the model that is saved. `shown` names and writes a loss."""
+    """What a user should know of the model that is saved. `measure` is what the losses are called, and the sign by
+    which they are shown: -1 where they are rewards."""
+    name, sign = measure
     if kept == 0:
-        measure = "accuracy" if keep == KEEP_BY_ACCURACY else shown(losses[0])
-        warning = f"no step was better than the start ({measure}): the model is saved as it was loaded"
+        at_start = "accuracy" if keep == KEEP_BY_ACCURACY else f"{name} {sign * losses[0]:.4f}"
+        warning = f"no step was better than the start ({at_start}): the model is saved as it was loaded"
         by_accuracy = kept_step(losses, accuracies, keep=KEEP_BY_ACCURACY)
         if by_accuracy:
             warning += (
@@ -151,8 +153,8 @@ def warnings_of(
         yield warning
     elif losses[kept] > losses.get(0, math.inf):
         yield (
-            f"the saved model, of step {kept}, is worse than the start: {shown(losses[kept])}, at the start "
-            f"{shown(losses[0])}; it is saved since keep is {keep}"
+            f"the saved model, of step {kept}, has a {'higher' if sign > 0 else 'lower'} {name} "
+            f"({sign * losses[kept]:.4f}) than the start ({sign * losses[0]:.4f}), since keep is {keep}"
         )
 
 

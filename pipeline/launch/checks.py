@@ -136,7 +136,8 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
             hint = "; no endpoint of the recipe has this name either" if key in ENDPOINT_KEYS else ""
             why = absent(path)
             places = f", neither in {Path.cwd()} nor beside the recipe" if why == DOES_NOT_EXIST else ""
-            raise ConfigError(f"{where}={given.path!r} {why}{places}{hint}")
+            expected = "; expected base, best or a model" if step.name == REWARD_BASE else ""
+            raise ConfigError(f"{where}={given.path!r} {why}{places}{hint}{expected}")
     elif isinstance(given, File) and step.stage == "prepare_data":
         try:
             check_columns(given.source, key)
@@ -151,10 +152,20 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
         except UserError as error:
             raise DataError(f"{where}: {error}") from None
     elif isinstance(given, Model):
+        if step.name == REWARD_BASE and _has_score_head(path):
+            raise ConfigError(
+                f"{where}={given.path!r} is a reward model already; name it as rejection_sampling.reward_model and "
+                "leave reward_model out of round_stages, or give the model that it was trained from"
+            )
         needs_template = (step.stage == "prepare_base" and not has_template) or key in ENDPOINT_KEYS
         check_model_folder(
             path, where=where, needs_template=needs_template, only_tokenizer=key == "tokenizer_name_or_path"
         )
+
+
+def _has_score_head(folder: Path) -> bool:
+    config = read_json(folder / "config.json") or {}
+    return any("ForSequenceClassification" in str(name) for name in config.get("architectures") or [])
 
 
 def _check_file_of_curation(key: str, given: File) -> None:

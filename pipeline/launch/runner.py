@@ -17,6 +17,7 @@ from pipeline.launch.warm import WarmPool
 from pipeline.plan import Step
 from pipeline.state import summary
 from pipeline.state.run import Run, StepState
+from pipeline.steps import is_average_across_rounds
 
 POLL_SECONDS = 0.2
 
@@ -77,7 +78,11 @@ def _uses_a_model(run: Run, step: Step) -> bool:
 
 def _independent(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """The steps in order, in groups. The variants of one section, which do not depend on one another, form a group."""
-    for _, group in itertools.groupby(steps, key=lambda step: (step.round, step.section, step.stage)):
+
+    def key(step: Step) -> tuple[object, ...]:
+        return step.round, step.section, step.stage, is_average_across_rounds(step)
+
+    for _, group in itertools.groupby(steps, key=key):
         yield list(group)
 
 
@@ -165,6 +170,7 @@ class Scheduler:
         self.failures.append(error)
         state = self.run.states[step.name]
         state.state = _state_after(error)
+        state.problem = str(error) if isinstance(error, StageFailed) else f"{step.name}: {error}"
         if self.running:  # otherwise the error is raised now, and reported by the caller
             summary.write(self.run.recipe.folder, self.run, "running")
             self.show(step, state)

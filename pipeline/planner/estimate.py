@@ -153,7 +153,7 @@ class Planner:
         price = None
         if launch.price_per_gpu_hour is not None and seconds is not None and launch.device == "gpu":
             price = seconds.middle / 3600 * launch.num_processes * launch.price_per_gpu_hour
-        kept, temporary = disk_of(step, work, self.model, parameters=parameters, trainable=trainable)
+        kept, temporary = disk_of(step, work, model or self.model, parameters=parameters, trainable=trainable)
         return StepEstimate(
             step, action, device, work, trainable, parameters, own_parameters, memory, seconds, kept, temporary, price
         )

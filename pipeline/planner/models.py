@@ -67,7 +67,10 @@ def reward_base_of(run: Run, asks: Estimator | None, note: Note) -> SizedModel |
     model, problem = _sized({"path": reference.path}, asks, note)
     if model is None:
         note(f"reward_model_from: the sizes of {reference.path} are not known, so base_model's are taken: {problem}")
-    return model
+        return None
+    note("steps that score by the reward model are estimated with the sizes of base_model, not of reward_model_from")
+    prepared = step.keys.get("dtype") if step else None
+    return replace(model, width=_width(prepared)) if prepared else model
 
 
 def _sized(source: ModelSource, asks: Estimator | None, note: Note) -> tuple[SizedModel | None, str]:

@@ -81,8 +81,8 @@ class Settings(Mix, BaseModel):
     )
     reward_model_from: str = Field(
         default="base",
-        description="The model that the reward model starts from: `base`, `best` (the best policy), or a model of its"
-        " own, as a folder or a hub name.",
+        description="The model that the reward model starts from: `base`, `best` (the best policy), or another one: a"
+        " folder or a hub name.",
     )
     sft_from: Literal["base", "best"] = Field(
         default="base",

@@ -110,10 +110,11 @@ def judge_warning(summary: Summary) -> str | None:
 
 def exploited_rewards(summary: Summary) -> list[str]:
     """The policies for which RL raised its reward while the judge prefers the policy before, beyond the interval."""
-    trained = {model["step"]: model for model in trained_models(summary) if model["stage"] == "rl"}
+    round_of = {step["name"]: step["round"] for step in summary["steps"] if step["stage"] == "rl"}
+    trained = {round_of[model["step"]]: model for model in trained_models(summary) if model["step"] in round_of}
     said = []
     for before, row in itertools.pairwise(summary["rounds"]):
-        model, high = trained.get(str(row["policy"])), row["win_rate_vs_previous_high"]
+        model, high = trained.get(_round(row)), row["win_rate_vs_previous_high"]
         if model is None or model["loss_before"] is None or model["loss_after"] is None:
             continue
         if isinstance(high, int | float) and high < 0.5 and model["loss_after"] < model["loss_before"]:
@@ -123,6 +124,11 @@ def exploited_rewards(summary: Summary) -> list[str]:
                 f"{number(row['judge_mean'])}; lower rl.kl_budget, set rl.reward_shaping, or change the reward"
             )
     return said
+
+
+def _round(row: Mapping[str, object]) -> int | None:
+    number = row.get("round")
+    return number if isinstance(number, int) else None
 
 
 def far_policy(summary: Summary) -> str | None:

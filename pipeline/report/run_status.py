@@ -9,7 +9,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from data_schemas.files import read_json
 from data_schemas.locks import is_locked
 from data_schemas.progress import StageProgress, describe_progress, kept_seconds
 from data_schemas.text import printable
@@ -35,8 +34,9 @@ def show(console: Console, folder: Path, summary: Summary) -> None:
     console.print(terminal.steps_table(summary, width=console.width))
     for line in running(summary, folder, width=console.width):
         console.print(line)
-    for line in failures(summary, folder):
-        console.print(Text(line), soft_wrap=True)
+    for step in summary["steps"]:
+        if step["state"] == "failed" and step.get("problem"):
+            console.print(Text(printable(step.get("problem", ""))), soft_wrap=True)
     for line in waiting.lines(summary, folder):
         console.print(Text(line), soft_wrap=True)
     for step in summary["steps"]:
@@ -99,20 +99,6 @@ def running(summary: Summary, folder: Path, *, width: int) -> list[Text]:
         doing = describe_progress(_progress(step, folder))
         place = folder / step["folder"] if step["folder"] else None
         lines += live.running_lines(_head(summary, step, folder), place, doing, width=width)
-    return lines
-
-
-def failures(summary: Summary, folder: Path) -> list[str]:
-    """Why each failed step failed, as it reported it, and where its output is."""
-    lines = []
-    for step in summary["steps"]:
-        if step["state"] != "failed" or not step["folder"]:
-            continue
-        place = folder / step["folder"]
-        outcome = read_json(place / "outcome.json") or {}
-        said = [str(outcome[name]) for name in ("cause", "hint") if outcome.get(name)]
-        why = f": {'; hint: '.join(said)}" if said else ""
-        lines.append(printable(f"{step['name']} failed{why}; its output: {live.short_path(place / 'console.txt')}"))
     return lines
 
 

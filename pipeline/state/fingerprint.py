@@ -172,13 +172,15 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
         return [f"{_model_kind(old.get('stage'))} -> {_model_kind(new['stage'])}"]
     lines = []
     section = f"{step.section}.average" if step.stage == "average_models" else step.section
-    section = "average_with_best" if is_average_across_rounds(step) else section
+    if is_average_across_rounds(step):
+        weights = [(content.get("keys", {}).get("weights") or [None])[0] for content in (old, new)]
+        lines += [f"average_with_best {_short(weights[0])} -> {_short(weights[1])}"] if weights[0] != weights[1] else []
     if old.get("recipe_version") != new["recipe_version"]:
         lines.append(f"stage {step.stage} changed (version {old.get('recipe_version')} -> {new['recipe_version']})")
     omitted = {name: key.default for name, key in stages()[step.stage].keys.items() if key.omitted_at_default}
     before, now = omitted | _flat(old.get("keys", {})), omitted | _flat(new["keys"])
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+        if before.get(name) != now.get(name) and not (name == "weights" and is_average_across_rounds(step)):
             lines.append(f"{section}.{name} {_short(before.get(name))} -> {_short(now.get(name))}")
     for name, source in new["functions"].items():
         if old.get("functions", {}).get(name) not in (None, source):

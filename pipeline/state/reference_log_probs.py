@@ -57,6 +57,7 @@ def _reference_identity(identity: Values) -> list[object]:
         identity.get("stage"),
         identity.get("recipe_version"),
         [keys.get(name) for name in KEYS],
+        keys.get("seed") if keys.get("train_data_shares") else None,  # it draws the share
         reference,
         inputs.get("train_data"),
         inputs.get("eval_data"),

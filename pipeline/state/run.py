@@ -36,6 +36,7 @@ class StepState:
     why: str = ""
     seconds: float = 0.0
     artifact: Artifact | None = None
+    problem: str = ""  # why it failed, in one line
 
 
 @dataclass(frozen=True)

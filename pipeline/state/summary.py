@@ -38,6 +38,7 @@ class StepEntry(TypedDict):
     # A summary of an older version lacks the following.
     warnings: NotRequired[list[str]]  # of the step's record
     inputs: NotRequired[list[str]]  # the steps that it reads from, by the plan
+    problem: NotRequired[str]  # why a failed step failed
     cost: NotRequired[Cost | None]  # the estimate beside what was measured; null where nothing was estimated
 
 
@@ -167,6 +168,9 @@ def make(
         }
         for step in steps
     ]
+    for entry in entries:
+        if entry["state"] == "failed":
+            entry["problem"] = states[entry["name"]].problem
     evaluations = [step for step in steps if step.stage == "evaluate_policy" and is_judged(step)]
     rounds = [_round_row(step, steps, states) for step in evaluations]
     best = None
@@ -187,10 +191,11 @@ def trained_models(summary: Summary) -> list[TrainedModel]:
     stage_of: dict[str, str] = {}  # of the finished models, by step
     for entry in summary["steps"]:
         parts = [stage_of[name] for name in entry.get("inputs", []) if name in stage_of]
+        of_variants = [stage for name, stage in stage_of.items() if name.startswith(f"{entry['name']}.")]
         if entry["metrics"] and stages()[entry["stage"]].traits.kind == "trains":
             stage_of[entry["name"]] = entry["stage"]
         elif entry["metrics"] and entry["stage"] == "average_models" and parts:
-            stage_of[entry["name"]] = parts[-1]
+            stage_of[entry["name"]] = next(iter(of_variants), parts[-1])
     return [
         {
             "step": entry["name"],

@@ -37,7 +37,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("annotate.prompt_order=hardest_first", "prompt_order: hardest_first has nothing to choose where all prompts are"),
     ("sft_batches=0", "SET: sft_batches=0: expected 1 or more"),
     ("sft_batches=1001", "sft_batches=1001: expected 1000 or less"),
-    ("reward_model_from=sft", "reward_model_from='sft' does not exist, neither in HERE nor beside the recipe"),
+    (
+        "reward_model_from=sft",
+        "reward_model_from='sft' does not exist, neither in HERE nor beside the recipe; expected ",
+    ),
     (
         "reward_model_from=",
         "--set reward_model_from=: the value is empty; write reward_model_from=null for nothing, or",

@@ -189,7 +189,7 @@ def test_differences_by_round_are_starred_where_prompts_and_seeds_agree():
     }
     batch = {seed: np.zeros((2, 40)) for seed in full}
     lines = report.differences_by_round(
-        {report.FULL: full, "DPO alone": ahead, report.ONE_BATCH: batch, report.CONTROLS[0]: ahead}
+        {report.FULL: full, "DPO alone": ahead, report.ONE_BATCH: batch, "shuffled labels": ahead}
     )
     assert lines[0] == "|  | seeds | round 1 | round 2 |"
     assert lines[2:] == ["| DPO alone | 2 | +0.100 [+0.100, +0.100]* | +0.050 [+0.050, +0.050] |"]

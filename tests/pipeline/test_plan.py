@@ -108,6 +108,13 @@ def test_a_reward_model_may_start_from_a_model_of_its_own(plan, tmp_path):
     assert "prepare_reward_base" not in plan("reward_model_from=larger", *policies)
 
 
+def test_a_round_whose_training_repeats_an_earlier_one_is_refused_with_an_average_too(plan):
+    repeated = ("rounds=2", "first_sft=false", "sft_from=base", "round_stages=[sft]", "reward_model=null")
+    for average in ("average_with_best=0.0", "average_with_best=0.3"):
+        with pytest.raises(ConfigError, match="round 2 trains no new policy"):
+            plan(*repeated[:-1], average)
+
+
 def test_dpo_reads_less_of_older_batches(plan):
     steps = plan("rounds=3", "dpo_batches=3", "dpo_batch_decay=0.5")
     assert [item.step for item in steps["round-3.dpo"].inputs["train_data"]] == [
@@ -139,6 +146,8 @@ def test_the_rounds_policy_may_be_an_average_with_the_best_before(plan):
     assert average.inputs == {"models": [BestPolicy("round-1.evaluate_policy"), Output("round-2.dpo", "model")]}
     assert average.keys["weights"] == [0.25, 0.75]
     assert "averaged_stage" not in average.keys
+    two = plan("average_with_best=0.25", "launch={profile: zero3, num_processes: 2, device: cpu}")["round-1.average"]
+    assert (two.launch.profile, two.launch.num_processes, two.launch.device) == ("single", 1, "cpu")
     evaluation = steps["round-2.evaluate_policy"]
     assert evaluation.inputs["model_name_or_path"] == [Output("round-2.average", "model")]
     assert evaluation.keys["policy_step"] == "round-2.average"

@@ -47,8 +47,8 @@ def scored(place: int, *scores: float) -> Candidates:
     )
 
 
-def draw(folder: Path, files: list[Path], **keys: Any) -> tuple[list[str], int]:
-    """The groups of the training prompts that a round draws, and how many of them were seen before."""
+def draw(folder: Path, files: list[Path], **keys: Any) -> tuple[list[str], dict[str, int]]:
+    """The groups of the training prompts that a round draws, and the counts of the draw."""
     prompts = folder / "prompts.jsonl"
     write_rows(prompts, PROMPTS)
     arguments = SimpleNamespace(
@@ -62,7 +62,7 @@ def draw(folder: Path, files: list[Path], **keys: Any) -> tuple[list[str], int]:
     held_out = [row.prompt_id for side, row in drawn.prompts if side == "validation"]
     usual = draw_prompts(PROMPTS, 3, seed=1, purpose="annotate", round=arguments.round)
     assert held_out == [row.prompt_id for row in usual], "held-out prompts keep their order"
-    return [row.group_id for side, row in drawn.prompts if side == "train"], drawn.num_seen_before
+    return [row.group_id for side, row in drawn.prompts if side == "train"], drawn.counts
 
 
 def test_hard_prompts_are_drawn_first_and_easy_ones_last(tmp_path):
@@ -70,14 +70,34 @@ def test_hard_prompts_are_drawn_first_and_easy_ones_last(tmp_path):
     rows = [scored(0, 1.0, 1.1), scored(1, 0.0, 4.0), scored(2, 0.0, 2.0)]
     write_rows(tmp_path / "one.jsonl", rows)
     drawn, seen = draw(tmp_path, [tmp_path / "one.jsonl"])
-    # Differences of 4, 2 and 0.1: spreads of 2, 1 and 0.05, whose mean 1.02 stands for prompts without answers.
+    # Differences of 4, 2 and 0.1: 1.97, 0.98 and 0.05 of their mean, where 1 stands for prompts without answers.
     assert drawn[0] == groups[1]
     assert not {groups[0], groups[2]} & set(drawn)
-    assert seen == 1
+    assert seen == {"prompts_of_known_difficulty": 1}
     drawn, seen = draw(tmp_path, [tmp_path / "one.jsonl"], num_prompts=len(PROMPTS))
-    assert (drawn[0], drawn[-2:], seen) == (groups[1], [groups[2], groups[0]], 3)
+    assert (drawn[0], drawn[-2:]) == (groups[1], [groups[2], groups[0]])
+    assert seen == {"prompts_of_known_difficulty": 3}
     unknown = [row.group_id for row in draw_prompts(PROMPTS, None, seed=1, purpose="annotate")]
     assert drawn[1:-2] == [group for group in unknown if group not in groups[:3]]
+
+
+def test_rounds_go_on_with_the_next_prompts_among_those_of_unknown_difficulty(tmp_path):
+    write_rows(tmp_path / "one.jsonl", [scored(0, 0.0, 9.0), scored(1, 0.0, 0.1)])
+    order = [row.group_id for row in draw_prompts(PROMPTS, None, seed=1, purpose="annotate")]
+    for number in (2, 3):
+        start = (number - 1) * 3 % len(order)
+        known = {PROMPTS[0].group_id, PROMPTS[1].group_id}
+        following = [group for group in order[start:] + order[:start] if group not in known]
+        drawn, _ = draw(tmp_path, [tmp_path / "one.jsonl"], round=number)
+        assert drawn == [PROMPTS[0].group_id, *following[:2]]
+
+
+def test_reward_models_of_another_scale_count_alike(tmp_path):
+    write_rows(tmp_path / "one.jsonl", [scored(0, 0.0, 30.0), scored(1, 0.0, 10.0)])  # 1.5 and 0.5 of their mean
+    write_rows(tmp_path / "two.jsonl", [scored(2, 0.0, 0.19), scored(3, 0.0, 0.01)])  # 1.9 and 0.1
+    groups = [row.group_id for row in PROMPTS]
+    drawn, _ = draw(tmp_path, [tmp_path / "one.jsonl", tmp_path / "two.jsonl"], num_prompts=len(PROMPTS))
+    assert drawn[:2] == [groups[2], groups[0]] and drawn[-2:] == [groups[1], groups[3]]
 
 
 def test_the_newest_answers_decide_how_hard_a_prompt_is(tmp_path):

@@ -32,22 +32,26 @@ def test_a_stage_that_only_got_worse_keeps_the_initial_model_and_logs_it(tiny_mo
 
 
 def test_the_warning_of_an_unchanged_model_says_where_accuracy_rose():
-    def shown(loss: float) -> str:
-        return f"eval_loss {loss:.4f}"
-
     losses, accuracies = {0: 1.0, 5: 1.2, 10: 1.1}, {0: 0.5, 5: 0.6, 10: 0.6}
     unchanged = "no step was better than the start (eval_loss 1.0000): the model is saved as it was loaded"
-    assert list(warnings_of(losses, accuracies, 0, keep="best_by_loss", shown=shown)) == [
+    assert list(warnings_of(losses, accuracies, 0, keep="best_by_loss")) == [
         f"{unchanged}; the accuracy on held-out pairs rose from 0.500 to 0.600 at step 10, which keep=best_by_accuracy "
         "saves"
     ]
-    assert list(warnings_of(losses, {0: 0.5, 5: 0.4, 10: 0.5}, 0, keep="best_by_loss", shown=shown)) == [unchanged]
-    assert list(warnings_of(losses, {}, 0, keep="best_by_loss", shown=shown)) == [unchanged]  # rows without pairs
-    assert list(warnings_of(losses, accuracies, 5, keep="last", shown=shown)) == [
-        "the saved model, of step 5, is worse than the start: eval_loss 1.2000, at the start eval_loss 1.0000; it is "
-        "saved since keep is last"
+    assert list(warnings_of(losses, {0: 0.5, 5: 0.4, 10: 0.5}, 0, keep="best_by_loss")) == [unchanged]
+    assert list(warnings_of(losses, {}, 0, keep="best_by_loss")) == [unchanged]  # rows without pairs
+    assert list(warnings_of(losses, accuracies, 5, keep="last")) == [
+        "the saved model, of step 5, has a higher eval_loss (1.2000) than the start (1.0000), since keep is last"
     ]
-    assert not list(warnings_of({0: 1.0, 5: 0.9}, accuracies, 5, keep="best_by_loss", shown=shown))
+    assert not list(warnings_of({0: 1.0, 5: 0.9}, accuracies, 5, keep="best_by_loss"))
+    reward = ("reward on held-out prompts", -1)
+    assert list(warnings_of({0: -0.36, 5: -0.25}, {}, 0, keep="best_by_loss", measure=reward)) == [
+        "no step was better than the start (reward on held-out prompts 0.3600): the model is saved as it was loaded"
+    ]
+    assert list(warnings_of({0: -0.36, 5: -0.25}, {}, 5, keep="last", measure=reward)) == [
+        "the saved model, of step 5, has a lower reward on held-out prompts (0.2500) than the start (0.3600), since "
+        "keep is last"
+    ]
 
 
 def test_patience_stops_a_stage_that_no_longer_gets_better(tiny_model, rows, tmp_path):
@@ -99,9 +103,8 @@ def test_the_last_model_is_kept_although_it_is_worse_and_a_warning_names_both_lo
     assert losses[2] > losses[0]
     assert (record.metrics["best_step"], record.metrics["eval_loss"]) == (2, losses[2])
     assert record.keys["keep"] == "last"
-    (warning,) = [text for text in record.warnings if "is worse than the start" in text]
-    assert f"eval_loss {losses[2]:.4f}" in warning and f"at the start eval_loss {losses[0]:.4f}" in warning
-    assert "keep is last" in warning
+    (warning,) = [text for text in record.warnings if "higher eval_loss" in text]
+    assert f"({losses[2]:.4f})" in warning and f"({losses[0]:.4f})" in warning and "keep is last" in warning
     with pytest.raises(AssertionError):
         assert_equal_weights(tmp_path / "sft" / "model", tiny_model)
 

@@ -18,6 +18,16 @@ two_cores = pytest.mark.skipif(len(CORES) < 2, reason="two steps side by side ne
 
 
 @two_cores
+def test_an_average_of_rounds_waits_for_the_average_of_variants_that_it_reads(world):
+    variants = ("--set", "by_round.1.dpo.variants=[{beta: 0.1}, {beta: 0.2}]", "--set", "average_with_best=0.5")
+    code, _, err = world.call("run", "toy.yaml", *variants, "--set", f"launch.devices={CORES[:2]}")
+    assert code == 0, err
+    launched = world.launched()
+    assert launched.index("round-1.average") == launched.index("round-1.dpo") + 1
+    assert world.config("round-1.average")["models"][1] == str(world.folder("round-1.dpo") / "model")
+
+
+@two_cores
 def test_variants_run_side_by_side_each_on_its_own_devices(world):
     meet = {"round-0.sft.1": "meet round-0.sft.2", "round-0.sft.2": "meet round-0.sft.1"}
     code, out, err = world.call("run", "toy.yaml", *SIDE_BY_SIDE, TOY=json.dumps(meet))

@@ -123,8 +123,13 @@ def test_a_reward_that_rose_while_the_judge_prefers_the_policy_before_is_named(w
     summary = world.summary()
     metrics = {"eval_loss_at_step_0": -0.5, "eval_loss": loss}
     policy = {**summary["steps"][3], "name": "round-1.rl", "stage": stage, "metrics": metrics, "folder": None}
+    policy["round"] = 1
     first, second = summary["rounds"]
-    fell = second | {"policy": "round-1.rl", "judge_mean": -0.25, "win_rate_vs_previous_high": high}
+    fell = second | {
+        "policy": "round-1.average",  # of the one that rl has trained, and the best before
+        "judge_mean": -0.25,
+        "win_rate_vs_previous_high": high,
+    }
     changed = summary | {"steps": [*summary["steps"], policy], "rounds": [first | {"judge_mean": 0.25}, fell]}
     (world.run_folder / "summary.json").write_text(json.dumps(changed))
     code, out, _ = world.call("status", "runs/toy")
