@@ -154,7 +154,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
     elif isinstance(given, Model):
         if step.name == REWARD_BASE and _has_score_head(path):
             raise ConfigError(
-                f"{where}={given.path!r} is a reward model already; name it as rejection_sampling.reward_model and "
+                f"{where}={path} is a reward model already; name it as rejection_sampling.reward_model and "
                 "leave reward_model out of round_stages, or give the model that it was trained from"
             )
         needs_template = (step.stage == "prepare_base" and not has_template) or key in ENDPOINT_KEYS

@@ -280,6 +280,13 @@ def spoiled(name: str, content: Any, *settings: str, command: str = "plan") -> C
     return make
 
 
+def trained_from_a_reward_model(place: Place) -> Call:
+    words = place.recipe("reward_model_from=rewards")
+    config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}
+    place.write("rewards/config.json", config)
+    return place.alignloop("plan", *words)
+
+
 def no_gpu(place: Place) -> Call:
     return place.alignloop("run", *place.recipe("launch.device=gpu"))
 
@@ -362,6 +369,11 @@ CASES = [
         "base without a template",
         base(lambda base: (base / "chat_template.jinja").unlink()),
         "base_model=HERE/base has no chat template; give one, as in prepare_base: {chat_template: chatml}",
+    ),
+    Case(
+        "reward model that is trained from a reward model",
+        trained_from_a_reward_model,
+        "reward_model_from=HERE/rewards is a reward model already; name it as rejection_sampling.reward_model and",
     ),
     Case("GPU that is not there", no_gpu, "toy.yaml: launch: this machine has no GPU; to use the CPU, set launch"),
     Case(

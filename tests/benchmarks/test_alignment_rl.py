@@ -93,7 +93,7 @@ def finished_seed(tmp_path, monkeypatch):
         {"name": "round-1.sft", "stage": "sft", "folder": "round-1.sft-c"},
         {"name": "round-1.rl", "stage": "rl", "folder": "round-1.rl-d", "metrics": {"best_step": 6}, "warnings": ["!"]},
     ]
-    summary = {"steps": [{"metrics": {}} | step for step in steps], "rounds": []}
+    summary = {"steps": [{"metrics": {}, "round": 1} | step for step in steps], "rounds": []}
     folder = tmp_path / "alignment-3-rl"
     (folder / "summaries").mkdir(parents=True)
     (folder / "summaries" / f"{RL}.json").write_text(json.dumps(summary))
