@@ -13,14 +13,14 @@ from pipeline.launch import preview
 from pipeline.planner import history
 from pipeline.planner.devices import Device, device_of
 from pipeline.planner.memory import Memory, memory_of, micro_batch_tokens, needed, trained_model
-from pipeline.planner.models import WRITER, SizedModel, base_model, reward_base_of, writer_of
+from pipeline.planner.models import SCORERS, WRITER, SizedModel, base_model, outside_model, reward_base_of, writer_of
 from pipeline.planner.questions import Estimator, estimator
 from pipeline.planner.rows import RowsOfRun, existing_files
 from pipeline.planner.speed import Seconds, seconds_of
 from pipeline.planner.work import Work, work_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.state.run import Run
-from pipeline.steps import REWARD_BASE, Step, source_steps
+from pipeline.steps import REWARD_BASE, Model, Output, Reference, Step, source_steps
 
 BYTES_OF_TOKEN = 5  # of a row's text
 BYTES_OF_ROW = 400  # of a row's other fields
@@ -106,12 +106,14 @@ class Planner:
         self.probed: dict[str, list[tuple[int, ProbeAnswer]]] = {}  # by everything but the number of tokens
         self.notes: dict[str, None] = {}
         self.cpu_rate: float | None = None
+        self.outside: dict[str, SizedModel] = {}  # models that score, by their folder or hub name
         self.model = base_model(run, asks, self._note)
         # Models of steps that are not the run's: they write paraphrases, or are what reward models start from.
         self.others = {step.name: writer_of(step, asks, self._note) for step in run.steps if WRITER in step.inputs}
         if reward_base := reward_base_of(run, asks, self._note):
             names = [step.name for step in run.steps if step.section == "reward_model"]
             self.others |= dict.fromkeys([REWARD_BASE, *names], reward_base)
+        self.scorers = {step.name: self._scorers(step) for step in run.steps}
         lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}
         self.rows = RowsOfRun(run, lengths)
         for problem in {found["problem"] for found in lengths.values() if found["problem"]}:
@@ -133,7 +135,8 @@ class Planner:
     def work(self, step: Step) -> Work:
         """The work of a step with its keys."""
         model = self.model_of(step)
-        return work_of(step, self.rows, model.shape if model else None)
+        scorers = [scorer.shape for scorer in self.scorers[step.name]]
+        return work_of(step, self.rows, model.shape if model else None, scorers)
 
     def of_step(self, step: Step, work: Work, finished: Sequence[history.FinishedStep] = ()) -> StepEstimate:
         """The estimate of a step with this work."""
@@ -171,6 +174,7 @@ class Planner:
             work,
             parameters=model.parameters,
             saved_width=model.width,
+            scorers=self.scorers[step.name],
             probe=probe,
         )
 
@@ -189,6 +193,25 @@ class Planner:
         if problem := answer["problem"]:
             self._note(f"{probe['stage']}: activations are not known ({problem})")
         return answer
+
+    def _scorers(self, step: Step) -> list[SizedModel]:
+        """The models that score the answers of a step."""
+        found = [
+            self._scorer(reference, f"{step.section}.{name}")
+            for name in SCORERS
+            for reference in step.inputs.get(name, [])
+        ]
+        return [model for model in found if model is not None]
+
+    def _scorer(self, reference: Reference, key: str) -> SizedModel | None:
+        """A model that scores: one that the run trains, or one from outside. None for a model of another machine."""
+        if isinstance(reference, Output):
+            return self.others.get(reference.step, self.model)
+        if not isinstance(reference, Model):
+            return None
+        if reference.path not in self.outside:
+            self.outside[reference.path] = outside_model(reference, key, self.asks, self._note) or self.model
+        return self.outside[reference.path]
 
     def _device(self, step: Step) -> Device | None:
         device = device_of(step.launch, gpu=self.gpu, where=f"{self.run.recipe.path}: {step.section}.launch")

@@ -1,13 +1,14 @@
 """The memory of a step by bucket, on each device and on each machine's host."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 from data_schemas.cost_request import Probe, ProbeAnswer
 from data_schemas.stage_keys import Keys, with_defaults
 from data_schemas.vllm_keys import SHARE_BESIDE_TRAINING
 from pipeline.planner.devices import GIB, Device
 from pipeline.planner.model_states import FOUR_BITS, NESTED_BITS, ModelStates, TrainedModel, model_states
+from pipeline.planner.models import SizedModel
 from pipeline.planner.rows import heaviest_micro_batch, tokens_of
 from pipeline.planner.shapes import Shape
 from pipeline.planner.work import GENERATING, Work, micro_batch_of
@@ -101,9 +102,17 @@ def training_probe(step: Step, keys: Keys, config: Keys, shape: Shape, work: Wor
 
 
 def training_memory(
-    step: Step, keys: Keys, config: Keys, shape: Shape, work: Work, *, parameters: int, probe: ProbeMemory | None
+    step: Step,
+    keys: Keys,
+    config: Keys,
+    shape: Shape,
+    work: Work,
+    *,
+    parameters: int,
+    probe: ProbeMemory | None,
+    scorers: Sequence[SizedModel] = (),
 ) -> Memory:
-    """The memory of a training step. Without `probe`, or rows, it is that of the model states only."""
+    """The memory of a training step. Without `probe`, or rows, it is that of the model states and scorers only."""
     model = trained_model(step, keys, shape, parameters)
     states = states_of(step, keys, model)
     activations = logits = 0.0
@@ -117,18 +126,27 @@ def training_memory(
             activations = min(activations, max(0.0, found["peak"] - states.weights - states.optimizer - logits))
             gradients = max(0.0, found["peak"] - states.weights - states.optimizer - logits - activations)
             states = ModelStates(states.weights, gradients, states.optimizer)
-    size = model.parameters * (2 if is_mixed(keys) else 4)
-    reference = size / (step.launch.num_processes if states.gathered else 1) if keys.get("sync_ref_model") else 0.0
+    scoring = sum(scorer.parameters * scorer.width for scorer in scorers)  # in rl: kept whole by each process
     return Memory(
-        weights=states.weights + states.gathered,
+        weights=states.weights + states.gathered + scoring,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        reference=reference,
+        reference=_reference(step, keys, model, is_divided=states.gathered > 0),
         activations=activations,
         logits=logits,
         host=host_memory(step, model, keys) + states.host,
         is_probed=is_probed,
     )
+
+
+def _reference(step: Step, keys: Keys, model: TrainedModel, *, is_divided: bool) -> float:
+    """Bytes of a reference that stays in memory; `is_divided`: each process holds its share."""
+    is_of_rl = step.stage == "rl" and ("reference_model" in step.inputs or not keys.get("use_peft"))
+    if not is_of_rl and not keys.get("sync_ref_model"):
+        return 0.0
+    is_zero = step.launch.profile.startswith("zero")
+    width = 2 if is_half(keys) or (is_mixed(keys) and (is_zero or not is_of_rl)) else 4
+    return model.parameters * width / (step.launch.num_processes if is_divided else 1)
 
 
 def host_memory(step: Step, model: TrainedModel, keys: Keys) -> float:
@@ -142,27 +160,56 @@ def host_memory(step: Step, model: TrainedModel, keys: Keys) -> float:
     return processes * GPU_PROCESS + copies * loaded
 
 
-def generation_memory(step: Step, keys: Keys, shape: Shape, work: Work, *, parameters: int, saved_width: int) -> Memory:
+def generation_memory(
+    step: Step,
+    keys: Keys,
+    shape: Shape,
+    work: Work,
+    *,
+    parameters: int,
+    saved_width: int,
+    scorers: Sequence[SizedModel] = (),
+) -> Memory:
     """The memory of a stage that samples answers: weights, and the cache of a batch of complete answers.
 
-    Policies are sampled from in turn. `saved_width` is that of `dtype: auto`, in bytes.
+    Policies are sampled from in turn, and are freed before models score, also in turn: the heaviest counts.
+    `saved_width` is that of `dtype: auto`, in bytes.
     """
-    width = 2 if keys["dtype"] in ("bfloat16", "float16") or (keys["dtype"] == "auto" and saved_width == 2) else 4
+    width = _width(keys, saved_width)
     batch = keys["generation_batch_size"]
     context = work.mean_context + work.new_tokens / max(1, work.answers) / 2
-    if step.launch.profile == "zero3":
-        weights = parameters * width / step.launch.num_processes + 2 * shape.largest_layer * width
-    else:
-        weights = parameters * width
-    processes = max(1, step.launch.num_processes // step.launch.num_machines)
-    is_cpu = step.launch.device == "cpu"
-    return Memory(
-        weights=weights,
+    sampling = Memory(
+        weights=_loaded(step, shape, parameters, width),
         logits=batch * shape.vocabulary * 4 * LOGITS_COPIES,
         kv_cache=shape.cache(batch * context, width=width),
-        host=processes * (PROCESS if is_cpu else GPU_PROCESS + parameters * width),
+        host=_host_of_loaded(step, parameters * width),
         is_probed=True,
     )
+    phases = [sampling]
+    for scorer in scorers:
+        width = _width(keys, scorer.width)
+        weights = _loaded(step, scorer.shape, scorer.parameters, width)
+        phases.append(Memory(weights=weights, host=_host_of_loaded(step, scorer.parameters * width), is_probed=True))
+    host = max(phase.host for phase in phases)
+    return replace(max(phases, key=lambda phase: phase.device), host=host)
+
+
+def _width(keys: Keys, saved_width: int) -> int:
+    """Bytes of a weight of a model that is loaded to sample or to score."""
+    return 2 if keys["dtype"] in ("bfloat16", "float16") or (keys["dtype"] == "auto" and saved_width == 2) else 4
+
+
+def _loaded(step: Step, shape: Shape, parameters: int, width: int) -> float:
+    """Bytes of weights on a device; under ZeRO-3 a share, and two gathered layers."""
+    if step.launch.profile != "zero3":
+        return parameters * width
+    return parameters * width / step.launch.num_processes + 2 * shape.largest_layer * width
+
+
+def _host_of_loaded(step: Step, size: float) -> float:
+    """Bytes on each machine of the processes that load a model of `size` bytes."""
+    processes = max(1, step.launch.num_processes // step.launch.num_machines)
+    return processes * (PROCESS if step.launch.device == "cpu" else GPU_PROCESS + size)
 
 
 def memory_of(
@@ -173,14 +220,17 @@ def memory_of(
     *,
     parameters: int,
     saved_width: int,
+    scorers: Sequence[SizedModel] = (),
     probe: ProbeMemory | None,
 ) -> Memory | None:
     """The memory of a step; None for a stage that holds no model, or only copies weights on the host."""
     keys = with_defaults(step.stage, step.keys)
     if step.stage in ("pretrain", "sft", "reward_model", "dpo", "rl"):
-        return training_memory(step, keys, config, shape, work, parameters=parameters, probe=probe)
+        return training_memory(step, keys, config, shape, work, parameters=parameters, probe=probe, scorers=scorers)
     if step.stage in GENERATING:
-        return generation_memory(step, keys, shape, work, parameters=parameters, saved_width=saved_width)
+        return generation_memory(
+            step, keys, shape, work, parameters=parameters, saved_width=saved_width, scorers=scorers
+        )
     return None
 
 

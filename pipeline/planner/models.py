@@ -1,5 +1,5 @@
-"""The sizes of the models of a run: of its base model, of the one that reward models start from, and of the one that
-writes paraphrases."""
+"""The sizes of the models of a run: of its base model, of the one that reward models start from, of those that score
+answers, and of the one that writes paraphrases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +18,10 @@ from pipeline.steps import REWARD_BASE, Model, Step
 
 Note = Callable[[str], None]  # takes a sentence on what the numbers rest on
 WRITER = "paraphrase_llm"  # the input of the stage paraphrase whose answers are not those of a policy
+
+
+# Inputs whose models score every answer of a step.
+SCORERS = ("reward_model", "other_reward_models", "judge_model", "proxy_model", "annotator_models", "second_opinion")
 
 
 class UnknownSizes(ConfigError):
@@ -64,13 +68,17 @@ def reward_base_of(run: Run, asks: Estimator | None, note: Note) -> SizedModel |
     reference = step.inputs["model_name_or_path"][0] if step else None
     if not isinstance(reference, Model):
         return None
+    model = outside_model(reference, "reward_model_from", asks, note)
+    prepared = step.keys.get("dtype") if step else None
+    return replace(model, width=_width(prepared)) if model and prepared else model
+
+
+def outside_model(reference: Model, key: str, asks: Estimator | None, note: Note) -> SizedModel | None:
+    """The model that a key names, beside the base model; None, and a note, where its sizes are not known."""
     model, problem = _sized({"path": reference.path}, asks, note)
     if model is None:
-        note(f"reward_model_from: the sizes of {reference.path} are not known, so base_model's are taken: {problem}")
-        return None
-    note("steps that score by the reward model are estimated with the sizes of base_model, not of reward_model_from")
-    prepared = step.keys.get("dtype") if step else None
-    return replace(model, width=_width(prepared)) if prepared else model
+        note(f"{key}: the sizes of {reference.path} are not known, so base_model's are taken: {problem}")
+    return model
 
 
 def _sized(source: ModelSource, asks: Estimator | None, note: Note) -> tuple[SizedModel | None, str]:

@@ -10,8 +10,6 @@ from pipeline.planner.rows import Rows, RowsOfRun, longest, tokens_of
 from pipeline.planner.shapes import Shape
 from pipeline.steps import Step
 
-# Inputs that score every answer.
-JUDGES = ("reward_model", "other_reward_models", "judge_model", "proxy_model", "annotator_models", "second_opinion")
 GENERATING = ("paraphrase", "annotate", "rejection_sampling", "evaluate_tasks", "evaluate_policy")
 QUESTION_TOKENS = 60  # of what asks for a paraphrase or a translation, beside the text itself
 EVALUATIONS = 10  # of a training with the default eval_steps, besides the one before its first step
@@ -56,10 +54,11 @@ def checkpoints_activations(keys: Keys) -> bool:
     return bool(keys.get("gradient_checkpointing") if given is None else given)
 
 
-def work_of(step: Step, rows: RowsOfRun, shape: Shape | None) -> Work:
+def work_of(step: Step, rows: RowsOfRun, shape: Shape | None, scorers: Sequence[Shape] = ()) -> Work:
     """The work of a step; none for a stage that only reads, copies or averages.
 
-    `shape` is that of the step's model; None for the stage paraphrase where another machine computes.
+    `shape` is that of the step's model; None for the stage paraphrase where another machine computes. `scorers` are
+    those of the models that score its answers.
     """
     keys = with_defaults(step.stage, step.keys)
     if step.stage == "paraphrase":
@@ -68,8 +67,8 @@ def work_of(step: Step, rows: RowsOfRun, shape: Shape | None) -> Work:
     if step.stage in ("pretrain", "sft", "reward_model", "dpo"):
         return _training(step, keys, rows, shape)
     if step.stage in GENERATING:
-        return _generation(step, keys, rows, shape)
-    return _reinforcement(step, keys, rows, shape) if step.stage == "rl" else Work()
+        return _generation(step, keys, rows, shape, scorers)
+    return _reinforcement(step, keys, rows, shape, scorers) if step.stage == "rl" else Work()
 
 
 def _training(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
@@ -140,7 +139,7 @@ def _blocks(documents: Rows, size: int) -> Rows:
     return replace(documents, count=documents.count * mean // size, samples=[block] if documents.count else [])
 
 
-def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
+def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape, scorers: Sequence[Shape]) -> Work:
     prompts = [rows.prompts(step, side) for side in ("train", "validation")]
     count = sum(side.count for side in prompts)
     lengths = rows.answer_lengths(keys["max_new_tokens"])
@@ -148,9 +147,7 @@ def _generation(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
     answers = count * keys.get("num_answers", 1)
     prefill = shape.forward(tokens=prompt, logits=1, visible=triangle(prompt))
     decode = _decoding(shape, prompt, new)
-    judges = sum(len(step.inputs.get(name, [])) for name in JUDGES)
-    scored = shape.forward(tokens=prompt + new, logits=0, visible=triangle(prompt + new))
-    flops = count * prefill + answers * (decode + judges * scored)
+    flops = count * prefill + answers * (decode + _scoring(scorers, prompt + new))
     return Work(
         rows=count,
         tokens=count * prompt + answers * new,
@@ -188,12 +185,17 @@ def _paraphrasing(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape | None) 
     )
 
 
+def _scoring(scorers: Sequence[Shape], tokens: float) -> float:
+    """Operations of scoring an answer of so many tokens, its prompt included, by each of the models."""
+    return sum(scorer.forward(tokens=tokens, logits=0, visible=triangle(tokens)) for scorer in scorers)
+
+
 def _decoding(shape: Shape, prompt: float, new: float) -> float:
     """Operations of writing so many new tokens behind a prompt."""
     return shape.forward(tokens=new, logits=new, visible=new * prompt + triangle(new))
 
 
-def _reinforcement(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Work:
+def _reinforcement(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape, scorers: Sequence[Shape]) -> Work:
     """Answers of the policy, and a training step on them: global_batch_size counts answers."""
     prompts = rows.of(step.inputs.get("train_data", []))
     lengths = rows.answer_lengths(keys["max_completion_length"])
@@ -201,7 +203,8 @@ def _reinforcement(step: Step, keys: Keys, rows: RowsOfRun, shape: Shape) -> Wor
     epochs, updates = _length(keys, prompts.count * keys["num_generations"])
     answers = updates * keys["global_batch_size"]
     forward = shape.forward(tokens=prompt + new, logits=new, visible=triangle(prompt + new))
-    flops = answers * forward * (1 + 3 + 1)  # generated, trained on, and read by the reference
+    scored = _scoring(scorers, prompt + new)
+    flops = answers * (forward * (1 + 3 + 1) + scored)  # generated, trained on, read by the reference, and scored
     sample: RowSample = {"shared": 0, "branches": [round(prompt + max(lengths))], "trained": max(lengths)}
     return Work(
         rows=prompts.count * epochs,

@@ -74,6 +74,18 @@ def test_the_environment_divides_the_cores_and_names_the_device_as_the_profile_e
     assert "ACCELERATE_USE_CPU" not in command_line.environment(step_with(), tmp_path, tmp_path)
 
 
+def test_waiting_threads_give_their_core_away_unless_the_user_says_how_they_wait(tmp_path, monkeypatch):
+    ways = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in ways:
+        monkeypatch.delenv(name, raising=False)
+    assert command_line.environment(step_with(), tmp_path, tmp_path)["GOMP_SPINCOUNT"] == "1000"
+    for name, value in zip(ways, ("ACTIVE", "infinity"), strict=True):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            values = command_line.environment(step_with(), tmp_path, tmp_path)
+        assert {way: values[way] for way in ways if way in values} == {name: value}
+
+
 def test_every_profile_of_a_recipe_is_a_file_without_precision_accumulation_or_clipping():
     folder = command_line.ROOT / "configs" / "accelerate"
     assert {path.stem for path in folder.glob("*.yaml")} == set(get_args(Launch.model_fields["profile"].annotation))
