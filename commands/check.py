@@ -44,6 +44,7 @@ from stages.sft import METHOD as SFT
 
 METHODS: dict[str, Method] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": DPO}
 MAX_ROWS = 10_000  # of each side that are checked: a fault in a data set is seldom in only one of its rows
+OF_REWARD_BASE = " of reward_model_from"
 MARKS = ("⟦", "⟧")  # around trained tokens if the output has no colours
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class StepRequest(TypedDict):
     step: str  # its name in the run
     stage: str
     keys: Keys
+    from_reward_base: NotRequired[bool]
 
 
 class ModelRequest(TypedDict):
@@ -89,8 +91,8 @@ class PrecisionRequest(TypedDict):
     stages: list[str]
 
 
-def load_tokenizer(request: TokenizerRequest, console: Console) -> PreTrainedTokenizerBase:
-    """The tokenizer as every stage will have it; prints its end and pad tokens."""
+def load_tokenizer(request: TokenizerRequest, console: Console, *, name: str = "tokenizer") -> PreTrainedTokenizerBase:
+    """The tokenizer as every stage will have it; prints its end and pad tokens after `name`."""
     if "path" in request:
         trust_code(request["trust_remote_code"])
         tokenizer = read_tokenizer(request["path"], revision=request.get("revision", "main"))
@@ -107,17 +109,15 @@ def load_tokenizer(request: TokenizerRequest, console: Console) -> PreTrainedTok
         needs_system=request.get("needs_system_role", False),
     )
     for note in notes:
-        console.print(Text(f"tokenizer: {printable(note)}", style="yellow"))
+        console.print(Text(f"{name}: {printable(note)}", style="yellow"))
     if request["is_prepared"]:
-        console.print(
-            printable(f"tokenizer: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}"), markup=False
-        )
+        console.print(printable(f"{name}: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}"), markup=False)
         return tokenizer
     replaced = "missing" if pad is None else "the end token"
     origin = "the tokenizer's own" if tokenizer.pad_token == pad else f"new, because it was {replaced}"
     console.print(
         printable(
-            f"tokenizer: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
+            f"{name}: {len(tokenizer)} tokens; a turn ends in {tokenizer.eos_token}, "
             f"pad is {tokenizer.pad_token} ({origin}); padding is masked by length"
         ),
         markup=False,
@@ -238,8 +238,12 @@ def main() -> int:
     logging.disable(logging.INFO)
     console = Console(highlight=False, soft_wrap=True)
     failed = False
+    bases = {False: request, True: request["reward_base"]} if request.get("reward_base") else {False: request}
     try:
-        tokenizer = load_tokenizer(request["tokenizer"], console)
+        tokenizers = {
+            is_other: load_tokenizer(base["tokenizer"], console, name=f"tokenizer{OF_REWARD_BASE if is_other else ''}")
+            for is_other, base in bases.items()
+        }
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -248,11 +252,12 @@ def main() -> int:
     use_all_cores()
     if layer := read_layer(request["model"]):
         advise(layer, request["precisions"], console)
-    config = read_model_config(request["model"])
-    limit = max_positions(config) if config is not None else None
+    configs = {is_other: read_model_config(base["model"]) for is_other, base in bases.items()}
+    limits = {is_other: max_positions(config) if config else None for is_other, config in configs.items()}
     for step in request["steps"]:
+        of = bool(step.get("from_reward_base"))
         try:
-            check_step(step, tokenizer, path.parent, console, show=request["show"], max_positions=limit)
+            check_step(step, tokenizers[of], path.parent, console, show=request["show"], max_positions=limits[of])
         except UserError as error:
             failed = True
             sys.stdout.flush()

@@ -8,6 +8,7 @@ with section and key; then the exit code is 2. It cannot find what depends on th
     python commands/preflight.py request.json      # written by pipeline/launch/preflight.py
 """
 
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from commands.check import TokenizerRequest, load_tokenizer
 from commands.trials import run_trial
-from data_schemas.check_request import NOT_TRIED, TRIED, PreflightRequest, Trial
+from data_schemas.check_request import NOT_TRIED, TRIED, PreflightRequest, RewardBase, Trial
 from data_schemas.errors import UserError
 from data_schemas.text import printable
 from engine.models.loading import read_config
@@ -35,6 +36,7 @@ from engine.runtime.world import available_cores
 
 SECONDS_A_TRIAL = 60  # a trial that takes longer is ended, and reported as not tried
 MAX_BLAMED = 12  # keys that are left out in turn to find the one to blame
+SMALL_MODEL, SMALL_REWARD_BASE = "small_model", "small_reward_base"  # folders
 PASSED, REFUSED, UNKNOWN, TOO_LONG = 0, 3, 4, 5  # exit codes of a trial's process
 
 
@@ -104,11 +106,11 @@ def reason(code: int, log_file: Path) -> str:
     return lines[-1].strip() if lines else "it ended without a message"
 
 
-def write_small_model(request: PreflightRequest, folder: Path) -> None:
-    """The small model with the recipe's tokenizer, in the form in which prepare_base writes the base model."""
+def write_small_model(base: PreflightRequest | RewardBase, folder: Path) -> None:
+    """A small model with the base's tokenizer, in the form in which prepare_base writes a model."""
     with Path(os.devnull).open("w") as nowhere:
-        tokenizer = load_tokenizer(cast(TokenizerRequest, request["tokenizer"]), Console(file=nowhere))
-    source = request["model"]
+        tokenizer = load_tokenizer(cast(TokenizerRequest, base["tokenizer"]), Console(file=nowhere))
+    source = base["model"]
     if "path" in source:
         config = read_config(source["path"], revision=source.get("revision", "main"))
     else:
@@ -122,14 +124,14 @@ def write_small_model(request: PreflightRequest, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def try_all(request: PreflightRequest, model: Path, scratch: Path) -> list[str]:
+def try_all(request: PreflightRequest, scratch: Path) -> list[str]:
     """Runs the trials, as many at a time as there are cores. Returns a line for each refused one, in their order."""
     waiting, refused = list(enumerate(request["trials"])), dict[int, str]()
     running, deadlines = dict[int, tuple[int, Trial]](), dict[int, float]()
     while waiting or running:
         while waiting and len(running) < len(available_cores()):
             number, trial = waiting.pop(0)
-            pid = start(_work(request, trial, model, scratch), scratch / f"trial-{number}.txt")
+            pid = start(_work(request, trial, scratch), scratch / f"trial-{number}.txt")
             running[pid], deadlines[pid] = (number, trial), time.monotonic() + SECONDS_A_TRIAL
         pid, code = first_to_end(deadlines)
         del deadlines[pid]
@@ -140,15 +142,15 @@ def try_all(request: PreflightRequest, model: Path, scratch: Path) -> list[str]:
         else:
             print(f"{NOT_TRIED}{trial['section']}: {message}", flush=True)
         if code == REFUSED:
-            refused[number] = refusal(request, trial, model, scratch, message)
+            refused[number] = refusal(request, trial, scratch, message)
     return [refused[number] for number in sorted(refused)]
 
 
-def refusal(request: PreflightRequest, trial: Trial, model: Path, scratch: Path, message: str) -> str:
+def refusal(request: PreflightRequest, trial: Trial, scratch: Path, message: str) -> str:
     """The line for a refused trial. The key to blame is one without which the trial passes."""
     for key in sorted(trial["given"], key=lambda name: _suspicion(name, trial["keys"][name], message))[:MAX_BLAMED]:
         without: Trial = {**trial, "keys": {name: value for name, value in trial["keys"].items() if name != key}}
-        code, _ = in_own_process(_work(request, without, model, scratch), scratch / "without.txt")
+        code, _ = in_own_process(_work(request, without, scratch), scratch / "without.txt")
         if code == PASSED:
             return f"{trial['section']}.{key}={trial['keys'][key]!r}: {message}"
     return f"{trial['section']} ({trial['step']}): {message}"
@@ -159,7 +161,9 @@ def _suspicion(key: str, value: object, message: str) -> tuple[bool, bool]:
     return key not in message and str(value) not in message, isinstance(value, int | float)
 
 
-def _work(request: PreflightRequest, trial: Trial, model: Path, scratch: Path) -> Callable[[], None]:
+def _work(request: PreflightRequest, trial: Trial, scratch: Path) -> Callable[[], None]:
+    model = scratch / (SMALL_REWARD_BASE if trial.get("from_reward_base") else SMALL_MODEL)
+
     def work() -> None:
         run_trial(trial, str(model), Path(tempfile.mkdtemp(dir=scratch)), use_cpu=request["use_cpu"])
 
@@ -172,15 +176,18 @@ def main() -> int:
     scratch = path.parent
     transformers_logging.set_verbosity_error()
     logging.disable(logging.INFO)
-    model = scratch / "small_model"
-    code, message = in_own_process(lambda: write_small_model(request, model), scratch / "small_model.txt")
-    if code == REFUSED:
-        print(f"error: base model: {printable(message)}", file=sys.stderr)
-        return 2
-    if code != PASSED:
-        print(f"{NOT_TRIED}{message}")
-        return 0
-    lines = try_all(request, model, scratch)
+    bases: dict[str, tuple[str, PreflightRequest | RewardBase]] = {SMALL_MODEL: ("base model", request)}
+    if reward_base := request.get("reward_base"):
+        bases[SMALL_REWARD_BASE] = ("reward_model_from", reward_base)
+    for name, (words, base) in bases.items():
+        code, message = in_own_process(functools.partial(write_small_model, base, scratch / name), scratch / "log.txt")
+        if code == REFUSED:
+            print(f"error: {words}: {printable(message)}", file=sys.stderr)
+            return 2
+        if code != PASSED:
+            print(f"{NOT_TRIED}{words}: {message}" if reward_base else f"{NOT_TRIED}{message}")
+            return 0
+    lines = try_all(request, scratch)
     for line in lines:
         print(f"error: {printable(line)}", file=sys.stderr)
     return 2 if lines else 0

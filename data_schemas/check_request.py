@@ -1,6 +1,6 @@
 """The request that `alignloop check` gives to commands/check.py, as JSON: what to show, and where it is."""
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 NOT_TRIED = "not tried: "  # commands/preflight.py begins a line with it that says why there was no preflight
 TRIED = "tried: "  # likewise, with the section that has been tried
@@ -29,12 +29,20 @@ class ModelSource(TypedDict, total=False):
     architecture: dict[str, Any]
 
 
+class RewardBase(TypedDict):
+    """The model of reward_model_from, from which the reward models start."""
+
+    tokenizer: TokenizerSource
+    model: ModelSource
+
+
 class TrainingRows(TypedDict):
     """A training step, with the files of rows that exist already."""
 
     step: str
     stage: str
     keys: dict[str, Any]
+    from_reward_base: NotRequired[bool]  # else from the base model
 
 
 class Precision(TypedDict):
@@ -54,6 +62,7 @@ class CheckRequest(TypedDict):
     steps: list[TrainingRows]
     missing: list[str]  # steps that have not written their rows yet
     model: ModelSource
+    reward_base: NotRequired[RewardBase | None]
     precisions: list[Precision]
     show: int  # rows of each training step
     notes: list[str]  # what a user should know of the files that were read, one line each
@@ -68,6 +77,7 @@ class Trial(TypedDict):
     keys: dict[str, Any]  # typed
     given: list[str]  # the keys that the recipe sets, one of which may be to blame
     rows: list[str]  # files of rows of the stage's kind, where they exist already
+    from_reward_base: NotRequired[bool]  # else from the base model
 
 
 class PreflightRequest(TypedDict):
@@ -75,5 +85,6 @@ class PreflightRequest(TypedDict):
 
     tokenizer: TokenizerSource
     model: ModelSource
+    reward_base: NotRequired[RewardBase | None]
     trials: list[Trial]
     use_cpu: bool

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,9 @@ def _new_config(
     if is_reward_model:
         model.lora_modules_to_save = sorted({"score", *(model.lora_modules_to_save or [])})
     config: Any = get_peft_config(model)
+    if isinstance(config.target_modules, str) and re.fullmatch(r"[\w.]+", config.target_modules):
+        # TRL makes text of a list of one name, and PEFT would read text as an expression for the whole path.
+        config.target_modules = {config.target_modules}
     matrices = names_of_embeddings(policy)
     trained = {*(model.lora_modules_to_save or []), *_names(model.lora_target_modules)}
     tokens = untrained_tokens(policy, tokenizer)

@@ -113,11 +113,13 @@ def make_request(run: Run) -> PreflightRequest:
                     "keys": dict(step.keys),
                     "given": given,
                     "rows": list(_rows(run, step)),
+                    "from_reward_base": preview.starts_from_reward_base(run, step),
                 }
             )
     return {
         "tokenizer": preview.tokenizer_source(run),
         "model": preview.model_source(run),
+        "reward_base": preview.reward_base(run),
         "trials": trials,
         "use_cpu": all(step.launch.device == "cpu" for step in run.steps),
     }

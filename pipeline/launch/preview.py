@@ -13,7 +13,14 @@ from typing import Any
 import yaml
 
 from data_schemas.artifact import Artifact
-from data_schemas.check_request import CheckRequest, ModelSource, Precision, TokenizerSource, TrainingRows
+from data_schemas.check_request import (
+    CheckRequest,
+    ModelSource,
+    Precision,
+    RewardBase,
+    TokenizerSource,
+    TrainingRows,
+)
 from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages, with_defaults
@@ -21,7 +28,7 @@ from pipeline.launch import command_line
 from pipeline.launch.processes import program
 from pipeline.launch.rows import ROW_STEPS
 from pipeline.state.run import Run
-from pipeline.steps import Model, Output, Step
+from pipeline.steps import REWARD_BASE, Model, Output, Step
 
 ROW_KEYS = ("train_data", "eval_data")
 TRAINING_TOKENS = 512  # rows of the matrices by which the speed of training is measured
@@ -41,6 +48,7 @@ def make_request(run: Run, scratch: Path, *, num_rows_shown: int) -> CheckReques
         "steps": steps,
         "missing": missing,
         "model": model_source(run),
+        "reward_base": reward_base(run),
         "precisions": _precisions(run),
         "show": num_rows_shown,
         "notes": _notes(run),
@@ -104,7 +112,8 @@ def _training_rows(run: Run) -> tuple[list[TrainingRows], list[str]]:
         without_seed = (step.stage, keys | {"seed": None})
         if keys["train_data"] and without_seed not in seen:
             seen.append(without_seed)
-            steps.append({"step": step.name, "stage": step.stage, "keys": keys})
+            rows: TrainingRows = {"step": step.name, "stage": step.stage, "keys": keys}
+            steps.append({**rows, "from_reward_base": starts_from_reward_base(run, step)})
     return steps, list(missing)
 
 
@@ -127,9 +136,21 @@ def _row_files(run: Run, step: Step, key: str) -> Iterator[RowFile]:
             yield output, Path(path) if path else None
 
 
-def tokenizer_source(run: Run) -> TokenizerSource:
-    """The tokenizer of a prepared folder, of a model to prepare, or the documents to train one on."""
-    prepare = next((step for step in run.steps if step.stage == "prepare_base"), None)
+def reward_base(run: Run) -> RewardBase | None:
+    """The model of reward_model_from; None where reward models start from the base or from the best policy."""
+    if not any(step.name == REWARD_BASE for step in run.steps):
+        return None
+    return {"tokenizer": tokenizer_source(run, REWARD_BASE), "model": model_source(run, REWARD_BASE)}
+
+
+def starts_from_reward_base(run: Run, step: Step) -> bool:
+    return step.section == "reward_model" and any(other.name == REWARD_BASE for other in run.steps)
+
+
+def tokenizer_source(run: Run, prepared: str = "prepare_base") -> TokenizerSource:
+    """The tokenizer of a prepared folder, of a model to prepare, or the documents to train one on. `prepared` is the
+    step that prepares it."""
+    prepare = next((step for step in run.steps if step.name == prepared), None)
     if prepare is None:
         return _tokenizer_to_pretrain_with(run)
     keys = with_defaults("prepare_base", prepare.keys)
@@ -167,9 +188,10 @@ def _tokenizer_to_pretrain_with(run: Run) -> TokenizerSource:
     }
 
 
-def model_source(run: Run) -> ModelSource:
-    """Where the sizes of the base model are found: in a model folder, or in the architecture to pretrain."""
-    prepare = next((step for step in run.steps if step.stage == "prepare_base"), None)
+def model_source(run: Run, prepared: str = "prepare_base") -> ModelSource:
+    """Where the sizes of the base model are found: in a model folder, or in the architecture to pretrain. `prepared` is
+    the step that prepares it."""
+    prepare = next((step for step in run.steps if step.name == prepared), None)
     source = prepare.inputs["model_name_or_path"][0] if prepare else None
     if prepare and isinstance(source, Model):
         return {"path": source.path, "revision": with_defaults("prepare_base", prepare.keys)["model_revision"]}
@@ -195,7 +217,7 @@ def _precisions(run: Run) -> list[Precision]:
 def _saved_dtype(run: Run, step: Step) -> str:
     """The dtype of a trained model: weights that are trained in float32 leave in the 16 bits of their base."""
     trained = with_defaults(step.stage, step.keys)["dtype"]
-    prepare = next((step for step in run.steps if step.stage == "prepare_base"), None)
+    prepare = next((step for step in run.steps if step.name == "prepare_base"), None)
     if trained != "float32" or prepare is None:
         return trained
     base = with_defaults("prepare_base", prepare.keys)["dtype"]

@@ -1,6 +1,8 @@
 """`alignloop check`: the rows that it shows, and its advice about precision."""
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from commands import check
 from data_schemas.rows import Conversation, Message
@@ -99,6 +102,23 @@ def test_the_command_shows_every_stages_rows_and_writes_nothing_into_the_run(tin
     assert "not checked, since these steps have not run yet: round-1.rejection_sampling" in out
     assert "\x1b" not in out + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rows_of_a_reward_model_from_outside_are_in_its_own_tokens(tiny_base, tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", [pair(number) for number in range(150)])
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["Question", " what is the capital of"])
+    tokenizer.save_pretrained(other)
+    done = run_check(tmp_path, base_model=str(tiny_base), reward_model_from=str(other))
+    assert done.returncode == 0, done.stderr
+    sizes = re.findall(r"^tokenizer(.*): (\d+) tokens", done.stdout, flags=re.MULTILINE)
+    assert [name for name, _ in sizes] == ["", " of reward_model_from"] and int(sizes[1][1]) > int(sizes[0][1])
+    steps = re.split(r"^(\S+) \(\w+\) ─.*$", done.stdout, flags=re.MULTILINE)
+    medians = {
+        name: int(re.findall(r"median (\d+)", text)[0]) for name, text in zip(steps[1::2], steps[2::2], strict=True)
+    }
+    assert medians["round-1.reward_model"] < medians["round-1.dpo"] == medians["judge"]
 
 
 def test_a_stage_that_could_not_train_is_an_error_line_and_exit_code_two(tiny_base, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from commands import preflight as trials
 from data_schemas.errors import ConfigError
@@ -137,7 +138,7 @@ def test_a_trial_that_takes_too_long_is_reported_and_tried_again(plan_run, tmp_p
     monkeypatch.setattr(trials, "SECONDS_A_TRIAL", 0.1)
     monkeypatch.setattr(trials, "run_trial", lambda *words, **keys: time.sleep(PATIENCE))
     run = replace(plan_run(), selected=frozenset({"round-1.dpo"}))
-    assert not list(trials.try_all(make_request(run), tmp_path, tmp_path))
+    assert not list(trials.try_all(make_request(run), tmp_path))
     printed = capfd.readouterr().out.splitlines()
     assert printed[0] == "not tried: dpo: it took more than 0.1 seconds; is the machine busy?"
     monkeypatch.setattr(launch, "_call", lambda *words: (0, "\n".join(printed[:1]), ""))
@@ -157,6 +158,27 @@ def test_rows_beyond_the_positions_of_the_model_are_refused(plan_run, tiny_base,
         step = run.steps[0]
         run_here("prepare_data", run.folder(step.name), **run.stage_config(step))
         preflight(run)
+
+
+def test_reward_models_are_tried_on_the_model_that_they_start_from(plan_run, tiny_base, tmp_path, capfd):
+    """A GPT-2, whose matrices have other names than those of the Llama that the policy is."""
+    shutil.copytree(tiny_base, tmp_path / "other")
+    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 100}
+    config = GPT2Config(vocab_size=len(AutoTokenizer.from_pretrained(tiny_base)), **sizes)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "other")
+    adapters = {"use_peft": True, "lora_target_modules": ["c_attn"]}
+    run = plan_run(reward_model_from=str(tmp_path / "other"), reward_model=adapters)
+    preflight(run)
+    assert "  tried reward_model" in capfd.readouterr().err.splitlines()
+    with pytest.raises(ConfigError, match=r"reward_model\.lora_target_modules=\['c_attn'\]"):
+        preflight(plan_run(reward_model=adapters))
+    config.n_positions = 60
+    config.save_pretrained(tmp_path / "other")
+    step = run.steps[0]
+    run_here("prepare_data", run.folder(step.name), **run.stage_config(step))
+    with pytest.raises(ConfigError, match=r"reward_model .*longer than the model's 60 positions") as raised:
+        preflight(plan_run(reward_model_from=str(tmp_path / "other"), reward_model=adapters))
+    assert "dpo" not in str(raised.value)
 
 
 def test_the_model_that_paraphrases_is_tried_and_an_endpoint_is_not(plan_run, tiny_base, capfd):

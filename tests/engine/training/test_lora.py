@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import ModelConfig
 
 from engine.models import loading
+from engine.models.lora import adapters_of
 from engine.training import method, run
 from tests.engine.training.training_runs import STAGES, data
 from tests.stage_runs import metrics_of, run_here, weights_of
@@ -49,6 +52,20 @@ def test_lora_leaves_a_merged_plain_model(stage, tiny_model, rows, tmp_path):
     assert record.metrics["eval_loss"] < record.metrics["eval_loss_at_step_0"]
     if stage == "dpo":  # the reference is the model without its adapters: at the start no pair has a margin
         assert metrics_of(folder)[0, "eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [(["q_proj"], {"q_proj"}), (["self_attn.v_proj"], {"v_proj"}), ([".*(q|k)_proj"], {"q_proj", "k_proj"})],
+)
+def test_a_list_of_one_name_is_of_all_matrices_with_it(targets, adapted, tiny_model):
+    """As a list of two names; an expression is one of the whole path."""
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model)
+    keys = ModelConfig(model_name_or_path=str(tiny_model), use_peft=True, lora_target_modules=targets)
+    config = adapters_of(keys, policy, AutoTokenizer.from_pretrained(tiny_model)).config
+    names = [name for name, _ in get_peft_model(policy, config).named_parameters() if ".lora_A." in name]
+    assert {name.split(".")[-4] for name in names} == adapted
+    assert len(names) == len(adapted) * policy.config.num_hidden_layers
 
 
 def test_tied_weights_are_loaded_as_they_were_trained(tied_model, rows, tmp_path, monkeypatch):
