@@ -52,7 +52,7 @@ STAGES_TEXT = """DPO alone is annotation and DPO, without a reward model, reject
 (`round_stages_from: {3: [annotate, dpo]}`), after two rounds of the full recipe. No DPO is rejection sampling and SFT
 (RAFT, arXiv 2304.06767) with a refitted reward model. A reward model that is not refitted is that of round 1 in all
 rounds: at the right of the plot its own reward goes on rising with the KL and gold does not, so it is overoptimised
-(Gao et al., arXiv 2210.10760).
+(Gao et al., arXiv 2210.10760). [Which stages to take](rounds.md#which-stages-to-take) says what follows from this.
 
 """
 
