@@ -28,13 +28,21 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Step]]:
 
 
 def _cause(path: Path, overrides: Sequence[str], message: str) -> str | None:
-    """The override without which nothing is wrong, or else the only one without which the error is another one."""
+    """The override that the error names, if the error is another one without it. Else the one without which nothing is
+    wrong, or else the only one without which the error is another one."""
+
+    def is_named(override: str) -> bool:
+        key = override.partition("=")[0]
+        return message.removeprefix(f"{path}: ").startswith((f"{key}:", f"{key}="))
+
     changing: list[str] = []
-    for place, override in enumerate(overrides):
+    for place, override in sorted(enumerate(overrides), key=lambda item: not is_named(item[1])):
         try:
             _load(path, [*overrides[:place], *overrides[place + 1 :]])
         except UserError as error:
             if str(error) != message:
+                if is_named(override):
+                    return override
                 changing.append(override)
         else:
             return override

@@ -144,6 +144,10 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     (("round_stages=[annotate, dpo]", NO_ANNOTATOR), "round_stages: annotate has no annotator: give"),
     ("round_stages=[annotate, sft]", "round_stages: nothing trains on the pairs of annotate: add dpo or reward_model,"),
     ("round_stages=[reward_model, rejection_sampling]", "round_stages: nothing trains on the winners of"),
+    (
+        ("round_stages=[annotate, dpo, rl]", "rl.reward_functions=[scores:missing]"),
+        "SET: rl.reward_functions: scores:missing: HERE/scores.py defines no function 'missing'",
+    ),
     ("round_stages=[sft, rl]", "round_stages: rl has no reward: add reward_model, or give rl.reward_model or"),
     (("round_stages=[sft]", "human_share=0"), "round_stages: sft has no rows: add rejection_sampling, or human_share"),
     ("round_stages_from={0: [dpo]}", "SET: round_stages_from.0: rounds begin with 1"),
