@@ -83,8 +83,8 @@ def check_rejection_sampling(values: Values) -> None:
         raise ConfigError(
             "vote and other_reward_models need each other; set both or neither"
             if values["other_reward_models"]
-            else f"vote={values['vote']} has one reward model to ask; list several as variants of the section "
-            "reward_model, or as other_reward_models"
+            else f"vote={values['vote']} has one reward model to ask; list several, which differ, as variants of the "
+            "section reward_model in every round, or as other_reward_models"
         )
     limits = values["temperature_range"]
     if limits is not None and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):

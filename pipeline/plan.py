@@ -165,7 +165,7 @@ def plan_dpo(plan: Plan, number: int, start: Output | BestPolicy, progress: Prog
     models = {"model_name_or_path": start, **reference}
     batches = [variant.dpo_batches for variant in recipe.section("dpo", number).variants]
     data = [progress.preferences[-num_batches:] for num_batches in batches]
-    shares = [[recipe.dpo_batch_decay**age for age in reversed(range(len(splits)))] for splits in data]
+    shares = [[round(recipe.dpo_batch_decay**age, 12) for age in reversed(range(len(splits)))] for splits in data]
     keys = [{"train_data_shares": given if min(given) < 1 else None} for given in shares]
     return plan.train_variants("dpo", number, inputs=[models | training_inputs(splits) for splits in data], keys=keys)
 

@@ -17,6 +17,8 @@ from pipeline.recipe.sections import Launch
 # Keys that the runner sets when it starts a step.
 RUNNER_KEYS = ("output_dir", "step", "run_group", "fingerprint", "policy_names", "use_cpu", "endpoints")
 
+# Inputs whose models score every answer of a step.
+SCORERS = ("reward_model", "other_reward_models", "judge_model", "proxy_model", "annotator_models", "second_opinion")
 REWARD_BASE = "prepare_reward_base"  # the step that prepares the model from outside that reward models start from
 REMEDIES = {"use_cpu": "set launch: {device: cpu}", "endpoints": "write `endpoints` beside the sections"}
 

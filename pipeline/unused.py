@@ -37,6 +37,8 @@ def _without_effect(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     if recipe.dpo_batch_decay < 1 and not any("train_data_shares" in step.keys for step in dpo):
         why = "DPO is trained on one batch of pairs in every round; see dpo_batches" if dpo else "no round runs dpo"
         yield f"dpo_batch_decay is not used: {why}"
+    if recipe.sft_batches > 1 and not any(step.stage == "sft" and step.round for step in steps):
+        yield "sft_batches is not used: no round runs sft"
     if recipe.reward_base and not any(step.name == REWARD_BASE for step in steps):
         yield "reward_model_from is not used: no round trains a reward model"
     for name in ("annotate", "rejection_sampling"):

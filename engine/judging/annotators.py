@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from data_schemas.rows import Strength
-from engine.judging.ensemble import check_same_template
 from engine.judging.scoring import FunctionScorer, RewardModelScorer, score_by_prompt
 from engine.judging.shared_scoring import ScoringSettings
 from engine.runtime.stage import Stage
@@ -66,9 +65,6 @@ class RewardModelAnnotator:
     paths: Sequence[str]
     vote: Literal["mean", "majority"]
     settings: ScoringSettings
-
-    def __post_init__(self) -> None:
-        check_same_template(self.paths)
 
     def __call__(self, answers: Sequence[Sequence[Answer]]) -> list[Judgement]:
         voters = [

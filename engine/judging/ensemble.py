@@ -1,7 +1,7 @@
 """Several reward models that score answers together (Coste et al., arXiv 2310.02743).
 
 A reward is only known up to a constant, and models that were trained apart differ in scale, so the scores of each model
-are standardised over all answers before they are combined.
+are standardised over all answers before they are combined. Each model reads the dialogs in its own chat template.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from data_schemas.errors import ConfigError
 from engine.judging.scoring import RewardModelScorer
 from engine.judging.shared_scoring import ScoringSettings
-from engine.models.loading import load_tokenizer
 from engine.runtime.stage import Stage
 from engine.sampling.answers import Answer
 
@@ -28,9 +26,6 @@ class EnsembleScorer:
     paths: Sequence[str]
     vote: Vote
     settings: ScoringSettings
-
-    def __post_init__(self) -> None:
-        check_same_template(self.paths)
 
     def __call__(self, name: str, answers: Sequence[Answer]) -> list[float]:
         """One score for each answer, in standard deviations of a model's scores. Raises StageError where a model gives
@@ -51,14 +46,3 @@ def combined(scores_VN: Sequence[Sequence[float]], vote: Vote) -> list[float]:
     deviation = given.std(axis=1, keepdims=True)
     standard = (given - given.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1.0)
     return (standard.mean(axis=0) if vote == "mean" else standard.min(axis=0)).tolist()
-
-
-def check_same_template(paths: Sequence[str]) -> None:
-    """Raises ConfigError where reward models would score different texts."""
-    first = load_tokenizer(paths[0])
-    for path in paths[1:]:
-        if load_tokenizer(path).chat_template != first.chat_template:
-            raise ConfigError(
-                f"the reward models {paths[0]} and {path} have different chat templates: they would score different "
-                "texts; give models with the same template"
-            )

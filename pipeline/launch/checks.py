@@ -17,7 +17,7 @@ from data_schemas.stage_keys import stages, with_defaults
 from data_schemas.synonyms import read_synonyms
 from pipeline.launch.machine import check_devices, place_of_launch
 from pipeline.recipe.resolved import Recipe
-from pipeline.steps import REWARD_BASE, File, Model, Step
+from pipeline.steps import REWARD_BASE, SCORERS, File, Model, Step
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -161,11 +161,32 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
         check_model_folder(
             path, where=where, needs_template=needs_template, only_tokenizer=key == "tokenizer_name_or_path"
         )
+        if key in SCORERS:
+            _check_scorer(path, where=where)
+
+
+def _check_scorer(folder: Path, *, where: str) -> None:
+    """Raises ConfigError where a model cannot score answers: it has no score head, or no template to read them in."""
+    architectures = _architectures(folder)
+    if architectures and not _has_score_head(folder) and not (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{where}={folder} is no reward model: its config.json has {', '.join(architectures)}, expected a model "
+            "for sequence classification, as the stage reward_model trains it"
+        )
+    if not _has_template(folder):
+        raise ConfigError(
+            f"{where}={folder} has no chat template, in which a reward model reads answers; add the one that it was "
+            "trained with to the folder, as chat_template.jinja"
+        )
 
 
 def _has_score_head(folder: Path) -> bool:
+    return any("ForSequenceClassification" in name for name in _architectures(folder))
+
+
+def _architectures(folder: Path) -> list[str]:
     config = read_json(folder / "config.json") or {}
-    return any("ForSequenceClassification" in str(name) for name in config.get("architectures") or [])
+    return [str(name) for name in config.get("architectures") or []]
 
 
 def _check_file_of_curation(key: str, given: File) -> None:

@@ -13,14 +13,14 @@ from pipeline.launch import preview
 from pipeline.planner import history
 from pipeline.planner.devices import Device, device_of
 from pipeline.planner.memory import Memory, memory_of, micro_batch_tokens, needed, trained_model
-from pipeline.planner.models import SCORERS, WRITER, SizedModel, base_model, outside_model, reward_base_of, writer_of
+from pipeline.planner.models import WRITER, SizedModel, base_model, outside_model, reward_base_of, writer_of
 from pipeline.planner.questions import Estimator, estimator
 from pipeline.planner.rows import RowsOfRun, existing_files
 from pipeline.planner.speed import Seconds, seconds_of
 from pipeline.planner.work import Work, work_of
 from pipeline.recipe.resolved import Recipe
 from pipeline.state.run import Run
-from pipeline.steps import REWARD_BASE, Model, Output, Reference, Step, source_steps
+from pipeline.steps import REWARD_BASE, SCORERS, Model, Output, Reference, Step, source_steps
 
 BYTES_OF_TOKEN = 5  # of a row's text
 BYTES_OF_ROW = 400  # of a row's other fields

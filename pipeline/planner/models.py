@@ -20,10 +20,6 @@ Note = Callable[[str], None]  # takes a sentence on what the numbers rest on
 WRITER = "paraphrase_llm"  # the input of the stage paraphrase whose answers are not those of a policy
 
 
-# Inputs whose models score every answer of a step.
-SCORERS = ("reward_model", "other_reward_models", "judge_model", "proxy_model", "annotator_models", "second_opinion")
-
-
 class UnknownSizes(ConfigError):
     """The sizes of the base model are not known on this machine."""
 

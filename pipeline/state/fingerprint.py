@@ -163,6 +163,10 @@ def _leaves(value: object) -> list[object]:
     return [value]
 
 
+# What a recipe says of the shares that the plan sets, by stage.
+OF_SHARES = {"dpo": "train_data_shares (dpo_batch_decay)", "sft": "train_data_shares (human_share)"}
+
+
 def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
     """What changed between two identities of one step, one line for each change: `dpo.beta 0.1 -> 0.2`.
 
@@ -181,7 +185,8 @@ def differences(step: Step, old: Values, new: IdentityContent) -> list[str]:
     before, now = omitted | _flat(old.get("keys", {})), omitted | _flat(new["keys"])
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and not (name == "weights" and is_average_across_rounds(step)):
-            lines.append(f"{section}.{name} {_short(before.get(name))} -> {_short(now.get(name))}")
+            said = OF_SHARES.get(step.stage, name) if name == "train_data_shares" else name
+            lines.append(f"{section}.{said} {_short(before.get(name))} -> {_short(now.get(name))}")
     for name, source in new["functions"].items():
         if old.get("functions", {}).get(name) not in (None, source):
             function = new["keys"].get(name) or name.partition(".")[2]  # of a key with a list of functions

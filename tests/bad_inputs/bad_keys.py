@@ -80,7 +80,7 @@ TOGETHER = [
         "keep_rankings: true keeps all answers in order; it does not support",
     ),
     ("rejection_sampling", "--num_answers 1", "num_answers=1 is too few to choose the best answer among them; try 2"),
-    ("rejection_sampling", "--vote mean", "vote=mean has one reward model to ask; list several as variants of the"),
+    ("rejection_sampling", "--vote mean", "vote=mean has one reward model to ask; list several, which differ, as"),
     ("rejection_sampling", "--other_reward_models m", "vote and other_reward_models need each other; set both or"),
     ("rejection_sampling", "--earlier_candidates c", "earlier_candidates is for prompt_order: hardest_first; set both"),
     ("rejection_sampling", "--prompt_order hardest_first", "prompt_order: hardest_first has nothing to choose where"),

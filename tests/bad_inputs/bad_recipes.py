@@ -33,7 +33,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo_batch_decay=1.5", "SET: dpo_batch_decay=1.5: expected 1 or less"),
     ("average_with_best=1", "SET: average_with_best=1: expected a number below 1"),
     ("average_with_best=-0.5", "SET: average_with_best=-0.5: expected 0 or more"),
-    ("rejection_sampling.vote=worst", "rejection_sampling: vote=worst has one reward model to ask; list several as"),
+    ("rejection_sampling.vote=worst", "rejection_sampling: vote=worst has one reward model to ask; list several, wh"),
     ("annotate.prompt_order=hardest_first", "prompt_order: hardest_first has nothing to choose where all prompts are"),
     ("sft_batches=0", "SET: sft_batches=0: expected 1 or more"),
     ("sft_batches=1001", "sft_batches=1001: expected 1000 or less"),
@@ -284,11 +284,22 @@ def spoiled(name: str, content: Any, *settings: str, command: str = "plan") -> C
     return make
 
 
-def trained_from_a_reward_model(place: Place) -> Call:
-    words = place.recipe("reward_model_from=rewards")
-    config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}
-    place.write("rewards/config.json", config)
-    return place.alignloop("plan", *words)
+def with_reward_model(
+    *settings: str, architecture: str = "LlamaForSequenceClassification", others: dict[str, str] | None = None
+) -> Callable[[Place], Call]:
+    """A model folder `rewards` of an architecture, and what it holds besides."""
+
+    def make(place: Place) -> Call:
+        words = place.recipe(*settings)
+        place.write("rewards/config.json", {"model_type": "llama", "architectures": [architecture]})
+        for name, content in (others or {}).items():
+            place.write(f"rewards/{name}", content)
+        return place.alignloop("plan", *words)
+
+    return make
+
+
+OTHERS = ("rejection_sampling.vote=mean", "rejection_sampling.other_reward_models=[rewards]")
 
 
 def no_gpu(place: Place) -> Call:
@@ -376,8 +387,18 @@ CASES = [
     ),
     Case(
         "reward model that is trained from a reward model",
-        trained_from_a_reward_model,
+        with_reward_model("reward_model_from=rewards"),
         "reward_model_from=HERE/rewards is a reward model already; name it as rejection_sampling.reward_model and",
+    ),
+    Case(
+        "reward model without a score head",
+        with_reward_model(*OTHERS, architecture="LlamaForCausalLM", others={"tokenizer.json": "{}"}),
+        "rejection_sampling.other_reward_models=HERE/rewards is no reward model: its config.json has LlamaForCa",
+    ),
+    Case(
+        "reward model without a template",
+        with_reward_model(*OTHERS, others={"tokenizer.json": "{}"}),
+        "rejection_sampling.other_reward_models=HERE/rewards has no chat template, in which a reward model rea",
     ),
     Case("GPU that is not there", no_gpu, "toy.yaml: launch: this machine has no GPU; to use the CPU, set launch"),
     Case(

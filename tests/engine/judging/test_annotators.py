@@ -1,12 +1,12 @@
 """Annotators: votes worked out by hand, and reward models that vote."""
 
+import shutil
 from collections.abc import Callable
 from typing import Literal
 
 import pytest
 import torch
 
-from data_schemas.errors import ConfigError
 from data_schemas.rows import Message, Prompt
 from engine.judging.annotators import Judgement, RewardModelAnnotator, majority, mean
 from engine.judging.shared_scoring import ScoringSettings
@@ -85,9 +85,16 @@ def test_reward_models_vote_and_their_votes_are_kept(two_reward_models, tmp_path
             assert judgement.scores_N == pytest.approx(combine(votes))
 
 
-def test_reward_models_with_different_templates_are_refused(tiny_model, tmp_path):
-    tokenizer = load_tokenizer(str(tiny_model))
+def test_each_reward_model_reads_the_answers_in_its_own_template(two_reward_models, tmp_path):
+    """The same weights twice, behind two templates."""
+    first, other = two_reward_models[0], str(tmp_path / "other")
+    shutil.copytree(first, other)
+    tokenizer = load_tokenizer(other)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_end|>")
-    tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"have different chat templates: they would score different texts"):
-        voters([str(tiny_model), str(tmp_path / "other")], tmp_path, "mean")
+    tokenizer.save_pretrained(other)
+    answers = [[Answer(PROMPT, k, text, [], True) for k, text in enumerate(("Paris.", "Rome."))]]
+    (alone,), (own,), (together,) = (
+        voters(paths, tmp_path, "mean")(answers) for paths in ([first], [other], [first, other])
+    )
+    assert [pytest.approx(scores) for scores in together.votes_VN or []] == [alone.scores_N, own.scores_N]
+    assert alone.scores_N != pytest.approx(own.scores_N)
