@@ -181,7 +181,9 @@ def _check_scorer(folder: Path, *, where: str) -> None:
 
 
 def _has_score_head(folder: Path) -> bool:
-    return any("ForSequenceClassification" in name for name in _architectures(folder))
+    code = (read_json(folder / "config.json") or {}).get("auto_map")  # with trust_remote_code
+    names = [*_architectures(folder), *(code if isinstance(code, dict) else [])]
+    return any("ForSequenceClassification" in name for name in names)
 
 
 def _architectures(folder: Path) -> list[str]:
