@@ -496,7 +496,7 @@ def test_rows_without_the_needed_columns_are_refused_before_anything_is_launched
     (place.recipes / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
     code, out, err = place.run(*OTHER_ROWS, name="columns")
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert err.startswith("error: ../recipes/loop.yaml: data.instructions")
+    assert err.startswith("error: --set data.instructions=rows.jsonl: data.instructions: ")
     assert "recipes/rows.jsonl has the columns question, reply; expected messages |" in err
     assert not (place.work / "runs" / "columns").exists()
 

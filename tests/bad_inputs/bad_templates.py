@@ -163,9 +163,9 @@ def answers_with(*, score: float = 0.0, spread: float = 0.0) -> list[Any]:
     return [{"prompt": [USER], "prompt_id": "p", "group_id": "g", "candidates": [candidate], "spread": spread}]
 
 
-def of_two_reward_models(place: Place) -> Call:
+def of_policies_as_judges(place: Place) -> Call:
     model(place)
-    (model(place, "other") / "chat_template.jinja").write_text(LOOK_AHEAD)
+    model(place, "other")
     return place.stage(
         "annotate", **annotate(place) | {"annotator_function": None, "annotator_models": ["model", "other"]}
     )
@@ -329,7 +329,7 @@ CASES = [
         "raised ValueError: the toy world has no such question: 'question ",
     ),
     Case("answers that are all alike", of_model("annotate", as_it_is), "no pair is left of 2 prompts:"),
-    Case("judges with two templates", of_two_reward_models, "the reward models model and other have different chat"),
+    Case("policies as judges", of_policies_as_judges, "model is not a reward model, expected the model of a step rewa"),
     Case("answers that never end", rejection_sampling(), "no answer is kept of 4: unfinished 2; see max_new_tokens,"),
     Case("answers that never end, by quartile", rejection_sampling(keep_by="top_quartile"), "no answer is kept of 4:"),
     # -- records

@@ -118,7 +118,7 @@ def test_rows_of_a_reward_model_from_outside_are_in_its_own_tokens(tiny_base, tm
     medians = {
         name: int(re.findall(r"median (\d+)", text)[0]) for name, text in zip(steps[1::2], steps[2::2], strict=True)
     }
-    assert medians["round-1.reward_model"] < medians["round-1.dpo"] == medians["judge"]
+    assert medians["round-1.reward_model"] < medians["round-1.dpo"]
 
 
 def test_a_stage_that_could_not_train_is_an_error_line_and_exit_code_two(tiny_base, tmp_path):

@@ -174,5 +174,5 @@ def test_the_variants_of_the_reward_model_vote_in_rejection_sampling(plan):
 
 
 def test_a_vote_of_one_reward_model_is_refused(plan):
-    with pytest.raises(ConfigError, match="vote=mean has one reward model to ask; list several as variants"):
+    with pytest.raises(ConfigError, match="vote=mean has one reward model to ask; list several, which differ"):
         plan("rejection_sampling.vote=mean")
