@@ -163,14 +163,6 @@ def answers_with(*, score: float = 0.0, spread: float = 0.0) -> list[Any]:
     return [{"prompt": [USER], "prompt_id": "p", "group_id": "g", "candidates": [candidate], "spread": spread}]
 
 
-def of_policies_as_judges(place: Place) -> Call:
-    model(place)
-    model(place, "other")
-    return place.stage(
-        "annotate", **annotate(place) | {"annotator_function": None, "annotator_models": ["model", "other"]}
-    )
-
-
 def rejection_sampling(**keys: Any) -> Callable[[Place], Call]:
     def make(place: Place) -> Call:
         model(place)
@@ -329,7 +321,6 @@ CASES = [
         "raised ValueError: the toy world has no such question: 'question ",
     ),
     Case("answers that are all alike", of_model("annotate", as_it_is), "no pair is left of 2 prompts:"),
-    Case("policies as judges", of_policies_as_judges, "model is not a reward model, expected the model of a step rewa"),
     Case("answers that never end", rejection_sampling(), "no answer is kept of 4: unfinished 2; see max_new_tokens,"),
     Case("answers that never end, by quartile", rejection_sampling(keep_by="top_quartile"), "no answer is kept of 4:"),
     # -- records
