@@ -44,7 +44,6 @@ from stages.sft import METHOD as SFT
 
 METHODS: dict[str, Method] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": DPO}
 MAX_ROWS = 10_000  # of each side that are checked: a fault in a data set is seldom in only one of its rows
-OF_REWARD_BASE = " of reward_model_from"
 MARKS = ("⟦", "⟧")  # around trained tokens if the output has no colours
 log = logging.getLogger(__name__)
 
@@ -231,6 +230,13 @@ def _runs(ids: list[int], trained: list[bool]) -> Iterator[tuple[bool, list[int]
         yield is_trained, [token for _, token in group]
 
 
+def load_base(base: Keys, console: Console, *, name: str) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer of a model that steps start from, and the most positions of its rows; None: not known."""
+    tokenizer = load_tokenizer(base["tokenizer"], console, name=name)
+    config = read_model_config(base["model"])
+    return tokenizer, max_positions(config) if config is not None else None
+
+
 def main() -> int:
     path = Path(sys.argv[1])
     request = json.loads(path.read_text())
@@ -238,12 +244,10 @@ def main() -> int:
     logging.disable(logging.INFO)
     console = Console(highlight=False, soft_wrap=True)
     failed = False
-    bases = {False: request, True: request["reward_base"]} if request.get("reward_base") else {False: request}
+    reward_base = request.get("reward_base")
     try:
-        tokenizers = {
-            is_other: load_tokenizer(base["tokenizer"], console, name=f"tokenizer{OF_REWARD_BASE if is_other else ''}")
-            for is_other, base in bases.items()
-        }
+        base = load_base(request, console, name="tokenizer")
+        other = load_base(reward_base, console, name="tokenizer of reward_model_from") if reward_base else base
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -252,12 +256,10 @@ def main() -> int:
     use_all_cores()
     if layer := read_layer(request["model"]):
         advise(layer, request["precisions"], console)
-    configs = {is_other: read_model_config(base["model"]) for is_other, base in bases.items()}
-    limits = {is_other: max_positions(config) if config else None for is_other, config in configs.items()}
     for step in request["steps"]:
-        of = bool(step.get("from_reward_base"))
+        tokenizer, limit = other if step.get("from_reward_base") else base
         try:
-            check_step(step, tokenizers[of], path.parent, console, show=request["show"], max_positions=limits[of])
+            check_step(step, tokenizer, path.parent, console, show=request["show"], max_positions=limit)
         except UserError as error:
             failed = True
             sys.stdout.flush()

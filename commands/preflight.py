@@ -185,7 +185,7 @@ def main() -> int:
             print(f"error: {words}: {printable(message)}", file=sys.stderr)
             return 2
         if code != PASSED:
-            print(f"{NOT_TRIED}{words}: {message}" if reward_base else f"{NOT_TRIED}{message}")
+            print(f"{NOT_TRIED}{words}: {message}")
             return 0
     lines = try_all(request, scratch)
     for line in lines:

@@ -17,7 +17,7 @@ from data_schemas.errors import ConfigError, StageError
 from data_schemas.rows import Candidate, Candidates, Message, Prompt, for_template, tag_of
 from data_schemas.text import shown
 from engine.judging.shared_scoring import PromptAndAnswer, ScoringSettings, SharedScorer, in_groups
-from engine.models.loading import identity_of, load_reward, load_tokenizer
+from engine.models.loading import check_is_reward_model, identity_of, load_reward, load_tokenizer
 from engine.runtime import preemption, progress, timing
 from engine.runtime.functions import find_function, package_hash
 from engine.runtime.journal import in_batches
@@ -207,7 +207,8 @@ def turns_of(text: str) -> list[Message]:
 
 
 def load_scorer(path: str, settings: ScoringSettings) -> tuple[PreTrainedTokenizerBase, SharedScorer]:
-    """The tokenizer and the model of a reward model's folder or hub name."""
+    """The tokenizer and the model of a reward model's folder or hub name. Raises DataError for another model."""
+    check_is_reward_model(path)
     tokenizer = load_tokenizer(path)
     model = load_reward(path, dtype=settings.dtype)
     model.to(settings.device)  # pyright: ignore[reportArgumentType]

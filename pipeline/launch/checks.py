@@ -168,7 +168,7 @@ def _check_input(step: Step, key: str, given: File | Model, *, has_template: boo
 def _check_scorer(folder: Path, *, where: str) -> None:
     """Raises ConfigError where a model cannot score answers: it has no score head, or no template to read them in."""
     architectures = _architectures(folder)
-    if architectures and not _has_score_head(folder) and not (folder / "adapter_config.json").exists():
+    if architectures and not _has_score_head(folder):
         raise ConfigError(
             f"{where}={folder} is no reward model: its config.json has {', '.join(architectures)}, expected a model "
             "for sequence classification, as the stage reward_model trains it"
@@ -181,9 +181,7 @@ def _check_scorer(folder: Path, *, where: str) -> None:
 
 
 def _has_score_head(folder: Path) -> bool:
-    code = (read_json(folder / "config.json") or {}).get("auto_map")  # with trust_remote_code
-    names = [*_architectures(folder), *(code if isinstance(code, dict) else [])]
-    return any("ForSequenceClassification" in name for name in names)
+    return any("SequenceClassification" in name for name in _architectures(folder))
 
 
 def _architectures(folder: Path) -> list[str]:

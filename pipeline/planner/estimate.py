@@ -111,7 +111,7 @@ class Planner:
         # Models of steps that are not the run's: they write paraphrases, or are what reward models start from.
         self.others = {step.name: writer_of(step, asks, self._note) for step in run.steps if WRITER in step.inputs}
         if reward_base := reward_base_of(run, asks, self._note):
-            names = [step.name for step in run.steps if step.section == "reward_model"]
+            names = [step.name for step in run.steps if preview.starts_from_reward_base(run, step)]
             self.others |= dict.fromkeys([REWARD_BASE, *names], reward_base)
         self.scorers = {step.name: self._scorers(step) for step in run.steps}
         lengths = asks.row_lengths(preview.tokenizer_source(run), existing_files(run)) if asks else {}

@@ -163,15 +163,24 @@ def answers_with(*, score: float = 0.0, spread: float = 0.0) -> list[Any]:
     return [{"prompt": [USER], "prompt_id": "p", "group_id": "g", "candidates": [candidate], "spread": spread}]
 
 
+def of_policies_as_judges(place: Place) -> Call:
+    model(place)
+    return place.stage("annotate", **annotate(place) | {"annotator_function": None, "annotator_models": ["model"]})
+
+
 def rejection_sampling(**keys: Any) -> Callable[[Place], Call]:
+    """The reward model has a new score head: here no answer is chosen by its scores."""
+
     def make(place: Place) -> Call:
         model(place)
+        config = model(place, "rewards") / "config.json"
+        config.write_text(config.read_text().replace("LlamaForCausalLM", "LlamaForSequenceClassification"))
         given = annotate(place)
         return place.stage(
             "rejection_sampling",
             policies=["model"],
             prompts=given["prompts"],
-            reward_model="model",
+            reward_model="rewards",
             max_new_tokens=2,
             num_answers=2,
             **keys,
@@ -321,6 +330,7 @@ CASES = [
         "raised ValueError: the toy world has no such question: 'question ",
     ),
     Case("answers that are all alike", of_model("annotate", as_it_is), "no pair is left of 2 prompts:"),
+    Case("policy as a judge", of_policies_as_judges, "model is not a reward model, expected the model of a step rewa"),
     Case("answers that never end", rejection_sampling(), "no answer is kept of 4: unfinished 2; see max_new_tokens,"),
     Case("answers that never end, by quartile", rejection_sampling(keep_by="top_quartile"), "no answer is kept of 4:"),
     # -- records

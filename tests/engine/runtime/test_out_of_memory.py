@@ -207,12 +207,14 @@ def test_if_half_is_too_much_as_well_a_hint_is_given_and_nothing_is_halved_again
 # -- generation and scoring -------------------------------------------------------------------------------------------
 
 
-def test_answers_that_fill_the_memory_name_the_key_to_lower(plant, tiny_model, rows, tmp_path, capfd):
+def test_answers_that_fill_the_memory_name_the_key_to_lower(
+    plant, tiny_model, tiny_reward_model, rows, tmp_path, capfd
+):
     plant(2, in_training=False)
     keys: dict[str, Any] = {
         "prompts": [rows / "prompts.jsonl"],
         "policies": [tiny_model],
-        "reward_model": tiny_model,
+        "reward_model": tiny_reward_model,
         "num_answers": 2,
         "max_new_tokens": 4,
     }

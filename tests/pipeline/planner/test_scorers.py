@@ -1,48 +1,17 @@
 """What steps need of the models that score their answers, which may have other sizes than the policy."""
 
-import json
 import re
 
 import pytest
-import yaml
 
 from data_schemas.cost_request import RowLengths
-from pipeline.plan import make_plan
-from pipeline.planner.estimate import Planner
 from pipeline.planner.rows import RowsOfRun
-from pipeline.planner.shapes import Shape
 from pipeline.planner.work import triangle, work_of
-from pipeline.recipe.schema import load_recipe
 from pipeline.recipe.sections import Launch
-from pipeline.state.run import Run
 from pipeline.steps import Output, Reference, Step
-from tests.toy_rows import pair, write_jsonl
+from tests.pipeline.planner.conftest import SHAPES
 
-SHAPES = {"base": Shape(8, 2, 2, 2, 4, 16, 100), "large": Shape(64, 2, 2, 2, 32, 128, 100)}
 SMALL, LARGE = (SHAPES[name].parameters() for name in ("base", "large"))
-
-
-@pytest.fixture
-def estimated(tmp_path, monkeypatch):
-    """-> the estimates of the steps by name and the notes, for a recipe with these keys and this launch."""
-    monkeypatch.chdir(tmp_path)
-    write_jsonl(tmp_path / "pairs.jsonl", [pair(number) for number in range(20)])
-    for name, shape in SHAPES.items():
-        (tmp_path / name).mkdir()
-        config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100}
-        config |= {"hidden_size": shape.hidden, "intermediate_size": shape.feed_forward}
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-    (tmp_path / "empty").mkdir()
-
-    def estimate(**keys):
-        recipe = {"name": "mine", "rounds": 1, "base_model": "base", "launch": {"device": "cpu"}}
-        recipe |= {"data": {"preferences": ["pairs.jsonl"], "chosen_as_instructions": 0.5}}
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | keys))
-        loaded = load_recipe(tmp_path / "recipe.yaml")
-        found = Planner(Run.of(loaded, make_plan(loaded)), None).estimate()
-        return {step.step.name: step for step in found.steps}, found.notes
-
-    return estimate
 
 
 def test_a_step_that_scores_with_a_larger_reward_model_needs_its_memory(estimated):
@@ -70,8 +39,9 @@ def test_every_answer_is_scored_by_every_model_with_its_own_sizes(stage, keys):
         steps = (step,)
 
     rows = RowsOfRun(Steps(), {"prepare_data/prompts.train": prompts})  # pyright: ignore[reportArgumentType]
-    alone, scored = (work_of(step, rows, SHAPES["base"], scorers) for scorers in ([], list(SHAPES.values())))
-    once = sum(shape.forward(tokens=15, logits=0, visible=triangle(15)) for shape in SHAPES.values())
+    both = [SHAPES["base"], SHAPES["large"]]
+    alone, scored = (work_of(step, rows, SHAPES["base"], scorers) for scorers in ([], both))
+    once = sum(shape.forward(tokens=15, logits=0, visible=triangle(15)) for shape in both)
     assert alone.answers == 32 and scored.flops - alone.flops == pytest.approx(32 * once)
 
 
@@ -89,7 +59,7 @@ def test_rl_holds_its_reward_model_and_its_reference_beside_the_policy(estimated
     keys = {"round_stages": stages, "reward_model_from": "large"}
     memory = estimated(**keys)[0]["round-1.rl"].memory
     assert (memory.weights, memory.reference) == (4 * SMALL + 4 * LARGE, 4 * SMALL)
-    # Adapters are left out to have the reference; a reference of its own is loaded.
+    # Without its adapters the policy is the reference, unless the recipe names another model.
     adapters = {"use_peft": True}
     assert estimated(**keys, rl=adapters)[0]["round-1.rl"].memory.reference == 0
     assert estimated(**keys, rl=adapters | {"reference_model": "base"})[0]["round-1.rl"].memory.reference > 0
