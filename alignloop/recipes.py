@@ -1,6 +1,5 @@
 """Load a recipe, plan it and run it: what the commands `plan` and `run` do, with errors as exceptions."""
 
-import math
 import signal
 import threading
 import warnings
@@ -14,6 +13,7 @@ import yaml
 from alignloop.table import Table
 from data_schemas.errors import ConfigError
 from data_schemas.text import shown
+from data_schemas.yaml_files import dump_line
 from pipeline.launch.failures import StageFailed as StageFailed
 from pipeline.launch.loading import load_checked
 from pipeline.launch.processes import Interrupted
@@ -65,14 +65,12 @@ def load_recipe(recipe: str | PathLike[str], settings: Settings | None = None) -
 def _setting(key: str, value: object) -> str:
     """`key=value` as `--set` takes it. Raises ConfigError for a value that no recipe can have."""
     try:
-        text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=math.inf)
+        return f"{key}={dump_line(_plain(value))}"
     except yaml.YAMLError:
         raise ConfigError(
             f"{key}={shown(value)} is a {type(value).__name__}; expected text, a number, a boolean, None, a path, or a "
             "list or dict of these"
         ) from None
-    text = text.removesuffix("...\n").strip()  # the end of a document that is one word
-    return f"{key}={text}"
 
 
 def _plain(value: object) -> object:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +29,7 @@ from data_schemas.sources import Source, SourceValue
 from data_schemas.survey import PlacedRow, Problem, Survey, excerpt, parts_of, scripts, survey
 from data_schemas.text import listed, printable
 from data_schemas.unexpected import guarded
+from data_schemas.yaml_files import dump_line
 
 NUM_ROWS_SHOWN = 3
 MAX_TOKENIZED_ROWS = 10_000
@@ -235,15 +235,9 @@ def command_with_columns(found: Survey) -> str:
     columns = [source.columns.get(name, name) for name in found.text_columns or found.columns]
     names = ("prompt", "answer") if len(columns) > 1 else ("text",)
     value = replace(source, columns=dict(zip(names, columns, strict=False))).value()
-    text = flow(value)
+    text = dump_line(value)
     quoted = shlex.quote(text) if set(text) & set('"$`!\\') else f'"{text}"'
     return f"alignloop data {quoted}"
-
-
-def flow(value: SourceValue) -> str:
-    """A source as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
 
 
 def recipe_block(surveys: Sequence[Survey]) -> str:
@@ -254,7 +248,7 @@ def recipe_block(surveys: Sequence[Survey]) -> str:
         if not values:
             continue
         lines.append(f"  {kind}:")
-        lines.extend(f"    - {flow(value)}" for value in values)
+        lines.extend(f"    - {dump_line(value)}" for value in values)
     if any(not problem.is_set_aside for found in surveys if found.rows for problem in found.problems):
         lines.append("  on_bad_row: set_aside  # leaves out the rows with a problem, and keeps them in a file")
     return "\n".join(lines)

@@ -1,10 +1,12 @@
 """YAML files that people write: read by the safe loader, with every key given once and within bounds of size.
 
 The safe loader itself takes the last of two equal keys, follows aliases however often they multiply a value, and reads
-`1:30` as 90 and `010` as 8, as YAML 1.1 says.
+`1:30` as 90, `010` as 8 and `1e-9` as text, as YAML 1.1 says. Here `1e-9` is a number, as in YAML 1.2, in JSON and in
+Python, and text like it is written in quotes.
 """
 
 import datetime
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,22 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+class YamlDumper(yaml.SafeDumper):
+    """Writes what the loader reads back to the same value."""
+
+
+class _LineDumper(YamlDumper):
+    """Writes the line breaks of a text as escapes."""
+
+
+def _one_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_LineDumper.add_representer(str, _one_line)
+_SCIENTIFIC = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+\Z")
+for _kind in (_Loader, YamlDumper, _LineDumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
@@ -133,6 +151,20 @@ def load_yaml(text: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def dump_yaml(value: object, **style: Any) -> str:
+    """The value as a YAML text, which `load_yaml` reads back to an equal one. `style`: options of yaml.dump.
+
+    Raises YAMLError for a value that is not plain.
+    """
+    return yaml.dump(value, **({"Dumper": YamlDumper, "sort_keys": False, "allow_unicode": True} | style))
+
+
+def dump_line(value: object) -> str:
+    """The value as YAML in one line. Raises YAMLError for a value that is not plain."""
+    text = dump_yaml(value, Dumper=_LineDumper, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()  # the end of a document that is one word
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from rich.console import Console, RenderableType
 
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages
 from data_schemas.text import printable
+from data_schemas.yaml_files import dump_yaml
 from pipeline.export.folder import CARD, ExportedModel
 from pipeline.report import terminal
 from pipeline.state.lineage import FinishedStep, Lineage, read_step, rows_in
@@ -60,7 +60,7 @@ class Card:
             "Versions": self._versions(),
         }
         body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-        front = yaml.safe_dump(self._front(), sort_keys=False, allow_unicode=True)
+        front = dump_yaml(self._front())
         return f"---\n{front}---\n\n# {_line(self.name)}\n\n{self._head()}\n\n{body}\n"
 
     @property
@@ -167,7 +167,7 @@ class Card:
     def _recipe(self) -> str:
         """The keys that the recipe gave to each step, as they were given to the stage."""
         given = {step.record.step: _given_keys(step) for step in self.lineage.steps}
-        text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+        text = dump_yaml(given, default_flow_style=None, width=110)
         return f"The keys that the recipe sets, by step; other keys have their default.\n\n```yaml\n{text}```"
 
     def _versions(self) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from data_schemas.artifact import HALVED
 from data_schemas.endpoints import PAID_ANSWERS
 from data_schemas.files import read_json, write_atomically
@@ -16,6 +14,7 @@ from data_schemas.locks import lock_folder
 from data_schemas.people import FOLDER as PEOPLE
 from data_schemas.progress import TIMING, kept_seconds
 from data_schemas.stage_keys import Values, stages
+from data_schemas.yaml_files import dump_yaml
 from pipeline.launch import command_line, processes
 from pipeline.launch.failures import ending_of
 from pipeline.launch.warm import WarmPool
@@ -171,5 +170,5 @@ def _prepare_folder(folder: Path, config: Values, identity: Values, *, resume: b
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_atomically(folder / "config.yaml", dump_yaml(dict(config)))
     write_atomically(folder / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True))

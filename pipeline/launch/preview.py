@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_schemas.artifact import Artifact
 from data_schemas.check_request import (
     CheckRequest,
@@ -24,6 +22,7 @@ from data_schemas.check_request import (
 from data_schemas.errors import ConfigError, StageError
 from data_schemas.files import read_json
 from data_schemas.stage_keys import Keys, stages, with_defaults
+from data_schemas.yaml_files import dump_yaml
 from pipeline.launch import command_line
 from pipeline.launch.processes import program
 from pipeline.launch.rows import ROW_STEPS
@@ -66,7 +65,7 @@ def prepare_data(run: Run, scratch: Path) -> None:
 def _write_rows(run: Run, step: Step, scratch: Path) -> None:
     folder = run.elsewhere[step.name] = scratch / step.name
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(run.stage_config(step)))
+    (folder / "config.yaml").write_text(dump_yaml(run.stage_config(step)))
     command = command_line.launch_command(step, folder)
     env = command_line.environment(step, folder, run.recipe.path.absolute().parent)
     output: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}

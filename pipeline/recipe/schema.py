@@ -182,7 +182,9 @@ def _apply(override: str, content: Keys) -> None:
     if not equals or not name:
         raise ConfigError(f"--set {override}: expected key=value, as in --set dpo.beta=0.2")
     if not text.strip():
-        raise ConfigError(f"--set {override}: the value is empty; write {name}=null for nothing, or leave it out")
+        raise ConfigError(
+            f"--set {override}: the value is empty; leave it out, or, where the key may be nothing, write {name}=null"
+        )
     try:
         value = load_yaml(text)
     except RefusedYaml as error:

@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from data_schemas.yaml_files import read_yaml
+from data_schemas.yaml_files import YamlDumper, dump_yaml, read_yaml
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(YamlDumper):
     """Writes text of several lines as a block, so that a script can be read."""
 
 
@@ -20,7 +20,7 @@ _Dumper.add_representer(str, _block)
 
 
 def dump(content: dict[str, Any]) -> str:
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return dump_yaml(content, Dumper=_Dumper, width=1000)
 
 
 def read_site(path: Path | None) -> dict[str, Any]:

@@ -43,7 +43,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ),
     (
         "reward_model_from=",
-        "--set reward_model_from=: the value is empty; write reward_model_from=null for nothing, or",
+        "--set reward_model_from=: the value is empty; leave it out, or, where the key may be nothing, write reward",
     ),
     ("reward_model_from=toy.yaml", "reward_model_from=HERE/toy.yaml is a file, expected a model folder"),
     ("sft_from=worst", "SET: sft_from='worst': expected 'base' or 'best'"),
@@ -75,7 +75,7 @@ SETTINGS: list[tuple[str | tuple[str, ...], str]] = [
     ("dpo.assistant_only_loss=true", "dpo: unknown key 'assistant_only_loss' of stage dpo"),
     # -- --set
     ("dpo.beta", "--set dpo.beta: expected key=value, as in --set dpo.beta=0.2"),
-    ("evaluate_policy.rubric=", "evaluate_policy.rubric=: the value is empty; write evaluate_policy.rubric=null for"),
+    ("evaluate_policy.rubric=", "evaluate_policy.rubric=: the value is empty; leave it out, or, where the key may be"),
     ("evaluate_policy.rubric=' '", "SET: evaluate_policy: rubric=' ' is empty text; leave the key out"),
     (
         "curate.languages=en",

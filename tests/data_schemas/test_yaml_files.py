@@ -3,14 +3,15 @@
 import json
 
 import pytest
+import yaml
 
-from data_schemas.yaml_files import RefusedYaml, load_yaml
+from data_schemas.yaml_files import RefusedYaml, dump_line, dump_yaml, load_yaml
 
 
 def test_numbers_of_every_ordinary_form_are_read():
-    text = "[0, -3, +5, 1_000, 0x1F, 0b11, 01, 1.5, -2.0e-3, .inf, '1:30', '010', 2024-01-31]"
+    text = "[0, -3, +5, 1_000, 0x1F, 0b11, 01, 1.5, -2.0e-3, .inf, 1e-9, -2E3, .5e+1, 1.e2, '1:30', '010', 2024-01-31]"
     *numbers, date = load_yaml(text)
-    assert numbers == [0, -3, 5, 1000, 31, 3, 1, 1.5, -0.002, float("inf"), "1:30", "010"]
+    assert numbers == [0, -3, 5, 1000, 31, 3, 1, 1.5, -0.002, float("inf"), 1e-9, -2000.0, 5.0, 100.0, "1:30", "010"]
     assert str(date) == "2024-01-31"
 
 
@@ -27,5 +28,12 @@ def test_a_number_that_yaml_reads_in_base_8_or_60_is_refused(written, read):
 
 
 def test_json_is_read_with_its_escapes():
-    content = {"안녕 🙂": ["🙂", "\u2028", 1.5]}
+    content = {"안녕 🙂": ["🙂", "\u2028", 1.5, 1e-9]}
     assert load_yaml(json.dumps(content)) == content
+
+
+def test_what_is_written_is_read_back():
+    content = {"1e5": ["1e-9", 1e-9, 1e22, "-.5e1", "e5", "1e", "1:30", None, "null", "가\nnew line"], "name": "12e34"}
+    for text in (dump_yaml(content), dump_line(content)):
+        assert load_yaml(text) == content == yaml.safe_load(text)
+    assert "\n" not in dump_line(content) and dump_line("one word") == "one word"

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-import yaml
 
 from data_schemas.files import write_atomically
 from data_schemas.progress import duration
 from data_schemas.tracked_round import PAGE
+from data_schemas.yaml_files import dump_yaml
 from pipeline.report import calibration, rounds, run_status
 from pipeline.report.page import sections
 from pipeline.report.page.answers import Evaluated, side_by_side
@@ -163,7 +163,7 @@ def _recipe(recipe: RecipeEntry | None) -> Mapping[str, object]:
     """The recipe's file, its content as YAML, and its changes; empty texts for a summary of an older version."""
     if recipe is None:
         return {"file": "", "text": "", "changes": []}
-    text = yaml.safe_dump(dict(recipe["content"]), sort_keys=False, allow_unicode=True)
+    text = dump_yaml(dict(recipe["content"]))
     return {"file": recipe["file"], "text": text, "changes": recipe["changes"]}
 
 

@@ -14,12 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_schemas.files import write_atomically
 from tests.patience import PATIENCE
 
 PROGRAM = """#!{python}
 import json, re, sys
 from pathlib import Path
 import yaml
+from data_schemas.files import write_atomically
 
 file = Path({server!r})
 jobs = json.loads(file.read_text())
@@ -70,7 +72,7 @@ elif words[:2] == ["delete", "job"]:
 else:
     sys.exit(f"error: unknown command {{words}}")
 if words[0] != "get":
-    file.write_text(json.dumps(jobs))
+    write_atomically(file, json.dumps(jobs))
 """
 
 
@@ -101,13 +103,12 @@ class Kubernetes:
         )
 
     def jobs(self) -> dict[str, dict]:
-        text = self.server.read_text()
-        return json.loads(text) if text else {}  # kubectl is writing it
+        return json.loads(self.server.read_text())
 
     def change(self, name: str, **values: object) -> None:
         jobs = self.jobs()
         jobs[name] |= values
-        self.server.write_text(json.dumps(jobs))
+        write_atomically(self.server, json.dumps(jobs))
 
     def active(self) -> str | None:
         """The job that has neither succeeded nor failed."""

@@ -12,11 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_schemas.files import write_atomically
 from tests.patience import PATIENCE
 
 PROGRAM = """#!{python}
 import json, re, shlex, sys
 from pathlib import Path
+from data_schemas.files import write_atomically
 
 file = Path({queue!r})
 jobs = json.loads(file.read_text())
@@ -50,7 +52,8 @@ elif name == "squeue":
 elif name == "scontrol":
     assert words[0] == "requeue" and "requeue" in jobs[words[1]]["options"]  # SLURM also requeues a cancelled job
     jobs[words[1]] |= {{"state": "PENDING", "requeued": True}}
-file.write_text(json.dumps(jobs))
+if name != "squeue":
+    write_atomically(file, json.dumps(jobs))
 """
 
 
@@ -78,7 +81,7 @@ class Slurm:
     def change(self, number: str, **values: object) -> None:
         jobs = self.jobs()
         jobs[number] |= values
-        self.queue.write_text(json.dumps(jobs))
+        write_atomically(self.queue, json.dumps(jobs))
 
     def ready(self) -> str | None:
         """The first pending job whose dependency has succeeded. A job whose dependency failed is cancelled."""

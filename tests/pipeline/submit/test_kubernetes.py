@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from data_schemas.errors import ConfigError
+from data_schemas.files import write_atomically
 from pipeline.recipe.sections import Launch
 from pipeline.submit import submission as names
 from pipeline.submit.kubernetes import manifest, write_jobs
@@ -146,7 +147,7 @@ def test_jobs_of_an_earlier_submission_are_waited_for_and_ended_ones_are_replace
     hanging.change(first, conditions=["Complete"], codes=["old"])
     again = hanging.submit(Path("out"))
     assert within(PATIENCE, lambda: hanging.active() == first and hanging.jobs()[first]["codes"] == [])
-    hanging.server.write_text("{}")  # deleted by hand
+    write_atomically(hanging.server, "{}")  # deleted by hand
     _, err = again.communicate(timeout=PATIENCE)
     assert (again.returncode, "was deleted" in err) == (1, True)
 
