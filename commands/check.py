@@ -13,7 +13,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
 
 import torch
 from rich.console import Console
@@ -21,9 +20,10 @@ from rich.text import Text
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from data_schemas.check_request import CheckRequest, ModelSource, Precision, RewardBase, TokenizerSource, TrainingRows
 from data_schemas.errors import UserError
 from data_schemas.reading import read_documents
-from data_schemas.stage_keys import Keys, with_defaults
+from data_schemas.stage_keys import with_defaults
 from data_schemas.text import printable
 from data_schemas.unexpected import guarded
 from engine.models import precision
@@ -48,52 +48,10 @@ MARKS = ("⟦", "⟧")  # around trained tokens if the output has no colours
 log = logging.getLogger(__name__)
 
 
-class TokenizerRequest(TypedDict):
-    """Either `documents` to train a tokenizer on, or the `path` of one."""
-
-    is_prepared: bool  # prepare_base has run on it
-    trust_remote_code: bool
-    chat_template: NotRequired[str | None]
-    template_date: NotRequired[str | None]
-    needs_system_role: NotRequired[bool]  # later steps have system messages
-    documents: NotRequired[list[str]]
-    vocab_size: NotRequired[int]
-    special_tokens: NotRequired[list[str]]
-    path: NotRequired[str]
-    revision: NotRequired[str]
-
-
-class StepRequest(TypedDict):
-    step: str  # its name in the run
-    stage: str
-    keys: Keys
-    from_reward_base: NotRequired[bool]
-
-
-class ModelRequest(TypedDict):
-    """Either the `path` of a model, or the `architecture` that pretrain would build."""
-
-    path: NotRequired[str]
-    revision: NotRequired[str]
-    architecture: NotRequired[Keys]
-
-
-class PrecisionRequest(TypedDict):
-    """A precision that steps compute in."""
-
-    use: Literal["training", "generation"]
-    key: str  # the stage key that sets it
-    chosen: str
-    by_default: bool
-    tokens: int  # in one matrix product
-    device: Literal["cpu", "gpu"]
-    stages: list[str]
-
-
-def load_tokenizer(request: TokenizerRequest, console: Console, *, name: str = "tokenizer") -> PreTrainedTokenizerBase:
+def load_tokenizer(request: TokenizerSource, console: Console, *, name: str = "tokenizer") -> PreTrainedTokenizerBase:
     """The tokenizer as every stage will have it; prints its end and pad tokens after `name`."""
     if "path" in request:
-        trust_code(request["trust_remote_code"])
+        trust_code(request.get("trust_remote_code", False))
         tokenizer = read_tokenizer(request["path"], revision=request.get("revision", "main"))
     else:
         texts = [row.text for row in read_documents(request.get("documents", []), on_bad_row="set_aside").rows]
@@ -103,13 +61,13 @@ def load_tokenizer(request: TokenizerRequest, console: Console, *, name: str = "
     pad, end = tokenizer.pad_token, tokenizer.eos_token
     notes = prepare_tokenizer(
         tokenizer,
-        None if request["is_prepared"] else request.get("chat_template"),
+        None if request.get("is_prepared") else request.get("chat_template"),
         date=request.get("template_date"),
         needs_system=request.get("needs_system_role", False),
     )
     for note in notes:
         console.print(Text(f"{name}: {printable(note)}", style="yellow"))
-    if request["is_prepared"]:
+    if request.get("is_prepared"):
         console.print(printable(f"{name}: {len(tokenizer)} tokens; a turn ends in {end}, pad is {pad}"), markup=False)
         return tokenizer
     replaced = "missing" if pad is None else "the end token"
@@ -125,7 +83,7 @@ def load_tokenizer(request: TokenizerRequest, console: Console, *, name: str = "
 
 
 def check_step(
-    request: StepRequest,
+    request: TrainingRows,
     tokenizer: PreTrainedTokenizerBase,
     scratch: Path,
     console: Console,
@@ -170,7 +128,7 @@ def check_step(
             console.print(coloured(tokenizer, ids, trained, marked=not console.is_terminal), soft_wrap=True)
 
 
-def read_model_config(request: ModelRequest) -> PretrainedConfig | None:
+def read_model_config(request: ModelSource) -> PretrainedConfig | None:
     """The model's configuration; None if it cannot be read, which the loading step will report."""
     try:
         if "path" in request:
@@ -182,7 +140,7 @@ def read_model_config(request: ModelRequest) -> PretrainedConfig | None:
         return None
 
 
-def read_layer(request: ModelRequest) -> precision.Layer | None:
+def read_layer(request: ModelSource) -> precision.Layer | None:
     """The sizes of the model's layers; None if its configuration cannot be read."""
     try:
         config = read_model_config(request)
@@ -192,7 +150,7 @@ def read_layer(request: ModelRequest) -> precision.Layer | None:
         return None
 
 
-def advise(layer: precision.Layer, requests: list[PrecisionRequest], console: Console) -> None:
+def advise(layer: precision.Layer, requests: list[Precision], console: Console) -> None:
     """Prints a line for each precision of the recipe that is slower than another one on this machine's device."""
     speeds: dict[tuple[str, str, int], dict[str, float]] = {}
     on_cpu = [request for request in requests if request["device"] == "cpu"]
@@ -230,7 +188,9 @@ def _runs(ids: list[int], trained: list[bool]) -> Iterator[tuple[bool, list[int]
         yield is_trained, [token for _, token in group]
 
 
-def load_base(base: Keys, console: Console, *, name: str) -> tuple[PreTrainedTokenizerBase, int | None]:
+def load_base(
+    base: CheckRequest | RewardBase, console: Console, *, name: str
+) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer of a model that steps start from, and the most positions of its rows; None: not known."""
     tokenizer = load_tokenizer(base["tokenizer"], console, name=name)
     config = read_model_config(base["model"])
@@ -239,7 +199,7 @@ def load_base(base: Keys, console: Console, *, name: str) -> tuple[PreTrainedTok
 
 def main() -> int:
     path = Path(sys.argv[1])
-    request = json.loads(path.read_text())
+    request: CheckRequest = json.loads(path.read_text())
     transformers_logging.set_verbosity_error()
     logging.disable(logging.INFO)
     console = Console(highlight=False, soft_wrap=True)

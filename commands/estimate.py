@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import cast
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -20,7 +19,7 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from commands.check import TokenizerRequest, load_tokenizer
+from commands.check import load_tokenizer
 from commands.memory_probe import measure
 from commands.row_lengths import row_lengths
 from data_schemas.check_request import ModelSource
@@ -47,7 +46,7 @@ def _tokenizer(question: Question) -> tuple[PreTrainedTokenizerBase | None, str]
     """The run's tokenizer; None and the reason where it can't be read, as that of a hub name without network."""
     try:
         with Path(os.devnull).open("w") as nowhere:
-            return load_tokenizer(cast(TokenizerRequest, question.get("tokenizer", {})), Console(file=nowhere)), ""
+            return load_tokenizer(question.get("tokenizer", {}), Console(file=nowhere)), ""
     except Exception as error:  # a library may refuse a tokenizer in any way
         return None, " ".join(str(error).split())[:300]
 

@@ -18,14 +18,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from rich.console import Console
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from commands.check import TokenizerRequest, load_tokenizer
+from commands.check import load_tokenizer
 from commands.trials import run_trial
 from data_schemas.check_request import NOT_TRIED, TRIED, PreflightRequest, RewardBase, Trial
 from data_schemas.errors import UserError
@@ -109,7 +108,7 @@ def reason(code: int, log_file: Path) -> str:
 def write_small_model(base: PreflightRequest | RewardBase, folder: Path) -> None:
     """A small model with the base's tokenizer, in the form in which prepare_base writes a model."""
     with Path(os.devnull).open("w") as nowhere:
-        tokenizer = load_tokenizer(cast(TokenizerRequest, base["tokenizer"]), Console(file=nowhere))
+        tokenizer = load_tokenizer(base["tokenizer"], Console(file=nowhere))
     source = base["model"]
     if "path" in source:
         config = read_config(source["path"], revision=source.get("revision", "main"))

@@ -21,6 +21,7 @@ HEADROOM_METRICS = ("best_by_judge", "differing_pairs", "compared_pairs", *PROXY
 MIN_DIFFERING = 0.25  # share of pairs with different scores, below which a round has little to learn from
 MIN_REACHED = 0.25  # share of the headroom that a useful reward model reaches
 MAX_WIDTH = 0.3  # of the interval of an accuracy, above which no sentence about it is supported
+HELPS = "more pairs (annotate.num_prompts), a larger base (reward_model_from) or rounds without it (round_stages_from)"
 
 
 def headroom(judge_PK: np.ndarray, proxy_PK: np.ndarray | None, *, seed: int) -> dict[str, Metric]:
@@ -67,7 +68,10 @@ def diagnosis(metrics: Mapping[str, Metric]) -> str | None:
     accuracy, low, high, chosen = (_number(metrics, name) for name in (*ACCURACY, "best_by_proxy"))
     room = f"choosing the best of its answers would raise the judge's mean from {mean:.3f} to {best:.3f}"
     if differing < MIN_DIFFERING:
-        return f"the answers to one prompt hardly differ: the judge tells {differing:.0%} of their pairs apart"
+        return (
+            f"the answers to one prompt hardly differ: the judge tells {differing:.0%} of their pairs apart; a higher "
+            "temperature, more answers to a prompt or harder prompts may help"
+        )
     if accuracy is None or low is None or high is None or chosen is None:
         return room
     if low <= 0.5:
@@ -76,16 +80,18 @@ def diagnosis(metrics: Mapping[str, Metric]) -> str | None:
             return (
                 f"too few answers to say what the reward model knows of this policy's: {pairs}, [{low:.0%}, {high:.0%}]"
             )
-        return f"the reward model is no better than chance on this policy's answers: {pairs}"
+        return f"the reward model is no better than chance on this policy's answers: {pairs}; {HELPS} may help"
     reached = (chosen - mean) / (best - mean)
     if reached <= 0:
         return (
             f"the reward model's choice among this policy's answers is no better than any of them, so its winners "
-            f"teach nothing: {room}, its choice gives {chosen:.3f}; train it longer, on more pairs of this policy, or "
-            "leave out rejection_sampling and sft"
+            f"teach nothing: {room}, its choice gives {chosen:.3f}; {HELPS} may help"
         )
     if reached < MIN_REACHED:
-        return f"the reward model's choice is little better than a random one: {room}, its choice gives {chosen:.3f}"
+        return (
+            f"the reward model's choice is little better than a random one: {room}, its choice gives {chosen:.3f}; "
+            f"{HELPS} may help"
+        )
     return f"the reward model finds {reached:.0%} of what is there: {room}, its choice gives {chosen:.3f}"
 
 

@@ -22,22 +22,21 @@ class AttentionCall:
 
     lengths: Sequence[int]  # tokens of each segment
     part_lengths: Sequence[int]  # prefix and branches of a segment that is computed in parts, else empty
+    places: torch.Tensor  # of the segments' tokens among the N x L of the call
     branches_NL: torch.Tensor
     positions_NL: torch.Tensor
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)  # by sliding window
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
         """[tokens of all segments, H, D] -> [N, H, L, D]; padding is zero."""
-        if len(set(self.lengths)) == 1:
-            return packed.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
-        return torch.nn.utils.rnn.pad_sequence(list(packed.split(self.lengths)), batch_first=True).transpose(1, 2)
+        count = self.branches_NL.numel()
+        rows = packed if len(packed) == count else _padded(packed, self.places, count)
+        return rows.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
 
-    def unpad(self, padded: torch.Tensor) -> list[torch.Tensor]:
-        """[N, H, L, D] -> [tokens, H, D] of each segment, or one tensor for all where they have the same length."""
-        tokens = padded.transpose(1, 2)
-        if len(set(self.lengths)) == 1:
-            return [tokens.flatten(0, 1)]
-        return [segment[:length] for segment, length in zip(tokens.unbind(), self.lengths, strict=True)]
+    def unpad(self, padded: torch.Tensor) -> torch.Tensor:
+        """[N, H, L, D] -> [tokens of all segments, H, D]."""
+        tokens = padded.transpose(1, 2).flatten(0, 1)
+        return tokens if len(tokens) == len(self.places) else tokens.index_select(0, self.places)
 
     def visible(self, window: int | None) -> torch.Tensor | None:
         """Which key each query attends to, [N, 1, L, L]; None for plain causal attention.
@@ -76,12 +75,14 @@ class RowSegments:
         parts = part_lengths(lengths, branches_1S) if branches_1S.device.type == "cpu" else [[] for _ in lengths]
         for first, end in group_segments(lengths, list(map(_cost_in_parts, parts))):
             own = list(lengths[first:end])
+            is_token_NL = torch.arange(max(own)) < torch.tensor(own)[:, None]
+            places = is_token_NL.flatten().nonzero()[:, 0].to(branches_1S.device)
             branches_NL, positions_NL = (
-                torch.nn.utils.rnn.pad_sequence(list(of_row[0, start : start + sum(own)].split(own)), batch_first=True)
+                _padded(of_row[0, start : start + sum(own)], places, is_token_NL.numel()).view_as(is_token_NL)
                 for of_row in (branches_1S, positions_1S)
             )
             in_parts = end == first + 1 and _is_cheaper_in_parts(own[0], parts[first])
-            self.calls.append(AttentionCall(own, parts[first] if in_parts else (), branches_NL, positions_NL))
+            self.calls.append(AttentionCall(own, parts[first] if in_parts else (), places, branches_NL, positions_NL))
             start += sum(own)
 
     def block_mask(self, window: int | None) -> BlockMask:
@@ -105,6 +106,14 @@ class RowSegments:
         """
         packed = row[0].transpose(0, 1).split([sum(call.lengths) for call in self.calls])
         return [call.pad(tokens) for call, tokens in zip(self.calls, packed, strict=True)]
+
+
+def _padded(tokens: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+    """[len(places), …] -> [count, …] with the tokens at their places, and zeros elsewhere.
+
+    One copy for all segments: the gradient of `pad_sequence` copies all of itself once for each segment.
+    """
+    return tokens.new_zeros(count, *tokens.shape[1:]).index_copy_(0, places, tokens)
 
 
 def part_lengths(lengths: Sequence[int], branches_1S: torch.Tensor) -> list[list[int]]:

@@ -73,7 +73,7 @@ def attend(
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         if call.part_lengths and not by_matmul and not dropout and _fits_kernel(q, k, v, sliding_window):
             scale = query.size(-1) ** -0.5 if scaling is None else scaling
-            attended += call.unpad(PrefixAttention.apply(q, k, v, call.part_lengths, scale))
+            attended.append(call.unpad(PrefixAttention.apply(q, k, v, call.part_lengths, scale)))
             continue
         visible = call.visible(sliding_window)
         if by_matmul:
@@ -82,7 +82,7 @@ def attend(
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout, scale=scaling
             )
-        attended += call.unpad(out)
+        attended.append(call.unpad(out))
     return torch.cat(attended)[None], None
 
 
